@@ -1,0 +1,171 @@
+"""LazyTensor: shape, dtype, and a promise to read the values, or a range of rows of them.
+
+Headers are read first and values only where they are used, so a 70B checkpoint costs its headers.
+What can be deferred ends here: a tensor may be viewed (transposed, sliced, reshaped), never computed with.
+Importing this file costs nothing: torch is imported where values are read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import dtype as TorchDtype
+
+# Every dtype of the safetensors format, with its width in bits (F4 and F6 are packed).
+DTYPE_BITS: dict[str, int] = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+
+_TORCH_NAMES: dict[str, str] = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
+    "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+_FROM_TORCH = {name: dtype for dtype, name in _TORCH_NAMES.items()}
+
+# The floating dtypes that weights and factors are stored in; `--dtype` takes the torch spelling.
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+def torch_dtype(dtype: str) -> TorchDtype:
+    """The torch dtype of a safetensors spelling; KeyError for the packed ones that torch has no tensors of."""
+    import torch
+
+    found: TorchDtype = getattr(torch, _TORCH_NAMES[dtype])
+    return found
+
+
+def dtype_name(dtype: TorchDtype) -> str:
+    """The safetensors spelling of a torch dtype."""
+    return _FROM_TORCH[str(dtype).removeprefix("torch.")]
+
+
+def parse_float_dtype(name: str) -> str | None:
+    """`bfloat16`, `bf16` or `BF16` -> `BF16`; None where `name` is no floating dtype that weights are stored in."""
+    aliases = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "half": "F16", "float": "F32", "double": "F64"}
+    lower = name.lower()
+    found = aliases.get(lower) or _FROM_TORCH.get(lower) or name.upper()
+    return found if found in FLOAT_DTYPES else None
+
+
+@dataclass(frozen=True)
+class FileId:
+    """A file as it was when it was first read, so that a later read can tell that it has changed."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Where a contiguous, little-endian, row-major tensor lies."""
+
+    file: FileId
+    offset: int
+    nbytes: int
+
+
+class Source(Protocol):
+    """Where the values of a LazyTensor come from. Sources are values: comparable, picklable, holding no open file."""
+
+    @property
+    def location(self) -> ByteRange | None:
+        """The bytes on disk, where they are exactly the tensor's."""
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        """Rows start:stop of the first axis, in the stored dtype, contiguous and owned by the caller.
+
+        A tensor of no axes has one row.
+        """
+
+    def scalar(self) -> float:
+        """The value of a one-element tensor."""
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    shape: tuple[int, ...]
+    dtype: str
+    source: Source
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return (self.elements * DTYPE_BITS[self.dtype] + 7) // 8
+
+    @property
+    def location(self) -> ByteRange | None:
+        return self.source.location
+
+    def read(self) -> Tensor:
+        """All values, in the stored dtype and in this tensor's shape."""
+        if not self.shape:
+            return self.source.read_rows(0, 1).reshape(())
+        return self.read_rows(0, self.shape[0])
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        """Values of rows start:stop, shape (stop - start, *shape[1:])."""
+        return self.source.read_rows(start, stop).reshape(stop - start, *self.shape[1:])
+
+    def scalar(self) -> float:
+        """The value of a one-element tensor; of a tensor in a file without importing torch."""
+        if self.elements != 1:
+            raise ValueError(f"shape {self.shape} is no scalar")
+        return self.source.scalar()
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Values in memory."""
+
+    values: Tensor
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.values.reshape(1)[start:stop] if self.values.dim() == 0 else self.values[start:stop]
+
+    def scalar(self) -> float:
+        return float(self.values.double().item())
+
+
+@dataclass(frozen=True)
+class _Transposed:
+    of: LazyTensor
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.of.read()[:, start:stop].T.contiguous()
+
+    def scalar(self) -> float:
+        return self.of.scalar()
+
+
+def held(values: Tensor) -> LazyTensor:
+    """A tensor in memory, as a LazyTensor."""
+    return LazyTensor(tuple(values.shape), dtype_name(values.dtype), _Held(values))
+
+
+def transposed(tensor: LazyTensor) -> LazyTensor:
+    """View of a matrix (rows, columns) as (columns, rows). Any range of its rows reads the whole matrix."""
+    rows, columns = tensor.shape
+    return LazyTensor((columns, rows), tensor.dtype, _Transposed(tensor))

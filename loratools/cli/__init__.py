@@ -1,0 +1,93 @@
+"""The command line: one file is one verb, each a few lines around one function of `ops/`.
+
+A verb is `loratools/cli/<verb>.py` with a click command named `command`. It is imported only when it is called, or
+when the help lists it; what it computes with is imported inside the command.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from loratools import __version__
+from loratools.cli._errors import run, signals_raise
+
+# As people meet them; a verb that is not listed here comes after these.
+_ORDER = ("inspect", "merge", "extract", "combine", "resize", "formats", "methods")
+
+
+class Verbs(click.Group):
+    """Finds verbs as files, and runs them inside the error boundary."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from loratools import registry
+
+        there = registry.names("cli")
+        return [v for v in _ORDER if v in there] + [v for v in there if v not in _ORDER]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        # Not through the registry: it reads the folder, and a verb that is there has no need of that.
+        if cmd_name not in _ORDER and cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = import_module(f"loratools.cli.{cmd_name.replace('-', '_')}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            from loratools.errors import UsageError
+
+            near = get_close_matches(args[0], self.list_commands(ctx), n=1)
+            raise UsageError(
+                f"no verb named '{args[0]}'; there are: {', '.join(self.list_commands(ctx))}",
+                hint=f"did you mean '{near[0]}'?" if near else None,
+            )
+        return super().resolve_command(ctx, args)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        if "_LORATOOLS_COMPLETE" in os.environ:
+            super().main(args, prog_name or "loratools", complete_var, True, **extra)
+        given = list(sys.argv[1:] if args is None else args)
+
+        def body() -> None:
+            # `make_context` takes what it parses out of the list it is given.
+            with self.make_context(prog_name or "loratools", list(given)) as context:
+                self.invoke(context)
+
+        verb = given[0] if given and given[0] in _ORDER else None
+        sys.exit(run(body, given, verb))
+
+
+@click.group(
+    cls=Verbs,
+    subcommand_metavar="VERB [ARGUMENTS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="'loratools VERB --help' explains a verb, with an example.",
+)
+@click.version_option(__version__, prog_name="loratools")
+def verbs() -> None:
+    """Look into LoRA adapters, put them into models and take them out again, file to file."""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    signals_raise()
+    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+        # A name that the terminal's encoding lacks is shown as an escape; the default would end in a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    verbs.main(prog_name="loratools")

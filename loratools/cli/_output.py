@@ -1,0 +1,157 @@
+"""The one sink: data to stdout, what is for people to stderr, and nothing but one JSON document with `--json`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+import click
+
+from loratools import __version__
+from loratools.report.text import ascii_only, safe
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+SCHEMA_VERSION = 1
+# Where nobody looks at a terminal's width (a pipe, a file), lines are as long as they have to be.
+_UNBOUNDED = 1000
+
+
+class Output(NamedTuple):
+    """What a command was asked to print: given to it as `output` by `_options.common`."""
+
+    verb: str
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def document(self, body: Mapping[str, object]) -> None:
+        """Print the one JSON document of `--json`. Numbers that are not finite become null."""
+        print_document(self.verb, body)
+
+    def table(self, *renderables: RenderableType) -> None:
+        """Print what was asked for, on stdout."""
+        print_rich(sys.stdout, *renderables)
+
+    def summary(self, *renderables: RenderableType) -> None:
+        """Tell how it went, on stderr."""
+        if not self.quiet:
+            print_rich(sys.stderr, *renderables)
+
+    def say(self, text: str) -> None:
+        """Tell one line, on stderr."""
+        if not self.quiet:
+            print_line(sys.stderr, safe(text))
+
+    def explain(self, text: str) -> None:
+        """Tell one line that only `-v` asks for, on stderr."""
+        if self.verbose and not self.quiet:
+            print_line(sys.stderr, safe(text))
+
+    def warn(self, text: str) -> None:
+        if not self.quiet:
+            print_line(sys.stderr, safe(text), label="warning", colour="yellow")
+
+    @contextmanager
+    def progress(self, total: int | None, description: str) -> Iterator[Callable[[int], None] | None]:
+        """A bar of bytes with rate and time left, on a terminal; yields what to call with the bytes just done.
+
+        Yields None where there is nobody to watch: a pipe, a file, `-q`.
+        """
+        if self.quiet or not animated(sys.stderr):
+            yield None
+            return
+        # Imported here: half of the start-up time of a short verb.
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as RateColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            DownloadColumn(),
+            RateColumn(),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=console(sys.stderr), transient=True, expand=True) as bars:
+            task = bars.add_task(safe(description), total=total)
+            yield lambda done: bars.advance(task, done)
+
+
+def animated(stream: TextIO) -> bool:
+    """Whether text on `stream` may move: a terminal that knows how to."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def coloured(stream: TextIO) -> bool:
+    return animated(stream) and not os.environ.get("NO_COLOR")
+
+
+def narrow(stream: TextIO) -> bool:
+    """Whether `stream` cannot show our typographic characters."""
+    try:
+        "×…–→".encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False
+
+
+def console(stream: TextIO) -> Console:
+    """A rich console that never reads markup or guesses highlights: names in it come from files."""
+    from rich.console import Console
+
+    bounded = stream.isatty() or "COLUMNS" in os.environ
+    return Console(
+        file=stream,
+        width=None if bounded else _UNBOUNDED,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        soft_wrap=False,
+        no_color=not coloured(stream),
+        legacy_windows=False,
+    )
+
+
+def print_rich(stream: TextIO, *renderables: RenderableType) -> None:
+    out = console(stream)
+    with out.capture() as captured:
+        for renderable in renderables:
+            out.print(renderable)
+    # Rich pads to the width of the table; trailing blanks are noise in a file and wrap in a narrowed window.
+    text = "\n".join(line.rstrip() for line in captured.get().split("\n"))
+    stream.write(ascii_only(text) if narrow(stream) else text)
+
+
+def print_line(stream: TextIO, text: str, *, label: str = "", colour: str = "") -> None:
+    """One line, not wrapped, after a coloured label. `text` must be safe already."""
+    if label:
+        start = f"{label}:"
+        text = f"{click.style(start, fg=colour, bold=True) if coloured(stream) else start} {text}"
+    stream.write((ascii_only(text) if narrow(stream) else text) + "\n")
+
+
+def print_document(verb: str | None, body: Mapping[str, object]) -> None:
+    import json
+
+    head = {"loratools": __version__, "schema_version": SCHEMA_VERSION, "verb": verb}
+    # ASCII with escapes: the same bytes whatever the terminal's encoding, and nothing in it that a terminal obeys.
+    sys.stdout.write(json.dumps(_finite({**head, **body}), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: object) -> object:
+    """`value` for JSON, which has no spelling for numbers that are not finite."""
+    match value:
+        case float():
+            return value if value - value == 0 else None
+        case dict():
+            return {str(k): _finite(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_finite(v) for v in value]
+        case None | bool() | int() | str():
+            return value
+        case _:
+            return str(value)

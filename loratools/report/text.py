@@ -1,0 +1,60 @@
+"""How names and numbers are spelled for people. Knows nothing of colours or tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+# One character for one character, so that columns stay aligned.
+_ASCII = str.maketrans("×…–→·≈∞—│─•", "x~->.~8-|-*")
+
+
+def safe(text: str) -> str:
+    """`text` with everything that a terminal would obey or reorder by spelled as an escape.
+
+    Names come from files: control characters could move the cursor, bidirectional marks could show another name.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def ascii_only(text: str) -> str:
+    """`text` with our own typographic characters replaced, for an output that cannot show them."""
+    return text.translate(_ASCII)
+
+
+def size(nbytes: float) -> str:
+    """`160 MB`: three digits, powers of 1000 as on disk labels and in `--max-size`."""
+    value = float(nbytes)
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:,.0f} {unit}" if unit == "bytes" or value >= 99.95 else f"{value:.3g} {unit}"
+
+
+def number(value: float | None) -> str:
+    """`2`, `0.125`, `5.657`, `1.3e-05`: four significant digits, or `not finite`."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e7 else f"{value:.4g}"
+
+
+def interval(values: Iterable[float | None]) -> str:
+    """`0.91–1.2`, or `0.91` where that is all there is; values that are not finite are left out."""
+    finite = sorted(v for v in values if v is not None and math.isfinite(v))
+    if not finite:
+        return "–"
+    low, high = f"{finite[0]:.3g}", f"{finite[-1]:.3g}"
+    return low if low == high else f"{low}–{high}"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """`4096×11008`; `scalar` for a tensor without axes."""
+    return "×".join(map(str, sizes)) or "scalar"
+
+
+def plural(count: int, word: str) -> str:
+    """`1 module`, `224 modules`."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

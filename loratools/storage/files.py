@@ -1,0 +1,356 @@
+"""Reading and writing bytes of files, with errors that name the file and say what to do.
+
+Inputs are read by position through a few shared descriptors, never mapped: an input that shrinks while it is mapped
+kills the process, one that is read raises `ChangedInputError`. What the system is asked for is in `system`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loratools.errors import ChangedInputError, InputError, LoraToolsError, MachineError, UsageError
+from loratools.storage import system
+from loratools.tensors import ByteRange, FileId
+
+# Descriptors of inputs kept open. Shards are read in order, so few are in use at once.
+_MOST_OPEN = 64
+# Copies that the kernel cannot make go through a buffer of this size: small enough for the cache of one core.
+_COPY_BLOCK = 1 << 20
+
+_FULL = {
+    getattr(errno, name): words
+    for name, words in (
+        ("ENOSPC", "no space left on the disk"),
+        ("EDQUOT", "disk quota used up"),
+        ("EFBIG", "the file would be larger than this system or its limits allow"),
+    )
+    if hasattr(errno, name)
+}
+
+
+def quoted(name: str | Path) -> str:
+    """A name read from a file, for a message: in quotes, on one line, unprintable characters escaped, not too long."""
+    text = str(name)
+    if len(text) > 200:
+        text = text[:150] + "…" + text[-40:]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"'{text}'"
+
+
+def machine_error(error: OSError, doing: str, path: Path | None = None) -> LoraToolsError:
+    """What a failed call means to a person; `doing` completes "could not …"."""
+    if isinstance(error, LoraToolsError):  # MachineError is an OSError too, and has said it already
+        return error
+    about = f"{doing} {quoted(path)}" if path is not None else doing
+    if error.errno in _FULL:
+        hint: str | None = "free some space, or write to another disk"
+        if path is not None and (free := _free_space_or_none(path)) is not None:
+            hint = f"{free:,} bytes are free there; {hint}"
+        return MachineError(f"could not {about}: {_FULL[error.errno]}", hint=hint)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return MachineError(f"could not {about}: no permission", hint="check the owner and mode of the file and folder")
+    if error.errno == errno.EROFS:
+        return MachineError(f"could not {about}: the file system is read-only", hint="write to another folder")
+    if error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"could not {about}: the name is too long")
+    reason = (error.strerror or str(error)).lower()
+    hint = "the disk reported a failure; check it" if error.errno == errno.EIO else None
+    return MachineError(f"could not {about}: {reason}", hint=hint)
+
+
+def identify(path: Path) -> FileId:
+    """Look at a file without opening it, so that a FIFO or a device cannot block; links are followed.
+
+    Raises:
+        UsageError: there is no such file.
+        InputError: it is a folder, FIFO, socket or device.
+    """
+    try:
+        found = system.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        try:
+            system.lstat(path)
+        except OSError:
+            raise UsageError(f"there is no file {quoted(path)}") from error
+        target = quoted(system.real_path(path))
+        raise UsageError(f"{quoted(path)} is a link to {target}, which does not exist") from error
+    except ValueError as error:  # a NUL in the name
+        raise UsageError(f"{quoted(path)} cannot be the name of a file") from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UsageError(f"{quoted(path)} is a link that leads back to itself") from error
+        raise machine_error(error, "look at", path) from error
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{quoted(path)} is a folder; a file is needed", hint=_model_file_inside(path))
+    if not stat.S_ISREG(found.st_mode):
+        kinds = ((stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"))
+        kind = next((words for test, words in kinds if test(found.st_mode)), "a device")
+        raise InputError(f"{quoted(path)} is {kind}; a regular file is needed", hint="copy its content to a file first")
+    return _file_id(path, found)
+
+
+def read_bytes(location: ByteRange, start: int = 0, stop: int | None = None) -> bytes:
+    """Bytes start:stop of the range.
+
+    Raises:
+        ChangedInputError: the file is not what it was when it was identified.
+    """
+    data = bytearray((location.nbytes if stop is None else stop) - start)
+    read_into(location, start, data)
+    return bytes(data)
+
+
+def read_into(location: ByteRange, start: int, buffer: memoryview | bytearray) -> None:
+    """Fill `buffer` from byte `start` of the range on.
+
+    Raises:
+        ChangedInputError: the file is not what it was when it was identified.
+    """
+    view = memoryview(buffer).cast("B")
+    if start < 0 or start + len(view) > location.nbytes:
+        raise ValueError(f"bytes {start}:{start + len(view)} are outside a range of {location.nbytes}")
+    if not len(view):
+        return
+    with _inputs.borrow(location.file) as fd:
+        try:
+            _fill(location.file, fd, view, location.offset + start)
+        except OSError as error:
+            raise _input_error(error, location.file) from error
+
+
+def copy_range(location: ByteRange, out_fd: int, out_offset: int, *, path: Path | None = None) -> None:
+    """Write the range to `out_fd` at `out_offset`, inside the kernel where it can; `path` is for error messages.
+
+    Raises:
+        ChangedInputError: the input is not what it was when it was identified.
+        MachineError: the disk is full or failed.
+    """
+    done = 0
+    with _inputs.borrow(location.file) as fd:
+        try:
+            while done < location.nbytes:
+                left = location.nbytes - done
+                count = system.copy_inside_kernel(fd, out_fd, left, location.offset + done, out_offset + done)
+                if count == 0:
+                    break
+                done += count
+        except OSError as error:
+            raise machine_error(error, "write", path) from error
+    if done == location.nbytes:
+        return
+    buffer = memoryview(bytearray(min(_COPY_BLOCK, location.nbytes - done)))
+    while done < location.nbytes:
+        block = buffer[: location.nbytes - done]
+        read_into(location, done, block)
+        write_at(out_fd, block, out_offset + done, path=path)
+        done += len(block)
+
+
+def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int, *, path: Path | None = None) -> None:
+    """Write all of `data` at `offset`; `path` is for error messages.
+
+    Raises:
+        MachineError: the disk is full or failed.
+    """
+    view = memoryview(data).cast("B")
+    try:
+        while len(view):
+            count = system.write_from(fd, view, offset)
+            view = view[count:]
+            offset += count
+    except OSError as error:
+        raise machine_error(error, "write", path) from error
+
+
+def start_writeback(fd: int, offset: int, nbytes: int) -> None:
+    """Ask the kernel to start writing these bytes to disk now, so that the fsync at the end is short."""
+    system.start_writeback(fd, offset, nbytes)
+
+
+def advise_sequential(location: ByteRange) -> None:
+    """Tell the kernel that the range will be read from front to back."""
+    with _inputs.borrow(location.file) as fd:
+        system.advise(fd, location.offset, location.nbytes, "SEQUENTIAL")
+
+
+def advise_willneed(location: ByteRange) -> None:
+    """Tell the kernel that the range will be read soon."""
+    with _inputs.borrow(location.file) as fd:
+        system.advise(fd, location.offset, location.nbytes, "WILLNEED")
+
+
+def ensure_unchanged(file: FileId) -> None:
+    """Check that the file that was read is still what it was when it was identified.
+
+    Raises:
+        ChangedInputError: it was written to.
+    """
+    with _inputs.borrow(file) as fd:
+        _compare(file, system.fstat(fd))
+
+
+def close_inputs() -> None:
+    """Close the descriptors kept for inputs; those in use are closed after their use."""
+    _inputs.close()
+
+
+def free_space(path: Path) -> int:
+    """Bytes that may still be written at `path`, which need not exist yet."""
+    from shutil import disk_usage
+
+    place = system.real_path(path)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return disk_usage(place).free
+    except OSError as error:
+        raise machine_error(error, "look at", place) from error
+
+
+def sha256(path: Path) -> str:
+    """Digest of the file's content, in hexadecimal."""
+    from hashlib import sha256 as new
+
+    file = identify(path)
+    digest = new()
+    whole = ByteRange(file, 0, file.size)
+    buffer = memoryview(bytearray(min(_COPY_BLOCK, file.size)))
+    advise_sequential(whole)
+    for start in range(0, file.size, _COPY_BLOCK):
+        block = buffer[: file.size - start]
+        read_into(whole, start, block)
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _file_id(path: Path, found: os.stat_result) -> FileId:
+    return FileId(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def _model_file_inside(folder: Path) -> str | None:
+    names = ("adapter_model", "model", "pytorch_lora_weights", "adapters")
+    found = next((path for name in names if (path := folder / f"{name}.safetensors").exists()), None)
+    return f"did you mean {quoted(found)}?" if found is not None else None
+
+
+def _free_space_or_none(path: Path) -> int | None:
+    try:
+        return free_space(path)
+    except (LoraToolsError, OSError):
+        return None
+
+
+def _fill(file: FileId, fd: int, view: memoryview, offset: int) -> None:
+    while len(view):
+        count = system.read_into(fd, view, offset)
+        if count == 0:
+            raise ChangedInputError(
+                f"{quoted(file.path)} has become shorter: it ends at byte {offset:,}, and had {file.size:,}",
+                hint="let whatever writes it finish, then start again",
+            )
+        view = view[count:]
+        offset += count
+
+
+def _compare(file: FileId, found: os.stat_result) -> None:
+    if _file_id(file.path, found) == file:
+        return
+    what = "it was rewritten"
+    if found.st_size != file.size:
+        what = f"it had {file.size:,} bytes and now has {found.st_size:,}"
+    raise ChangedInputError(
+        f"{quoted(file.path)} changed while it was being read: {what}",
+        hint="let whatever writes it finish, then start again",
+    )
+
+
+def _input_error(error: OSError, file: FileId) -> LoraToolsError:
+    if error.errno in (errno.ENOENT, errno.ESTALE):
+        return ChangedInputError(f"{quoted(file.path)} is no longer there", hint="restore it, then start again")
+    return machine_error(error, "read", file.path)
+
+
+class _Opened:
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.users = 0
+        self.closing = False
+
+
+class _Inputs:
+    """Descriptors of inputs, shared by threads; the least recently used one is closed, never one in use."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: OrderedDict[FileId, _Opened] = OrderedDict()
+
+    @contextmanager
+    def borrow(self, file: FileId) -> Iterator[int]:
+        with self._lock:
+            opened = self._opened.get(file)
+            if opened is None:
+                opened = self._opened[file] = _Opened(self._open(file))
+            self._opened.move_to_end(file)
+            opened.users += 1
+        try:
+            yield opened.fd
+        finally:
+            with self._lock:
+                opened.users -= 1
+                if opened.closing and not opened.users:
+                    system.close(opened.fd)
+                self._evict(_MOST_OPEN)
+
+    def close(self) -> None:
+        with self._lock:
+            for opened in self._opened.values():
+                if opened.users:
+                    opened.closing = True
+                else:
+                    system.close(opened.fd)
+            self._opened.clear()
+
+    def _open(self, file: FileId) -> int:
+        try:
+            try:
+                fd = system.open_to_read(file.path)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                self._evict(0)
+                fd = system.open_to_read(file.path)
+            try:
+                _compare(file, system.fstat(fd))
+            except BaseException:
+                system.close(fd)
+                raise
+        except OSError as error:
+            raise _input_error(error, file) from error
+        return fd
+
+    def _evict(self, most: int) -> None:
+        if len(self._opened) <= most:
+            return
+        for file in [file for file, opened in self._opened.items() if not opened.users][: len(self._opened) - most]:
+            system.close(self._opened.pop(file).fd)
+
+
+_inputs = _Inputs()
+
+
+def _forget_inputs() -> None:
+    # A lock that another thread of the parent held would never be released in the child.
+    global _inputs
+    _inputs = _Inputs()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inputs)

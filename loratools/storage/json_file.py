@@ -1,0 +1,126 @@
+"""JSON from strangers, read strictly: what two parsers could read in two ways is refused.
+
+Python's own reader keeps the last of two equal keys, accepts NaN and infinities, and fails on deep nesting with errors
+of its own. Here each of these is a `FormatError` that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from loratools.errors import FormatError
+from loratools.storage import system
+from loratools.storage.files import identify, machine_error, quoted, read_bytes, write_at
+from loratools.tensors import ByteRange
+
+# The longest integer that could mean anything in a header or a configuration: 2^64 has 20 digits.
+_MOST_DIGITS = 20
+
+
+def read_json(path: Path, *, max_bytes: int = 1_000_000) -> dict[str, object]:
+    """The object in a JSON file, with finite numbers only.
+
+    Raises:
+        FormatError: too large, not UTF-8, not JSON, a key twice, a number that is not finite, or not an object.
+    """
+    file = identify(path)
+    if file.size > max_bytes:
+        raise FormatError(
+            f"{quoted(path)} has {file.size:,} bytes; a JSON file here has at most {max_bytes:,}",
+            hint="this is some other file under that name",
+        )
+    data = read_bytes(ByteRange(file, 0, file.size))
+    found = parse_json(data.removeprefix(b"\xef\xbb\xbf"), quoted(path))
+    if not isinstance(found, dict):
+        raise FormatError(f"{quoted(path)} holds {kind_of(found)}; an object is needed")
+    return found
+
+
+def write_json(path: Path, value: object, *, sort: bool = False) -> None:
+    """Write a new file: indented by 2, a newline at the end, flushed to disk. A file that is there is replaced."""
+    text = json.dumps(value, indent=2, sort_keys=sort, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        system.remove_file(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise machine_error(error, "replace", path) from error
+    write_new(path, text.encode("utf-8"))
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that must not exist yet, and flush it to disk."""
+    try:
+        fd = system.create(path)
+        try:
+            write_at(fd, data, 0, path=path)
+            system.fsync(fd)
+        finally:
+            system.close(fd)
+    except OSError as error:
+        raise machine_error(error, "write", path) from error
+
+
+def parse_json(data: bytes, where: str) -> object:
+    """Parse strictly; `where` begins the error messages.
+
+    Raises:
+        FormatError: not UTF-8, not JSON, a key twice, a number that is not finite, or nested too deeply.
+    """
+    try:
+        return _decoder.decode(data.decode("utf-8"))
+    except _Refused as refused:
+        raise FormatError(f"{where} {refused}") from None
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where} is not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise FormatError(f"{where} is not JSON: {error.msg.lower()} at character {error.pos}") from error
+    except RecursionError as error:
+        raise FormatError(f"{where} is nested too deeply") from error
+
+
+def kind_of(value: object) -> str:
+    """What JSON calls a value, with its article."""
+    kinds: tuple[tuple[type, str], ...] = (
+        (type(None), "null"), (bool, "true or false"), (str, "a text"), (int, "a number"), (float, "a number"),
+        (list, "a list"), (dict, "an object"),
+    )  # fmt: skip
+    return next(words for kind, words in kinds if isinstance(value, kind))
+
+
+class _Refused(Exception):  # noqa: N818 (never leaves this file)
+    """Valid for Python's parser, not for us."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _Refused(f"has the key {quoted(twice)} twice")
+    return found
+
+
+def _constant(text: str) -> object:
+    raise _Refused(f"has the value {text}, which is not JSON")
+
+
+def _integer(digits: str) -> int | float:
+    # As a float where it is beyond every use, before int() spends quadratic time on it. Also "-0", which is no count.
+    if len(digits) > _MOST_DIGITS or digits == "-0":
+        return _float(digits)
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise _Refused("has a number too large to be read")
+    return value
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float
+)

@@ -1,0 +1,202 @@
+"""Strict reader of safetensors headers: every byte of the file belongs to exactly one thing, and is said to.
+
+Format: https://github.com/huggingface/safetensors#format. What is accepted here, the reference accepts too. Refused
+here and accepted there: a key twice (two parsers could see two models), a space before the header, unknown fields,
+`__metadata__: null`, and more than 8 axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from loratools.errors import FormatError
+from loratools.storage.files import identify, quoted, read_bytes
+from loratools.storage.json_file import kind_of, parse_json
+from loratools.storage.sniff import ENOUGH, Sniffed, describe
+from loratools.storage.stored import StoredTensor
+from loratools.tensors import DTYPE_BITS, ByteRange, FileId, LazyTensor
+
+# From the format's description; not MiB.
+MAX_HEADER = 100_000_000
+_MAX_AXES = 8
+_MAX_NAME = 4096
+_MAX_COUNT = (1 << 63) - 1
+_AGAIN = "the file is damaged or was not written to the end; download or save it again"
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """What a header says; `tensors` in the order of their bytes in the file."""
+
+    file: FileId
+    tensors: dict[str, LazyTensor]
+    metadata: dict[str, str]
+    data_offset: int
+
+
+def read_header(path: Path) -> SafetensorsFile:
+    """Read and check the header of a safetensors file. No values are read.
+
+    Raises:
+        UsageError: there is no such file.
+        FormatError: it is not a safetensors file, or not a sound one.
+    """
+    file = identify(path)
+    header, data_offset = _header_bytes(file)
+    where = f"the header of {quoted(path)}"
+    entries = parse_json(header, where)
+    if not isinstance(entries, dict):
+        raise FormatError(f"{where} holds {kind_of(entries)}; an object is needed", hint=_AGAIN)
+    metadata = _metadata(file, entries.pop("__metadata__", {}))
+    if b"\\u" in header:
+        _refuse_lone_surrogates([*entries, *metadata, *metadata.values()], where)
+    spans = sorted(((*_entry(file, name, value), name) for name, value in entries.items()), key=_by_offset)
+    _check_tiling(file, data_offset, spans)
+    tensors = {}
+    for begin, end, shape, dtype, name in spans:
+        location = ByteRange(file, data_offset + begin, end - begin)
+        tensors[name] = LazyTensor(shape, dtype, StoredTensor(location, shape, dtype))
+    return SafetensorsFile(file, tensors, metadata, data_offset)
+
+
+# begin, end, shape, dtype, name
+_Span = tuple[int, int, tuple[int, ...], str, str]
+
+
+def _by_offset(span: _Span) -> tuple[int, int]:
+    return span[0], span[1]
+
+
+def _header_bytes(file: FileId) -> tuple[bytes, int]:
+    first = read_bytes(ByteRange(file, 0, min(file.size, ENOUGH)))
+    length = int.from_bytes(first[:8], "little")
+    if len(first) > 8 and 2 <= length <= min(MAX_HEADER, file.size - 8) and first[8:9] == b"{":
+        return read_bytes(ByteRange(file, 8, length)), 8 + length
+    found = describe(first)
+    if found is not None and found.what != "a safetensors file":
+        raise _misnamed(file, found)
+    if file.size < 10:
+        raise FormatError(f"{quoted(file.path)} has {file.size} bytes; it is no model file", hint=_AGAIN)
+    if length > MAX_HEADER:
+        raise FormatError(
+            f"{quoted(file.path)} is no safetensors file: it declares a header of {length:,} bytes, "
+            f"and {MAX_HEADER:,} are allowed",
+            hint=_AGAIN,
+        )
+    if length > file.size - 8:
+        raise FormatError(
+            f"{quoted(file.path)} is cut off: it declares a header of {length:,} bytes, and {file.size - 8:,} follow",
+            hint=_AGAIN,
+        )
+    raise FormatError(f"{quoted(file.path)} is no safetensors file: its header does not begin with '{{'", hint=_AGAIN)
+
+
+def _misnamed(file: FileId, found: Sniffed) -> FormatError:
+    return FormatError(f"{quoted(file.path)} is not a safetensors file but {found.what}", hint=found.hint)
+
+
+def _refuse_lone_surrogates(texts: Iterable[str], where: str) -> None:
+    # Half of a pair is valid in a Python text, but cannot be written back as UTF-8.
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{where} has a text with half of a surrogate pair", hint=_AGAIN) from error
+
+
+def _metadata(file: FileId, value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        found = f"'__metadata__' of {quoted(file.path)} is {kind_of(value)}"
+        raise FormatError(f"{found}; an object is needed", hint=_AGAIN)
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise FormatError(
+                f"{quoted(key)} in '__metadata__' of {quoted(file.path)} is {kind_of(text)}; only texts are allowed",
+                hint="save the file again with such values turned into text",
+            )
+    return value
+
+
+def _entry(file: FileId, name: str, value: object) -> tuple[int, int, tuple[int, ...], str]:
+    """begin, end, shape, dtype; checked on its own."""
+    if len(name) > _MAX_NAME:
+        raise FormatError(f"{quoted(file.path)} has a tensor whose name has {len(name):,} characters", hint=_AGAIN)
+    if not isinstance(value, dict):
+        raise _bad(file, name, f"is {kind_of(value)}; an object is needed")
+    if len(value) != 3 or not value.keys() >= {"dtype", "shape", "data_offsets"}:
+        missing = [field for field in ("dtype", "shape", "data_offsets") if field not in value]
+        if missing:
+            raise _bad(file, name, f"has no {quoted(missing[0])}")
+        extra = next(field for field in value if field not in ("dtype", "shape", "data_offsets"))
+        raise _bad(file, name, f"has the unknown field {quoted(extra)}")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
+    if bits is None:
+        raise _bad(file, name, f"has the unknown dtype {quoted(str(dtype))}")
+    if not isinstance(shape, list) or not all(type(axis) is int and 0 <= axis <= _MAX_COUNT for axis in shape):
+        raise _bad(file, name, f"has the shape {_shown(shape)}; whole numbers from 0 are needed")
+    if len(shape) > _MAX_AXES:
+        raise _bad(file, name, f"has {len(shape)} axes; at most {_MAX_AXES} are supported")
+    if not (
+        isinstance(offsets, list)
+        and len(offsets) == 2
+        and all(type(offset) is int and 0 <= offset <= _MAX_COUNT for offset in offsets)
+    ):
+        raise _bad(file, name, f"has the data_offsets {_shown(offsets)}; two whole numbers from 0 are needed")
+    begin, end = offsets
+    if begin > end:
+        raise _bad(file, name, f"begins at byte {begin:,} and ends before that, at {end:,}")
+    elements = 1
+    for axis in shape:
+        elements *= axis
+        # On the way, not at the end: 2^63 x 2^63 x 0 overflows in readers that multiply from the left.
+        if elements > _MAX_COUNT:
+            raise _bad(file, name, f"has the shape {_shown(shape)}, more elements than can be counted")
+    if elements * bits % 8:
+        raise _bad(file, name, f"has {elements:,} values of {bits} bits, which is no whole number of bytes")
+    if elements * bits // 8 != end - begin:
+        wanted = f"{dtype} of shape {_shown(shape)} needs {elements * bits // 8:,} bytes"
+        raise _bad(file, name, f"has {end - begin:,} bytes, and {wanted}")
+    return begin, end, tuple(shape), dtype
+
+
+def _bad(file: FileId, name: str, what: str) -> FormatError:
+    return FormatError(f"tensor {quoted(name)} of {quoted(file.path)} {what}", hint=_AGAIN)
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _check_tiling(file: FileId, data_offset: int, spans: list[_Span]) -> None:
+    expected = 0
+    before: _Span | None = None
+    for span in spans:
+        begin, end, _, _, name = span
+        if begin != expected:
+            this = f"tensor {quoted(name)} (bytes {begin:,} to {end:,})"
+            if begin > expected:
+                what = f"bytes {expected:,} to {begin:,} before {this} belong to no tensor"
+            else:
+                assert before is not None  # nothing begins before byte 0
+                what = f"{this} overlaps tensor {quoted(before[4])} (bytes {before[0]:,} to {before[1]:,})"
+            raise FormatError(f"{quoted(file.path)} is not sound: {what}", hint=_AGAIN)
+        expected, before = end, span
+    have = file.size - data_offset
+    if have < expected:
+        assert before is not None
+        first_cut = next(span for span in spans if span[1] > have)
+        raise FormatError(
+            f"{quoted(file.path)} is cut off: {expected - have:,} bytes are missing "
+            f"(it declares {data_offset + expected:,} and has {file.size:,}), "
+            f"from tensor {quoted(first_cut[4])} on",
+            hint=_AGAIN,
+        )
+    if have > expected:
+        raise FormatError(
+            f"{quoted(file.path)} has {have - expected:,} bytes after its last tensor; "
+            f"it declares {data_offset + expected:,} and has {file.size:,}",
+            hint=_AGAIN,
+        )

@@ -1,0 +1,234 @@
+"""Writer of safetensors files: the whole layout is known before the first byte, tensors arrive in any order.
+
+Order of tensors and of metadata is the caller's, so the same input gives the same bytes, and a merged shard has the
+layout of its base. A file counts as written only when every byte of every tensor was, and has reached the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from loratools.errors import InputError, MachineError
+from loratools.storage import system
+from loratools.storage.commit import staged_file
+from loratools.storage.files import copy_range, free_space, machine_error, quoted, write_at
+from loratools.storage.safetensors_reader import MAX_HEADER
+from loratools.tensors import DTYPE_BITS, ByteRange, LazyTensor, dtype_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Larger tensors that are not in a file as they are come and go in row blocks of this size. Not smaller: a transposed
+# view reads its whole tensor for each block.
+_BLOCK = 256 << 20
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """The first bytes of a file, where each tensor begins (from the start of the file), and how long it will be."""
+
+    header: bytes
+    offsets: dict[str, int]
+    size: int
+
+
+def layout(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLayout:
+    """Lay out tensors in the given order.
+
+    Raises:
+        InputError: names or metadata that the format cannot hold.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    begins: dict[str, int] = {}
+    end = 0
+    for spec in specs:
+        if spec.name in entries or spec.name == "__metadata__":
+            raise InputError(f"a safetensors file cannot hold two tensors named {quoted(spec.name)}")
+        begins[spec.name] = end
+        entries[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.nbytes],
+        }
+        end += spec.nbytes
+    try:
+        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError("a safetensors file cannot hold a text with half of a surrogate pair") from error
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise InputError(
+            f"the header of a safetensors file would have {len(text):,} bytes; the format allows {MAX_HEADER:,}",
+            hint="split the file into shards",
+        )
+    start = 8 + len(text)
+    return FileLayout(
+        len(text).to_bytes(8, "little") + text, {name: start + begin for name, begin in begins.items()}, start + end
+    )
+
+
+class SafetensorsWriter:
+    """One file being written. Any thread may write any part; each part once.
+
+    Leaving the `with` block in order calls `finish`; leaving it by an exception removes the file.
+    """
+
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> None:
+        specs = list(specs)
+        self.path = path
+        self.layout = layout(specs, metadata)
+        self._specs = {spec.name: spec for spec in specs}
+        self._written: dict[str, list[tuple[int, int]]] = {spec.name: [] for spec in specs}
+        try:
+            self.fd = system.create(path)
+        except OSError as error:
+            raise machine_error(error, "create", path) from error
+        self._open = True
+        try:
+            self._reserve()
+            write_at(self.fd, self.layout.header, 0, path=path)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            if self._open:
+                self.finish()
+        else:
+            self.abandon()
+
+    def offset(self, name: str) -> int:
+        """Where the tensor begins, from the start of the file."""
+        return self.layout.offsets[name]
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write all values of a tensor."""
+        if tuple(tensor.shape) != self._specs[name].shape:
+            raise ValueError(f"{name}: {tuple(tensor.shape)} was announced as {self._specs[name].shape}")
+        self._write(name, 0, tensor)
+
+    def write_rows(self, name: str, start: int, tensor: Tensor) -> None:
+        """Write rows of the first axis, from row `start` on."""
+        spec = self._specs[name]
+        if tensor.shape[1:] != spec.shape[1:] or start + tensor.shape[0] > spec.shape[0]:
+            raise ValueError(f"{name}: rows {start} and on of {tuple(tensor.shape)} do not fit {spec.shape}")
+        self._write(name, start * (spec.nbytes // max(spec.shape[0], 1)), tensor)
+
+    def copy(self, name: str, location: ByteRange) -> None:
+        """Copy all bytes of a tensor from another file, unread."""
+        if location.nbytes != self._specs[name].nbytes:
+            raise ValueError(f"{name}: {location.nbytes} bytes were announced as {self._specs[name].nbytes}")
+        copy_range(location, self.fd, self.offset(name), path=self.path)
+        self.account(name, 0, location.nbytes)
+
+    def account(self, name: str, start: int, nbytes: int) -> None:
+        """Note that bytes of a tensor were written by other means, to `fd` or to the file by another process."""
+        self._written[name].append((start, start + nbytes))
+
+    def finish(self) -> None:
+        """Make the file durable and close it.
+
+        Raises:
+            RuntimeError: not every byte was written, which is a bug of the caller.
+            MachineError: the disk failed.
+        """
+        for name, spans in self._written.items():
+            end = 0
+            for start, stop in sorted(spans):
+                if start > end:
+                    break
+                end = max(end, stop)
+            if end != self._specs[name].nbytes:
+                raise RuntimeError(f"{self.path}: {name} was written to byte {end} of {self._specs[name].nbytes}")
+        try:
+            system.fsync(self.fd)
+            self._close()
+        except OSError as error:
+            raise machine_error(error, "write", self.path) from error
+
+    def abandon(self) -> None:
+        """Close and remove the file."""
+        with contextlib.suppress(OSError):
+            self._close()
+        with contextlib.suppress(OSError):
+            system.remove_file(self.path)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            system.close(self.fd)
+
+    def _reserve(self) -> None:
+        try:
+            system.allocate(self.fd, self.layout.size)
+        except OSError as error:
+            full = machine_error(error, "write", self.path)
+            if not isinstance(full, MachineError):
+                raise full from error
+            raise MachineError(
+                full.message,
+                hint=full.hint,
+                details=[f"{self.layout.size:,} bytes are needed, {free_space(self.path.parent):,} are free"],
+            ) from error
+
+    def _write(self, name: str, start: int, tensor: Tensor) -> None:
+        if dtype_name(tensor.dtype) != self._specs[name].dtype:
+            raise ValueError(f"{name}: {tensor.dtype} was announced as {self._specs[name].dtype}")
+        data = _bytes_of(tensor)
+        write_at(self.fd, data, self.offset(name) + start, path=self.path)
+        self.account(name, start, len(data))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str]) -> None:
+    """Write one file that appears complete or not at all; a file that is there is replaced."""
+    with (
+        staged_file(path, overwrite=True, inputs=()) as staged,
+        SafetensorsWriter(staged, [_spec(name, tensor) for name, tensor in tensors.items()], metadata) as writer,
+    ):
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, LazyTensor):
+                writer.write(name, tensor)
+            elif tensor.location is not None:
+                writer.copy(name, tensor.location)
+            elif tensor.nbytes <= _BLOCK:
+                writer.write(name, tensor.read())
+            else:
+                rows = max(1, _BLOCK // (tensor.nbytes // tensor.shape[0]))
+                for start in range(0, tensor.shape[0], rows):
+                    writer.write_rows(name, start, tensor.read_rows(start, min(start + rows, tensor.shape[0])))
+
+
+def _spec(name: str, tensor: Tensor | LazyTensor) -> TensorSpec:
+    dtype = tensor.dtype if isinstance(tensor.dtype, str) else dtype_name(tensor.dtype)
+    return TensorSpec(name, dtype, tuple(tensor.shape))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    import torch
+
+    values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return values.reshape(-1).view(torch.uint8).numpy().data

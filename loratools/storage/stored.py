@@ -1,0 +1,106 @@
+"""StoredTensor: a tensor whose bytes lie in one piece in a file, little-endian and row-major."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loratools.errors import UnsupportedError
+from loratools.storage.files import quoted, read_bytes, read_into
+from loratools.tensors import DTYPE_BITS, ByteRange, FileId, LazyTensor, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import dtype as TorchDtype
+
+_STRUCT = {
+    "BOOL": "?", "U8": "B", "I8": "b", "I16": "h", "U16": "H", "I32": "i", "U32": "I", "I64": "q", "U64": "Q",
+    "F16": "e", "F32": "f", "F64": "d",
+}  # fmt: skip
+# exponent bits, mantissa bits, bias. "FNUZ" and E4M3 have no infinity; each has its own NaN.
+_F8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15), "F8_E4M3FNUZ": (4, 3, 8), "F8_E5M2FNUZ": (5, 2, 16)}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Source of a tensor that is exactly the bytes of `location`."""
+
+    location: ByteRange
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        """Rows start:stop of the first axis.
+
+        Raises:
+            UnsupportedError: torch has no such dtype; the bytes can still be copied.
+            ChangedInputError: the file is not what it was.
+        """
+        import torch
+
+        dtype = readable_dtype(self.dtype, self.location.file)
+        rows, *inner = self.shape or (1,)
+        if not 0 <= start <= stop <= rows:
+            raise IndexError(f"rows {start}:{stop} of {rows}")
+        row_bytes = self.location.nbytes // rows if rows else 0
+        # Not a bytearray: zeroing it first costs a pass over the memory, and holds the interpreter's lock.
+        values = torch.empty((stop - start) * row_bytes, dtype=torch.uint8)
+        read_into(self.location, start * row_bytes, values.numpy().data)
+        return values.view(dtype).reshape(stop - start, *inner)
+
+    def scalar(self) -> float:
+        return decode_scalar(read_bytes(self.location), self.dtype, self.location.file)
+
+
+def stored(file: FileId, offset: int, shape: tuple[int, ...], dtype: str) -> LazyTensor:
+    """A contiguous tensor at byte `offset` of the file."""
+    nbytes = (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
+    return LazyTensor(shape, dtype, StoredTensor(ByteRange(file, offset, nbytes), shape, dtype))
+
+
+def readable_dtype(dtype: str, file: FileId) -> TorchDtype:
+    """The torch dtype to read values in.
+
+    Raises:
+        UnsupportedError: there is none: packed formats of less than a byte, or a torch too old for this one.
+    """
+    try:
+        return torch_dtype(dtype)
+    except (KeyError, AttributeError) as error:
+        raise UnsupportedError(
+            f"{quoted(file.path)} has values of dtype {dtype}, which torch cannot compute with",
+            hint="such tensors can be listed and copied, not computed with; a newer torch may know more of them",
+        ) from error
+
+
+def decode_scalar(data: bytes, dtype: str, file: FileId) -> float:
+    """The value of one element, without torch."""
+    if dtype in _STRUCT:
+        return float(struct.unpack(f"<{_STRUCT[dtype]}", data)[0])
+    if dtype == "BF16":  # the upper half of a float32
+        return float(struct.unpack("<f", b"\0\0" + data)[0])
+    if dtype == "F8_E8M0":
+        return math.ldexp(1.0, data[0] - 127) if data[0] != 255 else math.nan
+    if dtype in _F8:
+        return _decode_f8(data[0], dtype)
+    raise UnsupportedError(f"{quoted(file.path)} has a scalar of dtype {dtype}, which is no number that can be used")
+
+
+def _decode_f8(byte: int, dtype: str) -> float:
+    exponent_bits, mantissa_bits, bias = _F8[dtype]
+    sign = -1.0 if byte & 0x80 else 1.0
+    exponent = (byte & 0x7F) >> mantissa_bits
+    mantissa = byte & ((1 << mantissa_bits) - 1)
+    if dtype.endswith("FNUZ"):
+        if byte == 0x80:  # instead of a negative zero
+            return math.nan
+    elif dtype == "F8_E4M3":
+        if byte & 0x7F == 0x7F:
+            return math.nan
+    elif exponent == (1 << exponent_bits) - 1:
+        return math.nan if mantissa else sign * math.inf
+    if exponent == 0:
+        return sign * math.ldexp(mantissa, 1 - bias - mantissa_bits)
+    return sign * math.ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)

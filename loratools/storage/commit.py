@@ -50,9 +50,7 @@ def check_output(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
 
 
 @contextmanager
-def staged_folder(
-    out: Path, *, overwrite: bool, inputs: Sequence[Path], adopt: Path | None = None
-) -> Iterator[Path]:
+def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path], adopt: Path | None = None) -> Iterator[Path]:
     """Give an empty folder to fill; when the block ends in order, it becomes `out` in one step, flushed to disk.
 
     On any exception it is removed and `out` is as before. With `overwrite` the old folder is swapped out as a whole,

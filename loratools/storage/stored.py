@@ -54,6 +54,44 @@ class StoredTensor:
         return decode_scalar(read_bytes(self.location), self.dtype, self.location.file)
 
 
+@dataclass(frozen=True)
+class StridedTensor:
+    """Source of a view of `span`, transposed, cut out or repeated: element i, j is i * strides[0] + j * strides[1]."""
+
+    span: ByteRange
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        """Rows start:stop of the first axis.
+
+        Raises:
+            UnsupportedError: torch has no such dtype.
+            ChangedInputError: the file is not what it was.
+        """
+        import torch
+
+        dtype = readable_dtype(self.dtype, self.span.file)
+        shape = (stop - start, *self.shape[1:])
+        if not 0 <= start <= stop <= self.shape[0]:
+            raise IndexError(f"rows {start}:{stop} of {self.shape[0]}")
+        if not math.prod(shape):
+            return torch.empty(shape, dtype=dtype)
+        width = DTYPE_BITS[self.dtype] // 8
+        elements = 1 + sum((n - 1) * step for n, step in zip(shape, self.strides, strict=True))
+        values = torch.empty(elements * width, dtype=torch.uint8)
+        read_into(self.span, start * self.strides[0] * width, values.numpy().data)
+        return values.view(dtype).as_strided(shape, self.strides).clone(memory_format=torch.contiguous_format)
+
+    def scalar(self) -> float:
+        return decode_scalar(read_bytes(self.span), self.dtype, self.span.file)
+
+
 def stored(file: FileId, offset: int, shape: tuple[int, ...], dtype: str) -> LazyTensor:
     """A contiguous tensor at byte `offset` of the file."""
     nbytes = (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8

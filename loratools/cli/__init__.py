@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -31,10 +32,9 @@ class Verbs(click.Group):
         return [v for v in _ORDER if v in there] + [v for v in there if v not in _ORDER]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        # Not through the registry: it reads the folder, and a verb that is there has no need of that.
-        if cmd_name not in _ORDER and cmd_name not in self.list_commands(ctx):
+        if not _is_verb(cmd_name):
             return None
-        command: click.Command = import_module(f"loratools.cli.{cmd_name.replace('-', '_')}").command
+        command: click.Command = import_module(f"loratools.cli.{cmd_name}").command
         return command
 
     def resolve_command(
@@ -69,8 +69,13 @@ class Verbs(click.Group):
             with self.make_context(prog_name or "loratools", list(given)) as context:
                 self.invoke(context)
 
-        verb = given[0] if given and given[0] in _ORDER else None
+        verb = given[0] if given and _is_verb(given[0]) else None
         sys.exit(run(body, given, verb))
+
+
+def _is_verb(name: str) -> bool:
+    # One look at one file; the registry would read the folder.
+    return name[:1].isalpha() and name.isidentifier() and Path(__file__).with_name(f"{name}.py").is_file()
 
 
 @click.group(

@@ -14,12 +14,8 @@ from types import FrameType
 
 import click
 
-from loratools.cli._output import print_document, print_line
+from loratools.cli._output import error_json, print_document, print_error, print_line
 from loratools.errors import LoraToolsError, MachineError, UsageError
-from loratools.report.text import safe
-
-# More than this many details scroll the message itself off the screen; `-v` and `--json` give them all.
-_SHOWN_DETAILS = 10
 
 
 class Ended(BaseException):
@@ -71,16 +67,14 @@ def run(body: Callable[[], object], args: Sequence[str], verb: str | None) -> in
 
             traceback.print_exception(raised)
         error = explained(raised)
-        _print(error, details=len(error.details) if "-v" in flags or "--verbose" in flags else _SHOWN_DETAILS)
+        if "-v" in flags or "--verbose" in flags:
+            print_error(error, details=len(error.details))
+        else:
+            print_error(error)
         if "--json" in flags:
-            print_document(verb, {"error": as_json(error)})
+            print_document(verb, {"error": error_json(error)})
             sys.stdout.flush()
         return error.exit_code
-
-
-def as_json(error: LoraToolsError) -> dict[str, object]:
-    """The `error` member of a JSON document."""
-    return {"code": error.code, "message": error.message, "hint": error.hint, "details": list(error.details)}
 
 
 def explained(raised: Exception) -> LoraToolsError:
@@ -135,16 +129,6 @@ def _machine(raised: OSError) -> MachineError:
     what = (raised.strerror or str(raised)).lower()
     where = f": '{os.fsdecode(raised.filename)}'" if isinstance(raised.filename, (str, bytes)) else ""
     return MachineError(what + where, hint=hints.get(raised.errno or 0))
-
-
-def _print(error: LoraToolsError, *, details: int) -> None:
-    print_line(sys.stderr, safe(error.message), label="error", colour="red")
-    for line in error.details[:details]:
-        print_line(sys.stderr, f"  {safe(line)}")
-    if len(error.details) > details:
-        print_line(sys.stderr, f"  … and {len(error.details) - details:,} more")
-    if error.hint:
-        print_line(sys.stderr, safe(error.hint), label="hint", colour="cyan")
 
 
 def _forget_stdout() -> None:

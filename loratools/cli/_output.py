@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from io import StringIO
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TextIO
 
 import click
 
 from loratools import __version__
+from loratools.errors import LoraToolsError
 from loratools.report.text import ascii_only, safe
 
 if TYPE_CHECKING:
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 # Where nobody looks at a terminal's width (a pipe, a file), lines are as long as they have to be.
 _UNBOUNDED = 1000
+# Below this a name per line is left of a table; a terminal that says less (0, in some) is not believed.
+_NARROWEST = 20
+# More details than this scroll the message itself off the screen; `-v` and `--json` give them all.
+_SHOWN_DETAILS = 10
 
 
 class Output(NamedTuple):
@@ -29,9 +35,17 @@ class Output(NamedTuple):
     quiet: bool = False
     verbose: bool = False
 
-    def document(self, body: Mapping[str, object]) -> None:
-        """Print the one JSON document of `--json`. Numbers that are not finite become null."""
-        print_document(self.verb, body)
+    def document(self, body: Mapping[str, object], error: LoraToolsError | None = None) -> None:
+        """Print the one JSON document of `--json`. Numbers that are not finite become null.
+
+        `error`: what went wrong all the same, where there is something to report beside it; `fail` must follow.
+        """
+        print_document(self.verb, {**body, "error": error_json(error)} if error is not None else body)
+
+    def fail(self, error: LoraToolsError) -> NoReturn:
+        """Tell the error and end with its code, after what there was to report has been printed."""
+        print_error(error)
+        raise click.exceptions.Exit(error.exit_code)
 
     def table(self, *renderables: RenderableType) -> None:
         """Print what was asked for, on stdout."""
@@ -99,30 +113,38 @@ def narrow(stream: TextIO) -> bool:
     return False
 
 
-def console(stream: TextIO) -> Console:
-    """A rich console that never reads markup or guesses highlights: names in it come from files."""
+def console(stream: TextIO, *, on: TextIO | None = None) -> Console:
+    """A rich console for `stream`, never reading markup or guessing highlights: names come from files.
+
+    `on`: where it writes instead, in the width and the colours of `stream`.
+    """
+    from shutil import get_terminal_size
+
     from rich.console import Console
 
+    # COLUMNS is looked up by get_terminal_size too.
     bounded = stream.isatty() or "COLUMNS" in os.environ
     return Console(
-        file=stream,
-        width=None if bounded else _UNBOUNDED,
+        file=on or stream,
+        width=max(get_terminal_size().columns, _NARROWEST) if bounded else _UNBOUNDED,
+        force_terminal=animated(stream),
+        no_color=not coloured(stream),
         markup=False,
         highlight=False,
         emoji=False,
-        soft_wrap=False,
-        no_color=not coloured(stream),
         legacy_windows=False,
     )
 
 
 def print_rich(stream: TextIO, *renderables: RenderableType) -> None:
-    out = console(stream)
-    with out.capture() as captured:
-        for renderable in renderables:
-            out.print(renderable)
-    # Rich pads to the width of the table; trailing blanks are noise in a file and wrap in a narrowed window.
-    text = "\n".join(line.rstrip() for line in captured.get().split("\n"))
+    # Rich would draw other boxes for an ASCII terminal, and knows nothing of the other characters: it draws in full,
+    # and one place translates.
+    drawn = StringIO()
+    out = console(stream, on=drawn)
+    for renderable in renderables:
+        out.print(renderable)
+    # Rich pads lines to the width of the table; trailing blanks are noise in a file.
+    text = "\n".join(line.rstrip() for line in drawn.getvalue().split("\n"))
     stream.write(ascii_only(text) if narrow(stream) else text)
 
 
@@ -132,6 +154,22 @@ def print_line(stream: TextIO, text: str, *, label: str = "", colour: str = "") 
         start = f"{label}:"
         text = f"{click.style(start, fg=colour, bold=True) if coloured(stream) else start} {text}"
     stream.write((ascii_only(text) if narrow(stream) else text) + "\n")
+
+
+def print_error(error: LoraToolsError, *, details: int = _SHOWN_DETAILS) -> None:
+    """Tell the error on stderr, with so many of its details."""
+    print_line(sys.stderr, safe(error.message), label="error", colour="red")
+    for line in error.details[:details]:
+        print_line(sys.stderr, f"  {safe(line)}")
+    if len(error.details) > details:
+        print_line(sys.stderr, f"  … and {len(error.details) - details:,} more")
+    if error.hint:
+        print_line(sys.stderr, safe(error.hint), label="hint", colour="cyan")
+
+
+def error_json(error: LoraToolsError) -> dict[str, object]:
+    """The `error` member of a JSON document."""
+    return {"code": error.code, "message": error.message, "hint": error.hint, "details": list(error.details)}
 
 
 def print_document(verb: str | None, body: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@ from loratools.cli._options import common
 from loratools.cli._output import Output
 
 
-@click.command("formats")
+@click.command("formats", short_help="List the formats and layouts.")
 @common
 def command(*, output: Output) -> None:
     """List the adapter formats and checkpoint layouts that this installation knows.

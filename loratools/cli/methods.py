@@ -8,7 +8,7 @@ from loratools.cli._options import common
 from loratools.cli._output import Output
 
 
-@click.command("methods")
+@click.command("methods", short_help="List the ways to combine adapters.")
 @common
 def command(*, output: Output) -> None:
     """List the ways to combine adapters that this installation knows.

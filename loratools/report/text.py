@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 # One character for one character, so that columns stay aligned.
-_ASCII = str.maketrans("×…–→·≈∞—│─•", "x~->.~8-|-*")
+_ASCII = str.maketrans("×…–→·≈—│─╭╮╰╯", "x~->.~-|-++++")
 
 
 def safe(text: str) -> str:

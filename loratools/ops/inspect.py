@@ -1,0 +1,422 @@
+"""inspect: what an adapter or a checkpoint holds, from headers alone.
+
+Importing this file, and inspecting without `values`, imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from loratools import checkpoints, formats, registry
+from loratools.adapter import Adapter
+from loratools.checkpoints import Checkpoint
+from loratools.errors import InputError, LoraToolsError
+from loratools.tensors import DTYPE_BITS, LazyTensor
+from loratools.updates import Update
+
+# Large enough that the disk is the limit, small enough that memory does not grow with the tensor.
+_BLOCK_BYTES = 16 << 20
+
+_Key = TypeVar("_Key", str, int, float)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What only the values of an update can tell: all of `dW`, scale included.
+
+    The numbers are None where the delta is not low rank, and where a factor is not finite.
+    """
+
+    norm: float | None
+    spectral_norm: float | None
+    stable_rank: float | None
+    effective_rank: float | None
+    singular_values: tuple[float, ...] | None
+    finite: bool | None
+    zero: bool | None
+
+
+@dataclass(frozen=True)
+class Module:
+    """One update of an adapter."""
+
+    name: str
+    target: str
+    kind: str
+    rank: int
+    alpha: float
+    alpha_source: str
+    scale: float
+    shape: tuple[int, ...]
+    dtype: str
+    parameters: int
+    dora: bool
+    values: Values | None = None
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "target": self.target,
+            "kind": self.kind,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "alpha_source": self.alpha_source,
+            "scale": self.scale,
+            "out_features": self.shape[0],
+            "in_features": self.shape[1] if len(self.shape) > 1 else None,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "parameters": self.parameters,
+            "dora": self.dora,
+            **(asdict(self.values) if self.values is not None else {}),
+        }
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A whole tensor: of a checkpoint, or one with which an adapter replaces a weight.
+
+    `non_finite`: how many of its values are NaN or infinite; None where that was not asked for or cannot be known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    parameters: int
+    non_finite: int | None = None
+
+
+@dataclass(frozen=True)
+class AdapterEntry:
+    path: str
+    format: str
+    base_model: str | None
+    bytes: int
+    dtypes: Mapping[str, int]
+    modules: tuple[Module, ...]
+    replacements: tuple[TensorEntry, ...]
+    metadata: Mapping[str, object]
+    warnings: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(m.parameters for m in self.modules) + sum(t.parameters for t in self.replacements)
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Modules that change nothing; empty where the values were not read."""
+        return tuple(m.name for m in self.modules if m.values is not None and m.values.zero)
+
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """Modules and replaced weights with NaN or infinite values; empty where the values were not read."""
+        return (
+            *(m.name for m in self.modules if m.values is not None and m.values.finite is False),
+            *(t.name for t in self.replacements if t.non_finite),
+        )
+
+    def as_json(self) -> dict[str, object]:
+        ranks = _counted(m.rank for m in self.modules)
+        return {
+            "path": self.path,
+            "format": self.format,
+            "layout": None,
+            "base_model": self.base_model,
+            "bytes": self.bytes,
+            "parameters": self.parameters,
+            "ranks": {str(rank): count for rank, count in ranks.items()},
+            "scales": [{"scale": s, "modules": n} for s, n in _counted(m.scale for m in self.modules).items()],
+            "kinds": _counted(m.kind for m in self.modules),
+            "dtypes": dict(self.dtypes),
+            "modules": [m.as_json() for m in self.modules],
+            "replacements": [_replacement_json(t) for t in self.replacements],
+            # Every tensor of an adapter is an update's or a replacement, or loading it fails.
+            "other_tensors": [],
+            "metadata": dict(self.metadata),
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class CheckpointEntry:
+    path: str
+    layout: str
+    architecture: str | None
+    bytes: int
+    dtypes: Mapping[str, int]
+    quantization: str | None
+    tensors: tuple[TensorEntry, ...]
+    tied: Mapping[str, str]
+    side_files: tuple[str, ...]
+    left_out: Mapping[str, str]
+    warnings: tuple[str, ...]
+    values_read: bool
+
+    @property
+    def parameters(self) -> int:
+        return sum(t.parameters for t in self.tensors)
+
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """Tensors with NaN or infinite values; empty where the values were not read."""
+        return tuple(t.name for t in self.tensors if t.non_finite)
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "path": self.path,
+            "format": None,
+            "layout": self.layout,
+            "architecture": self.architecture,
+            "bytes": self.bytes,
+            "parameters": self.parameters,
+            "dtypes": dict(self.dtypes),
+            "quantization": self.quantization,
+            "tensors": [_tensor_json(t, values=self.values_read) for t in self.tensors],
+            "tied": dict(self.tied),
+            "side_files": list(self.side_files),
+            "left_out": [{"name": name, "why": why} for name, why in self.left_out.items()],
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class FailedEntry:
+    """A source that could not be inspected, at its place among those that could."""
+
+    path: str
+    error: LoraToolsError
+
+    def as_json(self) -> dict[str, object]:
+        error = self.error
+        told = {"code": error.code, "message": error.message, "hint": error.hint, "details": list(error.details)}
+        return {"path": self.path, "error": told}
+
+
+Entry = AdapterEntry | CheckpointEntry | FailedEntry
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the sources hold, in the order in which they were given; those found in a folder by name."""
+
+    sources: tuple[Entry, ...]
+
+    @property
+    def error(self) -> InputError | None:
+        """What went wrong, where some of several sources could not be inspected."""
+        failed = [e for e in self.sources if isinstance(e, FailedEntry)]
+        if not failed:
+            return None
+        return InputError(
+            f"{len(failed)} of {len(self.sources)} sources could not be inspected",
+            details=[f"{e.path}: {e.error.message}" for e in failed],
+        )
+
+    def as_json(self) -> dict[str, object]:
+        return {"sources": [entry.as_json() for entry in self.sources]}
+
+
+def inspect(
+    *sources: str | Path,
+    values: bool = False,
+    format: str | None = None,
+    rank_from: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Inspection:
+    """Return what each source holds: an adapter, a checkpoint, or a folder of several of them.
+
+    Of one source that cannot be inspected the error is raised; of several, it takes the place of the source.
+
+    Args:
+        values: also read the values: norms and spectra of every update, from its factors; values that are not finite.
+            Costs reading the whole file.
+        format: of the adapters, where detection is wrong.
+        rank_from: `tensors` or `config`, where the two disagree about the rank that the scale is computed from.
+        progress: called with the number of bytes just read, with `values`.
+    """
+    options = _Options(values, format, rank_from, progress or (lambda done: None))
+    entries: list[Entry] = []
+    for source in sources:
+        path = Path(source)
+        try:
+            found = _members(path, format)
+        except (LoraToolsError, OSError) as error:
+            if len(sources) == 1:
+                raise
+            entries.append(FailedEntry(str(source), _told(error)))
+            continue
+        for member in found:
+            # As it was given: Path drops a leading `./`, and scripts look their own spelling up.
+            shown = str(source) if member == path else str(member)
+            try:
+                entries.append(_entry(member, shown, options))
+            except (LoraToolsError, OSError) as error:
+                if len(sources) == len(found) == 1:
+                    raise
+                entries.append(FailedEntry(shown, _told(error)))
+    return Inspection(tuple(entries))
+
+
+@dataclass(frozen=True)
+class _Options:
+    values: bool
+    format: str | None
+    rank_from: str | None
+    progress: Callable[[int], None]
+
+
+def _told(error: LoraToolsError | OSError) -> LoraToolsError:
+    if isinstance(error, LoraToolsError):
+        return error
+    return InputError(f"it cannot be read: {(error.strerror or str(error)).lower()}")
+
+
+def _members(path: Path, format: str | None) -> list[Path]:
+    """What there is to inspect at `path`: itself, or the adapters and checkpoints in a folder that is neither."""
+    if format is not None or not path.is_dir() or formats.detect(path) or _is_checkpoint(path):
+        return [path]
+    adapters = formats.find_adapters(path)
+    models = [child for child in path.iterdir() if child.is_dir() and child not in adapters and _is_checkpoint(child)]
+    return sorted([*adapters, *models]) or [path]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return any(registry.load("checkpoints", name).detect(path) for name in registry.names("checkpoints"))
+
+
+def _entry(path: Path, shown: str, options: _Options) -> AdapterEntry | CheckpointEntry:
+    if options.format is not None or (path.exists() and formats.detect(path)):
+        adapter = formats.load(path, options.format, options.rank_from)
+        return _adapter_entry(adapter, shown, options)
+    return _checkpoint_entry(checkpoints.open_checkpoint(path), shown, options)
+
+
+def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEntry:
+    tensors = adapter.tensors()
+    replaced = {name: r.tensor for name, r in adapter.replacements.items()}
+    return AdapterEntry(
+        path=shown,
+        format=adapter.format,
+        base_model=adapter.base_model,
+        bytes=_bytes(tensors.values()),
+        dtypes=_counted(t.dtype for t in tensors.values()),
+        modules=tuple(_module(name, update, options) for name, update in adapter.updates.items()),
+        replacements=tuple(_tensor_entries(replaced, options)),
+        metadata=adapter.notes,
+        warnings=(*adapter.doubts, *adapter.warnings),
+    )
+
+
+def _checkpoint_entry(checkpoint: Checkpoint, shown: str, options: _Options) -> CheckpointEntry:
+    architectures = checkpoint.config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    return CheckpointEntry(
+        path=shown,
+        layout=checkpoint.layout,
+        architecture=first if isinstance(first, str) else None,
+        bytes=_bytes(checkpoint.stored.values()),
+        dtypes=_counted(t.dtype for t in checkpoint.stored.values()),
+        quantization=checkpoint.quantization,
+        tensors=tuple(_tensor_entries(dict(sorted(checkpoint.stored.items())), options)),
+        tied=dict(sorted(checkpoint.tied.items())),
+        side_files=tuple(f.name for f in checkpoint.side_files),
+        left_out={f.name: f.why for f in checkpoint.left_out},
+        warnings=checkpoint.warnings,
+        values_read=options.values,
+    )
+
+
+def _module(name: str, update: Update, options: _Options) -> Module:
+    parts = update.parts
+    dtypes = sorted({t.dtype for t in parts.values()})
+    values = None
+    if options.values:
+        values = _values(update)
+        options.progress(sum(t.nbytes for t in parts.values()))
+    return Module(
+        name=name,
+        target=name,
+        kind=update.kind,
+        rank=update.rank,
+        alpha=update.alpha,
+        alpha_source=update.alpha_source,
+        scale=update.scale,
+        shape=update.shape,
+        dtype="+".join(dtypes),
+        parameters=sum(t.elements for t in parts.values()),
+        dora="magnitude" in parts,
+        values=values,
+    )
+
+
+def _values(update: Update) -> Values:
+    from loratools.algebra import lowrank, spectrum
+
+    factors = update.factors()
+    if factors is None:
+        return Values(None, None, None, None, None, None, None)
+    # Before the decomposition, which has no answer for such input. A sum is not finite if a term is not.
+    if not all(bool(f.isfinite().all()) for f in (factors.a, factors.b)):
+        return Values(None, None, None, None, None, finite=False, zero=False)
+    s = lowrank.singular_values(factors)
+    zero = not bool(s.any())
+    return Values(
+        norm=float(s.norm()),
+        spectral_norm=float(s.max()) if s.numel() else 0.0,
+        stable_rank=spectrum.stable_rank(s),
+        effective_rank=spectrum.effective_rank(s),
+        singular_values=tuple(s.tolist()),
+        finite=True,
+        zero=zero,
+    )
+
+
+def _tensor_entries(tensors: Mapping[str, LazyTensor], options: _Options) -> Iterator[TensorEntry]:
+    for name, tensor in tensors.items():
+        found = _non_finite(tensor, options.progress) if options.values else None
+        yield TensorEntry(name, tensor.shape, tensor.dtype, tensor.elements, found)
+
+
+def _non_finite(tensor: LazyTensor, progress: Callable[[int], None]) -> int | None:
+    """How many values are NaN or infinite, a block of rows at a time; None for packed values, which only their scheme
+    can tell."""
+    if tensor.dtype in ("F4", "F6_E2M3", "F6_E3M2"):
+        return None
+    if not tensor.dtype.startswith(("F", "BF", "C")):
+        return 0
+    found = 0
+    blocks = max(1, -(-tensor.nbytes // _BLOCK_BYTES))
+    rows = -(-tensor.shape[0] // blocks) if tensor.shape else 1
+    for start in range(0, tensor.shape[0] if tensor.shape else 1, rows or 1):
+        block = tensor.source.read_rows(start, min(start + rows, tensor.shape[0] if tensor.shape else 1))
+        # torch has no isfinite for the dtypes of one byte; float32 holds them exactly.
+        block = block.float() if block.element_size() == 1 else block
+        found += int((~block.isfinite()).sum())
+        progress(block.numel() * DTYPE_BITS[tensor.dtype] // 8)
+    return found
+
+
+def _bytes(tensors: Iterable[LazyTensor]) -> int:
+    """Size of the files that the tensors are stored in; of the tensors themselves, where they have no place there."""
+    tensors = list(tensors)
+    files = {t.location.file for t in tensors if t.location is not None}
+    return sum(f.size for f in files) if files else sum(t.nbytes for t in tensors)
+
+
+def _counted(values: Iterable[_Key]) -> dict[_Key, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+def _replacement_json(tensor: TensorEntry) -> dict[str, object]:
+    found = {} if tensor.non_finite is None else {"non_finite": tensor.non_finite}
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, **found}
+
+
+def _tensor_json(tensor: TensorEntry, *, values: bool) -> dict[str, object]:
+    found = {"non_finite": tensor.non_finite} if values else {}
+    head = {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
+    return {**head, "parameters": tensor.parameters, **found}

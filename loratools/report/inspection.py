@@ -1,0 +1,276 @@
+"""What `inspect` shows: a panel about the source, then its modules or tensors, alike ones in one row."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from rich.box import ROUNDED, SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from loratools.ops.inspect import AdapterEntry, CheckpointEntry, Entry, FailedEntry, Inspection, Module, TensorEntry
+from loratools.report.groups import Group, grouped
+from loratools.report.text import interval, number, plural, safe, shape, size
+
+_Item = TypeVar("_Item")
+
+# More names than this in one line of a remark help nobody; --json has them all.
+_NAMED = 5
+_ANY_WIDTH = 100_000
+
+
+def inspection_report(inspection: Inspection, *, modules: bool = False, overview: bool = False) -> list[RenderableType]:
+    """Blocks to print one after the other.
+
+    Args:
+        modules: a row for every module or tensor, in place of one for all that are alike.
+        overview: one row per source and nothing more, for a folder of many.
+    """
+    if overview and not modules:
+        return [_overview(inspection.sources)]
+    blocks: list[RenderableType] = []
+    for entry in inspection.sources:
+        if blocks:
+            blocks.append("")
+        blocks.extend(_blocks(entry, modules))
+    return blocks
+
+
+def _blocks(entry: Entry, modules: bool) -> Iterator[RenderableType]:
+    match entry:
+        case AdapterEntry():
+            yield _panel(entry.path, _adapter_facts(entry))
+            if entry.modules:
+                yield _modules(entry.modules, modules)
+            if entry.replacements:
+                yield ""
+                yield _tensors("replaced weight", entry.replacements, modules)
+            yield from _remarks(_adapter_remarks(entry))
+        case CheckpointEntry():
+            yield _panel(entry.path, _checkpoint_facts(entry))
+            yield _tensors("tensor", entry.tensors, modules)
+            yield from _remarks(_checkpoint_remarks(entry))
+        case FailedEntry():
+            yield _panel(entry.path, [], "red")
+            yield from _remarks([("error", entry.error.message)], spaced=False)
+            yield from (Text(f"  {safe(line)}") for line in entry.error.details)
+            if entry.error.hint:
+                yield from _remarks([("hint", entry.error.hint)], spaced=False)
+
+
+# ── panel ──
+
+
+def _panel(path: str, facts: Sequence[tuple[str, str]], colour: str = "cyan") -> RenderableType:
+    title = Text(safe(path), style=f"bold {colour}")
+    if not facts:
+        return title
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, value in facts:
+        grid.add_row(key, Text(value))
+    # The title is a line of its own: in the frame it would be cut off where it is longer than what is inside.
+    body = Table.grid()
+    body.add_column(overflow="fold")
+    body.add_row(title)
+    body.add_row(grid)
+    return Panel(body, box=ROUNDED, border_style="dim", expand=False, padding=(0, 1))
+
+
+def _adapter_facts(entry: AdapterEntry) -> list[tuple[str, str]]:
+    kinds = " + ".join(sorted({m.kind for m in entry.modules})) or "replaced weights only"
+    facts = [("adapter", f"{entry.format} · {kinds}")]
+    facts.append(("base model", safe(entry.base_model) if entry.base_model else "not named"))
+    if entry.modules:
+        ranks = interval(m.rank for m in entry.modules)
+        scales = interval(m.scale for m in entry.modules)
+        facts.append(("modules", f"{len(entry.modules):,} · rank {ranks} · scale {scales}"))
+    return [*facts, *_bulk(entry.parameters, entry.dtypes, entry.bytes)]
+
+
+def _checkpoint_facts(entry: CheckpointEntry) -> list[tuple[str, str]]:
+    facts = [("checkpoint", entry.layout)]
+    if entry.architecture:
+        facts.append(("model", safe(entry.architecture)))
+    if entry.quantization:
+        facts.append(("quantised", safe(entry.quantization)))
+    return [*facts, *_bulk(entry.parameters, entry.dtypes, entry.bytes)]
+
+
+def _bulk(parameters: int, dtypes: Mapping[str, int], nbytes: int) -> list[tuple[str, str]]:
+    tensors = sum(dtypes.values())
+    kinds = " + ".join(dtypes if len(dtypes) < 2 else (f"{dtype} ({count:,})" for dtype, count in dtypes.items()))
+    return [
+        ("parameters", f"{parameters:,} in {plural(tensors, 'tensor')}"),
+        ("size", " · ".join(part for part in (size(nbytes), kinds) if part)),
+    ]
+
+
+# ── rows ──
+
+
+class _Column(NamedTuple):
+    """`spare`: columns with the highest go first where there is no room for all; those with 0 stay."""
+
+    head: str
+    cells: Sequence[str]
+    numeric: bool = True
+    spare: int = 0
+
+
+def _modules(modules: Sequence[Module], every: bool) -> RenderableType:
+    groups = _grouped([(m.name, (m.kind, m.rank, m.alpha, m.scale, m.dtype, m.shape), m) for m in modules], every)
+    firsts = [g.items[0] for g in groups]
+    with_values = any(m.values is not None for m in modules)
+    columns = [
+        _Column("module", [g.name for g in groups], numeric=False),
+        _Column("count", [f"{len(g.items):,}" for g in groups]),
+        _Column("kind", [m.kind for m in firsts], numeric=False),
+        _Column("rank", [f"{m.rank:,}" for m in firsts]),
+        _Column("alpha", [number(m.alpha) for m in firsts], spare=2),
+        _Column("scale", [number(m.scale) for m in firsts], spare=2 if with_values else 0),
+        _Column("shape", [shape(m.shape) for m in firsts], spare=3 if with_values else 0),
+        _Column("dtype", [m.dtype for m in firsts], numeric=False),
+        _Column("parameters", [f"{sum(m.parameters for m in g.items):,}" for g in groups], spare=1),
+    ]
+    hidden = {c.head for c in columns if c.head in ("kind", "dtype") and len(set(c.cells)) == 1}
+    if every:
+        hidden.add("count")
+    if with_values:
+        # They are what was asked for; the panel and the table without --values have the rest.
+        hidden |= {"alpha", "parameters"}
+        columns += _value_columns(groups)
+    return _Rows([c for c in columns if c.head not in hidden])
+
+
+def _value_columns(groups: Sequence[Group[Module]]) -> Iterator[_Column]:
+    read = [[m.values for m in g.items if m.values is not None] for g in groups]
+    yield _Column("norm", [interval(v.norm for v in values) for values in read])
+    yield _Column("spectral\nnorm", [interval(v.spectral_norm for v in values) for values in read])
+    yield _Column("stable\nrank", [interval(v.stable_rank for v in values) for values in read], spare=1)
+    yield _Column("effective\nrank", [interval(v.effective_rank for v in values) for values in read])
+
+
+def _tensors(word: str, tensors: Sequence[TensorEntry], every: bool) -> RenderableType:
+    groups = _grouped([(t.name, (t.shape, t.dtype), t) for t in tensors], every)
+    firsts = [g.items[0] for g in groups]
+    columns = [
+        _Column(word, [g.name for g in groups], numeric=False),
+        _Column("count", [f"{len(g.items):,}" for g in groups]),
+        _Column("shape", [shape(t.shape) for t in firsts]),
+        _Column("dtype", [t.dtype for t in firsts], numeric=False),
+        _Column("parameters", [f"{sum(t.parameters for t in g.items):,}" for g in groups]),
+    ]
+    return _Rows([c for c in columns if c.head != "count" or not every])
+
+
+def _grouped(items: Sequence[tuple[str, Hashable, _Item]], every: bool) -> list[Group[_Item]]:
+    if every:
+        return [Group(safe(name), (item,)) for name, _, item in items]
+    return grouped(items)
+
+
+def _overview(entries: Sequence[Entry]) -> RenderableType:
+    rows = [_overview_row(e) for e in entries]
+    heads = ("source", "what", "modules", "rank", "parameters", "size")
+    return _Rows([_Column(h, [r[i] for r in rows], numeric=i > 1) for i, h in enumerate(heads)])
+
+
+def _overview_row(entry: Entry) -> tuple[str, str, str, str, str, str]:
+    path = safe(entry.path)
+    match entry:
+        case AdapterEntry():
+            what = f"{entry.format} adapter"
+            ranks = interval(m.rank for m in entry.modules)
+            return path, what, f"{len(entry.modules):,}", ranks, f"{entry.parameters:,}", size(entry.bytes)
+        case CheckpointEntry():
+            return path, f"{entry.layout} checkpoint", "–", "–", f"{entry.parameters:,}", size(entry.bytes)
+        case FailedEntry():
+            return path, f"error: {safe(entry.error.message)}", "–", "–", "–", "–"
+
+
+class _Rows:
+    """A table where it fits, if need be without the columns that can be spared; else each row as a name with its facts
+    below."""
+
+    def __init__(self, columns: Sequence[_Column]) -> None:
+        self.columns = columns
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        for spared in sorted({c.spare for c in self.columns}, reverse=True):
+            table = _table([c for c in self.columns if c.spare <= spared])
+            # Measured as if there were room for anything: the answer is never above the room there is.
+            if Measurement.get(console, options.update_width(_ANY_WIDTH), table).maximum <= options.max_width:
+                yield table
+                return
+        yield from self._cards(options.max_width)
+
+    def _cards(self, width: int) -> Iterator[Text]:
+        name, *facts = self.columns
+        for i, cell in enumerate(name.cells):
+            yield Text(cell, style="bold", overflow="fold")
+            line = Text("  ")
+            for fact in facts:
+                told = Text.assemble((fact.head.replace("\n", " ") + " ", "dim"), fact.cells[i])
+                if len(line) > 2 and len(line) + len(told) > width:
+                    yield line
+                    line = Text("  ")
+                line.append_text(told).append("  ")
+            yield line
+
+
+def _table(columns: Sequence[_Column]) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD, border_style="dim", header_style="dim", show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for column in columns:
+        table.add_column(column.head, justify="right" if column.numeric else "left", no_wrap=True)
+    for row in zip(*(c.cells for c in columns), strict=True):
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+# ── remarks ──
+
+_COLOURS = {"error": "bold red", "warning": "bold yellow", "hint": "bold cyan"}
+
+
+def _remarks(remarks: Iterable[tuple[str, str]], *, spaced: bool = True) -> Iterator[RenderableType]:
+    for i, (label, text) in enumerate(remarks):
+        if spaced and i == 0:
+            yield ""
+        yield Text.assemble((f"{label}: ", _COLOURS.get(label, "dim")), safe(text), overflow="fold")
+
+
+def _adapter_remarks(entry: AdapterEntry) -> Iterator[tuple[str, str]]:
+    if entry.not_finite:
+        yield "warning", f"{plural(len(entry.not_finite), 'tensor or module')} not finite: {_names(entry.not_finite)}"
+    if entry.untrained:
+        names = "all of them" if len(entry.untrained) == len(entry.modules) else _names(entry.untrained)
+        yield "warning", f"{plural(len(entry.untrained), 'module')} untrained, changing nothing: {names}"
+    yield from (("warning", w) for w in entry.warnings)
+
+
+def _checkpoint_remarks(entry: CheckpointEntry) -> Iterator[tuple[str, str]]:
+    for name, stored in entry.tied.items():
+        yield "tied", f"{name} is {stored}"
+    if entry.left_out:
+        yield "left out", ", ".join(f"{name} ({why})" for name, why in entry.left_out.items())
+    if entry.values_read:
+        count = sum(t.non_finite or 0 for t in entry.tensors)
+        if count:
+            yield "warning", f"{plural(count, 'value')} not finite, in {_names(entry.not_finite)}"
+        else:
+            yield "values", "all finite"
+    yield from (("warning", w) for w in entry.warnings)
+
+
+def _names(names: Sequence[str]) -> str:
+    groups = [g.name for g in grouped([(n, None, n) for n in names])]
+    rest = len(groups) - _NAMED
+    return ", ".join(groups[:_NAMED]) + (f" … and {rest:,} more" if rest > 0 else "")

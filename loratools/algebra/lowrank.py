@@ -1,0 +1,244 @@
+"""Matrices that are known as a product of two thin factors, handled without ever forming them.
+
+What this file knows: `delta = b @ a` with b: (out, r) and a: (r, in). With b = Q_b R_b and a^T = Q_a R_a (thin QR),
+everything that matters about delta sits in the core R_b R_a^T, which is (r, r): its singular values are those of
+delta, and its singular vectors become those of delta by Q_b and Q_a. That costs O((out + in) r^2) where a dense SVD
+costs O(out in min(out, in)), and it is exact.
+
+Computed in float64 throughout, whatever the factors are stored in, and each rank-one term is balanced first (the norm
+of its column of b equal to that of its row of a): trained adapters are badly graded (b starts at zero, alpha / r is
+folded into one side only), and without balancing the small half of a lopsided pair would be lost beside the large
+half of another.
+
+What it refuses to know: alpha and scales (fold them into b), dtypes of files, and matrices that are not products
+(`algebra.svd`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Factors:
+    """`delta = b @ a`, with any scale already folded in.
+
+        b: (out, r)   a: (r, in)
+    """
+
+    b: Tensor
+    a: Tensor
+
+    def __post_init__(self) -> None:
+        if self.b.ndim != 2 or self.a.ndim != 2 or self.b.shape[1] != self.a.shape[0]:
+            raise ValueError(f"b {tuple(self.b.shape)} and a {tuple(self.a.shape)} do not multiply")
+
+    @property
+    def out_features(self) -> int:
+        return self.b.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.a.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Number of rank-one terms: an upper bound of the rank of delta."""
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class Svd:
+    """`delta = u @ diag(s) @ vt`, with orthonormal columns in u and rows in vt.
+
+        u: (out, k)   s: (k,) descending   vt: (k, in)
+    """
+
+    u: Tensor
+    s: Tensor
+    vt: Tensor
+
+
+class Decomposition(Protocol):
+    """What `truncate` needs: an exact `Svd`, or the certified one of `algebra.svd`."""
+
+    @property
+    def u(self) -> Tensor: ...
+    @property
+    def s(self) -> Tensor: ...
+    @property
+    def vt(self) -> Tensor: ...
+
+
+def concatenate(parts: Sequence[tuple[float, Factors]]) -> Factors:
+    """Return the sum of `weight * delta` over the parts, exactly: factors are put side by side and ranks add up.
+
+    The weight goes into b. float64.
+    """
+    if not parts:
+        raise ValueError("nothing to concatenate")
+    shapes = {(f.out_features, f.in_features) for _, f in parts}
+    if len(shapes) > 1:
+        raise ValueError(f"deltas of different shapes do not add: {sorted(shapes)}")
+    return Factors(
+        b=torch.cat([f.b.double() * weight for weight, f in parts], dim=1),
+        a=torch.cat([f.a.double() for _, f in parts], dim=0),
+    )
+
+
+def svd(f: Factors) -> Svd:
+    """Return the singular value decomposition of `b @ a`; k = min(r, out, in). float64.
+
+        u: (out, k)   s: (k,) descending   vt: (k, in)
+
+    The product is formed only where it is not larger than its factors (r above half of the smaller side), and the
+    dense way is the cheaper one. The entry of largest magnitude in each column of u is positive (the first one on
+    ties), so equal input gives equal output. Singular values that are zero come with orthonormal vectors like all
+    others.
+    """
+    b, a = _balanced(f)
+    k = min(f.rank, f.out_features, f.in_features)
+    if 2 * f.rank > min(f.out_features, f.in_features):
+        u, s, vt = torch.linalg.svd(b @ a, full_matrices=False)
+        u, s, vt = u[:, :k], s[:k], vt[:k]
+    else:
+        q_b, r_b = torch.linalg.qr(b)
+        q_a, r_a = torch.linalg.qr(a.mT)
+        p, s, zt = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+        u, vt = q_b @ p, zt @ q_a.mT
+    return Svd(*fix_signs(u, s, vt))
+
+
+def singular_values(f: Factors) -> Tensor:
+    """Return the singular values of `b @ a`, descending: (min(r, out, in),). float64."""
+    values: Tensor = torch.linalg.svdvals(_core(f))
+    return values
+
+
+def norm(f: Factors) -> float:
+    """Return the Frobenius norm of `b @ a`.
+
+    From triangular factors, not from the Grams: a trace of Grams is a difference of squares where terms cancel, and
+    would leave 1e-8 of the terms as noise instead of 1e-16.
+    """
+    return float(torch.linalg.matrix_norm(_core(f)))
+
+
+def inner(f: Factors, g: Factors) -> float:
+    """Return the Frobenius inner product of two deltas, `sum((b_f @ a_f) * (b_g @ a_g))`, in O((out + in) r_f r_g)."""
+    if (f.out_features, f.in_features) != (g.out_features, g.in_features):
+        raise ValueError(f"shapes differ: {f.out_features, f.in_features} and {g.out_features, g.in_features}")
+    b_f, a_f = _balanced(f)
+    b_g, a_g = _balanced(g)
+    return float(((b_f.mT @ b_g) * (a_f @ a_g.mT)).sum())
+
+
+def truncate(svd_result: Decomposition, rank: int) -> Factors:
+    """Return the factors of at most `rank` that are nearest to the delta in Frobenius norm (Eckart and Young).
+
+    The square root of each singular value goes to either side, so b and a have equal norms: nothing in a float16 file
+    over- or underflows that need not.
+    """
+    if rank < 0:
+        raise ValueError(f"rank {rank} is negative")
+    root = svd_result.s[:rank].sqrt()
+    return Factors(b=svd_result.u[:, :rank] * root, a=root[:, None] * svd_result.vt[:rank])
+
+
+def rank_for_energy(s: Tensor, share: float, *, shape: tuple[int, int] | None = None) -> int:
+    """Return the smallest k whose singular values hold at least `share` of the sum of squares.
+
+        s: (k,) descending
+
+    At least 1 if anything is non-zero, 0 for a zero spectrum. `share` 1 means every singular value that rounding did
+    not make up: the `numerical_rank` in float64 for a matrix of `shape` (taken as square where not given). No result
+    is above that rank.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share {share} is not within 0 and 1")
+    tails, rank = _tails(s, shape)
+    if rank == 0 or share == 1:
+        return rank
+    # A share that is met exactly must count as met: 9 of 9 + 1 is 0.9, though 1 - 0.9 is a little less than 1/10 in
+    # floating point.
+    allowed = (1 - share) + 4 * _EPS
+    return max(1, _first_at_most(tails, allowed))
+
+
+def rank_for_error(s: Tensor, error: float, *, shape: tuple[int, int] | None = None) -> int:
+    """Return the smallest k whose relative Frobenius error, `sqrt(sum_{i>k} s_i^2 / sum s^2)`, is at most `error`.
+
+        s: (k,) descending
+
+    Tails are summed from the small end, so an error of 1e-12 is told from 0 although 1 - 1e-24 is 1. Singular values
+    at rounding level count as zero (`numerical_rank`), so `error` 0 gives that rank; 0 is the answer for a zero
+    spectrum and for `error` of 1 or more.
+    """
+    if not error >= 0:
+        raise ValueError(f"error {error} is negative or not a number")
+    tails, _ = _tails(s, shape)
+    return _first_at_most(tails, error * error * (1 + 4 * _EPS))
+
+
+def numerical_rank(s: Tensor, shape: tuple[int, int], eps: float) -> int:
+    """Return how many singular values exceed `max(shape) * eps * s[0]`: those that rounding cannot have made up.
+
+        s: (k,) descending
+
+    eps: 2^-8 to report the rank of factors stored in bfloat16, machine epsilon of the computation to compress without
+    loss.
+    """
+    return int((s > max(shape) * eps * s[0]).sum()) if s.numel() else 0
+
+
+def fix_signs(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u, s, vt with the entry of largest magnitude in each column of u positive, the first one on ties.
+
+    Singular vectors are only known up to a common sign, and libraries choose it as they please.
+    """
+    if u.numel() == 0:
+        return u, s, vt
+    largest = u.gather(0, u.abs().argmax(dim=0, keepdim=True)).squeeze(0)
+    sign = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
+    return u * sign, s, vt * sign[:, None]
+
+
+def _balanced(f: Factors) -> tuple[Tensor, Tensor]:
+    """Return b and a in float64, columns of b as long as rows of a; a term with a zero half is zero on both sides."""
+    b, a = f.b.double(), f.a.double()
+    norms_b, norms_a = torch.linalg.vector_norm(b, dim=0), torch.linalg.vector_norm(a, dim=1)
+    live = (norms_b > 0) & (norms_a > 0)
+    one = torch.ones_like(norms_b)
+    target = (norms_b.sqrt() * norms_a.sqrt()) * live
+    return b * (target / torch.where(live, norms_b, one)), a * (target / torch.where(live, norms_a, one))[:, None]
+
+
+def _core(f: Factors) -> Tensor:
+    """Return a matrix with the singular values of `b @ a` and no side longer than r."""
+    b, a = _balanced(f)
+    r_b: Tensor = torch.linalg.qr(b, mode="r").R
+    r_a: Tensor = torch.linalg.qr(a.mT, mode="r").R
+    return r_b @ r_a.mT
+
+
+def _tails(s: Tensor, shape: tuple[int, int] | None) -> tuple[Tensor, int]:
+    """Return `sum_{i>k} s_i^2 / sum s^2` for k = 0 ... len(s), and the numerical rank, where the tails end."""
+    # Divided by the largest, so that squares neither overflow nor vanish.
+    s = s.detach().double().cpu()
+    rank = numerical_rank(s, shape or (len(s), len(s)), _EPS)
+    if rank == 0:
+        return torch.zeros(1, dtype=torch.float64), 0
+    squares = torch.where(torch.arange(len(s)) < rank, s / s[0], torch.zeros_like(s)) ** 2
+    tails = torch.cat([squares.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
+    return tails / tails[0], rank
+
+
+def _first_at_most(descending: Tensor, limit: float) -> int:
+    return int((descending > limit).sum())

@@ -1,0 +1,24 @@
+"""BitNet: ternary weights, four to a byte, with one scale.
+
+    weight U8 (out / 4, in)   weight_scale (1)
+
+NVFP4 has bytes and a `weight_scale` too, but one for each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loratools.tensors import LazyTensor
+
+
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
+    """Names of byte weights whose only scale is one plain number."""
+    return tuple(name for name, tensor in tensors.items() if _is_ternary(name, tensor, tensors))
+
+
+def _is_ternary(name: str, tensor: LazyTensor, tensors: Mapping[str, LazyTensor]) -> bool:
+    if tensor.dtype != "U8" or not name.endswith("weight") or f"{name}_scale_2" in tensors:
+        return False
+    scale = tensors.get(f"{name}_scale")
+    return scale is not None and scale.elements == 1 and scale.dtype in ("F32", "F16", "BF16")

@@ -1,0 +1,21 @@
+"""EETQ: int8 weights, (in, out), with a scale for each output.
+
+    weight I8 (in, out)   weight_scales F16 (out)
+
+The integers may be reordered for one generation of GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loratools.tensors import LazyTensor
+
+
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
+    """Names of int8 weights with `weight_scales` beside them."""
+    return tuple(
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype == "I8" and name.endswith("weight") and f"{name}_scales" in tensors
+    )

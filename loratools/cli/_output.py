@@ -118,15 +118,11 @@ def console(stream: TextIO, *, on: TextIO | None = None) -> Console:
 
     `on`: where it writes instead, in the width and the colours of `stream`.
     """
-    from shutil import get_terminal_size
-
     from rich.console import Console
 
-    # COLUMNS is looked up by get_terminal_size too.
-    bounded = stream.isatty() or "COLUMNS" in os.environ
     return Console(
         file=on or stream,
-        width=max(get_terminal_size().columns, _NARROWEST) if bounded else _UNBOUNDED,
+        width=_width(stream),
         force_terminal=animated(stream),
         no_color=not coloured(stream),
         markup=False,
@@ -134,6 +130,18 @@ def console(stream: TextIO, *, on: TextIO | None = None) -> Console:
         emoji=False,
         legacy_windows=False,
     )
+
+
+def _width(stream: TextIO) -> int:
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said) > 0:
+        return max(int(said), _NARROWEST)
+    if not stream.isatty():
+        return _UNBOUNDED
+    try:
+        return max(os.get_terminal_size(stream.fileno()).columns, _NARROWEST)
+    except OSError:
+        return 80
 
 
 def print_rich(stream: TextIO, *renderables: RenderableType) -> None:

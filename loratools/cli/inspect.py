@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Literal
 
 import click
 
@@ -23,7 +24,7 @@ def command(
     values: bool,
     modules: bool,
     from_format: str | None,
-    rank_from: str | None,
+    rank_from: Literal["tensors", "config"] | None,
     output: Output,
 ) -> None:
     """Show what is in adapters and checkpoints: modules, ranks, scales, dtypes, replaced weights.

@@ -6,8 +6,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from rich.box import ROUNDED, SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +20,7 @@ _Item = TypeVar("_Item")
 
 # More names than this in one line of a remark help nobody; --json has them all.
 _NAMED = 5
-_ANY_WIDTH = 100_000
+_GAP = 2
 
 
 def inspection_report(inspection: Inspection, *, modules: bool = False, overview: bool = False) -> list[RenderableType]:
@@ -203,10 +203,10 @@ class _Rows:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         for spared in sorted({c.spare for c in self.columns}, reverse=True):
-            table = _table([c for c in self.columns if c.spare <= spared])
-            # Measured as if there were room for anything: the answer is never above the room there is.
-            if Measurement.get(console, options.update_width(_ANY_WIDTH), table).maximum <= options.max_width:
-                yield table
+            columns = [c for c in self.columns if c.spare <= spared]
+            widths = [_width(c) for c in columns]
+            if sum(widths) + _GAP * (len(widths) - 1) <= options.max_width:
+                yield _table(columns, widths)
                 return
         yield from self._cards(options.max_width)
 
@@ -224,12 +224,18 @@ class _Rows:
             yield line
 
 
-def _table(columns: Sequence[_Column]) -> Table:
+def _width(column: _Column) -> int:
+    return max(cell_len(line) for line in [*column.head.split("\n"), *column.cells])
+
+
+def _table(columns: Sequence[_Column], widths: Sequence[int]) -> Table:
+    padding = (0, _GAP - 1, 0, 0)  # the box adds one
     table = Table(
-        box=SIMPLE_HEAD, border_style="dim", header_style="dim", show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+        box=SIMPLE_HEAD, border_style="dim", header_style="dim", show_edge=False, pad_edge=False, padding=padding
     )
-    for column in columns:
-        table.add_column(column.head, justify="right" if column.numeric else "left", no_wrap=True)
+    for column, width in zip(columns, widths, strict=True):
+        # With the width given, rich need not measure every cell, which takes longer than to print it.
+        table.add_column(column.head, justify="right" if column.numeric else "left", no_wrap=True, width=width)
     for row in zip(*(c.cells for c in columns), strict=True):
         table.add_row(*(Text(cell) for cell in row))
     return table

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ from loratools.errors import UsageError
 _ROOT = Path(__file__).parent
 
 
-@lru_cache(maxsize=None)
+@cache
 def names(folder: str) -> tuple[str, ...]:
     """Names of the entries of `loratools/<folder>`, sorted, as people type them (`peft-linear`, not `peft_linear`)."""
     return tuple(sorted(p.stem.replace("_", "-") for p in (_ROOT / folder).glob("*.py") if not p.stem.startswith("_")))

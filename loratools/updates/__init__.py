@@ -61,8 +61,8 @@ class Delta(Protocol):
     def terms(self) -> int:
         """Products summed in one entry: the `r` of the error bound."""
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Rows start:stop, (stop - start, columns), in the dtype that it was prepared in."""
+    def rows(self, start: int, stop: int, *, out: Tensor | None = None) -> Tensor:
+        """Rows start:stop, (stop - start, columns), in the dtype that it was prepared in; into `out` if it is given."""
 
     def magnitude(self, start: int, stop: int) -> Tensor:
         """Upper bound of the absolute values that rounding errors of these rows are proportional to: sum |b| |a|."""

@@ -21,8 +21,10 @@ class FactorDelta:
     def terms(self) -> int:
         return int(self.a.shape[0])
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        return self.b[start:stop] @ self.a
+    def rows(self, start: int, stop: int, *, out: Tensor | None = None) -> Tensor:
+        import torch
+
+        return torch.mm(self.b[start:stop], self.a, out=out)
 
     def magnitude(self, start: int, stop: int) -> Tensor:
         return self.b[start:stop].abs() @ self.a.abs()

@@ -1,0 +1,95 @@
+"""merge: put adapters into a base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from loratools.cli import _options as options
+from loratools.cli._output import Output
+
+if TYPE_CHECKING:
+    from loratools.ops._arguments import RankFrom
+
+
+@click.command("merge")
+@click.argument("base", type=options.SOURCE)
+@click.argument("adapters", nargs=-1, required=True, type=options.WEIGHTED, metavar="ADAPTER[=W]...")
+@options.out
+@options.plan
+@options.dtype
+@click.option("--max-shard-size", type=options.SIZE, metavar="SIZE", help="Start a new file before one exceeds this.")
+@click.option("--allow-partial", is_flag=True, help="Leave out what does not fit the base, and list it.")
+@click.option("--no-verify", is_flag=True, help="Do not read the result back to check it.")
+@options.include
+@options.exclude
+@options.from_format
+@options.rank_from
+@options.threads
+@options.overwrite
+@options.common
+def command(
+    base: str,
+    adapters: tuple[options.Weighted, ...],
+    *,
+    out: Path,
+    plan: bool,
+    dtype: str | None,
+    max_shard_size: int | None,
+    allow_partial: bool,
+    no_verify: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    from_format: str | None,
+    rank_from: RankFrom,
+    threads: int | None,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    """Add ADAPTERs to the weights of BASE, each times its weight W, and write the merged model.
+
+    The sum is formed in float32 and rounded once. Weights that no adapter touches keep their bytes.
+
+    \b
+    Examples:
+      loratools merge llama-3-8b my-lora -o merged
+      loratools merge llama-3-8b style=0.7 facts=0.3 -o merged --plan
+    """
+    from loratools.ops import merge as op
+
+    made = op.plan(
+        base,
+        adapters,
+        out,
+        dtype=dtype,
+        max_shard_bytes=max_shard_size,
+        allow_partial=allow_partial,
+        overwrite=overwrite,
+        include=include,
+        exclude=exclude,
+        rank_from=rank_from,
+        from_format=from_format,
+    )
+    if plan:
+        if output.json:
+            output.document(made.as_json(out))
+        else:
+            from loratools.report.merge import plan_table
+
+            output.table(*plan_table(made, out))
+        return
+    for warning in made.warnings:
+        output.warn(warning)
+    with output.progress(made.bytes_written, "merging") as progress:
+        report = op.run(made, out, overwrite=overwrite, verify=not no_verify, threads=threads, progress=progress)
+    if output.json:
+        output.document(report.as_json())
+        return
+    from loratools.report.merge import summary
+
+    for warning in report.warnings:
+        if warning not in made.warnings:
+            output.warn(warning)
+    output.summary(*summary(report))

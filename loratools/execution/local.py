@@ -1,0 +1,63 @@
+"""Run work units on threads of this process.
+
+torch and the system calls let go of the interpreter while they work, so threads read, compute and write side by side:
+while one waits for the disk, another multiplies. Each matrix product runs on one thread, so that the bytes of a
+result do not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+
+
+def worker_count(threads: int | None) -> int:
+    """Workers to use: as asked, else one for each CPU that this process may run on."""
+    if threads is not None:
+        return threads
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def single_threaded_products() -> Iterator[None]:
+    """Within, a torch operation uses the thread that it is called on and no other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(units: Sequence[Unit], work: Callable[[Unit], Result], *, threads: int) -> list[Result]:
+    """`work` done on every unit; results in the order of the units. The first error stops the rest and is raised."""
+    results: dict[int, Result] = {}
+    waiting: dict[Future[Result], int] = {}
+    todo: Iterable[tuple[int, Unit]] = iter(enumerate(units))
+    with single_threaded_products(), ThreadPoolExecutor(threads, thread_name_prefix="loratools") as pool:
+        try:
+            # A short queue: after an error or an interrupt there is little left to wait for.
+            while True:
+                for i, unit in islice(todo, 2 * threads - len(waiting)):
+                    waiting[pool.submit(work, unit)] = i
+                if not waiting:
+                    break
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    results[waiting.pop(future)] = future.result()
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
+    return [results[i] for i in range(len(results))]

@@ -1,0 +1,45 @@
+"""Adapters as the verbs take them: a path, a loaded adapter, or a pair of one of these and a weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from loratools import formats
+from loratools.adapter import Adapter
+from loratools.errors import UsageError
+
+AdapterSource: TypeAlias = str | Path | Adapter
+AdapterArgument: TypeAlias = AdapterSource | tuple[AdapterSource, float]
+# Which rank makes the scale, where an adapter's tensors and its config disagree; None refuses.
+RankFrom: TypeAlias = Literal["tensors", "config"] | None
+
+
+def load_adapter(source: AdapterSource, *, rank_from: RankFrom = None, from_format: str | None = None) -> Adapter:
+    """The adapter, with a scale that is certain; errors as of `formats.load`."""
+    if not isinstance(source, Adapter):
+        source = formats.load(Path(source), format=from_format, rank_from=rank_from)
+    source.require_scale()
+    return source
+
+
+def load_weighted(
+    arguments: Sequence[AdapterArgument], *, rank_from: RankFrom = None, from_format: str | None = None
+) -> list[tuple[Adapter, float]]:
+    """Every adapter with its weight, 1 where none is given.
+
+    Raises:
+        UsageError: there is none, a weight is not finite, or all are 0.
+    """
+    if not arguments:
+        raise UsageError("no adapter is given")
+    pairs = [a if isinstance(a, tuple) else (a, 1.0) for a in arguments]
+    for source, weight in pairs:
+        if not math.isfinite(weight):
+            name = source.name if isinstance(source, Adapter) else source
+            raise UsageError(f"the weight of '{name}' is {weight}, which is not finite")
+    if not any(weight for _, weight in pairs):
+        raise UsageError("every adapter has weight 0, so there is nothing to do")
+    return [(load_adapter(s, rank_from=rank_from, from_format=from_format), float(w)) for s, w in pairs]

@@ -1,0 +1,286 @@
+"""What a merge will do: every tensor of the result, where it comes from, and what beside the weights comes along.
+
+Built from headers and configs; no values are read, save to compare two adapters that replace the same weight.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loratools.adapter import Adapter
+from loratools.checkpoints import Checkpoint
+from loratools.errors import MachineError, MismatchError, UnsupportedError
+from loratools.execution.local import worker_count
+from loratools.matching import Leftover, Matches, match
+from loratools.ops._merge_config import merged_config
+from loratools.ops._merge_result import resolve
+from loratools.ops._merge_side_files import planned_side_files
+from loratools.plan import CopyUnit, Output, OutputFile, PlannedFile, RowsUnit, WorkUnit
+from loratools.storage.files import free_space, quoted
+from loratools.storage.safetensors_writer import TensorSpec, layout
+
+# A unit is what one worker does at a time: large enough to be worth a hand-over, small enough to share one big tensor.
+_UNIT_BYTES = 16 << 20
+# Measured: a process that has imported torch, and a worker's blocks with the allocator's slack.
+_PROCESS_BYTES = 250 << 20
+_BLOCKS_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """`weights[i]` is the weight of `adapters[i]`, `matches[i]` where its names go."""
+
+    base: Checkpoint
+    adapters: tuple[Adapter, ...]
+    weights: tuple[float, ...]
+    matches: tuple[Matches, ...]
+    files: tuple[OutputFile, ...]
+    with_index: bool
+    side_files: tuple[PlannedFile, ...]
+    added: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return tuple(o for f in self.files for o in f.outputs)
+
+    @property
+    def leftovers(self) -> tuple[Leftover, ...]:
+        return tuple(left for m in self.matches for left in m.leftovers)
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(file_size(f) for f in self.files)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the merge will hold at most, about: the interpreter with torch, and one unit per worker."""
+        factors = max(
+            (sum(t.nbytes for u in o.updates for t in u.update.parts.values()) for o in self.outputs), default=0
+        )
+        return _PROCESS_BYTES + worker_count(None) * (_BLOCKS_BYTES + 4 * factors)
+
+    def as_json(self, out: Path) -> dict[str, object]:
+        """The document of `loratools merge --plan --json`, without its head."""
+        touched = [o for o in self.outputs if o.touched]
+        return {
+            "plan": {
+                "base": str(self.base.path),
+                "adapters": [
+                    {
+                        "path": a.name,
+                        "weight": w,
+                        "format": a.format,
+                        "renaming": str(m.renaming) if m.renaming else None,
+                    }
+                    for a, w, m in zip(self.adapters, self.weights, self.matches, strict=True)
+                ],
+                "matches": [
+                    {"adapter": i, "target": target, "weight": place.weight, "transposed": place.transposed}
+                    for i, m in enumerate(self.matches)
+                    for target, place in m.updates.items()
+                ],
+                "leftovers": [{"name": left.name, "why": left.why} for left in self.leftovers],
+                "targets": sum(1 for o in touched if o.updates),
+                "replacements": [o.name for o in touched if o.replaced_by is not None],
+                "added": list(self.added),
+                "untouched": len(self.outputs) - len(touched),
+                "files": [{"name": f.name, "tensors": len(f.outputs), "bytes": file_size(f)} for f in self.files],
+                "side_files": [
+                    {"name": f.name, "from": f.origin if f.text is None else "written anew"} for f in self.side_files
+                ],
+                "not_copied": [{"name": left.name, "why": left.why} for left in self.base.left_out],
+                "bytes": self.bytes_written,
+                "memory": self.memory,
+                "disk_free": free_space(out.parent),
+                "warnings": list(self.warnings),
+            },
+            "output": str(out),
+        }
+
+    def require_space(self, out: Path) -> None:
+        """Raise MachineError where the disk of `out` cannot take the result; checked before anything is written."""
+        needed = self.bytes_written + sum(f.source.stat().st_size for f in self.side_files if f.source is not None)
+        free = free_space(out.parent)
+        if needed > free:
+            raise MachineError(
+                f"{needed:,} bytes are needed on the disk of {quoted(out)}, and {free:,} are free",
+                hint="free some space, or write to another disk",
+            )
+
+
+def plan_merge(
+    base: Checkpoint,
+    adapters: Sequence[tuple[Adapter, float]],
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int | None = None,
+    allow_partial: bool = False,
+) -> MergePlan:
+    """Plan the merge of weighted adapters into `base`.
+
+    Raises:
+        UnsupportedError: the base is quantised.
+        MismatchError: something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
+    """
+    if base.quantization is not None:
+        raise UnsupportedError(
+            f"the base '{base.path}' is quantised ({base.quantization})",
+            hint="a delta cannot be added to packed or scaled numbers; merge into the model that it was made from",
+        )
+    shapes = _shapes(base)
+    model_type = base.config.get("model_type")
+    active = [(a, w) for a, w in adapters if w != 0]
+    matches = [match(a, shapes, model_type=model_type if isinstance(model_type, str) else None) for a, _ in active]
+    _refuse_leftovers(active, matches, allow_partial=allow_partial, base=base)
+    result = resolve(base, active, matches, dtype=dtype)
+    files, with_index = _files(base, result.outputs, max_shard_bytes)
+    shapes = {name: output.shape for name, output in result.outputs.items()}
+    config, config_warnings = merged_config(base, [a for a, _ in active], shapes, dtype=dtype, untied=result.untied)
+    side_files, side_warnings = planned_side_files(base, [a for a, _ in active], config)
+    every_warning = [
+        *base.warnings,
+        *(w for a, _ in active for w in a.warnings),
+        *(w for m in matches for w in m.warnings),
+        *(_other_base(a, base) for a, _ in active),
+        *(f"'{a.name}' has weight 0 and is left out" for a, w in adapters if w == 0),
+        *(
+            f"the weight {w:g} of '{a.name}' does not apply to its {len(a.replacements)} replaced tensors"
+            for a, w in active
+            if w != 1 and a.replacements
+        ),
+        *result.warnings,
+        *config_warnings,
+        *side_warnings,
+    ]
+    return MergePlan(
+        base,
+        tuple(a for a, _ in active),
+        tuple(w for _, w in active),
+        tuple(matches),
+        files,
+        with_index,
+        side_files,
+        result.added,
+        tuple(dict.fromkeys(w for w in every_warning if w)),
+    )
+
+
+def specs(file: OutputFile) -> list[TensorSpec]:
+    return [TensorSpec(o.name, o.dtype, o.shape) for o in file.outputs]
+
+
+def file_size(file: OutputFile) -> int:
+    return layout(specs(file), file.metadata).size
+
+
+def work_units(plan: MergePlan) -> list[WorkUnit]:
+    """Every byte of every output file, in exactly one unit, in file order."""
+    units: list[WorkUnit] = []
+    for i, file in enumerate(plan.files):
+        for output in file.outputs:
+            source = output.copied
+            if source is not None:
+                units += [
+                    CopyUnit(i, output, source, start, min(start + _UNIT_BYTES, source.nbytes))
+                    for start in range(0, source.nbytes, _UNIT_BYTES)
+                ]
+            else:
+                rows = output.shape[0] if output.shape else 1
+                step = max(1, _UNIT_BYTES // max(1, output.row_bytes))
+                units += [RowsUnit(i, output, start, min(start + step, rows)) for start in range(0, rows, step)]
+    return units
+
+
+def _shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
+    shapes = {name: t.shape for name, t in base.weights.items()}
+    return shapes | {name: shapes[source] for name, source in base.tied.items()}
+
+
+def _refuse_leftovers(
+    adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches], *, allow_partial: bool, base: Checkpoint
+) -> None:
+    for (adapter, _), found in zip(adapters, matches, strict=True):
+        total = len(adapter.updates) + len(adapter.replacements)
+        if total == 0:
+            raise MismatchError(f"'{adapter.name}' holds no updates and no replaced tensors")
+        left = found.leftovers
+        if not left or (allow_partial and len(left) < total):
+            continue
+        more = [f"… and {len(left) - 5} more"] if len(left) > 5 else []
+        hint = f"the adapter names its base as '{adapter.base_model}'" if adapter.base_model else None
+        if len(left) == total:
+            some = ", ".join(list(base.weights)[:3])
+            hint = f"{hint + '; ' if hint else ''}names of this base look like: {some}"
+        elif hint is None:
+            hint = "merge into the base that it was trained on, or leave these out with --allow-partial"
+        raise MismatchError(
+            f"{len(left)} of {total} names in '{adapter.name}' do not fit '{base.path}'",
+            details=[*map(str, left[:5]), *more],
+            hint=hint,
+        )
+
+
+def _files(
+    base: Checkpoint, outputs: Mapping[str, Output], max_shard_bytes: int | None
+) -> tuple[tuple[OutputFile, ...], bool]:
+    """The base's own files, new tensors at the end of the last one; or files of at most `max_shard_bytes`."""
+    metadata = dict(base.files[0].header.metadata) or {"format": "pt"}
+    if max_shard_bytes is None:
+        groups = [[outputs[n] for n in f.header.tensors if n in outputs] for f in base.files]
+        groups[-1] += [o for n, o in outputs.items() if n not in base.weights]
+        files = [
+            OutputFile(f.name, dict(f.header.metadata), tuple(group))
+            for f, group in zip(base.files, groups, strict=True)
+        ]
+        return tuple(files), base.index_metadata is not None
+    groups = [[]]
+    filled = 0
+    for output in outputs.values():
+        nbytes = output.nbytes
+        if groups[-1] and filled + nbytes > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(output)
+        filled += nbytes
+    if len(groups) == 1:
+        return (OutputFile("model.safetensors", metadata, tuple(groups[0])),), False
+    count = len(groups)
+    return tuple(
+        OutputFile(f"model-{i:05d}-of-{count:05d}.safetensors", metadata, tuple(g)) for i, g in enumerate(groups, 1)
+    ), True
+
+
+def index_text(plan: MergePlan) -> str:
+    """`model.safetensors.index.json` of the result."""
+    outputs = plan.outputs
+    metadata = dict(plan.base.index_metadata or {})
+    metadata["total_size"] = sum(o.nbytes for o in outputs)
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = sum(math.prod(o.shape) for o in outputs)
+    weight_map = {o.name: f.name for f in plan.files for o in f.outputs}
+    return json.dumps({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}, indent=2) + "\n"
+
+
+def _other_base(adapter: Adapter, base: Checkpoint) -> str | None:
+    """A warning where the adapter names another base than the one it is merged into."""
+    if not adapter.base_model:
+        return None
+    own = base.config.get("_name_or_path")
+    # A hub cache keeps `owner/name` in .../models--owner--name/snapshots/<revision>.
+    cached = [
+        p.removeprefix("models--").replace("--", "/") for p in base.path.absolute().parts if p.startswith("models--")
+    ]
+    known = [str(base.path.absolute()), *([own] if isinstance(own, str) and own else []), *cached]
+    last = {_last(k) for k in known}
+    if _last(adapter.base_model) in last:
+        return None
+    return f"'{adapter.name}' names its base as '{adapter.base_model}', not as '{_last(str(base.path.absolute()))}'"
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()

@@ -1,0 +1,211 @@
+"""Which tensors the result of a merge has: those of the base, replaced and updated, and those that it has not got yet.
+
+Here it is decided what happens to tied weights and to a resized vocabulary, and that two adapters which contradict
+each other are refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loratools.adapter import Adapter, Replacement
+from loratools.checkpoints import Checkpoint
+from loratools.errors import MismatchError, UnsupportedError
+from loratools.matching import Matches
+from loratools.ops._merge_config import vocabulary_size
+from loratools.plan import Output, WeightedUpdate
+from loratools.storage.files import read_bytes
+from loratools.tensors import FLOAT_DTYPES, LazyTensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """`outputs`: every tensor of the result by name, the base's first, in their order.
+
+    untied   names that were tied in the base and are stored on their own now
+    added    names that the base has no weight for
+    """
+
+    outputs: Mapping[str, Output]
+    untied: tuple[str, ...]
+    added: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def resolve(
+    base: Checkpoint, adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches], *, dtype: str | None
+) -> Result:
+    """Bring weighted adapters and their matches together, tensor by tensor; `dtype`: what floats are stored in.
+
+    Raises:
+        MismatchError: two adapters contradict each other, or a replaced tensor does not fit.
+        UnsupportedError: a delta would be added to a weight that is not stored in floating point.
+    """
+    replaced = _replacements(adapters, matches)
+    updates = _updates(adapters, matches, replaced)
+    untied, following = _untied(base, replaced, updates)
+    replaced = {name: new for name, new in replaced.items() if name not in following}
+    added = tuple(n for n in replaced if n not in base.weights and n not in base.tied)
+    outputs = {
+        name: _output(base, name, replaced.get(name), updates.get(name, ()), dtype)
+        for name in [*base.weights, *untied, *added]
+    }
+    _refuse_misfits(base, outputs, replaced)
+    warnings = [f"no longer tied, and stored on their own: {', '.join(untied)}"] if untied else []
+    return Result(outputs, untied, added, tuple(warnings))
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    adapter: int
+    replacement: Replacement
+
+
+def _replacements(adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches]) -> dict[str, _Replaced]:
+    """Stored name -> what takes its place; two adapters may agree, never differ."""
+    found: dict[str, _Replaced] = {}
+    differ: list[str] = []
+    for i, ((adapter, _), m) in enumerate(zip(adapters, matches, strict=True)):
+        for name, stored in {**m.replacements, **m.added}.items():
+            new = adapter.replacements[name]
+            if stored in found and not _equal(found[stored].replacement.tensor, new.tensor):
+                differ.append(f"{stored}   '{adapters[found[stored].adapter][0].name}' and '{adapter.name}'")
+            found.setdefault(stored, _Replaced(i, new))
+    if differ:
+        raise MismatchError(
+            f"{len(differ)} weights are replaced by more than one adapter, with different values",
+            details=differ[:5],
+            hint="leave one of them out with --exclude, or merge the adapters one at a time",
+        )
+    return found
+
+
+def _equal(a: LazyTensor, b: LazyTensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.location is not None and b.location is not None:
+        return read_bytes(a.location) == read_bytes(b.location)
+    return bool((a.read() == b.read()).all())
+
+
+def _updates(
+    adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches], replaced: Mapping[str, _Replaced]
+) -> dict[str, tuple[WeightedUpdate, ...]]:
+    """Stored name -> the updates added to it."""
+    found: dict[str, tuple[WeightedUpdate, ...]] = {}
+    clashes: list[str] = []
+    for i, ((adapter, weight), m) in enumerate(zip(adapters, matches, strict=True)):
+        for target, place in m.updates.items():
+            # An adapter may update what it replaces itself (a resized embedding); a delta of another adapter was
+            # trained against the weight that is no longer there.
+            if place.weight in replaced and replaced[place.weight].adapter != i:
+                clashes.append(f"{place.weight}   updated by '{adapter.name}'")
+            new = WeightedUpdate(i, adapter.updates[target], weight, place.transposed)
+            found[place.weight] = (*found.get(place.weight, ()), new)
+    if clashes:
+        raise MismatchError(
+            f"{len(clashes)} weights are replaced by one adapter and updated by another",
+            details=clashes[:5],
+            hint="leave one of them out with --exclude",
+        )
+    return found
+
+
+def _untied(
+    base: Checkpoint, replaced: Mapping[str, _Replaced], updates: Mapping[str, tuple[WeightedUpdate, ...]]
+) -> tuple[tuple[str, ...], set[str]]:
+    """Tied names that no longer equal the weight they follow, with all that are tied to the same one;
+    and replaced names that go on following, since both were saved equal."""
+    alone, following = set(), set()
+    for name, source in base.tied.items():
+        if name in updates:
+            alone.add(source)
+        elif name in replaced:
+            tensor = replaced[name].replacement.tensor
+            if source in replaced and _equal(tensor, replaced[source].replacement.tensor):
+                following.add(name)
+            else:
+                alone.add(source)
+        elif source in updates or _trained_alone(base, replaced.get(source), source):
+            alone.add(source)
+    return tuple(name for name, source in base.tied.items() if source in alone), following
+
+
+def _trained_alone(base: Checkpoint, new: _Replaced | None, source: str) -> bool:
+    """Whether a tied weight was trained as a copy of its own, while those tied to it stayed with the base.
+
+    That is what `modules_to_save` does. A resized or saved embedding carries its tied partners along.
+    """
+    if new is None or new.replacement.declared != "modules_to_save":
+        return False
+    return new.replacement.tensor.shape == base.weights[source].shape
+
+
+def _output(
+    base: Checkpoint, name: str, new: _Replaced | None, updates: tuple[WeightedUpdate, ...], dtype: str | None
+) -> Output:
+    stored = base.weights.get(base.tied.get(name, name))
+    values = new.replacement.tensor if new is not None else stored
+    assert values is not None  # a name is the base's, tied to one of the base's, or replaced
+    kept = stored.dtype if stored is not None else _usual_float(base)
+    if updates and kept not in FLOAT_DTYPES:
+        raise UnsupportedError(
+            f"'{name}' of '{base.path}' is stored as {kept}, which a delta cannot be added to",
+            hint="merge into a checkpoint stored in floating point",
+        )
+    to = dtype if dtype is not None and kept in FLOAT_DTYPES else kept
+    if to != values.dtype and values.dtype not in FLOAT_DTYPES:
+        raise MismatchError(f"'{name}' is {values.dtype} in the adapter and {kept} in the base")
+    return Output(name, to, values.shape, values, updates, new.adapter if new is not None else None)
+
+
+def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: Mapping[str, _Replaced]) -> None:
+    """A replaced tensor has the base's shape, save for a head of other labels, and for a vocabulary that is resized
+    everywhere."""
+    tokens = vocabulary_size(base)
+    shapes = {n: (base.weights[n].shape, outputs[n].shape) for n in base.weights}
+    resized = {n: (old, new) for n, (old, new) in shapes.items() if old != new}
+
+    def fits(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+        head = replaced[name].replacement.declared == "modules_to_save"
+        return len(old) == len(new) and old[1:] == new[1:] and (old[0] == tokens or head)
+
+    wrong = [
+        f"{n}   base {_times(old)}, adapter {_times(new)}" for n, (old, new) in resized.items() if not fits(n, old, new)
+    ]
+    if wrong:
+        raise MismatchError(f"{len(wrong)} replaced tensors do not fit '{base.path}'", details=wrong[:5])
+    sizes = {new[0] for old, new in resized.values() if old[0] == tokens}
+    if len(sizes) > 1:
+        raise MismatchError(
+            f"the adapters resize the vocabulary to {len(sizes)} different sizes",
+            details=[f"{n}   {old[0]} -> {new[0]}" for n, (old, new) in resized.items()],
+        )
+    for size in sizes:
+        left = [n for n, (old, new) in shapes.items() if old == new and old[:1] == (tokens,) and _per_token(n)]
+        if left:
+            raise MismatchError(
+                f"the vocabulary is resized from {tokens} to {size}, and {len(left)} weights stay as they are",
+                details=left[:5],
+                hint="save the adapter with its embeddings and its output head (save_embedding_layers=True)",
+            )
+
+
+def _per_token(name: str) -> bool:
+    """Whether a weight of as many rows as there are tokens has one row per token, by its name."""
+    words = ("embed_tokens", "word_embeddings", "wte", "lm_head", "shared", "embed_in", "embed_out", "predictions")
+    return any(word in name.split(".") for word in words)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+def _usual_float(base: Checkpoint) -> str:
+    counts: Counter[str] = Counter()
+    for tensor in base.weights.values():
+        if tensor.dtype in FLOAT_DTYPES:
+            counts[tensor.dtype] += tensor.elements
+    return counts.most_common(1)[0][0] if counts else "F32"

@@ -1,0 +1,100 @@
+"""What a merge will do, and what it did, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loratools.ops._merge_plan import MergePlan
+from loratools.ops.merge import MergeReport
+from loratools.report.text import number, plural, safe, size
+from loratools.storage.files import free_space
+
+_SHOWN = 5
+
+
+def plan_table(made: MergePlan, out: Path) -> list[RenderableType]:
+    """What `--plan` prints."""
+    base = made.base
+    dtypes = sorted({t.dtype for t in base.weights.values()})
+    nbytes = sum(t.nbytes for t in base.weights.values())
+    rows = [
+        ("base", f"{base.path}  {'/'.join(dtypes)}  {size(nbytes)}  {plural(len(base.files), 'file')}"),
+    ]
+    for adapter, weight, matches in zip(made.adapters, made.weights, made.matches, strict=True):
+        total = len(adapter.updates) + len(adapter.replacements)
+        fitting = total - len(matches.leftovers)
+        parts = (
+            [f"{adapter.name}  {adapter.format}", f"weight {weight:g}"]
+            if weight != 1
+            else [f"{adapter.name}  {adapter.format}"]
+        )
+        parts += [f"{fitting}/{total} names matched", *([f"prefix {matches.renaming}"] if matches.renaming else [])]
+        parts += _scales(adapter.updates.values())
+        rows.append(("adapter", "  ".join(parts)))
+    touched = [o for o in made.outputs if o.touched]
+    updated, replaced = sum(1 for o in touched if o.updates), sum(1 for o in touched if o.replaced_by is not None)
+    rows += [
+        ("will", f"change {plural(updated, 'weight')}, replace {replaced}, add {len(made.added)}, "
+                 f"copy {len(made.outputs) - len(touched)} as they are"),
+        ("output", f"{out}  {plural(len(made.files), 'file')}  {size(made.bytes_written)}"
+                   + ("  with index" if made.with_index else "")),
+        ("beside", ", ".join(_side_files(made)) or "nothing"),
+        ("left out", ", ".join(f"{left.name} ({left.why})" for left in base.left_out[:_SHOWN]) or "nothing"),
+        ("memory", f"about {size(made.memory)}"),
+        ("disk", f"{size(free_space(out.parent))} free"),
+    ]  # fmt: skip
+    rows += [("leftover", str(left)) for left in made.leftovers]
+    rows += [("warning", warning) for warning in made.warnings]
+    return [_pairs(rows)]
+
+
+def _scales(updates: object) -> list[str]:
+    found = sorted({(u.rank, u.scale) for u in updates})  # type: ignore[attr-defined]
+    if not found:
+        return []
+    ranks, scales = sorted({r for r, _ in found}), sorted({s for _, s in found})
+    return [
+        f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}–{ranks[-1]}",
+        f"scale {number(scales[0])}" if len(scales) == 1 else f"scales {number(scales[0])}–{number(scales[-1])}",
+    ]
+
+
+def _side_files(made: MergePlan) -> list[str]:
+    words = []
+    for file in made.side_files:
+        note = "written anew" if file.text is not None else "" if file.origin == "base" else "from the adapter"
+        words.append(f"{file.name} ({note})" if note else file.name)
+    return words
+
+
+def summary(report: MergeReport) -> list[RenderableType]:
+    """What is told on stderr after a merge."""
+    changed = f"{plural(report.targets, 'weight')} merged"
+    changed += f", {report.replaced} replaced" if report.replaced else ""
+    changed += f", {len(report.added)} new" if report.added else ""
+    rows = [("merged", f"{changed}, {report.untouched} copied as they are")]
+    if report.gain is not None:
+        rows.append(("gain", f"{report.gain:.4%} of the update survives rounding; "
+                             f"{report.unchanged_share or 0:.1%} of the merged weights keep their value"))  # fmt: skip
+    if report.verified and report.max_error_ratio is not None:
+        rows.append(("checked", f"largest error {report.max_error_ratio:.3f} of what one rounding may cost"))
+    elif not report.verified:
+        rows.append(("checked", "no (--no-verify)"))
+    if report.left_out:
+        more = f" and {len(report.left_out) - _SHOWN} more" if len(report.left_out) > _SHOWN else ""
+        rows.append(("left out", ", ".join(report.left_out[:_SHOWN]) + more))
+    rows.append(("written", f"{report.output}  {size(report.bytes)}  in {report.seconds:.1f} s"))
+    return [_pairs(rows)]
+
+
+def _pairs(rows: list[tuple[str, str]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for word, text in rows:
+        table.add_row(word, Text(safe(text)))
+    return table

@@ -1,0 +1,146 @@
+"""Names of adapters against names of bases: prefixes, orientation, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from loratools.adapter import Adapter, Replacement
+from loratools.errors import MismatchError
+from loratools.matching import Matches, Place, Renaming, match
+from loratools.tensors import held
+from loratools.updates.lora import LoRA
+
+
+def lora(out: int, in_: int, rank: int = 3) -> LoRA:
+    return LoRA(held(torch.ones(rank, in_)), held(torch.ones(out, rank)), alpha=6.0, alpha_source="config")
+
+
+def adapter(*names: str, out: int = 10, in_: int = 6, flag: bool | None = None, **replaced: tuple[int, ...]) -> Adapter:
+    config = {} if flag is None else {"fan_in_fan_out": flag}
+    replacements = {
+        n.replace("__", "."): Replacement(held(torch.ones(s)), "modules_to_save") for n, s in replaced.items()
+    }
+    return Adapter({n: lora(out, in_) for n in names}, replacements, notes={"peft": {"config": config}})
+
+
+def places(found: Matches) -> dict[str, str]:
+    return {target: place.weight for target, place in found.updates.items()}
+
+
+def test_names_of_the_base_are_taken_as_they_are() -> None:
+    found = match(adapter("model.layers.0.q"), {"model.layers.0.q.weight": (10, 6), "layers.0.q.weight": (10, 6)})
+
+    assert found.updates == {"model.layers.0.q": Place("model.layers.0.q.weight")}
+    assert not found.renaming
+
+
+@pytest.mark.parametrize(
+    ("target", "weight", "renaming"),
+    [
+        ("layers.0.q", "model.layers.0.q.weight", Renaming(add="model.")),
+        ("model.layers.0.q", "layers.0.q.weight", Renaming(strip="model.")),
+        ("bert.encoder.layer.0.q", "encoder.layer.0.q.weight", Renaming(strip="bert.")),
+        ("transformer.h.0.c_attn", "h.0.c_attn.weight", Renaming(strip="transformer.")),
+        ("model.language_model.layers.0.q", "language_model.model.layers.0.q.weight",
+         Renaming("model.language_model.", "language_model.model.")),
+    ],
+)  # fmt: skip
+def test_a_prefix_that_explains_every_name_is_found_and_told(target: str, weight: str, renaming: Renaming) -> None:
+    shapes = {weight.replace("0", str(i)): (10, 6) for i in range(3)}
+    targets = [target.replace("0", str(i)) for i in range(3)]
+
+    found = match(adapter(*targets), shapes)
+
+    assert places(found) == dict(zip(targets, shapes, strict=True))
+    assert found.renaming == renaming
+    assert not found.leftovers
+
+
+def test_a_layer_number_is_never_part_of_a_prefix() -> None:
+    found = match(adapter("layers.5.q"), {"layers.0.q.weight": (10, 6), "layers.1.q.weight": (10, 6)})
+
+    assert [left.name for left in found.leftovers] == ["layers.5.q"]
+    assert found.leftovers[0].nearest
+
+
+def test_two_prefixes_that_fit_equally_well_are_refused_with_both_named() -> None:
+    shapes = {"encoder.layers.0.q.weight": (10, 6), "decoder.layers.0.q.weight": (10, 6)}
+
+    with pytest.raises(MismatchError) as caught:
+        match(adapter("layers.0.q"), shapes)
+
+    assert "2 ways" in caught.value.message
+    assert "decoder." in caught.value.details[0]
+    assert "encoder." in caught.value.details[1]
+
+
+def test_shapes_choose_between_two_prefixes() -> None:
+    shapes = {"encoder.layers.0.q.weight": (11, 6), "decoder.layers.0.q.weight": (10, 6)}
+
+    assert places(match(adapter("layers.0.q"), shapes)) == {"layers.0.q": "decoder.layers.0.q.weight"}
+
+
+def test_a_misfit_names_both_sizes() -> None:
+    found = match(adapter("m.q"), {"m.q.weight": (10, 4)})
+
+    assert str(found.leftovers[0]) == "m.q   adapter 6 -> 10, base 4 -> 10"
+
+
+def test_a_weight_stored_as_in_out_is_recognised_by_its_shape() -> None:
+    # The flag is wrong on purpose: it counts for square weights only.
+    found = match(adapter("m.q", flag=False), {"m.q.weight": (6, 10)})
+
+    assert found.updates["m.q"].transposed
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_square_weight_is_stored_as_the_flag_says(flag: bool) -> None:
+    found = match(adapter("m.q", out=6, flag=flag), {"m.q.weight": (6, 6)})
+
+    assert found.updates["m.q"].transposed is flag
+
+
+@pytest.mark.parametrize(("model_type", "transposed"), [("gpt2", True), ("llama", False), (None, False)])
+def test_a_square_weight_without_a_flag_is_stored_as_its_model_stores_it(
+    model_type: str | None, transposed: bool
+) -> None:
+    found = match(adapter("h.0.attn.c_proj", out=6), {"h.0.attn.c_proj.weight": (6, 6)}, model_type=model_type)
+
+    assert found.updates["h.0.attn.c_proj"].transposed is transposed
+
+
+def test_a_flag_that_all_other_weights_contradict_is_warned_of() -> None:
+    both = Adapter({"m.a": lora(6, 6), "m.b": lora(10, 6)}, notes={"peft": {"config": {"fan_in_fan_out": True}}})
+
+    found = match(both, {"m.a.weight": (6, 6), "m.b.weight": (10, 6)})
+
+    assert "fan_in_fan_out=True" in found.warnings[0]
+
+
+def test_a_head_that_the_base_has_not_got_is_new() -> None:
+    found = match(adapter("bert.q", score__weight=(2, 6)), {"q.weight": (10, 6)})
+
+    assert found.added == {"score.weight": "score.weight"}
+    assert not found.leftovers
+
+
+def test_a_replaced_weight_goes_through_the_same_prefix() -> None:
+    found = match(adapter("bert.q", bert__pooler__weight=(6, 6)), {"q.weight": (10, 6), "pooler.weight": (6, 6)})
+
+    assert found.replacements == {"bert.pooler.weight": "pooler.weight"}
+
+
+def test_a_tensor_for_a_module_that_the_base_has_without_it_is_a_leftover() -> None:
+    found = match(adapter("q", norm__bias=(6,)), {"q.weight": (10, 6), "norm.weight": (6,)})
+
+    assert [left.name for left in found.leftovers] == ["norm.bias"]
+    assert not found.added
+
+
+def test_two_names_for_one_weight_are_refused() -> None:
+    with pytest.raises(MismatchError, match="more than one name"):
+        match(
+            adapter("q", a__weight=(5,), model__a__weight=(5,)),
+            {"model.q.weight": (10, 6), "model.a.weight": (5,)},
+        )

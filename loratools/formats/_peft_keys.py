@@ -1,0 +1,162 @@
+"""How PEFT spells the names of tensors, parsed by their dots.
+
+    base_model.model.<module>.lora_A[.<adapter>].weight         a factor
+    base_model.model.<module>[.modules_to_save.<adapter>].weight   a weight that is replaced
+    base_model.model.<module>.base_layer.weight                 the same, of a module that has factors too
+
+What PEFT stores for other kinds is in one table, so that it can be refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Factor:
+    """`part` is `lora_A` or `lora_B`; `adapter` is the adapter's name where the key has one."""
+
+    module: str
+    part: str
+    adapter: str | None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole weight; `spelling` is `plain`, or the segment that was taken out of the key.
+
+    `original_module` is the base's own copy of a weight that is replaced.
+    """
+
+    name: str
+    spelling: str
+    adapter: str | None
+
+    @property
+    def module(self) -> str:
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A tensor of a kind that is not read."""
+
+    kind: str
+
+
+Parsed = Factor | Whole | Foreign
+
+
+def parse_all(keys: Iterable[str]) -> dict[str, Parsed]:
+    """What the keys of one file mean."""
+    keys = list(keys)
+    parsed = {key: parse(key) for key in keys}
+    if any(isinstance(found, Factor) and found.adapter is not None for found in parsed.values()):
+        # Not saved by PEFT but dumped: then replaced modules have the adapter's name in their keys as well.
+        parsed |= {key: parse(key, dumped=True) for key in keys if "modules_to_save" in key}
+    return parsed
+
+
+def parse(key: str, *, dumped: bool = False) -> Parsed:
+    """What a key means. Everything but the names in the table below is a whole weight."""
+    parts = key.split(".")
+    # Twice where a PeftModel was wrapped in another.
+    while parts[:2] == ["base_model", "model"] and len(parts) > 2:
+        parts = parts[2:]
+    for at in range(len(parts) - 1, -1, -1):
+        segment = parts[at]
+        if segment in ("lora_A", "lora_B"):
+            return _factor(parts[:at], segment, parts[at + 1 :])
+        if segment in FOREIGN:
+            return Foreign(FOREIGN[segment])
+        if segment.startswith("lora_") and at < len(parts) - 1 and parts[-1] == "weight" and at >= len(parts) - 3:
+            # `lora_down` and the like are other formats'; `lora_x` may also be a module's own name further up.
+            return Foreign(f"'{segment}', which no PEFT known here writes")
+    return _whole(parts, dumped)
+
+
+def _factor(module: list[str], part: str, tail: list[str]) -> Factor | Foreign:
+    if "base_layer" in module:
+        return Foreign("a module inside another adapted one (target_parameters, or nn.MultiheadAttention)")
+    match tail:
+        case ["weight"]:
+            return Factor(".".join(module), part, None)
+        case [adapter, "weight"]:
+            return Factor(".".join(module), part, adapter)
+        case ["bias"] | [_, "bias"]:
+            return Foreign("LoRA with a bias of its own (lora_bias)")
+        case _:
+            return Foreign(f"'{part}' that does not end in '.weight', which is not PEFT's spelling")
+
+
+def _whole(parts: list[str], dumped: bool) -> Whole | Foreign:
+    spelling, adapter = "plain", None
+    for segment in ("modules_to_save", "original_module"):
+        if segment in parts[:-1]:
+            at = parts.index(segment)
+            spelling = segment
+            # With bias="all" PEFT saves `classifier.modules_to_save.dense.bias`, where `dense` is no adapter's name.
+            if segment == "modules_to_save" and at + 2 < len(parts) and (dumped or parts[at + 1] == "default"):
+                adapter = parts.pop(at + 1)
+            del parts[at]
+    if parts[-2:-1] == ["base_layer"]:
+        spelling = "base_layer"
+        del parts[-2]
+    if "base_layer" in parts:
+        return Foreign("a module inside another adapted one (target_parameters, or nn.MultiheadAttention)")
+    return Whole(".".join(parts), spelling, adapter)
+
+
+_BY_KIND: dict[str, tuple[str, ...]] = {
+    "LoRA of an embedding": ("lora_embedding_A", "lora_embedding_B"),
+    "the magnitude of DoRA": ("lora_magnitude_vector",),
+    "the diagonal of KaSA": ("lora_diag",),
+    "VeLoRA": ("lora_velora_embed",),
+    "MonteCLoRA": ("lora_monteclora_sampler",),
+    "Arrow routing": ("lora_arrow",),
+    "AdaLoRA": ("lora_E", "ranknum"),
+    "trainable tokens": ("token_adapter", "trainable_tokens_delta", "trainable_tokens_original", "token_indices"),
+    "AdaMSS": ("adamss_A", "adamss_B"),
+    "BEFT": ("beft_bias",),
+    "BOFT": ("boft_R", "boft_s"),
+    "C3A": ("c3a_kernel",),
+    "DEFT": ("deft_P", "deft_R"),
+    "DeLoRA": ("delora_A", "delora_B", "delora_lambda", "delora_w_norm"),
+    "FourierFT": ("fourierft_spectrum",),
+    "FRoD": ("frod_lambda_l", "frod_lambda_s_values", "frod_V", "frod_U", "frod_s_indices"),
+    "GLoRA": ("glora_A", "glora_B", "glora_C", "glora_D", "glora_E"),
+    "GraLoRA": ("gralora_A", "gralora_A_general", "gralora_B", "gralora_B_general"),
+    "HiRA": ("hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B"),
+    "HRA": ("hra_u",),
+    "IA3": ("ia3_l",),
+    "Lily": ("lily_A", "lily_B", "lily_router"),
+    "LN tuning": ("ln_tuning_layers",),
+    "LoHa": ("hada_t1", "hada_t2", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    "LoKr": ("lokr_t1", "lokr_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+    "MiSS": ("miss_block",),
+    "Bone": ("bone_block",),
+    "OFT": ("oft_R", "oft_r", "oft_s", "oft_embedding_R"),
+    "OSF": ("osf_svd_params",),
+    "PEANuT": ("peanut_A", "peanut_B", "peanut_decoders", "peanut_encoders"),
+    "Poly": ("poly_lora_A", "poly_lora_B", "poly_router"),
+    "prompt learning": ("prompt_embeddings", "prefix_task_cols", "prefix_task_rows"),
+    "adaption prompt": ("adaption_prompt", "adaption_gate"),
+    "PSOFT": ("psoft_R",),
+    "PVeRA": ("pvera_lambda_b", "pvera_lambda_d", "pvera_A", "pvera_B"),
+    "RandLoRA": ("randlora_gamma", "randlora_lambda", "randlora_A", "randlora_B"),
+    "RoAd": ("road_alpha", "road_theta"),
+    "Shadow": ("shadow_down", "shadow_dropout", "shadow_up", "shadow_update_gate", "shadow_update_transform"),
+    "SHiRA": ("shira_weight", "shira_indices"),
+    "SuperTuning": ("supertuning_lora_A", "supertuning_lora_B", "supertuning_values", "supertuning_indices"),
+    "TinyLoRA": ("tinylora_v", "tinylora_A", "tinylora_B", "tinylora_P"),
+    "UniLoRA": ("unilora_theta_d",),
+    "VB-LoRA": ("vblora_logits_A", "vblora_logits_B", "vblora_vector_bank"),
+    "VeRA": ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"),
+    "WaveFT": ("waveft_spectrum",),
+    "X-LoRA": ("internal_xlora_classifier",),
+}
+# A kind that becomes readable leaves this table.
+FOREIGN: dict[str, str] = {segment: kind for kind, segments in _BY_KIND.items() for segment in segments}

@@ -1,0 +1,148 @@
+"""The `adapter_config.json` from which PEFT makes exactly the ranks, scales and replaced modules of an adapter.
+
+Starts from what the source said, so that nothing is lost on the way, and states anew whatever the adapter decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from loratools.adapter import Adapter
+from loratools.formats import _peft_config as fields
+from loratools.formats._peft_patterns import matches
+from loratools.updates.lora import LoRA
+
+_NEW_CONFIG: dict[str, object] = {
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "init_lora_weights": True,
+    "lora_dropout": 0.0,
+    "task_type": None,
+    "use_dora": False,
+}
+# What PEFT (0.13 and later) takes for "no module has factors" without raising an error.
+_NO_TARGETS = "dummy-target-modules"
+
+
+def config_to_write(adapter: Adapter, updates: Mapping[str, LoRA]) -> dict[str, object]:
+    """The fields of the file; `updates` are those that have factors in it."""
+    notes = _notes(adapter)
+    raw = notes.get("config")
+    config: dict[str, object] = dict(raw) if isinstance(raw, Mapping) else dict(_NEW_CONFIG)
+    config.pop("runtime_config", None)  # PEFT warns about it and ignores it
+    ranks = {target: u.rank for target, u in updates.items()}
+    rslora = bool(updates) and all(u.rslora for u in updates.values())
+    # Where only some are rsLoRA, all become plain: PEFT has one flag for all.
+    alphas = {t: float(u.alpha if u.rslora == rslora else u.scale * u.rank) for t, u in updates.items()}
+    rank = _most_common(ranks.values(), fields.DEFAULT_RANK)
+    alpha = _most_common(alphas.values(), float(fields.DEFAULT_ALPHA))
+    config |= {
+        "peft_type": "LORA",
+        "base_model_name_or_path": adapter.base_model,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": _number(alpha),
+        "rank_pattern": _pattern(ranks, rank),
+        "alpha_pattern": {key: _number(value) for key, value in _pattern(alphas, alpha).items()},
+        "use_rslora": rslora,
+    }
+    # PEFT runs the initialisation again when it loads; these two need the base for it, or an even rank.
+    if config.get("init_lora_weights") in ("orthogonal", "mica"):
+        config["init_lora_weights"] = True
+    if not isinstance(raw, Mapping):
+        config["bias"] = _bias(adapter, updates)
+    unchanged = notes.get("names") == names_digest(updates, adapter.replacements)
+    config["modules_to_save"] = _saved(adapter, updates, config, unchanged)
+    if not (unchanged and _listed_already(updates, config)):
+        # Whole names, so that exactly these modules are found; nothing else may narrow them.
+        config["target_modules"] = sorted(updates) or _NO_TARGETS
+        narrowing = ("exclude_modules", "layers_to_transform", "layers_pattern")
+        config |= {name: None for name in narrowing if name in config}
+    return config
+
+
+def metadata_to_write(adapter: Adapter) -> dict[str, str]:
+    """The metadata that the source's file had."""
+    metadata = _notes(adapter).get("metadata")
+    return {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, Mapping) else {}
+
+
+def names_digest(targets: Iterable[str], replaced: Iterable[str]) -> str:
+    """Tells whether an adapter still has the names that were read: then the config's lists of names still hold."""
+    import hashlib
+
+    lines = [*(f"target {name}" for name in sorted(targets)), *(f"replaced {name}" for name in sorted(replaced))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _notes(adapter: Adapter) -> Mapping[str, object]:
+    notes = adapter.notes.get("peft")
+    return notes if isinstance(notes, Mapping) else {}
+
+
+def _most_common(values: Iterable[int] | Iterable[float], default: float) -> int | float:
+    """The most common, and the smallest of several."""
+    counts = Counter(values)
+    return min(counts, key=lambda v: (-counts[v], v)) if counts else default
+
+
+def _number(value: float) -> int | float:
+    return int(value) if value == int(value) else value
+
+
+def _pattern(values: Mapping[str, int | float], default: float) -> dict[str, int | float]:
+    """The modules whose value is not the default, as keys from which PEFT gives every module its own value."""
+    # In the order of the file, which is sorted: the first key that matches counts.
+    plain = {target: value for target, value in sorted(values.items()) if value != default}
+    if not plain:
+        return {}
+    found = matches(plain, list(values), where="a pattern to be written")
+    if all((plain[keys[0]] if keys else default) == values[target] for target, keys in found.items()):
+        return plain
+    # A short name is also the end of a longer one.
+    return dict(sorted((f"^{re.escape(target)}", value) for target, value in plain.items()))
+
+
+def _bias(adapter: Adapter, updates: Mapping[str, LoRA]) -> str:
+    modules = {name.rpartition(".")[0] for name, r in adapter.replacements.items() if r.declared == "bias"}
+    if not modules:
+        return "none"
+    return "lora_only" if modules <= set(updates) else "all"
+
+
+def _saved(
+    adapter: Adapter, updates: Mapping[str, LoRA], config: Mapping[str, object], unchanged: bool
+) -> list[str] | None:
+    """Entries of modules_to_save that find the modules declared so, and no other module of the adapter."""
+    declared: set[str] = set()
+    others = set(updates)
+    for name, replacement in adapter.replacements.items():
+        module = name.rpartition(".")[0]
+        own = replacement.declared == "modules_to_save" and module not in updates
+        (declared if own else others).add(module)
+    given = config.get("modules_to_save")
+    entries = [entry for entry in given if isinstance(entry, str)] if isinstance(given, list) else []
+    kept = [entry for entry in entries if not any(fields.covers(entry, module) for module in others)]
+    if not unchanged:
+        # An entry that finds no weight here may find a module of the base, for which PEFT would miss the weights.
+        kept = [entry for entry in kept if any(fields.covers(entry, module) for module in declared)]
+    missing = {module for module in declared if not any(fields.covers(entry, module) for entry in kept)}
+    # Several entries that find the same module are one wrapper in another: parents only.
+    added = [m for m in sorted(missing) if not any(m.startswith(f"{parent}.") for parent in missing)]
+    return [*kept, *added] or None
+
+
+def _listed_already(updates: Mapping[str, LoRA], config: Mapping[str, object]) -> bool:
+    """Whether the source's own target_modules, with nothing to narrow it, finds all modules."""
+    listed, excluded = config.get("target_modules"), config.get("exclude_modules") or []
+    if not isinstance(listed, list) or not isinstance(excluded, list):
+        return False
+    if config.get("layers_to_transform") is not None or config.get("layers_pattern"):
+        return False
+
+    def named(target: str, names: list[object]) -> bool:
+        return any(isinstance(name, str) and (target == name or target.endswith(f".{name}")) for name in names)
+
+    return all(named(target, listed) and not named(target, excluded) for target in updates)

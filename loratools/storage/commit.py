@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loratools.errors import OutputExistsError, UsageError
@@ -60,8 +60,9 @@ def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path], adopt: 
         OutputExistsError: see `check_output`; also when another run has written `out` meanwhile.
         MachineError: the disk is full, or there is no permission.
     """
-    check_output(out, overwrite=overwrite, inputs=inputs)
     real = _real(out)
+    _recover(out, real)
+    check_output(out, overwrite=overwrite, inputs=inputs)
     found = _stat_or_none(real)
     if found is not None and not stat.S_ISDIR(found.st_mode):
         raise UsageError(f"{quoted(out)} is a file, and a folder is to be written", hint="choose another name")
@@ -190,7 +191,6 @@ def _staging(out: Path, real: Path, adopt: Path | None) -> Iterator[Path]:
     lock: int | None = None
     try:
         try:
-            _recover(real)
             _make_parents(real.parent, made)
             staging = real.parent / (_prefix(real) + _own_suffix())
             if adopt is None:
@@ -215,7 +215,8 @@ def _staging(out: Path, real: Path, adopt: Path | None) -> Iterator[Path]:
         raise
     finally:
         if lock is not None:
-            system.close(lock)
+            with suppress(OSError):  # nothing was written through it
+                system.close(lock)
     # After a swap it is the old output that lies here, or the emptied folder of a single file.
     _remove(staging)
 
@@ -274,19 +275,23 @@ def _owner_is_gone(staging: Path) -> bool:
     except OSError:
         return False
     if lock is not None:
-        system.close(lock)
+        with suppress(OSError):
+            system.close(lock)
     return True
 
 
-def _recover(real: Path) -> None:
+def _recover(out: Path, real: Path) -> None:
     """Where a run was killed between moving the old output aside and the new one in, put the old one back."""
     for aside in _staging_folders(real, aside=True):
         if not _owner_is_gone(aside):
             continue
-        if _stat_or_none(real) is None:
-            system.rename(aside, real)
-        else:
+        if _stat_or_none(real) is not None:
             _remove(aside)
+            continue
+        try:
+            system.rename(aside, real)
+        except OSError as error:
+            raise machine_error(error, "restore", out) from error
 
 
 def _flush(folder: Path) -> None:
@@ -353,8 +358,10 @@ def _remove(folder: Path) -> None:
     for _ in range(2):
         try:
             names = system.names_in(folder)
-        except OSError:
+        except FileNotFoundError:
             return
+        except OSError:
+            continue
         for name in names:
             path = folder / name
             try:

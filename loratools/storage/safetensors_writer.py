@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from loratools.errors import InputError, MachineError
 from loratools.storage import system
 from loratools.storage.commit import staged_file
-from loratools.storage.files import copy_range, free_space, machine_error, quoted, write_at
+from loratools.storage.files import copy_range, machine_error, quoted, write_at
 from loratools.storage.safetensors_reader import MAX_HEADER
 from loratools.tensors import DTYPE_BITS, ByteRange, LazyTensor, dtype_name
 
@@ -192,7 +192,7 @@ class SafetensorsWriter:
             raise MachineError(
                 full.message,
                 hint=full.hint,
-                details=[f"{self.layout.size:,} bytes are needed, {free_space(self.path.parent):,} are free"],
+                details=[f"{self.layout.size:,} bytes are needed"],
             ) from error
 
     def _write(self, name: str, start: int, tensor: Tensor) -> None:

@@ -43,7 +43,7 @@ _DTYPES = {
 }  # fmt: skip
 _CALLABLE = frozenset({
     "collections.OrderedDict", "torch.Size", "torch.device", "_codecs.encode",
-    "builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset",
+    "builtins.set", "builtins.frozenset",
     "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
     "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
     "torch._tensor._rebuild_from_type_v2",
@@ -118,7 +118,8 @@ class _TorchWorld:
     storages: dict[str, _Storage] = field(default_factory=dict)
 
     def find(self, module: str, name: str) -> object:
-        full = f"{module}.{name}"
+        # Protocol 2 and earlier use the name that Python 2 had.
+        full = f"{'builtins' if module == '__builtin__' else module}.{name}"
         if full in _CALLABLE or full in _TYPES:
             return _Global(full)
         if module in ("torch", "torch.storage", "torch.cuda") and name in _STORAGES:

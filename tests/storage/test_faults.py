@@ -1,0 +1,247 @@
+# ruff: noqa: PT017 (whether a call fails is not known beforehand)
+"""Every call to the system is made to fail once; processes are killed at any time. Old or new, never in between."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from loratools.errors import LoraToolsError
+from loratools.storage import files, system
+from loratools.storage.commit import staged_folder, stale_staging
+from loratools.storage.json_file import write_json
+from loratools.storage.safetensors_reader import read_header
+from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec, write_safetensors
+
+ROOT = Path(__file__).parents[2]
+CALLS = frozenset({
+    "open", "close", "pread", "preadv", "pwrite", "fstat", "stat", "lstat", "fsync", "rename", "replace", "link",
+    "unlink", "rmdir", "mkdir", "listdir", "posix_fallocate", "ftruncate", "copy_file_range", "chmod",
+})  # fmt: skip
+
+
+class FaultyOs:
+    """The os module, whose n-th call that may fail does."""
+
+    def __init__(self, n: int, code: int) -> None:
+        self.left = n
+        self.code = code
+        self.failed = ""
+
+    def __getattr__(self, name: str) -> object:
+        real = getattr(os, name)
+        if name not in CALLS:
+            return real
+
+        def call(*args: object, **kwargs: object) -> object:
+            self.left -= 1
+            if self.left == 0:
+                self.failed = f"{name}{args[:2]}"
+                if name == "close":  # a failed close has closed all the same
+                    real(*args)
+                raise OSError(self.code, os.strerror(self.code))
+            return real(*args, **kwargs)
+
+        return call
+
+
+def write_one_file(base: Path, out: Path) -> None:
+    tensors = read_header(base).tensors
+    write_safetensors(out, {"copied": tensors["a"], "made": torch.ones(3)}, {"k": "v"})
+
+
+def write_folder(base: Path, out: Path) -> None:
+    with staged_folder(out, overwrite=True, inputs=[base]) as staging:
+        write_one_file(base, staging / "model.safetensors")
+        write_json(staging / "config.json", {"new": True})
+
+
+def snapshot(path: Path) -> object:
+    if path.is_dir():
+        return {child.name: snapshot(child) for child in sorted(path.iterdir())}
+    return path.read_bytes() if path.exists() else None
+
+
+@pytest.mark.parametrize(("old", "code"), [("old output", errno.EIO), ("no old output", errno.ENOSPC)])
+@pytest.mark.parametrize("with_exchange", [True, False], ids=["exchange", "renames"])
+@pytest.mark.parametrize("job", [write_one_file, write_folder])
+def test_failure_of_any_call_leaves_old_or_new(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    job: Callable[[Path, Path], None],
+    with_exchange: bool,
+    old: str,
+    code: int,
+) -> None:
+    base = tmp_path / "base.safetensors"
+    write_safetensors(base, {"a": torch.arange(10.0)}, {})
+    if not with_exchange:
+        monkeypatch.setattr(system, "exchange", lambda *_: False)
+    reference = tmp_path / "reference"
+    job(base, reference)
+    new, before = snapshot(reference), None
+    base_bytes = base.read_bytes()
+
+    failures = 0
+    for n in range(1, 1000):
+        place = tmp_path / str(n)
+        place.mkdir()
+        out = place / "out"
+        if old == "old output" and job is write_folder:
+            out.mkdir()
+            (out / "model.safetensors").write_bytes(b"old")
+        elif old == "old output":
+            out.write_bytes(b"old")
+        before = snapshot(out)
+        files.close_inputs()
+        faulty = FaultyOs(n, code)
+        monkeypatch.setattr(system, "os", faulty)
+        try:
+            job(base, out)
+            raised = False
+        except LoraToolsError as error:
+            raised = True
+            assert error.exit_code == 5, (n, faulty.failed, error)
+        finally:
+            monkeypatch.setattr(system, "os", os)
+        after = snapshot(out)
+        assert after in (before, new), (n, faulty.failed)
+        assert raised or after == new, (n, faulty.failed)
+        assert [path.name for path in place.iterdir() if path != out] == [], (n, faulty.failed)
+        assert base.read_bytes() == base_bytes
+        failures += raised
+        if not faulty.failed:
+            break
+    else:
+        pytest.fail("no clean run was reached")
+    assert failures > 15
+
+
+def test_the_sweep_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A naive writer, seen by the same seam, leaves half a file."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(system, "os", FaultyOs(3, errno.ENOSPC))
+
+    fd = system.create(out)
+    system.write_from(fd, memoryview(b"first"), 0)
+    with pytest.raises(OSError, match="space"):
+        system.write_from(fd, memoryview(b"second"), 5)
+
+    assert out.read_bytes() == b"first"
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from loratools.storage.files import identify
+from loratools.storage.commit import staged_folder
+from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec
+from loratools.tensors import ByteRange
+base = identify(Path(sys.argv[1]))
+print("ready", flush=True)
+with staged_folder(Path(sys.argv[2]), overwrite=True, inputs=[base.path]) as staging:
+    for i in range(20):
+        with SafetensorsWriter(staging / f"{i}.safetensors", [TensorSpec("a", "U8", (base.size,))], {}) as writer:
+            writer.copy("a", ByteRange(base, 0, base.size))
+"""
+
+
+def test_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    (tmp_path / "base").write_bytes(b"\7" * 300_000)
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "base"), str(out)]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    whole = time.perf_counter() - start
+    good = snapshot(out)
+    assert len(good) == 20  # type: ignore[arg-type]
+
+    rng, orphans = random.Random(5), 0
+    for i in range(6):
+        if i % 2:
+            subprocess.run(["rm", "-r", str(out)], check=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(rng.random() * whole * 0.5)
+        process.kill()
+        process.communicate()
+        assert snapshot(out) in (good, None)
+        orphans += len(stale_staging(out))
+        with staged_folder(out, overwrite=True, inputs=()) as staging:
+            (staging / "config.json").touch()
+            (staging / "from.safetensors").touch()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+        subprocess.run(["rm", "-r", str(out)], check=True)
+        subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+        assert snapshot(out) == good
+    assert orphans  # else no process was killed in time, and nothing was tested
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from loratools.errors import MachineError
+from loratools.storage.commit import staged_file
+from loratools.storage.files import identify
+from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec
+from loratools.storage import system
+from loratools.tensors import ByteRange
+base = identify(Path(sys.argv[1]))
+if sys.argv[3] == "late":
+    system.allocate = lambda fd, size: None
+try:
+    with staged_file(Path(sys.argv[2]), overwrite=True, inputs=[]) as staged:
+        with SafetensorsWriter(staged, [TensorSpec("a", "U8", (base.size,))], {}) as writer:
+            print("started")
+            writer.copy("a", ByteRange(base, 0, base.size))
+except MachineError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_full_disk_is_said_before_any_work_and_leaves_the_old_output(tmp_path: Path, when: str) -> None:
+    (tmp_path / "base").write_bytes(b"\7" * 300_000)
+    (tmp_path / "out").write_bytes(b"old")
+
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "base"), str(tmp_path / "out"), when],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (5, "")
+    assert ("started" in done.stdout) == (when == "late")
+    assert (" bytes are needed" in done.stdout) == (when == "early")
+    assert "hint: " in done.stdout
+    assert snapshot(tmp_path) == {"base": b"\7" * 300_000, "out": b"old"}
+
+
+def test_input_changed_during_the_copy_leaves_no_output(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "base", {"a": torch.arange(1000.0)}, {})
+    location = read_header(tmp_path / "base").tensors["a"].location
+    assert location is not None
+    files.read_bytes(location, 0, 1)
+    os.truncate(tmp_path / "base", 2000)
+
+    with (
+        pytest.raises(LoraToolsError, match="shorter"),
+        staged_folder(
+            tmp_path / "out", overwrite=False, inputs=()
+        ) as staging,
+        SafetensorsWriter(staging / "x", [TensorSpec("a", "F32", (1000,))], {}) as writer,
+    ):
+        writer.copy("a", location)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]

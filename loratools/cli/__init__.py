@@ -38,6 +38,12 @@ class Verbs(click.Group):
         command: click.Command = import_module(f"loratools.cli.{cmd_name}").command
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs with their first sentences in full, where click would cut them off."""
+        rows = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in rows if command])
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -80,6 +86,7 @@ def _is_verb(name: str) -> bool:
 
 
 @click.group(
+    "loratools",
     cls=Verbs,
     subcommand_metavar="VERB [ARGUMENTS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -114,7 +114,9 @@ def _usage(raised: click.UsageError) -> UsageError:
             name = " / ".join(param.opts) if isinstance(param, click.Option) else param.make_metavar(context)
             message = f"{name} is missing"
             hint = context.get_usage().replace("Usage:", "usage:", 1)
-    return UsageError(message[:1].lower() + message[1:], hint=hint)
+    if message[1:2].islower():
+        message = message[0].lower() + message[1:]
+    return UsageError(message, hint=hint)
 
 
 def _machine(raised: OSError) -> MachineError:

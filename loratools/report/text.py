@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-# One character for one character, so that columns stay aligned.
-_ASCII = str.maketrans("×…–→·≈—│─╭╮╰╯", "x~->.~-|-++++")
+# One character for one character, so that columns stay aligned. U+2500 to U+257F draw boxes.
+_ASCII = dict.fromkeys(range(0x2500, 0x2580), "+")
+_ASCII |= {ord(line): "-" for line in "─━═╌╍┄┅┈┉"} | {ord(line): "|" for line in "│┃║╎╏┆┇┊┋"}
+_ASCII |= str.maketrans("×…–→·≈—•", "x~->.~-*")
 
 
 def safe(text: str) -> str:

@@ -1,0 +1,136 @@
+"""Sizes, shares, weights: what people type, and what it is refused with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loratools.cli._options import Weighted, parse_share, parse_size, parse_weighted
+from loratools.errors import UsageError
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("5GB", 5 * 10**9),
+        ("5GiB", 5 * 2**30),
+        ("5 gb", 5 * 10**9),
+        ("1.5kB", 1500),
+        ("0.3GB", 300_000_000),
+        (".5MiB", 2**19),
+        ("4096", 4096),
+        ("1B", 1),
+    ],
+)
+def test_size_is_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@given(st.integers(1, 10**6), st.sampled_from(sorted(UNITS)))
+def test_size_is_number_times_unit(number: int, unit: str) -> None:
+    assert parse_size(f"{number}{unit}") == number * UNITS[unit]
+
+
+@given(st.decimals(min_value="0.001", max_value=10**6, places=3))
+def test_size_with_decimals_is_exact(number: object) -> None:
+    assert parse_size(f"{number}KB") == int(number * 1000)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("", "'' is no size", "500MB, 5GB, 5GiB"),
+        ("GB", "'GB' is no size", "500MB, 5GB, 5GiB"),
+        ("-5GB", "'-5GB' is no size", "500MB, 5GB, 5GiB"),
+        ("5iB", "'5iB' is no size", "500MB, 5GB, 5GiB"),
+        ("1e9", "'1e9' is no size", "500MB, 5GB, 5GiB"),
+        ("nan", "'nan' is no size", "500MB, 5GB, 5GiB"),
+        ("5G", "the unit of '5G' can be read in two ways", "write 5GB (10^n) or 5GiB (2^n)"),
+        ("0GB", "'0GB' is less than a byte", None),
+    ],
+)
+def test_size_is_refused(text: str, message: str, hint: str | None) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_size(text)
+
+    assert refused.value.message == message
+    assert (refused.value.hint or "").endswith(hint or "")
+
+
+@given(st.floats(0, 1, exclude_min=True))
+def test_share_in_range_is_read_as_it_is(share: float) -> None:
+    assert parse_share(repr(share)) == share
+
+
+@given(st.one_of(st.floats(max_value=0), st.floats(1, exclude_min=True), st.just(float("nan"))))
+def test_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(UsageError, match="is no share, a number above 0 and at most 1"):
+        parse_share(repr(share))
+
+
+@pytest.mark.parametrize(("text", "hint"), [("95", "0.95"), ("95%", "0.95"), ("99.5", "0.995"), ("100", "1")])
+def test_share_given_as_percent_has_the_share_as_hint(text: str, hint: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_share(text)
+
+    assert refused.value.hint == f"did you mean {hint}?"
+
+
+@pytest.mark.parametrize("text", ["0", "-0.5", "101", "abc", "", "inf"])
+def test_share_without_a_likely_meaning_has_no_hint(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_share(text)
+
+    assert refused.value.hint is None
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "weight"),
+    [
+        ("style", "style", 1.0),
+        ("style=0.7", "style", 0.7),
+        ("style=-1", "style", -1.0),
+        ("style=+.5", "style", 0.5),
+        ("style=1e-2", "style", 0.01),
+        ("style=0", "style", 0.0),
+        ("a=b=2", "a=b", 2.0),
+        ("a=b", "a=b", 1.0),
+        ("a=1_0", "a=1_0", 1.0),
+        ("a=０", "a=０", 1.0),
+        ("run=3/adapter", "run=3/adapter", 1.0),
+        ("style=", "style=", 1.0),
+    ],
+)
+def test_weight_is_split_at_the_last_equals_sign_before_a_number(text: str, source: str, weight: float) -> None:
+    assert parse_weighted(text) == Weighted(source, weight)
+
+
+@given(st.text(alphabet="ab/._-", min_size=1), st.floats(allow_nan=False, allow_infinity=False))
+def test_weight_that_is_finite_is_read_as_it_is(source: str, weight: float) -> None:
+    assert parse_weighted(f"{source}={weight!r}") == Weighted(source, weight)
+
+
+@pytest.mark.parametrize("number", ["nan", "NaN", "inf", "-Infinity", "1e999"])
+def test_weight_that_is_not_finite_is_refused(number: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_weighted(f"style={number}")
+
+    assert refused.value.message == f"the weight of 'style' is {number}, which is not finite"
+
+
+def test_weight_without_an_adapter_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'=0\.7' has a weight and no adapter"):
+        parse_weighted("=0.7")
+
+
+def test_path_that_exists_has_no_weight_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=0.001"
+    folder.mkdir()
+
+    assert parse_weighted(str(folder)) == Weighted(str(folder), 1.0)
+    assert parse_weighted(f"{folder}=2") == Weighted(str(folder), 2.0)

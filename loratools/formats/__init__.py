@@ -97,8 +97,10 @@ def _only_claim(source: AdapterSource) -> str:
     count = len(source.tensors)
     if not count:
         raise FormatError(f"{quoted(source.file)} holds no tensors")
+    adapted = any("lora" in name.lower() for name in source.tensors)
+    model = "a whole model is given as the base: to take an adapter out of a fine-tuned one, use loratools extract"
     raise FormatError(
         f"{quoted(source.path)} is no adapter of a format known here: none of its {count} tensors is a part of one",
         details=shown([quoted(name)[1:-1] for name in source.tensors]),
-        hint="a whole model is given as the base: to extract an adapter from a fine-tuned one, use loratools extract",
+        hint="its names speak of LoRA, in a spelling that is not read" if adapted else model,
     )

@@ -98,6 +98,15 @@ def test_a_model_is_not_taken_for_an_adapter(tmp_path: Path) -> None:
     assert raised.value.details == (*(f"model.layers.{n}.mlp.weight" for n in range(5)), "… and 2 more")
 
 
+def test_lora_in_another_spelling_is_not_taken_for_a_model(tmp_path: Path) -> None:
+    save_file({"query.lora_A": torch.ones(4, 6), "query.lora_B": torch.ones(10, 4)}, tmp_path / "loralib.safetensors")
+
+    with pytest.raises(FormatError) as raised:
+        formats.load(tmp_path / "loralib.safetensors")
+
+    assert raised.value.hint == "its names speak of LoRA, in a spelling that is not read"
+
+
 def test_an_empty_folder_and_one_of_other_things_say_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="is empty"):
         formats.load(tmp_path)

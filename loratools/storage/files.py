@@ -23,6 +23,10 @@ from loratools.tensors import ByteRange, FileId
 _MOST_OPEN = 64
 # Copies that the kernel cannot make go through a buffer of this size: small enough for the cache of one core.
 _COPY_BLOCK = 1 << 20
+# The kernel copies in steps of this size, and begins to write each to disk while it copies the next: 1 GiB copied and
+# synced took 1.3 s instead of 4.0 s.
+_KERNEL_BLOCK = 32 << 20
+_WORTH_WRITEBACK = 1 << 20
 
 _FULL = {
     getattr(errno, name): words
@@ -137,10 +141,11 @@ def copy_range(location: ByteRange, out_fd: int, out_offset: int, *, path: Path 
     with _inputs.borrow(location.file) as fd:
         try:
             while done < location.nbytes:
-                left = location.nbytes - done
+                left = min(_KERNEL_BLOCK, location.nbytes - done)
                 count = system.copy_inside_kernel(fd, out_fd, left, location.offset + done, out_offset + done)
                 if count == 0:
                     break
+                start_writeback(out_fd, out_offset + done, count)
                 done += count
         except OSError as error:
             raise machine_error(error, "write", path) from error
@@ -171,8 +176,12 @@ def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int, *, path
 
 
 def start_writeback(fd: int, offset: int, nbytes: int) -> None:
-    """Ask the kernel to start writing these bytes to disk now, so that the fsync at the end is short."""
-    system.start_writeback(fd, offset, nbytes)
+    """Ask the kernel to start writing these bytes to disk now, so that the fsync at the end is short.
+
+    Does nothing for a few bytes, so that it may follow every write.
+    """
+    if nbytes >= _WORTH_WRITEBACK:
+        system.start_writeback(fd, offset, nbytes)
 
 
 def advise_sequential(location: ByteRange) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from loratools.errors import InputError, MachineError
 from loratools.storage import system
 from loratools.storage.commit import staged_file
-from loratools.storage.files import copy_range, machine_error, quoted, write_at
+from loratools.storage.files import copy_range, machine_error, quoted, start_writeback, write_at
 from loratools.storage.safetensors_reader import MAX_HEADER
 from loratools.tensors import DTYPE_BITS, ByteRange, LazyTensor, dtype_name
 
@@ -200,6 +200,7 @@ class SafetensorsWriter:
             raise ValueError(f"{name}: {tensor.dtype} was announced as {self._specs[name].dtype}")
         data = _bytes_of(tensor)
         write_at(self.fd, data, self.offset(name) + start, path=self.path)
+        start_writeback(self.fd, self.offset(name) + start, len(data))
         self.account(name, start, len(data))
 
 

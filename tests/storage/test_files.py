@@ -49,6 +49,8 @@ def test_every_route_reads_and_writes_the_same(
     location: ByteRange, tmp_path: Path, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(system, "os", Without(*missing))
+    monkeypatch.setattr(files, "_KERNEL_BLOCK", 1000)
+    monkeypatch.setattr(files, "_WORTH_WRITEBACK", 1)
 
     buffer = bytearray(50)
     files.read_into(location, 7, buffer)

@@ -5,10 +5,9 @@ everything that matters about delta sits in the core R_b R_a^T, which is (r, r):
 delta, and its singular vectors become those of delta by Q_b and Q_a. That costs O((out + in) r^2) where a dense SVD
 costs O(out in min(out, in)), and it is exact.
 
-Computed in float64 throughout, whatever the factors are stored in, and each rank-one term is balanced first (the norm
-of its column of b equal to that of its row of a): trained adapters are badly graded (b starts at zero, alpha / r is
-folded into one side only), and without balancing the small half of a lopsided pair would be lost beside the large
-half of another.
+Computed in float64 throughout, whatever the factors are stored in, and each rank-one term is balanced first (the
+largest entry of its column of b equal to that of its row of a): one side may hold all of the size, and products of two
+large or two small sides would leave the range though the delta does not.
 
 What it refuses to know: alpha and scales (fold them into b), dtypes of files, and matrices that are not products
 (`algebra.svd`).
@@ -213,11 +212,11 @@ def fix_signs(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def _balanced(f: Factors) -> tuple[Tensor, Tensor]:
     """Return b and a in float64, columns of b as long as rows of a; a term with a zero half is zero on both sides."""
     b, a = f.b.double(), f.a.double()
-    norms_b, norms_a = torch.linalg.vector_norm(b, dim=0), torch.linalg.vector_norm(a, dim=1)
-    live = (norms_b > 0) & (norms_a > 0)
-    one = torch.ones_like(norms_b)
-    target = (norms_b.sqrt() * norms_a.sqrt()) * live
-    return b * (target / torch.where(live, norms_b, one)), a * (target / torch.where(live, norms_a, one))[:, None]
+    # Largest entries and not Euclidean norms: those would square, and lose the range that is to be kept.
+    size_b, size_a = b.abs().amax(dim=0), a.abs().amax(dim=1)
+    target = size_b.sqrt() * size_a.sqrt()
+    size_b, size_a = (torch.where(size > 0, size, 1.0) for size in (size_b, size_a))
+    return b / size_b * target, a / size_a[:, None] * target[:, None]
 
 
 def _core(f: Factors) -> Tensor:

@@ -162,6 +162,27 @@ def test_norm_of_a_difference_of_equals_is_at_rounding_level():
     assert lowrank.norm(lowrank.concatenate([(1.0, f), (-1.0, f)])) < TIGHT * lowrank.norm(f)
 
 
+def test_size_may_sit_on_one_side_alone():
+    f, g = factors(11), factors(12)
+    left = Factors(f.b * 1e-200, f.a * 1e200)
+    right = Factors(g.b * 1e-200, g.a * 1e200)
+
+    assert lowrank.inner(left, right) == pytest.approx(lowrank.inner(f, g), rel=TIGHT)
+    assert lowrank.norm(left) == pytest.approx(lowrank.norm(f), rel=TIGHT)
+    np.testing.assert_allclose(lowrank.svd(left).s, lowrank.svd(f).s, rtol=TIGHT)
+
+
+def test_the_product_is_never_formed():
+    # Formed, it would take 80 GB.
+    f = factors(13, out=100_001, rank=2, in_=100_000)
+
+    found = lowrank.svd(f)
+
+    assert float(torch.linalg.vector_norm(found.s)) == pytest.approx(lowrank.norm(f), rel=TIGHT)
+    assert lowrank.inner(f, f) == pytest.approx(lowrank.norm(f) ** 2, rel=TIGHT)
+    assert lowrank.truncate(found, 1).b.shape == (100_001, 1)
+
+
 def test_inner_equals_the_dense_inner_product():
     f, g = factors(8), factors(9, rank=3)
 
@@ -175,7 +196,8 @@ def test_inner_equals_the_dense_inner_product():
 @given(st.integers(0, 10**6), st.integers(1, 6))
 def test_changing_the_gauge_changes_nothing(seed, rank):
     f = factors(seed, rank=rank)
-    mix = torch.linalg.qr(torch.randn(rank, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).Q
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.linalg.qr(torch.randn(rank, rank, generator=g, dtype=torch.float64)).Q
     mix = mix * torch.linspace(0.1, 10, rank, dtype=torch.float64)
     g = Factors(f.b @ mix, torch.linalg.solve(mix, f.a))
 
@@ -267,7 +289,9 @@ def test_shares_and_errors_out_of_range_are_refused():
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8), st.floats(0.01, 0.999), st.sampled_from([1e-300, 1.0, 1e300])
+    st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8),
+    st.floats(0.01, 0.999),
+    st.sampled_from([1e-300, 1.0, 1e300]),
 )
 def test_rank_rules_equal_brute_force(values, share, scale):
     values = sorted(values, reverse=True)

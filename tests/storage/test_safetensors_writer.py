@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from loratools.errors import FormatError, InputError
+from loratools.errors import FormatError, InputError, MachineError
+from loratools.storage import system
 from loratools.storage.safetensors_reader import read_header
 from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec, layout, write_safetensors
 from loratools.tensors import DTYPE_BITS, held, torch_dtype, transposed
@@ -187,6 +189,18 @@ def test_tensor_that_was_announced_otherwise_is_refused(tmp_path: Path) -> None:
             writer.write_rows("m", 2, torch.zeros(2, 2))
         writer.write("m", torch.zeros(3, 2, dtype=torch.bfloat16))
     assert not (tmp_path / "x").exists()
+
+
+def test_file_without_room_is_removed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(system, "allocate", full)
+    with pytest.raises(MachineError, match="no space left") as caught:
+        SafetensorsWriter(tmp_path / "x", [TensorSpec("a", "U8", (1000,))], {})
+
+    assert caught.value.details == ("1,072 bytes are needed",)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_existing_file_is_not_written_over(tmp_path: Path) -> None:

@@ -43,6 +43,10 @@ class Values(NamedTuple):
     finite: bool | None
     zero: bool | None
 
+    def as_json(self) -> dict[str, object]:
+        s = self.singular_values
+        return {**self._asdict(), "singular_values": None if s is None else list(s)}
+
 
 class Module(NamedTuple):
     """One update of an adapter."""
@@ -75,7 +79,7 @@ class Module(NamedTuple):
             "dtype": self.dtype,
             "parameters": self.parameters,
             "dora": self.dora,
-            **(self.values._asdict() if self.values is not None else {}),
+            **(self.values.as_json() if self.values is not None else {}),
         }
 
 

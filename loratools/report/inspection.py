@@ -31,7 +31,8 @@ def inspection_report(inspection: Inspection, *, modules: bool = False, overview
         overview: one row per source and nothing more, for a folder of many.
     """
     if overview and not modules:
-        return [_overview(inspection.sources)]
+        failed = [e for e in inspection.sources if isinstance(e, FailedEntry)]
+        return [_overview(inspection.sources), *_remarks(("error", f"{e.path}: {e.error.message}") for e in failed)]
     blocks: list[RenderableType] = []
     for entry in inspection.sources:
         if blocks:
@@ -191,7 +192,7 @@ def _overview_row(entry: Entry) -> tuple[str, str, str, str, str, str]:
         case CheckpointEntry():
             return path, f"{entry.layout} checkpoint", "–", "–", f"{entry.parameters:,}", size(entry.bytes)
         case FailedEntry():
-            return path, f"error: {safe(entry.error.message)}", "–", "–", "–", "–"
+            return path, f"error ({entry.error.code})", "–", "–", "–", "–"
 
 
 class _Rows:
@@ -255,7 +256,7 @@ def _remarks(remarks: Iterable[tuple[str, str]], *, spaced: bool = True) -> Iter
 
 def _adapter_remarks(entry: AdapterEntry) -> Iterator[tuple[str, str]]:
     if entry.not_finite:
-        yield "warning", f"{plural(len(entry.not_finite), 'tensor or module')} not finite: {_names(entry.not_finite)}"
+        yield "warning", f"values not finite in {_names(entry.not_finite)}"
     if entry.untrained:
         names = "all of them" if len(entry.untrained) == len(entry.modules) else _names(entry.untrained)
         yield "warning", f"{plural(len(entry.untrained), 'module')} untrained, changing nothing: {names}"

@@ -1,0 +1,83 @@
+"""The verb inspect, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import factories
+import pytest
+from click.testing import CliRunner
+
+import loratools
+from loratools.cli import verbs
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    factories.adapter_folder(Path("style"))
+    factories.checkpoint_folder(Path("base"))
+    Path("page.safetensors").write_text("<!DOCTYPE html><html></html>")
+
+
+def test_document_is_that_of_the_python_twin() -> None:
+    done = CliRunner().invoke(verbs, ["inspect", "style", "base", "--values", "--json"])
+
+    assert (done.exit_code, done.stderr) == (0, "")
+    head = {"loratools": loratools.__version__, "schema_version": 1, "verb": "inspect"}
+    assert json.loads(done.stdout) == {**head, **loratools.inspect("style", "base", values=True).as_json()}
+
+
+def test_table_goes_to_stdout() -> None:
+    done = CliRunner().invoke(verbs, ["inspect", "style"])
+
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "model.layers.{0,1}.self_attn.q_proj" in done.stdout
+
+
+def test_modules_gives_each_a_row() -> None:
+    done = CliRunner().invoke(verbs, ["inspect", "style", "--modules"])
+
+    assert done.exit_code == 0
+    for name in factories.MODULES:
+        assert done.stdout.count(f"{name} ") == 1
+
+
+def test_one_bad_source_is_the_error() -> None:
+    done = CliRunner().invoke(verbs, ["inspect", "page.safetensors", "--json"])
+
+    assert done.exit_code == 4
+    assert set(json.loads(done.stdout)) == {"loratools", "schema_version", "verb", "error"}
+    assert done.stderr.startswith("error: 'page.safetensors' ")
+
+
+def test_bad_source_among_several_leaves_the_others_and_ends_with_4() -> None:
+    plain = CliRunner().invoke(verbs, ["inspect", "style", "page.safetensors", "base"])
+    document = CliRunner().invoke(verbs, ["inspect", "style", "page.safetensors", "base", "--json"])
+
+    assert (plain.exit_code, document.exit_code) == (4, 4)
+    places = [plain.stdout.index(start) for start in ("│ style  ", "\npage.safetensors\nerror: ", "│ base  ")]
+    assert places == sorted(places)
+    assert plain.stderr.startswith("error: 1 of 3 sources could not be inspected\n  page.safetensors: ")
+    told = json.loads(document.stdout)
+    assert [source["path"] for source in told["sources"]] == ["style", "page.safetensors", "base"]
+    assert ["error" in source for source in told["sources"]] == [False, True, False]
+    assert told["error"]["code"] == "input"
+
+
+def test_folder_of_several_is_listed() -> None:
+    done = CliRunner().invoke(verbs, ["inspect", "."])
+
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert [line.split()[:3] for line in done.stdout.splitlines()[2:]] == [
+        ["base", "huggingface", "checkpoint"],
+        ["style", "peft", "adapter"],
+    ]
+
+
+def test_format_that_does_not_exist_is_wrong_usage() -> None:
+    done = CliRunner().invoke(verbs, ["inspect", "style", "--from", "peff"])
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "error: no format named 'peff'; there are: peft\nhint: did you mean 'peft'?\n"

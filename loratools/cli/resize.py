@@ -1,0 +1,84 @@
+"""resize: give an adapter a smaller rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from loratools.cli import _options as options
+from loratools.cli._output import Output
+
+
+@click.command("resize")
+@click.argument("adapter", type=options.SOURCE)
+@options.out
+@click.option("--rank", type=click.IntRange(min=1), metavar="N", help="At most this rank.")
+@click.option("--energy", type=options.SHARE, metavar="F", help="Smallest rank that keeps this share of the energy.")
+@click.option("--error", type=options.SHARE, metavar="F", help="Smallest rank with at most this relative error.")
+@options.dtype
+@options.include
+@options.exclude
+@options.from_format
+@options.rank_from
+@options.threads
+@options.plan
+@options.overwrite
+@options.common
+def command(
+    adapter: str,
+    *,
+    out: Path,
+    rank: int | None,
+    energy: float | None,
+    error: float | None,
+    dtype: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    from_format: str | None,
+    rank_from: Literal["tensors", "config"] | None,
+    threads: int | None,
+    plan: bool,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    """Write the adapter that is nearest to ADAPTER, module by module, at the smallest rank that the rule allows.
+
+    One of --rank, --energy and --error is the rule. A module that is small enough keeps its bytes: no rank grows.
+
+    \b
+    Examples:
+      loratools resize my-lora -o smaller --rank 8
+      loratools resize my-lora -o smaller --energy 0.99
+    """
+    from loratools.ops.resize import resize
+
+    with output.progress(None, "resizing") as progress:
+        report = resize(
+            adapter,
+            out,
+            rank=rank,
+            energy=energy,
+            error=error,
+            dtype=dtype,
+            include=include,
+            exclude=exclude,
+            from_format=from_format,
+            rank_from=rank_from,
+            threads=threads,
+            overwrite=overwrite,
+            progress=progress,
+            plan=plan,
+        )
+    for warning in report.warnings:
+        output.warn(warning)
+    if output.json:
+        output.document(report.as_json())
+        return
+    from loratools.report.lowrank import plan_tables, resize_summary
+
+    if plan:
+        output.table(*plan_tables(report, out))
+    else:
+        output.summary(*resize_summary(report))

@@ -1,0 +1,256 @@
+"""What combining and resizing share: a delta as exact factors, brought to a rank, stored, and what that lost.
+
+Everything is computed in float64 from the factors (`algebra.lowrank`); dense matrices are never formed. Losses are
+measured on the values as they are stored, as norms of differences that are formed from factors: subtracting norms
+would drown a loss of 1e-9 in rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from loratools.errors import InputError, UnsupportedError, UsageError
+from loratools.tensors import DTYPE_BITS, LazyTensor, held, parse_float_dtype, torch_dtype
+from loratools.updates import Update
+from loratools.updates.lora import LoRA
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors, Svd
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How small a module is to become: at most one of the three; none leaves it as large as it is.
+
+    rank: at most this.
+    energy: the smallest rank that keeps this share of the squared Frobenius norm.
+    error: the smallest rank with a relative Frobenius error of at most this.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    error: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [f"--{name}" for name in ("rank", "energy", "error") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} exclude each other", hint="give one of them")
+        if self.rank is not None and self.rank < 1:
+            raise UsageError(f"rank {self.rank} is not positive")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            percent = 1 < self.energy <= 100
+            raise UsageError(
+                f"{self.energy:g} is no share of the energy, a number above 0 and at most 1",
+                hint=f"did you mean {self.energy / 100:g}?" if percent else None,
+            )
+        if self.error is not None and not 0 <= self.error <= 1:
+            raise UsageError(f"{self.error:g} is no relative error, a number from 0 to 1")
+
+    @property
+    def given(self) -> bool:
+        return (self.rank, self.energy, self.error) != (None, None, None)
+
+    def planned(self, rank: int) -> int | None:
+        """The rank that a module of `rank` ends with; None where its values decide."""
+        if self.rank is not None:
+            return min(self.rank, rank)
+        return None if self.given else rank
+
+    def chosen(self, svd: Svd) -> int:
+        """The rank to cut a decomposition at; at least 1, since formats have no module of rank 0."""
+        from loratools.algebra.lowrank import rank_for_energy, rank_for_error
+
+        shape = (svd.u.shape[0], svd.vt.shape[1])
+        if self.energy is not None:
+            rank = rank_for_energy(svd.s, self.energy, shape=shape)
+        elif self.error is not None:
+            rank = rank_for_error(svd.s, self.error, shape=shape)
+        else:
+            rank = len(svd.s) if self.rank is None else self.rank
+        return max(1, min(rank, len(svd.s)))
+
+
+@dataclass(frozen=True)
+class Module:
+    """A line of a report: ranks, and what of the delta (Frobenius `norm`) is in the stored values.
+
+    `energy` is the share of the squared norm and `error` the relative Frobenius error. Of a plan they are None.
+    """
+
+    name: str
+    rank_in: int
+    rank: int | None
+    energy: float | None = None
+    error: float | None = None
+    norm: float | None = None
+
+    def as_json(self) -> dict[str, object]:
+        fields = ("name", "rank_in", "rank", "energy", "error")
+        return {field: getattr(self, field) for field in fields}
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """An update as it will be written, its values, the `norm` of what it should be, and that of what is `lost`."""
+
+    update: Update
+    factors: Factors
+    norm: float
+    lost: float
+
+    def module(self, name: str, rank_in: int) -> Module:
+        error = self.lost / self.norm if self.norm else 0.0
+        return Module(name, rank_in, self.update.rank, max(0.0, 1 - error * error), error, self.norm)
+
+
+def overall_error(modules: Sequence[Module]) -> float | None:
+    """Relative Frobenius error of all modules together; None for a plan."""
+    if any(m.error is None or m.norm is None for m in modules):
+        return None
+    total = math.fsum((m.norm or 0.0) ** 2 for m in modules)
+    lost = math.fsum(((m.norm or 0.0) * (m.error or 0.0)) ** 2 for m in modules)
+    return math.sqrt(lost / total) if total else 0.0
+
+
+def exact_factors(update: Update, name: str, whose: str) -> Factors:
+    """Factors of the update in float64, scale included.
+
+    Raises:
+        UnsupportedError: it is no product of thin factors.
+        InputError: values that are not finite, named.
+    """
+    factors = update.factors()
+    if factors is None:
+        raise UnsupportedError(f"'{name}' of '{whose}' is a {update.kind} update, which has no low-rank factors")
+    # A sum in float64 of finite values from a file is finite, and several times faster to look at.
+    suspect = not math.isfinite(float(factors.b.sum()) + float(factors.a.sum()))
+    if suspect and not (factors.b.isfinite().all() and factors.a.isfinite().all()):
+        parts = [f"{name}.{part}" for part, tensor in update.parts.items() if not tensor.read().isfinite().all()]
+        raise InputError(
+            f"'{whose}' has values that are not finite",
+            details=parts or [f"{name}: scale {update.scale}"],
+            hint="the training diverged, or the file is damaged; choose other modules with --exclude",
+        )
+    return factors
+
+
+def passed_through(update: Update, factors: Factors, name: str, dtype: str | None) -> Stored:
+    """The update as it is, its tensors byte for byte, unless another dtype is asked for."""
+    from loratools.algebra.lowrank import norm
+
+    size = norm(factors)
+    if not isinstance(update, LoRA) or dtype is None or {update.a.dtype, update.b.dtype} == {dtype}:
+        return Stored(update, factors, size, 0.0)
+    cast = replace(update, a=_cast(update.a, dtype, name), b=_cast(update.b, dtype, name))
+    kept = cast.factors()
+    return Stored(cast, kept, size, _norm(_difference(factors, kept)))
+
+
+def reduced(
+    factors: Factors, limit: Limit, name: str, dtype: str, *, unchanged: Update | None, unchanged_dtype: str | None
+) -> Stored:
+    """The nearest delta within `limit`, stored in `dtype` at scale 1.
+
+    A delta that is within it already is stored as it is; where it is that of the update `unchanged`, as that update.
+    """
+    from loratools.algebra.lowrank import Factors, concatenate, norm, svd, truncate
+
+    decomposition = None
+    if limit.planned(factors.rank) != factors.rank:
+        decomposition = _without_noise(svd(factors), factors)
+        rank = limit.chosen(decomposition)
+        if rank >= factors.rank:
+            decomposition = None
+    if decomposition is None:
+        if unchanged is not None:
+            return passed_through(unchanged, factors, name, unchanged_dtype)
+        kept = factors
+        size = norm(factors)
+    else:
+        kept = truncate(decomposition, rank)
+        size = float(decomposition.s.square().sum().sqrt())
+    update = _stored_as(kept, name, dtype)
+    values = update.factors()
+    missing = _difference(kept, values)
+    if decomposition is not None:
+        # Nearly orthogonal to the rest, so the norm of the sum is as accurate as its parts.
+        tail = Factors(decomposition.u[:, rank:] * decomposition.s[rank:], decomposition.vt[rank:])
+        missing = concatenate([(1.0, missing), (-1.0, tail)])
+    return Stored(update, values, size, _norm(missing))
+
+
+def inner(f: Factors, g: Factors) -> float:
+    """Frobenius inner product; for values that come from files, which need no balancing to stay in range."""
+    return float(((f.b.mT @ g.b) * (f.a @ g.a.mT)).sum())
+
+
+def widest(dtypes: Sequence[str]) -> str:
+    """The narrowest dtype that holds every value of all of them: float16 and bfloat16 only meet in float32."""
+    if len(set(dtypes)) == 1:
+        return dtypes[0]
+    widest = max(dtypes, key=lambda d: DTYPE_BITS[d])
+    return widest if DTYPE_BITS[widest] > 16 else "F32"
+
+
+def float_dtype(name: str | None) -> str | None:
+    """The dtype to store, from any of its spellings.
+
+    Raises:
+        UsageError: it is none that weights are stored in.
+    """
+    found = None if name is None else parse_float_dtype(name)
+    if name is not None and found is None:
+        raise UsageError(f"'{name}' is no dtype to store weights in", hint="float32, bfloat16, float16 or float64")
+    return found
+
+
+def update_dtype(update: Update) -> str:
+    """The widest dtype among the tensors of an update; float32 for those (float8) that are not computed in."""
+    found = widest([t.dtype for t in update.parts.values()])
+    return found if parse_float_dtype(found) else "F32"
+
+
+def _without_noise(svd: Svd, factors: Factors) -> Svd:
+    """The decomposition with those singular values zero that may be rounding of terms that cancel, as in `x - x`."""
+    import torch
+
+    terms = torch.linalg.vector_norm(factors.b, dim=0) * torch.linalg.vector_norm(factors.a, dim=1)
+    noise = torch.finfo(torch.float64).eps * max(factors.out_features, factors.in_features) * terms.sum()
+    return replace(svd, s=torch.where(svd.s > noise, svd.s, 0.0))
+
+
+def _stored_as(factors: Factors, name: str, dtype: str) -> LoRA:
+    a, b = (t.to(torch_dtype(dtype)).contiguous() for t in (factors.a, factors.b))
+    _ensure_fits(name, dtype, bool(a.isfinite().all() and b.isfinite().all()))
+    return LoRA(held(a), held(b), float(factors.rank), "config")
+
+
+def _cast(tensor: LazyTensor, dtype: str, name: str) -> LazyTensor:
+    values = tensor.read().to(torch_dtype(dtype))
+    _ensure_fits(name, dtype, bool(values.isfinite().all()))
+    return held(values)
+
+
+def _ensure_fits(name: str, dtype: str, fits: bool) -> None:
+    if not fits:
+        raise InputError(
+            f"'{name}' has values beyond the range of {str(torch_dtype(dtype)).removeprefix('torch.')}",
+            hint="store it with --dtype float32 or bfloat16",
+        )
+
+
+def _difference(wanted: Factors, found: Factors) -> Factors:
+    """Factors of `found - wanted`, each term a rounding error times a factor: nothing large cancels in it."""
+    from loratools.algebra.lowrank import Factors, concatenate
+
+    left = Factors(found.b - wanted.b, found.a)
+    right = Factors(wanted.b, found.a - wanted.a)
+    return concatenate([(1.0, left), (1.0, right)])
+
+
+def _norm(factors: Factors) -> float:
+    """Frobenius norm where terms do not cancel; several times faster than from triangular factors (`lowrank.norm`)."""
+    return math.sqrt(max(0.0, inner(factors, factors)))

@@ -1,0 +1,120 @@
+"""What extracting, combining and resizing will do, and what they did, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loratools.ops._reduce import Module
+from loratools.ops.combine import CombineReport
+from loratools.ops.extract import ExtractedModule, ExtractReport, Skipped
+from loratools.ops.resize import ResizeReport
+from loratools.report.text import interval, number, plural, safe, size
+
+# More of a kind than this are told as one line.
+_SHOWN = 3
+
+
+def extract_summary(report: ExtractReport) -> list[RenderableType]:
+    """What is told on stderr after an extraction."""
+    rows = [("extracted", f"{plural(len(report.modules), 'module')}, {_ranks(m.rank for m in report.modules)}")]
+    if report.unchanged:
+        rows[0] = (rows[0][0], f"{rows[0][1]}; {plural(report.unchanged, 'tensor')} unchanged")
+    rows.append(("captured", f"{_share(report.energy)} of their energy, relative error {number(report.error)}"))
+    rows.append(("by module", _spread(report.modules)))
+    gap = max((m.gap_estimate or 0.0 for m in report.modules), default=0.0)
+    rows.append(("optimum", f"at most about {gap:.1g} of a module's energy above this" if gap else "reached"))
+    if report.skipped:
+        rows.append(("of all", f"{_share(report.change_captured)} of everything that changed"))
+    return [_pairs([*rows, ("written", f"{report.output}  {size(report.bytes)}")])]
+
+
+def combine_summary(report: CombineReport) -> list[RenderableType]:
+    """What is told on stderr after a combination."""
+    rows = [("combined", f"{plural(len(report.modules), 'module')}, {_change(report.modules)}"), _error(report)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("adapter", overflow="fold")
+    for heading in ("weight", "gain", "interference"):
+        table.add_column(heading, justify="right")
+    for share in report.adapters:
+        told = [f"{v:.4g}" if v is not None else "–" for v in (share.weight, share.gain, share.interference)]
+        table.add_row(Text(safe(share.path)), *told)
+    return [_pairs([*rows, ("written", f"{report.output}  {size(report.bytes or 0)}")]), table]
+
+
+def resize_summary(report: ResizeReport) -> list[RenderableType]:
+    """What is told on stderr after a resizing."""
+    rows = [("resized", f"{plural(len(report.modules), 'module')}, {_change(report.modules)}")]
+    if report.unchanged:
+        rows.append(("unchanged", f"{plural(report.unchanged, 'module')} small enough already, byte for byte"))
+    return [_pairs([*rows, _error(report), ("written", f"{report.output}  {size(report.bytes or 0)}")])]
+
+
+def plan_tables(report: ExtractReport | CombineReport | ResizeReport, out: object) -> list[RenderableType]:
+    """What `--plan` prints: every module with its ranks, then the whole."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("module", overflow="fold")
+    for heading in ("rank",) if isinstance(report, ExtractReport) else ("rank now", "rank"):
+        table.add_column(heading, justify="right")
+    for module in report.modules:
+        ranks = [module.rank] if isinstance(module, ExtractedModule) else [module.rank_in, module.rank]
+        table.add_row(Text(safe(module.name)), *("by value" if r is None else str(r) for r in ranks))
+    nbytes = "size known when computed" if report.bytes is None else size(report.bytes)
+    return [table, _pairs([("modules", str(len(report.modules))), ("output", f"{out}  {nbytes}")])]
+
+
+def skipped_lines(skipped: Sequence[Skipped], *, every: bool) -> list[str]:
+    """What changed and is not in the adapter, one line each; many of a kind as one line, unless `every`."""
+    lines = []
+    for why in sorted({s.why for s in skipped}):
+        same = [s for s in skipped if s.why == why]
+        if every or len(same) <= _SHOWN:
+            lines += [f"not extracted: {s.name} ({why}{_norm(s)}{_part([s])})" for s in same]
+        else:
+            lines.append(f"not extracted: {same[0].name} and {len(same) - 1} more ({why}{_part(same)})")
+    return lines
+
+
+def _norm(skipped: Skipped) -> str:
+    return f", norm {skipped.norm:.4g}" if skipped.norm is not None else ""
+
+
+def _part(skipped: Sequence[Skipped]) -> str:
+    shares = [s.share for s in skipped if s.share is not None]
+    return f", {sum(shares):.2%} of all that changed" if shares else ""
+
+
+def _error(report: CombineReport | ResizeReport) -> tuple[str, str]:
+    if not report.error:
+        return "error", "none: the stored values are exact"
+    worst = max((m.error or 0.0 for m in report.modules), default=0.0)
+    return "error", f"{number(report.error)} relative, as stored; {number(worst)} in the worst module"
+
+
+def _change(modules: Sequence[Module]) -> str:
+    return f"{_ranks(m.rank_in for m in modules)} to {_ranks(m.rank or 0 for m in modules)}"
+
+
+def _ranks(ranks: Iterable[int]) -> str:
+    found = sorted(set(ranks))
+    return f"rank {found[0]}" if len(found) == 1 else f"ranks {found[0]}–{found[-1]}" if found else "no rank"
+
+
+def _spread(modules: Sequence[ExtractedModule]) -> str:
+    return f"energy {interval(m.energy for m in modules)}, error {interval(m.error for m in modules)}"
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.4%}"
+
+
+def _pairs(rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for word, text in rows:
+        table.add_row(word, Text(safe(text)))
+    return table

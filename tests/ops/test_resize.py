@@ -1,0 +1,163 @@
+"""resize, held against dense float64 SVDs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import click.testing
+import factories
+import pytest
+import torch
+from torch import Tensor
+
+from loratools import formats
+from loratools.adapter import Adapter
+from loratools.cli import verbs
+from loratools.errors import OutputExistsError, UsageError
+from loratools.ops.resize import resize
+from loratools.tensors import held
+from loratools.updates.lora import LoRA
+
+
+def _dense(adapter: Adapter | None, name: str) -> Tensor:
+    assert adapter is not None
+    factors = adapter.updates[name].factors()
+    assert factors is not None
+    return factors.b @ factors.a
+
+
+def _source(tmp_path: Path, **options: object) -> Path:
+    ranks = {"model.layers.1.self_attn.v_proj": 2}
+    return factories.adapter_folder(tmp_path / "in", ranks=ranks, alpha=5, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("rule", [{"rank": 3}, {"energy": 0.8}, {"error": 0.3}])
+def test_resize_equals_dense_svd(tmp_path: Path, rule: dict[str, float], rslora: bool) -> None:
+    source = formats.load(_source(tmp_path, config={"use_rslora": rslora}))
+
+    report = resize(source, dtype="float64", **rule)  # type: ignore[arg-type]
+
+    for module in report.modules:
+        wanted, found = _dense(source, module.name), _dense(report.adapter, module.name)
+        s = torch.linalg.svdvals(wanted)
+        tails = torch.cat([s.square().flip(0).cumsum(0).flip(0), torch.zeros(1)]) / s.square().sum()
+        by_rule = {"rank": 3, "energy": int((tails > 0.2).sum()), "error": int((tails > 0.09).sum())}
+        smallest = by_rule[next(iter(rule))]
+        rank = min(smallest, source.updates[module.name].rank)
+        assert (module.rank_in, module.rank) == (source.updates[module.name].rank, rank)
+        # The tail of a module that was small enough is rounding, and nothing is lost there.
+        tail = math.sqrt(float(tails[rank])) if rank < module.rank_in else 0.0
+        assert module.error == pytest.approx(tail, rel=1e-10, abs=1e-15)
+        assert float((wanted - found).norm() / wanted.norm()) == pytest.approx(tail, rel=1e-10, abs=1e-14)
+        torch.testing.assert_close(torch.linalg.svdvals(found)[:rank], s[:rank], rtol=1e-10, atol=0)
+
+
+def test_module_that_is_small_enough_keeps_its_bytes(tmp_path: Path) -> None:
+    source = formats.load(_source(tmp_path, dtype=torch.bfloat16))
+
+    report = resize(source, tmp_path / "out", rank=3)
+
+    kept = "model.layers.1.self_attn.v_proj"
+    assert report.unchanged == 1
+    assert report.adapter is not None
+    assert report.adapter.updates[kept] is source.updates[kept]
+    back = formats.load(tmp_path / "out")
+    assert {n: (u.rank, u.scale) for n, u in back.updates.items()} == {
+        n: (2, 2.5) if n == kept else (3, 1.0) for n in factories.MODULES
+    }
+    assert {t.dtype for t in back.tensors().values()} == {"BF16"}
+
+
+def test_larger_rank_leaves_everything_as_it_is(tmp_path: Path) -> None:
+    path = _source(tmp_path, extra={"score.weight": torch.randn(3, 5)}, config={"modules_to_save": ["score"]})
+
+    report = resize(path, tmp_path / "out", rank=64)
+
+    assert report.unchanged == len(report.modules) == 4
+    assert report.error == 0
+    before, after = ((p / "adapter_model.safetensors").read_bytes() for p in (path, tmp_path / "out"))
+    assert before[-500:] == after[-500:]
+    assert "score.weight" in formats.load(tmp_path / "out").replacements
+
+
+def test_rslora_modules_that_stay_keep_their_scale_beside_resized_ones(tmp_path: Path) -> None:
+    source = formats.load(_source(tmp_path, config={"use_rslora": True}))
+
+    resize(source, tmp_path / "out", rank=3)
+
+    back = formats.load(tmp_path / "out")
+    kept = "model.layers.1.self_attn.v_proj"
+    assert back.updates[kept].scale == pytest.approx(5 / math.sqrt(2), rel=1e-15)
+    assert back.updates["model.layers.0.self_attn.q_proj"].scale == pytest.approx(1, rel=1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_reported_error_is_that_of_the_stored_values(tmp_path: Path, dtype: str) -> None:
+    source = formats.load(_source(tmp_path))
+
+    report = resize(source, rank=3, dtype=dtype)
+
+    for module in report.modules:
+        wanted = _dense(source, module.name)
+        distance = float((_dense(report.adapter, module.name) - wanted).norm() / wanted.norm())
+        assert module.error == pytest.approx(distance, rel=1e-6, abs=1e-15)
+
+
+def test_energy_one_drops_only_what_is_redundant() -> None:
+    b, a = torch.randn(10, 2, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+    twice = LoRA(held(torch.cat([a, a])), held(torch.cat([b, b], dim=1)), 4.0, "config")
+
+    report = resize(Adapter({"m": twice}), energy=1.0)
+
+    assert [(m.rank_in, m.rank) for m in report.modules] == [(4, 2)]
+    torch.testing.assert_close(_dense(report.adapter, "m"), 2 * b @ a, rtol=1e-13, atol=1e-13)
+
+
+def test_untrained_module_becomes_rank_one_of_zeros() -> None:
+    zero = LoRA(held(torch.randn(4, 6)), held(torch.zeros(10, 4)), 4.0, "config")
+
+    report = resize(Adapter({"m": zero}), energy=0.5)
+
+    assert [(m.rank, m.energy, m.error) for m in report.modules] == [(1, 1.0, 0.0)]
+
+
+def test_no_rule_and_two_rules_are_usage_errors(tmp_path: Path) -> None:
+    path = _source(tmp_path)
+
+    with pytest.raises(UsageError, match="no rank"):
+        resize(path)
+    with pytest.raises(UsageError, match="exclude each other"):
+        resize(path, rank=2, error=0.1)
+    with pytest.raises(OutputExistsError):
+        resize(path, path, rank=2, overwrite=True)
+
+
+def test_plan_writes_nothing(tmp_path: Path) -> None:
+    path = _source(tmp_path)
+
+    planned, done = (resize(path, tmp_path / "out", rank=3, plan=p) for p in (True, False))
+
+    assert [m.rank for m in planned.modules] == [m.rank for m in done.modules] == [3, 3, 3, 2]
+    assert planned.bytes == done.bytes
+    assert (planned.output, planned.adapter) == (None, None)
+
+
+def test_command_prints_json_and_says_what_is_unchanged(tmp_path: Path) -> None:
+    path = str(_source(tmp_path))
+    runner = click.testing.CliRunner()
+
+    told = runner.invoke(verbs, ["resize", path, "-o", str(tmp_path / "out"), "--rank", "3"])
+    document = runner.invoke(verbs, ["resize", path, "-o", str(tmp_path / "out2"), "--energy", "0.9", "--json"])
+    wrong = runner.invoke(verbs, ["resize", path, "-o", str(tmp_path / "out3"), "--energy", "95"])
+
+    assert told.exit_code == 0, told.stderr
+    assert told.stdout == ""
+    assert "1 module small enough already" in told.stderr
+    body = json.loads(document.stdout)
+    assert set(body["modules"][0]) == {"name", "rank_in", "rank", "energy", "error"}
+    assert wrong.exit_code == 2
+    assert "0.95" in wrong.stderr
+    assert not (tmp_path / "out3").exists()

@@ -195,10 +195,10 @@ def _common_tail(a: list[str], b: list[str]) -> int:
 
 
 def _nearest(name: str, shapes: Shapes) -> tuple[str, ...]:
-    """The two names of the base that look most like `name`; those with the same last parts are looked at first."""
-    leaf = _leaf(f"{name}.weight" if f"{name}.weight" in shapes else name).split(".")[-1]
-    pool = [n for n in shapes if leaf in n] or list(shapes)
-    return tuple(difflib.get_close_matches(name, pool[:5000], n=2, cutoff=0.5))
+    """The names of the base that look most like `name`, of those that it shares a word with: a module's own name."""
+    words = {part for part in name.split(".")[-2:] if part not in ("weight", "bias")}
+    pool = [n for n in shapes if words & set(n.split("."))]
+    return tuple(difflib.get_close_matches(f"{name}.weight", pool[:5000], n=2, cutoff=0.5))
 
 
 def _orientation_warnings(updates: Mapping[str, Place], adapter: Adapter, flag: bool | None) -> list[str]:

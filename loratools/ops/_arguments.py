@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from loratools import formats
 from loratools.adapter import Adapter
@@ -13,8 +13,7 @@ from loratools.errors import UsageError
 
 AdapterSource: TypeAlias = str | Path | Adapter
 AdapterArgument: TypeAlias = AdapterSource | tuple[AdapterSource, float]
-# Which rank makes the scale, where an adapter's tensors and its config disagree; None refuses.
-RankFrom: TypeAlias = Literal["tensors", "config"] | None
+RankFrom: TypeAlias = formats.RankFrom | None
 
 
 def load_adapter(source: AdapterSource, *, rank_from: RankFrom = None, from_format: str | None = None) -> Adapter:

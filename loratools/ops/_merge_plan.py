@@ -209,19 +209,19 @@ def _refuse_leftovers(
         if total == 0:
             raise MismatchError(f"'{adapter.name}' holds no updates and no replaced tensors")
         left = found.leftovers
-        if not left or (allow_partial and len(left) < total):
+        nothing_fits = not found.updates and not found.replacements
+        if not left or (allow_partial and not nothing_fits):
             continue
         more = [f"… and {len(left) - 5} more"] if len(left) > 5 else []
-        hint = f"the adapter names its base as '{adapter.base_model}'" if adapter.base_model else None
-        if len(left) == total:
-            some = ", ".join(list(base.weights)[:3])
-            hint = f"{hint + '; ' if hint else ''}names of this base look like: {some}"
-        elif hint is None:
-            hint = "merge into the base that it was trained on, or leave these out with --allow-partial"
+        hints = [f"the adapter names its base as '{adapter.base_model}'"] if adapter.base_model else []
+        if nothing_fits:
+            hints.append(f"names of this base look like: {', '.join(list(base.weights)[:3])}")
+        else:
+            hints.append("what does not fit can be left out with --allow-partial")
         raise MismatchError(
             f"{len(left)} of {total} names in '{adapter.name}' do not fit '{base.path}'",
             details=[*map(str, left[:5]), *more],
-            hint=hint,
+            hint="; ".join(hints),
         )
 
 

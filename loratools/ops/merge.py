@@ -296,7 +296,7 @@ def _report(
         tensors=tuple(tensors),
         targets=len(updated),
         untouched=len(made.outputs) - len(touched),
-        replaced=len([o for o in touched if o.replaced_by is not None]),
+        replaced=len([o for o in touched if o.replaced_by is not None and o.name not in made.added]),
         added=made.added,
         bytes=made.bytes_written,
         seconds=0.0,

@@ -323,7 +323,7 @@ def test_a_new_head_is_added_and_the_config_names_its_class(tmp_path: Path) -> N
     report = merge(base, [folder], tmp_path / "out")
 
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert report.added == ("score.weight",)
+    assert (report.added, report.replaced) == (("score.weight",), 0)
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert len(config["id2label"]) == 3
 
@@ -539,14 +539,14 @@ def test_errors_on_a_bf16_base_are_never_above_pefts(tmp_path: Path, llama: Path
 
 def test_names_that_do_not_match_are_listed_with_the_nearest_and_nothing_is_written(tmp_path: Path) -> None:
     base = factories.checkpoint_folder(tmp_path / "base")
-    folder = factories.adapter_folder(tmp_path / "a", modules={Q: (10, 6), "model.layers.0.self_attn.k_proj": (10, 6)})
+    folder = factories.adapter_folder(tmp_path / "a", modules={Q: (10, 6), "model.layers.7.self_attn.q_proj": (10, 6)})
 
     with pytest.raises(MismatchError, match="1 of 2 names") as caught:
         merge(base, [folder], tmp_path / "out")
 
     assert caught.value.exit_code == 4
-    assert "k_proj" in caught.value.details[0]
-    assert "q_proj.weight" in caught.value.details[0]
+    assert "model.layers.7.self_attn.q_proj   no such weight" in caught.value.details[0]
+    assert "nearest: model.layers.1.self_attn.q_proj.weight" in caught.value.details[0]
     assert nothing_written(tmp_path, "base", "a")
 
 

@@ -12,9 +12,9 @@ from loratools.report.text import safe
 
 _Item = TypeVar("_Item")
 
-# A number that is a whole part of the name, dotted or flattened with underscores. At most nine digits, so that a
+# A number that is a whole part of the name, between dots, underscores or colons. At most nine digits, so that a
 # hostile name costs nothing to parse; no leading zeros, so that two names never fall together.
-_INDEX = re.compile(r"(?<![^._])(?:0|[1-9][0-9]{0,8})(?![^._])")
+_INDEX = re.compile(r"(?<![^._:])(?:0|[1-9][0-9]{0,8})(?![^._:])")
 # A run of fewer is longer written as a range than as a list.
 _SHORTEST_RUN = 3
 _SHORTEST_STEPPED_RUN = 4

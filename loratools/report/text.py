@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 # One character for one character, so that columns stay aligned. U+2500 to U+257F draw boxes.
-_ASCII = dict.fromkeys(range(0x2500, 0x2580), "+")
-_ASCII |= {ord(line): "-" for line in "─━═╌╍┄┅┈┉"} | {ord(line): "|" for line in "│┃║╎╏┆┇┊┋"}
-_ASCII |= str.maketrans("×…–→·≈—•", "x~->.~-*")
+_ASCII: dict[int, int | str] = {
+    **dict.fromkeys(range(0x2500, 0x2580), "+"),
+    **dict.fromkeys(map(ord, "─━═╌╍┄┅┈┉"), "-"),
+    **dict.fromkeys(map(ord, "│┃║╎╏┆┇┊┋"), "|"),
+    **str.maketrans("×…–→·≈—•", "x~->.~-*"),
+}
 
 
 def safe(text: str) -> str:

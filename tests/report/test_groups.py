@@ -69,6 +69,7 @@ def test_experts_in_layers_are_a_grid() -> None:
 
 def test_flattened_names_are_grouped_too() -> None:
     assert names_of("lora_unet_blocks_0_q", "lora_unet_blocks_1_q") == ["lora_unet_blocks_{0,1}_q"]
+    assert names_of("text_encoder:0:up", "text_encoder:1:up") == ["text_encoder:{0,1}:up"]
 
 
 @pytest.mark.parametrize("names", [("l.01.q", "l.1.q"), ("l.a1.q", "l.a2.q"), ("l." + "9" * 5000 + ".q", "l.1.q")])

@@ -139,7 +139,8 @@ class _Held:
         return None
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        return self.values.reshape(1)[start:stop] if self.values.dim() == 0 else self.values[start:stop]
+        rows = self.values.reshape(1) if self.values.dim() == 0 else self.values
+        return rows[start:stop].clone()
 
     def scalar(self) -> float:
         return float(self.values.double().item())

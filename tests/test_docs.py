@@ -88,7 +88,7 @@ def test_generated_parts_are_up_to_date() -> None:
 
 def test_files_that_the_documents_name_exist() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    named = {m for m in re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py)`", text)}
+    named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py)`", text))
 
     missing = [n for n in named if not any((ROOT / top / n).exists() for top in ("", "loratools", "loratools/formats"))]
     assert missing == []

@@ -1,4 +1,4 @@
-"""Adapters as the verbs take them: a path, a loaded adapter, or a pair of one of these and a weight."""
+"""Arguments as the verbs take them: an adapter by path or loaded, perhaps with a weight; a dtype in any spelling."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TypeAlias
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import UsageError
+from loratools.tensors import parse_float_dtype
 
 AdapterSource: TypeAlias = str | Path | Adapter
 AdapterArgument: TypeAlias = AdapterSource | tuple[AdapterSource, float]
@@ -42,3 +43,15 @@ def load_weighted(
     if not any(weight for _, weight in pairs):
         raise UsageError("every adapter has weight 0, so there is nothing to do")
     return [(load_adapter(s, rank_from=rank_from, from_format=from_format), float(w)) for s, w in pairs]
+
+
+def stored_dtype(name: str) -> str:
+    """The dtype to store weights in, as safetensors spells it.
+
+    Raises:
+        UsageError: weights are not stored in it.
+    """
+    found = parse_float_dtype(name)
+    if found is None:
+        raise UsageError(f"weights cannot be stored as '{name}'", hint="choose float32, bfloat16, float16 or float64")
+    return found

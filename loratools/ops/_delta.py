@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.errors import InputError
-from loratools.storage.files import read_into
 from loratools.tensors import LazyTensor, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A tensor that changed shows it early, so the first look is short; then pieces that stay in the cache.
-_FIRST_LOOK = 1 << 16
-_LOOK = 1 << 20
 # Elements of a block of rows, where a result is summed up and not kept.
 _BLOCK = 1 << 18
 # Below this, the residual in float32 is mostly the rounding of float32.
@@ -42,23 +38,6 @@ class Extracted:
     error: float
     gap_bound: float
     gap_estimate: float
-
-
-def same_bytes(first: LazyTensor, second: LazyTensor) -> bool:
-    """Whether two tensors are equal byte for byte. Two that cannot be compared so are not."""
-    a, b = first.location, second.location
-    if a is None or b is None or (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    start, step = 0, _FIRST_LOOK
-    while start < a.nbytes:
-        size = min(step, a.nbytes - start)
-        left, right = bytearray(size), bytearray(size)
-        read_into(a, start, left)
-        read_into(b, start, right)
-        if left != right:
-            return False
-        start, step = start + size, _LOOK
-    return True
 
 
 def delta_of(name: str, base: LazyTensor, tuned: LazyTensor, rows: tuple[int, int] | None = None) -> Tensor:

@@ -41,7 +41,7 @@ def check_files(folder: Path, files: Sequence[OutputFile], *, threads: int) -> l
     if wrong:
         raise LoraToolsError(
             f"the self-check found {len(wrong)} merged weights that are not base + update",
-            details=[f"{c.name}   {c.ratio:.3g} times the error that rounding explains" for c in wrong[:5]],
+            details=[f"{c.name}   {c.ratio:.3g} times the error that rounding explains" for c in wrong],
             hint="this is a bug of loratools; nothing was written",
         )
     return checks

@@ -212,7 +212,6 @@ def _refuse_leftovers(
         nothing_fits = not found.updates and not found.replacements
         if not left or (allow_partial and not nothing_fits):
             continue
-        more = [f"… and {len(left) - 5} more"] if len(left) > 5 else []
         hints = [f"the adapter names its base as '{adapter.base_model}'"] if adapter.base_model else []
         if nothing_fits:
             hints.append(f"names of this base look like: {', '.join(list(base.weights)[:3])}")
@@ -220,7 +219,7 @@ def _refuse_leftovers(
             hints.append("what does not fit can be left out with --allow-partial")
         raise MismatchError(
             f"{len(left)} of {total} names in '{adapter.name}' do not fit '{base.path}'",
-            details=[*map(str, left[:5]), *more],
+            details=[str(one) for one in left],
             hint="; ".join(hints),
         )
 

@@ -15,9 +15,9 @@ from loratools.checkpoints import Checkpoint
 from loratools.errors import MismatchError, UnsupportedError
 from loratools.matching import Matches
 from loratools.ops._merge_config import vocabulary_size
+from loratools.ops._same import same_bytes
 from loratools.plan import Output, WeightedUpdate
-from loratools.storage.files import read_bytes
-from loratools.tensors import FLOAT_DTYPES, LazyTensor
+from loratools.tensors import FLOAT_DTYPES
 
 
 @dataclass(frozen=True)
@@ -70,24 +70,16 @@ def _replacements(adapters: Sequence[tuple[Adapter, float]], matches: Sequence[M
     for i, ((adapter, _), m) in enumerate(zip(adapters, matches, strict=True)):
         for name, stored in {**m.replacements, **m.added}.items():
             new = adapter.replacements[name]
-            if stored in found and not _equal(found[stored].replacement.tensor, new.tensor):
+            if stored in found and not same_bytes(found[stored].replacement.tensor, new.tensor):
                 differ.append(f"{stored}   '{adapters[found[stored].adapter][0].name}' and '{adapter.name}'")
             found.setdefault(stored, _Replaced(i, new))
     if differ:
         raise MismatchError(
             f"{len(differ)} weights are replaced by more than one adapter, with different values",
-            details=differ[:5],
+            details=differ,
             hint="leave one of them out with --exclude, or merge the adapters one at a time",
         )
     return found
-
-
-def _equal(a: LazyTensor, b: LazyTensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if a.location is not None and b.location is not None:
-        return read_bytes(a.location) == read_bytes(b.location)
-    return bool((a.read() == b.read()).all())
 
 
 def _updates(
@@ -107,7 +99,7 @@ def _updates(
     if clashes:
         raise MismatchError(
             f"{len(clashes)} weights are replaced by one adapter and updated by another",
-            details=clashes[:5],
+            details=clashes,
             hint="leave one of them out with --exclude",
         )
     return found
@@ -124,7 +116,7 @@ def _untied(
             alone.add(source)
         elif name in replaced:
             tensor = replaced[name].replacement.tensor
-            if source in replaced and _equal(tensor, replaced[source].replacement.tensor):
+            if source in replaced and same_bytes(tensor, replaced[source].replacement.tensor):
                 following.add(name)
             else:
                 alone.add(source)
@@ -176,7 +168,7 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
         f"{n}   base {_times(old)}, adapter {_times(new)}" for n, (old, new) in resized.items() if not fits(n, old, new)
     ]
     if wrong:
-        raise MismatchError(f"{len(wrong)} replaced tensors do not fit '{base.path}'", details=wrong[:5])
+        raise MismatchError(f"{len(wrong)} replaced tensors do not fit '{base.path}'", details=wrong)
     sizes = {new[0] for old, new in resized.values() if old[0] == tokens}
     if len(sizes) > 1:
         raise MismatchError(
@@ -188,7 +180,7 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
         if left:
             raise MismatchError(
                 f"the vocabulary is resized from {tokens} to {size}, and {len(left)} weights stay as they are",
-                details=left[:5],
+                details=left,
                 hint="save the adapter with its embeddings and its output head (save_embedding_layers=True)",
             )
 

@@ -195,18 +195,6 @@ def widest(dtypes: Sequence[str]) -> str:
     return widest if DTYPE_BITS[widest] > 16 else "F32"
 
 
-def float_dtype(name: str | None) -> str | None:
-    """The dtype to store, from any of its spellings.
-
-    Raises:
-        UsageError: it is none that weights are stored in.
-    """
-    found = None if name is None else parse_float_dtype(name)
-    if name is not None and found is None:
-        raise UsageError(f"'{name}' is no dtype to store weights in", hint="float32, bfloat16, float16 or float64")
-    return found
-
-
 def update_dtype(update: Update) -> str:
     """The widest dtype among the tensors of an update; float32 for those (float8) that are not computed in."""
     found = widest([t.dtype for t in update.parts.values()])

@@ -19,19 +19,19 @@ from loratools.adapter import Adapter, Replacement, select_names
 from loratools.errors import MismatchError
 from loratools.execution.local import run, worker_count
 from loratools.methods import Method
-from loratools.ops._arguments import AdapterArgument, RankFrom, load_weighted
+from loratools.ops._arguments import AdapterArgument, RankFrom, load_weighted, stored_dtype
 from loratools.ops._reduce import (
     Limit,
     Module,
     Stored,
     exact_factors,
-    float_dtype,
     inner,
     overall_error,
     reduced,
     update_dtype,
     widest,
 )
+from loratools.ops._same import same_bytes
 from loratools.storage.commit import check_output
 from loratools.tensors import DTYPE_BITS
 from loratools.updates import Update
@@ -120,7 +120,7 @@ def combine(
         OutputExistsError: `out` exists, or is one of the inputs.
     """
     limit = Limit(rank=rank, energy=energy)
-    stored_dtype = float_dtype(dtype)
+    store_as = stored_dtype(dtype) if dtype is not None else None
     chosen = cast(Method, registry.load("methods", method))
     sources = load_weighted(adapters, rank_from=rank_from, from_format=from_format)
     taking_part = [i for i, (_, weight) in enumerate(sources) if weight]
@@ -137,11 +137,11 @@ def combine(
     if plan:
         modules = [_planned(name, terms, limit) for name, terms in targets.items()]
         shares = [Share(a.name, w) for a, w in sources]
-        nbytes = _planned_bytes(modules, targets, replacements, stored_dtype)
+        nbytes = _planned_bytes(modules, targets, replacements, store_as)
         return CombineReport(tuple(modules), tuple(shares), None, None, None, nbytes, tuple(warnings))
 
     def work(item: tuple[str, Sequence[_Term]]) -> _Combined:
-        combined = _combined(*item, chosen, limit, stored_dtype)
+        combined = _combined(*item, chosen, limit, store_as)
         if progress is not None:
             progress(sum(t.nbytes for term in item[1] for t in term.update.parts.values()))
         return combined
@@ -239,7 +239,7 @@ def _replacements(
     differing = [
         f"{name}   " + ", ".join(f"'{sources[i][0].name}'" for i in owners[name])
         for name in kept
-        if not all(_equal(kept[name], sources[i][0].replacements[name]) for i in owners[name][1:])
+        if not all(same_bytes(kept[name].tensor, sources[i][0].replacements[name].tensor) for i in owners[name][1:])
     ]
     if differing:
         raise MismatchError(
@@ -255,16 +255,6 @@ def _replacements(
     if kept and any(sources[i][1] != 1 for name in kept for i in owners[name]):
         warnings.append(f"weights do not apply to replaced weights: {len(kept)} are kept as they are")
     return kept, warnings
-
-
-def _equal(first: Replacement, second: Replacement) -> bool:
-    import torch
-
-    a, b = first.tensor, second.tensor
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
-        return False
-    # As bytes: a NaN equals itself here, and 0 is not -0.
-    return torch.equal(*(t.read().reshape(-1).view(torch.uint8) for t in (a, b)))
 
 
 def _base_warnings(sources: Sequence[tuple[Adapter, float]], taking_part: Sequence[int]) -> list[str]:

@@ -20,10 +20,12 @@ from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, worker_count
 from loratools.formats._peft_written import names_digest
-from loratools.ops._delta import Extracted, change, delta_of, extracted, norm, same_bytes
+from loratools.ops._arguments import stored_dtype
+from loratools.ops._delta import Extracted, change, delta_of, extracted, norm
 from loratools.ops._pairs import Alone, Pair, Pairs, line_up
+from loratools.ops._same import same_bytes
 from loratools.storage.commit import check_output
-from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES, held, parse_float_dtype
+from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES, held
 from loratools.updates.lora import LoRA
 
 
@@ -122,9 +124,7 @@ def extract(
         UnsupportedError: one of them is quantised.
         OutputExistsError: `out` exists, or is one of the inputs.
     """
-    stored = parse_float_dtype(dtype)
-    if stored is None:
-        raise UsageError(f"'{dtype}' is no dtype to store weights in", hint="float32, bfloat16, float16 or float64")
+    stored = stored_dtype(dtype)
     if rank < 1:
         raise UsageError(f"rank {rank} is not positive")
     if tolerance is not None and not 0 < tolerance < 1:

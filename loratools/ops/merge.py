@@ -17,9 +17,9 @@ from pathlib import Path
 from threading import Lock
 
 from loratools.checkpoints import open_checkpoint
-from loratools.errors import InputError, UsageError
+from loratools.errors import InputError
 from loratools.execution import local
-from loratools.ops._arguments import AdapterArgument, RankFrom, load_weighted
+from loratools.ops._arguments import AdapterArgument, RankFrom, load_weighted, stored_dtype
 from loratools.ops._merge_check import Check, check_files
 from loratools.ops._merge_plan import MergePlan, index_text, plan_merge, specs, work_units
 from loratools.ops._merge_provenance import provenance_text
@@ -28,7 +28,7 @@ from loratools.plan import CopyUnit, WorkUnit
 from loratools.storage.commit import check_output, staged_folder
 from loratools.storage.files import copy_range, ensure_unchanged, identify, start_writeback
 from loratools.storage.safetensors_writer import SafetensorsWriter
-from loratools.tensors import ByteRange, parse_float_dtype
+from loratools.tensors import ByteRange
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,7 @@ def plan(
 ) -> MergePlan:
     """Work out from headers what `merge` would do, writing nothing; arguments and errors as there."""
     base, out = Path(base), Path(out)
-    stored = parse_float_dtype(dtype) if dtype is not None else None
-    if dtype is not None and stored is None:
-        raise UsageError(f"weights cannot be stored as '{dtype}'", hint="choose float32, bfloat16, float16 or float64")
+    stored = stored_dtype(dtype) if dtype is not None else None
     checkpoint = open_checkpoint(base)
     loaded = load_weighted(adapters, rank_from=rank_from, from_format=from_format)
     inputs = [base, *(a.path for a, _ in loaded if a.path is not None)]
@@ -206,10 +204,9 @@ def _refuse_not_finite(made: MergePlan) -> None:
         if not tensor.read().isfinite().all()
     ]
     if bad:
-        more = [f"… and {len(bad) - 5} more"] if len(bad) > 5 else []
         raise InputError(
             f"{len(bad)} tensors of the adapters hold values that are not finite",
-            details=[*bad[:5], *more],
+            details=bad,
             hint="the training run diverged; take an earlier checkpoint, or leave these out with --exclude",
         )
 

@@ -14,13 +14,12 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import UsageError
 from loratools.execution.local import run, worker_count
-from loratools.ops._arguments import RankFrom, load_adapter
+from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops._reduce import (
     Limit,
     Module,
     Stored,
     exact_factors,
-    float_dtype,
     overall_error,
     reduced,
     update_dtype,
@@ -97,7 +96,7 @@ def resize(
     limit = Limit(rank, energy, error)
     if not limit.given:
         raise UsageError("no rank to resize to", hint="give one of --rank, --energy and --error")
-    stored_dtype = float_dtype(dtype)
+    cast_to = stored_dtype(dtype) if dtype is not None else None
     source = load_adapter(adapter, rank_from=rank_from, from_format=from_format)
     inputs = [source.path] if source.path is not None else []
     if out is not None:
@@ -107,14 +106,14 @@ def resize(
 
     if plan:
         planned = [Module(name, u.rank, limit.planned(u.rank)) for name, u in source.updates.items()]
-        nbytes = _planned_bytes(source, limit, stored_dtype)
+        nbytes = _planned_bytes(source, limit, cast_to)
         return ResizeReport(tuple(planned), None, None, None, None, nbytes, tuple(warnings))
 
     def work(item: tuple[str, Update]) -> Stored:
         name, update = item
         factors = exact_factors(update, name, source.name)
-        store_as = stored_dtype or update_dtype(update)
-        smaller = reduced(factors, limit, name, store_as, unchanged=update, unchanged_dtype=stored_dtype)
+        store_as = cast_to or update_dtype(update)
+        smaller = reduced(factors, limit, name, store_as, unchanged=update, unchanged_dtype=cast_to)
         if progress is not None:
             progress(sum(t.nbytes for t in update.parts.values()))
         return smaller

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click.testing
@@ -286,6 +287,7 @@ def test_not_finite_is_refused_by_name() -> None:
     bad = _adapter(1)
     values = bad.updates["a.second"].parts["B"].read()
     values[3, 1] = math.nan
+    bad = replace(bad, updates={**bad.updates, "a.second": replace(bad.updates["a.second"], b=held(values))})
 
     with pytest.raises(InputError, match="not finite") as raised:
         combine([bad, _adapter(2)])
@@ -307,7 +309,7 @@ def test_values_beyond_float16_are_refused_and_nothing_is_written(tmp_path: Path
         ({"rank": 0}, "not positive"),
         ({"energy": 95.0}, "no share"),
         ({"method": "linaer"}, "no method named"),
-        ({"dtype": "int8"}, "no dtype"),
+        ({"dtype": "int8"}, "cannot be stored"),
         ({"include": ["nothing*"]}, "matches none"),
     ],
 )

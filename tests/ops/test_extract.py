@@ -303,7 +303,7 @@ def test_quantised_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     [
         ({"rank": 0}, "not positive"),
         ({"tolerance": 2.0}, "tolerance"),
-        ({"dtype": "int8"}, "no dtype"),
+        ({"dtype": "int8"}, "cannot be stored"),
         ({"include": ["x"]}, "none of"),
     ],
 )

@@ -1,0 +1,34 @@
+"""Whether two tensors are the same, byte for byte."""
+
+from __future__ import annotations
+
+from loratools.storage.files import read_into
+from loratools.tensors import LazyTensor
+
+# A tensor that changed shows it early, so the first look is short; then pieces that stay in the cache.
+_FIRST_LOOK = 1 << 16
+_LOOK = 1 << 20
+
+
+def same_bytes(first: LazyTensor, second: LazyTensor) -> bool:
+    """Whether dtype, shape and every byte are equal: a NaN equals itself, and 0 is not -0.
+
+    Bytes in files are compared as they stream by, without torch.
+    """
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    a, b = first.location, second.location
+    if a is None or b is None:
+        import torch
+
+        return torch.equal(*(t.read().reshape(-1).view(torch.uint8) for t in (first, second)))
+    start, step = 0, _FIRST_LOOK
+    while start < a.nbytes:
+        size = min(step, a.nbytes - start)
+        left, right = bytearray(size), bytearray(size)
+        read_into(a, start, left)
+        read_into(b, start, right)
+        if left != right:
+            return False
+        start, step = start + size, _LOOK
+    return True

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from loratools.adapter import Adapter
 from loratools.errors import MismatchError
 from loratools.naming.conv1d import is_conv1d
+from loratools.naming.vision import in_memory
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -79,6 +80,8 @@ def match(adapter: Adapter, shapes: Shapes, *, model_type: str | None = None) ->
     Raises:
         MismatchError: two renamings explain the names equally well, or two names mean the same weight.
     """
+    stored = in_memory(model_type, shapes)
+    shapes = {**{name: shapes[where] for name, where in stored.items()}, **shapes}
     renaming = _best_renaming(adapter, shapes)
     flag = _fan_in_fan_out(adapter)
     updates: dict[str, Place] = {}
@@ -93,9 +96,10 @@ def match(adapter: Adapter, shapes: Shapes, *, model_type: str | None = None) ->
             continue
         straight, turned = shapes[weight] == update.shape, shapes[weight] == update.shape[::-1]
         if straight and turned:
-            updates[target] = Place(weight, transposed=is_conv1d(model_type, target) if flag is None else flag)
+            transposed = is_conv1d(model_type, target) if flag is None else flag
+            updates[target] = Place(stored.get(weight, weight), transposed)
         elif straight or turned:
-            updates[target] = Place(weight, transposed=turned)
+            updates[target] = Place(stored.get(weight, weight), transposed=turned)
         else:
             missing.append((target, f"adapter {_flow(update.shape)}, base {_flow(shapes[weight])}"))
 
@@ -103,7 +107,7 @@ def match(adapter: Adapter, shapes: Shapes, *, model_type: str | None = None) ->
     for name, replacement in adapter.replacements.items():
         found = next((n for n in (renaming(name), name) if n in shapes), None)
         if found is not None:
-            replacements[name] = found
+            replacements[name] = stored.get(found, found)
         elif replacement.declared == "modules_to_save" and not _inside(name, modules, renaming):
             added[name] = name
         else:
@@ -151,8 +155,12 @@ def _best_renaming(adapter: Adapter, shapes: Shapes) -> Renaming:
         return identity
     scores = {candidate: fits(candidate) for candidate in {identity, *_candidates(wanted, shapes)}}
     best = max(scores.values())
+    if best == 0:
+        # Another size of the same model: by names alone, so that the shapes are what is told.
+        named = [c for c in scores if all(c(name) in shapes for name in wanted)]
+        return named[0] if len(named) == 1 else identity
     winners = sorted((c for c, score in scores.items() if score == best), key=lambda c: (c.strip, c.add))
-    if best == 0 or identity in winners:
+    if identity in winners:
         return identity
     if len(winners) > 1:
         raise MismatchError(

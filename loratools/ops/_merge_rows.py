@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from loratools.errors import InputError
 from loratools.plan import Output, RowsUnit, WeightedUpdate
@@ -103,12 +103,12 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int, *, progress: Callable[[int]
                 moved.numel(),
             )
             if not _finite(block):
-                _explain(output, base, delta)
+                _refuse(output, base, base + delta)
             total += block
         else:
             buffers.stored.copy_(base)
             if not buffers.stored.isfinite().all() and base.isfinite().all():
-                _explain(output, base, base)
+                _refuse(output, base, base)
         write_at(fd, buffers.stored_bytes, offset + start * output.row_bytes)
         progress((stop - start) * output.row_bytes)
     return total
@@ -126,17 +126,21 @@ def _finite(gain: Gain) -> bool:
     return abs(gain.along) < float("inf")
 
 
-def _explain(output: Output, base: Tensor, delta: Tensor) -> None:
-    """Name what is not finite. A sum that overflowed while every weight is in range explains nothing, and is let be."""
+def _refuse(output: Output, base: Tensor, exact: Tensor) -> NoReturn:
+    """Say what is not finite: the base, the result, or only the sum of squares of the update."""
     if not base.isfinite().all():
         raise InputError(f"'{output.name}' of the base holds values that are not finite")
-    largest = float((base + delta).abs().max())
+    largest = float(exact.abs().max())
     limit = float(_finfo_max(output.dtype))
-    if not largest <= limit:
+    if largest <= limit:
         raise InputError(
-            f"'{output.name}' would reach {largest:.4g}, and {output.dtype} ends at {limit:.4g}",
-            hint="look at the adapter's alpha and weight, or store the result with --dtype bfloat16 or float32",
+            f"'{output.name}' would reach {largest:.4g}, which no trained weight does",
+            hint="look at the adapter's alpha and weight",
         )
+    raise InputError(
+        f"'{output.name}' would reach {largest:.4g}, and {output.dtype} ends at {limit:.4g}",
+        hint="look at the adapter's alpha and weight, or store the result with --dtype bfloat16 or float32",
+    )
 
 
 def _finfo_max(dtype: str) -> float:

@@ -98,7 +98,8 @@ def accuracy(given: Namespace, layers: int) -> tuple[list[dict[str, Any]], list[
         for field, word in (("largest_error", "largest"), ("frobenius_error", "Frobenius")):
             values = [errors["loratools"][field], errors["PEFT"][field], errors["PEFT"][f"{field}_of_one_rounding"]]
             rows.append([f"{what}: {word}", *(f"{value:.7e}" for value in values)])
-            goals.append(Goal(f"{word} error, loratools / PEFT: {what}", values[0] / values[1], at_most=1))
+            # Where both round once, which of the two float32 sums lies nearer is chance: 1e-6 for that.
+            goals.append(Goal(f"{word} error, loratools / PEFT: {what}", values[0] / values[1], at_most=1 + 1e-6))
     bench.table(["error", "loratools", "PEFT", "one rounding of float64"], rows)
     bench.say()
     return found, goals

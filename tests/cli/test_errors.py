@@ -71,9 +71,9 @@ def raising(error: BaseException) -> Callable[[], object]:
             "hint: free some space, or write elsewhere with -o\n",
         ),
         (
-            PermissionError(errno.EACCES, "Permission denied", "/root/x"),
+            PermissionError(errno.EACCES, "Permission denied", "/locked/x"),
             5,
-            "error: permission denied: '/root/x'\n"
+            "error: permission denied: '/locked/x'\n"
             "hint: the permissions of the file or of its folder do not allow this\n",
         ),
         (OSError(errno.EIO, "Input/output error"), 5, "error: input/output error\n"),

@@ -45,8 +45,13 @@ class Output:
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
     @property
+    def columns(self) -> int:
+        """Elements in a row."""
+        return math.prod(self.shape[1:])
+
+    @property
     def row_bytes(self) -> int:
-        return math.prod(self.shape[1:]) * DTYPE_BITS[self.dtype] // 8
+        return self.columns * DTYPE_BITS[self.dtype] // 8
 
     @property
     def copied(self) -> ByteRange | None:

@@ -83,9 +83,19 @@ def command(
     for warning in made.warnings:
         output.warn(warning)
     with output.progress(made.bytes_written, "merging") as progress:
-        report = op.run(made, out, overwrite=overwrite, verify=not no_verify, threads=threads, progress=progress)
+        report = op.run(
+            made,
+            out,
+            overwrite=overwrite,
+            verify=not no_verify,
+            threads=threads,
+            execution="forked",
+            progress=progress,
+        )
     if output.json:
         output.document(report.as_json())
+        return
+    if output.quiet:
         return
     from loratools.report.merge import summary
 

@@ -1,0 +1,23 @@
+"""How work units run: one file per way, each with a `run` of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+
+class Runner(Protocol):
+    """The `run` of an entry: `work` on every unit, results in the order of the units, the first error raised.
+
+    `done` is called with each unit and its result as it comes, one at a time, on the caller's thread. What `work`
+    changes in memory may be lost: its result and what it wrote to disk are what counts.
+    """
+
+    def __call__(
+        self,
+        units: Sequence[Any],
+        work: Callable[[Any], Any],
+        *,
+        threads: int,
+        done: Callable[[Any, Any], None] = ...,
+    ) -> list[Any]: ...

@@ -1,8 +1,8 @@
 """Run work units on threads of this process.
 
-torch and the system calls let go of the interpreter while they work, so threads read, compute and write side by side:
-while one waits for the disk, another multiplies. Each matrix product runs on one thread, so that the bytes of a
-result do not depend on how many workers there are.
+torch, numpy and the system calls let go of the interpreter while they work, so threads read, compute and write side by
+side: while one waits for the disk, another multiplies. Where units are many short calls, the hand-over between
+threads costs as much as the work; `forked` has none.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ def worker_count(threads: int | None) -> int:
 
 
 @contextmanager
-def single_threaded_products() -> Iterator[None]:
-    """Within, a torch operation uses the thread that it is called on and no other."""
+def single_threaded_torch() -> Iterator[None]:
+    """Within, a torch operation uses the thread that it is called on and no other.
+
+    So the bytes of a result do not depend on the number of workers, which are what keeps the cores busy.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -40,12 +43,21 @@ def single_threaded_products() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run(units: Sequence[Unit], work: Callable[[Unit], Result], *, threads: int) -> list[Result]:
-    """`work` done on every unit; results in the order of the units. The first error stops the rest and is raised."""
+def run(
+    units: Sequence[Unit],
+    work: Callable[[Unit], Result],
+    *,
+    threads: int,
+    done: Callable[[Unit, Result], None] = lambda unit, result: None,
+) -> list[Result]:
+    """`work` done on every unit; results in the order of the units. The first error stops the rest and is raised.
+
+    done: called with each unit and its result as it comes, one at a time, on the thread that called `run`.
+    """
     results: dict[int, Result] = {}
     waiting: dict[Future[Result], int] = {}
     todo: Iterable[tuple[int, Unit]] = iter(enumerate(units))
-    with single_threaded_products(), ThreadPoolExecutor(threads, thread_name_prefix="loratools") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="loratools") as pool:
         try:
             # A short queue: after an error or an interrupt there is little left to wait for.
             while True:
@@ -53,9 +65,10 @@ def run(units: Sequence[Unit], work: Callable[[Unit], Result], *, threads: int) 
                     waiting[pool.submit(work, unit)] = i
                 if not waiting:
                     break
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    results[waiting.pop(future)] = future.result()
+                for future in wait(waiting, return_when=FIRST_COMPLETED)[0]:
+                    i = waiting.pop(future)
+                    results[i] = future.result()
+                    done(units[i], results[i])
         except BaseException:
             for future in waiting:
                 future.cancel()

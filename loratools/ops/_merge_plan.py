@@ -14,7 +14,6 @@ from pathlib import Path
 from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint
 from loratools.errors import MachineError, MismatchError, UnsupportedError
-from loratools.execution.local import worker_count
 from loratools.matching import Leftover, Matches, match
 from loratools.ops._merge_config import merged_config
 from loratools.ops._merge_result import resolve
@@ -24,9 +23,9 @@ from loratools.storage.files import free_space, quoted
 from loratools.storage.safetensors_writer import TensorSpec, layout
 
 # A unit is what one worker does at a time: large enough to be worth a hand-over, small enough to share one big tensor.
-_UNIT_BYTES = 16 << 20
-# Measured: a process that has imported torch, and a worker's blocks with the allocator's slack.
-_PROCESS_BYTES = 250 << 20
+_UNIT_BYTES = 32 << 20
+# Measured: a process that has imported numpy, and what a worker holds beside its factors.
+_PROCESS_BYTES = 40 << 20
 _BLOCKS_BYTES = 8 << 20
 
 
@@ -58,11 +57,11 @@ class MergePlan:
 
     @property
     def memory(self) -> int:
-        """Bytes that the merge will hold at most, about: the interpreter with torch, and one unit per worker."""
+        """Bytes that each of the processes of the merge will hold at most, about."""
         factors = max(
             (sum(t.nbytes for u in o.updates for t in u.update.parts.values()) for o in self.outputs), default=0
         )
-        return _PROCESS_BYTES + worker_count(None) * (_BLOCKS_BYTES + 4 * factors)
+        return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors
 
     def as_json(self, out: Path) -> dict[str, object]:
         """The document of `loratools merge --plan --json`, without its head."""

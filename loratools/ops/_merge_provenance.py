@@ -17,11 +17,9 @@ _PIECES = 64
 _PIECE_BYTES = 1 << 16
 
 
-def provenance_text(made: MergePlan, report: dict[str, object]) -> str:
-    """JSON: version, base and adapters with their hashes, weights, and the report without its list of tensors."""
-    document = {
-        "loratools": __version__,
-        "verb": "merge",
+def inputs_record(made: MergePlan) -> dict[str, object]:
+    """What goes into the merge: base and adapters, with their hashes and weights."""
+    return {
         "base": {
             "path": _shown(made.base.path),
             "files": [
@@ -45,8 +43,13 @@ def provenance_text(made: MergePlan, report: dict[str, object]) -> str:
         ],
         "side_files": {f.name: f.origin if f.text is None else "written anew" for f in made.side_files},
         "not_copied": {left.name: left.why for left in made.base.left_out},
-        "result": {k: v for k, v in report.items() if k not in ("tensors", "output", "seconds")},
     }
+
+
+def provenance_text(inputs: dict[str, object], report: dict[str, object]) -> str:
+    """JSON of version, inputs, and the report without its list of tensors."""
+    result = {k: v for k, v in report.items() if k not in ("tensors", "output", "seconds")}
+    document = {"loratools": __version__, "verb": "merge", **inputs, "result": result}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 

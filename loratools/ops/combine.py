@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 from loratools import formats, registry
 from loratools.adapter import Adapter, Replacement, select_names
 from loratools.errors import MismatchError
-from loratools.execution.local import run, worker_count
+from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.methods import Method
 from loratools.ops._arguments import AdapterArgument, RankFrom, load_weighted, stored_dtype
 from loratools.ops._reduce import (
@@ -146,7 +146,8 @@ def combine(
             progress(sum(t.nbytes for term in item[1] for t in term.update.parts.values()))
         return combined
 
-    results = run(list(targets.items()), work, threads=worker_count(threads))
+    with single_threaded_torch():
+        results = run(list(targets.items()), work, threads=worker_count(threads))
     updates = {name: r.stored.update for name, r in zip(targets, results, strict=True)}
     result = _adapter([sources[i][0] for i in taking_part], updates, replacements)
     nbytes = sum(t.nbytes for t in result.tensors().values())

@@ -18,7 +18,7 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
-from loratools.execution.local import run, worker_count
+from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats._peft_written import names_digest
 from loratools.ops._arguments import stored_dtype
 from loratools.ops._delta import Extracted, change, delta_of, extracted, norm
@@ -193,7 +193,8 @@ def _results(
 
     # The largest first: one that is begun last would keep a single thread busy at the end.
     ordered = sorted(pairs, key=lambda p: (-p.nbytes, p.name))
-    found = dict(zip(ordered, run(ordered, work, threads=threads + 1), strict=True))
+    with single_threaded_torch():
+        found = dict(zip(ordered, run(ordered, work, threads=threads + 1), strict=True))
     return {pair: found[pair] for pair in pairs}
 
 

@@ -12,23 +12,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
 
+from loratools import registry
 from loratools.checkpoints import open_checkpoint
 from loratools.errors import InputError
-from loratools.execution import local
+from loratools.execution import Runner
+from loratools.execution.local import worker_count
 from loratools.ops._arguments import AdapterArgument, RankFrom, load_weighted, stored_dtype
-from loratools.ops._merge_check import Check, check_files
+from loratools.ops._merge_check import error_ratio, require_right
 from loratools.ops._merge_plan import MergePlan, index_text, plan_merge, specs, work_units
-from loratools.ops._merge_provenance import provenance_text
+from loratools.ops._merge_provenance import inputs_record, provenance_text
 from loratools.ops._merge_rows import Gain, merge_rows
 from loratools.plan import CopyUnit, WorkUnit
+from loratools.storage.arrays import read_array
 from loratools.storage.commit import check_output, staged_folder
 from loratools.storage.files import copy_range, ensure_unchanged, identify, start_writeback
 from loratools.storage.safetensors_writer import SafetensorsWriter
-from loratools.tensors import ByteRange
+from loratools.tensors import FLOAT_DTYPES, ByteRange, LazyTensor
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,11 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did. Shares and ratios are over touched weights; None where there was nothing to measure."""
+    """What a merge did. Shares and ratios are over touched weights; None where there was nothing to measure.
+
+    `gain` and `unchanged_share` are of every block of weights in tensors of up to 786,432, and of every fourth block
+    in larger ones. `max_error_ratio` is of nine rows in each 32 MiB.
+    """
 
     output: Path
     tensors: tuple[MergedTensor, ...]
@@ -98,6 +104,7 @@ def merge(
     rank_from: RankFrom = None,
     from_format: str | None = None,
     threads: int | None = None,
+    execution: str = "local",
     progress: Callable[[int], None] | None = None,
 ) -> MergeReport:
     """Write `base` with the weighted sum of `adapters` added, as a checkpoint of the same layout at `out`.
@@ -110,7 +117,8 @@ def merge(
     include, exclude globs on the names of the adapters' targets and replaced weights.
     rank_from        tensors or config: which rank scales, where the two disagree.
     threads          workers; as many as there are CPUs where it is None. The result does not depend on it.
-    progress         called with the number of bytes just written, by one thread at a time.
+    execution        local: threads of this process; forked: processes, faster, for a program without other threads.
+    progress         called with the number of bytes just written, on the thread of the caller.
 
     Weights that no adapter touches keep their bytes. Nothing appears at `out` before all of it is there.
 
@@ -132,7 +140,7 @@ def merge(
         rank_from=rank_from,
         from_format=from_format,
     )
-    return run(made, out, overwrite=overwrite, verify=verify, threads=threads, progress=progress)
+    return run(made, out, overwrite=overwrite, verify=verify, threads=threads, execution=execution, progress=progress)
 
 
 def plan(
@@ -172,6 +180,7 @@ def run(
     overwrite: bool = False,
     verify: bool = True,
     threads: int | None = None,
+    execution: str = "local",
     progress: Callable[[int], None] | None = None,
 ) -> MergeReport:
     """Do what the plan says; arguments and errors as of `merge`."""
@@ -180,13 +189,18 @@ def run(
     inputs = [made.base.path, *(a.path for a in made.adapters if a.path is not None)]
     check_output(out, overwrite=overwrite, inputs=inputs)
     made.require_space(out)
-    _refuse_not_finite(made)
+    _refuse_not_finite({a.name: {n: r.tensor for n, r in a.replacements.items()} for a in made.adapters})
+    run_units, workers = registry.load("execution", execution).run, worker_count(threads)
     with staged_folder(out, overwrite=overwrite, inputs=inputs) as staging:
-        workers = local.worker_count(threads)
-        gains = _write_weights(made, staging, workers, progress or (lambda _: None))
-        checks = check_files(staging, made.files, threads=workers) if verify else []
-        report = _report(made, out, gains, checks, verify)
-        _write_side_files(made, staging, report)
+        try:
+            written, record = _write_weights(made, staging, run_units, workers, verify, progress or (lambda _: None))
+        except InputError:
+            # Where the adapters are to blame, all of their bad tensors are named, not the first weight that suffered.
+            _refuse_not_finite({a.name: a.tensors() for a in made.adapters})
+            raise
+        require_right({name: w.ratio for name, w in written.items()})
+        report = _report(made, out, written, verify)
+        _write_side_files(made, staging, provenance_text(record, report.as_json()))
         for file in {f.header.file for f in made.base.files}:
             ensure_unchanged(file)
         # Last of all: whoever sees an index may rely on every shard that it names.
@@ -195,13 +209,15 @@ def run(
     return replace(report, seconds=round(time.monotonic() - began, 3))
 
 
-def _refuse_not_finite(made: MergePlan) -> None:
-    """Read every tensor of the adapters once: a nan would spread over whole rows, and is better named at its source."""
+def _refuse_not_finite(tensors: Mapping[str, Mapping[str, LazyTensor]]) -> None:
+    """Raise InputError where values are not finite, naming every tensor by whose it is."""
+    import numpy as np
+
     bad = [
-        f"'{adapter.name}'   {name}"
-        for adapter in made.adapters
-        for name, tensor in adapter.tensors().items()
-        if not tensor.read().isfinite().all()
+        f"'{whose}'   {name}"
+        for whose, named in tensors.items()
+        for name, tensor in named.items()
+        if tensor.dtype in FLOAT_DTYPES and not np.isfinite(read_array(tensor, "F32")).all()
     ]
     if bad:
         raise InputError(
@@ -211,49 +227,72 @@ def _refuse_not_finite(made: MergePlan) -> None:
         )
 
 
-def _write_weights(made: MergePlan, folder: Path, threads: int, progress: Callable[[int], None]) -> Mapping[str, Gain]:
+@dataclass(frozen=True)
+class _Written:
+    """What was measured on written rows: what became of the update, and the largest error as a share of the bound."""
+
+    gain: Gain = field(default_factory=Gain)
+    ratio: float = 0.0
+
+    def __add__(self, other: _Written) -> _Written:
+        return _Written(self.gain + other.gain, max(self.ratio, other.ratio))
+
+
+def _write_weights(
+    made: MergePlan, folder: Path, run_units: Runner, threads: int, verify: bool, progress: Callable[[int], None]
+) -> tuple[dict[str, _Written], dict[str, object]]:
+    """Write every weight file to `folder`; what was measured, by tensor, and the record of the inputs."""
     units = work_units(made)
     left = Counter(u.file for u in units)
-    gains: dict[str, Gain] = {}
-    lock = Lock()
-
-    def advance(nbytes: int) -> None:
-        with lock:
-            progress(nbytes)
+    written = {o.name: _Written() for o in made.outputs}
 
     with ExitStack() as stack:
-        # Files are flushed by a thread of their own, so that the disk works on one while the next is computed.
-        finisher = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="loratools-flush"))
+        # Files are flushed by a thread of their own, so that the disk works on one while the next is computed. It is
+        # started when the first unit is done: workers are forked before there are threads.
+        background = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="loratools-flush"))
         writers = [stack.enter_context(SafetensorsWriter(folder / f.name, specs(f), f.metadata)) for f in made.files]
-        finished: list[Future[None]] = [finisher.submit(w.finish) for i, w in enumerate(writers) if not left[i]]
+        finished: list[Future[None]] = []
+        records: list[Future[dict[str, object]]] = []
 
-        def work(unit: WorkUnit) -> None:
-            writer, output = writers[unit.file], unit.output
-            offset = writer.offset(output.name)
-            gain = Gain()
-            if isinstance(unit, CopyUnit):
-                start, nbytes = unit.start, unit.stop - unit.start
-                piece = ByteRange(unit.source.file, unit.source.offset + start, nbytes)
-                copy_range(piece, writer.fd, offset + start, path=writer.path)
-                advance(nbytes)
-            else:
-                start, nbytes = unit.start * output.row_bytes, (unit.stop - unit.start) * output.row_bytes
-                gain = merge_rows(unit, writer.fd, offset, progress=advance)
-            start_writeback(writer.fd, offset + start, nbytes)
-            with lock:
-                writer.account(output.name, start, nbytes)
-                gains[output.name] = gains.get(output.name, Gain()) + gain
-                left[unit.file] -= 1
-                if not left[unit.file]:
-                    finished.append(finisher.submit(writer.finish))
+        def work(unit: WorkUnit) -> _Written:
+            return _write_unit(unit, writers[unit.file], verify)
 
-        local.run(units, work, threads=threads)
+        def done(unit: WorkUnit, measured: _Written) -> None:
+            if not records:
+                records.append(background.submit(inputs_record, made))
+            name, (start, nbytes) = unit.output.name, _span(unit)
+            writers[unit.file].account(name, start, nbytes)
+            written[name] += measured
+            left[unit.file] -= 1
+            if not left[unit.file]:
+                finished.append(background.submit(writers[unit.file].finish))
+            progress(nbytes)
+
+        run_units(units, work, threads=threads, done=done)
         for future in finished:
             future.result()
-    return gains
+        return written, records[0].result() if records else inputs_record(made)
 
 
-def _write_side_files(made: MergePlan, staging: Path, report: MergeReport) -> None:
+def _span(unit: WorkUnit) -> tuple[int, int]:
+    """Where in its tensor the unit's bytes begin, and how many they are."""
+    each = 1 if isinstance(unit, CopyUnit) else unit.output.row_bytes
+    return unit.start * each, (unit.stop - unit.start) * each
+
+
+def _write_unit(unit: WorkUnit, writer: SafetensorsWriter, verify: bool) -> _Written:
+    offset, (start, nbytes) = writer.offset(unit.output.name), _span(unit)
+    if isinstance(unit, CopyUnit):
+        piece = ByteRange(unit.source.file, unit.source.offset + start, nbytes)
+        copy_range(piece, writer.fd, offset + start, path=writer.path)
+        return _Written()
+    gain = merge_rows(unit, writer.fd, offset)
+    start_writeback(writer.fd, offset + start, nbytes)
+    ratio = error_ratio(unit, writer.fd, offset) if verify and unit.output.touched else 0.0
+    return _Written(gain, ratio)
+
+
+def _write_side_files(made: MergePlan, staging: Path, provenance: str) -> None:
     for file in made.side_files:
         path = staging / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,23 +302,19 @@ def _write_side_files(made: MergePlan, staging: Path, report: MergeReport) -> No
             found = identify(file.source)
             with path.open("xb") as opened:
                 copy_range(ByteRange(found, 0, found.size), opened.fileno(), 0, path=path)
-    (staging / "loratools.json").write_text(provenance_text(made, report.as_json()), encoding="utf-8")
+    (staging / "loratools.json").write_text(provenance, encoding="utf-8")
 
 
-def _report(
-    made: MergePlan, out: Path, gains: Mapping[str, Gain], checks: Sequence[Check], verified: bool
-) -> MergeReport:
-    ratios = {c.name: c.ratio for c in checks}
+def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verified: bool) -> MergeReport:
     touched = [o for o in made.outputs if o.touched]
     updated = [o for o in touched if o.updates]
-    total = Gain()
-    for output in updated:
-        total += gains.get(output.name, Gain())
+    total = sum((written[o.name].gain for o in updated), Gain())
     tensors = []
     for o in touched:
         who = {u.adapter for u in o.updates} | ({o.replaced_by} if o.replaced_by is not None else set())
-        gain = gains.get(o.name, Gain()).gain if o.updates else None
-        tensors.append(MergedTensor(o.name, tuple(sorted(who)), gain, ratios.get(o.name)))
+        measured = written[o.name]
+        ratio = measured.ratio if verified else None
+        tensors.append(MergedTensor(o.name, tuple(sorted(who)), measured.gain.gain if o.updates else None, ratio))
     warnings = list(made.warnings)
     if updated and total.energy == 0:
         warnings.append("every delta is zero: the adapters are untrained, and the result equals the base")
@@ -299,7 +334,7 @@ def _report(
         seconds=0.0,
         gain=total.gain,
         unchanged_share=total.unchanged_share,
-        max_error_ratio=max(ratios.values(), default=None),
+        max_error_ratio=max((t.max_error_ratio or 0.0 for t in tensors), default=None) if verified else None,
         verified=verified,
         left_out=tuple(left.name for left in made.leftovers),
         warnings=tuple(warnings),

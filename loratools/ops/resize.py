@@ -13,7 +13,7 @@ from pathlib import Path
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import UsageError
-from loratools.execution.local import run, worker_count
+from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops._reduce import (
     Limit,
@@ -118,7 +118,8 @@ def resize(
             progress(sum(t.nbytes for t in update.parts.values()))
         return smaller
 
-    results = run(list(source.updates.items()), work, threads=worker_count(threads))
+    with single_threaded_torch():
+        results = run(list(source.updates.items()), work, threads=worker_count(threads))
     updates = {name: r.update for name, r in zip(source.updates, results, strict=True)}
     result = replace(source, updates=updates, path=None, warnings=())
     modules = [r.module(name, u.rank) for (name, u), r in zip(source.updates.items(), results, strict=True)]

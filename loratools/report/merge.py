@@ -44,7 +44,7 @@ def plan_table(made: MergePlan, out: Path) -> list[RenderableType]:
                    + ("  with index" if made.with_index else "")),
         ("beside", ", ".join(_side_files(made)) or "nothing"),
         ("left out", ", ".join(f"{left.name} ({left.why})" for left in base.left_out[:_SHOWN]) or "nothing"),
-        ("memory", f"about {size(made.memory)}"),
+        ("memory", f"about {size(made.memory)} in each process"),
         ("disk", f"{size(free_space(out.parent))} free"),
     ]  # fmt: skip
     rows += [("leftover", str(left)) for left in made.leftovers]

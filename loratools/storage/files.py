@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -130,6 +130,20 @@ def read_into(location: ByteRange, start: int, buffer: memoryview | bytearray) -
             raise _input_error(error, location.file) from error
 
 
+@contextmanager
+def reading(location: ByteRange) -> Iterator[Callable[[int, memoryview], None]]:
+    """Within, a function that fills a buffer from a place in the range on: `read_into` for many small reads."""
+    with _inputs.borrow(location.file) as fd:
+
+        def read(start: int, buffer: memoryview) -> None:
+            try:
+                _fill(location.file, fd, buffer, location.offset + start)
+            except OSError as error:
+                raise _input_error(error, location.file) from error
+
+        yield read
+
+
 def copy_range(location: ByteRange, out_fd: int, out_offset: int, *, path: Path | None = None) -> None:
     """Write the range to `out_fd` at `out_offset`, inside the kernel where it can; `path` is for error messages.
 
@@ -173,6 +187,19 @@ def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int, *, path
             offset += count
     except OSError as error:
         raise machine_error(error, "write", path) from error
+
+
+def read_back(fd: int, buffer: memoryview, offset: int) -> None:
+    """Fill `buffer` with what has been written to `fd` at `offset`."""
+    try:
+        while len(buffer):
+            count = system.read_into(fd, buffer, offset)
+            if count == 0:
+                raise MachineError("what was written could not be read back: the file ends too early")
+            buffer = buffer[count:]
+            offset += count
+    except OSError as error:
+        raise machine_error(error, "read back what was written") from error
 
 
 def start_writeback(fd: int, offset: int, nbytes: int) -> None:

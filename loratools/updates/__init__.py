@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 from loratools.tensors import LazyTensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch import dtype as TorchDtype
-
     from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
 
 
 class Update(Protocol):
@@ -50,19 +48,28 @@ class Update(Protocol):
     def factors(self) -> Factors | None:
         """`b: (out, rank)`, `a: (rank, in)` with the scale in `b`, in float64; None where the delta is not low rank."""
 
-    def prepare(self, *, transposed: bool, weight: float, dtype: TorchDtype) -> Delta:
-        """Read what is needed to give rows of `weight * delta`; of its transpose for a base stored as (in, out)."""
+    def prepare(self, *, transposed: bool, weight: float, dtype: str) -> Delta:
+        """Read what is needed to give rows of `weight * delta`; of its transpose for a base stored as (in, out).
+
+        dtype: F32 or F64, what is computed in.
+        """
 
 
 class Delta(Protocol):
-    """A weighted delta that gives its rows, in the orientation in which the base stores the weight."""
+    """A weighted delta that gives its rows as numpy arrays, in the orientation in which the base stores the weight.
+
+    numpy and not torch, which takes longer to import than a model of a billion weights takes to merge.
+    """
 
     @property
     def terms(self) -> int:
         """Products summed in one entry: the `r` of the error bound."""
 
-    def rows(self, start: int, stop: int, *, out: Tensor | None = None) -> Tensor:
+    def rows(self, start: int, stop: int, *, out: Floats | None = None) -> Floats:
         """Rows start:stop, (stop - start, columns), in the dtype that it was prepared in; into `out` if it is given."""
 
-    def magnitude(self, start: int, stop: int) -> Tensor:
+    def energy(self, start: int, stop: int) -> float:
+        """Sum of the squares of these rows."""
+
+    def magnitude(self, start: int, stop: int) -> Floats:
         """Upper bound of the absolute values that rounding errors of these rows are proportional to: sum |b| |a|."""

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates._factored import FactorDelta
 
 if TYPE_CHECKING:
-    from torch import dtype as TorchDtype
-
     from loratools.algebra.lowrank import Factors
 
 
@@ -57,8 +56,12 @@ class LoRA:
 
         return Factors(self.b.read().double() * self.scale, self.a.read().double())
 
-    def prepare(self, *, transposed: bool, weight: float, dtype: TorchDtype) -> FactorDelta:
+    def prepare(self, *, transposed: bool, weight: float, dtype: str) -> FactorDelta:
+        import numpy as np
+
         # The constant meets B in float64, so that B is rounded once and not once more for the constant itself.
-        b = (self.b.read().double() * (self.scale * weight)).to(dtype)
-        a = self.a.read().to(dtype)
-        return FactorDelta(a.T.contiguous(), b.T.contiguous()) if transposed else FactorDelta(b, a)
+        a = read_array(self.a, dtype)
+        b = (read_array(self.b, "F64") * (self.scale * weight)).astype(a.dtype)
+        if transposed:
+            return FactorDelta(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T))
+        return FactorDelta(b, a)

@@ -1,0 +1,157 @@
+"""Run work units on forked copies of this process, which share its memory and nothing else.
+
+Threads that take turns at the interpreter every few microseconds spend half their time handing it over; processes do
+not. A fork is only safe while the process has no other threads at work, so this is for a program of our own, such as
+the command line, and for systems that can fork. Elsewhere, `run` is that of `local`.
+
+Each worker is told the number of a unit and answers with its result. A worker whose parent is gone sees the end of its
+socket and ends; a parent that fails or is interrupted kills its workers before it raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import selectors
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from loratools.errors import MachineError
+from loratools.execution import local
+from loratools.execution.local import Result, Unit
+
+_NUMBER = struct.Struct("<q")
+# Units that a worker has been told of: while it answers for one it has the next.
+_AHEAD = 2
+
+
+def run(
+    units: Sequence[Unit],
+    work: Callable[[Unit], Result],
+    *,
+    threads: int,
+    done: Callable[[Unit, Result], None] = lambda unit, result: None,
+) -> list[Result]:
+    """`local.run`, with `threads` processes; `work` must leave its traces in its result or on disk."""
+    if threads == 1 or len(units) < 2 or not sys.platform.startswith("linux"):
+        return local.run(units, work, threads=threads, done=done)
+    workers = _Workers(min(threads, len(units)), units, work)
+    results: dict[int, Result] = {}
+    try:
+        todo = iter(range(len(units)))
+        left = len(units)
+        for _ in range(_AHEAD):
+            for connection in workers.connections:
+                _tell(connection, next(todo, None))
+        while left:
+            for connection in workers.ready():
+                i = workers.answer(connection, results)
+                left -= 1
+                _tell(connection, next(todo, None))
+                done(units[i], results[i])
+    finally:
+        workers.end(kill=left > 0)
+    return [results[i] for i in range(len(results))]
+
+
+def _tell(connection: socket.socket, unit: int | None) -> None:
+    if unit is not None:
+        with contextlib.suppress(BrokenPipeError):  # what became of it is told when its answer is read
+            connection.sendall(_NUMBER.pack(unit))
+
+
+class _Workers:
+    def __init__(self, count: int, units: Sequence[Unit], work: Callable[[Unit], Result]) -> None:
+        self.connections: list[socket.socket] = []
+        self.pids: list[int] = []
+        self.selector = selectors.DefaultSelector()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()  # or each worker would have a copy of what is not yet written
+        try:
+            for _ in range(count):
+                ours, theirs = socket.socketpair()
+                pid = os.fork()
+                if pid == 0:
+                    for other in [*self.connections, ours]:
+                        other.close()
+                    _work(theirs, units, work)
+                theirs.close()
+                self.connections.append(ours)
+                self.pids.append(pid)
+                self.selector.register(ours, selectors.EVENT_READ)
+        except BaseException:
+            self.end(kill=True)
+            raise
+
+    def ready(self) -> list[socket.socket]:
+        return [key.fileobj for key, _ in self.selector.select() if isinstance(key.fileobj, socket.socket)]
+
+    def answer(self, connection: socket.socket, results: dict[int, Result]) -> int:
+        """Take one answer in; the number of its unit."""
+        (size,) = _NUMBER.unpack(_received(connection, _NUMBER.size))
+        unit, result, error = pickle.loads(_received(connection, size))
+        if error is not None:
+            raise error
+        results[unit] = result
+        return int(unit)
+
+    def end(self, *, kill: bool) -> None:
+        for pid in self.pids if kill else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for connection in self.connections:
+            connection.close()
+        for pid in self.pids:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        self.selector.close()
+
+
+def _received(connection: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            raise MachineError(
+                "a worker process ended before its work was done",
+                hint="the system may have ended it for want of memory; try fewer with --threads",
+            )
+        data += piece
+    return bytes(data)
+
+
+def _work(connection: socket.socket, units: Sequence[Unit], work: Callable[[Unit], Result]) -> NoReturn:
+    """The life of a worker. It never returns into the code of its parent."""
+    status = 70
+    try:
+        # The parent decides what an interrupt means.
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(name, signal.SIG_IGN if name == signal.SIGINT else signal.SIG_DFL)
+        while number := connection.recv(_NUMBER.size, socket.MSG_WAITALL):
+            (unit,) = _NUMBER.unpack(number)
+            answer = _answer(unit, units, work)
+            connection.sendall(_NUMBER.pack(len(answer)) + answer)
+        status = 0
+    except BrokenPipeError:
+        status = 0  # the parent is gone, or has heard enough
+    finally:
+        os._exit(status)
+
+
+def _answer(unit: int, units: Sequence[Unit], work: Callable[[Unit], Result]) -> bytes:
+    try:
+        return pickle.dumps((unit, work(units[unit]), None))
+    except BaseException as error:
+        try:
+            answer = pickle.dumps((unit, None, error))
+            pickle.loads(answer)
+        except Exception:
+            # An error that cannot travel is told in words.
+            return pickle.dumps((unit, None, RuntimeError(f"{type(error).__name__}: {error}")))
+        return answer

@@ -61,7 +61,7 @@ def run(
 
 def _tell(connection: socket.socket, unit: int | None) -> None:
     if unit is not None:
-        with contextlib.suppress(BrokenPipeError):  # what became of it is told when its answer is read
+        with contextlib.suppress(ConnectionError):  # what became of it is told when its answer is read
             connection.sendall(_NUMBER.pack(unit))
 
 
@@ -116,7 +116,10 @@ class _Workers:
 def _received(connection: socket.socket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
-        piece = connection.recv(size - len(data))
+        try:
+            piece = connection.recv(size - len(data))
+        except ConnectionResetError:  # it ended with a message of ours unread
+            piece = b""
         if not piece:
             raise MachineError(
                 "a worker process ended before its work was done",
@@ -138,7 +141,7 @@ def _work(connection: socket.socket, units: Sequence[Unit], work: Callable[[Unit
             answer = _answer(unit, units, work)
             connection.sendall(_NUMBER.pack(len(answer)) + answer)
         status = 0
-    except BrokenPipeError:
+    except ConnectionError:
         status = 0  # the parent is gone, or has heard enough
     finally:
         os._exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -81,7 +82,7 @@ def summary(report: MergeReport) -> list[RenderableType]:
         rows.append(("gain", f"{report.gain:.4%} of the update survives rounding; "
                              f"{report.unchanged_share or 0:.1%} of the merged weights keep their value"))  # fmt: skip
     if report.verified and report.max_error_ratio is not None:
-        rows.append(("checked", f"largest error {report.max_error_ratio:.3f} of what one rounding may cost"))
+        rows.append(("checked", f"largest error {_below(report.max_error_ratio)} of what one rounding may cost"))
     elif not report.verified:
         rows.append(("checked", "no (--no-verify)"))
     if report.left_out:
@@ -89,6 +90,11 @@ def summary(report: MergeReport) -> list[RenderableType]:
         rows.append(("left out", ", ".join(report.left_out[:_SHOWN]) + more))
     rows.append(("written", f"{report.output}  {size(report.bytes)}  in {report.seconds:.1f} s"))
     return [_pairs(rows)]
+
+
+def _below(ratio: float) -> str:
+    """Three decimals, cut off: what is below 1 is not shown as 1."""
+    return f"{math.floor(ratio * 1000) / 1000:.3f}"
 
 
 def _pairs(rows: list[tuple[str, str]]) -> Table:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from loratools.adapter import Adapter
 from loratools.errors import MismatchError
 from loratools.naming.conv1d import is_conv1d
+from loratools.naming.renaming import Renaming, Shapes, best_renamings
 from loratools.naming.vision import in_memory
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 _MISSING = "no such weight in the base"
 
@@ -28,25 +27,6 @@ class Place:
 
     weight: str
     transposed: bool = False
-
-
-@dataclass(frozen=True)
-class Renaming:
-    """Take `strip` off the front of a name, if it is there, and put `add` before it."""
-
-    strip: str = ""
-    add: str = ""
-
-    def __call__(self, name: str) -> str:
-        return self.add + name.removeprefix(self.strip)
-
-    def __bool__(self) -> bool:
-        return bool(self.strip or self.add)
-
-    def __str__(self) -> str:
-        if self.strip and self.add:
-            return f"'{self.strip}' read as '{self.add}'"
-        return f"'{self.strip}' taken off" if self.strip else f"'{self.add}' put before"
 
 
 @dataclass(frozen=True)
@@ -70,7 +50,7 @@ class Matches:
     replacements: Mapping[str, str]
     added: Mapping[str, str]
     leftovers: tuple[Leftover, ...]
-    renaming: Renaming = Renaming()
+    renaming: Renaming = field(default_factory=Renaming)
     warnings: tuple[str, ...] = ()
 
 
@@ -146,60 +126,15 @@ def _best_renaming(adapter: Adapter, shapes: Shapes) -> Renaming:
     wanted = {f"{target}.weight": update.shape for target, update in adapter.updates.items()}
     if not wanted:  # an adapter of replaced weights only
         wanted = {name: r.tensor.shape for name, r in adapter.replacements.items()}
-
-    def fits(renaming: Renaming) -> int:
-        return sum(1 for name, shape in wanted.items() if shapes.get(renaming(name)) in (shape, shape[::-1]))
-
-    identity = Renaming()
-    if fits(identity) == len(wanted):
-        return identity
-    scores = {candidate: fits(candidate) for candidate in {identity, *_candidates(wanted, shapes)}}
-    best = max(scores.values())
-    if best == 0:
-        # Another size of the same model: by names alone, so that the shapes are what is told.
-        named = [c for c in scores if all(c(name) in shapes for name in wanted)]
-        return named[0] if len(named) == 1 else identity
-    winners = sorted((c for c, score in scores.items() if score == best), key=lambda c: (c.strip, c.add))
-    if identity in winners:
-        return identity
+    winners, count = best_renamings(wanted, shapes, lambda update, weight: weight in (update, update[::-1]))
     if len(winners) > 1:
+        first = next(iter(wanted))
         raise MismatchError(
-            f"the names of '{adapter.name}' fit the base in {len(winners)} ways, {best} of {len(wanted)} each",
-            details=[f"with {w}: {renamed}" for w in winners[:5] for renamed in [w(next(iter(wanted)))]],
+            f"the names of '{adapter.name}' fit the base in {len(winners)} ways, {count} of {len(wanted)} each",
+            details=[f"with {winner}: {winner(first)}" for winner in winners],
             hint="rename the adapter's keys, or choose its part with --include",
         )
     return winners[0]
-
-
-def _candidates(wanted: Iterable[str], shapes: Shapes) -> set[Renaming]:
-    """Every renaming that brings at least one wanted name onto a name of the base."""
-    by_leaf: dict[str, list[str]] = {}
-    for name in shapes:
-        by_leaf.setdefault(_leaf(name), []).append(name)
-    found: set[Renaming] = set()
-    # A few names from all over the adapter are enough to propose; all of them decide.
-    names = sorted(wanted)
-    for name in names[:: max(1, len(names) // 16)]:
-        segments = name.split(".")
-        for base_name in by_leaf.get(_leaf(name), ()):
-            base_segments = base_name.split(".")
-            common = _common_tail(segments, base_segments)
-            strip, add = segments[:-common], base_segments[:-common]
-            # The tail must reach past the layer number, or every layer would look like every other.
-            if not any(part.isdigit() for part in [*strip, *add]):
-                found.add(Renaming("".join(f"{s}." for s in strip), "".join(f"{s}." for s in add)))
-    return found
-
-
-def _leaf(name: str) -> str:
-    return ".".join(name.split(".")[-2:])
-
-
-def _common_tail(a: list[str], b: list[str]) -> int:
-    count = 0
-    while count < min(len(a), len(b)) and a[-1 - count] == b[-1 - count]:
-        count += 1
-    return count
 
 
 def _nearest(name: str, shapes: Shapes) -> tuple[str, ...]:
@@ -227,6 +162,6 @@ def _refuse_meant_twice(updates: Mapping[str, Place], replacements: Mapping[str,
     if twice:
         raise MismatchError(
             f"{len(twice)} weights of the base are meant by more than one name of the adapter",
-            details=twice[:5],
+            details=twice,
             hint="choose one with --include or --exclude",
         )

@@ -7,7 +7,8 @@ import torch
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import MismatchError
-from loratools.matching import Matches, Place, Renaming, match
+from loratools.matching import Matches, Place, match
+from loratools.naming.renaming import Renaming
 from loratools.tensors import held
 from loratools.updates.lora import LoRA
 

@@ -14,6 +14,7 @@ from loratools.adapter import select_names
 from loratools.checkpoints import Checkpoint
 from loratools.errors import MismatchError, UnsupportedError
 from loratools.naming.conv1d import is_conv1d
+from loratools.naming.renaming import best_renamings
 from loratools.tensors import FLOAT_DTYPES, LazyTensor
 
 # Modules that look up rows by number: their 2-D weight is a table, not a linear map. The last part of their names, as
@@ -170,55 +171,22 @@ def _renamed(
     ours: Mapping[str, LazyTensor], theirs: Mapping[str, LazyTensor], base: Checkpoint, tuned: Checkpoint
 ) -> tuple[dict[str, LazyTensor], list[str]]:
     """The fine-tuned tensors by the base's names."""
-    linear = [n for n, t in theirs.items() if _why_not_linear(n, t) is None]
-
-    def fits(prefix: _Prefix) -> int:
-        return sum(1 for n in linear if (there := ours.get(prefix(n))) is not None and there.shape == theirs[n].shape)
-
-    scores = {prefix: fits(prefix) for prefix in {_Prefix(), *_prefixes(linear, ours)}}
-    best = max(scores.values())
-    winners = [prefix for prefix, score in scores.items() if score == best]
+    linear = {n: t.shape for n, t in theirs.items() if _why_not_linear(n, t) is None}
+    winners, best = best_renamings(linear, {n: t.shape for n, t in ours.items()}, tuple.__eq__)
     if best == 0:
         raise MismatchError(
             f"no linear weight of '{tuned.name}' has the name and shape of one of '{base.name}'",
             details=[f"base: {n}" for n in sorted(ours)[:3]] + [f"fine-tuned: {n}" for n in sorted(theirs)[:3]],
             hint="one must be the fine-tune of the other",
         )
-    if _Prefix() in winners:
+    if not winners[0]:
         return dict(theirs), []
     if len(winners) > 1:
         raise MismatchError(
             f"the names of '{tuned.name}' fit those of '{base.name}' in {len(winners)} ways",
-            details=sorted(f"with {prefix}: {best} linear weights" for prefix in winners),
+            details=[f"with {winner}: {best} linear weights" for winner in winners],
             hint="rename the tensors of one of them",
         )
     # A head outside of the prefix keeps its name.
     renamed = {(new if (new := winners[0](name)) in ours else name): tensor for name, tensor in theirs.items()}
     return renamed, [f"the names of the fine-tuned model are read with {winners[0]}"]
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """Takes `strip` off the front of a name, or puts `add` before it."""
-
-    strip: str = ""
-    add: str = ""
-
-    def __call__(self, name: str) -> str:
-        return self.add + name.removeprefix(self.strip)
-
-    def __str__(self) -> str:
-        return f"'{self.strip}' taken off" if self.strip else f"'{self.add}' put before"
-
-
-def _prefixes(linear: Sequence[str], ours: Mapping[str, LazyTensor]) -> set[_Prefix]:
-    """Every prefix that brings one of a few names onto a name of the base; all names decide between them."""
-    sample = linear[:: max(1, len(linear) // 16)]
-    found: set[_Prefix] = set()
-    for name in sample:
-        for other in ours:
-            if other.endswith(f".{name}"):
-                found.add(_Prefix(add=other[: -len(name)]))
-            elif name.endswith(f".{other}"):
-                found.add(_Prefix(strip=name[: -len(other)]))
-    return found

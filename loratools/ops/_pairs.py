@@ -7,7 +7,7 @@ one that explains the names; anything else that does not line up is an error tha
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loratools.adapter import select_names
@@ -15,6 +15,7 @@ from loratools.checkpoints import Checkpoint
 from loratools.errors import MismatchError, UnsupportedError
 from loratools.naming.conv1d import is_conv1d
 from loratools.naming.renaming import best_renamings
+from loratools.naming.vision import in_memory
 from loratools.tensors import FLOAT_DTYPES, LazyTensor
 
 # Modules that look up rows by number: their 2-D weight is a table, not a linear map. The last part of their names, as
@@ -32,19 +33,16 @@ _EXCLUDED = "left out by --include or --exclude"
 class Pair:
     """A tensor of the base and what became of it. `linear`: the weight of a linear layer, `transposed`: as (in, out).
 
-    `why` says why it is not extracted, should it have changed; None of those that are.
+    `target`: the module, as an adapter names it. `why` says why it is not extracted, should it have changed; None of
+    those that are.
     """
 
     name: str
+    target: str
     base: LazyTensor
     tuned: LazyTensor
     why: str | None
     transposed: bool = False
-
-    @property
-    def target(self) -> str:
-        """The module, as adapters name it."""
-        return self.name.removesuffix(".weight")
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +89,8 @@ def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (),
     ours, theirs = _with_tied(base, tuned), _with_tied(tuned, base)
     renamed, warnings = _renamed(ours, theirs, base, tuned)
     model_type = _model_type(base)
-    linear = sorted(n.removesuffix(".weight") for n, t in ours.items() if _why_not_linear(n, t) is None)
+    targets = _targets(base, tuned, ours)
+    linear = sorted(targets[n] for n, t in ours.items() if _why_not_linear(n, t) is None)
     chosen = set(select_names(linear, include, exclude) if include or exclude else linear)
     resized = {
         (ours[n].shape[0], renamed[n].shape[0])
@@ -107,14 +106,15 @@ def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (),
             why = f"values of dtype {a.dtype}"
         elif name in base.tied:
             why = f"tied to {base.tied[name]}"
-        elif why is None and name.removesuffix(".weight") not in chosen:
+        elif why is None and targets[name] not in chosen:
             why = _EXCLUDED
         if a.shape != b.shape and why != _EXCLUDED:
             if a.shape[1:] == b.shape[1:] and (a.shape[:1] + b.shape[:1]) in resized:
                 why = f"resized vocabulary, {a.shape[0]} rows and {b.shape[0]} in the fine-tuned model"
             else:
                 misfits.append(f"{name}   base {_shape(a)}, fine-tuned {_shape(b)}")
-        pairs.append(Pair(name, a, b, why, why is None and is_conv1d(model_type, name.removesuffix(".weight"))))
+        transposed = why is None and is_conv1d(model_type, name.removesuffix(".weight"))
+        pairs.append(Pair(name, targets[name], a, b, why, transposed))
     alone = [Alone(n, ours[n], "only in the base") for n in sorted(ours.keys() - renamed.keys())]
     alone += [Alone(n, renamed[n], "only in the fine-tuned model") for n in sorted(renamed.keys() - ours.keys())]
     # A head may come or go. A layer that does makes another architecture.
@@ -159,6 +159,20 @@ def _shape(tensor: LazyTensor) -> str:
 def _model_type(checkpoint: Checkpoint) -> str | None:
     found = checkpoint.config.get("model_type")
     return found if isinstance(found, str) else None
+
+
+def _targets(base: Checkpoint, tuned: Checkpoint, names: Iterable[str]) -> dict[str, str]:
+    """Name of a weight -> the module as the trainer's library names it, which is what an adapter is loaded by.
+
+    transformers 5 names some modules otherwise in memory than in files; whoever wrote the models is taken for whoever
+    will load the adapter.
+    """
+    versions = [c.config.get("transformers_version") for c in (tuned, base)]
+    version = next((v for v in versions if isinstance(v, str)), "")
+    major = version.partition(".")[0]
+    renamed = in_memory(_model_type(base), names) if major.isdigit() and int(major) >= 5 else {}
+    spoken = {stored: name for name, stored in renamed.items()}
+    return {name: spoken.get(name, name).removesuffix(".weight") for name in names}
 
 
 def _with_tied(one: Checkpoint, other: Checkpoint) -> dict[str, LazyTensor]:

@@ -15,7 +15,6 @@ from loratools.formats._peft_patterns import matches
 from loratools.updates.lora import LoRA
 
 _NEW_CONFIG: dict[str, object] = {
-    "bias": "none",
     "fan_in_fan_out": False,
     "init_lora_weights": True,
     "lora_dropout": 0.0,
@@ -51,7 +50,7 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, LoRA]) -> dict[str, 
     # PEFT runs the initialisation again when it loads; these two need the base for it, or an even rank.
     if config.get("init_lora_weights") in ("orthogonal", "mica"):
         config["init_lora_weights"] = True
-    if not isinstance(raw, Mapping):
+    if "bias" not in config:  # no source, or several that disagree
         config["bias"] = _bias(adapter, updates)
     unchanged = notes.get("names") == names_digest(updates, adapter.replacements)
     config["modules_to_save"] = _saved(adapter, updates, config, unchanged)

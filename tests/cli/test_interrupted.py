@@ -1,0 +1,74 @@
+"""A merge that is ended from outside: its exit code, and what is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import factories
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
+
+# Each block of rows takes a while, so that there is a middle to end it in.
+SLOW = """
+import sys, time
+import loratools.ops._merge_rows as rows
+write = rows.write_at
+def slowly(*args, **options):
+    time.sleep(0.05)
+    write(*args, **options)
+rows.write_at = slowly
+from loratools.cli import main
+main()
+"""
+
+
+def begun(tmp_path: Path) -> subprocess.Popen[str]:
+    """A merge that has begun to write."""
+    shape = {f"model.layers.{i}.mlp.up_proj": (600, 500) for i in range(12)}
+    if not (tmp_path / "base").exists():
+        factories.checkpoint_folder(
+            tmp_path / "base", weights=factories.base_weights(shape, dtype=torch.bfloat16), shards=2
+        )
+        factories.adapter_folder(tmp_path / "a", modules=shape)
+    command = [sys.executable, "-c", SLOW, "merge", "base", "a", "-o", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob(".out.*/*.safetensors")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(0.2)
+    return process
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_merge_ended_by_a_signal_leaves_nothing(tmp_path: Path, name: str, code: int) -> None:
+    process = begun(tmp_path)
+
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=30)
+
+    assert process.returncode == code
+    assert out == ""
+    assert "Traceback" not in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "base"]
+
+
+def test_a_killed_merge_leaves_nothing_under_the_outputs_name_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    process = begun(tmp_path)
+
+    process.kill()
+    process.communicate(timeout=30)
+
+    assert not (tmp_path / "out").exists()
+    time.sleep(0.5)  # its workers see that it is gone
+    again = subprocess.run(
+        [sys.executable, "-m", "loratools", "merge", "base", "a", "-o", "out"], cwd=tmp_path, capture_output=True
+    )
+    assert again.returncode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "base", "out"]

@@ -5,9 +5,9 @@ everything that matters about delta sits in the core R_b R_a^T, which is (r, r):
 delta, and its singular vectors become those of delta by Q_b and Q_a. That costs O((out + in) r^2) where a dense SVD
 costs O(out in min(out, in)), and it is exact.
 
-Computed in float64 throughout, whatever the factors are stored in, and each rank-one term is balanced first (the
-largest entry of its column of b equal to that of its row of a): one side may hold all of the size, and products of two
-large or two small sides would leave the range though the delta does not.
+Computed in float64 throughout, whatever the factors are stored in. Where products of two large or two small sides
+would leave even that range, though the delta does not, each rank-one term is balanced first: the largest entry of its
+column of b equal to that of its row of a.
 
 What it refuses to know: alpha and scales (fold them into b), dtypes of files, and matrices that are not products
 (`algebra.svd`).
@@ -29,7 +29,7 @@ _EPS = torch.finfo(torch.float64).eps
 class Factors:
     """`delta = b @ a`, with any scale already folded in.
 
-        b: (out, r)   a: (r, in)
+    b: (out, r)   a: (r, in)
     """
 
     b: Tensor
@@ -57,7 +57,7 @@ class Factors:
 class Svd:
     """`delta = u @ diag(s) @ vt`, with orthonormal columns in u and rows in vt.
 
-        u: (out, k)   s: (k,) descending   vt: (k, in)
+    u: (out, k)   s: (k,) descending   vt: (k, in)
     """
 
     u: Tensor
@@ -92,27 +92,89 @@ def concatenate(parts: Sequence[tuple[float, Factors]]) -> Factors:
     )
 
 
-def svd(f: Factors) -> Svd:
-    """Return the singular value decomposition of `b @ a`; k = min(r, out, in). float64.
+@dataclass(frozen=True)
+class Core:
+    """A singular value decomposition whose vectors are not formed yet: values are often all that is needed, and of the
+    vectors only those that are kept.
 
-        u: (out, k)   s: (k,) descending   vt: (k, in)
+        s: (k,) descending   left: (out, r) and right: (in, r), in which p: (r, k) and z: (r, k) are the vectors
+    """
+
+    s: Tensor
+    left: _Basis
+    right: _Basis
+    p: Tensor
+    z: Tensor
+
+    def leading(self, rank: int) -> Svd:
+        """The vectors of the `rank` largest singular values, and all of the values' first `rank`.
+
+        The entry of largest magnitude in each column of u is positive (the first one on ties), so equal input gives
+        equal output. Singular values that are zero come with orthonormal vectors like all others.
+        """
+        u, v = self.left.times(self.p[:, :rank]), self.right.times(self.z[:, :rank])
+        return Svd(*fix_signs(u, self.s[:rank], v.mT))
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """Orthonormal columns, as the reflections of a QR decomposition (LAPACK's geqrf) or, where there are none, as the
+    unit vectors themselves."""
+
+    reflections: Tensor | None = None
+    taus: Tensor | None = None
+
+    def times(self, x: Tensor) -> Tensor:
+        """The basis times a thin matrix; reflecting it is cheaper than forming the basis first."""
+        if self.reflections is None or self.taus is None:
+            return x
+        padded = x.new_zeros(self.reflections.shape[0], x.shape[1])
+        padded[: x.shape[0]] = x
+        found: Tensor = torch.ormqr(self.reflections, self.taus, padded)
+        return found
+
+
+def decompose(f: Factors) -> Core:
+    """Return the singular value decomposition of `b @ a`, vectors to be formed; k = min(r, out, in). float64.
 
     The product is formed only where it is not larger than its factors (r above half of the smaller side), and the
-    dense way is the cheaper one. The entry of largest magnitude in each column of u is positive (the first one on
-    ties), so equal input gives equal output. Singular values that are zero come with orthonormal vectors like all
-    others.
+    dense way is the cheaper one.
     """
-    b, a = _balanced(f)
+    b, a = _in_range(f)
     k = min(f.rank, f.out_features, f.in_features)
     if 2 * f.rank > min(f.out_features, f.in_features):
         u, s, vt = torch.linalg.svd(b @ a, full_matrices=False)
-        u, s, vt = u[:, :k], s[:k], vt[:k]
-    else:
-        q_b, r_b = torch.linalg.qr(b)
-        q_a, r_a = torch.linalg.qr(a.mT)
-        p, s, zt = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
-        u, vt = q_b @ p, zt @ q_a.mT
-    return Svd(*fix_signs(u, s, vt))
+        return Core(s[:k], _Basis(), _Basis(), u[:, :k], vt[:k].mT)
+    left, right = torch.geqrf(b), torch.geqrf(a.mT)
+    r_b, r_a = (reflections[: f.rank].triu() for reflections, _ in (left, right))
+    p, s, zt = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+    return Core(s, _Basis(*left), _Basis(*right), p, zt.mT)
+
+
+def svd(f: Factors) -> Svd:
+    """Return the singular value decomposition of `b @ a` with all of its vectors; k = min(r, out, in). float64.
+
+    u: (out, k)   s: (k,) descending   vt: (k, in)
+    """
+    core = decompose(f)
+    return core.leading(len(core.s))
+
+
+def row_space(f: Factors) -> tuple[Tensor, float]:
+    """Return orthonormal columns that span the rows of `b @ a`, (in, k), and its squared Frobenius norm. float64.
+
+    By the Grams of the factors, which is several times faster than by QR; directions whose singular value is below
+    1e-7 of the largest are left out, as the Grams cannot tell them from rounding.
+    """
+    b, a = _in_range(f)
+    values, vectors = torch.linalg.eigh(a @ a.mT)
+    kept = values > _EPS * max(a.shape) * values.max() if values.numel() else values > 0
+    root = values[kept].sqrt()
+    basis = (a.mT @ vectors[:, kept]) / root
+    turned = (vectors[:, kept] * root).mT
+    squares, directions = torch.linalg.eigh(turned @ (b.mT @ b) @ turned.mT)
+    real = squares > 1e-14 * squares.max() if squares.numel() else squares > 0
+    return basis @ directions[:, real], float(squares.clamp(min=0).sum())
 
 
 def singular_values(f: Factors) -> Tensor:
@@ -134,8 +196,8 @@ def inner(f: Factors, g: Factors) -> float:
     """Return the Frobenius inner product of two deltas, `sum((b_f @ a_f) * (b_g @ a_g))`, in O((out + in) r_f r_g)."""
     if (f.out_features, f.in_features) != (g.out_features, g.in_features):
         raise ValueError(f"shapes differ: {f.out_features, f.in_features} and {g.out_features, g.in_features}")
-    b_f, a_f = _balanced(f)
-    b_g, a_g = _balanced(g)
+    b_f, a_f = _in_range(f)
+    b_g, a_g = _in_range(g)
     return float(((b_f.mT @ b_g) * (a_f @ a_g.mT)).sum())
 
 
@@ -209,9 +271,19 @@ def fix_signs(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return u * sign, s, vt * sign[:, None]
 
 
-def _balanced(f: Factors) -> tuple[Tensor, Tensor]:
-    """Return b and a in float64, columns of b as long as rows of a; a term with a zero half is zero on both sides."""
+# Between these, no product or square of float64 numbers leaves the range; all numbers of float32 are.
+_SMALL, _LARGE = 1e-75, 1e75
+
+
+def _in_range(f: Factors) -> tuple[Tensor, Tensor]:
+    """Return b and a in float64, so that no product of theirs leaves its range."""
     b, a = f.b.double(), f.a.double()
+    largest = [max(-float(low), float(high)) for x in (b, a) if x.numel() for low, high in [x.aminmax()]]
+    return (b, a) if all(_SMALL < x < _LARGE for x in largest) else _balanced(b, a)
+
+
+def _balanced(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """Return b and a, columns of b as large as rows of a; a term with a zero half is zero on both sides."""
     # Largest entries and not Euclidean norms: those would square, and lose the range that is to be kept.
     size_b, size_a = b.abs().amax(dim=0), a.abs().amax(dim=1)
     target = size_b.sqrt() * size_a.sqrt()
@@ -221,7 +293,7 @@ def _balanced(f: Factors) -> tuple[Tensor, Tensor]:
 
 def _core(f: Factors) -> Tensor:
     """Return a matrix with the singular values of `b @ a` and no side longer than r."""
-    b, a = _balanced(f)
+    b, a = _in_range(f)
     r_b: Tensor = torch.linalg.qr(b, mode="r").R
     r_a: Tensor = torch.linalg.qr(a.mT, mode="r").R
     return r_b @ r_a.mT

@@ -18,7 +18,7 @@ from torch import Tensor
 def stable_rank(s: Tensor) -> float:
     """Return `sum(s^2) / max(s)^2`.
 
-        s: (k,) singular values
+    s: (k,) singular values
     """
     s = _scaled(s)
     return float((s * s).sum())
@@ -27,7 +27,7 @@ def stable_rank(s: Tensor) -> float:
 def effective_rank(s: Tensor) -> float:
     """Return `exp(-sum(p ln p))` with `p = s / sum(s)`, in the sense of Roy and Vetterli.
 
-        s: (k,) singular values
+    s: (k,) singular values
     """
     s = _scaled(s)
     if not s.any():

@@ -207,7 +207,7 @@ def _extrapolated_gap(history: list[Tensor]) -> float:
 def _ritz(q: Tensor, w: Tensor, gram: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the k leading singular triplets of the projection Q W^T, in float64.
 
-        q: (basis, m) orthonormal rows   w: (basis, n)   gram: w @ w^T in float64
+    q: (basis, m) orthonormal rows   w: (basis, n)   gram: w @ w^T in float64
     """
     leading = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :k]
     # Through a thin QR of W P and not from the eigenvalues: small singular values and their vectors keep digits that

@@ -18,7 +18,9 @@ from loratools.updates import Update
 from loratools.updates.lora import LoRA
 
 if TYPE_CHECKING:
-    from loratools.algebra.lowrank import Factors, Svd
+    from torch import Tensor
+
+    from loratools.algebra.lowrank import Core, Factors
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,17 @@ class Limit:
             return min(self.rank, rank)
         return None if self.given else rank
 
-    def chosen(self, svd: Svd) -> int:
-        """The rank to cut a decomposition at; at least 1, since formats have no module of rank 0."""
+    def chosen(self, s: Tensor, shape: tuple[int, int]) -> int:
+        """The rank to cut a matrix with singular values `s` at; at least 1, since formats have no module of rank 0."""
         from loratools.algebra.lowrank import rank_for_energy, rank_for_error
 
-        shape = (svd.u.shape[0], svd.vt.shape[1])
         if self.energy is not None:
-            rank = rank_for_energy(svd.s, self.energy, shape=shape)
+            rank = rank_for_energy(s, self.energy, shape=shape)
         elif self.error is not None:
-            rank = rank_for_error(svd.s, self.error, shape=shape)
+            rank = rank_for_error(s, self.error, shape=shape)
         else:
-            rank = len(svd.s) if self.rank is None else self.rank
-        return max(1, min(rank, len(svd.s)))
+            rank = len(s) if self.rank is None else self.rank
+        return max(1, min(rank, len(s)))
 
 
 @dataclass(frozen=True)
@@ -156,30 +157,28 @@ def reduced(
 
     A delta that is within it already is stored as it is; where it is that of the update `unchanged`, as that update.
     """
-    from loratools.algebra.lowrank import Factors, concatenate, norm, svd, truncate
+    from loratools.algebra.lowrank import decompose, norm, truncate
 
-    decomposition = None
+    core, rank = None, factors.rank
     if limit.planned(factors.rank) != factors.rank:
-        decomposition = _without_noise(svd(factors), factors)
-        rank = limit.chosen(decomposition)
-        if rank >= factors.rank:
-            decomposition = None
-    if decomposition is None:
+        core = _without_noise(decompose(factors), factors)
+        rank = limit.chosen(core.s, (factors.out_features, factors.in_features))
+    if core is None or rank >= factors.rank:
         if unchanged is not None:
             return passed_through(unchanged, factors, name, unchanged_dtype)
-        kept = factors
-        size = norm(factors)
-    else:
-        kept = truncate(decomposition, rank)
-        size = float(decomposition.s.square().sum().sqrt())
+        update = _stored_as(factors, name, dtype)
+        values = update.factors()
+        return Stored(update, values, norm(factors), _norm(_difference(factors, values)))
+    kept = truncate(core.leading(rank), rank)
     update = _stored_as(kept, name, dtype)
     values = update.factors()
-    missing = _difference(kept, values)
-    if decomposition is not None:
-        # Nearly orthogonal to the rest, so the norm of the sum is as accurate as its parts.
-        tail = Factors(decomposition.u[:, rank:] * decomposition.s[rank:], decomposition.vt[rank:])
-        missing = concatenate([(1.0, missing), (-1.0, tail)])
-    return Stored(update, values, size, _norm(missing))
+    rounding = _difference(kept, values)
+    # |tail - rounding|^2. The tail is what was cut off: factors - kept, orthogonal to what was kept, so the product is
+    # a small difference of small numbers, and only a correction.
+    tail = float(core.s[rank:].square().sum())
+    product = inner(factors, rounding) - inner(kept, rounding)
+    lost = math.sqrt(max(0.0, tail - 2 * product + inner(rounding, rounding)))
+    return Stored(update, values, float(core.s.square().sum().sqrt()), lost)
 
 
 def inner(f: Factors, g: Factors) -> float:
@@ -201,13 +200,13 @@ def update_dtype(update: Update) -> str:
     return found if parse_float_dtype(found) else "F32"
 
 
-def _without_noise(svd: Svd, factors: Factors) -> Svd:
+def _without_noise(core: Core, factors: Factors) -> Core:
     """The decomposition with those singular values zero that may be rounding of terms that cancel, as in `x - x`."""
     import torch
 
     terms = torch.linalg.vector_norm(factors.b, dim=0) * torch.linalg.vector_norm(factors.a, dim=1)
     noise = torch.finfo(torch.float64).eps * max(factors.out_features, factors.in_features) * terms.sum()
-    return replace(svd, s=torch.where(svd.s > noise, svd.s, 0.0))
+    return replace(core, s=torch.where(core.s > noise, core.s, 0.0))
 
 
 def _stored_as(factors: Factors, name: str, dtype: str) -> LoRA:

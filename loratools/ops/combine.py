@@ -304,16 +304,11 @@ def _combined(name: str, terms: Sequence[_Term], method: Method, limit: Limit, d
 
 
 def _overlap(index: int, result: Factors, own: Factors) -> _Overlap:
-    import torch
+    from loratools.algebra.lowrank import row_space
 
-    from loratools.algebra.lowrank import numerical_rank, svd
-
-    found = svd(own)
-    shape = (own.out_features, own.in_features)
-    # Directions that float64 made up are not in the row space; those that a bfloat16 file blurred are.
-    rows = found.vt[: numerical_rank(found.s, shape, torch.finfo(torch.float64).eps)].mT
+    rows, square = row_space(own)
     difference = result.b @ (result.a @ rows) - own.b @ (own.a @ rows)
-    return _Overlap(index, inner(result, own), float(found.s.square().sum()), float(difference.square().sum()))
+    return _Overlap(index, inner(result, own), square, float(difference.square().sum()))
 
 
 def _share(index: int, adapter: Adapter, weight: float, results: Sequence[_Combined]) -> Share:

@@ -8,6 +8,7 @@ to be); of float64 tensors in float64.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from loratools.tensors import LazyTensor, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import dtype as TorchDtype
 
 # Elements of a block of rows, where a result is summed up and not kept.
 _BLOCK = 1 << 18
@@ -41,18 +43,41 @@ class Extracted:
 
 
 def delta_of(name: str, base: LazyTensor, tuned: LazyTensor, rows: tuple[int, int] | None = None) -> Tensor:
-    """`tuned - base`, of all rows or of some.
+    """`tuned - base`, of all rows or of some; in memory of the calling thread that its next delta overwrites.
+
+    Fresh memory for each would cost more in page faults than the decomposition of the delta.
 
     Raises:
         InputError: values that are not finite.
     """
-    before, after = (t.read() if rows is None else t.read_rows(*rows) for t in (base, tuned))
-    double = "F64" in (base.dtype, tuned.dtype)
-    # In place of the copy that the conversion has made; subtracting converts the other side as it goes.
-    wide = after.to(torch_dtype("F64" if double else "F32"))
-    delta = wide.sub_(before)
+    dtype = torch_dtype("F64" if "F64" in (base.dtype, tuned.dtype) else "F32")
+    if not base.shape:
+        delta = tuned.read().to(dtype) - base.read()
+    else:
+        start, stop = rows if rows is not None else (0, base.shape[0])
+        delta = _memory.sized((stop - start, *base.shape[1:]), dtype)
+        for first, last in _blocks(base, stop, start):
+            piece = delta[first - start : last - start]
+            piece.copy_(tuned.read_rows(first, last))
+            piece.sub_(base.read_rows(first, last))
     ensure_finite(name, delta)
     return delta
+
+
+class _Memory(threading.local):
+    values: Tensor | None = None
+
+    def sized(self, shape: tuple[int, ...], dtype: TorchDtype) -> Tensor:
+        import torch
+
+        elements = math.prod(shape)
+        if self.values is None or self.values.dtype != dtype or self.values.numel() < elements:
+            self.values = None  # the old one goes before the new one comes
+            self.values = torch.empty(elements, dtype=dtype)
+        return self.values[:elements].view(shape)
+
+
+_memory = _Memory()
 
 
 def ensure_finite(name: str, values: Tensor) -> None:

@@ -12,6 +12,7 @@ from loratools.ops._reduce import Module
 from loratools.ops.combine import CombineReport
 from loratools.ops.extract import ExtractedModule, ExtractReport, Skipped
 from loratools.ops.resize import ResizeReport
+from loratools.report.pairs import pairs
 from loratools.report.text import interval, number, plural, safe, size
 
 # More of a kind than this are told as one line.
@@ -29,7 +30,7 @@ def extract_summary(report: ExtractReport) -> list[RenderableType]:
     rows.append(("optimum", f"at most about {gap:.1g} of a module's energy above this" if gap else "reached"))
     if report.skipped:
         rows.append(("of all", f"{_share(report.change_captured)} of everything that changed"))
-    return [_pairs([*rows, ("written", f"{report.output}  {size(report.bytes)}")])]
+    return [pairs([*rows, ("written", f"{report.output}  {size(report.bytes)}")])]
 
 
 def combine_summary(report: CombineReport) -> list[RenderableType]:
@@ -42,7 +43,7 @@ def combine_summary(report: CombineReport) -> list[RenderableType]:
     for share in report.adapters:
         told = [f"{v:.4g}" if v is not None else "–" for v in (share.weight, share.gain, share.interference)]
         table.add_row(Text(safe(share.path)), *told)
-    return [_pairs([*rows, ("written", f"{report.output}  {size(report.bytes or 0)}")]), table]
+    return [pairs([*rows, ("written", f"{report.output}  {size(report.bytes or 0)}")]), table]
 
 
 def resize_summary(report: ResizeReport) -> list[RenderableType]:
@@ -50,7 +51,7 @@ def resize_summary(report: ResizeReport) -> list[RenderableType]:
     rows = [("resized", f"{plural(len(report.modules), 'module')}, {_change(report.modules)}")]
     if report.unchanged:
         rows.append(("unchanged", f"{plural(report.unchanged, 'module')} small enough already, byte for byte"))
-    return [_pairs([*rows, _error(report), ("written", f"{report.output}  {size(report.bytes or 0)}")])]
+    return [pairs([*rows, _error(report), ("written", f"{report.output}  {size(report.bytes or 0)}")])]
 
 
 def plan_tables(report: ExtractReport | CombineReport | ResizeReport, out: object) -> list[RenderableType]:
@@ -63,7 +64,7 @@ def plan_tables(report: ExtractReport | CombineReport | ResizeReport, out: objec
         ranks = [module.rank] if isinstance(module, ExtractedModule) else [module.rank_in, module.rank]
         table.add_row(Text(safe(module.name)), *("by value" if r is None else str(r) for r in ranks))
     nbytes = "size known when computed" if report.bytes is None else size(report.bytes)
-    return [table, _pairs([("modules", str(len(report.modules))), ("output", f"{out}  {nbytes}")])]
+    return [table, pairs([("modules", str(len(report.modules))), ("output", f"{out}  {nbytes}")])]
 
 
 def skipped_lines(skipped: Sequence[Skipped], *, every: bool) -> list[str]:
@@ -109,12 +110,3 @@ def _spread(modules: Sequence[ExtractedModule]) -> str:
 
 def _share(share: float | None) -> str:
     return "–" if share is None else f"{share:.4%}"
-
-
-def _pairs(rows: Sequence[tuple[str, str]]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for word, text in rows:
-        table.add_row(word, Text(safe(text)))
-    return table

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from loratools.ops._merge_plan import MergePlan
 from loratools.ops.merge import MergeReport
-from loratools.report.text import number, plural, safe, size
+from loratools.report.pairs import pairs
+from loratools.report.text import number, plural, size
 from loratools.storage.files import free_space
+from loratools.updates import Update
 
 _SHOWN = 5
 
@@ -50,11 +51,11 @@ def plan_table(made: MergePlan, out: Path) -> list[RenderableType]:
     ]  # fmt: skip
     rows += [("leftover", str(left)) for left in made.leftovers]
     rows += [("warning", warning) for warning in made.warnings]
-    return [_pairs(rows)]
+    return [pairs(rows)]
 
 
-def _scales(updates: object) -> list[str]:
-    found = sorted({(u.rank, u.scale) for u in updates})  # type: ignore[attr-defined]
+def _scales(updates: Iterable[Update]) -> list[str]:
+    found = sorted({(u.rank, u.scale) for u in updates})
     if not found:
         return []
     ranks, scales = sorted({r for r, _ in found}), sorted({s for _, s in found})
@@ -89,18 +90,9 @@ def summary(report: MergeReport) -> list[RenderableType]:
         more = f" and {len(report.left_out) - _SHOWN} more" if len(report.left_out) > _SHOWN else ""
         rows.append(("left out", ", ".join(report.left_out[:_SHOWN]) + more))
     rows.append(("written", f"{report.output}  {size(report.bytes)}  in {report.seconds:.1f} s"))
-    return [_pairs(rows)]
+    return [pairs(rows)]
 
 
 def _below(ratio: float) -> str:
     """Three decimals, cut off: what is below 1 is not shown as 1."""
     return f"{math.floor(ratio * 1000) / 1000:.3f}"
-
-
-def _pairs(rows: list[tuple[str, str]]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for word, text in rows:
-        table.add_row(word, Text(safe(text)))
-    return table

@@ -98,7 +98,7 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int) -> Gain:
             if deltas:
                 _add(deltas, start, stop, block, output)
                 if i % every == 0:
-                    gain += _gain(deltas, start, stop, block)
+                    gain += _gain(deltas[0] if len(output.updates) == 1 else None, start, stop, block)
             else:
                 _cast(block, output)
             write_at(fd, block.stored_bytes, offset + start * output.row_bytes)
@@ -143,12 +143,13 @@ def _add(deltas: Sequence[Delta], start: int, stop: int, block: _Block, output: 
         _refuse(output, block.base, block.base + delta)
 
 
-def _gain(deltas: Sequence[Delta], start: int, stop: int, block: _Block) -> Gain:
-    """What became of the update in a block that has just been filled."""
+def _gain(alone: Delta | None, start: int, stop: int, block: _Block) -> Gain:
+    """What became of the update in a block that has just been filled; `alone`: where it is of one adapter only."""
     import numpy as np
 
     moved = np.subtract(block.moved, block.base, out=block.moved)
-    energy = deltas[0].energy(start, stop) if len(deltas) == 1 else float(np.vdot(block.delta, block.delta))
+    # The cheap way is a difference of large numbers where the deltas of several adapters cancel.
+    energy = alone.energy(start, stop) if alone is not None else float(np.vdot(block.delta, block.delta))
     changed = int(np.count_nonzero(np.not_equal(moved, 0, out=block.mask)))
     return Gain(float(np.vdot(moved, block.delta)), energy, moved.size - changed, moved.size)
 

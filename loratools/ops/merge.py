@@ -257,18 +257,19 @@ def _write_weights(
         def work(unit: WorkUnit) -> _Written:
             return _write_unit(unit, writers[unit.file], verify)
 
-        def done(unit: WorkUnit, measured: _Written) -> None:
+        def done(unit: WorkUnit, _: _Written) -> None:
             if not records:
                 records.append(background.submit(inputs_record, made))
             name, (start, nbytes) = unit.output.name, _span(unit)
             writers[unit.file].account(name, start, nbytes)
-            written[name] += measured
             left[unit.file] -= 1
             if not left[unit.file]:
                 finished.append(background.submit(writers[unit.file].finish))
             progress(nbytes)
 
-        run_units(units, work, threads=threads, done=done)
+        # Added up in the order of the units, whatever the order in which they were done.
+        for unit, measured in zip(units, run_units(units, work, threads=threads, done=done), strict=True):
+            written[unit.output.name] += measured
         for future in finished:
             future.result()
         return written, records[0].result() if records else inputs_record(made)

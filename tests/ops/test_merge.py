@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from loratools import registry
 from loratools.errors import (
     InputError,
     LoraToolsError,
@@ -147,6 +148,31 @@ def test_a_weight_of_zero_is_absence(tmp_path: Path) -> None:
         tmp_path / "one" / "model.safetensors"
     ).read_bytes()
     assert report.targets == 4
+
+
+def test_adapters_that_cancel_leave_the_base_as_it_was(tmp_path: Path) -> None:
+    base = factories.checkpoint_folder(tmp_path / "base", weights=factories.base_weights(dtype=torch.bfloat16))
+    folder = factories.adapter_folder(tmp_path / "a")
+
+    report = merge(base, [(folder, 0.7), (folder, -0.7)], tmp_path / "out")
+
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    assert report.unchanged_share == 1
+    assert report.gain is None or abs(report.gain) < 1e-6
+
+
+@pytest.mark.parametrize("execution", registry.names("execution"))
+def test_every_way_to_run_writes_the_same_bytes(tmp_path: Path, execution: str) -> None:
+    weights = factories.base_weights(LARGE, dtype=torch.float16)
+    base = factories.checkpoint_folder(tmp_path / "base", weights=weights, shards=2)
+    folder = factories.adapter_folder(tmp_path / "a", modules=LARGE, alpha=0.5)
+
+    there = merge(base, [folder], tmp_path / "there", execution=execution, threads=2)
+    here = merge(base, [folder], tmp_path / "here", threads=1)
+
+    for file in (tmp_path / "here").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "there" / file.name).read_bytes()
+    assert [t.gain for t in there.tensors] == [t.gain for t in here.tensors]
 
 
 @pytest.mark.parametrize("threads", [2, 3])

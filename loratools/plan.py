@@ -1,4 +1,4 @@
-"""Plan and WorkUnit: what a verb will do, worked out from headers alone.
+"""What a verb will do, worked out from headers alone: outputs, and the work units that make them.
 
 A plan is data: it can be printed (`--plan`), compared, and run by any of `execution/`.
 Every work unit owns byte ranges that no other unit writes, so units run in any order, on any worker.

@@ -137,17 +137,13 @@ plan = click.option("--plan", is_flag=True, help="Print what would be done, and 
 dtype = click.option(
     "--dtype", type=DTYPE, metavar="DTYPE", help="Dtype to store: float32, bfloat16, float16, float64."
 )
-threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with.")
-device = click.option(
-    "--device", default="auto", metavar="DEVICE", help="Where to compute: auto, cpu, cuda, cuda:N, mps."
-)
+threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Workers to compute with.")
 seed = click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of what is random.")
 include = click.option("--include", multiple=True, metavar="GLOB", help="Only targets that match; repeatable.")
 exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No targets that match; repeatable.")
 from_format = click.option(
     "--from", "from_format", metavar="FORMAT", help="Format of the adapters, if detection is wrong."
 )
-to_format = click.option("--format", "to_format", metavar="FORMAT", help="Format of the output.")
 rank_from = click.option(
     "--rank-from",
     type=click.Choice(["tensors", "config"]),
@@ -156,7 +152,9 @@ rank_from = click.option(
 
 _JSON = click.option("--json", is_flag=True, help="Print one JSON document on stdout.")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for.")
-_VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Explain.")
+_VERBOSE = click.option(
+    "-v", "--verbose", is_flag=True, help="Tell more: what was matched, and every detail of an error."
+)
 _DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 
 

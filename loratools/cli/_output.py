@@ -56,11 +56,6 @@ class Output(NamedTuple):
         if not self.quiet:
             print_rich(sys.stderr, *renderables)
 
-    def say(self, text: str) -> None:
-        """Tell one line, on stderr."""
-        if not self.quiet:
-            print_line(sys.stderr, safe(text))
-
     def explain(self, text: str) -> None:
         """Tell one line that only `-v` asks for, on stderr."""
         if self.verbose and not self.quiet:

@@ -82,6 +82,8 @@ def command(
         return
     for warning in made.warnings:
         output.warn(warning)
+    for line in made.explained():
+        output.explain(line)
     with output.progress(made.bytes_written, "merging") as progress:
         report = op.run(
             made,
@@ -92,6 +94,9 @@ def command(
             execution="forked",
             progress=progress,
         )
+    for warning in report.warnings:
+        if warning not in made.warnings:
+            output.warn(warning)
     if output.json:
         output.document(report.as_json())
         return
@@ -99,7 +104,4 @@ def command(
         return
     from loratools.report.merge import summary
 
-    for warning in report.warnings:
-        if warning not in made.warnings:
-            output.warn(warning)
     output.summary(*summary(report))

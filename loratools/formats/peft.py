@@ -68,6 +68,12 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
             f"{counted(len(beside), 'weight')} of adapted modules not spelled '.base_layer.': PEFT would not load what "
             f"is replaced here: {', '.join(shown([quoted(name) for name in beside]))}"
         )
+    larger = [m for m, (a, b) in pairs.items() if a.shape[0] > min(a.shape[1], b.shape[0])]
+    if larger:
+        warnings.append(
+            f"the rank is above what the weight can have in {counted(len(larger), 'module')}, which adds size and "
+            f"nothing else: {', '.join(shown([quoted(name) for name in larger]))}"
+        )
     if copies := [key for key, f in parsed.items() if isinstance(f, Whole) and f.spelling == "original_module"]:
         keys = ", ".join(shown([quoted(key) for key in copies]))
         warnings.append(f"{counted(len(copies), 'copy', 'copies')} of base weights that are replaced anyway: {keys}")

@@ -31,7 +31,8 @@ _BLOCKS_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class MergePlan:
-    """`weights[i]` is the weight of `adapters[i]`, `matches[i]` where its names go."""
+    """`weights[i]` is the weight of `adapters[i]`, in the order given; `matches[i]` is where its names go, which is
+    nowhere for an adapter of weight 0."""
 
     base: Checkpoint
     adapters: tuple[Adapter, ...]
@@ -42,6 +43,11 @@ class MergePlan:
     side_files: tuple[PlannedFile, ...]
     added: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def active(self) -> list[tuple[Adapter, float]]:
+        """The adapters that take part, with their weights."""
+        return [(a, w) for a, w in zip(self.adapters, self.weights, strict=True) if w]
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -79,7 +85,14 @@ class MergePlan:
                     for a, w, m in zip(self.adapters, self.weights, self.matches, strict=True)
                 ],
                 "matches": [
-                    {"adapter": i, "target": target, "weight": place.weight, "transposed": place.transposed}
+                    {
+                        "adapter": i,
+                        "target": target,
+                        "weight": place.weight,
+                        "transposed": place.transposed,
+                        "rank": self.adapters[i].updates[target].rank,
+                        "scale": self.adapters[i].updates[target].scale,
+                    }
                     for i, m in enumerate(self.matches)
                     for target, place in m.updates.items()
                 ],
@@ -100,6 +113,19 @@ class MergePlan:
             },
             "output": str(out),
         }
+
+    def explained(self) -> list[str]:
+        """What was found and decided, a line each, for those who ask."""
+        found = [
+            f"'{a.name}': {len(m.updates)} updates and {len(m.replacements) + len(m.added)} replaced tensors placed"
+            + (f", with the prefix {m.renaming}" if m.renaming else "")
+            for (a, w), m in zip(zip(self.adapters, self.weights, strict=True), self.matches, strict=True)
+            if w
+        ]
+        turned = sum(place.transposed for m in self.matches for place in m.updates.values())
+        found += [f"{turned} weights are stored as (in, out)"] if turned else []
+        found += [f"beside the weights: {f.name}, {'written anew' if f.text else f.origin}" for f in self.side_files]
+        return found + [f"left out: {left.name}, {left.why}" for left in self.base.left_out]
 
     def require_space(self, out: Path) -> None:
         """Raise MachineError where the disk of `out` cannot take the result; checked before anything is written."""
@@ -133,10 +159,12 @@ def plan_merge(
         )
     shapes = _shapes(base)
     model_type = base.config.get("model_type")
-    active = [(a, w) for a, w in adapters if w != 0]
-    matches = [match(a, shapes, model_type=model_type if isinstance(model_type, str) else None) for a, _ in active]
-    _refuse_leftovers(active, matches, allow_partial=allow_partial, base=base)
-    result = resolve(base, active, matches, dtype=dtype)
+    model_type = model_type if isinstance(model_type, str) else None
+    active = [(a, w) for a, w in adapters if w]
+    # One of weight 0 is absent, and keeps its place in the list: positions are told in reports.
+    matches = [match(a, shapes, model_type=model_type) if w else Matches({}, {}, {}, ()) for a, w in adapters]
+    _refuse_leftovers(adapters, matches, allow_partial=allow_partial, base=base)
+    result = resolve(base, adapters, matches, dtype=dtype)
     files, with_index = _files(base, result.outputs, max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}
     config, config_warnings = merged_config(base, [a for a, _ in active], shapes, dtype=dtype, untied=result.untied)
@@ -158,8 +186,8 @@ def plan_merge(
     ]
     return MergePlan(
         base,
-        tuple(a for a, _ in active),
-        tuple(w for _, w in active),
+        tuple(a for a, _ in adapters),
+        tuple(w for _, w in adapters),
         tuple(matches),
         files,
         with_index,

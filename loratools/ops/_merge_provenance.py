@@ -48,7 +48,7 @@ def inputs_record(made: MergePlan) -> dict[str, object]:
 
 def provenance_text(inputs: dict[str, object], report: dict[str, object]) -> str:
     """JSON of version, inputs, and the report without its list of tensors."""
-    result = {k: v for k, v in report.items() if k not in ("tensors", "output", "seconds")}
+    result = {k: v for k, v in report.items() if k not in ("adapters", "tensors", "output", "seconds")}
     document = {"loratools": __version__, "verb": "merge", **inputs, "result": result}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 

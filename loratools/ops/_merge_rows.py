@@ -40,8 +40,8 @@ class Gain:
 
     along: float = 0.0
     energy: float = 0.0
-    still: int = 0
-    weights: int = 0
+    still: float = 0.0
+    weights: float = 0.0
 
     def __add__(self, other: Gain) -> Gain:
         return Gain(
@@ -50,6 +50,13 @@ class Gain:
             self.still + other.still,
             self.weights + other.weights,
         )
+
+    def spread_over(self, weights: int) -> Gain:
+        """What was measured on some of so many weights, taken for all of them: samples count by what they stand for."""
+        if not self.weights or self.weights == weights:
+            return self
+        share = weights / self.weights
+        return Gain(self.along * share, self.energy * share, self.still * share, weights)
 
     @property
     def gain(self) -> float | None:
@@ -102,7 +109,7 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int) -> Gain:
             else:
                 _cast(block, output)
             write_at(fd, block.stored_bytes, offset + start * output.row_bytes)
-    return gain
+    return gain.spread_over((unit.stop - unit.start) * output.columns)
 
 
 @contextmanager

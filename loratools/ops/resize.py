@@ -67,7 +67,7 @@ def resize(
     overwrite: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    rank_from: RankFrom | None = None,
+    rank_from: RankFrom = None,
     from_format: str | None = None,
     format: str = "peft",
     threads: int | None = None,

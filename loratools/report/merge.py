@@ -27,6 +27,9 @@ def plan_table(made: MergePlan, out: Path) -> list[RenderableType]:
         ("base", f"{base.path}  {'/'.join(dtypes)}  {size(nbytes)}  {plural(len(base.files), 'file')}"),
     ]
     for adapter, weight, matches in zip(made.adapters, made.weights, made.matches, strict=True):
+        if not weight:
+            rows.append(("adapter", f"{adapter.name}  {adapter.format}  weight 0: left out"))
+            continue
         total = len(adapter.updates) + len(adapter.replacements)
         fitting = total - len(matches.leftovers)
         parts = (

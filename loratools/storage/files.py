@@ -217,12 +217,6 @@ def advise_sequential(location: ByteRange) -> None:
         system.advise(fd, location.offset, location.nbytes, "SEQUENTIAL")
 
 
-def advise_willneed(location: ByteRange) -> None:
-    """Tell the kernel that the range will be read soon."""
-    with _inputs.borrow(location.file) as fd:
-        system.advise(fd, location.offset, location.nbytes, "WILLNEED")
-
-
 def ensure_unchanged(file: FileId) -> None:
     """Check that the file that was read is still what it was when it was identified.
 

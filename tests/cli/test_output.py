@@ -52,13 +52,12 @@ def test_data_goes_to_stdout_and_what_is_for_people_to_stderr(capsys: pytest.Cap
 
     output.table("table")
     output.summary("summary")
-    output.say("said")
     output.explain("explained")
     output.warn("be warned")
 
     told = capsys.readouterr()
     assert told.out == "table\n"
-    assert told.err == "summary\nsaid\nexplained\nwarning: be warned\n"
+    assert told.err == "summary\nexplained\nwarning: be warned\n"
 
 
 def test_quiet_leaves_only_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +65,6 @@ def test_quiet_leaves_only_what_was_asked_for(capsys: pytest.CaptureFixture[str]
 
     output.table("table")
     output.summary("summary")
-    output.say("said")
     output.explain("explained")
     output.warn("be warned")
 

@@ -27,7 +27,7 @@ from loratools.errors import (
 from loratools.ops.merge import MergeReport, merge, plan
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
-# Large enough for several blocks, with a remainder: 65,536 elements are one block.
+# Large enough for several blocks, with a remainder: 49,152 elements are one block.
 LARGE = {"model.layers.0.mlp.up_proj": (300, 500), "model.layers.0.mlp.down_proj": (500, 300), Q: (10, 500)}
 
 
@@ -148,6 +148,47 @@ def test_a_weight_of_zero_is_absence(tmp_path: Path) -> None:
         tmp_path / "one" / "model.safetensors"
     ).read_bytes()
     assert report.targets == 4
+
+
+def test_the_gain_counts_large_and_small_weights_alike(tmp_path: Path) -> None:
+    # One is sampled, the other measured whole; their updates lose very different shares to rounding.
+    shapes = {"model.layers.0.mlp.up_proj": (1700, 700), "model.layers.0.mlp.k_proj": (300, 700)}
+    values = factories.base_weights(shapes, dtype=torch.bfloat16)
+    parts = factories.factors(shapes)
+    sizes = {"model.layers.0.mlp.up_proj": 0.02, "model.layers.0.mlp.k_proj": 0.05}
+    parts = {n: (a * sizes[n], b * sizes[n]) for n, (a, b) in parts.items()}
+    base = factories.checkpoint_folder(tmp_path / "base", weights=values)
+    folder = factories.adapter_folder(tmp_path / "a", values=parts, rank=4, alpha=8)
+
+    report = merge(base, [folder], tmp_path / "out")
+
+    result = merged_weights(tmp_path / "out")
+    along = energy = still = count = 0.0
+    shares = []
+    for name, (a, b) in parts.items():
+        delta = 2.0 * (b.double() @ a.double())
+        moved = result[f"{name}.weight"].double() - values[f"{name}.weight"].double()
+        along, energy = along + float((moved * delta).sum()), energy + float((delta * delta).sum())
+        still, count = still + int((moved == 0).sum()), count + moved.numel()
+        shares.append(float((moved == 0).double().mean()))
+    assert report.unchanged_share is not None
+    assert report.gain is not None
+    # A sample of n = 350,000 of the large one: six standard deviations of a share are 6 * 0.5 / sqrt(n).
+    assert abs(report.unchanged_share - still / count) < 6 * 0.5 / 350_000**0.5
+    assert abs(report.gain - along / energy) < 0.01
+    # Counted by measured weights, the share would be that of a mixture of 350,000 and 210,000.
+    assert abs((350 * shares[0] + 210 * shares[1]) / 560 - still / count) > 0.02
+
+
+def test_positions_of_adapters_are_those_given_also_beside_one_of_weight_zero(tmp_path: Path) -> None:
+    base, folder = base_and_adapter(tmp_path)
+    other = factories.adapter_folder(tmp_path / "other", seed=9)
+
+    report = merge(base, [(other, 0.0), (folder, 0.5)], tmp_path / "out").as_json()
+
+    assert report["adapters"] == [{"path": str(other), "weight": 0.0}, {"path": str(folder), "weight": 0.5}]
+    assert isinstance(report["tensors"], list)
+    assert all(t["adapters"] == [1] for t in report["tensors"])
 
 
 def test_adapters_that_cancel_leave_the_base_as_it_was(tmp_path: Path) -> None:

@@ -60,7 +60,6 @@ def test_every_route_reads_and_writes_the_same(
     files.write_at(fd, b"0123456789", 0)
     files.start_writeback(fd, 0, 9010)
     files.advise_sequential(location)
-    files.advise_willneed(location)
     system.close(fd)
 
     assert files.read_bytes(location) == CONTENT[100:9100]

@@ -69,19 +69,22 @@ def match(adapter: Adapter, shapes: Shapes, *, model_type: str | None = None) ->
     added: dict[str, str] = {}
     missing: list[tuple[str, str]] = []
 
+    # An update of a weight that the adapter replaces itself (a resized head) is one of the replacement.
+    own = {renaming(name): r.tensor.shape for name, r in adapter.replacements.items()}
     for target, update in adapter.updates.items():
         weight = renaming(target) + ".weight"
         if weight not in shapes:
             missing.append((target, _MISSING))
             continue
-        straight, turned = shapes[weight] == update.shape, shapes[weight] == update.shape[::-1]
+        there = own.get(weight, shapes[weight])
+        straight, turned = there == update.shape, there == update.shape[::-1]
         if straight and turned:
             transposed = is_conv1d(model_type, target) if flag is None else flag
             updates[target] = Place(stored.get(weight, weight), transposed)
         elif straight or turned:
             updates[target] = Place(stored.get(weight, weight), transposed=turned)
         else:
-            missing.append((target, f"adapter {_flow(update.shape)}, base {_flow(shapes[weight])}"))
+            missing.append((target, f"adapter {_flow(update.shape)}, base {_flow(there)}"))
 
     modules = {name.rpartition(".")[0] for name in shapes}
     for name, replacement in adapter.replacements.items():

@@ -32,6 +32,7 @@ _MAX_INDEX_BYTES = 64_000_000
 # A classifier of 22,000 classes has all of their names, twice, in its config.
 _MAX_CONFIG_BYTES = 16_000_000
 _VARIANT = re.compile(r"model\.[^.]+\.safetensors|model\.safetensors\.index\.[^.]+\.json")
+_NUMBERED = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
 _SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.safetensors")
 _MOST_DETAILS = 50
 
@@ -136,7 +137,7 @@ def _config(folder: Path) -> Mapping[str, object]:
     if not (folder / _CONFIG).is_file():
         return {}
     _refuse_ways_out([_CONFIG], folder)
-    return read_json(folder / _CONFIG, max_bytes=_MAX_CONFIG_BYTES)
+    return read_json(folder / _CONFIG, max_bytes=_MAX_CONFIG_BYTES, infinities=True)
 
 
 def _indexed(folder: Path, name: str) -> _Weights:
@@ -151,8 +152,10 @@ def _indexed(folder: Path, name: str) -> _Weights:
         )
     _refuse_ways_out(shards, folder)
     missing = [shard for shard in shards if not (folder / shard).exists()]
+    forgotten = [name for name in names_in(folder) if name not in shards and _is_sibling(name, shards)]
     files = tuple(WeightFile(shard, read_header(folder / shard)) for shard in shards if shard not in missing)
     faults = [f"{quoted(shard)} is missing" for shard in missing] + _misfits(weight_map, files, missing)
+    faults += [f"{quoted(name)} is a shard of this model by its name, and not in the index" for name in forgotten]
     if faults:
         more = [f"… and {len(faults) - _MOST_DETAILS} more"] if len(faults) > _MOST_DETAILS else []
         raise FormatError(
@@ -163,6 +166,14 @@ def _indexed(folder: Path, name: str) -> _Weights:
     metadata = index.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     return _Weights(files, name, metadata, _size_warning(metadata, files))
+
+
+def _is_sibling(name: str, shards: Sequence[str]) -> bool:
+    """Whether `name` counts to the same total as the shards: model-00002-of-00005 beside model-00001-of-00005."""
+    found = _NUMBERED.fullmatch(name)
+    return found is not None and any(
+        (other := _NUMBERED.fullmatch(shard)) is not None and other.groups() == found.groups() for shard in shards
+    )
 
 
 def _weight_map(index: Mapping[str, object], path: Path) -> dict[str, str]:

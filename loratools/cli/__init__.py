@@ -103,10 +103,13 @@ def main() -> NoReturn:
     # the exit, is a fifth of the time of a short verb. Cycles made later are still found, in larger batches.
     gc.set_threshold(50_000)
     signals_raise()
+    # A stream that the caller has closed is None here; what would go there goes nowhere.
+    sys.stdout = sys.stdout if sys.stdout is not None else open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr if sys.stderr is not None else open(os.devnull, "w")  # noqa: PTH123, SIM115
     # Our workers keep the cores busy; numpy's own threads would only get in their way. Read when numpy is imported.
     for library in ("OPENBLAS", "MKL", "VECLIB"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+    if hasattr(sys.stdout, "reconfigure"):
         # A name that the terminal's encoding lacks is shown as an escape; the default would end in a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

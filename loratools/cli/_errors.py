@@ -72,8 +72,11 @@ def run(body: Callable[[], object], args: Sequence[str], verb: str | None) -> in
         else:
             print_error(error)
         if "--json" in flags:
-            print_document(verb, {"error": error_json(error)})
-            sys.stdout.flush()
+            try:
+                print_document(verb, {"error": error_json(error)})
+                sys.stdout.flush()
+            except OSError:  # told on stderr already, and the exit code says it too
+                _forget_stdout()
         return error.exit_code
 
 

@@ -73,7 +73,7 @@ def names_digest(targets: Iterable[str], replaced: Iterable[str]) -> str:
     import hashlib
 
     lines = [*(f"target {name}" for name in sorted(targets)), *(f"replaced {name}" for name in sorted(replaced))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _notes(adapter: Adapter) -> Mapping[str, object]:

@@ -26,13 +26,15 @@ def load_adapter(source: AdapterSource, *, rank_from: RankFrom = None, from_form
 
 
 def load_weighted(
-    arguments: Sequence[AdapterArgument], *, rank_from: RankFrom = None, from_format: str | None = None
+    arguments: Sequence[AdapterArgument] | AdapterSource, *, rank_from: RankFrom = None, from_format: str | None = None
 ) -> list[tuple[Adapter, float]]:
-    """Every adapter with its weight, 1 where none is given.
+    """Every adapter with its weight, 1 where none is given; a single one may come without a list.
 
     Raises:
         UsageError: there is none, a weight is not finite, or all are 0.
     """
+    if isinstance(arguments, (str, Path, Adapter)):
+        arguments = [arguments]
     if not arguments:
         raise UsageError("no adapter is given")
     pairs = [a if isinstance(a, tuple) else (a, 1.0) for a in arguments]

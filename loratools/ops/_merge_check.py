@@ -41,7 +41,9 @@ def error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
             exact = exact + delta.rows(start, stop)
             magnitude = magnitude + delta.magnitude(start, stop)
         error = abs(found - exact)
-        ratio = error / merge_error_bound(abs(base), magnitude, found, output.dtype, terms)
+        bound = merge_error_bound(abs(base), magnitude, found, output.dtype, terms)
+        # Exact is exact, also where the bound is too small to be a number.
+        ratio = np.divide(error, bound, out=np.zeros_like(error), where=error != 0)
         worst = max(worst, float(np.where(np.isnan(ratio), math.inf, ratio).max(initial=0.0)))
     return worst
 

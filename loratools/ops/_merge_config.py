@@ -56,7 +56,7 @@ def merged_config(
     _add_head(config, base, adapters, shapes, warnings)
     if config == dict(base.config):
         return None, warnings
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n", warnings
+    return json.dumps(config, indent=2) + "\n", warnings
 
 
 def _vocabulary_config(config: Mapping[str, object]) -> Mapping[str, object] | None:

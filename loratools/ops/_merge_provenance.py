@@ -50,7 +50,7 @@ def provenance_text(inputs: dict[str, object], report: dict[str, object]) -> str
     """JSON of version, inputs, and the report without its list of tensors."""
     result = {k: v for k, v in report.items() if k not in ("adapters", "tensors", "output", "seconds")}
     document = {"loratools": __version__, "verb": "merge", **inputs, "result": result}
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(document, indent=2) + "\n"
 
 
 def fingerprint(file: FileId, header_bytes: int) -> str:

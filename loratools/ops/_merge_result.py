@@ -19,6 +19,11 @@ from loratools.ops._same import same_bytes
 from loratools.plan import Output, WeightedUpdate
 from loratools.tensors import FLOAT_DTYPES
 
+_PER_TOKEN = {
+    "embed_tokens", "word_embeddings", "wte", "lm_head", "shared", "embed_in", "embed_out", "predictions",
+    "final_logits_bias",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Result:
@@ -176,7 +181,9 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
             details=[f"{n}   {old[0]} -> {new[0]}" for n, (old, new) in resized.items()],
         )
     for size in sizes:
-        left = [n for n, (old, new) in shapes.items() if old == new and old[:1] == (tokens,) and _per_token(n)]
+        left = [
+            n for n, (old, new) in shapes.items() if old == new and tokens in (old[:1] + old[-1:]) and _per_token(n)
+        ]
         if left:
             raise MismatchError(
                 f"the vocabulary is resized from {tokens} to {size}, and {len(left)} weights stay as they are",
@@ -186,9 +193,8 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
 
 
 def _per_token(name: str) -> bool:
-    """Whether a weight of as many rows as there are tokens has one row per token, by its name."""
-    words = ("embed_tokens", "word_embeddings", "wte", "lm_head", "shared", "embed_in", "embed_out", "predictions")
-    return any(word in name.split(".") for word in words)
+    """Whether a weight of as many rows or columns as there are tokens has one for each token, by its name."""
+    return not _PER_TOKEN.isdisjoint(name.split("."))
 
 
 def _times(shape: tuple[int, ...]) -> str:

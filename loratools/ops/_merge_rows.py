@@ -75,7 +75,11 @@ def compute_dtype(output: Output) -> str:
 
 def prepared(updates: Sequence[WeightedUpdate], dtype: str) -> list[Delta]:
     """The updates of one weight, ready to give their rows; all that have factors as one."""
-    deltas = [u.update.prepare(transposed=u.transposed, weight=u.weight, dtype=dtype) for u in updates]
+    import numpy as np
+
+    # An absurd alpha is told of when the sums are looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        deltas = [u.update.prepare(transposed=u.transposed, weight=u.weight, dtype=dtype) for u in updates]
     factored = [d for d in deltas if isinstance(d, FactorDelta)]
     others = [d for d in deltas if not isinstance(d, FactorDelta)]
     return [*([joined(factored)] if factored else []), *others]
@@ -181,7 +185,7 @@ def _refuse(output: Output, base: Floats, exact: Floats) -> NoReturn:
 
     if not np.isfinite(base).all():
         raise InputError(f"'{output.name}' of the base holds values that are not finite")
-    largest, limit = float(abs(exact).max()), LARGEST[output.dtype]
+    largest, limit = float(np.where(np.isnan(exact), np.inf, abs(exact)).max()), LARGEST[output.dtype]
     if largest <= limit:
         raise InputError(
             f"'{output.name}' would reach {largest:.4g}, which no trained weight does",

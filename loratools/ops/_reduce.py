@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Core, Factors
 
 
+# Products of factors beyond this are no update of a weight: float32 ends there.
+_LARGEST = 3e38
+
+
 @dataclass(frozen=True)
 class Limit:
     """How small a module is to become: at most one of the three; none leaves it as large as it is.
@@ -134,6 +138,12 @@ def exact_factors(update: Update, name: str, whose: str) -> Factors:
             f"'{whose}' has values that are not finite",
             details=parts or [f"{name}: scale {update.scale}"],
             hint="the training diverged, or the file is damaged; choose other modules with --exclude",
+        )
+    largest = float(factors.b.abs().amax() * factors.a.abs().amax()) if factors.a.numel() and factors.b.numel() else 0.0
+    if not largest < _LARGEST:
+        raise InputError(
+            f"'{name}' of '{whose}' would reach {largest:.4g}, which no trained weight does",
+            hint="look at the adapter's alpha",
         )
     return factors
 

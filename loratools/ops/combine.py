@@ -19,7 +19,7 @@ from loratools.adapter import Adapter, Replacement, select_names
 from loratools.errors import MismatchError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.methods import Method
-from loratools.ops._arguments import AdapterArgument, RankFrom, load_weighted, stored_dtype
+from loratools.ops._arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
 from loratools.ops._reduce import (
     Limit,
     Module,
@@ -84,7 +84,7 @@ class CombineReport:
 
 
 def combine(
-    adapters: Sequence[AdapterArgument],
+    adapters: Sequence[AdapterArgument] | AdapterSource,
     out: str | Path | None = None,
     *,
     method: str = "linear",

@@ -20,7 +20,7 @@ from loratools.checkpoints import open_checkpoint
 from loratools.errors import InputError
 from loratools.execution import Runner
 from loratools.execution.local import worker_count
-from loratools.ops._arguments import AdapterArgument, RankFrom, load_weighted, stored_dtype
+from loratools.ops._arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
 from loratools.ops._merge_check import error_ratio, require_right
 from loratools.ops._merge_plan import MergePlan, index_text, plan_merge, specs, work_units
 from loratools.ops._merge_provenance import inputs_record, provenance_text
@@ -96,7 +96,7 @@ class MergeReport:
 
 def merge(
     base: str | Path,
-    adapters: Sequence[AdapterArgument],
+    adapters: Sequence[AdapterArgument] | AdapterSource,
     out: str | Path,
     *,
     dtype: str | None = None,
@@ -150,7 +150,7 @@ def merge(
 
 def plan(
     base: str | Path,
-    adapters: Sequence[AdapterArgument],
+    adapters: Sequence[AdapterArgument] | AdapterSource,
     out: str | Path,
     *,
     dtype: str | None = None,

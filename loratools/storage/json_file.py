@@ -19,8 +19,9 @@ from loratools.tensors import ByteRange
 _MOST_DIGITS = 20
 
 
-def read_json(path: Path, *, max_bytes: int = 1_000_000) -> dict[str, object]:
-    """The object in a JSON file, with finite numbers only.
+def read_json(path: Path, *, max_bytes: int = 1_000_000, infinities: bool = False) -> dict[str, object]:
+    """The object in a JSON file, with finite numbers only; `infinities` also takes Infinity, -Infinity and NaN, which
+    Python writes where JSON has no word, and which configs of some models hold.
 
     Raises:
         FormatError: too large, not UTF-8, not JSON, a key twice, a number that is not finite, or not an object.
@@ -32,7 +33,7 @@ def read_json(path: Path, *, max_bytes: int = 1_000_000) -> dict[str, object]:
             hint="this is some other file under that name",
         )
     data = read_bytes(ByteRange(file, 0, file.size))
-    found = parse_json(data.removeprefix(b"\xef\xbb\xbf"), quoted(path))
+    found = parse_json(data.removeprefix(b"\xef\xbb\xbf"), quoted(path), infinities=infinities)
     if not isinstance(found, dict):
         raise FormatError(f"{quoted(path)} holds {kind_of(found)}; an object is needed")
     return found
@@ -40,7 +41,7 @@ def read_json(path: Path, *, max_bytes: int = 1_000_000) -> dict[str, object]:
 
 def write_json(path: Path, value: object, *, sort: bool = False) -> None:
     """Write a new file: indented by 2, a newline at the end, flushed to disk. A file that is there is replaced."""
-    text = json.dumps(value, indent=2, sort_keys=sort, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=2, sort_keys=sort, allow_nan=False) + "\n"
     try:
         system.remove_file(path)
     except FileNotFoundError:
@@ -63,14 +64,14 @@ def write_new(path: Path, data: bytes) -> None:
         raise machine_error(error, "write", path) from error
 
 
-def parse_json(data: bytes, where: str) -> object:
+def parse_json(data: bytes, where: str, *, infinities: bool = False) -> object:
     """Parse strictly; `where` begins the error messages.
 
     Raises:
         FormatError: not UTF-8, not JSON, a key twice, a number that is not finite, or nested too deeply.
     """
     try:
-        return _decoder.decode(data.decode("utf-8"))
+        return (_lenient if infinities else _decoder).decode(data.decode("utf-8"))
     except _Refused as refused:
         raise FormatError(f"{where} {refused}") from None
     except UnicodeDecodeError as error:
@@ -122,3 +123,4 @@ def _float(digits: str) -> float:
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float)
+_lenient = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float)

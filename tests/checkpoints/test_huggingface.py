@@ -242,6 +242,19 @@ def test_wrong_total_size_is_a_warning(said: object, warns: bool, tmp_path: Path
     assert warnings == (("the index says that the tensors have 300 bytes; they have 288",) if warns else ())
 
 
+def test_shard_of_the_same_count_that_the_index_forgot_is_refused(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    forgotten = sorted(tmp_path.glob("*-of-*.safetensors"))[-1]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {n: f for n, f in index["weight_map"].items() if f != forgotten.name}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    with pytest.raises(FormatError) as caught:
+        open_checkpoint(tmp_path)
+
+    assert any(forgotten.name in line for line in caught.value.details)
+
+
 def test_stale_shard_is_left_out_with_a_warning(tmp_path: Path) -> None:
     stale = "model-00001-of-00003.safetensors"
     save_file(tensors("z"), sharded(tmp_path) / stale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -57,6 +58,30 @@ def test_a_merge_ended_by_a_signal_leaves_nothing(tmp_path: Path, name: str, cod
     assert out == ""
     assert "Traceback" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "base"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_change_nothing_about_a_merge(tmp_path: Path, closed: str) -> None:
+    factories.checkpoint_folder(tmp_path / "base")
+    factories.adapter_folder(tmp_path / "a")
+    command = f"{sys.executable} -m loratools merge base a -o out --json {closed}"
+
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_folder_whose_name_is_not_unicode_is_merged(tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/b\xff"
+    factories.checkpoint_folder(Path(os.fsdecode(odd)))
+    factories.adapter_folder(tmp_path / "a")
+    command = [sys.executable, "-m", "loratools", "merge", os.fsdecode(odd), "a", "-o", "out"]
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_killed_merge_leaves_nothing_under_the_outputs_name_and_the_next_one_cleans_up(tmp_path: Path) -> None:

@@ -191,6 +191,56 @@ def test_positions_of_adapters_are_those_given_also_beside_one_of_weight_zero(tm
     assert all(t["adapters"] == [1] for t in report["tensors"])
 
 
+def test_weights_and_updates_that_are_both_zero_are_exact_in_float64_too(tmp_path: Path) -> None:
+    weights = {n: torch.zeros_like(w) for n, w in factories.base_weights().items()}
+    base = factories.checkpoint_folder(tmp_path / "base", weights=weights)
+    parts = {n: (a, torch.zeros_like(b)) for n, (a, b) in factories.factors().items()}
+
+    report = merge(base, [factories.adapter_folder(tmp_path / "a", values=parts)], tmp_path / "out", dtype="float64")
+
+    assert report.max_error_ratio == 0
+
+
+def test_a_head_that_is_resized_and_updated_is_its_replacement_plus_the_update(tmp_path: Path) -> None:
+    base = factories.checkpoint_folder(tmp_path / "base", config={"vocab_size": 13})
+    parts = factories.factors({"lm_head": (15, 6)})
+    head, embedding = torch.randn(15, 6), torch.randn(15, 6)
+    saved = {"lm_head.base_layer.weight": head, "model.embed_tokens.weight": embedding}
+    folder = factories.adapter_folder(tmp_path / "a", values=parts, extra=saved)
+
+    merge(base, [folder], tmp_path / "out")
+
+    a, b = parts["lm_head"]
+    result = merged_weights(tmp_path / "out")
+    assert torch.allclose(result["lm_head.weight"], head + 2 * (b @ a), atol=1e-5)
+    assert torch.equal(result["model.embed_tokens.weight"], embedding)
+
+
+def test_a_bias_of_one_column_per_token_is_not_left_behind(tmp_path: Path) -> None:
+    weights = factories.base_weights() | {"final_logits_bias": torch.zeros(1, 13)}
+    base = factories.checkpoint_folder(tmp_path / "base", weights=weights, config={"vocab_size": 13})
+    saved = {"model.embed_tokens.weight": torch.randn(15, 6), "lm_head.weight": torch.randn(15, 6)}
+
+    with pytest.raises(MismatchError, match="resized from 13 to 15") as caught:
+        merge(base, [factories.adapter_folder(tmp_path / "a", extra=saved)], tmp_path / "out")
+
+    assert caught.value.details == ("final_logits_bias",)
+
+
+def test_a_config_with_an_infinity_is_read_and_kept(tmp_path: Path) -> None:
+    base = factories.checkpoint_folder(tmp_path / "base", config={"time_step_limit": [0.0, math.inf]})
+
+    merge(base, [factories.adapter_folder(tmp_path / "a")], tmp_path / "out", dtype="bfloat16")
+
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["time_step_limit"] == [0.0, math.inf]
+
+
+def test_a_single_adapter_needs_no_list(tmp_path: Path) -> None:
+    base, folder = base_and_adapter(tmp_path)
+
+    assert merge(base, folder, tmp_path / "out").targets == 4
+
+
 def test_adapters_that_cancel_leave_the_base_as_it_was(tmp_path: Path) -> None:
     base = factories.checkpoint_folder(tmp_path / "base", weights=factories.base_weights(dtype=torch.bfloat16))
     folder = factories.adapter_folder(tmp_path / "a")

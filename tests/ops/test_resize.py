@@ -15,7 +15,7 @@ from torch import Tensor
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.cli import verbs
-from loratools.errors import OutputExistsError, UsageError
+from loratools.errors import InputError, OutputExistsError, UsageError
 from loratools.ops.resize import resize
 from loratools.tensors import held
 from loratools.updates.lora import LoRA
@@ -122,6 +122,16 @@ def test_untrained_module_becomes_rank_one_of_zeros() -> None:
     report = resize(Adapter({"m": zero}), energy=0.5)
 
     assert [(m.rank, m.energy, m.error) for m in report.modules] == [(1, 1.0, 0.0)]
+
+
+@pytest.mark.parametrize("alpha", [1e200, 1e300])
+def test_an_absurd_alpha_is_refused_by_module(tmp_path: Path, alpha: float) -> None:
+    folder = factories.adapter_folder(tmp_path / "a", alpha=alpha)
+
+    with pytest.raises(InputError, match="no trained weight"):
+        resize(folder, tmp_path / "out", rank=2)
+
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_rule_and_two_rules_are_usage_errors(tmp_path: Path) -> None:

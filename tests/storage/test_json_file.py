@@ -60,7 +60,7 @@ def test_written_json_is_this_text(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("a longer text than the one that replaces it, by far")
 
     write_json(tmp_path / "a.json", {"b": 1, "a": ["ü", None]})
-    assert (tmp_path / "a.json").read_bytes() == '{\n  "b": 1,\n  "a": [\n    "ü",\n    null\n  ]\n}\n'.encode()
+    assert (tmp_path / "a.json").read_bytes() == b'{\n  "b": 1,\n  "a": [\n    "\\u00fc",\n    null\n  ]\n}\n'
     write_json(tmp_path / "a.json", {"b": 1, "a": 2}, sort=True)
     assert list(read_json(tmp_path / "a.json")) == ["a", "b"]
     with pytest.raises(ValueError, match="JSON"):

@@ -50,11 +50,11 @@ def check_output(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
 
 
 @contextmanager
-def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path], adopt: Path | None = None) -> Iterator[Path]:
+def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterator[Path]:
     """Give an empty folder to fill; when the block ends in order, it becomes `out` in one step, flushed to disk.
 
     On any exception it is removed and `out` is as before. With `overwrite` the old folder is swapped out as a whole,
-    so nothing stale stays behind. `adopt` continues in one of `stale_staging(out)`, with what it holds.
+    so nothing stale stays behind. What killed runs left beside `out` is removed.
 
     Raises:
         OutputExistsError: see `check_output`; also when another run has written `out` meanwhile.
@@ -66,7 +66,7 @@ def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path], adopt: 
     found = _stat_or_none(real)
     if found is not None and not stat.S_ISDIR(found.st_mode):
         raise UsageError(f"{quoted(out)} is a file, and a folder is to be written", hint="choose another name")
-    with _staging(out, real, adopt) as staging:
+    with _staging(out, real) as staging:
         yield staging
         try:
             _flush(staging)
@@ -93,7 +93,7 @@ def staged_file(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterat
     found = _stat_or_none(real)
     if found is not None and stat.S_ISDIR(found.st_mode):
         raise UsageError(f"{quoted(out)} is a folder, and a file is to be written", hint="add the name of the file")
-    with _staging(out, real, None) as staging:
+    with _staging(out, real) as staging:
         staged = staging / real.name
         yield staged
         try:
@@ -184,7 +184,7 @@ def _check_replaceable(out: Path, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _staging(out: Path, real: Path, adopt: Path | None) -> Iterator[Path]:
+def _staging(out: Path, real: Path) -> Iterator[Path]:
     """A folder of ours beside `real`, locked while in use, gone afterwards unless it was renamed."""
     made: list[Path] = []
     staging: Path | None = None
@@ -193,13 +193,10 @@ def _staging(out: Path, real: Path, adopt: Path | None) -> Iterator[Path]:
         try:
             _make_parents(real.parent, made)
             staging = real.parent / (_prefix(real) + _own_suffix())
-            if adopt is None:
-                for stale in _staging_folders(real):
-                    if _owner_is_gone(stale):
-                        _remove(stale)
-                system.make_folder(staging)
-            else:
-                system.rename(adopt, staging)  # of two who adopt, one fails
+            for stale in _staging_folders(real):
+                if _owner_is_gone(stale):
+                    _remove(stale)
+            system.make_folder(staging)
             lock = system.lock_folder(staging)
         except OSError as error:
             raise machine_error(error, "write", out) from error

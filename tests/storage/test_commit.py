@@ -287,19 +287,6 @@ def test_only_orphans_of_dead_owners_are_removed(tmp_path: Path, monkeypatch: py
     os.close(lock)
 
 
-def test_orphan_may_be_adopted_once(tmp_path: Path) -> None:
-    orphan = tmp_path / f".out.loratools-{dead_process()}-{commit._space()}00000000"
-    orphan.mkdir()
-    (orphan / "done.safetensors").write_text("kept")
-
-    with staged_folder(tmp_path / "out", overwrite=False, inputs=(), adopt=orphan) as staging:
-        (staging / "rest").write_text("new")
-        with pytest.raises(MachineError), staged_folder(tmp_path / "out", overwrite=True, inputs=(), adopt=orphan):
-            pass
-
-    assert content(tmp_path) == {"out": {"done.safetensors": "kept", "rest": "new"}}
-
-
 def test_long_names_leave_room_for_the_staging_folder(tmp_path: Path) -> None:
     name = "ä" * 120 + ".safetensors"
     with staged_file(tmp_path / name, overwrite=False, inputs=()) as staged:

@@ -71,12 +71,12 @@ def run(body: Callable[[], object], args: Sequence[str], verb: str | None) -> in
             print_error(error, details=len(error.details))
         else:
             print_error(error)
-        if "--json" in flags:
-            try:
+        try:
+            if "--json" in flags:
                 print_document(verb, {"error": error_json(error)})
-                sys.stdout.flush()
-            except OSError:  # told on stderr already, and the exit code says it too
-                _forget_stdout()
+            sys.stdout.flush()
+        except OSError:  # told on stderr already; a second failure at exit would change the exit code
+            _forget_stdout()
         return error.exit_code
 
 

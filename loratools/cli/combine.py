@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import click
 
 from loratools import registry
 from loratools.cli import _options as options
 from loratools.cli._output import Output
+
+if TYPE_CHECKING:
+    from loratools.ops._arguments import RankFrom
 
 
 @click.command("combine")
@@ -44,7 +47,7 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     from_format: str | None,
-    rank_from: Literal["tensors", "config"] | None,
+    rank_from: RankFrom,
     threads: int | None,
     plan: bool,
     overwrite: bool,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import click
 
 from loratools.cli._options import SOURCE, common, from_format, rank_from
 from loratools.cli._output import Output
+
+if TYPE_CHECKING:
+    from loratools.ops._arguments import RankFrom
 
 
 @click.command("inspect", short_help="Show what is in adapters and checkpoints.")
@@ -24,7 +27,7 @@ def command(
     values: bool,
     modules: bool,
     from_format: str | None,
-    rank_from: Literal["tensors", "config"] | None,
+    rank_from: RankFrom,
     output: Output,
 ) -> None:
     """Show what is in adapters and checkpoints: modules, ranks, scales, dtypes, replaced weights.

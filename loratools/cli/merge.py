@@ -82,8 +82,11 @@ def command(
         return
     for warning in made.warnings:
         output.warn(warning)
-    for line in made.explained():
-        output.explain(line)
+    if output.verbose:
+        from loratools.report.merge import explained
+
+        for line in explained(made):
+            output.explain(line)
     with output.progress(made.bytes_written, "merging") as progress:
         report = op.run(
             made,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import click
 
 from loratools.cli import _options as options
 from loratools.cli._output import Output
+
+if TYPE_CHECKING:
+    from loratools.ops._arguments import RankFrom
 
 
 @click.command("resize")
@@ -37,7 +40,7 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     from_format: str | None,
-    rank_from: Literal["tensors", "config"] | None,
+    rank_from: RankFrom,
     threads: int | None,
     plan: bool,
     overwrite: bool,

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from loratools.adapter import Adapter
@@ -57,7 +58,7 @@ class MergePlan:
     def leftovers(self) -> tuple[Leftover, ...]:
         return tuple(left for m in self.matches for left in m.leftovers)
 
-    @property
+    @cached_property
     def bytes_written(self) -> int:
         return sum(file_size(f) for f in self.files)
 
@@ -113,19 +114,6 @@ class MergePlan:
             },
             "output": str(out),
         }
-
-    def explained(self) -> list[str]:
-        """What was found and decided, a line each, for those who ask."""
-        found = [
-            f"'{a.name}': {len(m.updates)} updates and {len(m.replacements) + len(m.added)} replaced tensors placed"
-            + (f", with the prefix {m.renaming}" if m.renaming else "")
-            for (a, w), m in zip(zip(self.adapters, self.weights, strict=True), self.matches, strict=True)
-            if w
-        ]
-        turned = sum(place.transposed for m in self.matches for place in m.updates.values())
-        found += [f"{turned} weights are stored as (in, out)"] if turned else []
-        found += [f"beside the weights: {f.name}, {'written anew' if f.text else f.origin}" for f in self.side_files]
-        return found + [f"left out: {left.name}, {left.why}" for left in self.base.left_out]
 
     def require_space(self, out: Path) -> None:
         """Raise MachineError where the disk of `out` cannot take the result; checked before anything is written."""

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from loratools import formats, registry
 from loratools.adapter import Adapter
@@ -226,7 +226,7 @@ def inspect(
     *sources: str | Path,
     values: bool = False,
     format: str | None = None,
-    rank_from: Literal["tensors", "config"] | None = None,
+    rank_from: formats.RankFrom | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Inspection:
     """Return what each source holds: an adapter, a checkpoint, or a folder of several of them.
@@ -266,7 +266,7 @@ def inspect(
 class _Options(NamedTuple):
     values: bool
     format: str | None
-    rank_from: Literal["tensors", "config"] | None
+    rank_from: formats.RankFrom | None
     progress: Callable[[int], None]
 
 

@@ -76,6 +76,19 @@ def _side_files(made: MergePlan) -> list[str]:
     return words
 
 
+def explained(made: MergePlan) -> list[str]:
+    """What was found and decided, a line each, for those who ask with `-v`."""
+    told = []
+    for adapter, weight, m in zip(made.adapters, made.weights, made.matches, strict=True):
+        if weight:
+            placed = f"{len(m.updates)} updates and {len(m.replacements) + len(m.added)} replaced tensors placed"
+            told.append(f"'{adapter.name}': {placed}" + (f", with the prefix {m.renaming}" if m.renaming else ""))
+    turned = sum(place.transposed for m in made.matches for place in m.updates.values())
+    told += [f"{turned} weights are stored as (in, out)"] if turned else []
+    told += [f"beside the weights: {name}" for name in _side_files(made)]
+    return told + [f"left out: {left.name}, {left.why}" for left in made.base.left_out]
+
+
 def summary(report: MergeReport) -> list[RenderableType]:
     """What is told on stderr after a merge."""
     changed = f"{plural(report.targets, 'weight')} merged"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import subprocess
 import sys
 import time
@@ -147,44 +146,63 @@ from loratools.storage.commit import staged_folder
 from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec
 from loratools.tensors import ByteRange
 base = identify(Path(sys.argv[1]))
-print("ready", flush=True)
 with staged_folder(Path(sys.argv[2]), overwrite=True, inputs=[base.path]) as staging:
     for i in range(20):
+        print(i, flush=True)
+        sys.stdin.readline()
         with SafetensorsWriter(staging / f"{i}.safetensors", [TensorSpec("a", "U8", (base.size,))], {}) as writer:
             writer.copy("a", ByteRange(base, 0, base.size))
 """
 
 
-def test_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+# After so many files, where it waits and cannot have been done; or when a share of the time of a whole run has gone by.
+@pytest.mark.parametrize("after", [0, 1, 7, 19, 0.05, 0.2, 0.4])
+@pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
+def test_killed_process_leaves_nothing_under_the_final_name(
+    tmp_path: Path, after: float, replacing: bool
+) -> None:
     (tmp_path / "base").write_bytes(b"\7" * 300_000)
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILLED, str(tmp_path / "base"), str(out)]
-    start = time.perf_counter()
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    whole = time.perf_counter() - start
+
+    def run_whole() -> float:
+        start = time.perf_counter()
+        subprocess.run(command, check=True, cwd=ROOT, input=b"\n" * 20, capture_output=True)
+        return time.perf_counter() - start
+
+    whole = run_whole()
     good = snapshot(out)
     assert len(good) == 20  # type: ignore[arg-type]
-
-    rng, orphans = random.Random(5), 0
-    for i in range(6):
-        if i % 2:
-            subprocess.run(["rm", "-r", str(out)], check=True)
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(rng.random() * whole * 0.5)
-        process.kill()
-        process.communicate()
-        assert snapshot(out) in (good, None)
-        orphans += len(stale_staging(out))
-        with staged_folder(out, overwrite=True, inputs=()) as staging:
-            (staging / "config.json").touch()
-            (staging / "from.safetensors").touch()
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+    if not replacing:
         subprocess.run(["rm", "-r", str(out)], check=True)
-        subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-        assert snapshot(out) == good
-    assert orphans  # else no process was killed in time, and nothing was tested
+
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()
+    waits = isinstance(after, int)
+    if not waits:
+        process.stdin.write(b"\n" * 20)
+        process.stdin.flush()
+        time.sleep(after * whole)
+    else:
+        for _ in range(int(after)):
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+    process.kill()
+    process.communicate()
+
+    assert snapshot(out) in ((good,) if replacing else (None,) if waits else (good, None))
+    if waits:
+        assert len(stale_staging(out)) == 1
+    with staged_folder(out, overwrite=True, inputs=()) as staging:
+        (staging / "config.json").touch()
+        (staging / "from.safetensors").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+    subprocess.run(["rm", "-r", str(out)], check=True)
+    run_whole()
+    assert snapshot(out) == good
 
 
 FULL = """

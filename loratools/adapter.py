@@ -21,13 +21,16 @@ from loratools.updates import Update
 
 @dataclass(frozen=True)
 class Replacement:
-    """A tensor that takes the place of a weight of the base.
+    """A tensor that takes the place of a weight of the base, or of some of its rows.
 
-    `declared`: what in the adapter says so: modules_to_save, bias, embedding; or `unlisted`, where only the key does.
+    declared  what in the adapter says so: modules_to_save, bias, embedding, tokens; or `unlisted`, where only the key
+              does.
+    rows      numbers of the rows that are replaced; None where the whole weight is.
     """
 
     tensor: LazyTensor
     declared: str
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,19 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loratools.adapter import Adapter
 from loratools.errors import MismatchError
+from loratools.naming.aliases import aliases
 from loratools.naming.conv1d import is_conv1d
+from loratools.naming.experts import stored_in_out
+from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Renaming, Shapes, best_renamings
-from loratools.naming.vision import in_memory
+from loratools.updates import Shape, Update
+from loratools.updates.lora_experts import LoRAExperts
 
 _MISSING = "no such weight in the base"
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a target turns out to mean: a weight of the base, `transposed` where it is stored as (in, out)."""
-
-    weight: str
-    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,72 +39,162 @@ class Leftover:
 
 @dataclass(frozen=True)
 class Matches:
-    """`updates`: target -> place; `replacements`: replaced name -> weight of the base; `added`: replaced names that
-    the base has no weight for (a new head) -> the name to store them under."""
+    """Where the names of an adapter go.
 
-    updates: Mapping[str, Place]
-    replacements: Mapping[str, str]
+    updates       target -> the places that it means: one, or several where the base has in pieces what is one weight
+                  to the adapter
+    replacements  replaced name -> the places of the base that it takes, each a whole tensor
+    added         replaced names that the base has no weight for (a new head) -> the name to store them under
+    """
+
+    updates: Mapping[str, tuple[Place, ...]]
+    replacements: Mapping[str, tuple[Place, ...]]
     added: Mapping[str, str]
     leftovers: tuple[Leftover, ...]
     renaming: Renaming = field(default_factory=Renaming)
     warnings: tuple[str, ...] = ()
 
 
-def match(adapter: Adapter, shapes: Shapes, *, model_type: str | None = None) -> Matches:
+def spellings(target: str) -> tuple[str, ...]:
+    """The weights that a target may mean: its module's, the joint one of an attention, or a parameter by its own name."""
+    return f"{target}.weight", f"{target}.in_proj_weight", target
+
+
+def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | None = None) -> Matches:
     """Find the place of every name of `adapter` among the weights of a base (name -> shape; tied names included).
+
+    config: the base's, which tells of names in memory and of layers stored as (in, out).
 
     Raises:
         MismatchError: two renamings explain the names equally well, or two names mean the same weight.
     """
-    stored = in_memory(model_type, shapes)
-    shapes = {**{name: shapes[where] for name, where in stored.items()}, **shapes}
-    renaming = _best_renaming(adapter, shapes)
-    flag = _fan_in_fan_out(adapter)
-    updates: dict[str, Place] = {}
-    replacements: dict[str, str] = {}
-    added: dict[str, str] = {}
+    config = config or {}
+    known: dict[str, Alias] = dict(aliases(config, shapes))
+    known |= {name: Alias(shape, (Place(name),)) for name, shape in shapes.items()}
+    sizes = {name: alias.shape for name, alias in known.items()}
+    renaming = _best_renaming(adapter, sizes)
+    orientation = _Orientation(adapter, config)
+    # An update of a weight that the adapter replaces itself (a resized head) is one of the replacement.
+    own = {renaming(name): r.tensor.shape for name, r in adapter.replacements.items() if r.rows is None}
+    updates: dict[str, tuple[Place, ...]] = {}
     missing: list[tuple[str, str]] = []
 
-    # An update of a weight that the adapter replaces itself (a resized head) is one of the replacement.
-    own = {renaming(name): r.tensor.shape for name, r in adapter.replacements.items()}
     for target, update in adapter.updates.items():
-        weight = renaming(target) + ".weight"
-        if weight not in shapes:
+        found = [name for name in map(renaming, spellings(target)) if name in known]
+        fitting = [name for name in found if orientation.possible(update, own.get(name, sizes[name]))]
+        if not found:
             missing.append((target, _MISSING))
-            continue
-        there = own.get(weight, shapes[weight])
-        straight, turned = there == update.shape, there == update.shape[::-1]
-        if straight and turned:
-            transposed = is_conv1d(model_type, target) if flag is None else flag
-            updates[target] = Place(stored.get(weight, weight), transposed)
-        elif straight or turned:
-            updates[target] = Place(stored.get(weight, weight), transposed=turned)
+        elif fitting and not orientation.decidable(update, own.get(fitting[0], sizes[fitting[0]])):
+            missing.append((target, "square experts, and nothing says how they are stored: see --expert-orientation"))
+        elif not fitting:
+            missing.append((target, f"adapter {_flow(update.shape)}, base {_flow(own.get(found[0], sizes[found[0]]))}"))
         else:
-            missing.append((target, f"adapter {_flow(update.shape)}, base {_flow(there)}"))
+            name = fitting[0]
+            turned = orientation.decided(target, update, own.get(name, sizes[name]))
+            updates[target] = tuple(p for place in known[name].places for p in _oriented(place, update, turned))
 
-    modules = {name.rpartition(".")[0] for name in shapes}
+    replacements, added = _replacements(adapter, known, renaming, missing)
+    _refuse_meant_twice(updates, replacements)
+    # Looking for near names is slow in a large base, and three show what is the matter.
+    leftovers = [
+        Leftover(name, why, _nearest(renaming(name), sizes) if i < 3 and why == _MISSING else ())
+        for i, (name, why) in enumerate(missing)
+    ]
+    warnings = orientation.warnings(updates)
+    return Matches(updates, replacements, added, tuple(leftovers), renaming, tuple(warnings))
+
+
+def _oriented(place: Place, update: Update, turned: bool) -> list[Place]:
+    """The place of an update whose weight is the alias's, or its transpose; one for each expert of fused ones."""
+    if turned:
+        assert place.order is None, "what has heads in another order has their rows first"
+        place = replace(place, transposed=not place.transposed, of=place.of.turned())
+    if not isinstance(update, LoRAExperts) or place.of.expert is not None:
+        return [place]
+    return [
+        replace(place, at=replace(place.at, expert=i), of=replace(place.of, expert=i)) for i in range(update.experts)
+    ]
+
+
+def _replacements(
+    adapter: Adapter, known: Mapping[str, Alias], renaming: Renaming, missing: list[tuple[str, str]]
+) -> tuple[dict[str, tuple[Place, ...]], dict[str, str]]:
+    """Where replaced weights go, and those that the base has no weight for; what does not fit is put in `missing`."""
+    replacements: dict[str, tuple[Place, ...]] = {}
+    added: dict[str, str] = {}
+    modules = {name.rpartition(".")[0] for name in known}
     for name, replacement in adapter.replacements.items():
-        found = next((n for n in (renaming(name), name) if n in shapes), None)
+        found = next((n for n in (renaming(name), name) if n in known), None)
         if found is not None:
-            replacements[name] = stored.get(found, found)
+            places = known[found].places
+            if all(place.at == Part() for place in places):
+                replacements[name] = places
+            else:
+                missing.append((name, f"the base stores it as a part of {places[0].weight}"))
         elif replacement.declared == "modules_to_save" and not _inside(name, modules, renaming):
             added[name] = name
         else:
             missing.append((name, _MISSING))
-
-    _refuse_meant_twice(updates, replacements)
-    # Looking for near names is slow in a large base, and three show what is the matter.
-    leftovers = [
-        Leftover(name, why, _nearest(renaming(name), shapes) if i < 3 and why == _MISSING else ())
-        for i, (name, why) in enumerate(missing)
-    ]
-    warnings = _orientation_warnings(updates, adapter, flag)
-    return Matches(updates, replacements, added, tuple(leftovers), renaming, tuple(warnings))
+    return replacements, added
 
 
-def _flow(shape: tuple[int, ...]) -> str:
+class _Orientation:
+    """Whether a weight is stored as (out, in) or as (in, out): by its shape, and by name or flag where that is square."""
+
+    def __init__(self, adapter: Adapter, config: Mapping[str, object]) -> None:
+        self.adapter = adapter
+        model_type = config.get("model_type")
+        self.model_type = model_type if isinstance(model_type, str) else None
+        self.flag = _fan_in_fan_out(adapter)
+        self.undecided: set[str] = set()
+
+    def possible(self, update: Update, shape: tuple[int, ...]) -> bool:
+        return update.fits(shape) or update.fits(_swapped(shape))
+
+    def decidable(self, update: Update, shape: tuple[int, ...]) -> bool:
+        if not isinstance(update, LoRAExperts) or update.orientation is not None:
+            return True
+        return not (update.fits(shape) and update.fits(_swapped(shape)))
+
+    def decided(self, target: str, update: Update, shape: tuple[int, ...]) -> bool:
+        """Whether the weight is the transpose of what the layer computes with."""
+        straight, turned = update.fits(shape), len(shape) in (2, 3) and update.fits(_swapped(shape))
+        if not (straight and turned):
+            return turned
+        self.undecided.add(target)
+        if isinstance(update, LoRAExperts):
+            own = stored_in_out(self.model_type)
+            return {"in-out": True, "out-in": False, "module": own, "inverted": not own}[update.orientation or "module"]
+        if len(shape) != 2 or _is_embedding(update):
+            return False
+        return is_conv1d(self.model_type, target) if self.flag is None else self.flag
+
+    def warnings(self, updates: Mapping[str, tuple[Place, ...]]) -> list[str]:
+        """The flag decides for square weights only; where the others all contradict it, say so."""
+        square = [t for t in updates if t in self.undecided]
+        others = {places[0].transposed for t, places in updates.items() if t not in self.undecided and places}
+        if square and self.flag is not None and others == {not self.flag}:
+            stored = "(in, out)" if self.flag else "(out, in)"
+            return [
+                f"fan_in_fan_out={self.flag} makes {len(square)} square weights {stored}; "
+                "all others are stored the other way"
+            ]
+        return []
+
+
+def _swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The last two axes of a matrix, or of one for each expert, the other way round."""
+    return (*shape[:-2], *shape[:-3:-1])
+
+
+def _is_embedding(update: Update) -> bool:
+    return bool(getattr(update, "embedding", False))
+
+
+def _flow(shape: Shape) -> str:
     """`(out, in)` as people read a layer: in -> out."""
-    return f"{shape[1]} -> {shape[0]}" if len(shape) == 2 else "x".join(map(str, shape)) or "a scalar"
+    sizes = ["?" if size is None else str(size) for size in shape]
+    return f"{sizes[1]} -> {sizes[0]}" if len(sizes) == 2 else "x".join(sizes) or "a scalar"
 
 
 def _inside(name: str, modules: set[str], renaming: Renaming) -> bool:
@@ -126,10 +212,18 @@ def _fan_in_fan_out(adapter: Adapter) -> bool | None:
 
 
 def _best_renaming(adapter: Adapter, shapes: Shapes) -> Renaming:
-    wanted = {f"{target}.weight": update.shape for target, update in adapter.updates.items()}
+    wanted: dict[str, Update | tuple[int, ...]] = dict(adapter.updates)
     if not wanted:  # an adapter of replaced weights only
         wanted = {name: r.tensor.shape for name, r in adapter.replacements.items()}
-    winners, count = best_renamings(wanted, shapes, lambda update, weight: weight in (update, update[::-1]))
+    orientation = _Orientation(adapter, {})
+
+    def same(update: Update | tuple[int, ...], weight: tuple[int, ...]) -> bool:
+        if isinstance(update, tuple):
+            return weight in (update, update[::-1])
+        return orientation.possible(update, weight)
+
+    spelled = spellings if adapter.updates else lambda name: (name,)
+    winners, count = best_renamings(wanted, shapes, same, spelled=spelled)
     if len(winners) > 1:
         first = next(iter(wanted))
         raise MismatchError(
@@ -147,20 +241,10 @@ def _nearest(name: str, shapes: Shapes) -> tuple[str, ...]:
     return tuple(difflib.get_close_matches(f"{name}.weight", pool[:5000], n=2, cutoff=0.5))
 
 
-def _orientation_warnings(updates: Mapping[str, Place], adapter: Adapter, flag: bool | None) -> list[str]:
-    """The flag decides for square weights only; where the others all contradict it, say so."""
-    square = [t for t in updates if len(set(adapter.updates[t].shape)) == 1]
-    others = {updates[t].transposed for t in updates if t not in square}
-    if square and flag is not None and others == {not flag}:
-        stored = "(in, out)" if flag else "(out, in)"
-        return [
-            f"fan_in_fan_out={flag} makes {len(square)} square weights {stored}; all others are stored the other way"
-        ]
-    return []
-
-
-def _refuse_meant_twice(updates: Mapping[str, Place], replacements: Mapping[str, str]) -> None:
-    counts = [Counter(p.weight for p in updates.values()), Counter(replacements.values())]
+def _refuse_meant_twice(
+    updates: Mapping[str, tuple[Place, ...]], replacements: Mapping[str, tuple[Place, ...]]
+) -> None:
+    counts = [Counter(str(place) for places in each.values() for place in places) for each in (updates, replacements)]
     twice = sorted({weight for c in counts for weight, count in c.items() if count > 1})
     if twice:
         raise MismatchError(

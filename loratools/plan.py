@@ -11,18 +11,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from loratools.naming.places import Place
 from loratools.tensors import DTYPE_BITS, ByteRange, LazyTensor
 from loratools.updates import Update
 
 
 @dataclass(frozen=True)
 class WeightedUpdate:
-    """An update on its way into a weight: whose it is, times what, and how the base stores the weight."""
+    """An update on its way into a weight: whose it is, times what, and where in the stored tensor it goes."""
 
     adapter: int
     update: Update
     weight: float
-    transposed: bool
+    place: Place
+
+
+@dataclass(frozen=True)
+class RowsReplaced:
+    """Rows of a tensor that an adapter replaces: `values: (len(rows), ...)`."""
+
+    adapter: int
+    rows: tuple[int, ...]
+    values: LazyTensor
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class Output:
 
     values    what it is made from: the base's tensor, or the adapter's replacement
     updates   what is added to it; none for a tensor that is only copied, cast or put in place
+    patches   rows of `values` that are replaced before anything is added
     """
 
     name: str
@@ -38,6 +49,7 @@ class Output:
     shape: tuple[int, ...]
     values: LazyTensor
     updates: tuple[WeightedUpdate, ...] = ()
+    patches: tuple[RowsReplaced, ...] = ()
     replaced_by: int | None = None
 
     @property
@@ -45,9 +57,25 @@ class Output:
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
     @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns as which it is merged: those of all experts one below the other, where it holds several."""
+        experts = any(u.place.at.expert is not None for u in self.updates)
+        axes = 2 if experts else min(1, len(self.shape))
+        return math.prod(self.shape[:axes]), math.prod(self.shape[axes:])
+
+    @property
+    def rows(self) -> int:
+        return self.matrix[0]
+
+    @property
     def columns(self) -> int:
         """Elements in a row."""
-        return math.prod(self.shape[1:])
+        return self.matrix[1]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is merged in one piece, since an update of it has to see all of it first."""
+        return any(u.update.needs_base for u in self.updates)
 
     @property
     def row_bytes(self) -> int:
@@ -56,12 +84,13 @@ class Output:
     @property
     def copied(self) -> ByteRange | None:
         """Where its bytes lie ready to be copied; None where they must be computed."""
-        same = not self.updates and self.dtype == self.values.dtype and self.shape == self.values.shape
-        return self.values.location if same else None
+        changed = bool(self.updates or self.patches)
+        same = self.dtype == self.values.dtype and self.shape == self.values.shape
+        return self.values.location if same and not changed else None
 
     @property
     def touched(self) -> bool:
-        return bool(self.updates) or self.replaced_by is not None
+        return bool(self.updates) or bool(self.patches) or self.replaced_by is not None
 
 
 @dataclass(frozen=True)

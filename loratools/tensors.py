@@ -161,6 +161,81 @@ class _Transposed:
         return self.of.scalar()
 
 
+@dataclass(frozen=True)
+class Span:
+    """Every `step`-th of start:stop along one axis."""
+
+    start: int
+    stop: int
+    step: int = 1
+
+    def __len__(self) -> int:
+        return len(range(self.start, self.stop, self.step))
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop, self.step)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    of: LazyTensor
+    start: int
+    stop: int
+
+    @property
+    def location(self) -> ByteRange | None:
+        whole = self.of.location
+        if whole is None or not self.of.elements:
+            return None
+        row_bytes = self.of.nbytes // self.of.shape[0]
+        return ByteRange(whole.file, whole.offset + self.start * row_bytes, (self.stop - self.start) * row_bytes)
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.of.read_rows(self.start + start, self.start + stop)
+
+    def scalar(self) -> float:
+        return float(self.read_rows(0, 1).double().item())
+
+
+@dataclass(frozen=True)
+class _Columns:
+    of: LazyTensor
+    span: Span
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.of.read_rows(start, stop)[:, self.span.slice].contiguous()
+
+    def scalar(self) -> float:
+        return float(self.read_rows(0, 1).double().item())
+
+
+@dataclass(frozen=True)
+class _Reshaped:
+    of: LazyTensor
+    shape: tuple[int, ...]
+
+    @property
+    def location(self) -> ByteRange | None:
+        return self.of.location
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        size = math.prod(self.shape[1:])
+        inner = math.prod(self.of.shape[1:])
+        if not size or not inner:
+            return self.of.read().reshape(self.shape)[start:stop]
+        first, last = start * size // inner, -(-stop * size // inner)
+        skipped = start * size - first * inner
+        return self.of.read_rows(first, last).flatten()[skipped : skipped + (stop - start) * size]
+
+    def scalar(self) -> float:
+        return self.of.scalar()
+
+
 def held(values: Tensor) -> LazyTensor:
     """A tensor in memory, as a LazyTensor."""
     return LazyTensor(tuple(values.shape), dtype_name(values.dtype), _Held(values))
@@ -170,3 +245,28 @@ def transposed(tensor: LazyTensor) -> LazyTensor:
     """View of a matrix (rows, columns) as (columns, rows). Any range of its rows reads the whole matrix."""
     rows, columns = tensor.shape
     return LazyTensor((columns, rows), tensor.dtype, _Transposed(tensor))
+
+
+def rows_of(tensor: LazyTensor, span: Span) -> LazyTensor:
+    """View of neighbouring rows of the first axis."""
+    if span == Span(0, tensor.shape[0]):
+        return tensor
+    assert span.step == 1, "rows that lie apart are no view that can be copied"
+    return LazyTensor((len(span), *tensor.shape[1:]), tensor.dtype, _Rows(tensor, span.start, span.stop))
+
+
+def columns_of(tensor: LazyTensor, span: Span) -> LazyTensor:
+    """View of some columns, along the second axis. Any range of its rows reads whole rows."""
+    rows, columns, *inner = tensor.shape
+    if span == Span(0, columns):
+        return tensor
+    return LazyTensor((rows, len(span), *inner), tensor.dtype, _Columns(tensor, span))
+
+
+def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    """View of the same values, in the same order, under another shape of as many elements."""
+    if shape == tensor.shape:
+        return tensor
+    if math.prod(shape) != tensor.elements:
+        raise ValueError(f"{tensor.shape} has no view of shape {shape}")
+    return LazyTensor(shape, tensor.dtype, _Reshaped(tensor, shape))

@@ -6,10 +6,12 @@ is the renaming that brings most names onto names of the same shape; a few names
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 Shapes = Mapping[str, tuple[int, ...]]
+Wanted = TypeVar("Wanted")
 
 
 @dataclass(frozen=True)
@@ -32,32 +34,43 @@ class Renaming:
 
 
 def best_renamings(
-    wanted: Shapes, there: Shapes, same: Callable[[tuple[int, ...], tuple[int, ...]], bool]
+    wanted: Mapping[str, Wanted],
+    there: Shapes,
+    same: Callable[[Wanted, tuple[int, ...]], bool],
+    *,
+    spelled: Callable[[str], Sequence[str]] = lambda name: (name,),
 ) -> tuple[list[Renaming], int]:
     """Those that bring most wanted names onto names that are there, with the same shape; and how many they bring.
+
+    spelled: the names that one wanted name may stand for, such as a module's for its weight's.
 
     No renaming at all wins every tie. Where nothing fits, a single renaming that explains all names, whatever their
     shapes, is returned: another size of the same model is better told by its shapes.
     """
 
+    names = {name: tuple(spelled(name)) for name in wanted}
+
     def fits(renaming: Renaming) -> int:
-        found = ((shape, there.get(renaming(name))) for name, shape in wanted.items())
-        return sum(1 for shape, other in found if other is not None and same(shape, other))
+        def found(name: str, value: Wanted) -> bool:
+            others = (there.get(renaming(spelling)) for spelling in names[name])
+            return any(other is not None and same(value, other) for other in others)
+
+        return sum(1 for name, value in wanted.items() if found(name, value))
 
     identity = Renaming()
     if (count := fits(identity)) == len(wanted):
         return [identity], count
-    scores = {candidate: fits(candidate) for candidate in {identity, *_candidates(wanted, there)}}
+    scores = {candidate: fits(candidate) for candidate in {identity, *_candidates(names, there)}}
     best = max(scores.values())
     if best == 0:
-        named = [c for c in scores if all(c(name) in there for name in wanted)]
+        named = [c for c in scores if all(any(c(s) in there for s in spellings) for spellings in names.values())]
         return (named if len(named) == 1 else [identity]), 0
     if scores[identity] == best:
         return [identity], best
     return sorted((c for c, score in scores.items() if score == best), key=lambda c: (c.strip, c.add)), best
 
 
-def _candidates(wanted: Iterable[str], there: Iterable[str]) -> set[Renaming]:
+def _candidates(wanted: Mapping[str, Sequence[str]], there: Iterable[str]) -> set[Renaming]:
     """Every renaming that brings one of a few wanted names onto a name that is there."""
     by_leaf: dict[str, list[list[str]]] = {}
     for name in there:
@@ -65,8 +78,8 @@ def _candidates(wanted: Iterable[str], there: Iterable[str]) -> set[Renaming]:
         by_leaf.setdefault(_leaf(segments), []).append(segments)
     found: set[Renaming] = set()
     names = sorted(wanted)
-    for name in names[:: max(1, len(names) // 16)]:
-        segments = name.split(".")
+    chosen = names[:: max(1, len(names) // 16)]
+    for segments in [spelling.split(".") for name in chosen for spelling in wanted[name]]:
         for others in by_leaf.get(_leaf(segments), ()):
             common = _common_tail(segments, others)
             strip, add = segments[:-common], others[:-common]

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 
 from loratools.errors import LoraToolsError
-from loratools.ops._merge_rows import prepared
+from loratools.ops._merge_rows import prepared, read_rows
 from loratools.plan import RowsUnit
-from loratools.storage.arrays import read_array
 from loratools.storage.files import read_back
 
 # Rows looked at in each unit: so many at its start, in its middle and at its end.
@@ -25,21 +24,21 @@ def error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
     from loratools.algebra.rounding import STORAGE, merge_error_bound, widen
 
     output = unit.output
-    deltas = prepared(output.updates, "F64")
+    deltas = prepared(output, "F64", unit.start, unit.stop)
     terms = sum(d.terms for d in deltas)
     last = max(unit.start, unit.stop - _ROWS)
     worst = 0.0
     for start in sorted({unit.start, (unit.start + last) // 2, last}):
         stop = min(start + _ROWS, unit.stop)
-        base = read_array(output.values, "F64", start, stop).reshape(stop - start, -1)
+        base = read_rows(output, "F64", start, stop)
         stored = np.empty(base.shape, STORAGE[output.dtype])
         read_back(fd, stored.reshape(-1).view(np.uint8).data, offset + start * output.row_bytes)
         found = np.empty_like(base)
         widen(stored, output.dtype, found)
-        exact, magnitude = base, np.zeros_like(base)
+        exact, magnitude = base.copy(), np.zeros_like(base)
         for delta in deltas:
-            exact = exact + delta.rows(start, stop)
-            magnitude = magnitude + delta.magnitude(start, stop)
+            delta.add_to(exact, start, base)
+            delta.add_magnitude_to(magnitude, start, base)
         error = abs(found - exact)
         bound = merge_error_bound(abs(base), magnitude, found, output.dtype, terms)
         # Exact is exact, also where the bound is too small to be a number.

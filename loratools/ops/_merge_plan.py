@@ -90,12 +90,14 @@ class MergePlan:
                         "adapter": i,
                         "target": target,
                         "weight": place.weight,
+                        "part": str(place.at) or None,
                         "transposed": place.transposed,
                         "rank": self.adapters[i].updates[target].rank,
                         "scale": self.adapters[i].updates[target].scale,
                     }
                     for i, m in enumerate(self.matches)
-                    for target, place in m.updates.items()
+                    for target, places in m.updates.items()
+                    for place in places
                 ],
                 "leftovers": [{"name": left.name, "why": left.why} for left in self.leftovers],
                 "targets": sum(1 for o in touched if o.updates),
@@ -146,11 +148,9 @@ def plan_merge(
             hint="a delta cannot be added to packed or scaled numbers; merge into the model that it was made from",
         )
     shapes = _shapes(base)
-    model_type = base.config.get("model_type")
-    model_type = model_type if isinstance(model_type, str) else None
     active = [(a, w) for a, w in adapters if w]
     # One of weight 0 is absent, and keeps its place in the list: positions are told in reports.
-    matches = [match(a, shapes, model_type=model_type) if w else Matches({}, {}, {}, ()) for a, w in adapters]
+    matches = [match(a, shapes, config=base.config) if w else Matches({}, {}, {}, ()) for a, w in adapters]
     _refuse_leftovers(adapters, matches, allow_partial=allow_partial, base=base)
     result = resolve(base, adapters, matches, dtype=dtype)
     files, with_index = _files(base, result.outputs, max_shard_bytes)
@@ -205,9 +205,9 @@ def work_units(plan: MergePlan) -> list[WorkUnit]:
                     for start in range(0, source.nbytes, _UNIT_BYTES)
                 ]
             else:
-                rows = output.shape[0] if output.shape else 1
-                step = max(1, _UNIT_BYTES // max(1, output.row_bytes))
-                units += [RowsUnit(i, output, start, min(start + step, rows)) for start in range(0, rows, step)]
+                rows = output.rows
+                step = rows if output.whole else max(1, _UNIT_BYTES // max(1, output.row_bytes))
+                units += [RowsUnit(i, output, start, min(start + step, rows)) for start in range(0, rows, max(1, step))]
     return units
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints import Checkpoint
 from loratools.errors import MismatchError, UnsupportedError
 from loratools.matching import Matches
+from loratools.naming.places import Place
 from loratools.ops._merge_config import vocabulary_size
+from loratools.ops._place_views import as_stored
 from loratools.ops._same import same_bytes
-from loratools.plan import Output, WeightedUpdate
+from loratools.plan import Output, RowsReplaced, WeightedUpdate
 from loratools.tensors import FLOAT_DTYPES
 
 _PER_TOKEN = {
@@ -50,11 +52,12 @@ def resolve(
     """
     replaced = _replacements(adapters, matches)
     updates = _updates(adapters, matches, replaced)
+    patches = _patches(adapters, matches, replaced)
     untied, following = _untied(base, replaced, updates)
     replaced = {name: new for name, new in replaced.items() if name not in following}
     added = tuple(n for n in replaced if n not in base.weights and n not in base.tied)
     outputs = {
-        name: _output(base, name, replaced.get(name), updates.get(name, ()), dtype)
+        name: _output(base, name, replaced.get(name), updates.get(name, ()), patches.get(name, ()), dtype)
         for name in [*base.weights, *untied, *added]
     }
     _refuse_misfits(base, outputs, replaced)
@@ -73,11 +76,14 @@ def _replacements(adapters: Sequence[tuple[Adapter, float]], matches: Sequence[M
     found: dict[str, _Replaced] = {}
     differ: list[str] = []
     for i, ((adapter, _), m) in enumerate(zip(adapters, matches, strict=True)):
-        for name, stored in {**m.replacements, **m.added}.items():
-            new = adapter.replacements[name]
-            if stored in found and not same_bytes(found[stored].replacement.tensor, new.tensor):
-                differ.append(f"{stored}   '{adapters[found[stored].adapter][0].name}' and '{adapter.name}'")
-            found.setdefault(stored, _Replaced(i, new))
+        for name, places in {**m.replacements, **{n: (Place(s),) for n, s in m.added.items()}}.items():
+            if adapter.replacements[name].rows is not None:
+                continue
+            for place in places:
+                new, stored = _cut(adapter.replacements[name], place), place.weight
+                if stored in found and not same_bytes(found[stored].replacement.tensor, new.tensor):
+                    differ.append(f"{stored}   '{adapters[found[stored].adapter][0].name}' and '{adapter.name}'")
+                found.setdefault(stored, _Replaced(i, new))
     if differ:
         raise MismatchError(
             f"{len(differ)} weights are replaced by more than one adapter, with different values",
@@ -87,27 +93,65 @@ def _replacements(adapters: Sequence[tuple[Adapter, float]], matches: Sequence[M
     return found
 
 
+def _cut(replacement: Replacement, place: Place) -> Replacement:
+    """What of a replaced weight goes to one of its places, as the base stores it."""
+    if place.whole and not place.transposed:
+        return replacement
+    return replace(replacement, tensor=as_stored(replacement.tensor, place))
+
+
+def _patches(
+    adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches], replaced: Mapping[str, _Replaced]
+) -> dict[str, tuple[RowsReplaced, ...]]:
+    """Stored name -> its rows that are replaced; two adapters may replace different rows, or agree."""
+    found: dict[str, tuple[RowsReplaced, ...]] = {}
+    wrong: list[str] = []
+    for i, ((adapter, _), m) in enumerate(zip(adapters, matches, strict=True)):
+        for name, (place, *_) in m.replacements.items():
+            new = adapter.replacements[name]
+            if new.rows is None:
+                continue
+            for other in found.get(place.weight, ()):
+                if not _agree(other, new):
+                    wrong.append(f"{place.weight}   '{adapters[other.adapter][0].name}' and '{adapter.name}'")
+            if place.weight in replaced:
+                wrong.append(f"{place.weight}   '{adapter.name}' replaces rows of what is replaced as a whole")
+            found[place.weight] = (*found.get(place.weight, ()), RowsReplaced(i, new.rows, new.tensor))
+    if wrong:
+        raise MismatchError(
+            f"{len(wrong)} weights have rows that are replaced more than once, with different values",
+            details=wrong,
+            hint="leave one of them out with --exclude, or merge the adapters one at a time",
+        )
+    return found
+
+
+def _agree(one: RowsReplaced, other: Replacement) -> bool:
+    """Whether the rows that both replace get the same values."""
+    mine, theirs = dict(zip(one.rows, one.values.read(), strict=True)), other.tensor.read()
+    return all(row not in mine or bool((mine[row] == values).all()) for row, values in zip(other.rows or (), theirs))
+
+
 def _updates(
     adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches], replaced: Mapping[str, _Replaced]
 ) -> dict[str, tuple[WeightedUpdate, ...]]:
     """Stored name -> the updates added to it."""
-    found: dict[str, tuple[WeightedUpdate, ...]] = {}
+    found: dict[str, list[WeightedUpdate]] = {}
     clashes: list[str] = []
     for i, ((adapter, weight), m) in enumerate(zip(adapters, matches, strict=True)):
-        for target, place in m.updates.items():
+        for target, place in ((target, place) for target, places in m.updates.items() for place in places):
             # An adapter may update what it replaces itself (a resized embedding); a delta of another adapter was
             # trained against the weight that is no longer there.
             if place.weight in replaced and replaced[place.weight].adapter != i:
                 clashes.append(f"{place.weight}   updated by '{adapter.name}'")
-            new = WeightedUpdate(i, adapter.updates[target], weight, place.transposed)
-            found[place.weight] = (*found.get(place.weight, ()), new)
+            found.setdefault(place.weight, []).append(WeightedUpdate(i, adapter.updates[target], weight, place))
     if clashes:
         raise MismatchError(
             f"{len(clashes)} weights are replaced by one adapter and updated by another",
             details=clashes,
             hint="leave one of them out with --exclude",
         )
-    return found
+    return {name: tuple(updates) for name, updates in found.items()}
 
 
 def _untied(
@@ -141,7 +185,12 @@ def _trained_alone(base: Checkpoint, new: _Replaced | None, source: str) -> bool
 
 
 def _output(
-    base: Checkpoint, name: str, new: _Replaced | None, updates: tuple[WeightedUpdate, ...], dtype: str | None
+    base: Checkpoint,
+    name: str,
+    new: _Replaced | None,
+    updates: tuple[WeightedUpdate, ...],
+    patches: tuple[RowsReplaced, ...],
+    dtype: str | None,
 ) -> Output:
     stored = base.weights.get(base.tied.get(name, name))
     values = new.replacement.tensor if new is not None else stored
@@ -155,7 +204,10 @@ def _output(
     to = dtype if dtype is not None and kept in FLOAT_DTYPES else kept
     if to != values.dtype and values.dtype not in FLOAT_DTYPES:
         raise MismatchError(f"'{name}' is {values.dtype} in the adapter and {kept} in the base")
-    return Output(name, to, values.shape, values, updates, new.adapter if new is not None else None)
+    beyond = [f"row {max(p.rows)} of {values.shape[0]}" for p in patches if max(p.rows, default=0) >= values.shape[0]]
+    if beyond or any(p.values.shape[1:] != values.shape[1:] for p in patches):
+        raise MismatchError(f"the rows that an adapter replaces do not fit '{name}'", details=beyond)
+    return Output(name, to, values.shape, values, updates, patches, new.adapter if new is not None else None)
 
 
 def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: Mapping[str, _Replaced]) -> None:

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from loratools.errors import InputError
-from loratools.plan import Output, RowsUnit, WeightedUpdate
+from loratools.naming.places import Place
+from loratools.ops._place_views import as_updated
+from loratools.plan import Output, RowsReplaced, RowsUnit, WeightedUpdate
 from loratools.storage.arrays import read_array
 from loratools.storage.files import reading, write_at
-from loratools.tensors import LazyTensor
+from loratools.tensors import LazyTensor, Span, reshaped
 from loratools.updates import Delta
-from loratools.updates._factored import FactorDelta, joined
+from loratools.updates._deltas import FactorDelta, joined
+from loratools.updates.lora_experts import LoRAExperts
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -73,16 +76,84 @@ def compute_dtype(output: Output) -> str:
     return "F64" if "F64" in (output.dtype, output.values.dtype) else "F32"
 
 
-def prepared(updates: Sequence[WeightedUpdate], dtype: str) -> list[Delta]:
-    """The updates of one weight, ready to give their rows; all that have factors as one."""
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A delta, turned and cut as it is stored, and where in the matrix of an output it goes: its rows and columns."""
+
+    delta: Delta
+    start: int
+    stop: int
+    columns: slice
+    everywhere: bool
+
+    @property
+    def terms(self) -> int:
+        return self.delta.terms
+
+    def within(self, start: int, stop: int) -> tuple[int, int] | None:
+        """The rows among start:stop of the output that it is a part of."""
+        first, last = max(start, self.start), min(stop, self.stop)
+        return (first, last) if first < last else None
+
+    def add_to(self, total: Floats, start: int, base: Floats) -> None:
+        """Add its share to rows of the output that begin at `start`."""
+        if (rows := self.within(start, start + len(total))) is not None:
+            here = slice(rows[0] - start, rows[1] - start), self.columns
+            total[here] += self.delta.rows(rows[0] - self.start, rows[1] - self.start, base[here])
+
+    def add_magnitude_to(self, total: Floats, start: int, base: Floats) -> None:
+        if (rows := self.within(start, start + len(total))) is not None:
+            here = slice(rows[0] - start, rows[1] - start), self.columns
+            total[here] += self.delta.magnitude(rows[0] - self.start, rows[1] - self.start, base[here])
+
+
+def prepared(output: Output, dtype: str, start: int, stop: int) -> list[Placed]:
+    """The updates of rows start:stop of one output, ready to give their rows; all factors that go everywhere as one."""
     import numpy as np
 
+    placed: list[Placed] = []
     # An absurd alpha is told of when the sums are looked at.
     with np.errstate(over="ignore", invalid="ignore"):
-        deltas = [u.update.prepare(transposed=u.transposed, weight=u.weight, dtype=dtype) for u in updates]
-    factored = [d for d in deltas if isinstance(d, FactorDelta)]
-    others = [d for d in deltas if not isinstance(d, FactorDelta)]
-    return [*([joined(factored)] if factored else []), *others]
+        for weighted in output.updates:
+            first, last, columns, everywhere = _bounds(output, weighted.place)
+            if first < stop and start < last:
+                placed.append(Placed(_delta(output, weighted, dtype), first, last, columns, everywhere))
+    factored = [p.delta for p in placed if p.everywhere and isinstance(p.delta, FactorDelta)]
+    if not factored:
+        return placed
+    first_one = Placed(joined(factored), 0, output.rows, slice(None), True)
+    return [first_one, *(p for p in placed if not (p.everywhere and isinstance(p.delta, FactorDelta)))]
+
+
+def _bounds(output: Output, place: Place) -> tuple[int, int, slice, bool]:
+    """First and last row of the output's matrix at which the place lies, its columns, and whether that is everything."""
+    rows, columns = output.matrix
+    each = output.shape[1] if place.at.expert is not None else rows
+    first = each * (place.at.expert or 0)
+    span = place.at.rows or Span(0, each)
+    assert span.step == 1, "rows that lie apart are columns of the transpose"
+    chosen = place.at.columns.slice if place.at.columns is not None else slice(None)
+    everywhere = len(span) == rows and (place.at.columns is None or len(place.at.columns) == columns)
+    return first + span.start, first + span.stop, chosen, everywhere
+
+
+def _delta(output: Output, weighted: WeightedUpdate, dtype: str) -> Delta:
+    place, update = weighted.place, weighted.update
+    if isinstance(update, LoRAExperts):
+        assert place.of.expert is not None
+        update = update.expert(place.of.expert)
+    base = as_updated(output.values, place)
+    delta: Delta = update.prepare(base, weight=weighted.weight, dtype=dtype)
+    if place.of.rows is not None or place.of.columns is not None:
+        # A kind that looks at its whole weight has been given a part of it: matching leaves those out.
+        delta = delta.part(_slice(place.of.rows), _slice(place.of.columns))
+    if place.order is not None:
+        delta = delta.part(place.order(delta.shape[0]), slice(None))
+    return delta.turned() if place.transposed else delta
+
+
+def _slice(span: Span | None) -> slice:
+    return span.slice if span is not None else slice(None)
 
 
 def merge_rows(unit: RowsUnit, fd: int, offset: int) -> Gain:
@@ -95,21 +166,23 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int) -> Gain:
 
     output = unit.output
     dtype = compute_dtype(output)
-    deltas = prepared(output.updates, dtype)
+    deltas = prepared(output, dtype, unit.start, unit.stop)
     step = max(1, _BLOCK_ELEMENTS // max(1, output.columns))
     blocks = range(unit.start, unit.stop, step)
     every = _MEASURED if len(blocks) > _FEW else 1
     gain = Gain()
     # What is not finite is looked for below; numpy's warning would only say that it is there.
-    with np.errstate(over="ignore", invalid="ignore"), _rows_of(output.values) as read:
+    with np.errstate(over="ignore", invalid="ignore"), _rows_of(reshaped(output.values, output.matrix)) as read:
         for i, start in enumerate(blocks):
             stop = min(start + step, unit.stop)
             block = _blocks.sized(output, dtype, stop - start)
             read(start, stop, block)
+            _patch(output.patches, start, block.base)
             if deltas:
                 _add(deltas, start, stop, block, output)
                 if i % every == 0:
-                    gain += _gain(deltas[0] if len(output.updates) == 1 else None, start, stop, block)
+                    alone = deltas[0].delta if len(output.updates) == 1 and deltas[0].everywhere else None
+                    gain += _gain(alone, start, stop, block)
             else:
                 _cast(block, output)
             write_at(fd, block.stored_bytes, offset + start * output.row_bytes)
@@ -137,15 +210,35 @@ def _rows_of(values: LazyTensor) -> Iterator[Callable[[int, int, _Block], None]]
         yield read
 
 
-def _add(deltas: Sequence[Delta], start: int, stop: int, block: _Block, output: Output) -> None:
+def read_rows(output: Output, dtype: str, start: int, stop: int) -> Floats:
+    """Rows start:stop of what updates are added to, in F32 or F64."""
+    base = read_array(reshaped(output.values, output.matrix), dtype, start, stop)
+    _patch(output.patches, start, base)
+    return base
+
+
+def _patch(patches: Sequence[RowsReplaced], start: int, base: Floats) -> None:
+    """Put the rows that are replaced among those of `base`, which begin at `start`."""
+    for patch in patches:
+        for i, row in enumerate(patch.rows):
+            if start <= row < start + len(base):
+                base[row - start] = read_array(patch.values, "F64", i, i + 1).reshape(-1)
+
+
+def _add(deltas: Sequence[Placed], start: int, stop: int, block: _Block, output: Output) -> None:
     """Fill `block.stored` with base + delta, rounded once."""
     import numpy as np
 
     from loratools.algebra.rounding import narrow
 
-    delta = deltas[0].rows(start, stop, out=block.delta)
-    for other in deltas[1:]:
-        delta += other.rows(start, stop)
+    delta, rest = block.delta, deltas
+    if deltas[0].everywhere:
+        deltas[0].delta.rows(start, stop, block.base, out=delta)
+        rest = deltas[1:]
+    else:
+        delta[...] = 0
+    for other in rest:
+        other.add_to(delta, start, block.base)
     exact = np.add(block.base, delta, out=block.exact)
     narrow(exact, output.dtype, block.stored, rounded=block.moved, keep_nan=False)
     # An infinity or nan anywhere makes this sum not finite, so it serves as the check of every weight.
@@ -160,7 +253,8 @@ def _gain(alone: Delta | None, start: int, stop: int, block: _Block) -> Gain:
 
     moved = np.subtract(block.moved, block.base, out=block.moved)
     # The cheap way is a difference of large numbers where the deltas of several adapters cancel.
-    energy = alone.energy(start, stop) if alone is not None else float(np.vdot(block.delta, block.delta))
+    energy = alone.energy(start, stop) if alone is not None else None
+    energy = float(np.vdot(block.delta, block.delta)) if energy is None else energy
     changed = int(np.count_nonzero(np.not_equal(moved, 0, out=block.mask)))
     return Gain(float(np.vdot(moved, block.delta)), energy, moved.size - changed, moved.size)
 

@@ -1,7 +1,9 @@
-"""LoRA: `dW = scale * B @ A`, on a weight of shape (out, in).
+"""LoRA: `dW = scale * B @ A`, with a magnitude (DoRA) `m (W + dW) / |W + dW| - W`.
 
 Hu et al., 2021, https://arxiv.org/abs/2106.09685. With rsLoRA (Kalajdzievski, 2023,
 https://arxiv.org/abs/2312.03732) the scale is alpha / sqrt(rank) in place of alpha / rank.
+DoRA: Liu et al., 2024, https://arxiv.org/abs/2402.09353: the norm is of each output of the unmodified base plus dW.
+LoCon: Yeh et al., 2023, https://arxiv.org/abs/2309.14859: convolutions, also with a core between B and A (Tucker).
 """
 
 from __future__ import annotations
@@ -9,20 +11,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
-from loratools.updates._factored import FactorDelta
+from loratools.updates import Delta, fits_shape
+from loratools.updates._deltas import FactorDelta
+from loratools.updates._magnitude import with_magnitude
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """`a: (rank, in)`, `b: (out, rank)`. The rank is the tensors'; alpha is kept as stored, since
-    `(alpha / rank) * rank` is not always alpha in floating point."""
+    """`a: (rank, in, *kernel)`, `b: (out, rank)` with as many axes of 1 as the kernel has, or none.
+
+    alpha       kept as stored, since `(alpha / rank) * rank` is not always alpha in floating point. The rank is the
+                tensors'.
+    embedding   `a: (rank, tokens)`, `b: (width, rank)`, for a weight stored as (tokens, width).
+    mid         (rank, rank, *kernel), for `a: (rank, in, 1...)`: `dW[o, i, k] = b[o, p] mid[p, q, k] a[q, i]`.
+    magnitude   one number for each output; for each input where `magnitude_of` is `in` (LyCORIS before 3.2).
+    """
 
     kind: ClassVar[str] = "lora"
 
@@ -31,14 +42,21 @@ class LoRA:
     alpha: float
     alpha_source: str
     rslora: bool = False
+    embedding: bool = False
+    mid: LazyTensor | None = None
+    magnitude: LazyTensor | None = None
+    magnitude_of: Literal["out", "in"] = "out"
 
     @property
     def rank(self) -> int:
         return self.a.shape[0]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.b.shape[0], self.a.shape[1]
+    def shape(self) -> tuple[int, ...]:
+        if self.embedding:
+            return self.a.shape[1], self.b.shape[0]
+        kernel = self.mid.shape[2:] if self.mid is not None else self.a.shape[2:]
+        return self.b.shape[0], self.a.shape[1], *kernel
 
     @property
     def scale(self) -> float:
@@ -49,19 +67,55 @@ class LoRA:
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
-        return {"A": self.a, "B": self.b}
+        found = {"A": self.a, "B": self.b, "mid": self.mid, "magnitude": self.magnitude}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
-    def factors(self) -> Factors:
+    @property
+    def needs_base(self) -> bool:
+        return self.magnitude is not None
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        # A 1x1 convolution may be stored as a linear layer, and the other way round.
+        return fits_shape(_without_ones(self.shape), _without_ones(shape))
+
+    def factors(self) -> Factors | None:
+        """None with a magnitude, whose delta depends on the base."""
+        import torch
+
         from loratools.algebra.lowrank import Factors
 
-        return Factors(self.b.read().double() * self.scale, self.a.read().double())
+        if self.magnitude is not None:
+            return None
+        b, a = self._matrices("F64")
+        return Factors(torch.from_numpy(b), torch.from_numpy(a))
 
-    def prepare(self, *, transposed: bool, weight: float, dtype: str) -> FactorDelta:
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        b, a = self._matrices("F64" if self.magnitude is not None else dtype, weight if self.magnitude is None else 1.0)
+        if self.magnitude is None:
+            return FactorDelta(b, a)
+        by: Literal["row", "column"] = "row" if (self.magnitude_of == "out") != self.embedding else "column"
+        kernel = math.prod(self.shape[2:])
+        return with_magnitude(FactorDelta(b, a), self.magnitude, base, by=by, repeat=kernel, weight=weight, dtype=dtype)
+
+    def _matrices(self, dtype: str, weight: float = 1.0) -> tuple[Floats, Floats]:
+        """`b: (rows, rank)`, `a: (rank, columns)` of the weight as a matrix; scale and weight are in `b`."""
         import numpy as np
 
-        # The constant meets B in float64, so that B is rounded once and not once more for the constant itself.
-        a = read_array(self.a, dtype)
-        b = (read_array(self.b, "F64") * (self.scale * weight)).astype(a.dtype)
-        if transposed:
-            return FactorDelta(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T))
-        return FactorDelta(b, a)
+        kind = np.float64 if dtype == "F64" else np.float32
+        # The constant meets one factor in float64, so that it is rounded once and not once more for the constant.
+        outer, inner = (self.a, self.b) if self.embedding else (self.b, self.a)
+        left = read_array(outer, "F64")
+        if self.mid is not None:
+            down = read_array(inner, "F64").reshape(self.rank, -1)
+            right = np.tensordot(read_array(self.mid, "F64"), down, ([1], [0]))
+            right = np.moveaxis(right, -1, 1)  # (rank, *kernel, in) -> (rank, in, *kernel)
+        else:
+            right = read_array(inner, dtype)
+        if self.embedding:
+            left, right = left.T, right.T
+        left = (left.reshape(left.shape[0], -1) * (self.scale * weight)).astype(kind)
+        return left, np.ascontiguousarray(right.reshape(right.shape[0], -1), kind)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if all(size == 1 for size in shape[2:]) else shape

@@ -1,0 +1,87 @@
+"""Where something lies in a base that stores it under another name, in another order, or as a part of a larger tensor.
+
+A weight is thought of as a matrix (out, in), or as one for each expert. A place says which rectangle of it lies in
+which rectangle of a stored tensor, and how it lies there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loratools.tensors import Span
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle: of the matrix of one expert, where the tensor has three axes; all of it where nothing is said."""
+
+    expert: int | None = None
+    rows: Span | None = None
+    columns: Span | None = None
+
+    def turned(self) -> Part:
+        """The same rectangle of the transposed matrix."""
+        return Part(self.expert, self.columns, self.rows)
+
+    def __str__(self) -> str:
+        axes = [str(self.expert)] if self.expert is not None else []
+        if self.rows is not None or self.columns is not None:
+            axes += [_shown(self.rows), _shown(self.columns)]
+        return f"[{', '.join(axes)}]" if axes else ""
+
+
+@dataclass(frozen=True)
+class HeadOrder:
+    """Rows of attention heads in another order: the two halves of a rotary embedding interleaved, as its first authors
+    stored them (Meta's own checkpoints, GGUF files of Llama), where transformers keeps one half after the other."""
+
+    heads: int
+
+    def __call__(self, rows: int) -> NDArray[np.intp]:
+        """For every row as stored, the number of the row in the order of transformers."""
+        import numpy as np
+
+        order: NDArray[np.intp] = np.arange(rows).reshape(self.heads, 2, rows // self.heads // 2)
+        return order.swapaxes(1, 2).reshape(rows)
+
+
+@dataclass(frozen=True)
+class Place:
+    """`of` some weight lies `at` a part of the base's tensor `weight`.
+
+    transposed  stored as (in, out); `at` is told of the tensor as stored, `of` of the weight as (out, in).
+    order       of the rows of the weight, where they are stored in another.
+    """
+
+    weight: str
+    transposed: bool = False
+    at: Part = Part()
+    of: Part = Part()
+    order: HeadOrder | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole tensor of the base, with nothing but its orientation to mind."""
+        return self.at == Part() and self.of == Part() and self.order is None
+
+    def __str__(self) -> str:
+        return f"{self.weight}{self.at}"
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A weight that goes by a name under which nothing is stored: its shape, and the places that make it up."""
+
+    shape: tuple[int, ...]
+    places: tuple[Place, ...]
+
+
+def _shown(span: Span | None) -> str:
+    if span is None:
+        return ":"
+    return f"{span.start}:{span.stop}" + (f":{span.step}" if span.step != 1 else "")

@@ -1,0 +1,76 @@
+"""LoRA of fused experts: `dW[e] = scale * B[e] @ A[e]` of one parameter that holds all experts of a layer.
+
+PEFT's `target_parameters`: A as (experts * rank, in), an expert's rows together; B as (out, rank * experts), an
+expert's columns apart. Unsloth before 2026-09 kept an expert's columns of B together (`expert-major`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from loratools.tensors import LazyTensor, Span, columns_of, rows_of
+from loratools.updates import Delta, fits_shape
+from loratools.updates.lora import LoRA
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+
+Packing = Literal["peft", "expert-major"]
+# How an expert of the parameter is stored in memory: (out, in) or (in, out); `module` and `inverted` leave it to the
+# layer, which says so of itself, or says the opposite. It counts where both sizes are equal; shapes decide elsewhere.
+Orientation = Literal["out-in", "in-out", "module", "inverted"]
+
+
+@dataclass(frozen=True)
+class LoRAExperts:
+    """`a: (experts * rank, in)`, `b: (out, rank * experts)`; the weight is (experts, out, in) as the layer computes.
+
+    orientation: None where nothing tells, and square experts are refused.
+    """
+
+    kind: ClassVar[str] = "lora-experts"
+    needs_base: ClassVar[bool] = False
+
+    a: LazyTensor
+    b: LazyTensor
+    experts: int
+    alpha: float
+    alpha_source: str
+    rslora: bool = False
+    packing: Packing = "peft"
+    orientation: Orientation | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0] // self.experts
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.experts, self.b.shape[0], self.a.shape[1]
+
+    @property
+    def scale(self) -> float:
+        return self.expert(0).scale
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        return {"A": self.a, "B": self.b}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return fits_shape(self.shape, shape)
+
+    def expert(self, index: int) -> LoRA:
+        """The update of one expert, (out, in)."""
+        own = Span(index * self.rank, (index + 1) * self.rank)
+        spread = Span(index, self.rank * self.experts, self.experts)
+        b = columns_of(self.b, spread if self.packing == "peft" else own)
+        return LoRA(rows_of(self.a, own), b, self.alpha, self.alpha_source, self.rslora)
+
+    def factors(self) -> Factors | None:
+        """None: it is one product for each expert (`expert`)."""
+        return None
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        raise NotImplementedError("fused experts are merged one by one")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from loratools.ops.inspect import Inspection, inspect
     from loratools.ops.merge import merge
     from loratools.ops.resize import resize
+    from loratools.ops.spectrum import spectrum
 
 # Public name -> the module that has it. No key may be the name of a submodule of loratools: importing the submodule
 # would rebind the attribute to the module.
@@ -56,6 +57,7 @@ _HOMES = {
     "open_checkpoint": "checkpoints",
     "resize": "ops.resize",
     "save": "formats",
+    "spectrum": "ops.spectrum",
 }
 
 __all__ = [
@@ -81,6 +83,7 @@ __all__ = [
     "open_checkpoint",
     "resize",
     "save",
+    "spectrum",
 ]
 
 

@@ -11,6 +11,8 @@ Both lie between 1 and the rank for anything non-zero, ignore scale, and are 0 f
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,32 @@ def effective_rank(s: Tensor) -> float:
     p = s / s.sum()
     # xlogy: 0 ln 0 is 0 here, and a rank-deficient spectrum has such terms.
     return float(torch.exp(-torch.special.xlogy(p, p).sum()))
+
+
+def effective_rank_estimate(s: Tensor, tail: float, count: int) -> float:
+    """Return the effective rank of a spectrum of which only the largest values are known.
+
+        s: (k,) the largest
+
+    tail: sum of the squares of the others. count: how many there are. They are taken to be equal, which gives them the
+    most entropy that they can have with this sum of squares: mostly an upper bound.
+    """
+    if not count or tail <= 0 or not s.numel():
+        return effective_rank(s)
+    each = min(math.sqrt(tail / count), float(s[-1]))
+    return effective_rank(torch.cat([s.double(), torch.full((count,), each, dtype=torch.float64, device=s.device)]))
+
+
+def gavish_donoho_cut(noise: float, shape: tuple[int, int]) -> float:
+    """Return the singular value below which keeping a direction adds more error than it takes away, in white noise.
+
+    noise: standard deviation of its entries. Gavish and Donoho, "The optimal hard threshold for singular values is
+    4/sqrt(3)", IEEE Trans. Inf. Theory 2014: `lambda(beta) sqrt(n) noise`, for (m, n) with beta = m / n at most 1.
+    """
+    n, m = max(shape), min(shape)
+    beta = m / n
+    root = math.sqrt(beta * beta + 14 * beta + 1)
+    return math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + root)) * math.sqrt(n) * noise
 
 
 def _scaled(s: Tensor) -> Tensor:

@@ -138,6 +138,9 @@ dtype = click.option(
     "--dtype", type=DTYPE, metavar="DTYPE", help="Dtype to store: float32, bfloat16, float16, float64."
 )
 threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Workers to compute with.")
+device = click.option(
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="Compute on: cpu, cuda, cuda:N, mps, or auto."
+)
 seed = click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of what is random.")
 include = click.option("--include", multiple=True, metavar="GLOB", help="Only targets that match; repeatable.")
 exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No targets that match; repeatable.")

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from loratools.cli import _options as options
 from loratools.cli._output import Output
 
+if TYPE_CHECKING:
+    from loratools.ops._extract_work import Embeddings
+
 
 @click.command("extract")
 @click.argument("base", type=options.SOURCE)
 @click.argument("tuned", type=options.SOURCE)
 @options.out
-@click.option("--rank", type=click.IntRange(min=1), required=True, metavar="N", help="Rank of each module.")
+@click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Rank of each module.")
+@click.option("--energy", type=options.SHARE, metavar="F", help="Smallest rank that keeps this share of the energy.")
+@click.option("--error", type=options.SHARE, metavar="F", help="Smallest rank with at most this relative error.")
+@click.option("--noise-edge", is_flag=True, help="What rises above the rounding noise of TUNED, and no more.")
+@click.option("--max-rank", type=click.IntRange(min=1), metavar="N", help="No module gets a higher rank.")
+@click.option("--max-size", type=options.SIZE, metavar="SIZE", help="Share ranks out for a file of at most this size.")
+@click.option("--max-params", type=click.IntRange(min=1), metavar="N", help="The same, for so many parameters.")
+@click.option(
+    "--embeddings",
+    type=click.Choice(["auto", "lora", "full", "skip"]),
+    default="auto",
+    show_default=True,
+    help="Embeddings as factors, whole, not at all, or what is smaller.",
+)
 @click.option("--exact", is_flag=True, help="By exact methods only: slower, for small models and for checking.")
 @click.option(
     "--tolerance",
@@ -25,6 +42,7 @@ from loratools.cli._output import Output
 @options.dtype
 @options.seed
 @options.threads
+@options.device
 @options.include
 @options.exclude
 @options.plan
@@ -35,12 +53,20 @@ def command(
     tuned: str,
     *,
     out: Path,
-    rank: int,
+    rank: int | None,
+    energy: float | None,
+    error: float | None,
+    noise_edge: bool,
+    max_rank: int | None,
+    max_size: int | None,
+    max_params: int | None,
+    embeddings: Embeddings,
     exact: bool,
     tolerance: float | None,
     dtype: str | None,
     seed: int,
     threads: int | None,
+    device: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     plan: bool,
@@ -49,13 +75,16 @@ def command(
 ) -> None:
     """Write the adapter that turns the model BASE into nearly the model TUNED, which was fine-tuned from it.
 
-    Each linear weight that changed becomes a product of rank N. The energy captured and the error are measured on the
-    stored values. What changed and is no linear weight is listed, and not extracted.
+    Each weight of a layer that changed becomes a product of small rank: one rule chooses it (--rank, --energy, --error
+    or --noise-edge), and limits hold for each (--max-rank) or for all together (--max-size, --max-params). Norms,
+    biases and new heads are taken whole. The energy captured and the error are measured on the stored values. What
+    changed and is in neither is listed.
 
     \b
     Examples:
       loratools extract llama-3-8b my-finetune -o my-lora --rank 32
-      loratools extract llama-3-8b my-finetune -o my-lora --rank 16 --exclude 'lm_head' --json
+      loratools extract llama-3-8b my-finetune -o my-lora --energy 0.9 --max-rank 128
+      loratools extract llama-3-8b my-finetune -o my-lora --max-size 100MB --json
     """
     from loratools.checkpoints import open_checkpoint
     from loratools.ops.extract import extract
@@ -68,11 +97,19 @@ def command(
             after,
             out,
             rank=rank,
+            energy=energy,
+            error=error,
+            noise_edge=noise_edge,
+            max_rank=max_rank,
+            max_size=max_size,
+            max_params=max_params,
+            embeddings=embeddings,
             exact=exact,
             tolerance=tolerance,
             dtype=dtype or "F32",
             seed=seed,
             threads=threads,
+            device=device,
             include=include,
             exclude=exclude,
             overwrite=overwrite,
@@ -80,7 +117,7 @@ def command(
             plan=plan,
         )
     if not output.quiet:
-        from loratools.report.lowrank import skipped_lines
+        from loratools.report.extraction import skipped_lines
 
         for warning in report.warnings:
             output.warn(warning)
@@ -89,9 +126,9 @@ def command(
     if output.json:
         output.document(report.as_json())
         return
-    from loratools.report.lowrank import extract_summary, plan_tables
+    from loratools.report.extraction import extract_plan, extract_summary
 
     if plan:
-        output.table(*plan_tables(report, out))
+        output.table(*extract_plan(report, out))
     else:
         output.summary(*extract_summary(report))

@@ -1,4 +1,4 @@
-"""One tensor on two sides: whether it changed, by how much, and the delta of a matrix as certified factors.
+"""One tensor on two sides: by how much it changed, what rounding did, and the delta as certified factors.
 
 Bytes are compared before anything is decoded, since most of a model is often unchanged. A delta is formed in float32,
 where the difference of two bfloat16 numbers is exact (their exponents would have to differ by more than 16 for it not
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.errors import InputError
@@ -19,27 +20,94 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch import dtype as TorchDtype
 
+    from loratools.algebra.rank_rules import RankRule
+    from loratools.algebra.svd import TruncatedSvd
+
 # Elements of a block of rows, where a result is summed up and not kept.
 _BLOCK = 1 << 18
 # Below this, the residual in float32 is mostly the rounding of float32.
 _ROUNDING = 1e-3
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """What the dtype of a fine-tuned tensor did to its change.
+
+    identical: how many of the `elements` are bit for bit those of the base.
+    noise: standard deviation of what rounding to the tuned dtype adds to each element, were it independent of all else:
+        the root of the mean of `ulp^2 / 12` (Bennett, "Spectra of quantized signals", 1948).
+    """
+
+    elements: int
+    identical: int
+    noise: float
+
+    def edge(self, shape: tuple[int, int]) -> float:
+        """The largest singular value that this noise alone is likely to have in a matrix (Geman, 1980)."""
+        return self.noise * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposed:
+    """The matrices of a delta, one or one for each expert, as far as a rule went; None for a matrix of zeros."""
+
+    parts: tuple[TruncatedSvd | None, ...]
+
+    @property
+    def norm(self) -> float:
+        return math.sqrt(math.fsum(p.norm**2 for p in self.parts if p is not None))
+
+    @property
+    def spectrum(self) -> Tensor:
+        """What a unit of rank of all matrices together captures is the square of one of these: (k,)."""
+        return self._together([p.s for p in self.parts if p is not None])
+
+    @property
+    def all_values(self) -> Tensor:
+        """The same of all singular values that were found, beyond the rank."""
+        return self._together([p.values for p in self.parts if p is not None])
+
+    @staticmethod
+    def _together(values: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        found = [s.square() for s in values]
+        most = max(len(s) for s in found)
+        return torch.stack([torch.nn.functional.pad(s, (0, most - len(s))) for s in found]).sum(0).sqrt()
+
+    @property
+    def gap_bound(self) -> float:
+        return self._share([(p, p.gap_bound) for p in self.parts if p is not None])
+
+    @property
+    def gap_estimate(self) -> float:
+        return self._share([(p, p.gap_estimate) for p in self.parts if p is not None])
+
+    def _share(self, gaps: Sequence[tuple[TruncatedSvd, float]]) -> float:
+        return math.fsum(gap * p.norm**2 for p, gap in gaps) / self.norm**2
+
+
 @dataclass(frozen=True, eq=False)
 class Extracted:
-    """Factors as they will be stored, `b: (out, rank)` and `a: (rank, in)`, and what was measured on them.
+    """Factors of a delta as they will be stored, `left: (matrices, rows, rank)` and `right: (matrices, rank, columns)`,
+    and what was measured on them.
 
-    norm: Frobenius norm of the delta. error: `||delta - b @ a|| / norm`.
+    norm: Frobenius norm of the delta. error: `||delta - left @ right|| / norm`.
     gap_bound, gap_estimate: how much more of the squared norm the best decomposition of this rank could capture
         (`algebra.svd.TruncatedSvd`).
     """
 
-    b: Tensor
-    a: Tensor
+    left: Tensor
+    right: Tensor
     norm: float
     error: float
     gap_bound: float
     gap_estimate: float
+    rounding: Rounding
+
+    @property
+    def rank(self) -> int:
+        return int(self.left.shape[-1])
 
 
 def delta_of(name: str, base: LazyTensor, tuned: LazyTensor, rows: tuple[int, int] | None = None) -> Tensor:
@@ -112,22 +180,79 @@ def norm(name: str, tensor: LazyTensor, start: int = 0) -> float:
     return math.sqrt(total)
 
 
-def extracted(
-    delta: Tensor, rank: int, *, transposed: bool, dtype: str, tolerance: float | None, seed: int, exact: bool
-) -> Extracted | None:
-    """Factors of the delta, (out, in), or (in, out) where `transposed`; None for a delta of zeros."""
+def rounding_of(delta: Tensor, tuned: LazyTensor) -> Rounding:
+    """What rounding the tuned values has done, by all elements; the noise by a sample of rows."""
+    import torch
+
+    elements = delta.numel()
+    same = elements - int(torch.count_nonzero(delta))
+    if not tuned.shape or not elements:
+        return Rounding(elements, same, 0.0)
+    rows = tuned.shape[0]
+    count = min(rows, max(1, _BLOCK * rows // elements))
+    # Four pieces spread over the tensor: rows of a kind may lie together.
+    piece = -(-count // 4)
+    starts = sorted({i * (rows - piece) // 3 for i in range(4)}) if rows > piece else [0]
+    values = torch.cat([tuned.read_rows(start, min(rows, start + piece)).flatten() for start in starts])
+    return Rounding(elements, same, math.sqrt(mean_square_ulp(values) / 12))
+
+
+def mean_square_ulp(values: Tensor) -> float:
+    """Mean of the squared spacing of the numbers of their dtype at the values.
+
+    float32 values that are all numbers of bfloat16 are taken for such: a checkpoint that was rounded, and then widened.
+    """
+    import torch
+
+    dtype = values.dtype
+    if dtype == torch.float32 and not bool((values.view(torch.int32) & 0xFFFF).any()):
+        dtype = torch.bfloat16
+    info = torch.finfo(dtype)
+    # frexp writes x as f 2^e with f in [1/2, 1): the spacing there is eps 2^(e-1).
+    exponents = torch.frexp(values.double().abs().clamp(min=info.tiny)).exponent - 1
+    return float(torch.exp2(2.0 * exponents.double()).mean()) * info.eps**2
+
+
+def decomposed(
+    matrices: Tensor, rule: RankRule, *, tolerance: float | None, seed: int, exact: bool, device: str
+) -> Decomposed | None:
+    """Each of the matrices, (count, rows, columns), decomposed on `device` as far as its rule says.
+
+    Vectors end on the CPU. None where all are zero.
+    """
     from loratools.algebra.svd import truncated_svd
 
     options = {} if tolerance is None else {"tolerance": tolerance}
-    found = truncated_svd(delta, rank, seed=seed, exact=exact, **options)
-    if not found.norm:
-        return None
-    root = found.s.sqrt()
-    left = (found.u * root).to(torch_dtype(dtype))
-    right = (root[:, None] * found.vt).to(torch_dtype(dtype))
-    error = _residual(delta, left, right, found.norm) / found.norm
-    b, a = (right.mT, left.mT) if transposed else (left, right)
-    return Extracted(b.contiguous(), a.contiguous(), found.norm, error, found.gap_bound, found.gap_estimate)
+    parts: list[TruncatedSvd | None] = []
+    for matrix in matrices:
+        found = truncated_svd(matrix.to(device), rule, seed=seed, exact=exact, **options)
+        on_cpu = replace(found, u=found.u.cpu(), s=found.s.cpu(), vt=found.vt.cpu(), values=found.values.cpu())
+        parts.append(on_cpu if found.norm else None)
+    return Decomposed(tuple(parts)) if any(parts) else None
+
+
+def stored(matrices: Tensor, found: Decomposed, rank: int, rounding: Rounding, dtype: str) -> Extracted:
+    """The leading `rank` of a decomposition as factors in `dtype`, and their error against the delta."""
+    kind = torch_dtype(dtype)
+    count, rows, columns = matrices.shape
+    rank = max(1, min(rank, max(len(p.s) for p in found.parts if p is not None)))
+    left, right = (
+        matrices.new_zeros(count, rows, rank, dtype=kind),
+        matrices.new_zeros(count, rank, columns, dtype=kind),
+    )
+    for i, part in enumerate(found.parts):
+        if part is not None:
+            root = part.s[:rank].sqrt()
+            left[i, :, : len(root)] = (part.u[:, :rank] * root).to(kind)
+            right[i, : len(root)] = (root[:, None] * part.vt[:rank]).to(kind)
+    norm = found.norm
+    lost = [
+        _residual(matrix, b, a, norm) ** 2
+        for matrix, b, a, part in zip(matrices, left, right, found.parts, strict=True)
+        if part is not None
+    ]
+    error = math.sqrt(math.fsum(lost)) / norm
+    return Extracted(left, right, norm, error, found.gap_bound, found.gap_estimate, rounding)
 
 
 def _residual(delta: Tensor, left: Tensor, right: Tensor, norm: float) -> float:

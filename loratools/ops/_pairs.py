@@ -6,9 +6,10 @@ one that explains the names; anything else that does not line up is an error tha
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loratools.adapter import select_names
 from loratools.checkpoints import Checkpoint
@@ -16,46 +17,56 @@ from loratools.errors import MismatchError, UnsupportedError
 from loratools.naming.conv1d import is_conv1d
 from loratools.naming.renaming import best_renamings
 from loratools.naming.vision import in_memory
+from loratools.ops._kinds import Kinds, Layer, is_embedding, kind_of
 from loratools.tensors import FLOAT_DTYPES, LazyTensor
 
-# Modules that look up rows by number: their 2-D weight is a table, not a linear map. The last part of their names, as
-# transformers has them; `embedding_hidden_mapping_in` and the like are linear layers, so it must be all of the part.
-_EMBEDDING = re.compile(
-    r"(.*_)?(embed|embeds|embedding|embeddings|emb)|(tokens|positions)_embed|(embed|emb)_(tokens|positions|in)"
-    r"|embed_tokens_(per_layer|extend)|wte|wpe|shared|relative_attention_bias|pos_emb(edding)?s?"
-)
 # A number between two dots: the layer that a tensor belongs to.
 _IN_LAYER = re.compile(r"(^|\.)\d+\.")
-_EXCLUDED = "left out by --include or --exclude"
+EXCLUDED = "left out by --include or --exclude"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the base and what became of it. `linear`: the weight of a linear layer, `transposed`: as (in, out).
+    """A tensor of the base and what became of it, and what is to be done should it have changed: one of three.
 
-    `target`: the module, as an adapter names it. `why` says why it is not extracted, should it have changed; None of
-    those that are.
+    target    the module, as an adapter names it.
+    layer     low-rank factors, as of such a layer; `turned` where a linear layer keeps its weight as (in, out).
+    declared  replaced by the fine-tuned tensor, which an adapter declares so (`adapter.Replacement`).
+    instead   how it is declared where it is an embedding that is replaced after all.
+    grown     a vocabulary of another number of rows: what both have are the same words.
+    why       left out, for this reason.
     """
 
     name: str
     target: str
     base: LazyTensor
     tuned: LazyTensor
-    why: str | None
-    transposed: bool = False
+    layer: Layer | None = None
+    turned: bool = False
+    declared: str | None = None
+    instead: str = "modules_to_save"
+    grown: bool = False
+    why: str | None = None
 
     @property
     def nbytes(self) -> int:
         return self.base.nbytes + self.tuned.nbytes
 
+    @property
+    def matrices(self) -> tuple[int, int, int]:
+        """Its delta as (count, rows, columns): one matrix, or one for each expert."""
+        shape = self.base.shape
+        return shape if self.layer == "experts" else (1, shape[0], math.prod(shape[1:]))  # type: ignore[return-value]
+
 
 @dataclass(frozen=True)
 class Alone:
-    """A tensor that only one of the two has, and which."""
+    """A tensor that only one of the two has, and why it is left out; or how it is declared where it is not."""
 
     name: str
     tensor: LazyTensor
     why: str
+    declared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class Pairs:
 
 
 def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Pairs:
-    """Pair the tensors of two checkpoints, from their headers. Globs choose among the linear weights, by target.
+    """Pair the tensors of two checkpoints, from their headers. Globs choose among the modules, by target.
 
     Raises:
         UsageError: a glob matches nothing, or nothing is left.
@@ -89,67 +100,66 @@ def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (),
     ours, theirs = _with_tied(base, tuned), _with_tied(tuned, base)
     renamed, warnings = _renamed(ours, theirs, base, tuned)
     model_type = _model_type(base)
-    targets = _targets(base, tuned, ours)
-    linear = sorted(targets[n] for n, t in ours.items() if _why_not_linear(n, t) is None)
-    chosen = set(select_names(linear, include, exclude) if include or exclude else linear)
+    targets = _targets(base, tuned, {**renamed, **ours})
+    chosen = set(targets.values())
+    if include or exclude:
+        chosen = set(select_names(sorted(chosen), include, exclude))
+    kinds = Kinds({**renamed, **ours}, frozenset(base.tied[n] for n in base.tied.keys() & tuned.tied.keys()))
     resized = {
         (ours[n].shape[0], renamed[n].shape[0])
         for n in ours.keys() & renamed.keys()
-        if is_embedding(n) and ours[n].shape[0] != renamed[n].shape[0]
+        if is_embedding(n) and ours[n].shape[1:] == renamed[n].shape[1:]
     }
     pairs: list[Pair] = []
     misfits: list[str] = []
     for name in sorted(ours.keys() & renamed.keys()):
         a, b = ours[name], renamed[name]
-        why = _why_not_linear(name, a)
-        if not {a.dtype, b.dtype} <= set(FLOAT_DTYPES):
-            why = f"values of dtype {a.dtype}"
-        elif name in base.tied:
-            why = f"tied to {base.tied[name]}"
-        elif why is None and targets[name] not in chosen:
-            why = _EXCLUDED
-        if a.shape != b.shape and why != _EXCLUDED:
-            if a.shape[1:] == b.shape[1:] and (a.shape[:1] + b.shape[:1]) in resized:
-                why = f"resized vocabulary, {a.shape[0]} rows and {b.shape[0]} in the fine-tuned model"
-            else:
+        pair = Pair(name, targets[name], a, b)
+        if targets[name] not in chosen:
+            pairs.append(replace(pair, why=EXCLUDED))
+        elif a.shape != b.shape:
+            declared = _declared_anew(name, a, b, kinds)
+            if declared is None:
                 misfits.append(f"{name}   base {_shape(a)}, fine-tuned {_shape(b)}")
-        transposed = why is None and is_conv1d(model_type, name.removesuffix(".weight"))
-        pairs.append(Pair(name, targets[name], a, b, why, transposed))
+            grown = a.shape[1:] == b.shape[1:] and (*a.shape[:1], *b.shape[:1]) in resized
+            pairs.append(replace(pair, declared=declared, grown=grown))
+        elif not {a.dtype, b.dtype} <= set(FLOAT_DTYPES):
+            pairs.append(replace(pair, why=f"values of dtype {a.dtype}"))
+        else:
+            turned = is_conv1d(model_type, name.removesuffix(".weight"))
+            pairs.append(replace(pair, **kinds.treatment(name, a), turned=turned))
     alone = [Alone(n, ours[n], "only in the base") for n in sorted(ours.keys() - renamed.keys())]
-    alone += [Alone(n, renamed[n], "only in the fine-tuned model") for n in sorted(renamed.keys() - ours.keys())]
+    for name in sorted(renamed.keys() - ours.keys()):
+        new, why = renamed[name], "only in the fine-tuned model"
+        module = name.rpartition(".")[2] in ("weight", "bias") and not _IN_LAYER.search(name)
+        alone.append(
+            Alone(name, new, EXCLUDED if targets[name] not in chosen else why)
+            if not module or new.dtype not in FLOAT_DTYPES or targets[name] not in chosen
+            else Alone(name, new, why, "modules_to_save")
+        )
     # A head may come or go. A layer that does makes another architecture.
     misfits += [
-        f"{a.name}   {a.why}" for a in alone if _IN_LAYER.search(a.name) and _why_not_linear(a.name, a.tensor) is None
+        f"{a.name}   {a.why}"
+        for a in alone
+        if _IN_LAYER.search(a.name) and kind_of(a.name, a.tensor) in ("linear", "conv", "experts")
     ]
     if misfits:
         raise MismatchError(
             f"{len(misfits)} tensors of '{base.name}' and '{tuned.name}' do not line up",
             details=sorted(misfits),
-            hint="one must be the fine-tune of the other; a head that was replaced is left out with --exclude",
+            hint="one must be the fine-tune of the other; what is not to be compared is left out with --exclude",
         )
-    return Pairs(tuple(pairs), tuple(alone), frozenset(linear), tuple(warnings))
+    linear = frozenset(targets[n] for n, t in ours.items() if kind_of(n, t) == "linear")
+    return Pairs(tuple(pairs), tuple(alone), linear, tuple(warnings))
 
 
-def is_embedding(name: str) -> bool:
-    """Whether the tensor `name` is a table of vectors."""
-    module, _, leaf = name.rpartition(".")
-    return leaf == "weight" and _EMBEDDING.fullmatch(module.rpartition(".")[2]) is not None
-
-
-def _why_not_linear(name: str, tensor: LazyTensor) -> str | None:
-    """Why a tensor is not the weight of a linear layer; None where it is one."""
+def _declared_anew(name: str, before: LazyTensor, after: LazyTensor, kinds: Kinds) -> str | None:
+    """How a tensor of another shape is declared: a vocabulary may grow, and a head may have other labels."""
     if is_embedding(name):
-        return "an embedding"
+        return kinds.embedding(name) if before.shape[1:] == after.shape[1:] else None
     leaf = name.rpartition(".")[2]
-    if leaf == "bias":
-        return "a bias"
-    if len(tensor.shape) == 1:
-        return "a vector, as of a norm"
-    if len(tensor.shape) == 2 and leaf == "weight":
-        return None
-    if leaf == "weight":
-        return f"a weight of {len(tensor.shape)} axes, as of a convolution"
-    return "not the weight of a linear layer"
+    own = leaf in ("weight", "bias") and len(before.shape) == len(after.shape) and not _IN_LAYER.search(name)
+    return "modules_to_save" if own and {before.dtype, after.dtype} <= set(FLOAT_DTYPES) else None
 
 
 def _shape(tensor: LazyTensor) -> str:
@@ -162,7 +172,8 @@ def _model_type(checkpoint: Checkpoint) -> str | None:
 
 
 def _targets(base: Checkpoint, tuned: Checkpoint, names: Iterable[str]) -> dict[str, str]:
-    """Name of a weight -> the module as the trainer's library names it, which is what an adapter is loaded by.
+    """Name of a tensor -> its module as the trainer's library names it, which is what an adapter is loaded by; or its
+    own name there, where it is neither a weight nor a bias.
 
     transformers 5 names some modules otherwise in memory than in files; whoever wrote the models is taken for whoever
     will load the adapter.
@@ -172,7 +183,7 @@ def _targets(base: Checkpoint, tuned: Checkpoint, names: Iterable[str]) -> dict[
     major = version.partition(".")[0]
     renamed = in_memory(_model_type(base), names) if major.isdigit() and int(major) >= 5 else {}
     spoken = {stored: name for name, stored in renamed.items()}
-    return {name: spoken.get(name, name).removesuffix(".weight") for name in names}
+    return {name: spoken.get(name, name).removesuffix(".weight").removesuffix(".bias") for name in names}
 
 
 def _with_tied(one: Checkpoint, other: Checkpoint) -> dict[str, LazyTensor]:
@@ -185,7 +196,7 @@ def _renamed(
     ours: Mapping[str, LazyTensor], theirs: Mapping[str, LazyTensor], base: Checkpoint, tuned: Checkpoint
 ) -> tuple[dict[str, LazyTensor], list[str]]:
     """The fine-tuned tensors by the base's names."""
-    linear = {n: t.shape for n, t in theirs.items() if _why_not_linear(n, t) is None}
+    linear = {n: t.shape for n, t in theirs.items() if kind_of(n, t) == "linear"}
     winners, best = best_renamings(linear, {n: t.shape for n, t in ours.items()}, tuple.__eq__)
     if best == 0:
         raise MismatchError(

@@ -1,9 +1,9 @@
-"""Extract an adapter from a fine-tuned checkpoint: each changed linear weight as the best product of small rank.
+"""Extract an adapter from a fine-tuned checkpoint: each changed weight as the best product of small rank.
 
     tuned - base  ~  B @ A          per tensor, streamed from both sides, by certified truncated SVD (`algebra.svd`)
 
-What changed and is not the weight of a linear layer (embeddings, norms, biases, convolutions) is measured and listed:
-an adapter that leaves out a part of a fine-tune must say so.
+Norms, biases and new heads are taken whole, as an adapter can hold them. What changed and is in neither is measured and
+listed: an adapter that leaves out a part of a fine-tune must say so.
 """
 
 from __future__ import annotations
@@ -12,36 +12,61 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import BoundedSemaphore
 
 from loratools import formats
-from loratools.adapter import Adapter
+from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
-from loratools.execution.local import run, single_threaded_torch, worker_count
-from loratools.formats._peft_written import names_digest
+from loratools.execution.local import worker_count
 from loratools.ops._arguments import stored_dtype
-from loratools.ops._delta import Extracted, change, delta_of, extracted, norm
+from loratools.ops._delta import Extracted, norm
+from loratools.ops._extract_adapter import adapter_of
+from loratools.ops._extract_cost import Cost, cost_of
+from loratools.ops._extract_work import Embeddings, Left, Outcome, Settings, Unchanged, Whole, device_named, outcomes
 from loratools.ops._pairs import Alone, Pair, Pairs, line_up
-from loratools.ops._same import same_bytes
+from loratools.ops._ranks import RankPolicy
 from loratools.storage.commit import check_output
-from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES, held
-from loratools.updates.lora import LoRA
+from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES
+
+# From this share of unchanged weights on, rounding has taken away much of the update.
+_MOSTLY_IDENTICAL = 0.5
+# An adapter that captures less of the change is no good stand-in for it.
+_LITTLE_ENERGY = 0.5
+# ... unless it was not given the rank.
+_FAIR_RANK = 16
 
 
 @dataclass(frozen=True)
 class ExtractedModule:
     """A line of the report. `energy` is the captured share of `norm` squared, `error` the relative Frobenius error,
     both of the factors as stored; the gaps say how much of the energy a better decomposition of this rank could still
-    capture: at most, and probably. None in a plan."""
+    capture: at most, and probably. `identical` is the share of weights that are bit for bit the base's, `noise_edge`
+    the singular value that rounding to the tuned dtype may have made up. None in a plan; the rank too, where values
+    decide."""
 
     name: str
-    rank: int
+    rank: int | None
+    shape: tuple[int, ...] = ()
     energy: float | None = None
     error: float | None = None
     gap_bound: float | None = None
     gap_estimate: float | None = None
     norm: float | None = None
+    identical: float | None = None
+    noise_edge: float | None = None
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A tensor that the adapter holds whole: how it is declared (`adapter.Replacement`), its shape, the `norm` of its
+    change and its `share` of the squared norm of all changes; None of what the base does not have."""
+
+    name: str
+    declared: str
+    shape: tuple[int, ...]
+    bytes: int
+    norm: float | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,31 +83,41 @@ class Skipped:
 @dataclass(frozen=True)
 class ExtractReport:
     """What an extraction did. `energy` and `error` are over the extracted modules, `change_captured` is the share of
-    all that changed. `output` is None where nothing was written, `adapter` where it was only planned."""
+    all that changed. `identical` is the share of the weights of changed modules that are bit for bit the base's.
+    `output` is None where nothing was written, `adapter` where it was only planned, `cost` where it was not."""
 
     modules: tuple[ExtractedModule, ...]
     energy: float | None
     error: float | None
     change_captured: float | None
+    identical: float | None
     skipped: tuple[Skipped, ...]
+    replacements: tuple[Replaced, ...]
     unchanged: int | None
     output: Path | None
     adapter: Adapter | None
-    bytes: int
+    bytes: int | None
     warnings: tuple[str, ...] = ()
+    cost: Cost | None = None
 
     def as_json(self) -> dict[str, object]:
         """The document of `loratools extract --json`, without its head."""
-        fields = ("name", "rank", "energy", "error", "gap_bound", "gap_estimate", "norm")
+        fields = ("name", "rank", "shape", "energy", "error", "gap_bound", "gap_estimate", "norm", "identical")
+        plan = {} if self.cost is None else {"memory": self.cost.memory, "seconds_estimate": self.cost.seconds}
         return {
-            "modules": [{field: getattr(m, field) for field in fields} for m in self.modules],
+            "modules": [{f: getattr(m, f) for f in (*fields, "noise_edge")} for m in self.modules],
             "energy": self.energy,
             "error": self.error,
             "change_captured": self.change_captured,
+            "identical": self.identical,
             "skipped": [{"name": s.name, "why": s.why, "norm": s.norm, "share": s.share} for s in self.skipped],
             "unchanged": self.unchanged,
-            "replacements": [],
+            "replacements": [
+                {f: getattr(r, f) for f in ("name", "declared", "shape", "bytes", "norm", "share")}
+                for r in self.replacements
+            ],
             "bytes": self.bytes,
+            **plan,
             "warnings": list(self.warnings),
             "output": str(self.output) if self.output is not None else None,
         }
@@ -93,12 +128,20 @@ def extract(
     tuned: str | Path | Checkpoint,
     out: str | Path | None = None,
     *,
-    rank: int,
+    rank: int | None = None,
+    energy: float | None = None,
+    error: float | None = None,
+    noise_edge: bool = False,
+    max_rank: int | None = None,
+    max_size: int | None = None,
+    max_params: int | None = None,
+    embeddings: Embeddings = "auto",
     dtype: str = "F32",
     tolerance: float | None = None,
     exact: bool = False,
     seed: int = 0,
     threads: int | None = None,
+    device: str = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     overwrite: bool = False,
@@ -108,127 +151,141 @@ def extract(
 ) -> ExtractReport:
     """Return the adapter that turns `base` into nearly `tuned`, written to `out` where that is given.
 
-    rank       of each module; clipped to the smaller side of a matrix.
-    tolerance  share of the captured energy that a better decomposition may probably still find (default: that of
-               `algebra.svd`). Smaller takes more passes over each delta.
-    exact      no randomised method: slower by the size of the matrix over the rank.
-    seed       of the random start. Equal inputs and seed give equal bytes, whatever the number of threads.
-    threads    tensors worked on at once, and so held in memory; one per CPU by default.
-    plan       list what would be extracted, from headers alone.
+    At most one rule chooses the rank of each module, clipped to the smaller side of a matrix:
+
+    rank        this rank.
+    energy      the smallest that keeps this share of the squared Frobenius norm of the module's change.
+    error       the smallest with at most this relative Frobenius error.
+    noise_edge  as many directions as rise above what rounding to the dtype of `tuned` does to every weight.
+
+    Limits go together with a rule, or stand alone:
+
+    max_rank    no module gets a higher one.
+    max_size    bytes of the file of weights; ranks are shared out so that all modules together lose least.
+    max_params  the same, for the number of parameters.
+
+    embeddings  tables of vectors as factors (lora), whole (full), not at all (skip), or as what is smaller (auto).
+    tolerance   share of the captured energy that a better decomposition may probably still find (default: that of
+                `algebra.svd`). Smaller takes more passes over each delta.
+    exact       no randomised method: slower by the size of the matrix over the rank.
+    seed        of the random start. Equal inputs and seed give equal bytes, whatever the number of threads.
+    threads     tensors worked on at once, and so held in memory; one per CPU by default.
+    device      what decomposes: cpu, cuda, cuda:N, mps, or auto.
+    plan        list what would be extracted, from headers alone.
 
     A tensor whose bytes are the same on both sides is not decoded. Scale is 1, and B and A have equal norms.
 
     Raises:
+        UsageError: no rule and no limit, or a limit that rank 1 everywhere exceeds.
         InputError: nothing changed, or values that are not finite.
         MismatchError: names or shapes of the two checkpoints do not line up.
         UnsupportedError: one of them is quantised.
         OutputExistsError: `out` exists, or is one of the inputs.
     """
-    stored = stored_dtype(dtype)
-    if rank < 1:
-        raise UsageError(f"rank {rank} is not positive")
+    policy = RankPolicy(rank, energy, error, noise_edge, max_rank, max_size, max_params)
     if tolerance is not None and not 0 < tolerance < 1:
         raise UsageError(f"tolerance {tolerance:g} is not between 0 and 1")
+    settings = Settings(policy, embeddings, stored_dtype(dtype), tolerance, exact, seed, device_named(device))
     before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, tuned))
     inputs = [before.path, after.path]
     if out is not None:
         check_output(Path(out), overwrite=overwrite, inputs=inputs)
     pairs = line_up(before, after, include=include, exclude=exclude)
     warnings = [*pairs.warnings, *(f"'{c.name}': {text}" for c in (before, after) for text in c.warnings)]
+    workers = worker_count(threads)
     if plan:
-        return _planned(pairs, rank, stored, warnings)
+        return _planned(pairs, settings, workers, warnings)
 
-    results = _results(pairs.pairs, rank, stored, tolerance, exact, seed, worker_count(threads), progress)
+    new = [a for a in pairs.alone if a.declared is not None]
+    results = outcomes(pairs.pairs, settings, workers, sum(a.tensor.nbytes for a in new), progress)
     factors = {p: r for p, r in results.items() if isinstance(r, Extracted)}
-    skipped = _skipped(pairs, results)
-    if not factors:
+    replaced = _replacements(pairs, results)
+    everything = math.fsum(_square(r) for r in results.values())
+    skipped = _skipped(pairs, results, everything)
+    if not factors and not replaced:
         raise _nothing(before, after, skipped)
-    adapter = _adapter(before, pairs, factors)
+    adapter = adapter_of(before, pairs, factors, {name: r for name, (r, _) in replaced.items()})
+    report = _report(pairs, results, factors, replaced, skipped, everything, adapter)
+    warnings += _doubts(report, factors, settings)
     if out is not None:
         warnings += formats.save(adapter, Path(out), format=format, overwrite=overwrite, inputs=inputs)
-    return _report(adapter, factors, skipped, results, Path(out) if out is not None else None, warnings)
+    done = Path(out) if out is not None else None
+    return replace(report, output=done, adapter=replace(adapter, path=done), warnings=tuple(warnings))
 
 
-# What became of a pair: factors; the norm of a change that is not extracted, None where it has none; or no change.
-_Result = Extracted | float | None
-
-
-@dataclass(frozen=True)
-class _Unchanged:
-    """The bytes or the values are the same."""
-
-
-def _results(
-    pairs: Sequence[Pair],
-    rank: int,
-    dtype: str,
-    tolerance: float | None,
-    exact: bool,
-    seed: int,
-    threads: int,
-    progress: Callable[[int], None] | None,
-) -> dict[Pair, _Result | _Unchanged]:
-    # One more worker than may compute: while all others do, it reads.
-    computing = BoundedSemaphore(threads)
-
-    def work(pair: Pair) -> _Result | _Unchanged:
-        found = _Unchanged() if same_bytes(pair.base, pair.tuned) else changed(pair)
-        if progress is not None:
-            progress(pair.nbytes)
-        return found
-
-    def changed(pair: Pair) -> _Result | _Unchanged:
-        if not {pair.base.dtype, pair.tuned.dtype} <= set(FLOAT_DTYPES):
-            return None
-        if pair.base.shape[1:] != pair.tuned.shape[1:] or len(pair.base.shape) != len(pair.tuned.shape):
-            return None
-        if pair.why is not None:
-            return change(pair.name, pair.base, pair.tuned) or _Unchanged()
-        delta = delta_of(pair.name, pair.base, pair.tuned)
-        with computing:
-            found = extracted(
-                delta, rank, transposed=pair.transposed, dtype=dtype, tolerance=tolerance, seed=seed, exact=exact
-            )
-        return found or _Unchanged()
-
-    # The largest first: one that is begun last would keep a single thread busy at the end.
-    ordered = sorted(pairs, key=lambda p: (-p.nbytes, p.name))
-    with single_threaded_torch():
-        found = dict(zip(ordered, run(ordered, work, threads=threads + 1), strict=True))
-    return {pair: found[pair] for pair in pairs}
-
-
-def _planned(pairs: Pairs, rank: int, dtype: str, warnings: Sequence[str]) -> ExtractReport:
-    chosen = [p for p in pairs.pairs if p.why is None]
-    modules = [ExtractedModule(p.target, min(rank, *p.base.shape)) for p in chosen]
-    nbytes = sum(m.rank * sum(p.base.shape) for m, p in zip(modules, chosen, strict=True)) * DTYPE_BITS[dtype] // 8
+def _planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[str]) -> ExtractReport:
+    chosen = [p for p in pairs.pairs if p.layer is not None]
+    ranks = [settings.policy.planned(min(p.matrices[1:])) for p in chosen]
+    modules = [ExtractedModule(p.target, rank, p.base.shape) for p, rank in zip(chosen, ranks, strict=True)]
+    replaced = [Replaced(p.name, p.declared, p.tuned.shape, p.tuned.nbytes) for p in pairs.pairs if p.declared]
+    replaced += [Replaced(a.name, a.declared, a.tensor.shape, a.tensor.nbytes) for a in pairs.alone if a.declared]
+    nbytes = None
+    if all(rank is not None for rank in ranks):
+        per_rank = [count * (rows + columns) for count, rows, columns in (p.matrices for p in chosen)]
+        stored = sum((rank or 0) * cost for rank, cost in zip(ranks, per_rank, strict=True))
+        nbytes = stored * DTYPE_BITS[settings.dtype] // 8 + sum(r.bytes for r in replaced)
     skipped = [Skipped(p.name, p.why, None, None) for p in pairs.pairs if p.why is not None]
-    skipped += [Skipped(a.name, a.why, None, None) for a in pairs.alone]
+    skipped += [Skipped(a.name, a.why, None, None) for a in pairs.alone if a.declared is None]
     return ExtractReport(
-        tuple(modules), None, None, None, tuple(sorted(skipped, key=_name)), None, None, None, nbytes, tuple(warnings)
+        modules=tuple(modules),
+        energy=None,
+        error=None,
+        change_captured=None,
+        identical=None,
+        skipped=tuple(sorted(skipped, key=_name)),
+        replacements=tuple(sorted(replaced, key=_name)),
+        unchanged=None,
+        output=None,
+        adapter=None,
+        bytes=nbytes,
+        warnings=tuple(warnings),
+        cost=cost_of(pairs.pairs, settings.policy, workers),
     )
 
 
-def _name(entry: Skipped) -> str:
+def _name(entry: Skipped | Replaced | ExtractedModule) -> str:
     return entry.name
 
 
-def _skipped(pairs: Pairs, results: Mapping[Pair, _Result | _Unchanged]) -> list[Skipped]:
-    """What changed and was not extracted; shares are filled in here, of all that changed."""
-    total = math.fsum(_square(r) for r in results.values())
+def _replacements(pairs: Pairs, results: Mapping[Pair, Outcome]) -> dict[str, tuple[Replacement, float | None]]:
+    """Name of a weight -> what replaces it, and the norm of its change.
+
+    Of a module to save all tensors are stored, changed or not: PEFT loads such modules as a whole.
+    """
+    found: dict[str, tuple[Replacement, float | None]] = {}
+    for pair, result in results.items():
+        if isinstance(result, Whole):
+            found[_told(pair)] = Replacement(pair.tuned, result.declared), result.norm
+    for alone in pairs.alone:
+        if alone.declared is not None:
+            found[alone.name] = Replacement(alone.tensor, alone.declared), None
+    modules = {name.rpartition(".")[0] for name, (r, _) in found.items() if r.declared == "modules_to_save"}
+    for pair in results:
+        name = _told(pair)
+        if name not in found and name.rpartition(".")[0] in modules:
+            found[name] = Replacement(pair.tuned, "modules_to_save"), 0.0
+    return found
+
+
+def _told(pair: Pair) -> str:
+    """The name of its weight as an adapter has it: by the name of its module there."""
+    leaf = pair.name.rpartition(".")[2]
+    return f"{pair.target}.{leaf}" if leaf in ("weight", "bias") else pair.target
+
+
+def _skipped(pairs: Pairs, results: Mapping[Pair, Outcome], everything: float) -> list[Skipped]:
+    """What changed and was not extracted, with its share of all that changed."""
     found = [
-        Skipped(p.name, p.why or "values that have no difference", r, r * r / total if r is not None else None)
+        Skipped(p.name, r.why, r.norm, r.norm**2 / everything if r.norm is not None else None)
         for p, r in results.items()
-        if not isinstance(r, Extracted | _Unchanged)
+        if isinstance(r, Left)
     ]
-    found += [Skipped(a.name, a.why, _norm_of(a), None) for a in pairs.alone]
+    found += [Skipped(a.name, a.why, _norm_of(a), None) for a in pairs.alone if a.declared is None]
     return sorted(found, key=_name)
 
 
-def _square(result: _Result | _Unchanged) -> float:
-    if isinstance(result, Extracted):
-        return result.norm**2
-    return result**2 if isinstance(result, float) else 0.0
+def _square(result: Outcome) -> float:
+    return 0.0 if isinstance(result, Unchanged) or result.norm is None else result.norm**2
 
 
 def _norm_of(alone: Alone) -> float | None:
@@ -243,96 +300,88 @@ def _nothing(base: Checkpoint, tuned: Checkpoint, skipped: Sequence[Skipped]) ->
             hint="give the base first and the fine-tuned model second; has it been saved after training?",
         )
     return InputError(
-        f"no linear weight of '{tuned.name}' that was to be extracted differs from '{base.name}'",
+        f"nothing of '{tuned.name}' that an adapter can hold and that was to be extracted differs from '{base.name}'",
         details=changed,
-        hint="only linear weights are extracted",
+        hint="choose other modules with --include and --exclude",
     )
-
-
-def _adapter(base: Checkpoint, pairs: Pairs, factors: Mapping[Pair, Extracted]) -> Adapter:
-    updates = {p.target: LoRA(held(e.a), held(e.b), float(e.a.shape[0]), "config") for p, e in factors.items()}
-    own = base.config.get("_name_or_path")
-    config: dict[str, object] = {
-        "bias": "none",
-        # Of all modules or of none: PEFT corrects it by the class of each layer, and warns where it must.
-        "fan_in_fan_out": all(p.transposed for p in factors),
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
-        "target_modules": _target_modules(set(updates), pairs.linear),
-        "task_type": _task_type(base, updates),
-    }
-    return Adapter(
-        updates=updates,
-        format="peft",
-        base_model=own if isinstance(own, str) and own else base.path.absolute().name,
-        # The list of modules holds as long as the names are these.
-        notes={"peft": {"config": config, "metadata": {}, "names": names_digest(updates, ())}},
-    )
-
-
-def _target_modules(targets: set[str], linear: frozenset[str]) -> list[str]:
-    """Last parts of names where those name all linear layers so called; whole names of all modules where one does not.
-
-    PEFT also accepts a mixture, and takes a short name for every module that ends so.
-    """
-    leaves = {t.rpartition(".")[2] for t in targets}
-    others = {t.rpartition(".")[2] for t in linear - targets}
-    return sorted(targets) if leaves & others else sorted(leaves)
-
-
-# What an architecture's name ends in -> the class that PEFT wraps it in. It adds a trained copy of the head to the last
-# three.
-_TASKS = {
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
-_HEADS = {"classifier", "score", "qa_outputs"}
-# Encoder-decoders of text; those of speech and images take other inputs than PEFT's wrapper passes on.
-_SEQ_2_SEQ = {
-    "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "fsmt", "led", "longt5", "m2m_100", "marian", "mbart",
-    "mt5", "mvp", "nllb-moe", "pegasus", "pegasus_x", "plbart", "prophetnet", "switch_transformers", "t5", "umt5",
-}  # fmt: skip
-
-
-def _task_type(base: Checkpoint, updates: Mapping[str, LoRA]) -> str | None:
-    architectures = base.config.get("architectures")
-    name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    task = next((task for end, task in _TASKS.items() if name.endswith(end)), None)
-    if task is None and base.config.get("model_type") in _SEQ_2_SEQ and not name.endswith(("Model", "Classification")):
-        task = "SEQ_2_SEQ_LM"
-    # PEFT would take the head's own weights for trained ones and ignore its factors.
-    if task in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS") and _HEADS & {t.rpartition(".")[2] for t in updates}:
-        return None
-    return task
 
 
 def _report(
-    adapter: Adapter,
+    pairs: Pairs,
+    results: Mapping[Pair, Outcome],
     factors: Mapping[Pair, Extracted],
+    replaced: Mapping[str, tuple[Replacement, float | None]],
     skipped: Sequence[Skipped],
-    results: Mapping[Pair, _Result | _Unchanged],
-    out: Path | None,
-    warnings: Sequence[str],
+    everything: float,
+    adapter: Adapter,
 ) -> ExtractReport:
     modules = [
-        ExtractedModule(p.target, e.a.shape[0], max(0.0, 1 - e.error**2), e.error, e.gap_bound, e.gap_estimate, e.norm)
+        ExtractedModule(
+            name=p.target,
+            rank=e.rank,
+            shape=p.base.shape,
+            energy=max(0.0, 1 - e.error**2),
+            error=e.error,
+            gap_bound=e.gap_bound,
+            gap_estimate=e.gap_estimate,
+            norm=e.norm,
+            identical=e.rounding.identical / max(1, e.rounding.elements),
+            noise_edge=e.rounding.edge(p.matrices[1:]),
+        )
         for p, e in factors.items()
     ]
     total = math.fsum(e.norm**2 for e in factors.values())
     lost = math.fsum((e.norm * e.error) ** 2 for e in factors.values())
-    everything = math.fsum(_square(r) for r in results.values())
+    whole = math.fsum(n**2 for _, n in replaced.values() if n is not None)
+    elements = sum(e.rounding.elements for e in factors.values())
+    taken = [
+        Replaced(name, r.declared, r.tensor.shape, r.tensor.nbytes, n, n**2 / everything if n is not None else None)
+        for name, (r, n) in replaced.items()
+    ]
     return ExtractReport(
-        modules=tuple(sorted(modules, key=lambda m: m.name)),
-        energy=max(0.0, 1 - lost / total),
-        error=math.sqrt(lost / total),
-        change_captured=max(0.0, (total - lost) / everything),
+        modules=tuple(sorted(modules, key=_name)),
+        energy=max(0.0, 1 - lost / total) if total else None,
+        error=math.sqrt(lost / total) if total else None,
+        change_captured=max(0.0, (total - lost + whole) / everything) if everything else None,
+        identical=sum(e.rounding.identical for e in factors.values()) / elements if elements else None,
         skipped=tuple(skipped),
-        unchanged=sum(isinstance(r, _Unchanged) for r in results.values()),
-        output=out,
-        adapter=replace(adapter, path=out),
+        replacements=tuple(sorted(taken, key=_name)),
+        unchanged=sum(isinstance(r, Unchanged) for r in results.values()),
+        output=None,
+        adapter=None,
         bytes=sum(t.nbytes for t in adapter.tensors().values()),
-        warnings=tuple(warnings),
     )
+
+
+def _doubts(report: ExtractReport, factors: Mapping[Pair, Extracted], settings: Settings) -> list[str]:
+    """What speaks against taking the adapter for the fine-tune."""
+    found = []
+    narrow = [e.rounding for p, e in factors.items() if p.tuned.dtype in ("BF16", "F16")]
+    elements, identical = sum(r.elements for r in narrow), sum(r.identical for r in narrow)
+    if elements and identical > _MOSTLY_IDENTICAL * elements:
+        found.append(
+            f"{identical / elements:.0%} of the weights of changed modules are bit for bit the base's: the update is "
+            "smaller than the rounding of the fine-tuned checkpoint, which stored it attenuated and in part only"
+        )
+    ranks = max(((m.rank or 0) for m in report.modules), default=0)
+    if report.energy is not None and report.energy < _LITTLE_ENERGY and ranks >= _FAIR_RANK:
+        changed = sum(e.rounding.elements - e.rounding.identical for e in factors.values())
+        whole = sum(p.tuned.nbytes for p in factors)
+        width = sum(p.tuned.nbytes for p in factors) / max(1, sum(e.rounding.elements for e in factors.values()))
+        found.append(
+            f"the adapter holds {report.energy:.1%} of the change, at ranks up to {ranks}: it is spread over nearly "
+            "all directions, as reinforcement learning and noise leave it, and is not of low rank. The whole "
+            f"difference takes {whole / 1e6:,.0f} MB, and the {changed:,} weights that changed with their places "
+            f"{changed * (width + 4) / 1e6:,.0f} MB"
+        )
+    policy = settings.policy
+    asked = policy.error if policy.error is not None else None
+    if policy.energy is not None:
+        asked = math.sqrt(max(0.0, 1 - policy.energy))
+    if asked is not None:
+        # Above what float32 sums can tell.
+        short = [m for m in report.modules if (m.error or 0.0) > asked + 1e-6]
+        if short:
+            reason = "limits on size" if policy.limits_all or policy.max_rank else f"storing as {settings.dtype}"
+            found.append(f"{len(short)} modules keep less than asked for, for {reason}: {short[0].name} and others")
+    return found

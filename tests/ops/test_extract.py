@@ -104,7 +104,7 @@ def test_delta_of_full_rank_comes_back_to_float32_rounding(tmp_path: Path) -> No
         torch.testing.assert_close(_product(report, name), deltas[f"{name}.weight"], rtol=0, atol=1e-5)
 
 
-def test_unchanged_weights_are_left_out_and_the_rest_is_listed(tmp_path: Path) -> None:
+def test_unchanged_weights_are_left_out_and_the_rest_is_accounted_for(tmp_path: Path) -> None:
     one = "model.layers.1.mlp.up_proj"
     changes = {
         f"{one}.weight": torch.randn(30, 24),
@@ -113,21 +113,20 @@ def test_unchanged_weights_are_left_out_and_the_rest_is_listed(tmp_path: Path) -
     }
     base, tuned, deltas = _models(tmp_path, changes)
 
-    report = extract(base, tuned, rank=3)
+    report = extract(base, tuned, rank=3, embeddings="skip")
 
     assert [m.name for m in report.modules] == [one]
     assert report.unchanged == len(MODULES) - 1 + 1  # and the head
     total = sum(float(d.square().sum()) for d in deltas.values())
-    assert [(s.name, s.why) for s in report.skipped] == [
-        ("model.embed_tokens.weight", "an embedding"),
-        ("model.norm.weight", "a vector, as of a norm"),
-    ]
-    for s in report.skipped:
+    (skipped,), (whole,) = report.skipped, report.replacements
+    assert (skipped.name, skipped.why) == ("model.embed_tokens.weight", "left out by --embeddings skip")
+    assert (whole.name, whole.declared, whole.bytes) == ("model.norm.weight", "modules_to_save", 24)
+    for s in (skipped, whole):
         norm = float(deltas[s.name].norm())
         assert s.norm == pytest.approx(norm, rel=1e-6)
         assert s.share == pytest.approx(norm**2 / total, rel=1e-6)
     captured = 1 - (float((deltas[f"{one}.weight"] - _product(report, one)).norm()) ** 2) / total
-    assert report.change_captured == pytest.approx(captured - sum(s.share or 0 for s in report.skipped), rel=1e-5)
+    assert report.change_captured == pytest.approx(captured - (skipped.share or 0), rel=1e-5)
 
 
 def test_target_modules_are_short_only_where_all_layers_changed(tmp_path: Path) -> None:
@@ -142,6 +141,161 @@ def test_target_modules_are_short_only_where_all_layers_changed(tmp_path: Path) 
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
 
 
+def _spectra(modules: Mapping[str, tuple[int, int]], power: float) -> dict[str, Tensor]:
+    """A change of each module with singular values i^-power times a size of its own."""
+    changes = {}
+    for i, (name, shape) in enumerate(modules.items()):
+        generator = torch.Generator().manual_seed(i)
+        k = min(shape)
+        u, v = (torch.linalg.qr(torch.randn(n, k, generator=generator)).Q for n in shape)
+        changes[f"{name}.weight"] = (i + 1) * (u * torch.arange(1, k + 1) ** -power) @ v.T
+    return changes
+
+
+def _ranks(report: ExtractReport) -> dict[str, int | None]:
+    return {m.name: m.rank for m in report.modules}
+
+
+@pytest.mark.parametrize("energy", [0.8, 0.95, 1.0])
+def test_an_energy_is_kept_by_the_smallest_rank(tmp_path: Path, energy: float) -> None:
+    base, tuned, deltas = _models(tmp_path, _spectra(MODULES, 0.7))
+
+    report = extract(base, tuned, tmp_path / "out", energy=energy)
+    capped = extract(base, tuned, energy=energy, max_rank=3)
+
+    for module in report.modules:
+        squares = torch.linalg.svdvals(deltas[f"{module.name}.weight"]).square()
+        kept = squares.cumsum(0) / squares.sum()
+        assert module.rank == int((kept < energy - 1e-9).sum()) + 1
+        assert module.energy is not None
+        assert module.energy >= energy - 1e-6
+    assert set(_ranks(capped).values()) == {3}
+    assert any("keep less than asked for" in w for w in capped.warnings)
+    loaded = formats.load(tmp_path / "out")
+    assert {n: u.rank for n, u in loaded.updates.items()} == _ranks(report)
+
+
+def test_an_error_is_kept_by_the_smallest_rank(tmp_path: Path) -> None:
+    base, tuned, deltas = _models(tmp_path, _spectra(MODULES, 1.0))
+
+    report = extract(base, tuned, error=0.1)
+
+    for module in report.modules:
+        squares = torch.linalg.svdvals(deltas[f"{module.name}.weight"]).square()
+        tails = 1 - squares.cumsum(0) / squares.sum()
+        assert module.rank == int((tails > 0.01).sum()) + 1
+        assert module.error is not None
+        assert module.error <= 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("room", [700, 3000, 10**7])
+def test_limits_of_all_share_ranks_out_by_singular_values(tmp_path: Path, room: int, dtype: str) -> None:
+    base, tuned, deltas = _models(tmp_path, _spectra(MODULES, 0.7))
+
+    report = extract(base, tuned, max_params=room, dtype=dtype)
+    sized = extract(base, tuned, tmp_path / "out", max_size=20_000, dtype=dtype)
+
+    # The greedy choice, one unit at a time: of what is affordable, what captures most for what it costs.
+    spectra = {n: torch.linalg.svdvals(deltas[f"{n}.weight"]).tolist() for n in MODULES}
+    ranks = dict.fromkeys(MODULES, 1)
+    units = sorted(((s * s / sum(MODULES[n]), n) for n, values in spectra.items() for s in values[1:]), reverse=True)
+    left, done = room - sum(sum(shape) for shape in MODULES.values()), set[str]()
+    for _, name in units:
+        if name not in done and sum(MODULES[name]) <= left:
+            ranks[name], left = ranks[name] + 1, left - sum(MODULES[name])
+        else:
+            done.add(name)
+    assert _ranks(report) == ranks
+    assert report.bytes is not None
+    assert report.bytes <= room * (4 if dtype == "float32" else 2)
+    assert 15_000 < (tmp_path / "out" / "adapter_model.safetensors").stat().st_size <= 20_000
+    assert sized.error is not None
+    for module in sized.modules:
+        error = (deltas[f"{module.name}.weight"] - _product(sized, module.name)).norm()
+        assert module.error == pytest.approx(float(error / deltas[f"{module.name}.weight"].norm()), rel=1e-4, abs=1e-7)
+
+
+def test_a_module_that_takes_more_than_was_looked_at_is_looked_into_further(tmp_path: Path) -> None:
+    modules = factories.layered(4, {"mlp.up_proj": (230, 210)})
+    changes = _spectra(modules, 0.1)
+    large = next(iter(changes))
+    changes = {n: c * (100.0 if n == large else 0.01) for n, c in changes.items()}
+    base, tuned, _ = _models(tmp_path, changes, modules=modules)
+
+    report = extract(base, tuned, max_params=440 * 120)
+
+    assert sorted(r or 0 for r in _ranks(report).values()) == [1, 1, 1, 117]
+
+
+def test_a_limit_of_all_goes_together_with_a_rule(tmp_path: Path) -> None:
+    base, tuned, _ = _models(tmp_path, _spectra(MODULES, 0.7))
+
+    free = extract(base, tuned, energy=0.8)
+    tight = extract(base, tuned, energy=0.8, max_params=2000)
+    wide = extract(base, tuned, energy=0.8, max_params=10**6)
+
+    assert _ranks(wide) == _ranks(free)
+    assert all((t or 0) <= (f or 0) for t, f in zip(_ranks(tight).values(), _ranks(free).values(), strict=True))
+    assert sum((r or 0) * sum(MODULES[n]) for n, r in _ranks(tight).items()) <= 2000
+
+
+def test_the_noise_edge_finds_the_rank_that_was_trained(tmp_path: Path) -> None:
+    modules = {"model.layers.0.mlp.up_proj": (400, 330)}
+    (name,) = (f"{n}.weight" for n in modules)
+    generator = torch.Generator().manual_seed(0)
+    base_weight = (0.02 * torch.randn(400, 330, generator=generator)).bfloat16()
+    u, v = (torch.linalg.qr(torch.randn(n, 12, generator=generator)).Q for n in (400, 330))
+    # rms(delta) = 3e-2 rms(W), all twelve directions of one size.
+    delta = 3e-2 * 0.02 * (400 * 330 / 12) ** 0.5 * u @ v.T
+    base = factories.checkpoint_folder(tmp_path / "base", weights={name: base_weight})
+    tuned = (base_weight.float() + delta).bfloat16()
+    after = factories.checkpoint_folder(tmp_path / "tuned", weights={name: tuned})
+    wide = factories.checkpoint_folder(tmp_path / "wide", weights={name: tuned.float()})
+
+    report = extract(base, after, noise_edge=True)
+    widened = extract(base, wide, noise_edge=True)
+
+    assert [m.rank for m in report.modules] == [m.rank for m in widened.modules] == [12]
+    # By the definition of the spacing of bfloat16, 2^-7 times the power of two below.
+    spacing = 2.0 ** (torch.floor(torch.log2(tuned.double().abs())) - 7)
+    noise = float((spacing.square() / 12).mean().sqrt())
+    assert report.modules[0].noise_edge == pytest.approx(noise * (400**0.5 + 330**0.5), rel=0.02)
+    assert report.modules[0].identical == pytest.approx(float((tuned == base_weight).float().mean()))
+
+
+def test_updates_below_the_rounding_of_bfloat16_are_warned_of(tmp_path: Path) -> None:
+    modules = {"model.layers.0.mlp.up_proj": (200, 160)}
+    change = {
+        f"{n}.weight": 2e-3 * torch.randn(s, generator=torch.Generator().manual_seed(1)) for n, s in modules.items()
+    }
+    base, tuned, _ = _models(tmp_path, change, modules=modules, dtype=torch.bfloat16)
+
+    report = extract(base, tuned, rank=16)
+
+    assert report.identical is not None
+    assert 0.5 < report.identical < 0.99
+    assert any("bit for bit" in w for w in report.warnings)
+    # White noise: no low rank holds it, and a sparse difference is smaller than the whole.
+    assert any("is not of low rank" in w for w in report.warnings)
+
+
+def test_extracting_what_was_merged_gives_it_back(tmp_path: Path) -> None:
+    from loratools.ops.merge import merge
+
+    base, tuned, deltas = _models(tmp_path)
+
+    extract(base, tuned, tmp_path / "adapter", rank=64)
+    merge(base, [tmp_path / "adapter"], tmp_path / "merged")
+
+    for name, tensor in _tensors(tmp_path / "merged").items():
+        wanted = _tensors(tuned)[name].read()  # type: ignore[attr-defined]
+        torch.testing.assert_close(tensor.read(), wanted, rtol=1e-5, atol=1e-5)  # type: ignore[attr-defined]
+    again = extract(base, tmp_path / "merged", rank=64)
+    for module in MODULES:
+        torch.testing.assert_close(_product(again, module), deltas[f"{module}.weight"], rtol=0, atol=2e-5)
+
+
 def test_threads_do_not_change_the_bytes(tmp_path: Path) -> None:
     modules = factories.layered(3, {"mlp.up_proj": (260, 300), "mlp.down_proj": (280, 250)})
     base, tuned, _ = _models(tmp_path, modules=modules)
@@ -149,9 +303,11 @@ def test_threads_do_not_change_the_bytes(tmp_path: Path) -> None:
 
     for threads in (1, 2):
         extract(base, tuned, tmp_path / f"out{threads}", rank=4, threads=threads)
+        extract(base, tuned, tmp_path / f"shared{threads}", max_params=10_000, threads=threads)
 
-    one, two = ((tmp_path / f"out{t}" / "adapter_model.safetensors").read_bytes() for t in (1, 2))
-    assert one == two
+    for name in ("out", "shared"):
+        one, two = ((tmp_path / f"{name}{t}" / "adapter_model.safetensors").read_bytes() for t in (1, 2))
+        assert one == two
     assert torch.get_num_threads() == before
 
 
@@ -206,7 +362,7 @@ def test_other_layers_and_shapes_are_refused_by_name(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_resized_vocabulary_is_listed(tmp_path: Path) -> None:
+def test_resized_vocabulary_is_taken_whole(tmp_path: Path) -> None:
     base, _, _ = _models(tmp_path)
     weights = factories.base_weights(MODULES)
     weights["model.layers.0.mlp.up_proj.weight"] += 1
@@ -216,41 +372,75 @@ def test_resized_vocabulary_is_listed(tmp_path: Path) -> None:
 
     report = extract(base, tuned, rank=2)
 
-    assert [(s.name, s.why) for s in report.skipped] == [
-        (n, "resized vocabulary, 13 rows and 15 in the fine-tuned model")
-        for n in ("lm_head.weight", "model.embed_tokens.weight")
+    assert [(r.name, r.declared, r.shape) for r in report.replacements] == [
+        (n, "modules_to_save", (15, 6)) for n in ("lm_head.weight", "model.embed_tokens.weight")
     ]
-    assert [s.norm for s in report.skipped] == pytest.approx([(12 * 9) ** 0.5] * 2)
+    assert [r.norm for r in report.replacements] == pytest.approx([(12 * 9) ** 0.5] * 2)
+    assert report.adapter is not None
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(report.adapter.replacements[name].tensor.read(), weights[name])
 
 
-def test_replaced_head_is_refused_unless_excluded(tmp_path: Path) -> None:
+def test_head_with_other_labels_and_a_new_head_are_taken_whole(tmp_path: Path) -> None:
     weights = factories.base_weights(MODULES) | {"score.weight": torch.randn(2, 6)}
     base = factories.checkpoint_folder(tmp_path / "base", weights=weights)
-    changed = {n: w + 1 for n, w in weights.items()} | {"score.weight": torch.randn(3, 6)}
+    changed = {n: w + 1 for n, w in weights.items() if "norm" not in n and "embed" not in n}
+    changed |= {n: w for n, w in weights.items() if n not in changed}
+    changed |= {"score.weight": torch.randn(3, 6), "value.weight": torch.randn(1, 6), "value.bias": torch.randn(1)}
     tuned = factories.checkpoint_folder(tmp_path / "tuned", weights=changed)
 
-    with pytest.raises(MismatchError, match="1 tensor"):
-        extract(base, tuned, rank=2)
-    report = extract(base, tuned, rank=2, exclude=["score", "lm_head"])
+    every = extract(base, tuned, rank=2)
+    some = extract(base, tuned, rank=2, exclude=["score", "lm_head", "value"])
 
-    assert [m.name for m in report.modules] == sorted(MODULES)
-    left_out = [s for s in report.skipped if "--exclude" in s.why]
-    assert [s.name for s in left_out] == ["lm_head.weight", "score.weight"]
-    assert left_out[0].norm == pytest.approx(78**0.5)
+    assert [(r.name, r.norm) for r in every.replacements] == [
+        (n, None) for n in ("score.weight", "value.bias", "value.weight")
+    ]
+    assert [m.name for m in some.modules] == sorted(MODULES)
+    left_out = {s.name: s.norm for s in some.skipped}
+    assert sorted(left_out) == ["lm_head.weight", "score.weight", "value.bias", "value.weight"]
+    assert left_out["lm_head.weight"] == pytest.approx(78**0.5)
 
 
-def test_tied_head_is_not_extracted(tmp_path: Path) -> None:
+def test_head_that_came_loose_is_extracted_against_the_weight_it_followed(tmp_path: Path) -> None:
     weights = factories.base_weights(MODULES)
     del weights["lm_head.weight"]
     tied = {"tie_word_embeddings": True}
     base = factories.checkpoint_folder(tmp_path / "base", weights=weights, config=tied)
-    loose = {n: w + 1 for n, w in weights.items()} | {"lm_head.weight": weights["model.embed_tokens.weight"] + 2}
+    delta = torch.randn(13, 6, generator=torch.Generator().manual_seed(3))
+    loose = weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + delta}
     tuned = factories.checkpoint_folder(tmp_path / "tuned", weights=loose)
 
-    report = extract(base, tuned, rank=2)
+    report = extract(base, tuned, rank=6)
 
-    assert [m.name for m in report.modules] == sorted(MODULES)
-    assert {s.name: s.why for s in report.skipped}["lm_head.weight"] == "tied to model.embed_tokens.weight"
+    assert [m.name for m in report.modules] == ["lm_head"]
+    torch.testing.assert_close(_product(report, "lm_head").float(), delta, rtol=0, atol=1e-5)
+
+
+def test_all_of_a_norm_is_stored_and_a_bias_is_declared_as_one(tmp_path: Path) -> None:
+    module = "model.layers.0.fc"
+    weights = {
+        f"{module}.weight": torch.randn(9, 7),
+        f"{module}.bias": torch.randn(9),
+        "model.layers.0.norm.weight": torch.ones(7),
+        "model.layers.0.norm.bias": torch.zeros(7),
+        "model.layers.0.gate": torch.ones(7),
+    }
+    base = factories.checkpoint_folder(tmp_path / "base", weights=weights)
+    tuned = {n: w + 1 for n, w in weights.items()} | {"model.layers.0.norm.bias": torch.zeros(7)}
+
+    report = extract(base, factories.checkpoint_folder(tmp_path / "tuned", weights=tuned), tmp_path / "out", rank=2)
+
+    # PEFT loads a module to save as a whole, so its bias comes along though nothing changed there.
+    assert [(r.name, r.declared, r.norm) for r in report.replacements] == [
+        ("model.layers.0.fc.bias", "bias", pytest.approx(3.0)),
+        ("model.layers.0.norm.bias", "modules_to_save", 0.0),
+        ("model.layers.0.norm.weight", "modules_to_save", pytest.approx(7**0.5)),
+    ]
+    assert [(s.name, s.why) for s in report.skipped] == [
+        ("model.layers.0.gate", "a parameter that is no module of its own")
+    ]
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["bias"], config["modules_to_save"]) == ("lora_only", ["model.layers.0.norm"])
 
 
 @pytest.mark.parametrize("side", ["base", "tuned"])
@@ -270,13 +460,15 @@ def test_not_finite_is_refused_by_name_and_nothing_is_written(tmp_path: Path, si
 
 def test_nothing_changed_is_an_error(tmp_path: Path) -> None:
     base, tuned, _ = _models(tmp_path, {})
-    norm_only = _models(tmp_path / "norm", {"model.norm.weight": torch.ones(6)})
+    weights = {"a.weight": torch.randn(5, 4), "a.scale": torch.ones(3)}
+    one = factories.checkpoint_folder(tmp_path / "one", weights=weights)
+    other = factories.checkpoint_folder(tmp_path / "other", weights=weights | {"a.scale": torch.zeros(3)})
 
     with pytest.raises(InputError, match="nothing changed"):
         extract(base, tuned, rank=2)
-    with pytest.raises(InputError, match="no linear weight") as raised:
-        extract(*norm_only[:2], rank=2)
-    assert raised.value.details == ("model.norm.weight   a vector, as of a norm",)
+    with pytest.raises(InputError, match="nothing of") as raised:
+        extract(one, other, rank=2)
+    assert raised.value.details == ("a.scale   a parameter that is no module of its own",)
 
 
 def test_quantised_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
@@ -305,6 +497,14 @@ def test_quantised_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
         ({"tolerance": 2.0}, "tolerance"),
         ({"dtype": "int8"}, "cannot be stored"),
         ({"include": ["x"]}, "none of"),
+        ({"rank": None}, "no rank"),
+        ({"energy": 0.5}, "exclude each other"),
+        ({"noise_edge": True}, "exclude each other"),
+        ({"energy": 95.0, "rank": None}, "no share"),
+        ({"max_params": 3}, "too little: rank 1 in each of 6 changed modules takes"),
+        ({"max_size": 100}, "too little"),
+        ({"max_rank": 0}, "not positive"),
+        ({"device": "quantum"}, "cannot be used"),
     ],
 )
 def test_wrong_arguments_are_usage_errors(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
@@ -321,15 +521,21 @@ def test_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
         extract(base, tuned, tuned, rank=2, overwrite=True)
 
 
-def test_plan_knows_ranks_and_bytes_and_writes_nothing(tmp_path: Path) -> None:
+def test_plan_knows_ranks_bytes_and_cost_and_writes_nothing(tmp_path: Path) -> None:
     base, tuned, _ = _models(tmp_path)
 
-    planned = extract(base, tuned, tmp_path / "out", rank=26, plan=True, exclude=["lm_head"])
+    planned = extract(base, tuned, tmp_path / "out", rank=26, plan=True, include=["*_proj"])
+    by_value = extract(base, tuned, energy=0.9, plan=True)
     done = extract(base, tuned, rank=26)
 
     assert not (tmp_path / "out").exists()
-    assert [(m.name, m.rank) for m in planned.modules] == [(m.name, m.rank) for m in done.modules]
+    assert [(m.name, m.rank, m.shape) for m in planned.modules] == [(m.name, m.rank, m.shape) for m in done.modules]
     assert planned.bytes == done.bytes
+    assert planned.cost is not None
+    assert planned.cost.memory > 100_000_000
+    assert 0 < planned.cost.seconds < 10
+    assert (by_value.modules[0].rank, by_value.bytes) == (None, None)
+    assert {r.name for r in by_value.replacements} == {"model.norm.weight"}
 
 
 def test_command_prints_json_and_a_summary_and_exits_as_documented(tmp_path: Path) -> None:
@@ -349,14 +555,17 @@ def test_command_prints_json_and_a_summary_and_exits_as_documented(tmp_path: Pat
 
     assert told.exit_code == 0, told.stderr
     assert told.stdout == ""
-    assert "warning: not extracted: model.norm.weight (a vector, as of a norm, norm 2.449, " in told.stderr
+    assert "1 tensor, as the fine-tune has them, 24 bytes" in told.stderr
     assert "1 module, rank 4" in told.stderr
     body = json.loads(document.stdout)
-    assert set(body["modules"][0]) == {"name", "rank", "energy", "error", "gap_bound", "gap_estimate", "norm"}
-    assert [s["name"] for s in body["skipped"]] == ["model.norm.weight"]
+    assert set(body["modules"][0]) == {
+        *("name", "rank", "shape", "energy", "error", "gap_bound", "gap_estimate", "norm", "identical", "noise_edge")
+    }
+    assert [(r["name"], r["declared"]) for r in body["replacements"]] == [("model.norm.weight", "modules_to_save")]
     assert body["output"] == str(tmp_path / "out2")
-    assert {t.dtype for t in formats.load(tmp_path / "out2").tensors().values()} == {"BF16"}
+    assert {t.dtype for t in formats.load(tmp_path / "out2").tensors().values()} == {"BF16", "F32"}
     assert "model.layers.0.mlp.up_proj" in plan.stdout
+    assert "memory" in plan.stdout
     assert (same.exit_code, json.loads(same.stdout)["error"]["code"]) == (4, "input")
     assert (exists.exit_code, absent.exit_code) == (2, 2)
     assert not (tmp_path / "out3").exists()

@@ -1,0 +1,93 @@
+"""spectrum: singular values, and what each rank would keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from loratools.cli import _options as options
+from loratools.cli._output import Output
+
+if TYPE_CHECKING:
+    from loratools.ops._arguments import RankFrom
+
+
+@click.command("spectrum")
+@click.argument("source", type=options.SOURCE)
+@click.option("--base", type=options.SOURCE, metavar="BASE", help="The model that SOURCE, a model, was trained from.")
+@click.option(
+    "--max-rank", type=click.IntRange(min=1), default=128, show_default=True, metavar="N", help="Look no further."
+)
+@click.option("--modules", is_flag=True, help="A row for every module.")
+@click.option("--exact", is_flag=True, help="All singular values of a pair of models, by exact methods: slower.")
+@options.dtype
+@options.seed
+@options.threads
+@options.device
+@options.include
+@options.exclude
+@options.from_format
+@options.rank_from
+@options.common
+def command(
+    source: str,
+    *,
+    base: str | None,
+    max_rank: int,
+    modules: bool,
+    exact: bool,
+    dtype: str | None,
+    seed: int,
+    threads: int | None,
+    device: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    from_format: str | None,
+    rank_from: RankFrom,
+    output: Output,
+) -> None:
+    """Show the singular values of an adapter, or of a fine-tuned model, and what each rank would keep of it.
+
+    For every rank: the share of the energy, the relative error, the module that comes off worst, the size of the file,
+    and the energy if the same size is shared out over modules. Then the rank beyond which there is little to gain.
+
+    \b
+    Examples:
+      loratools spectrum my-lora
+      loratools spectrum my-finetune --base llama-3-8b --max-rank 256
+    """
+    from loratools.ops.spectrum import spectrum
+
+    total = None
+    if base is not None:
+        from loratools.checkpoints import open_checkpoint
+
+        total = sum(t.nbytes for side in (base, source) for t in open_checkpoint(Path(side)).stored.values())
+    with output.progress(total, "decomposing") as progress:
+        report = spectrum(
+            source,
+            base,
+            max_rank=max_rank,
+            dtype=dtype or "F32",
+            exact=exact,
+            seed=seed,
+            threads=threads,
+            device=device,
+            include=include,
+            exclude=exclude,
+            rank_from=rank_from,
+            from_format=from_format,
+            progress=progress,
+        )
+    for warning in report.warnings:
+        output.warn(warning)
+    for name, why in report.skipped:
+        output.explain(f"not looked at: {name} ({why})")
+    if output.json:
+        output.document(report.as_json())
+        return
+    from loratools.report.spectrum import spectrum_report
+
+    output.table(*spectrum_report(report, modules=modules))

@@ -1,0 +1,232 @@
+"""What becomes of each pair of an extraction: read, compared, decomposed, stored, on several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import BoundedSemaphore
+from typing import Literal, TypeAlias
+
+from loratools.errors import UsageError
+from loratools.execution.local import run, single_threaded_torch
+from loratools.ops._delta import (
+    Decomposed,
+    Extracted,
+    Rounding,
+    change,
+    decomposed,
+    delta_of,
+    rounding_of,
+    stored,
+)
+from loratools.ops._pairs import Pair
+from loratools.ops._ranks import RankPolicy
+from loratools.ops._same import same_bytes
+from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES
+
+Embeddings = Literal["auto", "lora", "full", "skip"]
+
+# How many times further a module is looked into that takes all of the rank it was decomposed to.
+_FURTHER = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to extract; `dtype` of the factors. See `ops.extract`."""
+
+    policy: RankPolicy
+    embeddings: Embeddings
+    dtype: str
+    tolerance: float | None
+    exact: bool
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """The bytes or the values are the same."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Replaced by the fine-tuned tensor. `norm` of the change; None where shapes differ."""
+
+    norm: float | None
+    declared: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """Changed and left out. `norm` of the change; None where it has none."""
+
+    norm: float | None
+    why: str
+
+
+Outcome: TypeAlias = Extracted | Whole | Left | Unchanged
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A decomposition that has its rank only once all others are known."""
+
+    found: Decomposed
+    rounding: Rounding
+    look: int
+
+    @property
+    def norm(self) -> float:
+        return self.found.norm
+
+
+def device_named(name: str) -> str:
+    """The device to compute on; `auto` is a GPU where there is one that has float64.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, dtype=torch.float64, device=name)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"device '{name}' cannot be used: {reason}", hint="use --device cpu") from None
+    return name
+
+
+def outcomes(
+    pairs: Sequence[Pair],
+    settings: Settings,
+    threads: int,
+    other_bytes: int,
+    progress: Callable[[int], None] | None,
+) -> dict[Pair, Outcome]:
+    """What becomes of each pair. `other_bytes`: of what the adapter holds besides them."""
+    with single_threaded_torch():
+        work = _Work(settings, threads)
+        look = None
+        if settings.policy.limits_all:
+            costs = [count * (rows + columns) for count, rows, columns in (p.matrices for p in pairs if p.layer)]
+            look = settings.policy.first_look(costs, settings.dtype)
+        found = work.on(pairs, lambda pair: work.first(pair, look), progress)
+        if not settings.policy.limits_all:
+            return {pair: outcome for pair, outcome in found.items() if not isinstance(outcome, _Seen)}
+        return work.within_limits(found, other_bytes)
+
+
+class _Work:
+    def __init__(self, settings: Settings, threads: int) -> None:
+        self.settings = settings
+        self.threads = threads
+        # One more worker than may compute: while all others do, it reads.
+        self.computing = BoundedSemaphore(threads)
+
+    def on(
+        self,
+        pairs: Sequence[Pair],
+        work: Callable[[Pair], Outcome | _Seen],
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[Pair, Outcome | _Seen]:
+        def one(pair: Pair) -> Outcome | _Seen:
+            found = work(pair)
+            if progress is not None:
+                progress(pair.nbytes)
+            return found
+
+        # The largest first: one that is begun last would keep a single thread busy at the end.
+        ordered = sorted(pairs, key=lambda p: (-p.nbytes, p.name))
+        found = dict(zip(ordered, run(ordered, one, threads=self.threads + 1), strict=True))
+        return {pair: found[pair] for pair in pairs}
+
+    def first(self, pair: Pair, look: int | None) -> Outcome | _Seen:
+        """The outcome, where it needs no others; `look`: the rank to decompose to where it does."""
+        if same_bytes(pair.base, pair.tuned):
+            return Unchanged()
+        if pair.layer is not None and not (pair.layer == "embedding" and self._whole(pair)):
+            return self._decomposed(pair, look)
+        size = self._change(pair)
+        if size == 0:
+            return Unchanged()
+        declared = pair.declared or (pair.instead if pair.layer == "embedding" else None)
+        if pair.layer == "embedding" and self.settings.embeddings == "skip":
+            return Left(size, "left out by --embeddings skip")
+        if declared is not None:
+            return Whole(size, declared)
+        return Left(size, pair.why or "values that have no difference")
+
+    def _whole(self, pair: Pair) -> bool:
+        """Whether a table of vectors is not to become factors."""
+        if self.settings.embeddings == "auto":
+            rank = self.settings.policy.planned(min(pair.base.shape))
+            return rank is not None and self._factor_bytes(pair, rank) >= pair.tuned.nbytes
+        return self.settings.embeddings != "lora"
+
+    def _factor_bytes(self, pair: Pair, rank: int) -> int:
+        count, rows, columns = pair.matrices
+        return rank * count * (rows + columns) * DTYPE_BITS[self.settings.dtype] // 8
+
+    @staticmethod
+    def _change(pair: Pair) -> float | None:
+        if not {pair.base.dtype, pair.tuned.dtype} <= set(FLOAT_DTYPES):
+            return None
+        # A vocabulary that grew keeps its rows; a head of other labels has nothing in common with the old one.
+        if pair.base.shape != pair.tuned.shape and not pair.grown:
+            return None
+        return change(pair.name, pair.base, pair.tuned)
+
+    def _decomposed(self, pair: Pair, look: int | None) -> Outcome | _Seen:
+        matrices = delta_of(pair.name, pair.base, pair.tuned).view(pair.matrices)
+        with self.computing:
+            rounding = rounding_of(matrices, pair.tuned)
+            rows_and_columns = pair.matrices[1:]
+            rule = self.settings.policy.rule(min(rows_and_columns), rounding.edge(rows_and_columns), look)
+            s = self.settings
+            found = decomposed(matrices, rule, tolerance=s.tolerance, seed=s.seed, exact=s.exact, device=s.device)
+            if found is None:
+                return Unchanged()
+            if look is not None:
+                return _Seen(found, rounding, look)
+            rank = len(found.spectrum)
+            small = s.embeddings == "auto" and self._factor_bytes(pair, rank) >= pair.tuned.nbytes
+            if pair.layer == "embedding" and small:
+                return Whole(found.norm, pair.instead)
+            return stored(matrices, found, rank, rounding, s.dtype)
+
+    def within_limits(self, found: Mapping[Pair, Outcome | _Seen], other_bytes: int) -> dict[Pair, Outcome]:
+        """The outcomes, with ranks shared out over what is only decomposed yet."""
+        seen = {pair: r for pair, r in found.items() if isinstance(r, _Seen)}
+        replaced = {pair.name: pair.tuned.elements for pair, r in found.items() if isinstance(r, Whole)}
+        taken = other_bytes + sum(pair.tuned.nbytes for pair, r in found.items() if isinstance(r, Whole))
+        while True:
+            ranks = self.settings.policy.shared_out(
+                [pair.target for pair in seen],
+                [r.found.spectrum for r in seen.values()],
+                [count * (rows + columns) for count, rows, columns in (pair.matrices for pair in seen)],
+                replaced,
+                self.settings.dtype,
+                taken,
+            )
+            given = dict(zip(seen, ranks, strict=True))
+            # Whoever takes all that was looked at might take more of what was not.
+            short = [
+                pair
+                for pair, r in seen.items()
+                if given[pair] >= r.look and r.look < self.settings.policy.most(min(pair.matrices[1:]))
+            ]
+            if not short:
+                break
+            looks = {pair: seen[pair].look * _FURTHER for pair in short}
+            more = self.on(short, lambda pair, looks=looks: self._decomposed(pair, looks[pair]))  # type: ignore[misc]
+            seen |= {pair: r for pair, r in more.items() if isinstance(r, _Seen)}
+
+        def kept(pair: Pair) -> Outcome:
+            matrices = delta_of(pair.name, pair.base, pair.tuned).view(pair.matrices)
+            with self.computing:
+                return stored(matrices, seen[pair].found, given[pair], seen[pair].rounding, self.settings.dtype)
+
+        done = self.on(list(seen), kept)
+        return {pair: done.get(pair, r) for pair, r in found.items()}  # type: ignore[misc]

@@ -1,0 +1,91 @@
+"""What an extraction will do, and what it did, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loratools.ops.extract import ExtractReport, Skipped
+from loratools.report.pairs import pairs
+from loratools.report.text import interval, number, plural, safe, shape, size
+
+# More of a kind than this are told as one line.
+_SHOWN = 3
+
+
+def extract_summary(report: ExtractReport) -> list[RenderableType]:
+    """What is told on stderr after an extraction."""
+    rows = [("extracted", f"{plural(len(report.modules), 'module')}, {_ranks(report)}")]
+    if report.unchanged:
+        rows[0] = (rows[0][0], f"{rows[0][1]}; {plural(report.unchanged, 'tensor')} unchanged")
+    if report.modules:
+        rows.append(("captured", f"{_share(report.energy)} of their energy, relative error {number(report.error)}"))
+        energies, errors = interval(m.energy for m in report.modules), interval(m.error for m in report.modules)
+        rows.append(("by module", f"energy {energies}, error {errors}"))
+        gap = max((m.gap_estimate or 0.0 for m in report.modules), default=0.0)
+        rows.append(("optimum", f"at most about {gap:.1g} of a module's energy above this" if gap else "reached"))
+    if report.identical:
+        rows.append(("identical", f"{_share(report.identical)} of their weights are bit for bit the base's"))
+    if report.replacements:
+        nbytes = sum(r.bytes for r in report.replacements)
+        rows.append(
+            ("whole", f"{plural(len(report.replacements), 'tensor')}, as the fine-tune has them, {size(nbytes)}")
+        )
+    if report.skipped or report.replacements:
+        rows.append(("of all", f"{_share(report.change_captured)} of everything that changed"))
+    return [pairs([*rows, ("written", f"{report.output}  {size(report.bytes or 0)}")])]
+
+
+def extract_plan(report: ExtractReport, out: object) -> list[RenderableType]:
+    """What `--plan` prints: every module with its shape and rank, what is taken whole, then what it all needs."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("module", overflow="fold")
+    for heading in ("shape", "rank"):
+        table.add_column(heading, justify="right")
+    for module in report.modules:
+        rank = "by value" if module.rank is None else str(module.rank)
+        table.add_row(Text(safe(module.name)), shape(module.shape), rank)
+    for whole in report.replacements:
+        table.add_row(Text(safe(whole.name)), shape(whole.shape), "whole")
+    nbytes = "size known when computed" if report.bytes is None else f"at most {size(report.bytes)}"
+    rows = [("modules", str(len(report.modules))), ("output", f"{out}  {nbytes}")]
+    if report.cost is not None:
+        rows += [("memory", f"about {size(report.cost.memory)}"), ("time", _time(report.cost.seconds))]
+    return [table, pairs(rows)]
+
+
+def skipped_lines(skipped: Sequence[Skipped], *, every: bool) -> list[str]:
+    """What changed and is not in the adapter, one line each; many of a kind as one line, unless `every`."""
+    lines = []
+    for why in sorted({s.why for s in skipped}):
+        same = [s for s in skipped if s.why == why]
+        if every or len(same) <= _SHOWN:
+            lines += [f"not extracted: {s.name} ({why}{_norm(s)}{_part([s])})" for s in same]
+        else:
+            lines.append(f"not extracted: {same[0].name} and {len(same) - 1} more ({why}{_part(same)})")
+    return lines
+
+
+def _norm(skipped: Skipped) -> str:
+    return f", norm {skipped.norm:.4g}" if skipped.norm is not None else ""
+
+
+def _part(skipped: Sequence[Skipped]) -> str:
+    shares = [s.share for s in skipped if s.share is not None]
+    return f", {sum(shares):.2%} of all that changed" if shares else ""
+
+
+def _ranks(report: ExtractReport) -> str:
+    found = sorted({m.rank for m in report.modules if m.rank is not None})
+    return f"rank {found[0]}" if len(found) == 1 else f"ranks {found[0]}–{found[-1]}" if found else "no rank"
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.4%}"
+
+
+def _time(seconds: float) -> str:
+    return "about a second, and reading" if seconds < 1.5 else f"about {seconds:.0f} s, and reading"

@@ -1,0 +1,124 @@
+"""Spectra for people: a plot of singular values, a row for each module if asked for, and the table of ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loratools.ops.spectrum import ModuleSpectrum, SpectrumReport
+from loratools.report.pairs import pairs
+from loratools.report.text import interval, plural, safe, shape, size
+
+_WIDTH, _HEIGHT = 60, 12
+# Of the modules, drawn beside the median.
+_LOW, _HIGH = 0.1, 0.9
+
+
+def spectrum_report(report: SpectrumReport, *, modules: bool) -> list[RenderableType]:
+    """What `loratools spectrum` prints."""
+    kinds = f"{plural(len(report.modules), 'module')}" + (f"; {report.unchanged} unchanged" if report.unchanged else "")
+    rows = [("change", kinds)]
+    rows.append(("stable rank", interval(m.stable_rank for m in report.modules)))
+    partly = any(not m.complete for m in report.modules)
+    rows.append(("effective", interval(m.effective_rank for m in report.modules) + (", estimated" if partly else "")))
+    if known := [m.numerical_rank for m in report.modules if m.numerical_rank is not None]:
+        rows.append(("numerical", interval(map(float, known))))
+    if edges := [float(m.above_edge) for m in report.modules if m.above_edge is not None]:
+        rows.append(("above noise", f"{interval(edges)} directions rise above the rounding of the checkpoint"))
+    if cuts := [float(m.above_cut) for m in report.modules if m.above_cut is not None]:
+        rows.append(("worth keeping", f"{interval(cuts)} directions, by Gavish and Donoho's cut for that noise"))
+    shown: list[RenderableType] = [pairs(rows), Text(), *_plot(report.modules, report.table[-1].rank), Text()]
+    if modules:
+        shown += [_modules(report.modules), Text()]
+    advice = f"rank {report.knee}: " if report.knee is not None else ""
+    return [*shown, _table(report), Text(), pairs([("knee", advice + report.why)])]
+
+
+def _table(report: SpectrumReport) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("rank", "energy", "error", "shared out", f"file ({report.dtype})", "worst"):
+        table.add_column(heading, justify="right")
+    table.add_column("module", overflow="fold")
+    for row in report.table:
+        table.add_row(
+            str(row.rank),
+            f"{row.energy:.2%}",
+            f"{row.error:.4f}",
+            f"{row.energy_shared:.2%}",
+            size(row.bytes),
+            f"{row.worst_energy:.2%}",
+            Text(safe(row.worst_module)),
+            style="bold" if row.rank == report.knee else None,
+        )
+    return table
+
+
+def _modules(modules: Sequence[ModuleSpectrum]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("module", overflow="fold")
+    for heading in ("shape", "norm", "largest", "stable", "effective", "numerical", "above noise"):
+        table.add_column(heading, justify="right")
+    for m in modules:
+        table.add_row(
+            Text(safe(m.name)),
+            shape(m.shape),
+            f"{m.norm:.4g}",
+            f"{m.singular_values[0]:.4g}" if m.singular_values else "–",
+            f"{m.stable_rank:.3g}",
+            f"{m.effective_rank:.3g}",
+            "–" if m.numerical_rank is None else str(m.numerical_rank),
+            "–" if m.above_edge is None else str(m.above_edge),
+        )
+    return table
+
+
+def _plot(modules: Sequence[ModuleSpectrum], most: int) -> list[RenderableType]:
+    """Singular values over their number, both logarithmic, each module's divided by its largest: median and the middle
+    four fifths of the modules, and where the noise begins in the median module."""
+    curves = [
+        [s / m.singular_values[0] for s in m.singular_values[:most] if s > 0]
+        for m in modules
+        if m.singular_values and m.singular_values[0] > 0
+    ]
+    longest = max((len(c) for c in curves), default=0)
+    if longest < 2:
+        return []
+    columns = []
+    for x in range(_WIDTH):
+        place = round(math.exp(math.log(longest) * x / (_WIDTH - 1))) - 1
+        at = sorted(c[place] for c in curves if len(c) > place)
+        columns.append((_quantile(at, _LOW), _quantile(at, 0.5), _quantile(at, _HIGH)))
+    bottom = math.log10(max(min(low for low, _, _ in columns), 1e-8))
+    if bottom > -0.05:
+        return []
+    edge = _quantile(
+        sorted(m.noise_edge / m.singular_values[0] for m in modules if m.noise_edge and m.singular_values[0] > 0), 0.5
+    )
+
+    def row_of(value: float) -> int:
+        return min(_HEIGHT - 1, max(0, round(math.log10(max(value, 1e-300)) / bottom * (_HEIGHT - 1))))
+
+    grid = [[" "] * _WIDTH for _ in range(_HEIGHT)]
+    if edge and 10**bottom <= edge <= 1:
+        grid[row_of(edge)] = ["╌"] * _WIDTH
+    for x, (low, middle, high) in enumerate(columns):
+        for y in range(row_of(high), row_of(low) + 1):
+            grid[y][x] = "·"
+        grid[row_of(middle)][x] = "•"
+    lines = []
+    for y, cells in enumerate(grid):
+        label = f"{10 ** (bottom * y / (_HEIGHT - 1)):.1e}" if y % 3 == 0 or y == _HEIGHT - 1 else ""
+        lines.append(Text(f"{label:>8} │{''.join(cells).rstrip()}"))
+    centre = str(round(math.sqrt(longest)))
+    axis = f"1{centre:^{_WIDTH - 1 - len(str(longest))}}{longest}"
+    told = "sigma / sigma_1 by number; • median of the modules, · most of them"
+    told += ", ╌ rounding noise" if edge and 10**bottom <= edge <= 1 else ""
+    return [*lines, Text(f"{'':>8} └{'─' * _WIDTH}"), Text(f"{'':>10}{axis}"), Text(f"{'':>10}{told}", style="dim")]
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))] if ordered else 0.0

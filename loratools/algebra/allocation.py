@@ -1,0 +1,94 @@
+"""A budget of parameters or bytes shared out over modules as ranks: the least error in all for the size.
+
+One more unit of rank in a module captures its next singular value squared and costs what a unit costs there, so units
+are taken in the order of `s^2 / cost`, over all modules at once. Singular values descend, hence within a module units
+come in their order by themselves. Where all costs are equal no other choice captures more (exchange a unit taken for
+one left out: nothing is gained). Where they differ it is a knapsack: the choice is the best one at every budget that
+the order spends exactly, and elsewhere what any other could capture beyond it is less than the first unit that did
+not fit (Dantzig, "Discrete-variable extremum problems", Operations Research 1957).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def allocate(
+    spectra: Sequence[Tensor],
+    costs: Sequence[int],
+    budget: int,
+    *,
+    minimum: int = 1,
+    maximum: int | Sequence[int] | None = None,
+) -> list[int]:
+    """Return a rank for each module, so that `sum(rank * cost) <= budget` and the captured energy is greatest.
+
+        spectra: one (k,) of descending singular values for each module
+
+    costs     of one unit of rank, in what the budget is counted in: (out + in) parameters, or bytes.
+    minimum   what each module gets that has that many singular values above zero, whatever it captures; a module
+              with fewer gets all of them, one of zeros gets 0.
+    maximum   no rank is above it: one for all modules, or one for each.
+
+    Raises:
+        ValueError: the minimum alone costs more than the budget (`least_budget`).
+    """
+    largest = _largest_ranks(spectra, maximum)
+    ranks = [min(minimum, most) for most in largest]
+    left = budget - _total(ranks, costs)
+    if left < 0:
+        raise ValueError(f"a budget of {budget} is less than the {budget - left} of rank {minimum} everywhere")
+    modules = [i for i, (low, most) in enumerate(zip(ranks, largest, strict=True)) for _ in range(most - low)]
+    if not modules:
+        return ranks
+    # Divided by the largest, so that squares stay in range.
+    top = max(float(s[0]) for s, most in zip(spectra, largest, strict=True) if most)
+    rates = torch.cat(
+        [
+            (s[low:most].double().cpu() / top).square() / cost
+            for s, cost, low, most in zip(spectra, costs, ranks, largest, strict=True)
+        ]
+    )
+    order = torch.sort(rates, descending=True, stable=True).indices.tolist()
+    cheapest = min(costs[i] for i in set(modules))
+    full: set[int] = set()
+    for place in order:
+        if left < cheapest:
+            break
+        module = modules[place]
+        # A module whose next unit did not fit has nothing further to offer: a later unit is no use without it.
+        if module in full:
+            continue
+        if costs[module] > left:
+            full.add(module)
+            continue
+        ranks[module] += 1
+        left -= costs[module]
+    return ranks
+
+
+def least_budget(
+    spectra: Sequence[Tensor],
+    costs: Sequence[int],
+    *,
+    minimum: int = 1,
+    maximum: int | Sequence[int] | None = None,
+) -> int:
+    """Return what the minimum costs: `allocate` takes no smaller budget."""
+    return _total([min(minimum, most) for most in _largest_ranks(spectra, maximum)], costs)
+
+
+def _largest_ranks(spectra: Sequence[Tensor], maximum: int | Sequence[int] | None) -> list[int]:
+    """Ranks beyond which a module captures nothing more, or may not go."""
+    positive = [int((s > 0).sum()) for s in spectra]
+    if maximum is None:
+        return positive
+    caps = [maximum] * len(positive) if isinstance(maximum, int) else maximum
+    return [min(found, cap) for found, cap in zip(positive, caps, strict=True)]
+
+
+def _total(ranks: Sequence[int], costs: Sequence[int]) -> int:
+    return sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from loratools.algebra.lowrank import fix_signs
+from loratools.algebra.rank_rules import Fixed, RankRule, scaled
 
 # With fewer rows or columns per column of the block than this, the exact way is as fast (measured: 9 to 11, AVX-512,
 # one thread).
@@ -46,6 +47,10 @@ _SLOWEST_TRUSTED_RATIO = 0.2
 _NOISE = 1e-6
 # Above this captured share, `1 - energy` has lost too many digits of float32 sums, and the residual is formed.
 _DIRECT_RESIDUAL_ABOVE = 1 - 1e-3
+# Where a rule chooses the rank, the block is this: the basis grows until the rule is content.
+_BLOCK_OF_RULES = 32
+# A rule that is not content with a basis of this share of the smaller side will not be with a small one.
+_GIVE_UP = 1 / 3
 # Elements per piece where a float64 copy of the whole would double the memory; fits in the second-level cache.
 _PIECE = 1 << 17
 
@@ -55,6 +60,9 @@ class TruncatedSvd:
     """`delta` is nearly `u @ diag(s) @ vt`; how nearly, and how near to the best possible, is in the numbers below.
 
         u: (m, k)   s: (k,) descending   vt: (k, n)
+
+    values: singular values in so far as they were found, (at least k,) descending, float64: those beyond k are lower
+        bounds, and crude ones at the end, unless the method is an exact one.
 
     u and vt are float32 and orthonormal, the largest entry of each column of u is positive. s is float64, as singular
     values of a float32 matrix may be out of the range of float32.
@@ -74,6 +82,7 @@ class TruncatedSvd:
     u: Tensor
     s: Tensor
     vt: Tensor
+    values: Tensor
     norm: float
     energy: float
     error: float
@@ -84,7 +93,7 @@ class TruncatedSvd:
 
 
 def truncated_svd(
-    delta: Tensor, rank: int, *, tolerance: float = 5e-5, seed: int = 0, exact: bool = False
+    delta: Tensor, rank: int | RankRule, *, tolerance: float = 5e-5, seed: int = 0, exact: bool = False
 ) -> TruncatedSvd:
     """Return the decomposition of `rank` that captures all but about `tolerance` of what the best one captures.
 
@@ -92,6 +101,9 @@ def truncated_svd(
 
     The rank is cut to min(m, n). Where it is not small beside that, the result is exact.
 
+    rank: a number, or a rule that chooses it as singular values are found. A rule's rank is 1 at least, since it is
+        asked of lower bounds: it is never below the one that exact singular values would give, and at most a few
+        hundredths above.
     tolerance: the largest `gap_estimate / energy` to stop at.
         Buys: the least captured share of the optimum, over power laws from i^-0.3, exponentials, white noise, and
         spikes of all heights over white noise, n from 256 to 2048, rank 4 to 64, was 0.9986 at 1e-3, 0.9992 at 5e-4,
@@ -106,18 +118,18 @@ def truncated_svd(
     """
     if delta.ndim != 2:
         raise ValueError(f"delta has {delta.ndim} axes; a matrix has 2")
-    if rank < 1:
+    if isinstance(rank, int) and rank < 1:
         raise ValueError(f"rank {rank} is not positive")
     delta = delta.detach()
     if delta.dtype != torch.float32:
         delta = delta.float()
     m, n = delta.shape
-    k = min(rank, m, n)
+    rule: RankRule = Fixed(min(rank, m, n)) if isinstance(rank, int) else rank
     norm = math.sqrt(_sum_of_squares(delta))
     if not math.isfinite(norm):
         raise ValueError("delta holds NaN or infinity")
     if norm == 0:
-        return _zero(delta, k)
+        return _zero(delta, rule.count if isinstance(rule, Fixed) else 1)
 
     # A power of two, so that scaling is exact; float32 products of 1e-30 or 1e30 would not be. Most deltas need no
     # copy.
@@ -125,13 +137,15 @@ def truncated_svd(
     if shift:
         delta = _times_power_of_two(delta, shift)
     scale = 2.0**shift
-    block = -(-(k + _OVERSAMPLING) // _BLOCK_MULTIPLE) * _BLOCK_MULTIPLE
+    rule = scaled(rule, scale)
+    wanted = rule.count + _OVERSAMPLING if isinstance(rule, Fixed) else _BLOCK_OF_RULES
+    block = -(-wanted // _BLOCK_MULTIPLE) * _BLOCK_MULTIPLE
     smaller = min(m, n)
     found: _Found | None = None
     if not exact and smaller > max(_EXACT_BELOW, _EXACT_BELOW_BLOCKS * block):
-        found = _krylov(delta, k, block, norm * scale, tolerance, seed)
+        found = _krylov(delta, rule, block, norm * scale, tolerance, seed)
     if found is None:
-        found = _exact(delta, k, norm * scale, careful=exact)
+        found = _exact(delta, rule, norm * scale, careful=exact)
     return _finish(delta, found, norm, shift)
 
 
@@ -142,16 +156,17 @@ class _Found:
     u: Tensor
     s: Tensor
     vt: Tensor
+    values: Tensor
     gap_bound: float
     gap_estimate: float
     passes: int
     method: str
 
 
-def _krylov(delta: Tensor, k: int, block: int, norm: float, tolerance: float, seed: int) -> _Found | None:
+def _krylov(delta: Tensor, rule: RankRule, block: int, norm: float, tolerance: float, seed: int) -> _Found | None:
     """Return the Ritz decomposition once its energy has converged, or None when the basis is no longer small."""
     m, n = delta.shape
-    most = 3 * min(m, n) // 4
+    total = norm * norm
     # Drawn on the CPU, so that a seed means the same on every device.
     start = torch.randn(n, block, generator=torch.Generator().manual_seed(seed)).to(delta.device)
     gram = torch.zeros(0, 0, dtype=torch.float64, device=delta.device)
@@ -161,7 +176,7 @@ def _krylov(delta: Tensor, k: int, block: int, norm: float, tolerance: float, se
     history: list[Tensor] = []
     x = start
     passes = 0
-    # An endless loop in form only: each turn fills the basis further, up to `most`.
+    # An endless loop in form only: each turn fills the basis further, until it is no longer small.
     while True:
         fresh = _orthonormal_rows(delta @ x, q.filled(), _NOISE * float(history[-1][0].sqrt()) if history else 0.0)
         passes += 1
@@ -172,36 +187,69 @@ def _krylov(delta: Tensor, k: int, block: int, norm: float, tolerance: float, se
             passes += 1
             w.append(image)
             gram = _grown_gram(gram, w.filled())
-            values = torch.linalg.eigvalsh(gram).flip(0)[:k].clamp(min=0).cpu()
-            history.append(torch.nn.functional.pad(values, (0, k - len(values))))
-        captured = float(history[-1].sum())
-        # Nothing new: Q holds the whole range of delta, and the projection is delta itself.
-        gap = 0.0 if exhausted else _extrapolated_gap(history)
-        if gap <= tolerance * captured:
+            history.append(torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).cpu())
+        found = history[-1]
+        # Nothing new: Q holds the whole range of delta, and the projection is delta itself. Or delta has so few
+        # different singular values that it maps the space searched to itself: then there are others of each.
+        if exhausted and not isinstance(rule, Fixed) and float(found.sum()) < (1 - 1e-6) * total:
+            return None
+        k = rule.rank(found, total, complete=exhausted)
+        gap = 0.0
+        if k is not None and not exhausted:
+            missing = _extrapolated_gaps(history)
+            gap = float(missing[:k].sum())
+            if gap > tolerance * float(found[:k].sum()) or _may_do_with_less(rule, found + missing, total, k):
+                k = None
+        if k is not None:
             break
-        if q.count + block > most:
+        if q.count + block > _most_rows(rule, found, total, min(m, n)):
             return None
         x = _orthonormal_rows(image.mT, None, 0.0).mT
-    total = norm * norm
     bound = max(0.0, total - float(gram.diagonal().sum())) / total
+    k = max(1, min(k, m, n))
     u, s, vt = _ritz(q.filled(), w.filled(), gram, k)
-    return _Found(u, s, vt, gap_bound=bound, gap_estimate=min(gap / total, bound), passes=passes, method="krylov")
+    return _Found(
+        u, s, vt, found.sqrt(), gap_bound=bound, gap_estimate=min(gap / total, bound), passes=passes, method="krylov"
+    )
 
 
-def _extrapolated_gap(history: list[Tensor]) -> float:
-    """Return the energy that further steps would probably still gain.
+def _may_do_with_less(rule: RankRule, squares: Tensor, total: float, k: int) -> bool:
+    """Whether the rule, asked of what the singular values will probably become, gives another rank by much."""
+    if isinstance(rule, Fixed):
+        return False
+    later = rule.rank(squares.sort(descending=True).values, total, complete=False)
+    return later is None or abs(k - later) > k // 32
 
-        history: the squared singular values after each step so far, each (k,)
+
+def _most_rows(rule: RankRule, squares: Tensor, total: float, smaller: int) -> float:
+    """Rows of the basis at which the exact way is the cheaper one, or will be before the rule is content."""
+    if isinstance(rule, Fixed):
+        return 3 * smaller / 4
+    known = len(squares) // 2
+    if rule.rank(squares, total, complete=False) is None:
+        # Imagine every singular value still to come to be as large as one in the middle, which has mostly converged.
+        imagined = torch.cat([squares[:known], squares[known].expand(int(_GIVE_UP * smaller))])
+        if rule.rank(imagined, total, complete=False) is None:
+            return 0
+    return _GIVE_UP * smaller
+
+
+def _extrapolated_gaps(history: list[Tensor]) -> Tensor:
+    """Return the energy that further steps would probably still gain in each singular value.
+
+        history: the squared singular values after each step so far, of which there are more each time
 
     Each singular value is extrapolated on its own, as a geometric series with the ratio of its last two gains: a few
     large ones that have long converged say nothing about the small ones. Ratios are kept above a floor, since a gain
     can be small by accident once.
     """
+    last = history[-1]
     if len(history) < 3:
-        return math.inf
-    before, last = (history[-2] - history[-3]).clamp(min=0), (history[-1] - history[-2]).clamp(min=0)
-    ratio = torch.where(before > 0, last / before, 1.0).clamp(_SLOWEST_TRUSTED_RATIO, 0.9)
-    return float((last * ratio / (1 - ratio)).sum())
+        return torch.full_like(last, math.inf)
+    earlier, before = (torch.nn.functional.pad(h, (0, len(last) - len(h))) for h in history[-3:-1])
+    gained, gain = (before - earlier).clamp(min=0), (last - before).clamp(min=0)
+    ratio = torch.where(gained > 0, gain / gained, 1.0).clamp(_SLOWEST_TRUSTED_RATIO, 0.9)
+    return gain * ratio / (1 - ratio)
 
 
 def _ritz(q: Tensor, w: Tensor, gram: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,14 +283,14 @@ def _complement(basis: Tensor, extra: int) -> Tensor:
     return completed[:, have:]
 
 
-def _exact(delta: Tensor, k: int, norm: float, *, careful: bool) -> _Found:
+def _exact(delta: Tensor, rule: RankRule, norm: float, *, careful: bool) -> _Found:
     """Return the decomposition from the eigenvectors of the Gram of the smaller side, in float64.
 
     A Gram squares the condition: singular values below 1e-8 of the largest are noise in it. Their energy is none
     (1e-16), but where they are asked for by name (`careful`), LAPACK computes them, at some twenty times the cost.
     """
     if delta.shape[0] < delta.shape[1]:
-        flipped = _exact(delta.mT, k, norm, careful=careful)
+        flipped = _exact(delta.mT, rule, norm, careful=careful)
         return replace(flipped, u=flipped.vt.mT, vt=flipped.u.mT)
     n = delta.shape[1]
     gram = torch.zeros(n, n, dtype=torch.float64, device=delta.device)
@@ -250,20 +298,29 @@ def _exact(delta: Tensor, k: int, norm: float, *, careful: bool) -> _Found:
     for piece in _pieces(delta, rows):
         wide = piece.double()
         gram.addmm_(wide.mT, wide)
-    values, vectors = torch.linalg.eigh(gram)
-    if careful and values[-k] < 1e-12 * values[-1]:
+    squares, vectors = torch.linalg.eigh(gram)
+    squares = squares.flip(0).clamp(min=0)
+    k = _whole_rank(rule, squares, norm, n)
+    if careful and squares[k - 1] < 1e-12 * squares[0]:
         u, s, vt = torch.linalg.svd(delta.double(), full_matrices=False)
-        return _Found(u[:, :k], s[:k], vt[:k], gap_bound=0.0, gap_estimate=0.0, passes=1, method="dense")
+        k = _whole_rank(rule, s.square(), norm, n)
+        return _Found(u[:, :k], s[:k], vt[:k], s, gap_bound=0.0, gap_estimate=0.0, passes=1, method="dense")
     v = vectors.flip(1)[:, :k]
     image = torch.cat([piece.double() @ v for piece in _pieces(delta, rows)])
     q_image, r_image = torch.linalg.qr(image)
     p, s, zt = torch.linalg.svd(r_image)
-    return _Found(q_image @ p, s, zt @ v.mT, gap_bound=0.0, gap_estimate=0.0, passes=2, method="gram")
+    return _Found(q_image @ p, s, zt @ v.mT, squares.sqrt(), gap_bound=0.0, gap_estimate=0.0, passes=2, method="gram")
+
+
+def _whole_rank(rule: RankRule, squares: Tensor, norm: float, n: int) -> int:
+    return max(1, min(rule.rank(squares.cpu(), norm * norm, complete=True) or 0, n))
 
 
 def _finish(delta: Tensor, found: _Found, norm: float, shift: int) -> TruncatedSvd:
     u, s, vt = fix_signs(found.u, found.s, found.vt)
     u, vt = u.float(), vt.float()
+    # The leading ones are better known from the decomposition itself.
+    values = torch.cat([s, found.values[len(s) :].to(s.device).clamp(max=s[-1])])
     total = math.ldexp(norm, shift) ** 2
     energy = min(1.0, float((s * s).sum()) / total)
     if energy > _DIRECT_RESIDUAL_ABOVE:
@@ -273,6 +330,7 @@ def _finish(delta: Tensor, found: _Found, norm: float, shift: int) -> TruncatedS
     return TruncatedSvd(
         u=u.contiguous(),
         s=s * 2.0**-shift,
+        values=values * 2.0**-shift,
         vt=vt.contiguous(),
         norm=norm,
         energy=energy,
@@ -290,6 +348,7 @@ def _zero(delta: Tensor, k: int) -> TruncatedSvd:
         u=torch.eye(m, k, device=delta.device),
         s=torch.zeros(k, dtype=torch.float64, device=delta.device),
         vt=torch.eye(k, n, device=delta.device),
+        values=torch.zeros(min(m, n), dtype=torch.float64, device=delta.device),
         norm=0.0,
         energy=1.0,  # nothing was there, and nothing is lost
         error=0.0,

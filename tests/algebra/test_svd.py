@@ -345,12 +345,14 @@ def test_convergence_of_the_large_does_not_hide_the_small():
     # One value has converged; the other still gains a tenth, as much as it gained before, so it will gain for long.
     history = [torch.tensor([50.0, 1.0]), torch.tensor([100.0, 1.1]), torch.tensor([100.0, 1.2])]
 
-    assert module._extrapolated_gap(history) == pytest.approx(0.1 * 0.9 / 0.1, rel=1e-5)
-    assert module._extrapolated_gap(history[:2]) == math.inf
+    assert module._extrapolated_gaps(history).tolist() == pytest.approx([0.0, 0.1 * 0.9 / 0.1], rel=1e-5)
+    assert module._extrapolated_gaps(history[:2]).tolist() == [math.inf, math.inf]
     falling = [torch.tensor([1.0]), torch.tensor([1.4]), torch.tensor([1.6])]
-    assert module._extrapolated_gap(falling) == pytest.approx(0.2, rel=1e-5)  # 0.2 (1/2 + 1/4 + ...)
+    assert float(module._extrapolated_gaps(falling)) == pytest.approx(0.2, rel=1e-5)  # 0.2 (1/2 + 1/4 + ...)
     sudden = [torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([2.0 + 1e-3])]
-    assert module._extrapolated_gap(sudden) == pytest.approx(1e-3 * 0.25, rel=1e-3)  # the ratio is kept at 0.2
+    assert float(module._extrapolated_gaps(sudden)) == pytest.approx(1e-3 * 0.25, rel=1e-3)  # the ratio is kept at 0.2
+    grown = [torch.tensor([2.0]), torch.tensor([3.0, 1.0]), torch.tensor([3.5, 1.5])]
+    assert module._extrapolated_gaps(grown).tolist() == pytest.approx([0.5, 0.5], rel=1e-5)  # none is as good as zero
 
 
 def test_result_truncates_to_balanced_factors():

@@ -1,0 +1,104 @@
+"""Rules that say at which rank to cut a matrix, from singular values of which more may be to come.
+
+A decomposition that is found step by step asks its rule after each step. So a rule is a function of the squares found
+so far, of all that there is in sum, and of whether these are all the squares; it answers None where it needs more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# Below this share of the whole, what is left over is a difference of float32 sums: only a complete spectrum tells.
+_TOLD_BY_DIFFERENCE = 1e-5
+# Squares of singular values below this share of the sum of all are rounding of float32 values.
+_ROUNDING = 1e-14
+
+
+class RankRule(Protocol):
+    def rank(self, squares: Tensor, total: float, *, complete: bool) -> int | None:
+        """Return the rank to cut at, or None where the squares found so far do not tell.
+
+        squares: (k,) float64, descending, of singular values; each at most the true one.
+        total: sum of the squares of all singular values. complete: whether there are no others.
+        """
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """This rank."""
+
+    count: int
+
+    def rank(self, squares: Tensor, total: float, *, complete: bool) -> int | None:
+        return self.count if complete or len(squares) >= self.count else None
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The smallest rank that loses at most this share of the squared Frobenius norm.
+
+    1 - 0.95 for an energy of 0.95; 0.1 squared for a relative error of 0.1. What rounding alone can have made up is not
+    kept for any share.
+    """
+
+    share: float
+
+    def rank(self, squares: Tensor, total: float, *, complete: bool) -> int | None:
+        if complete:
+            # Summed from the small end, so that a share of 1e-12 is told from none.
+            tails = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
+            allowed = self.share * total * (1 + 1e-12)
+            return int((tails > max(allowed, len(squares) * _ROUNDING * total)).sum())
+        if self.share < _TOLD_BY_DIFFERENCE:
+            return None
+        reached = squares.cumsum(0) >= (1 - self.share) * total * (1 - 1e-12)
+        return int(reached.int().argmax()) + 1 if bool(reached.any()) else None
+
+
+@dataclass(frozen=True)
+class Above:
+    """As many as there are singular values above an edge, such as that of known noise."""
+
+    edge: float
+
+    def rank(self, squares: Tensor, total: float, *, complete: bool) -> int | None:
+        count = int((squares > self.edge * self.edge).sum())
+        return count if complete or count < len(squares) else None
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """A rule, and a rank that it may not exceed."""
+
+    rule: RankRule
+    cap: int
+
+    def rank(self, squares: Tensor, total: float, *, complete: bool) -> int | None:
+        found = self.rule.rank(squares, total, complete=complete)
+        if found is None:
+            return self.cap if len(squares) >= self.cap else None
+        return min(found, self.cap)
+
+
+def scaled(rule: RankRule, factor: float) -> RankRule:
+    """The same rule for a matrix times `factor`."""
+    if isinstance(rule, Above):
+        return Above(rule.edge * factor)
+    if isinstance(rule, AtMost):
+        return AtMost(scaled(rule.rule, factor), rule.cap)
+    return rule
+
+
+def lost_for_error(error: float) -> Lost:
+    """The rule of a largest relative Frobenius error."""
+    return Lost(error * error)
+
+
+def lost_for_energy(energy: float) -> Lost:
+    """The rule of a least share of the squared Frobenius norm."""
+    return Lost(max(0.0, math.fsum((1.0, -energy))))

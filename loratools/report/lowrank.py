@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from loratools.ops._reduce import Module
-from loratools.ops.combine import CombineReport
 from loratools.ops.extract import ExtractedModule, ExtractReport, Skipped
 from loratools.ops.resize import ResizeReport
 from loratools.report.pairs import pairs
 from loratools.report.text import interval, number, plural, safe, size
+
+if TYPE_CHECKING:
+    from loratools.ops.combine import CombineReport
 
 # More of a kind than this are told as one line.
 _SHOWN = 3
@@ -33,28 +36,15 @@ def extract_summary(report: ExtractReport) -> list[RenderableType]:
     return [pairs([*rows, ("written", f"{report.output}  {size(report.bytes)}")])]
 
 
-def combine_summary(report: CombineReport) -> list[RenderableType]:
-    """What is told on stderr after a combination."""
-    rows = [("combined", f"{plural(len(report.modules), 'module')}, {_change(report.modules)}"), _error(report)]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("adapter", overflow="fold")
-    for heading in ("weight", "gain", "interference"):
-        table.add_column(heading, justify="right")
-    for share in report.adapters:
-        told = [f"{v:.4g}" if v is not None else "–" for v in (share.weight, share.gain, share.interference)]
-        table.add_row(Text(safe(share.path)), *told)
-    return [pairs([*rows, ("written", f"{report.output}  {size(report.bytes or 0)}")]), table]
-
-
 def resize_summary(report: ResizeReport) -> list[RenderableType]:
     """What is told on stderr after a resizing."""
-    rows = [("resized", f"{plural(len(report.modules), 'module')}, {_change(report.modules)}")]
+    rows = [("resized", f"{plural(len(report.modules), 'module')}, {rank_change(report.modules)}")]
     if report.unchanged:
         rows.append(("unchanged", f"{plural(report.unchanged, 'module')} small enough already, byte for byte"))
-    return [pairs([*rows, _error(report), ("written", f"{report.output}  {size(report.bytes or 0)}")])]
+    return [pairs([*rows, error_row(report), ("written", f"{report.output}  {size(report.bytes or 0)}")])]
 
 
-def plan_tables(report: ExtractReport | CombineReport | ResizeReport, out: object) -> list[RenderableType]:
+def plan_tables(report: ExtractReport | ResizeReport, out: object) -> list[RenderableType]:
     """What `--plan` prints: every module with its ranks, then the whole."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("module", overflow="fold")
@@ -88,14 +78,14 @@ def _part(skipped: Sequence[Skipped]) -> str:
     return f", {sum(shares):.2%} of all that changed" if shares else ""
 
 
-def _error(report: CombineReport | ResizeReport) -> tuple[str, str]:
+def error_row(report: CombineReport | ResizeReport) -> tuple[str, str]:
     if not report.error:
         return "error", "none: the stored values are exact"
     worst = max((m.error or 0.0 for m in report.modules), default=0.0)
     return "error", f"{number(report.error)} relative, as stored; {number(worst)} in the worst module"
 
 
-def _change(modules: Sequence[Module]) -> str:
+def rank_change(modules: Sequence[Module]) -> str:
     return f"{_ranks(m.rank_in for m in modules)} to {_ranks(m.rank or 0 for m in modules)}"
 
 

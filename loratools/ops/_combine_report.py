@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
-from loratools.ops._reduce import Module, inner
+from loratools.ops._reduce import Module, Reduced, inner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,23 +85,22 @@ class Part:
         return ModuleShare(self.index, self.weight, *_ratios([self]))
 
 
-def parts_of(
-    terms: Sequence[tuple[int, float, Factors]], result: Factors, wanted: Factors | Tensor
-) -> tuple[Part, ...]:
+def parts_of(terms: Sequence[tuple[int, float, Factors]], found: Reduced) -> tuple[Part, ...]:
     """The part of every adapter in one target; terms are its position, its weight, and its delta at weight 1."""
     from loratools.algebra.lowrank import row_space
 
+    result = found.factors
     spaces = [row_space(own) for _, _, own in terms]
-    found = []
+    parts = []
     for i, ((index, weight, own), (rows, square)) in enumerate(zip(terms, spaces, strict=True)):
         difference = result.b @ (result.a @ rows) - own.b @ (own.a @ rows)
         others = [other for j, (other, _) in enumerate(spaces) if j != i]
         product = inner(result, own)
-        before = product if wanted is result else _inner(wanted, own)
+        before = product if found.wanted is result else _inner(found.wanted, own)
         interference = float(difference.square().sum())
         overlaps = tuple(overlap(rows, other) for other in others if rows.shape[1] and other.shape[1])
-        found.append(Part(index, weight, product, before, square, interference, overlaps))
-    return tuple(found)
+        parts.append(Part(index, weight, product, before, square, interference, overlaps))
+    return tuple(parts)
 
 
 def overlap(one: Tensor, other: Tensor) -> tuple[float, float]:

@@ -131,42 +131,47 @@ def _ensure_known(name: str, value: float) -> None:
 class Module:
     """A line of a report: ranks, and what of the delta (Frobenius `norm`) is in the stored values.
 
-    `energy` is the share of the squared norm and `error` the relative Frobenius error. Of a plan they are None.
+    `energy` is the share of the squared norm and `error` the relative Frobenius error.
     """
 
     name: str
     rank_in: int
-    rank: int | None
-    energy: float | None = None
-    error: float | None = None
-    norm: float | None = None
+    rank: int
+    energy: float
+    error: float
+    norm: float
 
     def as_json(self) -> dict[str, object]:
         fields = ("name", "rank_in", "rank", "energy", "error")
         return {field: getattr(self, field) for field in fields}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Stored:
-    """An update as it will be written, its values, what it should be, the `norm` of that, and of what is `lost`."""
+    """An update as it will be written, the Frobenius `norm` of what it should be, and that of what is `lost`."""
 
     update: Update
-    factors: Factors
-    wanted: Factors | Tensor
     norm: float
     lost: float
 
-    def module(self, name: str, rank_in: int) -> Module:
+    def module(self, name: str, rank_in: int, rank: int) -> Module:
         error = self.lost / self.norm if self.norm else 0.0
-        return Module(name, rank_in, self.update.rank, max(0.0, 1 - error * error), error, self.norm)
+        return Module(name, rank_in, rank, max(0.0, 1 - error * error), error, self.norm)
 
 
-def overall_error(modules: Sequence[Module]) -> float | None:
-    """Relative Frobenius error of all modules together; None for a plan."""
-    if any(m.error is None or m.norm is None for m in modules):
-        return None
-    total = math.fsum((m.norm or 0.0) ** 2 for m in modules)
-    lost = math.fsum(((m.norm or 0.0) * (m.error or 0.0)) ** 2 for m in modules)
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """What is stored, with its values and what they should be; not kept, as those of all modules are many."""
+
+    stored: Stored
+    factors: Factors
+    wanted: Factors | Tensor
+
+
+def overall_error(modules: Sequence[Module]) -> float:
+    """Relative Frobenius error of all modules together."""
+    total = math.fsum(m.norm**2 for m in modules)
+    lost = math.fsum((m.norm * m.error) ** 2 for m in modules)
     return math.sqrt(lost / total) if total else 0.0
 
 
@@ -198,21 +203,21 @@ def exact_factors(update: Update, name: str, whose: str) -> Factors:
     return factors
 
 
-def passed_through(update: Update, factors: Factors, name: str, dtype: str | None) -> Stored:
+def passed_through(update: Update, factors: Factors, name: str, dtype: str | None) -> Reduced:
     """The update as it is, its tensors byte for byte, unless another dtype is asked for."""
     from loratools.algebra.lowrank import norm
 
     size = norm(factors)
     if not isinstance(update, LoRA) or dtype is None or {update.a.dtype, update.b.dtype} == {dtype}:
-        return Stored(update, factors, factors, size, 0.0)
+        return Reduced(Stored(update, size, 0.0), factors, factors)
     cast = replace(update, a=_cast(update.a, dtype, name), b=_cast(update.b, dtype, name))
     kept = cast.factors()
-    return Stored(cast, kept, factors, size, _norm(_difference(factors, kept)))
+    return Reduced(Stored(cast, size, _norm(_difference(factors, kept))), kept, factors)
 
 
 def reduced(
     wanted: Combination, limit: Limit, name: str, dtype: str, *, unchanged: Update | None, unchanged_dtype: str | None
-) -> Stored:
+) -> Reduced:
     """The nearest delta within `limit`, stored in `dtype` at scale 1.
 
     A delta that is within it already is stored as it is; where it is that of the update `unchanged`, as that update.
@@ -234,7 +239,7 @@ def reduced(
             return passed_through(unchanged, factors, name, unchanged_dtype)
         update = _stored_as(factors, name, dtype)
         values = update.factors()
-        return Stored(update, values, factors, norm(factors), _norm(_difference(factors, values)))
+        return Reduced(Stored(update, norm(factors), _norm(_difference(factors, values))), values, factors)
     kept = truncate(core.leading(rank), rank)
     update = _stored_as(kept, name, dtype)
     values = update.factors()
@@ -244,10 +249,10 @@ def reduced(
     tail = float(core.s[rank:].square().sum())
     product = inner(factors, rounding) - inner(kept, rounding)
     lost = math.sqrt(max(0.0, tail - 2 * product + inner(rounding, rounding)))
-    return Stored(update, values, factors, float(core.s.square().sum().sqrt()), lost)
+    return Reduced(Stored(update, float(core.s.square().sum().sqrt()), lost), values, factors)
 
 
-def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str) -> Stored:
+def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str) -> Reduced:
     import torch
 
     from loratools.algebra.lowrank import Svd, fix_signs, truncate
@@ -273,7 +278,7 @@ def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str) -> Stored
     for start in range(0, delta.shape[0], _ROWS):
         stop = start + _ROWS
         residual += float((delta[start:stop] - values.b[start:stop] @ values.a).square().sum())
-    return Stored(update, values, delta, float(torch.linalg.matrix_norm(delta)), math.sqrt(residual))
+    return Reduced(Stored(update, float(torch.linalg.matrix_norm(delta)), math.sqrt(residual)), values, delta)
 
 
 def inner(f: Factors, g: Factors) -> float:

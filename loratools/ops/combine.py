@@ -25,7 +25,7 @@ from loratools.ops._arguments import AdapterArgument, AdapterSource, RankFrom, l
 from loratools.ops._combine_heads import combined_replacements
 from loratools.ops._combine_report import CombinedModule, Part, Share, parts_of, share_of
 from loratools.ops._recipe import Recipe, ingredients, overridden, read_recipe
-from loratools.ops._reduce import Limit, Stored, exact_factors, overall_error, reduced, update_dtype, widest
+from loratools.ops._reduce import Limit, Reduced, exact_factors, overall_error, reduced, update_dtype, widest
 from loratools.storage.commit import check_output
 from loratools.updates import Update
 from loratools.updates.lora import LoRA
@@ -44,7 +44,7 @@ class CombineReport:
 
     modules: tuple[CombinedModule, ...]
     adapters: tuple[Share, ...]
-    error: float | None
+    error: float
     output: Path | None
     adapter: Adapter | None
     bytes: int
@@ -301,14 +301,12 @@ def _combined(name: str, terms: Sequence[_Term], chosen: _Chosen, *, rest: bool)
     wanted = _finished(chosen.method.combine(said, **chosen.options), said, chosen)
     source = next((t.update for t, f in zip(terms, factors, strict=True) if f is wanted), None)
     dtype = chosen.dtype or widest([update_dtype(t.update) for t in terms])
-    stored = reduced(wanted, chosen.limit, name, dtype, unchanged=source, unchanged_dtype=chosen.dtype)
-    parts = parts_of(
-        [(t.index, t.weight, f) for t, f in zip(terms, factors, strict=True)], stored.factors, stored.wanted
-    )
-    line = stored.module(name, sum(f.rank for f in factors))
+    found = reduced(wanted, chosen.limit, name, dtype, unchanged=source, unchanged_dtype=chosen.dtype)
+    parts = parts_of([(t.index, t.weight, f) for t, f in zip(terms, factors, strict=True)], found)
+    line = found.stored.module(name, sum(f.rank for f in factors), found.factors.rank)
     module = CombinedModule(**vars(line), adapters=tuple(p.share() for p in parts))
-    left = _rest(stored, said, chosen, name, dtype) if rest else None
-    return _Combined(stored.update, module, parts, left)
+    left = _rest(found, said, chosen, name, dtype) if rest else None
+    return _Combined(found.stored.update, module, parts, left)
 
 
 def _finished(found: Combination, terms: Terms, chosen: _Chosen) -> Combination:
@@ -336,27 +334,26 @@ def _finished(found: Combination, terms: Terms, chosen: _Chosen) -> Combination:
     return found
 
 
-def _rest(stored: Stored, terms: Terms, chosen: _Chosen, name: str, dtype: str) -> Update | None:
+def _rest(found: Reduced, terms: Terms, chosen: _Chosen, name: str, dtype: str) -> Update | None:
     """What is to be added to the stored values to have all of it; None where that is rounding."""
     from loratools.algebra.lowrank import EPS, Factors, concatenate, decompose, numerical_rank, truncate
 
     approximates = getattr(chosen.method, "approximates", None)
-    whole = stored.wanted if approximates is None else approximates(terms)
+    whole = found.wanted if approximates is None else approximates(terms)
     if not isinstance(whole, Factors):
         raise UsageError(
             f"what is lost of '{name}' has no low rank, and makes no adapter",
             hint="work in small coordinates: --set space=core; or leave out --residual",
         )
-    difference = concatenate([(1.0, whole), (-1.0, stored.factors)])
+    difference = concatenate([(1.0, whole), (-1.0, found.factors)])
     core = decompose(difference)
     rank = numerical_rank(core.s, (difference.out_features, difference.in_features), EPS)
-    if not rank or float(core.s[0]) <= 1e-12 * stored.norm:
+    if not rank or float(core.s[0]) <= 1e-12 * found.stored.norm:
         return None
     # Cancelled terms leave directions that are rounding: as large as the values that were subtracted, times epsilon.
-    rank = max(1, int((core.s > 1e-12 * max(stored.norm, float(core.s[0]))).sum()))
-    return reduced(
-        truncate(core.leading(rank), rank), Limit(), name, dtype, unchanged=None, unchanged_dtype=None
-    ).update
+    rank = max(1, int((core.s > 1e-12 * max(found.stored.norm, float(core.s[0]))).sum()))
+    kept = truncate(core.leading(rank), rank)
+    return reduced(kept, Limit(), name, dtype, unchanged=None, unchanged_dtype=None).stored.update
 
 
 def _adapter(

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from loratools.ops._combine_report import ModuleShare, Share
 from loratools.ops.combine import CombineReport
-from loratools.report.lowrank import error_row, rank_change
 from loratools.report.pairs import pairs
-from loratools.report.text import number, plural, safe, size
+from loratools.report.resizing import change, error_row, modules_table
+from loratools.report.text import plural, safe, size
 
 _HEADINGS = ("weight", "gain", "lost by rank", "interference", "overlap", "at random")
 
@@ -27,15 +27,16 @@ def combine_summary(report: CombineReport, *, every: bool = False) -> list[Rende
 
 def combine_plan(report: CombineReport, out: object, *, every: bool = False) -> list[RenderableType]:
     """What `--plan` prints: every module with its ranks and error, the adapters, and the whole."""
-    table = _table("module", ("rank now", "rank", "error"))
-    for module in report.modules:
-        table.add_row(Text(safe(module.name)), str(module.rank_in), str(module.rank), number(module.error))
-    return [table, pairs([*_head(report), ("output", f"{out}  {size(report.bytes)}")]), *_tables(report, every)]
+    return [
+        modules_table(report),
+        pairs([*_head(report), ("output", f"{out}  {size(report.bytes)}")]),
+        *_tables(report, every),
+    ]
 
 
 def _head(report: CombineReport) -> list[tuple[str, str]]:
     method = report.recipe.get("method", "linear")
-    told = f"{plural(len(report.modules), 'module')}, {rank_change(report.modules)}, method {method}"
+    told = f"{plural(len(report.modules), 'module')}, {change(report.modules)}, method {method}"
     return [("combined", told), error_row(report)]
 
 

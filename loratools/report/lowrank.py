@@ -1,22 +1,16 @@
-"""What extracting, combining and resizing will do, and what they did, for people."""
+"""What extracting will do, and what it did, for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loratools.ops._reduce import Module
 from loratools.ops.extract import ExtractedModule, ExtractReport, Skipped
-from loratools.ops.resize import ResizeReport
 from loratools.report.pairs import pairs
 from loratools.report.text import interval, number, plural, safe, size
-
-if TYPE_CHECKING:
-    from loratools.ops.combine import CombineReport
 
 # More of a kind than this are told as one line.
 _SHOWN = 3
@@ -24,7 +18,7 @@ _SHOWN = 3
 
 def extract_summary(report: ExtractReport) -> list[RenderableType]:
     """What is told on stderr after an extraction."""
-    rows = [("extracted", f"{plural(len(report.modules), 'module')}, {_ranks(m.rank for m in report.modules)}")]
+    rows = [("extracted", f"{plural(len(report.modules), 'module')}, {ranks(m.rank for m in report.modules)}")]
     if report.unchanged:
         rows[0] = (rows[0][0], f"{rows[0][1]}; {plural(report.unchanged, 'tensor')} unchanged")
     rows.append(("captured", f"{_share(report.energy)} of their energy, relative error {number(report.error)}"))
@@ -36,25 +30,14 @@ def extract_summary(report: ExtractReport) -> list[RenderableType]:
     return [pairs([*rows, ("written", f"{report.output}  {size(report.bytes)}")])]
 
 
-def resize_summary(report: ResizeReport) -> list[RenderableType]:
-    """What is told on stderr after a resizing."""
-    rows = [("resized", f"{plural(len(report.modules), 'module')}, {rank_change(report.modules)}")]
-    if report.unchanged:
-        rows.append(("unchanged", f"{plural(report.unchanged, 'module')} small enough already, byte for byte"))
-    return [pairs([*rows, error_row(report), ("written", f"{report.output}  {size(report.bytes or 0)}")])]
-
-
-def plan_tables(report: ExtractReport | ResizeReport, out: object) -> list[RenderableType]:
-    """What `--plan` prints: every module with its ranks, then the whole."""
+def plan_tables(report: ExtractReport, out: object) -> list[RenderableType]:
+    """What `--plan` prints: every module with its rank, then the whole."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("module", overflow="fold")
-    for heading in ("rank",) if isinstance(report, ExtractReport) else ("rank now", "rank"):
-        table.add_column(heading, justify="right")
+    table.add_column("rank", justify="right")
     for module in report.modules:
-        ranks = [module.rank] if isinstance(module, ExtractedModule) else [module.rank_in, module.rank]
-        table.add_row(Text(safe(module.name)), *("by value" if r is None else str(r) for r in ranks))
-    nbytes = "size known when computed" if report.bytes is None else size(report.bytes)
-    return [table, pairs([("modules", str(len(report.modules))), ("output", f"{out}  {nbytes}")])]
+        table.add_row(Text(safe(module.name)), str(module.rank))
+    return [table, pairs([("modules", str(len(report.modules))), ("output", f"{out}  {size(report.bytes)}")])]
 
 
 def skipped_lines(skipped: Sequence[Skipped], *, every: bool) -> list[str]:
@@ -78,19 +61,9 @@ def _part(skipped: Sequence[Skipped]) -> str:
     return f", {sum(shares):.2%} of all that changed" if shares else ""
 
 
-def error_row(report: CombineReport | ResizeReport) -> tuple[str, str]:
-    if not report.error:
-        return "error", "none: the stored values are exact"
-    worst = max((m.error or 0.0 for m in report.modules), default=0.0)
-    return "error", f"{number(report.error)} relative, as stored; {number(worst)} in the worst module"
-
-
-def rank_change(modules: Sequence[Module]) -> str:
-    return f"{_ranks(m.rank_in for m in modules)} to {_ranks(m.rank or 0 for m in modules)}"
-
-
-def _ranks(ranks: Iterable[int]) -> str:
-    found = sorted(set(ranks))
+def ranks(numbers: Iterable[int]) -> str:
+    """`rank 8`, `ranks 2–16`."""
+    found = sorted(set(numbers))
     return f"rank {found[0]}" if len(found) == 1 else f"ranks {found[0]}–{found[-1]}" if found else "no rank"
 
 

@@ -114,10 +114,10 @@ def test_factors_before_storing_equal_dense_svd_to_1e_10() -> None:
     assert isinstance(wanted, Tensor)
 
     terms = Terms("m", tuple(f for _, f in parts), tuple(w for w, _ in parts), (1.0, 1.0))
-    stored = reduced(linear.combine(terms), Limit(rank=4), "m", "F64", unchanged=None, unchanged_dtype=None)
+    found = reduced(linear.combine(terms), Limit(rank=4), "m", "F64", unchanged=None, unchanged_dtype=None)
 
-    torch.testing.assert_close(stored.factors.b @ stored.factors.a, _best(wanted, 4), rtol=1e-10, atol=1e-10)
-    assert stored.lost == pytest.approx(float((wanted - _best(wanted, 4)).norm()), rel=1e-10)
+    torch.testing.assert_close(found.factors.b @ found.factors.a, _best(wanted, 4), rtol=1e-10, atol=1e-10)
+    assert found.stored.lost == pytest.approx(float((wanted - _best(wanted, 4)).norm()), rel=1e-10)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

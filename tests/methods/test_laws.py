@@ -58,9 +58,7 @@ def _orthogonal(size: int, seed: int) -> Tensor:
 @every
 def test_adapters_in_another_order_give_the_same_if_promised(name: str, given: dict[str, object]) -> None:
     terms = make.make_terms(RANKS, weights=(0.75, 1.5))
-    turned = replace(
-        terms, factors=terms.factors[::-1], weights=terms.weights[::-1], scales=terms.scales[::-1]
-    )
+    turned = replace(terms, factors=terms.factors[::-1], weights=terms.weights[::-1], scales=terms.scales[::-1])
 
     one, two = make.run(name, terms, **given), make.run(name, turned, **given)
 
@@ -127,9 +125,7 @@ def test_an_adapter_alone_at_weight_one_comes_back_if_promised(name: str, given:
 def test_equal_seeds_give_equal_bytes_and_names_draw_their_own(name: str, given: dict[str, object]) -> None:
     terms = make.make_terms(RANKS)
 
-    one, again, other = (
-        make.run(name, replace(terms, seed=seed), **given).numpy().tobytes() for seed in (3, 3, 4)
-    )
+    one, again, other = (make.run(name, replace(terms, seed=seed), **given).numpy().tobytes() for seed in (3, 3, 4))
     elsewhere = make.run(name, replace(terms, seed=3, name="layer.k"), **given).numpy().tobytes()
 
     assert one == again

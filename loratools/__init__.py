@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from loratools.formats import load, save
     from loratools.ops.combine import combine
+    from loratools.ops.compare import compare
     from loratools.ops.extract import extract
     from loratools.ops.inspect import Inspection, inspect
     from loratools.ops.merge import merge
@@ -50,6 +51,7 @@ _HOMES = {
     "UnsupportedError": "errors",
     "UsageError": "errors",
     "combine": "ops.combine",
+    "compare": "ops.compare",
     "extract": "ops.extract",
     "inspect": "ops.inspect",
     "load": "formats",
@@ -76,6 +78,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "combine",
+    "compare",
     "extract",
     "inspect",
     "load",

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_EPS = torch.finfo(torch.float64).eps
+EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Core:
     """
 
     s: Tensor
-    left: _Basis
-    right: _Basis
+    left: Basis
+    right: Basis
     p: Tensor
     z: Tensor
 
@@ -117,15 +117,22 @@ class Core:
 
 
 @dataclass(frozen=True)
-class _Basis:
-    """Orthonormal columns, as the reflections of a QR decomposition (LAPACK's geqrf) or, where there are none, as the
-    unit vectors themselves."""
+class Basis:
+    """Orthonormal columns: the reflections of a QR decomposition (LAPACK's geqrf) or, where there are none, the unit
+    vectors; times `turn`, orthonormal columns in those, where that is given."""
 
     reflections: Tensor | None = None
     taus: Tensor | None = None
+    turn: Tensor | None = None
+
+    def turned(self, turn: Tensor) -> Basis:
+        """These columns times orthonormal columns `turn`, which are not multiplied out yet."""
+        return Basis(self.reflections, self.taus, turn if self.turn is None else self.turn @ turn)
 
     def times(self, x: Tensor) -> Tensor:
         """The basis times a thin matrix; reflecting it is cheaper than forming the basis first."""
+        if self.turn is not None:
+            x = self.turn @ x
         if self.reflections is None or self.taus is None:
             return x
         padded = x.new_zeros(self.reflections.shape[0], x.shape[1])
@@ -134,21 +141,43 @@ class _Basis:
         return found
 
 
-def decompose(f: Factors) -> Core:
-    """Return the singular value decomposition of `b @ a`, vectors to be formed; k = min(r, out, in). float64.
+@dataclass(frozen=True)
+class Framed:
+    """`delta = left @ core @ right^T`, with orthonormal columns on both sides: a delta in coordinates in which it is
+    small.
+
+    left: (out, p)   core: (p, q)   right: (in, q)
+    """
+
+    left: Basis
+    core: Tensor
+    right: Basis
+
+    def factors(self) -> Factors:
+        """Exactly this delta, by its singular values, as many as are not rounding; 1 of a delta of zeros."""
+        core = decompose(self)
+        rank = numerical_rank(core.s, (self.core.shape[0], self.core.shape[1]), EPS)
+        return truncate(core.leading(max(1, rank)), max(1, rank))
+
+
+def decompose(f: Factors | Framed) -> Core:
+    """Return the singular value decomposition of a delta, vectors to be formed; k = min(r, out, in). float64.
 
     The product is formed only where it is not larger than its factors (r above half of the smaller side), and the
     dense way is the cheaper one.
     """
+    if isinstance(f, Framed):
+        p, s, zt = torch.linalg.svd(f.core, full_matrices=False)
+        return Core(s, f.left, f.right, p, zt.mT)
     b, a = _in_range(f)
     k = min(f.rank, f.out_features, f.in_features)
     if 2 * f.rank > min(f.out_features, f.in_features):
         u, s, vt = torch.linalg.svd(b @ a, full_matrices=False)
-        return Core(s[:k], _Basis(), _Basis(), u[:, :k], vt[:k].mT)
+        return Core(s[:k], Basis(), Basis(), u[:, :k], vt[:k].mT)
     left, right = torch.geqrf(b), torch.geqrf(a.mT)
     r_b, r_a = (reflections[: f.rank].triu() for reflections, _ in (left, right))
     p, s, zt = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
-    return Core(s, _Basis(*left), _Basis(*right), p, zt.mT)
+    return Core(s, Basis(*left), Basis(*right), p, zt.mT)
 
 
 def svd(f: Factors) -> Svd:
@@ -168,7 +197,7 @@ def row_space(f: Factors) -> tuple[Tensor, float]:
     """
     b, a = _in_range(f)
     values, vectors = torch.linalg.eigh(a @ a.mT)
-    kept = values > _EPS * max(a.shape) * values.max() if values.numel() else values > 0
+    kept = values > EPS * max(a.shape) * values.max() if values.numel() else values > 0
     root = values[kept].sqrt()
     basis = (a.mT @ vectors[:, kept]) / root
     turned = (vectors[:, kept] * root).mT
@@ -229,7 +258,7 @@ def rank_for_energy(s: Tensor, share: float, *, shape: tuple[int, int] | None = 
         return rank
     # A share that is met exactly must count as met: 9 of 9 + 1 is 0.9, though 1 - 0.9 is a little less than 1/10 in
     # floating point.
-    allowed = (1 - share) + 4 * _EPS
+    allowed = (1 - share) + 4 * EPS
     return max(1, _first_at_most(tails, allowed))
 
 
@@ -245,7 +274,7 @@ def rank_for_error(s: Tensor, error: float, *, shape: tuple[int, int] | None = N
     if not error >= 0:
         raise ValueError(f"error {error} is negative or not a number")
     tails, _ = _tails(s, shape)
-    return _first_at_most(tails, error * error * (1 + 4 * _EPS))
+    return _first_at_most(tails, error * error * (1 + 4 * EPS))
 
 
 def numerical_rank(s: Tensor, shape: tuple[int, int], eps: float) -> int:
@@ -303,7 +332,7 @@ def _tails(s: Tensor, shape: tuple[int, int] | None) -> tuple[Tensor, int]:
     """Return `sum_{i>k} s_i^2 / sum s^2` for k = 0 ... len(s), and the numerical rank, where the tails end."""
     # Divided by the largest, so that squares neither overflow nor vanish.
     s = s.detach().double().cpu()
-    rank = numerical_rank(s, shape or (len(s), len(s)), _EPS)
+    rank = numerical_rank(s, shape or (len(s), len(s)), EPS)
     if rank == 0:
         return torch.zeros(1, dtype=torch.float64), 0
     squares = torch.where(torch.arange(len(s)) < rank, s / s[0], torch.zeros_like(s)) ** 2

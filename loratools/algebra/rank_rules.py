@@ -102,3 +102,24 @@ def lost_for_error(error: float) -> Lost:
 def lost_for_energy(energy: float) -> Lost:
     """The rule of a least share of the squared Frobenius norm."""
     return Lost(max(0.0, math.fsum((1.0, -energy))))
+
+
+def named_rank(name: str, value: float, s: Tensor) -> int:
+    """Return the rank by one of the rules of kohya's resize script, which know a matrix by all its singular values.
+
+        s: (k,) descending
+
+    sv_ratio        as many as are larger than the first one divided by `value`.
+    sv_cumulative   the smallest rank whose sum of singular values is the share `value` of all.
+    sv_fro          the smallest rank whose Frobenius norm is the share `value` of all; the energy `value` squared.
+
+    At least 1.
+    """
+    s = s.detach().double().cpu()
+    if not s.numel() or not s[0] > 0:
+        return 1
+    s = s / s[0]
+    if name == "sv_ratio":
+        return max(1, int((s > 1 / value).sum()))
+    shares = s.cumsum(0) if name == "sv_cumulative" else s.square().cumsum(0).sqrt()
+    return min(len(s), int((shares < value * shares[-1] * (1 - 1e-12)).sum()) + 1)

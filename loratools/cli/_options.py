@@ -123,7 +123,43 @@ def _parse_source(text: str) -> str:
     return text
 
 
+def parse_setting(text: str) -> tuple[str, str]:
+    """`density=0.3` -> ("density", "0.3")."""
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals and value.strip()):
+        raise UsageError(f"'{text}' sets nothing", hint="write option=value, as in density=0.3")
+    return name.strip(), value.strip()
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """`1,0.5,0` -> (1.0, 0.5, 0.0)."""
+    words = [word.strip() for word in text.split(",")]
+    if bad := [word for word in words if not _NUMBER.fullmatch(word)]:
+        raise UsageError(f"'{bad[0]}' is no number", hint="write numbers with commas between them: 1,0.5,0")
+    return tuple(map(float, words))
+
+
+def parse_module_weight(text: str) -> tuple[str, tuple[float, ...]]:
+    """`*.q_proj=0.5` -> ("*.q_proj", (0.5,))."""
+    glob, equals, numbers = text.rpartition("=")
+    if not glob or not equals:
+        raise UsageError(f"'{text}' weighs nothing", hint="write GLOB=W, as in '*.q_proj=0.5'")
+    return glob, parse_numbers(numbers)
+
+
+def parse_rule(text: str) -> tuple[str, float]:
+    """`sv_fro=0.9` -> ("sv_fro", 0.9)."""
+    name, equals, number = text.partition("=")
+    if not equals or not _NUMBER.fullmatch(number.strip()):
+        raise UsageError(f"'{text}' is no rule and its number", hint="write NAME=F, as in sv_fro=0.9")
+    return name.strip(), float(number)
+
+
 SIZE = _Parsed("size", parse_size)
+SETTING = _Parsed("setting", parse_setting)
+NUMBERS = _Parsed("numbers", parse_numbers)
+MODULE_WEIGHT = _Parsed("weight", parse_module_weight)
+RULE = _Parsed("rule", parse_rule)
 SHARE = _Parsed("share", parse_share)
 WEIGHTED = _Parsed("adapter", parse_weighted)
 DTYPE = _Parsed("dtype", _parse_dtype)

@@ -16,17 +16,46 @@ if TYPE_CHECKING:
 
 
 @click.command("combine")
-@click.argument("adapters", nargs=-1, required=True, type=options.WEIGHTED, metavar="ADAPTER[=W]...")
+@click.argument("adapters", nargs=-1, type=options.WEIGHTED, metavar="ADAPTER[=W]...")
 @options.out
 @click.option(
     "--method",
-    default="linear",
-    show_default=True,
     metavar="NAME",
-    help=f"How: {', '.join(registry.names('methods'))}. 'loratools methods' explains.",
+    help=f"How, if not linear: {', '.join(registry.names('methods'))}. 'loratools methods' explains.",
+)
+@click.option(
+    "--set", "settings", multiple=True, type=options.SETTING, metavar="OPTION=VALUE", help="An option of the method."
 )
 @click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Truncate each module to this rank.")
 @click.option("--energy", type=options.SHARE, metavar="F", help="Truncate, keeping this share of each module's energy.")
+@click.option("--max-rank", type=click.IntRange(min=1), metavar="N", help="With --energy: no rank above this.")
+@click.option(
+    "--module-weight",
+    "module_weights",
+    multiple=True,
+    type=options.MODULE_WEIGHT,
+    metavar="GLOB=W[,W...]",
+    help="A further factor for modules that match, for all adapters or one for each; the last match counts.",
+)
+@click.option(
+    "--block-weights",
+    multiple=True,
+    type=options.NUMBERS,
+    metavar="W,W,...",
+    help="Block weights as kohya's scripts take them: 12, 17, 20 or 26 numbers, for all adapters or for each.",
+)
+@click.option(
+    "--heads",
+    type=click.Choice(["refuse", "first", "average"]),
+    help="What to do where adapters replace a weight with different values, if not refuse.",
+)
+@click.option("--calibrate", type=click.Choice(["svc"]), help="Afterwards, bring back what several adapters repeat.")
+@click.option("--norm-match", is_flag=True, help="Then scale each module to the weighted norms of its adapters.")
+@click.option(
+    "--residual", type=click.Path(path_type=Path), metavar="PATH", help="Also write what was lost, as an adapter."
+)
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="A YAML file that says all this.")
+@click.option("--seed", type=int, metavar="N", help="Seed of what is random, if not 0.")
 @options.dtype
 @options.include
 @options.exclude
@@ -40,9 +69,19 @@ def command(
     adapters: tuple[options.Weighted, ...],
     *,
     out: Path,
-    method: str,
+    method: str | None,
+    settings: tuple[tuple[str, str], ...],
     rank: int | None,
     energy: float | None,
+    max_rank: int | None,
+    module_weights: tuple[tuple[str, tuple[float, ...]], ...],
+    block_weights: tuple[tuple[float, ...], ...],
+    heads: str | None,
+    calibrate: str | None,
+    norm_match: bool,
+    residual: Path | None,
+    recipe: Path | None,
+    seed: int | None,
     dtype: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -55,15 +94,19 @@ def command(
 ) -> None:
     """Write one adapter that does what the ADAPTERs do together, each times its weight W.
 
-    Without --rank or --energy nothing is lost: ranks add up. With one of them, each module becomes the nearest of
-    that size. For each adapter, the summary tells its gain (how much of it is in the result: its weight, where nothing
-    overlaps) and its interference (how differently the result answers to the inputs that it reacts to).
+    The linear method without --rank or --energy loses nothing: ranks add up. With one of them, each module becomes the
+    nearest of that size. For each adapter, the summary tells its gain (how much of it is in the result: its weight,
+    where nothing overlaps), its interference (how differently the result answers to the inputs that it reacts to), and
+    how much of its row space it shares with the others, beside what subspaces of that size share at random. --plan
+    computes all of that and writes nothing; -v tells it by module.
 
     \b
     Examples:
       loratools combine style=0.7 facts=0.3 -o both
       loratools combine style facts -o both --rank 16
       loratools combine instruct chat=-0.5 -o less-chatty
+      loratools combine a b c -o all --method ties --set density=0.3 --rank 16
+      loratools combine --recipe blend.yaml -o blend
     """
     from loratools.ops.combine import combine
 
@@ -71,9 +114,19 @@ def command(
         report = combine(
             [(a.source, a.weight) for a in adapters],
             out,
+            recipe=recipe,
             method=method,
+            options=dict(settings),
             rank=rank,
             energy=energy,
+            max_rank=max_rank,
+            module_weights=dict(module_weights),
+            block_weights=block_weights,
+            heads=heads,
+            calibrate=calibrate,
+            norm_match=norm_match,
+            residual=residual,
+            seed=seed,
             dtype=dtype,
             include=include,
             exclude=exclude,
@@ -89,9 +142,9 @@ def command(
     if output.json:
         output.document(report.as_json())
         return
-    from loratools.report.lowrank import combine_summary, plan_tables
+    from loratools.report.combination import combine_plan, combine_summary
 
     if plan:
-        output.table(*plan_tables(report, out))
+        output.table(*combine_plan(report, out, every=output.verbose))
     else:
-        output.summary(*combine_summary(report))
+        output.summary(*combine_summary(report, every=output.verbose))

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 @click.option("--rank", type=click.IntRange(min=1), metavar="N", help="At most this rank.")
 @click.option("--energy", type=options.SHARE, metavar="F", help="Smallest rank that keeps this share of the energy.")
 @click.option("--error", type=options.SHARE, metavar="F", help="Smallest rank with at most this relative error.")
+@click.option("--rule", type=options.RULE, metavar="NAME=F", help="A rule of kohya's: sv_ratio, sv_cumulative, sv_fro.")
+@click.option("--max-size", type=options.SIZE, metavar="SIZE", help="The best file of weights of at most this size.")
+@click.option("--max-params", type=click.IntRange(min=1), metavar="N", help="The best with at most so many parameters.")
+@click.option("--max-rank", type=click.IntRange(min=1), metavar="N", help="No rank above this, whatever the rule.")
 @options.dtype
 @options.include
 @options.exclude
@@ -36,6 +40,10 @@ def command(
     rank: int | None,
     energy: float | None,
     error: float | None,
+    rule: tuple[str, float] | None,
+    max_size: int | None,
+    max_params: int | None,
+    max_rank: int | None,
     dtype: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -48,12 +56,16 @@ def command(
 ) -> None:
     """Write the adapter that is nearest to ADAPTER, module by module, at the smallest rank that the rule allows.
 
-    One of --rank, --energy and --error is the rule. A module that is small enough keeps its bytes: no rank grows.
+    One of --rank, --energy, --error and --rule is the rule for each module; --max-size and --max-params are for all of
+    them together, shared out by singular values so that the least is lost. A module that is small enough keeps its
+    bytes: no rank grows. --plan computes ranks and errors and writes nothing.
 
     \b
     Examples:
       loratools resize my-lora -o smaller --rank 8
       loratools resize my-lora -o smaller --energy 0.99
+      loratools resize my-lora -o smaller --max-size 20MB
+      loratools resize my-lora -o smaller --rule sv_fro=0.9 --max-rank 32
     """
     from loratools.ops.resize import resize
 
@@ -64,6 +76,10 @@ def command(
             rank=rank,
             energy=energy,
             error=error,
+            rule=rule,
+            max_size=max_size,
+            max_params=max_params,
+            max_rank=max_rank,
             dtype=dtype,
             include=include,
             exclude=exclude,
@@ -79,9 +95,9 @@ def command(
     if output.json:
         output.document(report.as_json())
         return
-    from loratools.report.lowrank import plan_tables, resize_summary
+    from loratools.report.resizing import resize_plan, resize_summary
 
     if plan:
-        output.table(*plan_tables(report, out))
+        output.table(*resize_plan(report, out))
     else:
         output.summary(*resize_summary(report))

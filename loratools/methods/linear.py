@@ -6,18 +6,19 @@ task away. Ilharco et al., 2023, "Editing models with task arithmetic", https://
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from loratools.methods import Laws, Terms
+
 if TYPE_CHECKING:
-    from loratools.algebra.lowrank import Factors
+    from loratools.methods import Combination
+
+LAWS = Laws(order=True, gauge=True, turns=True, alone=True)
 
 
-def combine(factors: Sequence[tuple[float, Factors]]) -> Factors:
+def combine(terms: Terms) -> Combination:
     from loratools.algebra.lowrank import concatenate
 
-    match factors:
-        case [(1.0, alone)]:
-            return alone
-        case _:
-            return concatenate(factors)
+    if terms.weights == (1.0,):
+        return terms.factors[0]
+    return concatenate(list(zip(terms.weights, terms.factors, strict=True)))

@@ -7,6 +7,7 @@ would drown a loss of 1e-9 in rounding.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,32 +21,46 @@ from loratools.updates.lora import LoRA
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from loratools.algebra.lowrank import Core, Factors
+    from loratools.algebra.lowrank import Core, Decomposition, Factors
+    from loratools.algebra.rank_rules import RankRule
+    from loratools.methods import Combination
 
 
+# Named after kohya's, and each the smallest rank that it asks for; the newest of kohya's does as well.
+RULES = ("sv_ratio", "sv_cumulative", "sv_fro")
+# Below this many on the shorter side a dense matrix is decomposed in float64, whatever is asked of it.
+_SMALL = 384
+# Rows of a dense matrix at a time.
+_ROWS = 256
 # Products of factors beyond this are no update of a weight: float32 ends there.
 _LARGEST = 3e38
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How small a module is to become: at most one of the three; none leaves it as large as it is.
+    """How small a module is to become: at most one of the first four; none leaves it as large as it is.
 
     rank: at most this.
     energy: the smallest rank that keeps this share of the squared Frobenius norm.
     error: the smallest rank with a relative Frobenius error of at most this.
+    rule: one of `algebra.rank_rules.NAMED`, and its number.
+    max_rank: no rank that one of these gives is above it.
     """
 
     rank: int | None = None
     energy: float | None = None
     error: float | None = None
+    rule: tuple[str, float] | None = None
+    max_rank: int | None = None
 
     def __post_init__(self) -> None:
-        given = [f"--{name}" for name in ("rank", "energy", "error") if getattr(self, name) is not None]
+        given = [f"--{name}" for name in ("rank", "energy", "error", "rule") if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} exclude each other", hint="give one of them")
-        if self.rank is not None and self.rank < 1:
-            raise UsageError(f"rank {self.rank} is not positive")
+        for name in ("rank", "max_rank"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name.replace('_', ' ')} {value} is not positive")
         if self.energy is not None and not 0 < self.energy <= 1:
             percent = 1 < self.energy <= 100
             raise UsageError(
@@ -54,69 +69,109 @@ class Limit:
             )
         if self.error is not None and not 0 <= self.error <= 1:
             raise UsageError(f"{self.error:g} is no relative error, a number from 0 to 1")
+        if self.rule is not None:
+            _ensure_known(*self.rule)
 
     @property
     def given(self) -> bool:
-        return (self.rank, self.energy, self.error) != (None, None, None)
+        return any(value is not None for value in (self.rank, self.energy, self.error, self.rule, self.max_rank))
 
     def planned(self, rank: int) -> int | None:
         """The rank that a module of `rank` ends with; None where its values decide."""
-        if self.rank is not None:
-            return min(self.rank, rank)
-        return None if self.given else rank
+        if (self.energy, self.error, self.rule) != (None, None, None):
+            return None
+        return min([rank, *(r for r in (self.rank, self.max_rank) if r is not None)])
 
     def chosen(self, s: Tensor, shape: tuple[int, int]) -> int:
         """The rank to cut a matrix with singular values `s` at; at least 1, since formats have no module of rank 0."""
         from loratools.algebra.lowrank import rank_for_energy, rank_for_error
+        from loratools.algebra.rank_rules import named_rank
 
         if self.energy is not None:
             rank = rank_for_energy(s, self.energy, shape=shape)
         elif self.error is not None:
             rank = rank_for_error(s, self.error, shape=shape)
+        elif self.rule is not None:
+            rank = named_rank(*self.rule, s)
         else:
             rank = len(s) if self.rank is None else self.rank
-        return max(1, min(rank, len(s)))
+        return max(1, min(rank, len(s), self.max_rank or rank))
+
+    def rank_rule(self) -> RankRule | None:
+        """The same for a decomposition that is found step by step; None where it needs all singular values."""
+        from loratools.algebra.rank_rules import AtMost, Fixed, lost_for_energy, lost_for_error
+
+        found: RankRule
+        if self.energy is not None:
+            found = lost_for_energy(self.energy)
+        elif self.error is not None:
+            found = lost_for_error(self.error)
+        elif self.rule is None and self.given:
+            found = Fixed(min(r for r in (self.rank, self.max_rank) if r is not None))
+        else:
+            return None
+        return found if self.max_rank is None else AtMost(found, self.max_rank)
+
+
+def _ensure_known(name: str, value: float) -> None:
+    """Raise UsageError where there is no such rule, or it cannot have that number."""
+    if name not in RULES:
+        near = difflib.get_close_matches(name, RULES, n=1)
+        raise UsageError(
+            f"no rule named '{name}'; there are: {', '.join(RULES)}",
+            hint=f"did you mean '{near[0]}'?" if near else None,
+        )
+    if name == "sv_ratio" and not 1 <= value < math.inf:
+        raise UsageError(f"sv_ratio cannot be {value:g}; the largest singular value is divided by it: 1 or more")
+    if name != "sv_ratio" and not 0 < value <= 1:
+        raise UsageError(f"{name} cannot be {value:g}; it is a share, a number above 0 and at most 1")
 
 
 @dataclass(frozen=True)
 class Module:
     """A line of a report: ranks, and what of the delta (Frobenius `norm`) is in the stored values.
 
-    `energy` is the share of the squared norm and `error` the relative Frobenius error. Of a plan they are None.
+    `energy` is the share of the squared norm and `error` the relative Frobenius error.
     """
 
     name: str
     rank_in: int
-    rank: int | None
-    energy: float | None = None
-    error: float | None = None
-    norm: float | None = None
+    rank: int
+    energy: float
+    error: float
+    norm: float
 
     def as_json(self) -> dict[str, object]:
         fields = ("name", "rank_in", "rank", "energy", "error")
         return {field: getattr(self, field) for field in fields}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Stored:
-    """An update as it will be written, its values, the `norm` of what it should be, and that of what is `lost`."""
+    """An update as it will be written, the Frobenius `norm` of what it should be, and that of what is `lost`."""
 
     update: Update
-    factors: Factors
     norm: float
     lost: float
 
-    def module(self, name: str, rank_in: int) -> Module:
+    def module(self, name: str, rank_in: int, rank: int) -> Module:
         error = self.lost / self.norm if self.norm else 0.0
-        return Module(name, rank_in, self.update.rank, max(0.0, 1 - error * error), error, self.norm)
+        return Module(name, rank_in, rank, max(0.0, 1 - error * error), error, self.norm)
 
 
-def overall_error(modules: Sequence[Module]) -> float | None:
-    """Relative Frobenius error of all modules together; None for a plan."""
-    if any(m.error is None or m.norm is None for m in modules):
-        return None
-    total = math.fsum((m.norm or 0.0) ** 2 for m in modules)
-    lost = math.fsum(((m.norm or 0.0) * (m.error or 0.0)) ** 2 for m in modules)
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """What is stored, with its values and what they should be; not kept, as those of all modules are many."""
+
+    stored: Stored
+    factors: Factors
+    wanted: Factors | Tensor
+
+
+def overall_error(modules: Sequence[Module]) -> float:
+    """Relative Frobenius error of all modules together."""
+    total = math.fsum(m.norm**2 for m in modules)
+    lost = math.fsum((m.norm * m.error) ** 2 for m in modules)
     return math.sqrt(lost / total) if total else 0.0
 
 
@@ -148,37 +203,43 @@ def exact_factors(update: Update, name: str, whose: str) -> Factors:
     return factors
 
 
-def passed_through(update: Update, factors: Factors, name: str, dtype: str | None) -> Stored:
+def passed_through(update: Update, factors: Factors, name: str, dtype: str | None) -> Reduced:
     """The update as it is, its tensors byte for byte, unless another dtype is asked for."""
     from loratools.algebra.lowrank import norm
 
     size = norm(factors)
     if not isinstance(update, LoRA) or dtype is None or {update.a.dtype, update.b.dtype} == {dtype}:
-        return Stored(update, factors, size, 0.0)
+        return Reduced(Stored(update, size, 0.0), factors, factors)
     cast = replace(update, a=_cast(update.a, dtype, name), b=_cast(update.b, dtype, name))
     kept = cast.factors()
-    return Stored(cast, kept, size, _norm(_difference(factors, kept)))
+    return Reduced(Stored(cast, size, _norm(_difference(factors, kept))), kept, factors)
 
 
 def reduced(
-    factors: Factors, limit: Limit, name: str, dtype: str, *, unchanged: Update | None, unchanged_dtype: str | None
-) -> Stored:
+    wanted: Combination, limit: Limit, name: str, dtype: str, *, unchanged: Update | None, unchanged_dtype: str | None
+) -> Reduced:
     """The nearest delta within `limit`, stored in `dtype` at scale 1.
 
     A delta that is within it already is stored as it is; where it is that of the update `unchanged`, as that update.
-    """
-    from loratools.algebra.lowrank import decompose, norm, truncate
 
+    Raises:
+        UsageError: a dense matrix, and no limit.
+    """
+    from loratools.algebra.lowrank import Factors, Framed, decompose, norm, truncate
+
+    if not isinstance(wanted, (Factors, Framed)):
+        return _reduced_dense(wanted, limit, name, dtype)
+    factors = wanted if isinstance(wanted, Factors) else wanted.factors()
     core, rank = None, factors.rank
     if limit.planned(factors.rank) != factors.rank:
-        core = _without_noise(decompose(factors), factors)
+        core = _without_noise(decompose(wanted), factors)
         rank = limit.chosen(core.s, (factors.out_features, factors.in_features))
     if core is None or rank >= factors.rank:
         if unchanged is not None:
             return passed_through(unchanged, factors, name, unchanged_dtype)
         update = _stored_as(factors, name, dtype)
         values = update.factors()
-        return Stored(update, values, norm(factors), _norm(_difference(factors, values)))
+        return Reduced(Stored(update, norm(factors), _norm(_difference(factors, values))), values, factors)
     kept = truncate(core.leading(rank), rank)
     update = _stored_as(kept, name, dtype)
     values = update.factors()
@@ -188,7 +249,36 @@ def reduced(
     tail = float(core.s[rank:].square().sum())
     product = inner(factors, rounding) - inner(kept, rounding)
     lost = math.sqrt(max(0.0, tail - 2 * product + inner(rounding, rounding)))
-    return Stored(update, values, float(core.s.square().sum().sqrt()), lost)
+    return Reduced(Stored(update, float(core.s.square().sum().sqrt()), lost), values, factors)
+
+
+def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str) -> Reduced:
+    import torch
+
+    from loratools.algebra.lowrank import Svd, fix_signs, truncate
+    from loratools.algebra.svd import truncated_svd
+
+    if not limit.given:
+        raise UsageError(
+            f"the result has no low rank ('{name}' is {delta.shape[1]} -> {delta.shape[0]}), and no limit is given",
+            hint="give --rank or --energy, or work in small coordinates: --set space=core",
+        )
+    rule = limit.rank_rule()
+    found: Decomposition
+    if rule is None or min(delta.shape) <= _SMALL:
+        u, s, vt = torch.linalg.svd(delta, full_matrices=False)
+        rank = limit.chosen(s, (delta.shape[0], delta.shape[1]))
+        found = Svd(*fix_signs(u[:, :rank], s[:rank], vt[:rank]))
+    else:
+        found = truncated_svd(delta, rule)
+        rank = len(found.s)
+    update = _stored_as(truncate(found, max(1, rank)), name, dtype)
+    values = update.factors()
+    residual = 0.0
+    for start in range(0, delta.shape[0], _ROWS):
+        stop = start + _ROWS
+        residual += float((delta[start:stop] - values.b[start:stop] @ values.a).square().sum())
+    return Reduced(Stored(update, float(torch.linalg.matrix_norm(delta)), math.sqrt(residual)), values, delta)
 
 
 def inner(f: Factors, g: Factors) -> float:

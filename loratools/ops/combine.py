@@ -2,94 +2,87 @@
 
     dW = method([(w_1, dW_1), (w_2, dW_2), ...])        `linear`: the exact weighted sum
 
-A method (`methods/`) sees the factors of one target. Everything else is here: targets that only some adapters have,
-truncation, storing, what each adapter still says in the result, and what of the source's notes stays true.
+A method (`methods/`) sees what the adapters say of one target. Everything else is here: targets that only some
+adapters have, weights by module, what may follow a method, truncation, storing, what each adapter still says in the
+result, and what of the source's notes stays true.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from loratools import formats, registry
+from loratools import __version__, formats, methods, registry
 from loratools.adapter import Adapter, Replacement, select_names
-from loratools.errors import MismatchError
+from loratools.errors import MismatchError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
-from loratools.methods import Method
+from loratools.methods import Method, Terms, Value
 from loratools.ops._arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
-from loratools.ops._reduce import (
-    Limit,
-    Module,
-    Stored,
-    exact_factors,
-    inner,
-    overall_error,
-    reduced,
-    update_dtype,
-    widest,
-)
-from loratools.ops._same import same_bytes
+from loratools.ops._combine_heads import combined_replacements
+from loratools.ops._combine_report import CombinedModule, Part, Share, parts_of, share_of
+from loratools.ops._recipe import Recipe, ingredients, overridden, read_recipe
+from loratools.ops._reduce import Limit, Reduced, exact_factors, overall_error, reduced, update_dtype, widest
 from loratools.storage.commit import check_output
-from loratools.tensors import DTYPE_BITS
 from loratools.updates import Update
+from loratools.updates.lora import LoRA
 
 if TYPE_CHECKING:
-    from loratools.algebra.lowrank import Factors
-
-
-@dataclass(frozen=True)
-class Share:
-    """What an adapter says in the result, over all its targets; own is its delta at weight 1.
-
-    gain: `<result, own> / |own|^2`: 1 where the adapter is all there, the weight where nothing else overlaps.
-    interference: `|(result - own) on the row space of own| / |own|`: 0 where inputs that the adapter reacts to are
-        answered as by the adapter alone.
-    None of a plan, of an adapter that is zero, and of one with weight 0.
-    """
-
-    path: str
-    weight: float
-    gain: float | None = None
-    interference: float | None = None
+    from loratools.methods import Combination
 
 
 @dataclass(frozen=True)
 class CombineReport:
-    """What a combination did. `output` is None where nothing was written, `adapter` where it was only planned."""
+    """What a combination did, or of a plan what it would do: all is computed, and nothing written.
 
-    modules: tuple[Module, ...]
+    `output` and `residual` are None where nothing was written, `adapter` of a plan. `recipe` is what was asked for, in
+    full, and is in the metadata of what was written.
+    """
+
+    modules: tuple[CombinedModule, ...]
     adapters: tuple[Share, ...]
-    error: float | None
+    error: float
     output: Path | None
     adapter: Adapter | None
-    bytes: int | None
+    bytes: int
     warnings: tuple[str, ...] = ()
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    residual: Path | None = None
 
     def as_json(self) -> dict[str, object]:
         """The document of `loratools combine --json`, without its head."""
         return {
             "modules": [m.as_json() for m in self.modules],
-            "adapters": [
-                {"path": a.path, "weight": a.weight, "gain": a.gain, "interference": a.interference}
-                for a in self.adapters
-            ],
+            "adapters": [a.as_json() for a in self.adapters],
             "error": self.error,
             "bytes": self.bytes,
+            "recipe": dict(self.recipe),
             "warnings": list(self.warnings),
+            "residual": str(self.residual) if self.residual is not None else None,
             "output": str(self.output) if self.output is not None else None,
         }
 
 
 def combine(
-    adapters: Sequence[AdapterArgument] | AdapterSource,
+    adapters: Sequence[AdapterArgument] | AdapterSource = (),
     out: str | Path | None = None,
     *,
-    method: str = "linear",
+    recipe: str | Path | None = None,
+    method: str | None = None,
+    options: Mapping[str, object] | None = None,
     rank: int | None = None,
     energy: float | None = None,
+    max_rank: int | None = None,
+    module_weights: Mapping[str, float | Sequence[float]] | None = None,
+    block_weights: Sequence[Sequence[float]] = (),
+    heads: str | None = None,
+    calibrate: str | None = None,
+    norm_match: bool = False,
+    residual: str | Path | None = None,
+    seed: int | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     include: Sequence[str] = (),
@@ -105,65 +98,124 @@ def combine(
 
     adapters         paths, loaded adapters, or pairs of one of these and a weight (1 where none is given). The weight
                      multiplies the delta; 0 means that the adapter takes no part.
+    recipe           a YAML file that says any of the following (`ops._recipe`); what is given here goes before it.
+    method, options  one of `loratools methods`, and what it lets be set. `linear` if nothing is said.
     rank, energy     truncate each module to this rank, or to this share of its energy; otherwise ranks add up.
+    max_rank         with energy: no rank is above this.
+    module_weights   glob -> a further factor for modules that match, for all adapters or one for each. Where several
+                     globs match, the last one counts.
+    block_weights    kohya's lists of 12, 17, 20 or 26 numbers, one for all adapters or one for each.
+    heads            replaced weights that differ: refuse (as if nothing is said), first, or average.
+    calibrate        "svc": divide singular values by how often the adapters say the same (`algebra.calibration`).
+    norm_match       then scale each module to the norm `sum_i |w_i| |dW_i|`.
+    residual         also write there, as another adapter, what the truncation lost: the two together are exact.
+    seed             of what is random in a method.
     dtype            of the stored factors; otherwise each module keeps the widest of its sources.
     include, exclude globs over the names of all adapters together.
-    plan             work out ranks from headers alone; nothing is read, computed or written.
+    plan             compute everything, and write nothing.
 
     Computed in float64 and stored at scale 1. A module that only one adapter has, with weight 1, keeps its tensors
-    byte for byte, unless it is truncated or cast. Errors are those of the stored values.
+    byte for byte, unless it is truncated or cast, or the method changes it. Errors are those of the stored values.
 
     Raises:
         MismatchError: adapters that give a target different shapes, or replace a weight with different values.
         UnsupportedError: the scale of an adapter is uncertain, or an update has no factors.
         InputError: values that are not finite, or that do not fit the dtype.
+        FormatError: a recipe that cannot be followed.
         OutputExistsError: `out` exists, or is one of the inputs.
     """
-    limit = Limit(rank=rank, energy=energy)
-    store_as = stored_dtype(dtype) if dtype is not None else None
-    chosen = cast(Method, registry.load("methods", method))
-    sources = load_weighted(adapters, rank_from=rank_from, from_format=from_format)
+    asked = {
+        "adapters": ingredients(adapters, module_weights or {}, block_weights),
+        "method": method,
+        "set": options,
+        "rank": rank,
+        "energy": energy,
+        "max_rank": max_rank,
+        "heads": heads,
+        "calibrate": calibrate,
+        "norm_match": norm_match,
+        "seed": seed,
+        "dtype": dtype,
+        "include": tuple(include),
+        "exclude": tuple(exclude),
+    }
+    followed = overridden(read_recipe(recipe) if recipe is not None else Recipe(), asked)
+    chosen = _Chosen.by(followed)
+    sources = load_weighted(
+        [(i.adapter, i.weight) for i in followed.adapters], rank_from=rank_from, from_format=from_format
+    )
     taking_part = [i for i, (_, weight) in enumerate(sources) if weight]
     inputs = [a.path for a, _ in sources if a.path is not None]
-    if out is not None:
-        check_output(Path(out), overwrite=overwrite, inputs=inputs)
+    for path in (out, residual):
+        if path is not None:
+            check_output(Path(path), overwrite=overwrite, inputs=inputs)
 
-    selected = _selected(sources, include, exclude)
-    targets = _targets(sources, selected, taking_part)
-    replacements, warnings = _replacements(sources, selected, taking_part)
+    selected = _selected(sources, followed.include, followed.exclude)
+    targets, silent = _targets(sources, followed, selected, taking_part, chosen)
+    replacements, warnings = combined_replacements(sources, selected, taking_part, followed.heads)
     warnings = [*_base_warnings(sources, taking_part), *warnings]
+    if silent:
+        warnings.append(f"{len(silent)} modules have weight 0 everywhere and are left out: {silent[0]}, ...")
     warnings += [f"'{a.name}': {text}" for a, _ in sources for text in a.warnings]
 
-    if plan:
-        modules = [_planned(name, terms, limit) for name, terms in targets.items()]
-        shares = [Share(a.name, w) for a, w in sources]
-        nbytes = _planned_bytes(modules, targets, replacements, store_as)
-        return CombineReport(tuple(modules), tuple(shares), None, None, None, nbytes, tuple(warnings))
-
     def work(item: tuple[str, Sequence[_Term]]) -> _Combined:
-        combined = _combined(*item, chosen, limit, store_as)
+        combined = _combined(*item, chosen, rest=residual is not None)
         if progress is not None:
             progress(sum(t.nbytes for term in item[1] for t in term.update.parts.values()))
         return combined
 
     with single_threaded_torch():
         results = run(list(targets.items()), work, threads=worker_count(threads))
-    updates = {name: r.stored.update for name, r in zip(targets, results, strict=True)}
-    result = _adapter([sources[i][0] for i in taking_part], updates, replacements)
-    nbytes = sum(t.nbytes for t in result.tensors().values())
-    modules = [r.stored.module(name, r.rank_in) for name, r in zip(targets, results, strict=True)]
-    shares = [_share(i, a, w, results) for i, (a, w) in enumerate(sources)]
-    if out is not None:
+    updates = {name: r.update for name, r in zip(targets, results, strict=True)}
+    told = followed.as_json()
+    result = _adapter([sources[i][0] for i in taking_part], updates, replacements, told)
+    if out is not None and not plan:
         warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs)
+    rest = {name: r.rest for name, r in zip(targets, results, strict=True) if r.rest is not None}
+    if residual is not None and not rest:
+        warnings.append("nothing was lost, so that there is no residual to write")
+    elif residual is not None and not plan:
+        left_over = replace(result, updates=rest, replacements={})
+        warnings += formats.save(left_over, Path(residual), format=format, overwrite=overwrite, inputs=inputs)
+    modules = tuple(r.module for r in results)
     return CombineReport(
-        modules=tuple(modules),
-        adapters=tuple(shares),
+        modules=modules,
+        adapters=tuple(share_of(i, a, w, [r.parts for r in results]) for i, (a, w) in enumerate(sources)),
         error=overall_error(modules),
-        output=Path(out) if out is not None else None,
-        adapter=result,
-        bytes=nbytes,
+        output=Path(out) if out is not None and not plan else None,
+        adapter=None if plan else result,
+        bytes=sum(t.nbytes for t in result.tensors().values()),
         warnings=tuple(warnings),
+        recipe=told,
+        residual=Path(residual) if residual is not None and rest and not plan else None,
     )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What is done to each target."""
+
+    method: Method
+    name: str
+    options: Mapping[str, Value]
+    limit: Limit
+    seed: int
+    dtype: str | None
+    calibrate: str | None
+    norm_match: bool
+
+    @classmethod
+    def by(cls, recipe: Recipe) -> _Chosen:
+        return cls(
+            method=cast(Method, registry.load("methods", recipe.method)),
+            name=recipe.method,
+            options=methods.settings(recipe.method, recipe.set),
+            limit=Limit(rank=recipe.rank, energy=recipe.energy, max_rank=recipe.max_rank),
+            seed=recipe.seed,
+            dtype=stored_dtype(recipe.dtype) if recipe.dtype is not None else None,
+            calibrate=recipe.calibrate,
+            norm_match=recipe.norm_match,
+        )
 
 
 @dataclass(frozen=True)
@@ -176,21 +228,14 @@ class _Term:
     whose: str
 
 
-@dataclass(frozen=True)
-class _Overlap:
-    """An adapter's part in one target: `<result, own>`, `|own|^2`, and `|result - own|^2` on the row space of own."""
-
-    index: int
-    inner: float
-    own: float
-    interference: float
-
-
 @dataclass(frozen=True, eq=False)
 class _Combined:
-    stored: Stored
-    rank_in: int
-    overlaps: tuple[_Overlap, ...]
+    """A target of the result. `rest` is what it lost, where that is wanted and not nothing."""
+
+    update: Update
+    module: CombinedModule
+    parts: tuple[Part, ...]
+    rest: Update | None
 
 
 def _selected(sources: Sequence[tuple[Adapter, float]], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
@@ -200,18 +245,27 @@ def _selected(sources: Sequence[tuple[Adapter, float]], include: Sequence[str], 
 
 
 def _targets(
-    sources: Sequence[tuple[Adapter, float]], selected: set[str], taking_part: Sequence[int]
-) -> dict[str, list[_Term]]:
-    """The union of targets, sorted, each with the terms of the adapters that have it."""
+    sources: Sequence[tuple[Adapter, float]],
+    recipe: Recipe,
+    selected: set[str],
+    taking_part: Sequence[int],
+    chosen: _Chosen,
+) -> tuple[dict[str, list[_Term]], list[str]]:
+    """The union of targets, sorted, each with the terms of the adapters that have it; and those that none weighs."""
     targets: dict[str, list[_Term]] = {}
     for i in taking_part:
-        adapter, weight = sources[i]
+        adapter, _ = sources[i]
+        weights = recipe.adapters[i].weights(adapter)
         for name, update in adapter.updates.items():
             if name in selected:
-                targets.setdefault(name, []).append(_Term(i, weight, update, adapter.name))
+                terms = targets.setdefault(name, [])
+                if weights[name]:
+                    terms.append(_Term(i, weights[name], update, adapter.name))
+    silent = sorted(name for name, terms in targets.items() if not terms)
+    targets = {name: terms for name, terms in sorted(targets.items()) if terms}
     misfits = [
         f"{name}   " + ", ".join(f"'{t.whose}' {_flow(t.update.shape)}" for t in terms)
-        for name, terms in sorted(targets.items())
+        for name, terms in targets.items()
         if len({t.update.shape for t in terms}) > 1
     ]
     if misfits:
@@ -220,42 +274,17 @@ def _targets(
             details=misfits,
             hint="they were trained on different models; leave such modules out with --exclude",
         )
-    return dict(sorted(targets.items()))
+    below = sorted({t.whose for terms in targets.values() for t in terms if t.weight < 0})
+    if below and not chosen.method.LAWS.negative:
+        raise UsageError(
+            f"the method '{chosen.name}' takes no negative weights, as that of '{below[0]}'",
+            hint="linear and most others do",
+        )
+    return targets, silent
 
 
 def _flow(shape: Sequence[int]) -> str:
     return f"{shape[1]} -> {shape[0]}" if len(shape) == 2 else "x".join(map(str, shape))
-
-
-def _replacements(
-    sources: Sequence[tuple[Adapter, float]], selected: set[str], taking_part: Sequence[int]
-) -> tuple[dict[str, Replacement], list[str]]:
-    """Replaced weights of the result, and what a person should know about them. Deltas add, whole weights do not."""
-    owners: dict[str, list[int]] = {}
-    for i in taking_part:
-        for name in sources[i][0].replacements:
-            if name in selected:
-                owners.setdefault(name, []).append(i)
-    kept = {name: sources[found[0]][0].replacements[name] for name, found in sorted(owners.items())}
-    differing = [
-        f"{name}   " + ", ".join(f"'{sources[i][0].name}'" for i in owners[name])
-        for name in kept
-        if not all(same_bytes(kept[name].tensor, sources[i][0].replacements[name].tensor) for i in owners[name][1:])
-    ]
-    if differing:
-        raise MismatchError(
-            f"{len(differing)} weights are replaced with different values, and a sum of those means nothing",
-            details=differing,
-            hint=f"leave them out with --exclude '{differing[0].partition('   ')[0]}', or combine without one adapter",
-        )
-    warnings = []
-    lonely = [name for name in kept if len(owners[name]) < len(taking_part)]
-    if lonely:
-        more = f" and {len(lonely) - 1} more" if len(lonely) > 1 else ""
-        warnings.append(f"replaced weights that not all adapters have are kept: {lonely[0]}{more}")
-    if kept and any(sources[i][1] != 1 for name in kept for i in owners[name]):
-        warnings.append(f"weights do not apply to replaced weights: {len(kept)} are kept as they are")
-    return kept, warnings
 
 
 def _base_warnings(sources: Sequence[tuple[Adapter, float]], taking_part: Sequence[int]) -> list[str]:
@@ -265,72 +294,88 @@ def _base_warnings(sources: Sequence[tuple[Adapter, float]], taking_part: Sequen
     return [f"the adapters name different base models: {', '.join(sorted(map(repr, bases)))}"]
 
 
-def _planned(name: str, terms: Sequence[_Term], limit: Limit) -> Module:
-    rank_in = sum(t.update.rank for t in terms)
-    return Module(name, rank_in, limit.planned(rank_in))
+def _combined(name: str, terms: Sequence[_Term], chosen: _Chosen, *, rest: bool) -> _Combined:
+    factors = tuple(exact_factors(t.update, name, t.whose) for t in terms)
+    scales = tuple(t.update.scale if isinstance(t.update, LoRA) else None for t in terms)
+    said = Terms(name, factors, tuple(t.weight for t in terms), scales, chosen.seed)
+    wanted = _finished(chosen.method.combine(said, **chosen.options), said, chosen)
+    source = next((t.update for t, f in zip(terms, factors, strict=True) if f is wanted), None)
+    dtype = chosen.dtype or widest([update_dtype(t.update) for t in terms])
+    found = reduced(wanted, chosen.limit, name, dtype, unchanged=source, unchanged_dtype=chosen.dtype)
+    parts = parts_of([(t.index, t.weight, f) for t, f in zip(terms, factors, strict=True)], found)
+    line = found.stored.module(name, sum(f.rank for f in factors), found.factors.rank)
+    module = CombinedModule(**vars(line), adapters=tuple(p.share() for p in parts))
+    left = _rest(found, said, chosen, name, dtype) if rest else None
+    return _Combined(found.stored.update, module, parts, left)
 
 
-def _planned_bytes(
-    modules: Sequence[Module],
-    targets: Mapping[str, Sequence[_Term]],
-    replacements: Mapping[str, Replacement],
-    dtype: str | None,
-) -> int | None:
-    """Bytes of the tensors of the result; None where ranks are not known before computing."""
-    total = sum(r.tensor.nbytes for r in replacements.values())
-    for module in modules:
-        if module.rank is None:
-            return None
-        terms = targets[module.name]
-        each = DTYPE_BITS[dtype or widest([update_dtype(t.update) for t in terms])] // 8
-        total += module.rank * sum(terms[0].update.shape[:2]) * each
-    return total
+def _finished(found: Combination, terms: Terms, chosen: _Chosen) -> Combination:
+    """What a method made, calibrated and brought to its size, where that is asked for."""
+    from loratools.algebra.calibration import calibrated, dense_svd
+    from loratools.algebra.lowrank import Factors, Framed, decompose, norm, truncate
+
+    if chosen.calibrate == "svc":
+        if isinstance(found, (Factors, Framed)):
+            core = decompose(found)
+            own = core.leading(len(core.s))
+        else:
+            own = dense_svd(found)
+        found = truncate(calibrated(own, terms.factors), len(own.s))
+    if chosen.norm_match:
+        size = math.fsum(abs(w) * norm(f) for w, f in zip(terms.weights, terms.factors, strict=True))
+        if isinstance(found, Framed):
+            now = float(found.core.norm())
+            return replace(found, core=found.core * (size / now)) if now else found
+        if isinstance(found, Factors):
+            now = norm(found)
+            return Factors(found.b * (size / now), found.a) if now and now != size else found
+        now = float(found.norm())
+        return found * (size / now) if now else found
+    return found
 
 
-def _combined(name: str, terms: Sequence[_Term], method: Method, limit: Limit, dtype: str | None) -> _Combined:
-    factors = [(t.weight, exact_factors(t.update, name, t.whose)) for t in terms]
-    wanted = method.combine(factors)
-    source = next((t.update for t, (_, f) in zip(terms, factors, strict=True) if f is wanted), None)
-    stored = reduced(
-        wanted,
-        limit,
-        name,
-        dtype or widest([update_dtype(t.update) for t in terms]),
-        unchanged=source,
-        unchanged_dtype=dtype,
-    )
-    overlaps = [_overlap(t.index, stored.factors, f) for t, (_, f) in zip(terms, factors, strict=True)]
-    return _Combined(stored, sum(t.update.rank for t in terms), tuple(overlaps))
+def _rest(found: Reduced, terms: Terms, chosen: _Chosen, name: str, dtype: str) -> Update | None:
+    """What is to be added to the stored values to have all of it; None where that is rounding."""
+    from loratools.algebra.lowrank import EPS, Factors, concatenate, decompose, numerical_rank, truncate
 
-
-def _overlap(index: int, result: Factors, own: Factors) -> _Overlap:
-    from loratools.algebra.lowrank import row_space
-
-    rows, square = row_space(own)
-    difference = result.b @ (result.a @ rows) - own.b @ (own.a @ rows)
-    return _Overlap(index, inner(result, own), square, float(difference.square().sum()))
-
-
-def _share(index: int, adapter: Adapter, weight: float, results: Sequence[_Combined]) -> Share:
-    overlaps = [o for r in results for o in r.overlaps if o.index == index]
-    own = math.fsum(o.own for o in overlaps)
-    if not own:
-        return Share(adapter.name, weight)
-    gain = math.fsum(o.inner for o in overlaps) / own
-    return Share(adapter.name, weight, gain, math.sqrt(math.fsum(o.interference for o in overlaps) / own))
+    approximates = getattr(chosen.method, "approximates", None)
+    whole = found.wanted if approximates is None else approximates(terms)
+    if not isinstance(whole, Factors):
+        raise UsageError(
+            f"what is lost of '{name}' has no low rank, and makes no adapter",
+            hint="work in small coordinates: --set space=core; or leave out --residual",
+        )
+    difference = concatenate([(1.0, whole), (-1.0, found.factors)])
+    core = decompose(difference)
+    rank = numerical_rank(core.s, (difference.out_features, difference.in_features), EPS)
+    if not rank or float(core.s[0]) <= 1e-12 * found.stored.norm:
+        return None
+    # Cancelled terms leave directions that are rounding: as large as the values that were subtracted, times epsilon.
+    rank = max(1, int((core.s > 1e-12 * max(found.stored.norm, float(core.s[0]))).sum()))
+    kept = truncate(core.leading(rank), rank)
+    return reduced(kept, Limit(), name, dtype, unchanged=None, unchanged_dtype=None).stored.update
 
 
 def _adapter(
-    sources: Sequence[Adapter], updates: Mapping[str, Update], replacements: Mapping[str, Replacement]
+    sources: Sequence[Adapter],
+    updates: Mapping[str, Update],
+    replacements: Mapping[str, Replacement],
+    recipe: Mapping[str, object],
 ) -> Adapter:
-    """The result as an adapter, with those notes of the sources that still hold."""
+    """The result as an adapter, with those notes of the sources that still hold, and with its recipe."""
+    notes = _agreed([a.notes for a in sources])
+    peft = notes.get("peft")
+    peft = dict(peft) if isinstance(peft, Mapping) else {}
+    metadata = peft.get("metadata")
+    text = json.dumps({"loratools": __version__, "verb": "combine", "recipe": recipe}, default=str)
+    peft["metadata"] = {**(metadata if isinstance(metadata, Mapping) else {}), "loratools": text}
     return replace(
         sources[0],
         updates=updates,
         replacements=replacements,
         path=None,
         base_model=next((a.base_model for a in sources if a.base_model is not None), None),
-        notes=_agreed([a.notes for a in sources]),
+        notes={**notes, "peft": peft},
         warnings=(),
     )
 

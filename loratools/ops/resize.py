@@ -1,47 +1,48 @@
 """Give an adapter another rank: each module becomes the nearest one that is small enough, in Frobenius norm.
 
 Exact, from the factors (`algebra.lowrank`): the best approximation of rank k of a product of thin factors costs two
-thin QR decompositions and the SVD of a small core.
+thin QR decompositions and the SVD of a small core. A budget for the whole adapter is shared out over its modules by
+their singular values (`algebra.allocation`), so that what is lost in all is least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
-from loratools.ops._reduce import (
-    Limit,
-    Module,
-    Stored,
-    exact_factors,
-    overall_error,
-    reduced,
-    update_dtype,
-)
+from loratools.ops._reduce import Limit, Module, Stored, exact_factors, overall_error, reduced, update_dtype
 from loratools.storage.commit import check_output
 from loratools.tensors import DTYPE_BITS
 from loratools.updates import Update
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What a tensor adds to the header of a file besides its name: prefix and suffix, dtype, shape, offsets. At most.
+_HEADER_BYTES = 160
+
 
 @dataclass(frozen=True)
 class ResizeReport:
-    """What a resizing did. `unchanged` counts the modules that were small enough already and keep their bytes.
+    """What a resizing did, or of a plan what it would do: all is computed, and nothing written.
 
-    `output` is None where nothing was written, `adapter` where it was only planned.
+    `unchanged` counts the modules that were small enough already and keep their bytes. `output` is None where nothing
+    was written, `adapter` of a plan.
     """
 
     modules: tuple[Module, ...]
-    error: float | None
-    unchanged: int | None
+    error: float
+    unchanged: int
     output: Path | None
     adapter: Adapter | None
-    bytes: int | None
+    bytes: int
     warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
@@ -63,6 +64,10 @@ def resize(
     rank: int | None = None,
     energy: float | None = None,
     error: float | None = None,
+    rule: tuple[str, float] | None = None,
+    max_size: int | None = None,
+    max_params: int | None = None,
+    max_rank: int | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     include: Sequence[str] = (),
@@ -79,23 +84,35 @@ def resize(
     rank     at most this rank.
     energy   keep at least this share of each module's squared Frobenius norm.
     error    lose at most this share of each module's Frobenius norm.
+    rule     a rule of kohya's resize script and its number (`algebra.rank_rules.named_rank`): sv_ratio, sv_cumulative
+             or sv_fro.
+    max_size    bytes that the file of weights may have, header and replaced weights included.
+    max_params  parameters that all factors together may have. Both are shared out so that the loss in all is least.
+    max_rank    no rank is above this, whatever the rule.
     dtype    of the stored factors; otherwise each module keeps its own.
     include, exclude   globs; what they leave out is not in the result.
-    plan     work out ranks from headers alone; nothing is read, computed or written.
+    plan     compute everything, and write nothing.
 
     A module at or below its rank passes through with its tensors byte for byte, unless a dtype is asked for; the others
     have their singular values split evenly between A and B, and scale 1. Replaced weights pass through.
     Computed in float64; errors are those of the stored values.
 
     Raises:
-        UsageError: not exactly one of rank, energy and error.
+        UsageError: not exactly one rule, or a budget in which rank 1 everywhere has no place.
         UnsupportedError: the scale of the adapter is uncertain, or an update has no factors.
         InputError: values that are not finite, or that do not fit the dtype.
         OutputExistsError: `out` exists, or is the input.
     """
-    limit = Limit(rank, energy, error)
-    if not limit.given:
-        raise UsageError("no rank to resize to", hint="give one of --rank, --energy and --error")
+    limit = Limit(rank, energy, error, rule, max_rank)
+    budgets = {"--max-size": max_size, "--max-params": max_params}
+    given = [name for name, value in budgets.items() if value is not None]
+    rules = [f"--{n}" for n in ("rank", "energy", "error", "rule") if getattr(limit, n) is not None]
+    if len(given + rules) > 1:
+        raise UsageError(f"{' and '.join(rules + given)} exclude each other", hint="give one of them")
+    if not limit.given and not given:
+        raise UsageError(
+            "no rank to resize to", hint="give one of --rank, --energy, --error, --rule, --max-size and --max-params"
+        )
     cast_to = stored_dtype(dtype) if dtype is not None else None
     source = load_adapter(adapter, rank_from=rank_from, from_format=from_format)
     inputs = [source.path] if source.path is not None else []
@@ -103,45 +120,71 @@ def resize(
         check_output(Path(out), overwrite=overwrite, inputs=inputs)
     source = source.selected(include, exclude)
     warnings = list(source.warnings)
+    workers = worker_count(threads)
+    limits: Mapping[str, Limit] = dict.fromkeys(source.updates, limit)
+    if max_size is not None:
+        limits = _shared_out(source, _room(source, max_size), cast_to, max_rank, workers, size=True)
+    elif max_params is not None:
+        limits = _shared_out(source, max_params, cast_to, max_rank, workers, size=False)
 
-    if plan:
-        planned = [Module(name, u.rank, limit.planned(u.rank)) for name, u in source.updates.items()]
-        nbytes = _planned_bytes(source, limit, cast_to)
-        return ResizeReport(tuple(planned), None, None, None, None, nbytes, tuple(warnings))
-
-    def work(item: tuple[str, Update]) -> Stored:
+    def work(item: tuple[str, Update]) -> tuple[Stored, int, int]:
         name, update = item
         factors = exact_factors(update, name, source.name)
         store_as = cast_to or update_dtype(update)
-        smaller = reduced(factors, limit, name, store_as, unchanged=update, unchanged_dtype=cast_to)
+        smaller = reduced(factors, limits[name], name, store_as, unchanged=update, unchanged_dtype=cast_to)
         if progress is not None:
             progress(sum(t.nbytes for t in update.parts.values()))
-        return smaller
+        return smaller.stored, factors.rank, smaller.factors.rank
 
     with single_threaded_torch():
-        results = run(list(source.updates.items()), work, threads=worker_count(threads))
-    updates = {name: r.update for name, r in zip(source.updates, results, strict=True)}
+        results = run(list(source.updates.items()), work, threads=workers)
+    updates = {name: r.update for name, (r, _, _) in zip(source.updates, results, strict=True)}
     result = replace(source, updates=updates, path=None, warnings=())
-    modules = [r.module(name, u.rank) for (name, u), r in zip(source.updates.items(), results, strict=True)]
-    if out is not None:
+    modules = [r.module(name, rank_in, rank) for name, (r, rank_in, rank) in zip(updates, results, strict=True)]
+    if out is not None and not plan:
         warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs)
     return ResizeReport(
         modules=tuple(modules),
         error=overall_error(modules),
-        unchanged=sum(r.update is u for r, u in zip(results, source.updates.values(), strict=True)),
-        output=Path(out) if out is not None else None,
-        adapter=result,
+        unchanged=sum(r.update is u for (r, _, _), u in zip(results, source.updates.values(), strict=True)),
+        output=Path(out) if out is not None and not plan else None,
+        adapter=None if plan else result,
         bytes=sum(t.nbytes for t in result.tensors().values()),
         warnings=tuple(warnings),
     )
 
 
-def _planned_bytes(adapter: Adapter, limit: Limit, dtype: str | None) -> int | None:
-    """Bytes of the tensors of the result; None where ranks are not known before computing."""
-    total = sum(r.tensor.nbytes for r in adapter.replacements.values())
-    for update in adapter.updates.values():
-        rank = limit.planned(update.rank)
-        if rank is None:
-            return None
-        total += rank * sum(update.shape[:2]) * DTYPE_BITS[dtype or update_dtype(update)] // 8
-    return total
+def _shared_out(
+    source: Adapter, budget: int, dtype: str | None, max_rank: int | None, workers: int, *, size: bool
+) -> dict[str, Limit]:
+    """Each module's part of a budget, counted in bytes (`size`) or in parameters."""
+    from loratools.algebra.allocation import allocate, least_budget
+    from loratools.algebra.lowrank import singular_values
+
+    def spectrum(item: tuple[str, Update]) -> tuple[Tensor, int]:
+        factors = exact_factors(item[1], item[0], source.name)
+        each = DTYPE_BITS[dtype or update_dtype(item[1])] // 8 if size else 1
+        return singular_values(factors), (factors.out_features + factors.in_features) * each
+
+    with single_threaded_torch():
+        found = run(list(source.updates.items()), spectrum, threads=workers)
+    spectra, costs = [s for s, _ in found], [cost for _, cost in found]
+    # A module of zeros is stored with rank 1 all the same.
+    room = budget - sum(cost for s, cost in found if not s.any())
+    least = least_budget(spectra, costs)
+    if room < least:
+        unit = "bytes" if size else "parameters"
+        raise UsageError(
+            f"rank 1 in each of {len(costs)} modules takes {least:,} {unit}, and there is room for {max(0, room):,}",
+            hint="allow more, or leave modules out with --exclude",
+        )
+    ranks = allocate(spectra, costs, room, maximum=max_rank)
+    return {name: Limit(rank=max(1, rank)) for name, rank in zip(source.updates, ranks, strict=True)}
+
+
+def _room(source: Adapter, max_size: int) -> int:
+    """Bytes that are left for factors in a file of that size, at least."""
+    names = [*(f"{name}.{part}" for name in source.updates for part in "AB"), *source.replacements]
+    header = sum(len(name.encode()) + _HEADER_BYTES for name in names)
+    said = sum(len(str(note)) for note in source.notes.values())
+    return max_size - header - said - sum(r.tensor.nbytes for r in source.replacements.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -21,4 +22,17 @@ def entries_table(word: str, entries: Sequence[Mapping[str, object]]) -> Table:
     for entry in entries:
         capable = [("yes" if entry[mark] else "–") for mark in marks]
         table.add_row(Text(safe(str(entry["name"]))), *capable, Text(safe(str(entry["summary"]))))
+    return table
+
+
+def methods_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per method, and below it one per option with its default."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("method", style="bold", no_wrap=True)
+    table.add_column("summary, and what --set takes", overflow="fold")
+    for entry in entries:
+        table.add_row(Text(safe(entry["name"])), Text(safe(entry["summary"])))
+        for option in entry["options"]:
+            told = f"{option['name']}={option['default']}   {option['about']} ({option['range']})"
+            table.add_row("", Text(safe(f"  {told}"), style="dim"))
     return table

@@ -63,3 +63,9 @@ def shape(sizes: Sequence[int]) -> str:
 def plural(count: int, word: str) -> str:
     """`1 module`, `224 modules`."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def ranks(numbers: Iterable[int]) -> str:
+    """`rank 8`, `ranks 2–16`."""
+    found = sorted(set(numbers))
+    return f"rank {found[0]}" if len(found) == 1 else f"ranks {found[0]}–{found[-1]}" if found else "no rank"

@@ -19,7 +19,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.algebra.lowrank import Factors
 from loratools.cli import verbs
 from loratools.errors import InputError, MismatchError, OutputExistsError, UnsupportedError, UsageError
-from loratools.methods import linear
+from loratools.methods import Terms, linear
 from loratools.ops._reduce import Limit, reduced
 from loratools.ops.combine import combine
 from loratools.tensors import held
@@ -113,10 +113,11 @@ def test_factors_before_storing_equal_dense_svd_to_1e_10() -> None:
     wanted = sum(w * f.b @ f.a for w, f in parts)
     assert isinstance(wanted, Tensor)
 
-    stored = reduced(linear.combine(parts), Limit(rank=4), "m", "F64", unchanged=None, unchanged_dtype=None)
+    terms = Terms("m", tuple(f for _, f in parts), tuple(w for w, _ in parts), (1.0, 1.0))
+    found = reduced(linear.combine(terms), Limit(rank=4), "m", "F64", unchanged=None, unchanged_dtype=None)
 
-    torch.testing.assert_close(stored.factors.b @ stored.factors.a, _best(wanted, 4), rtol=1e-10, atol=1e-10)
-    assert stored.lost == pytest.approx(float((wanted - _best(wanted, 4)).norm()), rel=1e-10)
+    torch.testing.assert_close(found.factors.b @ found.factors.a, _best(wanted, 4), rtol=1e-10, atol=1e-10)
+    assert found.stored.lost == pytest.approx(float((wanted - _best(wanted, 4)).norm()), rel=1e-10)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -340,16 +341,16 @@ def test_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
         combine([source], source, overwrite=True)
 
 
-def test_plan_knows_ranks_and_bytes_and_writes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [{"rank": 4}, {"energy": 0.5}])
+def test_plan_tells_what_the_result_will_be_and_writes_nothing(tmp_path: Path, limit: dict[str, float]) -> None:
     adapters = [_adapter(1, rank=2), _adapter(2, rank=3)]
 
-    planned = combine(adapters, tmp_path / "out", rank=4, plan=True)
-    done = combine(adapters, rank=4)
+    planned = combine(adapters, tmp_path / "out", plan=True, **limit)  # type: ignore[arg-type]
+    done = combine(adapters, **limit)  # type: ignore[arg-type]
 
     assert not list(tmp_path.iterdir())
-    assert [(m.name, m.rank_in, m.rank) for m in planned.modules] == [(m.name, m.rank_in, m.rank) for m in done.modules]
-    assert planned.bytes == done.bytes
-    assert {m.rank for m in combine(adapters, energy=0.5, plan=True).modules} == {None}
+    assert (planned.output, planned.adapter) == (None, None)
+    assert (planned.modules, planned.adapters, planned.bytes) == (done.modules, done.adapters, done.bytes)
 
 
 def test_threads_do_not_change_the_bytes(tmp_path: Path) -> None:
@@ -399,16 +400,10 @@ def test_command_prints_json_and_a_summary(tmp_path: Path) -> None:
     assert "4 modules, rank 8 to rank 4" in told.stderr
     body = json.loads(document.stdout)
     assert body["verb"] == "combine"
-    assert set(body["modules"][0]) == {"name", "rank_in", "rank", "energy", "error"}
-    assert [set(a) for a in body["adapters"]] == [{"path", "weight", "gain", "interference"}] * 2
+    assert set(body["modules"][0]) == {"name", "rank_in", "rank", "energy", "error", "adapters"}
+    told = {"weight", "gain", "gain_lost", "interference", "overlap", "overlap_baseline"}
+    assert [set(a) for a in body["modules"][0]["adapters"]] == [{"adapter", *told}] * 2
+    assert [set(a) for a in body["adapters"]] == [{"path", *told}] * 2
     assert body["output"] == str(tmp_path / "out2")
     assert again.exit_code == 2
     assert "--overwrite" in again.stderr
-
-
-def test_help_shows_only_what_there_is() -> None:
-    text = click.testing.CliRunner().invoke(verbs, ["combine", "--help"]).stdout
-
-    assert "--method" in text
-    assert "linear" in text
-    assert not {"--set", "--recipe", "--calibrate", "--norm-match"} & set(text.split())

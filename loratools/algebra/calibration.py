@@ -1,0 +1,35 @@
+"""What may be done to a combined delta whatever made it: singular values calibrated, or its size restored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from loratools.algebra.lowrank import Factors, Svd
+
+
+def calibrated(merged: Svd, own: Sequence[Factors], *, least: float = 1.0) -> Svd:
+    """Return `merged` with singular values divided by how often the deltas `own` say the same thing there.
+
+    In the direction `u_r` of the output the i-th delta answers with `a = u_r^T delta_i`, and the merged one with
+    `s_r v_r`; `k_i = <s_r v_r, a> / |a|^2` is how far it overstates that answer, and `s_r` becomes
+    `s_r * T / sum_i max(least, k_i)`. Directions that several deltas share add up in a merge, and are brought back;
+    what only one has stays. Singular value calibration, "When shared knowledge hurts", 2026,
+    https://arxiv.org/abs/2602.05536. Singular values may lose their order.
+    """
+    shares = torch.zeros_like(merged.s)
+    for f in own:
+        left = merged.u.mT @ f.b.double()
+        a = f.a.double()
+        product = merged.s * (left * (a @ merged.vt.mT).mT).sum(dim=1)
+        square = ((left @ (a @ a.mT)) * left).sum(dim=1)
+        shares += torch.where(square > 0, product / torch.where(square > 0, square, 1.0), 0.0).clamp(min=least)
+    return Svd(merged.u, merged.s * len(own) / shares, merged.vt)
+
+
+def dense_svd(delta: Tensor) -> Svd:
+    """Return all of the singular value decomposition of a dense matrix, in float64."""
+    u, s, vt = torch.linalg.svd(delta.double(), full_matrices=False)
+    return Svd(u, s, vt)

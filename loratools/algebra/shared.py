@@ -1,0 +1,100 @@
+"""Several low-rank deltas of one shape in common coordinates, in which each is a small matrix.
+
+    delta_i = left @ core_i @ right^T        left: (out, p)   core_i: (p, q)   right: (in, q)   p, q <= sum of ranks
+
+left are the left singular vectors of the deltas side by side, `[delta_1 ... delta_T]`, and right the right singular
+vectors of the deltas above one another (a higher-order SVD of the stack; De Lathauwer, De Moor and Vandewalle, SIAM J.
+Matrix Anal. Appl. 2000). They depend on the deltas alone, up to signs: not on how a delta is split into its factors,
+nor on the order of the deltas. Panariello et al., 2025, "Accurate and efficient low-rank model merging in core space",
+https://arxiv.org/abs/2509.17786, take them from the factors instead, unscaled, so that theirs change when a factor is
+turned by G and the other by its inverse.
+
+What commutes with turning both sides gives the same result on the cores as on the deltas. What works entry by entry
+does not: on the cores it is another method.
+
+float64 throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loratools.algebra.lowrank import EPS, Basis, Factors, concatenate
+
+
+@dataclass(frozen=True)
+class Shared:
+    """`cores[i]`: (p, q), the i-th delta between the two bases. At least 1 x 1, of zeros where all deltas are."""
+
+    left: Basis
+    right: Basis
+    cores: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """`[delta_1 ... delta_T] = left @ diag(s) @ [v_1 ... v_T]`, the thin SVD of all deltas next to one another.
+
+    left: (out, p)   s: (p,) descending, none of them rounding   v_i: (p, in)
+    """
+
+    left: Tensor
+    s: Tensor
+    v: tuple[Tensor, ...]
+
+
+def shared(deltas: Sequence[Factors]) -> Shared:
+    """Return the deltas in their common coordinates, O((out + in) R^2) with R the sum of ranks."""
+    left, right, cores = _raw(deltas)
+    p, q = _directions(torch.cat(cores, dim=1)), _directions(torch.cat([c.mT for c in cores], dim=1))
+    return Shared(left.turned(p), right.turned(q), tuple(p.mT @ c @ q for c in cores))
+
+
+def side_by_side(deltas: Sequence[Factors]) -> SideBySide:
+    """Return the thin SVD of `[delta_1 ... delta_T]`, (out, T in), without forming it.
+
+    Ordered by singular value, signs as `lowrank.fix_signs` has them on left.
+    """
+    left, right, cores = _raw(deltas)
+    u, s, vt = torch.linalg.svd(torch.cat(cores, dim=1), full_matrices=False)
+    rank = _count(s, cores[0].shape[0], len(cores) * cores[0].shape[1])
+    vectors = left.times(u[:, :rank])
+    sign = torch.where(vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).squeeze(0) < 0, -1.0, 1.0).double()
+    parts = torch.split(vt[:rank], cores[0].shape[1], dim=1)
+    return SideBySide(vectors * sign, s[:rank], tuple(sign[:, None] * right.times(v.mT).mT for v in parts))
+
+
+def _raw(deltas: Sequence[Factors]) -> tuple[Basis, Basis, list[Tensor]]:
+    """Bases by QR of the factors next to one another, or the unit vectors where those are fewer, and the cores."""
+    joined = concatenate([(1.0, d) for d in deltas])
+    left, r_b = _triangular(joined.b)
+    right, r_a = _triangular(joined.a.mT)
+    ranks = [d.rank for d in deltas]
+    pairs = zip(torch.split(r_b, ranks, dim=1), torch.split(r_a, ranks, dim=1), strict=True)
+    return left, right, [b @ a.mT for b, a in pairs]
+
+
+def _triangular(columns: Tensor) -> tuple[Basis, Tensor]:
+    rows, count = columns.shape
+    if count >= rows:
+        return Basis(), columns
+    reflections, taus = torch.geqrf(columns)
+    return Basis(reflections, taus), reflections[:count].triu()
+
+
+def _directions(wide: Tensor) -> Tensor:
+    """The left singular vectors of a matrix, (rows, k), whose singular values are not rounding; at least one."""
+    # Of the triangle of its transpose, which has as few columns as it has rows.
+    triangle: Tensor = torch.linalg.qr(wide.mT, mode="r").R.mT
+    u, s, _ = torch.linalg.svd(triangle, full_matrices=False)
+    found: Tensor = u[:, : _count(s, *wide.shape)]
+    return found
+
+
+def _count(s: Tensor, rows: int, columns: int) -> int:
+    """How many singular values are more than rounding, which products of factors leave a few times over."""
+    return max(1, int((s > 8 * max(rows, columns) * EPS * s[0]).sum()))

@@ -1,0 +1,66 @@
+"""compare: how alike two adapters are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from loratools.cli import _options as options
+from loratools.cli._output import Output
+
+if TYPE_CHECKING:
+    from loratools.ops._arguments import RankFrom
+
+
+@click.command("compare")
+@click.argument("first", type=options.SOURCE, metavar="ADAPTER")
+@click.argument("second", type=options.SOURCE, metavar="ADAPTER")
+@options.include
+@options.exclude
+@options.from_format
+@options.rank_from
+@options.threads
+@options.common
+def command(
+    first: str,
+    second: str,
+    *,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    from_format: str | None,
+    rank_from: RankFrom,
+    threads: int | None,
+    output: Output,
+) -> None:
+    """Tell how alike two adapters are, per module and overall, and what targets only one of them has.
+
+    The cosine says whether they change weights in the same direction; the overlaps, how much of the inputs they react
+    to and of the outputs they change is common, beside what subspaces of that size share at random; gain and
+    interference, what each would meet if both were added. -v tells it by module, with the principal angles.
+
+    \b
+    Example:
+      loratools compare my-lora another-lora
+    """
+    from loratools.ops.compare import compare
+
+    with output.progress(None, "comparing") as progress:
+        report = compare(
+            first,
+            second,
+            include=include,
+            exclude=exclude,
+            from_format=from_format,
+            rank_from=rank_from,
+            threads=threads,
+            progress=progress,
+        )
+    for warning in report.warnings:
+        output.warn(warning)
+    if output.json:
+        output.document(report.as_json())
+        return
+    from loratools.report.comparison import comparison_tables
+
+    output.table(*comparison_tables(report, every=output.verbose))

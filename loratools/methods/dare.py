@@ -1,0 +1,26 @@
+"""DARE: drop entries of each delta at random, divide the others by the share that is kept, add up.
+
+`dW = sum_i m_i w_i dW_i / density`, `m_i` independent and 1 with probability `density`. On average that is the plain
+sum; what is added is noise of variance `(1 - density) / density * dW^2` in every entry, spread over all directions.
+Cutting the sum to a rank afterwards takes some of that noise away again and nothing else: with `join=linear` the result
+is the linear one with noise. Yu et al., 2024, https://arxiv.org/abs/2311.03099. `join=ties` elects signs afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratools.methods import Laws, Terms
+from loratools.methods._elementwise import JOIN, SPACE, density, sparse_sum
+
+if TYPE_CHECKING:
+    from loratools.methods import Combination
+
+LAWS = Laws(order=False, gauge=True, turns=False, alone=False)
+OPTIONS = (density(0.5), JOIN, SPACE)
+
+
+def combine(terms: Terms, *, density: float, join: str, space: str) -> Combination:
+    from loratools.algebra.sparsify import at_random
+
+    return sparse_sum(terms, space, lambda _, i: at_random(density, terms.generator(i)), join=join)

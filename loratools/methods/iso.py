@@ -1,0 +1,46 @@
+"""Iso-C and Iso-CTS: the singular directions of the sum, all with the same singular value, their mean.
+
+Iso-C: `sum_i w_i dW_i = U S V^T`, `dW = mean(S) U V^T`. The mean is over the singular values that are there; the
+published code divides by `min(out, in)`, which for a LoRA only makes the result smaller.
+Iso-CTS (`common` below 1): only the share `common` of those directions, and for the rest, from each adapter in equal
+parts, the leading directions of what lies outside of the common ones; all made orthonormal by polar factors, and with
+the mean of all their singular values. The paper's share is 0.8.
+The spectrum is flat, so that a lower rank loses in proportion. Marczak et al., 2025, https://arxiv.org/abs/2502.04959.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratools.methods import Laws, Option, Terms
+
+if TYPE_CHECKING:
+    from loratools.methods import Combination
+
+LAWS = Laws(order=True, gauge=True, turns=True, alone=False)
+OPTIONS = (
+    Option("common", 1.0, "share of the directions that come from the sum: 1 is Iso-C", low=0, high=1, open_low=True),
+)
+
+
+def combine(terms: Terms, *, common: float) -> Combination:
+    import torch
+
+    from loratools.algebra.lowrank import Framed
+    from loratools.methods._spectral import cut, nearest_orthonormal
+
+    frame = terms.shared
+    total = torch.stack(list(frame.cores)).sum(dim=0)
+    together = cut(total)
+    rank = len(together.s)
+    if not rank:
+        return Framed(frame.left, torch.zeros_like(total), frame.right)
+    kept = max(1, round(common * rank))
+    each = (rank - kept) // len(terms)
+    us, ss, vs = [together.u[:, :kept]], [together.s[:kept]], [together.vt[:kept].mT]
+    if each:
+        for core in frame.cores:
+            own = cut(core - us[0] @ (us[0].mT @ core), each)
+            us, ss, vs = [*us, own.u], [*ss, own.s], [*vs, own.vt.mT]
+    u, v = (nearest_orthonormal(torch.cat(parts, dim=1)) for parts in (us, vs))
+    return Framed(frame.left, torch.cat(ss).mean() * (u @ v.mT), frame.right)

@@ -1,0 +1,69 @@
+"""The mean of any number of deltas on the sphere of their directions, as long as their weighted lengths together.
+
+The direction `u` that minimises `sum_i w_i angle(u, dW_i / |dW_i|)^2`, by Riemannian gradient steps from the mean of
+the directions, and `dW = (sum_i w_i |dW_i|) u`. Every step is a linear combination of the deltas, so that only their
+inner products are computed with, and the result is exact in the factors. Karcher, 1977, "Riemannian center of mass and
+mollifier smoothing".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from loratools.errors import UsageError
+from loratools.methods import Laws, Option, Terms
+
+if TYPE_CHECKING:
+    from loratools.methods import Combination
+
+LAWS = Laws(order=True, gauge=True, turns=True, alone=True, negative=False)
+OPTIONS = (
+    Option("steps", 100, "most steps of the iteration", low=1),
+    Option("tolerance", 1e-12, "the angle that a step is not worth", low=0),
+)
+
+
+def combine(terms: Terms, *, steps: int, tolerance: float) -> Combination:
+    import torch
+
+    from loratools.algebra.lowrank import concatenate
+
+    if terms.weights == (1.0,):
+        return terms.factors[0]
+    lengths = terms.gram.diagonal().clamp(min=0).sqrt()
+    there = lengths > 0
+    weights = torch.tensor(terms.weights, dtype=torch.float64)
+    if not there.any():
+        return concatenate(list(zip(terms.weights, terms.factors, strict=True)))
+    scale = torch.where(there, lengths, 1.0)
+    # Directions as coefficients of the unit deltas; their inner products are cosines.
+    cosines = terms.gram / scale[:, None] / scale
+    shares = torch.where(there, weights, 0.0)
+    shares = shares / shares.sum()
+
+    def length(x: torch.Tensor) -> float:
+        return math.sqrt(max(0.0, float(x @ cosines @ x)))
+
+    mean = shares.clone()
+    if length(mean) < 1e-8:
+        raise UsageError(
+            f"the deltas of '{terms.name}' point in opposite ways, and have no mean direction",
+            hint="choose other weights, or --method linear",
+        )
+    mean /= length(mean)
+    for _ in range(steps):
+        towards = (cosines @ mean).clamp(-1, 1)
+        theta = towards.acos()
+        sine = theta.sin()
+        pull = torch.where(theta > 1e-9, shares * theta / torch.where(sine > 0, sine, 1.0), shares)
+        # The sum of share * (theta / sin theta) * (unit - cos theta * mean).
+        tangent = pull - (pull * towards).sum() * mean
+        size = length(tangent)
+        if size <= tolerance:
+            break
+        mean = math.cos(size) * mean + math.sin(size) / size * tangent
+        mean /= length(mean)
+    total = float((weights * lengths).sum())
+    found = (total * mean / scale).tolist()
+    return concatenate(list(zip(found, terms.factors, strict=True)))

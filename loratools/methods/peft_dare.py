@@ -1,0 +1,28 @@
+"""PEFT's `dare_linear`, `dare_ties` and their `_svd`, for their numbers: A's and B's are merged apart. Prefer `dare`.
+
+Entries of each A and each B are dropped at random, the others divided by `density`; `join=linear` sums them,
+`join=ties` elects signs first, without the weights. The product holds cross terms, and noise times noise. `on=deltas`
+is `dare_linear_svd` or `dare_ties_svd`; it needs --rank. PEFT takes its random numbers from torch's global state, which
+nobody can repeat; here they are those of --seed. PEFT 0.21, `LoraModel.add_weighted_adapter`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratools.methods import Laws, Terms
+from loratools.methods._elementwise import JOIN
+from loratools.methods._peft import DENSITY, MAJORITY, ON
+
+if TYPE_CHECKING:
+    from loratools.methods import Combination
+
+LAWS = Laws(order=False, gauge=False, turns=False, alone=False)
+OPTIONS = (DENSITY, JOIN, MAJORITY, ON)
+
+
+def combine(terms: Terms, *, density: float, join: str, majority: str, on: str) -> Combination:
+    from loratools.methods import _peft as peft
+
+    joined = peft.summed if join == "linear" else peft.elected(majority)
+    return peft.merged(terms, on, peft.by_chance(density), joined)

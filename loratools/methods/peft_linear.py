@@ -1,0 +1,23 @@
+"""PEFT's `linear`, for its numbers: A's and B's are summed apart, which leaves cross terms. Prefer `linear`.
+
+`B = sum_i sqrt|w_i s_i| B_i`, `A = sum_i sign(w_i s_i) sqrt|w_i s_i| A_i`: besides the sum of the deltas the product
+holds `B_i A_j` for every two adapters, as large as the deltas themselves, and with a negative weight their signs are
+arbitrary. Ranks must be equal. PEFT 0.21, `LoraModel.add_weighted_adapter`; its issue 3004.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratools.methods import Laws, Terms
+
+if TYPE_CHECKING:
+    from loratools.methods import Combination
+
+LAWS = Laws(order=True, gauge=False, turns=True, alone=True)
+
+
+def combine(terms: Terms) -> Combination:
+    from loratools.methods import _peft as peft
+
+    return peft.merged(terms, "factors", peft.everything, peft.summed)

@@ -1,0 +1,24 @@
+"""PEFT's `magnitude_prune`, with or without `_svd`, for its numbers: A's and B's merge apart. Prefer `magnitude`.
+
+The largest entries of each A and each B are kept, and the A's and the B's are summed apart, which leaves cross terms.
+`on=deltas` is `magnitude_prune_svd`, which has none; it needs --rank. PEFT 0.21, `LoraModel.add_weighted_adapter`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratools.methods import Laws, Terms
+from loratools.methods._peft import DENSITY, ON
+
+if TYPE_CHECKING:
+    from loratools.methods import Combination
+
+LAWS = Laws(order=True, gauge=False, turns=False, alone=False)
+OPTIONS = (DENSITY, ON)
+
+
+def combine(terms: Terms, *, density: float, on: str) -> Combination:
+    from loratools.methods import _peft as peft
+
+    return peft.merged(terms, on, peft.by_magnitude(density), peft.summed)

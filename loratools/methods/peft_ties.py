@@ -1,0 +1,26 @@
+"""PEFT's `ties` and `ties_svd`, for their numbers: weights do not vote, A's and B's are merged apart. Prefer `ties`.
+
+Largest entries, election and mean as in TIES (https://arxiv.org/abs/2306.01708), but the signs are elected before the
+adapters are weighted, and with `on=factors` the A's and the B's are taken for the weights of the model: an entry of A
+means nothing by itself, and their product holds cross terms. `on=deltas` is `ties_svd`, which needs --rank. PEFT 0.21,
+`LoraModel.add_weighted_adapter`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratools.methods import Laws, Terms
+from loratools.methods._peft import DENSITY, MAJORITY, ON
+
+if TYPE_CHECKING:
+    from loratools.methods import Combination
+
+LAWS = Laws(order=True, gauge=False, turns=False, alone=False)
+OPTIONS = (DENSITY, MAJORITY, ON)
+
+
+def combine(terms: Terms, *, density: float, majority: str, on: str) -> Combination:
+    from loratools.methods import _peft as peft
+
+    return peft.merged(terms, on, peft.by_magnitude(density), peft.elected(majority))

@@ -1,0 +1,56 @@
+"""SCE: keep the entries in which the deltas differ most, weight each delta by its energy there, erase minorities.
+
+Of `t_i = w_i dW_i` the share `density` of entries with the largest variance over the adapters is kept; each `t_i`
+weighs `c_i`, its mean square there as a share of all; entries whose sign is not that of the sum are erased, and the
+rest is averaged: `dW = sum c_i t_i / sum c_i`. Wan et al., 2024, "FuseChat", https://arxiv.org/abs/2408.07990.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from loratools.methods import Laws, Terms
+from loratools.methods._elementwise import SPACE, density
+from loratools.methods._elementwise import space as space_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loratools.methods import Combination
+
+LAWS = Laws(order=True, gauge=True, turns=False, alone=False)
+OPTIONS = (density(0.1), SPACE)
+
+
+def combine(terms: Terms, *, density: float, space: str) -> Combination:
+    import torch
+
+    from loratools.algebra.sparsify import threshold_of
+
+    matrices = space_of(terms, space)
+    least = 0.0
+    if density < 1:
+        spread = matrices.by_blocks(lambda blocks: torch.stack(list(blocks)).var(dim=0, correction=0))
+        count = int(density * int((spread != 0).sum()))
+        least = threshold_of(spread, count)
+
+    def selected(blocks: Sequence[Tensor]) -> Tensor:
+        stack = torch.stack(list(blocks))
+        return stack if density >= 1 else stack * (stack.var(dim=0, correction=0) >= least)
+
+    energies = torch.zeros(len(terms), dtype=torch.float64)
+    for start, stop in matrices.ranges():
+        blocks = [matrices.rows(i, start, stop) for i in range(matrices.count)]
+        energies += selected(blocks).square().sum(dim=(1, 2))
+    # Weights only matter as shares of one another.
+    weights = (energies / energies.max() if energies.max() > 0 else torch.ones_like(energies)).view(-1, 1, 1)
+
+    def merge(blocks: Sequence[Tensor]) -> Tensor:
+        stack = selected(blocks)
+        agree = (stack.sign() == stack.sum(dim=0).sign()) & (stack != 0)
+        total = (weights * agree).sum(dim=0)
+        found: Tensor = (weights * stack * agree).sum(dim=0) / torch.where(total > 0, total, 1.0)
+        return found
+
+    return matrices.back(matrices.by_blocks(merge))

@@ -1,0 +1,35 @@
+"""TSV-M: the singular vectors of all deltas, made orthogonal to one another, with their singular values.
+
+`w_i dW_i = U_i S_i V_i^T`; with `U = [U_1 ... U_T]` and `V = [V_1 ... V_T]` replaced by the orthonormal matrices that
+are nearest to them (polar factors), `dW = U diag(S) V^T`. Only singular values that are not rounding take part: those
+of a LoRA end at its rank, and the arbitrary vectors that a full SVD gives beyond it would turn the polar factors.
+`keep` cuts each delta further; the paper keeps `min(out, in) / T`. Ranks add up. Gargiulo et al., 2025,
+https://arxiv.org/abs/2412.00081.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratools.methods import Laws, Option, Terms
+
+if TYPE_CHECKING:
+    from loratools.methods import Combination
+
+LAWS = Laws(order=True, gauge=True, turns=True, alone=True)
+OPTIONS = (Option("keep", 0, "singular directions of each adapter that take part; 0: all that it has", low=0),)
+
+
+def combine(terms: Terms, *, keep: int) -> Combination:
+    import torch
+
+    from loratools.algebra.lowrank import Framed
+    from loratools.methods._spectral import cut, nearest_orthonormal
+
+    if terms.weights == (1.0,) and not keep:
+        return terms.factors[0]
+    frame = terms.shared
+    parts = [cut(core, keep or None) for core in frame.cores]
+    u = nearest_orthonormal(torch.cat([p.u for p in parts], dim=1))
+    v = nearest_orthonormal(torch.cat([p.vt.mT for p in parts], dim=1))
+    return Framed(frame.left, (u * torch.cat([p.s for p in parts])) @ v.mT, frame.right)

@@ -1,0 +1,45 @@
+"""WUDI: the delta that differs least from each adapter's on the inputs which that adapter reacts to.
+
+`min over dW of sum_i |(dW - t_i) t_i^T|^2 / |t_i|^2`, with `t_i = w_i dW_i`. The paper descends by Adam; it is least
+squares, and here is its solution: with `G_i = t_i^T t_i / |t_i|^2`,
+`dW = (sum_i t_i G_i + mu S) (sum_i G_i + mu I)^-1`, `S = sum_i t_i`, `mu = ridge * trace(sum_i G_i) / p`.
+As `ridge` goes to 0 no adapter disturbs another, as long as their row spaces are independent; the price is a larger
+delta. Cheng et al., 2025, https://arxiv.org/abs/2503.08099; the closed form is that of RegMean (Jin et al., 2023,
+https://arxiv.org/abs/2212.09849) with `G_i` for the data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratools.methods import Laws, Option, Terms
+
+if TYPE_CHECKING:
+    from loratools.methods import Combination
+
+LAWS = Laws(order=True, gauge=True, turns=True, alone=True)
+OPTIONS = (
+    Option("ridge", 0.01, "pull towards the plain sum, as a share of the Gram's mean diagonal", low=0, open_low=True),
+)
+
+
+def combine(terms: Terms, *, ridge: float) -> Combination:
+    import torch
+
+    from loratools.algebra.lowrank import Framed
+
+    if terms.weights == (1.0,):
+        return terms.factors[0]
+    frame = terms.shared
+    total = torch.stack(list(frame.cores)).sum(dim=0)
+    squares = [core.square().sum() for core in frame.cores]
+    grams = [core.mT @ core / torch.where(s > 0, s, 1.0) for core, s in zip(frame.cores, squares, strict=True)]
+    gram = torch.stack(grams).sum(dim=0)
+    size = gram.shape[0]
+    mu = ridge * float(gram.trace()) / size
+    if not mu:
+        return Framed(frame.left, total, frame.right)
+    wanted = torch.stack([core @ g for core, g in zip(frame.cores, grams, strict=True)]).sum(dim=0) + mu * total
+    # M (gram + mu I) = wanted; symmetric and positive.
+    found = torch.cholesky_solve(wanted.mT, torch.linalg.cholesky(gram + mu * torch.eye(size, dtype=gram.dtype))).mT
+    return Framed(frame.left, found, frame.right)

@@ -1,0 +1,86 @@
+"""Weights that adapters replace as a whole, such as trained heads: deltas add, these do not.
+
+Equal ones are kept once. Of different ones either nothing is made (`refuse`), or that of the first adapter that has it
+is taken (`first`), or their mean, weighted by the adapters' weights (`average`); what happened is told by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from loratools.adapter import Adapter, Replacement
+from loratools.errors import MismatchError
+from loratools.ops._reduce import widest
+from loratools.ops._same import same_bytes
+from loratools.tensors import LazyTensor, held, parse_float_dtype, torch_dtype
+
+
+def combined_replacements(
+    sources: Sequence[tuple[Adapter, float]], selected: set[str], taking_part: Sequence[int], policy: str
+) -> tuple[dict[str, Replacement], list[str]]:
+    """Replaced weights of the result, and what a person should know about them.
+
+    Raises:
+        MismatchError: adapters replace a weight with different values and `refuse` is the policy, or their mean means
+            nothing.
+    """
+    owners: dict[str, list[int]] = {}
+    for i in taking_part:
+        for name in sources[i][0].replacements:
+            if name in selected:
+                owners.setdefault(name, []).append(i)
+    kept = {name: sources[found[0]][0].replacements[name] for name, found in sorted(owners.items())}
+    differing = [
+        name
+        for name in kept
+        if not all(same_bytes(kept[name].tensor, sources[i][0].replacements[name].tensor) for i in owners[name][1:])
+    ]
+    if differing and policy == "refuse":
+        raise MismatchError(
+            f"{len(differing)} weights are replaced with different values, and a sum of those means nothing",
+            details=[f"{n}   " + ", ".join(f"'{sources[i][0].name}'" for i in owners[n]) for n in differing],
+            hint=f"take one with --heads first, their mean with --heads average, or leave them out with "
+            f"--exclude '{differing[0]}'",
+        )
+    warnings = []
+    if differing and policy == "average":
+        for name in differing:
+            pairs = [(sources[i][1], sources[i][0].replacements[name].tensor) for i in owners[name]]
+            kept[name] = Replacement(_mean(name, pairs), kept[name].declared)
+        warnings.append(f"replaced weights that differ are averaged: {_listed(differing)}")
+    elif differing:
+        warnings += [
+            f"replaced weights that differ are those of '{sources[i][0].name}': {_listed(names)}"
+            for i in taking_part
+            if (names := [n for n in differing if owners[n][0] == i])
+        ]
+    lonely = [name for name in kept if len(owners[name]) < len(taking_part)]
+    if lonely:
+        warnings.append(f"replaced weights that not all adapters have are kept: {_listed(lonely)}")
+    whole = [name for name in kept if name not in differing or policy != "average"]
+    if any(sources[i][1] != 1 for name in whole for i in owners[name]):
+        warnings.append(f"weights do not apply to replaced weights: {len(whole)} are kept as they are")
+    return kept, warnings
+
+
+def _mean(name: str, pairs: Sequence[tuple[float, LazyTensor]]) -> LazyTensor:
+    shapes = {t.shape for _, t in pairs}
+    total = math.fsum(w for w, _ in pairs)
+    if len(shapes) > 1:
+        told = " and ".join("x".join(map(str, s)) for s in sorted(shapes))
+        raise MismatchError(f"'{name}' is replaced with weights of different shapes: {told}", hint="use --heads first")
+    if any(parse_float_dtype(t.dtype) is None for _, t in pairs):
+        raise MismatchError(
+            f"'{name}' is replaced with values that are no weights to average", hint="use --heads first"
+        )
+    if not total:
+        raise MismatchError(f"the weights of the adapters that replace '{name}' sum to 0, and have no mean")
+    mean = pairs[0][1].read().double() * (pairs[0][0] / total)
+    for weight, tensor in pairs[1:]:
+        mean += tensor.read().double() * (weight / total)
+    return held(mean.to(torch_dtype(widest([t.dtype for _, t in pairs]))))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

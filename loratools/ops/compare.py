@@ -1,0 +1,290 @@
+"""Compare two adapters target by target: how alike their deltas are, and what each would meet in the other.
+
+Everything comes from the factors (`algebra.lowrank`) in float64; no dense matrix is formed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loratools.adapter import Adapter, select_names
+from loratools.errors import MismatchError
+from loratools.execution.local import run, single_threaded_torch, worker_count
+from loratools.ops._arguments import AdapterSource, RankFrom, load_adapter
+from loratools.ops._combine_report import overlap
+from loratools.ops._reduce import exact_factors, inner
+from loratools.ops._same import same_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ComparedModule:
+    """Two deltas for one target, first and second at weight 1; numbers of a delta of zeros are None.
+
+    cosine: `<first, second> / (|first| |second|)`.
+    overlap: the share of the row spaces (what inputs they react to) that is common, `|R_1^T R_2|^2 / min(r_1, r_2)`
+        (Hu et al., 2021, section 7.2), and `overlap_baseline` the same of such subspaces at random; `output_overlap`
+        and `output_baseline` are those of the column spaces (what outputs they change).
+    angles: between the row spaces, in degrees, ascending (principal angles; Björck and Golub, 1973).
+    norm_ratio: `|second| / |first|`.
+    gains: of the first and of the second in their sum: `1 + <first, second> / |own|^2`.
+    interferences: `|other on the row space of own| / |own|`, for the first and for the second.
+    """
+
+    name: str
+    ranks: tuple[int, int]
+    norms: tuple[float, float]
+    cosine: float | None
+    overlap: float | None
+    overlap_baseline: float | None
+    output_overlap: float | None
+    output_baseline: float | None
+    angles: tuple[float, ...]
+    norm_ratio: float | None
+    gains: tuple[float | None, float | None]
+    interferences: tuple[float | None, float | None]
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "cosine": self.cosine,
+            "overlap": self.overlap,
+            "overlap_baseline": self.overlap_baseline,
+            "output_overlap": self.output_overlap,
+            "output_overlap_baseline": self.output_baseline,
+            "principal_angles": list(self.angles),
+            "norm_ratio": self.norm_ratio,
+            "ranks": list(self.ranks),
+            "norms": list(self.norms),
+            "gains": list(self.gains),
+            "interferences": list(self.interferences),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All targets that both have, and the names that only one has. Overall numbers are over the shared targets:
+    `cosine`, `norm_ratio`, `gains` and `interferences` of the deltas as one long vector, overlaps as means."""
+
+    paths: tuple[str, str]
+    modules: tuple[ComparedModule, ...]
+    only_in_first: tuple[str, ...]
+    only_in_second: tuple[str, ...]
+    cosine: float | None
+    norm_ratio: float | None
+    overlap: float | None
+    overlap_baseline: float | None
+    output_overlap: float | None
+    output_baseline: float | None
+    gains: tuple[float | None, float | None]
+    interferences: tuple[float | None, float | None]
+    replacements_equal: tuple[str, ...] = ()
+    replacements_differ: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """The document of `loratools compare --json`, without its head."""
+        return {
+            "paths": list(self.paths),
+            "cosine": self.cosine,
+            "norm_ratio": self.norm_ratio,
+            "overlap": self.overlap,
+            "overlap_baseline": self.overlap_baseline,
+            "output_overlap": self.output_overlap,
+            "output_overlap_baseline": self.output_baseline,
+            "gains": list(self.gains),
+            "interferences": list(self.interferences),
+            "modules": [m.as_json() for m in self.modules],
+            "only_in_first": list(self.only_in_first),
+            "only_in_second": list(self.only_in_second),
+            "replacements": {"equal": list(self.replacements_equal), "different": list(self.replacements_differ)},
+            "warnings": list(self.warnings),
+        }
+
+
+def compare(
+    first: AdapterSource,
+    second: AdapterSource,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Comparison:
+    """Return how two adapters compare, over the targets that both have.
+
+    include, exclude   globs over the names of both together.
+
+    Raises:
+        MismatchError: no target is in both, or one has other shapes in them.
+        UnsupportedError: the scale of one is uncertain, or an update has no factors.
+        InputError: values that are not finite.
+    """
+    one, two = (load_adapter(a, rank_from=rank_from, from_format=from_format) for a in (first, second))
+    every = sorted({*one.updates, *two.updates, *one.replacements, *two.replacements})
+    names = set(select_names(every, include, exclude) if include or exclude else every)
+    left, right = ({n: u for n, u in a.updates.items() if n in names} for a in (one, two))
+    both = [name for name in left if name in right]
+    _ensure_comparable(one, two, both)
+
+    def work(name: str) -> _Pair:
+        pair = _pair(name, one, two)
+        if progress is not None:
+            progress(sum(t.nbytes for u in (left[name], right[name]) for t in u.parts.values()))
+        return pair
+
+    with single_threaded_torch():
+        pairs = run(both, work, threads=worker_count(threads))
+    heads = [n for n in one.replacements if n in two.replacements and n in names]
+    equal = {n for n in heads if same_bytes(one.replacements[n].tensor, two.replacements[n].tensor)}
+    heads_of = [{n for n in a.replacements if n in names} for a in (one, two)]
+    return Comparison(
+        paths=(one.name, two.name),
+        modules=tuple(p.module() for p in pairs),
+        only_in_first=tuple(sorted((left.keys() - right.keys()) | (heads_of[0] - heads_of[1]))),
+        only_in_second=tuple(sorted((right.keys() - left.keys()) | (heads_of[1] - heads_of[0]))),
+        replacements_equal=tuple(sorted(equal)),
+        replacements_differ=tuple(sorted(set(heads) - equal)),
+        warnings=tuple(f"'{a.name}': {text}" for a in (one, two) for text in a.warnings),
+        **_overall(pairs),
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One target: squares and products that add up over targets, and what does not."""
+
+    name: str
+    ranks: tuple[int, int]
+    squares: tuple[float, float]
+    product: float
+    rows: tuple[float, float] | None
+    columns: tuple[float, float] | None
+    angles: tuple[float, ...]
+    disturbances: tuple[float, float]
+
+    def module(self) -> ComparedModule:
+        cosine, ratio, gains, interferences = _of_sums(self.squares, self.product, self.disturbances)
+        overlap, baseline = self.rows or (None, None)
+        output_overlap, output_baseline = self.columns or (None, None)
+        return ComparedModule(
+            name=self.name,
+            ranks=self.ranks,
+            norms=(math.sqrt(self.squares[0]), math.sqrt(self.squares[1])),
+            cosine=cosine,
+            overlap=overlap,
+            overlap_baseline=baseline,
+            output_overlap=output_overlap,
+            output_baseline=output_baseline,
+            angles=self.angles,
+            norm_ratio=ratio,
+            gains=gains,
+            interferences=interferences,
+        )
+
+
+def _pair(name: str, one: Adapter, two: Adapter) -> _Pair:
+    import torch
+
+    from loratools.algebra.lowrank import Factors, row_space
+
+    f, g = (exact_factors(a.updates[name], name, a.name) for a in (one, two))
+    (rows_f, square_f), (rows_g, square_g) = row_space(f), row_space(g)
+    columns_f, columns_g = (row_space(Factors(x.a.mT, x.b.mT))[0] for x in (f, g))
+    there = bool(rows_f.shape[1] and rows_g.shape[1])
+    disturbances = (
+        float((g.b @ (g.a @ rows_f)).square().sum()),
+        float((f.b @ (f.a @ rows_g)).square().sum()),
+    )
+    return _Pair(
+        name,
+        (rows_f.shape[1], rows_g.shape[1]),
+        (square_f, square_g),
+        inner(f, g),
+        overlap(rows_f, rows_g) if there else None,
+        overlap(columns_f, columns_g) if there else None,
+        tuple(torch.rad2deg(principal_angles(rows_f, rows_g)).tolist()) if there else (),
+        disturbances,
+    )
+
+
+def principal_angles(one: Tensor, other: Tensor) -> Tensor:
+    """The angles between two subspaces, each given by orthonormal columns: (the smaller count,), ascending, in radians.
+
+    Angles below 45 degrees from sines and the others from cosines, since the arc cosine of what is nearly 1 has half of
+    the digits. Björck and Golub, "Numerical methods for computing angles between linear subspaces", 1973.
+    """
+    import torch
+
+    if one.shape[1] > other.shape[1]:
+        one, other = other, one
+    cosines = torch.linalg.svdvals(other.mT @ one).clamp(max=1)
+    sines = torch.linalg.svdvals(one - other @ (other.mT @ one)).flip(0).clamp(max=1)
+    return torch.where(cosines > 0.5**0.5, sines.asin(), cosines.acos())
+
+
+def _ensure_comparable(one: Adapter, two: Adapter, both: Sequence[str]) -> None:
+    if not both:
+        example = [next(iter(a.updates), "nothing") for a in (one, two)]
+        raise MismatchError(
+            f"'{one.name}' and '{two.name}' have no module in common",
+            details=[f"'{a.name}': {name}, ..." for a, name in zip((one, two), example, strict=True)],
+            hint="they are for different models, or name modules in different ways",
+        )
+    misfits = [
+        f"{n}   {_flow(one.updates[n].shape)} and {_flow(two.updates[n].shape)}"
+        for n in both
+        if one.updates[n].shape != two.updates[n].shape
+    ]
+    if misfits:
+        raise MismatchError(
+            f"the adapters differ in the shape of {len(misfits)} of {len(both)} modules",
+            details=misfits,
+            hint="they were trained on different models; leave such modules out with --exclude",
+        )
+
+
+def _flow(shape: Sequence[int]) -> str:
+    return f"{shape[1]} -> {shape[0]}" if len(shape) == 2 else "x".join(map(str, shape))
+
+
+_Both = tuple[float | None, float | None]
+
+
+def _of_sums(
+    squares: Sequence[float], product: float, disturbances: Sequence[float]
+) -> tuple[float | None, float | None, _Both, _Both]:
+    cosine = product / math.sqrt(squares[0] * squares[1]) if squares[0] and squares[1] else None
+    ratio = math.sqrt(squares[1] / squares[0]) if squares[0] else None
+    gains = (1 + product / squares[0] if squares[0] else None, 1 + product / squares[1] if squares[1] else None)
+    met = [math.sqrt(d / s) if s else None for d, s in zip(disturbances, squares, strict=True)]
+    return cosine, ratio, gains, (met[0], met[1])
+
+
+def _overall(pairs: Sequence[_Pair]) -> dict[str, Any]:
+    sums = [math.fsum(p.squares[k] for p in pairs) for k in (0, 1)]
+    met = [math.fsum(p.disturbances[k] for p in pairs) for k in (0, 1)]
+    cosine, ratio, gains, interferences = _of_sums(sums, math.fsum(p.product for p in pairs), met)
+    rows = [p.rows for p in pairs if p.rows is not None]
+    columns = [p.columns for p in pairs if p.columns is not None]
+    return {
+        "cosine": cosine,
+        "norm_ratio": ratio,
+        "overlap": _mean(rows, 0),
+        "overlap_baseline": _mean(rows, 1),
+        "output_overlap": _mean(columns, 0),
+        "output_baseline": _mean(columns, 1),
+        "gains": gains,
+        "interferences": interferences,
+    }
+
+
+def _mean(pairs: Sequence[tuple[float, float]], which: int) -> float | None:
+    return math.fsum(p[which] for p in pairs) / len(pairs) if pairs else None

@@ -1,0 +1,78 @@
+"""What a combination did, or would do, to each adapter, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loratools.ops._combine_report import ModuleShare, Share
+from loratools.ops.combine import CombineReport
+from loratools.report.pairs import pairs
+from loratools.report.resizing import change, error_row, modules_table
+from loratools.report.text import plural, safe, size
+
+_HEADINGS = ("weight", "gain", "lost by rank", "interference", "overlap", "at random")
+
+
+def combine_summary(report: CombineReport, *, every: bool = False) -> list[RenderableType]:
+    """What is told on stderr after a combination; `every` module, if asked for."""
+    written = [("written", f"{report.output}  {size(report.bytes)}")]
+    if report.residual is not None:
+        written.append(("residual", str(report.residual)))
+    return [pairs([*_head(report), *written]), *_tables(report, every)]
+
+
+def combine_plan(report: CombineReport, out: object, *, every: bool = False) -> list[RenderableType]:
+    """What `--plan` prints: every module with its ranks and error, the adapters, and the whole."""
+    return [
+        modules_table(report),
+        pairs([*_head(report), ("output", f"{out}  {size(report.bytes)}")]),
+        *_tables(report, every),
+    ]
+
+
+def _head(report: CombineReport) -> list[tuple[str, str]]:
+    method = report.recipe.get("method", "linear")
+    told = f"{plural(len(report.modules), 'module')}, {change(report.modules)}, method {method}"
+    return [("combined", told), error_row(report)]
+
+
+def _tables(report: CombineReport, every: bool) -> list[RenderableType]:
+    table = _table("adapter", _HEADINGS)
+    for share in report.adapters:
+        table.add_row(Text(safe(share.path)), *_cells(share))
+    if not every:
+        return [table]
+    by_module = _table("module", ("adapter", *_HEADINGS))
+    for module in report.modules:
+        for own in module.adapters:
+            by_module.add_row(Text(safe(module.name)), str(own.adapter + 1), *_cells(own))
+    return [table, by_module]
+
+
+def _cells(share: Share | ModuleShare) -> list[str]:
+    numbers = (
+        share.weight,
+        share.gain,
+        share.gain_lost,
+        share.interference,
+        share.overlap,
+        share.overlap_baseline,
+    )
+    return [_short(value) for value in numbers]
+
+
+def _short(value: float | None) -> str:
+    # Below this it is rounding, and a column of exponents says less than a zero.
+    return "–" if value is None else "0" if abs(value) < 5e-7 else f"{value:.4g}"
+
+
+def _table(first: str, headings: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first, overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table

@@ -1,0 +1,70 @@
+"""How two adapters compare, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loratools.ops.compare import ComparedModule, Comparison
+from loratools.report.groups import grouped
+from loratools.report.pairs import pairs
+from loratools.report.text import number, plural, safe
+
+_HEADINGS = ("cosine", "overlap", "at random", "output overlap", "at random", "norm ratio", "angles")
+
+
+def comparison_tables(report: Comparison, *, every: bool = False) -> list[RenderableType]:
+    """The whole, and with `every` each module."""
+    rows = [
+        ("modules", f"{plural(len(report.modules), 'module')} in both"),
+        ("cosine", _told(report.cosine)),
+        ("norm ratio", _told(report.norm_ratio)),
+        ("inputs", f"{_told(report.overlap)} of the row spaces in common, {_told(report.overlap_baseline)} at random"),
+        ("outputs", f"{_told(report.output_overlap)} of the column spaces, {_told(report.output_baseline)} at random"),
+        ("in the sum", f"gains {_both(report.gains)}, interferences {_both(report.interferences)}"),
+    ]
+    if report.replacements_equal or report.replacements_differ:
+        equal, other = len(report.replacements_equal), len(report.replacements_differ)
+        rows.append(("replaced", f"{plural(equal, 'weight')} alike, {other} different"))
+    for word, names in (("only in 1st", report.only_in_first), ("only in 2nd", report.only_in_second)):
+        if names:
+            rows.append((word, _names(names)))
+    if not every:
+        return [pairs(rows)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("module", overflow="fold")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right")
+    for module in report.modules:
+        table.add_row(Text(safe(module.name)), *_cells(module))
+    return [pairs(rows), table]
+
+
+def _cells(module: ComparedModule) -> list[str]:
+    numbers = (
+        module.cosine,
+        module.overlap,
+        module.overlap_baseline,
+        module.output_overlap,
+        module.output_baseline,
+        module.norm_ratio,
+    )
+    angles = f"{module.angles[0]:.3g}°–{module.angles[-1]:.3g}°" if module.angles else "–"
+    return [*map(_told, numbers), angles]
+
+
+def _names(names: Sequence[str]) -> str:
+    groups = [g.name for g in grouped((name, "", name) for name in names)]
+    shown = ", ".join(groups[:6])
+    return shown + (f", and {len(groups) - 6} more" if len(groups) > 6 else "")
+
+
+def _both(values: Sequence[float | None]) -> str:
+    return " and ".join(map(_told, values))
+
+
+def _told(value: float | None) -> str:
+    return "–" if value is None else number(value)

@@ -1,0 +1,64 @@
+"""What a resizing will do, and what it did, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loratools.ops._reduce import Module
+from loratools.ops.resize import ResizeReport
+from loratools.report.text import ranks
+from loratools.report.pairs import pairs
+from loratools.report.text import number, plural, safe, size
+
+
+class Reduced(Protocol):
+    """What is told of every adapter whose modules were brought to a rank."""
+
+    @property
+    def modules(self) -> Sequence[Module]: ...
+    @property
+    def error(self) -> float: ...
+
+
+def resize_summary(report: ResizeReport) -> list[RenderableType]:
+    """What is told on stderr after a resizing."""
+    return [pairs([*_head(report), ("written", f"{report.output}  {size(report.bytes)}")])]
+
+
+def resize_plan(report: ResizeReport, out: object) -> list[RenderableType]:
+    """What `--plan` prints: every module with its ranks and error, then the whole."""
+    return [modules_table(report), pairs([*_head(report), ("output", f"{out}  {size(report.bytes)}")])]
+
+
+def modules_table(report: Reduced) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("module", overflow="fold")
+    for heading in ("rank now", "rank", "error"):
+        table.add_column(heading, justify="right")
+    for module in report.modules:
+        table.add_row(Text(safe(module.name)), str(module.rank_in), str(module.rank), number(module.error))
+    return table
+
+
+def error_row(report: Reduced) -> tuple[str, str]:
+    if not report.error:
+        return "error", "none: the stored values are exact"
+    worst = max((m.error for m in report.modules), default=0.0)
+    return "error", f"{number(report.error)} relative, as stored; {number(worst)} in the worst module"
+
+
+def change(modules: Sequence[Module]) -> str:
+    """`rank 16 to ranks 4–8`."""
+    return f"{ranks(m.rank_in for m in modules)} to {ranks(m.rank for m in modules)}"
+
+
+def _head(report: ResizeReport) -> list[tuple[str, str]]:
+    rows = [("resized", f"{plural(len(report.modules), 'module')}, {change(report.modules)}")]
+    if report.unchanged:
+        rows.append(("unchanged", f"{plural(report.unchanged, 'module')} small enough already, byte for byte"))
+    return [*rows, error_row(report)]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from loratools.formats import load, save
     from loratools.ops.combine import combine
+    from loratools.ops.convert import convert
     from loratools.ops.extract import extract
     from loratools.ops.inspect import Inspection, inspect
     from loratools.ops.merge import merge
@@ -49,6 +50,7 @@ _HOMES = {
     "UnsupportedError": "errors",
     "UsageError": "errors",
     "combine": "ops.combine",
+    "convert": "ops.convert",
     "extract": "ops.extract",
     "inspect": "ops.inspect",
     "load": "formats",
@@ -74,6 +76,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "combine",
+    "convert",
     "extract",
     "inspect",
     "load",

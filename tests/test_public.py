@@ -13,7 +13,7 @@ import pytest
 
 import loratools
 
-VERBS = ("combine", "extract", "inspect", "merge", "resize")
+VERBS = ("combine", "convert", "extract", "inspect", "merge", "resize")
 
 
 def test_all_is_sorted_and_without_repeats() -> None:

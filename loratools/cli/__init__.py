@@ -20,7 +20,7 @@ from loratools import __version__
 from loratools.cli._errors import run, signals_raise
 
 # As people meet them; a verb that is not listed here comes after these.
-_ORDER = ("inspect", "merge", "extract", "combine", "resize", "formats", "methods")
+_ORDER = ("inspect", "merge", "extract", "combine", "resize", "convert", "formats", "methods")
 
 
 class Verbs(click.Group):

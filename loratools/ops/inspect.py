@@ -294,6 +294,7 @@ def _members(path: Path, format: str | None) -> list[_Member]:
     if _is_checkpoint(path):
         return [_Member(path, is_adapter=False)]
     models = [child for child in sorted(path.iterdir()) if child.is_dir() and _is_checkpoint(child)]
+    adapters = [*adapters, *formats.find_files(path)]
     found = [_Member(p, is_adapter=True) for p in adapters] + [_Member(p, is_adapter=False) for p in models]
     # Neither: opening it tells what it is instead.
     return sorted(found, key=lambda m: _natural(m.path)) or [_Member(path, is_adapter=False)]

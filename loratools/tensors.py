@@ -161,6 +161,59 @@ class _Transposed:
         return self.of.scalar()
 
 
+@dataclass(frozen=True)
+class _Rows:
+    of: LazyTensor
+    start: int
+    count: int
+
+    @property
+    def location(self) -> ByteRange | None:
+        whole = self.of.location
+        row_bits = math.prod(self.of.shape[1:]) * DTYPE_BITS[self.of.dtype]
+        if whole is None or row_bits % 8:
+            return None
+        return ByteRange(whole.file, whole.offset + self.start * row_bits // 8, self.count * row_bits // 8)
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.of.read_rows(self.start + start, self.start + stop)
+
+    def scalar(self) -> float:
+        return float(self.read_rows(0, 1).double().item())
+
+
+@dataclass(frozen=True)
+class _Reshaped:
+    of: LazyTensor
+    shape: tuple[int, ...]
+
+    @property
+    def location(self) -> ByteRange | None:
+        return self.of.location
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.of.read().reshape(self.shape or (1,))[start:stop]
+
+    def scalar(self) -> float:
+        return self.of.scalar()
+
+
+@dataclass(frozen=True)
+class _Reordered:
+    of: LazyTensor
+    order: tuple[int, ...]
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.of.read()[list(self.order[start:stop])]
+
+    def scalar(self) -> float:
+        return self.of.scalar()
+
+
 def held(values: Tensor) -> LazyTensor:
     """A tensor in memory, as a LazyTensor."""
     return LazyTensor(tuple(values.shape), dtype_name(values.dtype), _Held(values))
@@ -170,3 +223,24 @@ def transposed(tensor: LazyTensor) -> LazyTensor:
     """View of a matrix (rows, columns) as (columns, rows). Any range of its rows reads the whole matrix."""
     rows, columns = tensor.shape
     return LazyTensor((columns, rows), tensor.dtype, _Transposed(tensor))
+
+
+def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
+    """View of rows start:stop of the first axis; it has a place in the file where the tensor has one."""
+    if not 0 <= start <= stop <= tensor.shape[0]:
+        raise IndexError(f"rows {start}:{stop} of {tensor.shape[0]}")
+    if (start, stop) == (0, tensor.shape[0]):
+        return tensor
+    return LazyTensor((stop - start, *tensor.shape[1:]), tensor.dtype, _Rows(tensor, start, stop - start))
+
+
+def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    """View of the same values, in the same order, in another shape. Any range of its rows reads the whole."""
+    if math.prod(shape) != tensor.elements:
+        raise ValueError(f"{tensor.shape} does not make {shape}")
+    return LazyTensor(shape, tensor.dtype, _Reshaped(tensor, shape))
+
+
+def reordered(tensor: LazyTensor, order: tuple[int, ...]) -> LazyTensor:
+    """View of a selection of rows, each by its number, in any order. Any range of it reads the whole tensor."""
+    return LazyTensor((len(order), *tensor.shape[1:]), tensor.dtype, _Reordered(tensor, order))

@@ -52,7 +52,9 @@ def compare(source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, 
     """
     made: dict[str, list[tuple[str, Piece]]] = {name: [] for name in result.updates}
     lost: list[Checked] = []
-    for name in source.updates:
+    for name, update in source.updates.items():
+        if not update.rank:
+            continue  # nothing changes there, and most formats have no way to write that
         for piece in pieces.get(name, (Piece(name),)):
             if piece.module in made:
                 made[piece.module].append((name, piece))
@@ -76,7 +78,7 @@ def _checked_update(source: Adapter, name: str, result: Update, parts: list[tupl
     import torch
 
     found = result.factors()
-    if found is None or not parts:
+    if found is None:
         return Checked(name, float("inf"), False)
     x = torch.randn(found.in_features, _SAMPLES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wanted = torch.zeros(found.out_features, _SAMPLES, dtype=torch.float64)

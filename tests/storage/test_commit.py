@@ -73,9 +73,7 @@ def test_failed_block_leaves_the_old_output(tmp_path: Path) -> None:
 
     with (
         pytest.raises(ZeroDivisionError),
-        staged_folder(
-            tmp_path / "out", overwrite=True, inputs=()
-        ) as staging,
+        staged_folder(tmp_path / "out", overwrite=True, inputs=()) as staging,
     ):
         fill(staging, "new")
         raise ZeroDivisionError
@@ -228,18 +226,14 @@ def test_devices_and_fifos_are_never_replaced(tmp_path: Path) -> None:
 def test_output_written_by_another_run_meanwhile_is_kept(tmp_path: Path) -> None:
     with (
         pytest.raises(OutputExistsError, match="another run"),
-        staged_folder(
-            tmp_path / "out", overwrite=False, inputs=()
-        ) as staging,
+        staged_folder(tmp_path / "out", overwrite=False, inputs=()) as staging,
     ):
         fill(staging, "second")
         (tmp_path / "out").mkdir()
         fill(tmp_path / "out", "first")
     with (
         pytest.raises(OutputExistsError, match="another run"),
-        staged_file(
-            tmp_path / "file", overwrite=False, inputs=()
-        ) as staged,
+        staged_file(tmp_path / "file", overwrite=False, inputs=()) as staged,
     ):
         staged.write_text("second")
         (tmp_path / "file").write_text("first")

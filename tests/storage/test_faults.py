@@ -158,9 +158,7 @@ with staged_folder(Path(sys.argv[2]), overwrite=True, inputs=[base.path]) as sta
 # After so many files, where it waits and cannot have been done; or when a share of the time of a whole run has gone by.
 @pytest.mark.parametrize("after", [0, 1, 7, 19, 0.05, 0.2, 0.4])
 @pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
-def test_killed_process_leaves_nothing_under_the_final_name(
-    tmp_path: Path, after: float, replacing: bool
-) -> None:
+def test_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path, after: float, replacing: bool) -> None:
     (tmp_path / "base").write_bytes(b"\7" * 300_000)
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILLED, str(tmp_path / "base"), str(out)]
@@ -255,9 +253,7 @@ def test_input_changed_during_the_copy_leaves_no_output(tmp_path: Path) -> None:
 
     with (
         pytest.raises(LoraToolsError, match="shorter"),
-        staged_folder(
-            tmp_path / "out", overwrite=False, inputs=()
-        ) as staging,
+        staged_folder(tmp_path / "out", overwrite=False, inputs=()) as staging,
         SafetensorsWriter(staging / "x", [TensorSpec("a", "F32", (1000,))], {}) as writer,
     ):
         writer.copy("a", location)

@@ -179,9 +179,7 @@ def test_file_with_a_missing_row_is_not_finished(tmp_path: Path) -> None:
 def test_tensor_that_was_announced_otherwise_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="announced"),
-        SafetensorsWriter(
-            tmp_path / "x", [TensorSpec("m", "F32", (3, 2))], {}
-        ) as writer,
+        SafetensorsWriter(tmp_path / "x", [TensorSpec("m", "F32", (3, 2))], {}) as writer,
     ):
         with pytest.raises(ValueError, match="announced"):
             writer.write("m", torch.zeros(2, 3))

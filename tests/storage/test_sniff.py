@@ -60,7 +60,7 @@ def numpy_saved() -> bytes:
         (bytes(100), "nothing but zeros, as a download leaves it that was cut off"),
         (b"  <!DOCTYPE HTML>\n<html>", "a web page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "an XML document"),
-        (b'{"error": "Invalid credentials"}', "a JSON text that begins '{\"error\": \"Invalid credentials\"}'"),
+        (b'{"error": "Invalid credentials"}', 'a JSON text that begins \'{"error": "Invalid credentials"}\''),
         (b"Invalid username or password.", "a text that begins 'Invalid username or password.'"),
         (b"Evil\x1b[2Jtext that clears", None),
         (bytes(range(1, 200)), None),

@@ -17,9 +17,10 @@ from loratools.formats._base import Base
 from loratools.formats._notes import metadata_of, notes_of
 from loratools.formats._scale import cast, uniform
 from loratools.formats._source import CONFIG, AdapterSource, counted, shown
+from loratools.formats._stacks import items, stacked
 from loratools.naming.experts import Expert, expert_name, parse_expert, parse_stack, stack_name
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor, held, reshaped, rows, transposed
+from loratools.tensors import LazyTensor, transposed
 from loratools.updates.lora import LoRA
 
 WRITES = "folder"
@@ -219,12 +220,9 @@ def _as_linear(module: str, a: LazyTensor, b: LazyTensor) -> list[tuple[str, Laz
     if stack is None or len(a.shape) == 2:
         return [(module, transposed(a), transposed(b))]
     return [
-        (expert_name(Expert(stack[0], e, stack[1])), _item(a, e), _item(b, e)) for e in range(a.shape[0])
-    ]  # fmt: skip
-
-
-def _item(tensor: LazyTensor, index: int) -> LazyTensor:
-    return reshaped(rows(tensor, index, index + 1), tensor.shape[1:])
+        (expert_name(Expert(stack[0], e, stack[1])), down, up)
+        for e, (down, up) in enumerate(zip(items(a), items(b), strict=True))
+    ]
 
 
 # Writing
@@ -244,25 +242,11 @@ def _stacked(updates: Mapping[str, LoRA], base: Base | None) -> dict[str, tuple[
         count = max(members) + 1
         if base is not None:
             count = base.whole_number("num_local_experts", "num_experts", "n_routed_experts") or count
-        found[stack_name(parent, role)] = _stack(members, count)
+        found[stack_name(parent, role)] = (
+            stacked({e: u.a for e, u in members.items()}, count),
+            stacked({e: u.b for e, u in members.items()}, count),
+        )
     return found
-
-
-def _stack(members: Mapping[int, LoRA], count: int) -> tuple[LazyTensor, LazyTensor]:
-    import torch
-
-    first = next(iter(members.values()))
-    a = torch.stack([(members[e].a if e in members else _zeros_like(first.a)).read() for e in range(count)])
-    b = torch.stack([(members[e].b if e in members else _zeros_like(first.b)).read() for e in range(count)])
-    return held(a), held(b)
-
-
-def _zeros_like(tensor: LazyTensor) -> LazyTensor:
-    import torch
-
-    from loratools.tensors import torch_dtype
-
-    return held(torch.zeros(tensor.shape, dtype=torch_dtype(tensor.dtype)))
 
 
 _LAYER = re.compile(r"(?P<before>.*?\.)?layers\.(?P<number>\d+)\.(?P<rest>.+)")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from loratools.formats import load, save
     from loratools.ops.combine import combine
     from loratools.ops.compare import compare
+    from loratools.ops.convert import convert
     from loratools.ops.extract import extract
     from loratools.ops.inspect import Inspection, inspect
     from loratools.ops.merge import merge
@@ -52,6 +53,7 @@ _HOMES = {
     "UsageError": "errors",
     "combine": "ops.combine",
     "compare": "ops.compare",
+    "convert": "ops.convert",
     "extract": "ops.extract",
     "inspect": "ops.inspect",
     "load": "formats",
@@ -79,6 +81,7 @@ __all__ = [
     "__version__",
     "combine",
     "compare",
+    "convert",
     "extract",
     "inspect",
     "load",

@@ -37,7 +37,8 @@ class Replacement:
 class Adapter:
     """Immutable; both mappings are sorted by name.
 
-    `doubts` are things that make the scale of the updates uncertain: what needs the scale refuses while there are any.
+    `doubts` are things that make the updates uncertain, their scale or the order of their rows: what needs their values
+    refuses while there are any. `remedy` is what a person can do about them.
     `warnings` are things that a person should know and that change nothing.
     `notes` is what the source says that is not interpreted here, kept to be written back: one mapping per format.
     """
@@ -50,6 +51,7 @@ class Adapter:
     notes: Mapping[str, object] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    remedy: str = "say which rank the scale is to be taken from: --rank-from tensors, or --rank-from config"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "updates", dict(sorted(self.updates.items())))
@@ -71,7 +73,7 @@ class Adapter:
             raise UnsupportedError(
                 f"the scale of '{self.name}' is uncertain",
                 details=self.doubts,
-                hint="say which rank the scale is to be taken from: --rank-from tensors, or --rank-from config",
+                hint=self.remedy,
             )
 
     def selected(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Adapter:

@@ -19,7 +19,7 @@ from loratools.naming.conv1d import is_conv1d
 from loratools.naming.experts import stored_in_out
 from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Renaming, Shapes, best_renamings
-from loratools.updates import Shape, Update
+from loratools.updates import Update, flow
 from loratools.updates.lora_experts import LoRAExperts
 
 _MISSING = "no such weight in the base"
@@ -56,7 +56,7 @@ class Matches:
 
 
 def spellings(target: str) -> tuple[str, ...]:
-    """The weights that a target may mean: its module's, the joint one of an attention, or a parameter by its own name."""
+    """The weights that a target may mean: its module's, the joint one of an attention, or a parameter of that name."""
     return f"{target}.weight", f"{target}.in_proj_weight", target
 
 
@@ -87,7 +87,7 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
         elif fitting and not orientation.decidable(update, own.get(fitting[0], sizes[fitting[0]])):
             missing.append((target, "square experts, and nothing says how they are stored: see --expert-orientation"))
         elif not fitting:
-            missing.append((target, f"adapter {_flow(update.shape)}, base {_flow(own.get(found[0], sizes[found[0]]))}"))
+            missing.append((target, f"adapter {flow(update.shape)}, base {flow(own.get(found[0], sizes[found[0]]))}"))
         else:
             name = fitting[0]
             turned = orientation.decided(target, update, own.get(name, sizes[name]))
@@ -139,7 +139,7 @@ def _replacements(
 
 
 class _Orientation:
-    """Whether a weight is stored as (out, in) or as (in, out): by its shape, and by name or flag where that is square."""
+    """Whether a weight is stored as (out, in) or (in, out): by its shape, and by name or flag where that is square."""
 
     def __init__(self, adapter: Adapter, config: Mapping[str, object]) -> None:
         self.adapter = adapter
@@ -189,12 +189,6 @@ def _swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _is_embedding(update: Update) -> bool:
     return bool(getattr(update, "embedding", False))
-
-
-def _flow(shape: Shape) -> str:
-    """`(out, in)` as people read a layer: in -> out."""
-    sizes = ["?" if size is None else str(size) for size in shape]
-    return f"{sizes[1]} -> {sizes[0]}" if len(sizes) == 2 else "x".join(sizes) or "a scalar"
 
 
 def _inside(name: str, modules: set[str], renaming: Renaming) -> bool:

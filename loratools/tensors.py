@@ -236,6 +236,22 @@ class _Reshaped:
         return self.of.scalar()
 
 
+@dataclass(frozen=True)
+class _Reordered:
+    of: LazyTensor
+    order: tuple[int, ...]
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.of.read()[list(self.order[start:stop])]
+
+    def scalar(self) -> float:
+        return self.of.scalar()
+
+
 def held(values: Tensor) -> LazyTensor:
     """A tensor in memory, as a LazyTensor."""
     return LazyTensor(tuple(values.shape), dtype_name(values.dtype), _Held(values))
@@ -247,12 +263,13 @@ def transposed(tensor: LazyTensor) -> LazyTensor:
     return LazyTensor((columns, rows), tensor.dtype, _Transposed(tensor))
 
 
-def rows_of(tensor: LazyTensor, span: Span) -> LazyTensor:
-    """View of neighbouring rows of the first axis."""
-    if span == Span(0, tensor.shape[0]):
+def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
+    """View of rows start:stop of the first axis; it has a place in the file where the tensor has one."""
+    if not 0 <= start <= stop <= tensor.shape[0]:
+        raise IndexError(f"rows {start}:{stop} of {tensor.shape[0]}")
+    if (start, stop) == (0, tensor.shape[0]):
         return tensor
-    assert span.step == 1, "rows that lie apart are no view that can be copied"
-    return LazyTensor((len(span), *tensor.shape[1:]), tensor.dtype, _Rows(tensor, span.start, span.stop))
+    return LazyTensor((stop - start, *tensor.shape[1:]), tensor.dtype, _Rows(tensor, start, stop))
 
 
 def columns_of(tensor: LazyTensor, span: Span) -> LazyTensor:
@@ -270,3 +287,8 @@ def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
     if math.prod(shape) != tensor.elements:
         raise ValueError(f"{tensor.shape} has no view of shape {shape}")
     return LazyTensor(shape, tensor.dtype, _Reshaped(tensor, shape))
+
+
+def reordered(tensor: LazyTensor, order: tuple[int, ...]) -> LazyTensor:
+    """View of a selection of rows, each by its number, in any order. Any range of it reads the whole tensor."""
+    return LazyTensor((len(order), *tensor.shape[1:]), tensor.dtype, _Reordered(tensor, order))

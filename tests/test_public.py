@@ -13,7 +13,7 @@ import pytest
 
 import loratools
 
-VERBS = ("combine", "compare", "extract", "inspect", "merge", "resize")
+VERBS = ("combine", "compare", "convert", "extract", "inspect", "merge", "resize", "spectrum")
 
 
 def test_all_is_sorted_and_without_repeats() -> None:

@@ -1,33 +1,73 @@
 """How adapters are stored: one file per format, found by content, read to an `Adapter` and written from one.
 
-A format has `detect(source) -> bool`, `read(source, *, rank_from) -> Adapter` and
-`write(adapter, folder, *, dtype) -> warnings`. Reading looks at headers only.
+What such a file has is `Format` below. Reading looks at headers only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 from loratools import registry
 from loratools.adapter import Adapter
-from loratools.errors import FormatError, UndecidedError, UsageError
-from loratools.formats._source import AdapterSource, find_adapters, open_source, shown
+from loratools.errors import FormatError, UndecidedError, UnsupportedError, UsageError
+from loratools.formats._base import Base
+from loratools.formats._source import (
+    AdapterSource,
+    counted,
+    find_adapters,
+    is_adapter_file,
+    loose_files,
+    open_source,
+    shown,
+)
 from loratools.storage.files import quoted
 
-__all__ = ["RankFrom", "detect", "find_adapters", "load", "save"]
+__all__ = ["Base", "Format", "RankFrom", "Staged", "detect", "find_adapters", "load", "load_source", "save", "staged"]
 
 # Which rank makes the scale, where the config and the tensors disagree.
 RankFrom = Literal["tensors", "config"]
+FOLDER = "folder"
 
 
-def load(path: str | Path, *, format: str | None = None, rank_from: RankFrom | None = None) -> Adapter:
+class Format(Protocol):
+    """What a file of this folder has. One that cannot write has neither `WRITES`, `unwritable` nor `write`."""
+
+    WRITES: str
+    """`folder`, or the suffix of the one file it writes: `.safetensors`, `.gguf`."""
+
+    def detect(self, source: AdapterSource) -> bool:
+        """Whether the format claims the source. Strict: two claims are an error for the user to decide."""
+
+    def read(self, source: AdapterSource, *, rank_from: RankFrom | None) -> Adapter:
+        """The adapter; names of the base in `source.base`, where they were given."""
+
+    def unwritable(self, adapter: Adapter, *, base: Base | None) -> Mapping[str, str]:
+        """Updates and replacements, by name, that the format cannot hold, and why."""
+
+    def write(self, adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None) -> tuple[str, ...]:
+        """Write to `out`, an empty folder or the path of a file to create, and return warnings."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What has been written, at a place from which it will be moved when all is well."""
+
+    path: Path
+    warnings: tuple[str, ...]
+
+
+def load(
+    path: str | Path, *, format: str | None = None, rank_from: RankFrom | None = None, base: Base | None = None
+) -> Adapter:
     """Read an adapter from a file or a folder. No values are read.
 
     format: one of `loratools formats`; found from the content where it is None.
     rank_from: which rank makes the scale where the config and the tensors disagree. Without it the adapter has doubts.
+    base: the model it is for; some formats need its names.
 
     Raises:
         UsageError: nothing is there, or there is no such format.
@@ -35,18 +75,34 @@ def load(path: str | Path, *, format: str | None = None, rank_from: RankFrom | N
         FormatError: it is no adapter, or not a sound one.
         UnsupportedError: it needs what is not supported, all of it named.
     """
+    if format is not None:
+        _entry(format)
+    return load_source(open_source(path, base=base), format=format, rank_from=rank_from)
+
+
+def load_source(source: AdapterSource, *, format: str | None = None, rank_from: RankFrom | None = None) -> Adapter:
+    """As `load`, of what is open already."""
     if rank_from not in (None, "tensors", "config"):
         raise UsageError(f"no rank to take from '{rank_from}'; there are: config, tensors")
-    if format is not None:
-        registry.load("formats", format)
-    source = open_source(path)
-    adapter: Adapter = registry.load("formats", format or _only_claim(source)).read(source, rank_from=rank_from)
+    adapter = _entry(format or _only_claim(source)).read(source, rank_from=rank_from)
     return replace(adapter, warnings=(*source.warnings, *adapter.warnings))
 
 
 def detect(path: str | Path) -> list[str]:
     """Names of the formats that claim what is at `path`."""
     return _claims(open_source(path))
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Adapters among the files of `folder` that have names of their own, as a collection of downloads has them."""
+    found = []
+    for path in loose_files(folder):
+        try:
+            if not is_adapter_file(path.name) and detect(path):
+                found.append(path)
+        except FormatError:
+            continue  # no file of tensors, or a damaged one: it is not what was asked for
+    return found
 
 
 def save(
@@ -57,28 +113,84 @@ def save(
     dtype: str | None = None,
     overwrite: bool = False,
     inputs: Iterable[str | Path] = (),
+    base: Base | None = None,
 ) -> tuple[str, ...]:
     """Write an adapter, complete or not at all, and return what a person should know about it.
 
     dtype: of the floating tensors; each keeps its own where it is None.
     inputs: paths that must not be written over.
+    base: the model it is for; some formats need its names or its config.
 
     Raises:
         UsageError: `out` exists and is not to be overwritten, is an input, or there is no such format or dtype.
         UnsupportedError: the format cannot hold it, or its scale is uncertain.
     """
-    from loratools.storage.commit import staged_folder
+    with staged(adapter, out, format=format, dtype=dtype, overwrite=overwrite, inputs=inputs, base=base) as written:
+        return written.warnings
+
+
+@contextmanager
+def staged(
+    adapter: Adapter,
+    out: str | Path,
+    *,
+    format: str,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    inputs: Iterable[str | Path] = (),
+    base: Base | None = None,
+) -> Iterator[Staged]:
+    """Write an adapter beside `out`; it takes its place when the block ends in order. Errors as of `save`."""
+    from loratools.storage.commit import staged_file, staged_folder
     from loratools.tensors import parse_float_dtype
 
-    module = registry.load("formats", format)
+    entry = writer(format)
     stored = None if dtype is None else parse_float_dtype(dtype)
     if dtype is not None and stored is None:
         raise UsageError(f"no dtype named '{dtype}'; there are: float64, float32, float16, bfloat16")
     # Every format stores the scale in one way or another, so that a doubt would be written as a fact.
     adapter.require_scale()
-    with staged_folder(Path(out), overwrite=overwrite, inputs=[Path(p) for p in inputs]) as folder:
-        warnings: tuple[str, ...] = module.write(adapter, folder, dtype=stored)
-    return warnings
+    if lost := entry.unwritable(adapter, base=base):
+        raise UnsupportedError(
+            f"{counted(len(lost), 'part')} of {quoted(adapter.name)} cannot be written as {format}",
+            details=[f"{name}: {why}" for name, why in sorted(lost.items())],
+        )
+    place = staged_folder if entry.WRITES == FOLDER else staged_file
+    with place(named(Path(out), format), overwrite=overwrite, inputs=[Path(p) for p in inputs]) as path:
+        yield Staged(path, entry.write(adapter, path, dtype=stored, base=base))
+
+
+def writer(format: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        UsageError: there is none, or it cannot be written.
+    """
+    entry = _entry(format)
+    if not hasattr(entry, "write"):
+        able = [name for name in registry.names("formats") if hasattr(registry.load("formats", name), "write")]
+        raise UsageError(f"{format} is read and not written", hint=f"choose one of {', '.join(able)}")
+    return entry
+
+
+def named(out: Path, format: str) -> Path:
+    """`out`, if its name suits what the format writes.
+
+    Raises:
+        UsageError: a file under the name of a folder, or the other way round.
+    """
+    wanted, has = writer(format).WRITES, out.suffix.lower()
+    if wanted == FOLDER and has in (".safetensors", ".gguf", ".npz", ".bin", ".pt"):
+        raise UsageError(
+            f"{format} writes a folder, and {quoted(out)} is the name of a file", hint="leave out the suffix"
+        )
+    if wanted not in (FOLDER, has):
+        raise UsageError(f"{format} writes one file, '*{wanted}'", hint=f"name it {out.name}{wanted}")
+    return out
+
+
+def _entry(name: str) -> Format:
+    return cast(Format, registry.load("formats", name))
 
 
 def _claims(source: AdapterSource) -> list[str]:

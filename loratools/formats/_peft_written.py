@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from loratools.adapter import Adapter
 from loratools.formats import _peft_config as fields
+from loratools.formats._notes import metadata_of
 from loratools.formats._peft_patterns import matches
 from loratools.updates.lora import LoRA
 
@@ -63,9 +64,8 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, LoRA]) -> dict[str, 
 
 
 def metadata_to_write(adapter: Adapter) -> dict[str, str]:
-    """The metadata that the source's file had."""
-    metadata = _notes(adapter).get("metadata")
-    return {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, Mapping) else {}
+    """The metadata that the source's file had, whatever its format."""
+    return metadata_of(adapter)
 
 
 def names_digest(targets: Iterable[str], replaced: Iterable[str]) -> str:

@@ -7,23 +7,44 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loratools.errors import FormatError, UsageError
+from loratools.formats._base import Base
 from loratools.storage.files import machine_error, quoted
 from loratools.tensors import LazyTensor
 
 CONFIG = "adapter_config.json"
-# In order: the first that a folder has is read. PEFT too prefers safetensors.
+# PEFT's own names. It too prefers safetensors.
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# In order: the first that a folder has is read.
+ADAPTER_FILES = (
+    *WEIGHTS,
+    "adapter_model.pt",  # torchtune
+    "adapters.safetensors",  # MLX
+    "adapters.npz",
+    "pytorch_lora_weights.safetensors",  # diffusers
+    "pytorch_lora_weights.bin",
+)
+# A checkpoint of MLX in the folder of its training: the config there is its own.
+_NUMBERED = re.compile(r"\d+_adapters\.(safetensors|npz)")
+_LOOSE = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
+_MODEL = re.compile(r"(model|pytorch_model|diffusion_pytorch_model|consolidated).*\.(safetensors|bin|json|pth)")
+_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|trainer_state).*")
 # How far below a folder adapters are looked for: a run's checkpoint, and an adapter's name in it.
 _DEPTH = 2
 
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """An opened adapter. `other` is what a pickle holds besides tensors; None where it was not read."""
+    """An opened adapter.
+
+    `container`: safetensors, pickle, npz or gguf. `metadata`: the texts of a safetensors header. `other`: what else
+    there is besides tensors: entries of a pickle (None where they were not read), keys of a GGUF header.
+    `packed`: tensors of a GGUF file in a quantised type that is not decoded, with the type. `base`: what is known of
+    the model it is for, where a person has given it.
+    """
 
     path: Path
     folder: Path
@@ -33,9 +54,17 @@ class AdapterSource:
     metadata: Mapping[str, str] = field(default_factory=dict)
     other: Mapping[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    container: str = "safetensors"
+    packed: Mapping[str, str] = field(default_factory=dict)
+    base: Base | None = None
+
+    @property
+    def config_is_its_own(self) -> bool:
+        """Whether the config is surely this file's: beside a file of any other name it may be another's."""
+        return self.config is not None and is_adapter_file(self.file.name)
 
 
-def open_source(path: str | Path) -> AdapterSource:
+def open_source(path: str | Path, *, base: Base | None = None) -> AdapterSource:
     """Open a folder or a file. Headers only.
 
     Raises:
@@ -44,15 +73,20 @@ def open_source(path: str | Path) -> AdapterSource:
     """
     path = _existing(path)
     if not path.is_dir():
-        return _opened(path, path, [])
-    found = [path / name for name in WEIGHTS if (path / name).is_file()]
-    if not found:
+        return _opened(path, path, [], base)
+    found = [path / name for name in ADAPTER_FILES if (path / name).is_file()] or loose_files(path)
+    if not found or (len(found) > 1 and found[0].name not in ADAPTER_FILES):
         raise _no_weights(path)
     warnings = [f"{quoted(path)} also holds '{other.name}', which is not read" for other in found[1:]]
     if inner := [p for p in find_adapters(path) if p != path]:
         names = shown([quoted(p.relative_to(path)) for p in inner])
         warnings.append(f"{counted(len(inner), 'adapter')} in folders below are not read: {', '.join(names)}")
-    return _opened(path, found[0], warnings)
+    return _opened(path, found[0], warnings, base)
+
+
+def is_adapter_file(name: str) -> bool:
+    """Whether a file of this name is an adapter wherever it lies."""
+    return name in ADAPTER_FILES or _NUMBERED.fullmatch(name) is not None
 
 
 def find_adapters(folder: str | Path) -> list[Path]:
@@ -62,7 +96,7 @@ def find_adapters(folder: str | Path) -> list[Path]:
     def visit(here: Path, depth: int) -> None:
         try:
             inside = {p.name: p for p in here.iterdir()}
-            if any(name in inside and inside[name].is_file() for name in WEIGHTS):
+            if any(name in inside and inside[name].is_file() for name in ADAPTER_FILES):
                 found.append(here)
             inner = [p for p in inside.values() if not p.name.startswith(".") and p.is_dir()] if depth < _DEPTH else []
         except OSError:
@@ -72,6 +106,15 @@ def find_adapters(folder: str | Path) -> list[Path]:
 
     visit(Path(folder), 0)
     return found
+
+
+def loose_files(folder: Path) -> list[Path]:
+    """Files of tensors in `folder` under names of their own, which neither a model nor a training has."""
+    listed = _listed(folder)
+    if any(_MODEL.fullmatch(p.name) for p in listed):
+        return []
+    files = [p for p in listed if p.suffix.lower() in _LOOSE and not _TRAINING.fullmatch(p.name) and p.is_file()]
+    return sorted(files, key=_natural)
 
 
 def shown(lines: Sequence[str], most: int = 5) -> list[str]:
@@ -100,30 +143,44 @@ def _existing(path: str | Path) -> Path:
     raise UsageError(f"there is no file or folder {quoted(given)}", hint=hint)
 
 
-def _opened(path: Path, file: Path, warnings: list[str]) -> AdapterSource:
+def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> AdapterSource:
     from loratools.storage.json_file import read_json
-    from loratools.storage.safetensors_reader import read_header
-    from loratools.storage.sniff import describe
 
     if file.name == CONFIG or file.suffix == ".json":
         raise FormatError(f"{quoted(file)} holds no tensors", hint="give the folder, or the file with the weights")
-    found = describe(file)
-    other: Mapping[str, object] = {}
-    metadata: Mapping[str, str] = {}
-    # The content decides, not the name: a .bin may hold safetensors.
-    if found is not None and found.what.endswith("pickle"):
+    beside = file.parent / CONFIG
+    config = read_json(beside) if beside.is_file() else None
+    if config is not None and not is_adapter_file(file.name):
+        warnings = [*warnings, f"rank and alpha are taken from '{CONFIG}' in the folder of {quoted(file)}"]
+    content = _content(file)
+    return replace(content, path=path, folder=file.parent, config=config, warnings=tuple(warnings), base=base)
+
+
+def _content(file: Path) -> AdapterSource:
+    """What is in the file itself. The content decides how it is read, not the name: a .bin may hold safetensors."""
+    from loratools.storage.sniff import describe
+
+    kind = found.what if (found := describe(file)) is not None else ""
+    opened = AdapterSource(file, file.parent, file, None, {})
+    if kind.endswith("pickle"):
         from loratools.storage.torch_pickle import read_pickle
 
         pickled = read_pickle(file)
-        tensors, other = pickled.tensors, pickled.other | dict.fromkeys(pickled.ignored)
-    else:
-        header = read_header(file)
-        tensors, metadata = header.tensors, header.metadata
-    beside = file.parent / CONFIG
-    config = read_json(beside) if beside.is_file() else None
-    if config is not None and file.name not in WEIGHTS:
-        warnings = [*warnings, f"rank and alpha are taken from '{CONFIG}' in the folder of {quoted(file)}"]
-    return AdapterSource(path, file.parent, file, config, tensors, metadata, other, tuple(warnings))
+        other = pickled.other | dict.fromkeys(pickled.ignored)
+        return replace(opened, tensors=pickled.tensors, other=other, container="pickle")
+    if kind.endswith("(.npz)"):
+        from loratools.storage.npz_reader import read_npz
+
+        return replace(opened, tensors=read_npz(file), container="npz")
+    if kind == "a GGUF file":
+        from loratools.storage.gguf_reader import read_gguf
+
+        gguf = read_gguf(file)
+        return replace(opened, tensors=gguf.tensors, other=gguf.fields, container="gguf", packed=gguf.quantised)
+    from loratools.storage.safetensors_reader import read_header
+
+    header = read_header(file)
+    return replace(opened, tensors=header.tensors, metadata=header.metadata)
 
 
 def _no_weights(folder: Path) -> FormatError:
@@ -140,15 +197,16 @@ def _no_weights(folder: Path) -> FormatError:
             f"{quoted(folder)} has {CONFIG}, and no weights beside it: {' or '.join(WEIGHTS)} is missing",
             hint="download it again, or let the training finish",
         )
-    if any(re.fullmatch(r"(model|pytorch_model|diffusion_pytorch_model).*\.(safetensors|bin|json)", n) for n in names):
+    if any(_MODEL.fullmatch(n) for n in names):
         return FormatError(f"{quoted(folder)} is a model checkpoint, not an adapter", details=shown(names))
     if not names:
         return FormatError(f"{quoted(folder)} is empty; an adapter has {' or '.join(WEIGHTS)}")
-    weights = [n for n in names if n.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt"))]
+    weights = loose_files(folder)
     return FormatError(
-        f"{quoted(folder)} has no {' or '.join(WEIGHTS)}",
+        f"{quoted(folder)} has no {' or '.join(WEIGHTS)}"
+        + (f", and {len(weights)} files that might be meant" if weights else ""),
         details=shown(names),
-        hint=f"give the file itself: {folder / weights[0]}" if weights else None,
+        hint=f"give the file itself: {weights[0]}" if weights else None,
     )
 
 

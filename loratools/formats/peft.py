@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import FormatError, UnsupportedError
 from loratools.formats import _peft_config as fields
+from loratools.formats._base import Base
 from loratools.formats._peft_keys import PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
 from loratools.formats._peft_patterns import matches
 from loratools.formats._peft_written import config_to_write, metadata_to_write, names_digest
@@ -24,6 +25,8 @@ from loratools.updates.lora import LoRA
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+WRITES = "folder"
 
 # By the last part of their names; what a base calls its embedding is for the base to say.
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings", "shared")
@@ -106,7 +109,12 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     )
 
 
-def write(adapter: Adapter, out_folder: Path, *, dtype: str | None) -> tuple[str, ...]:
+def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
+    """Updates that are not written, and why."""
+    return {name: u.kind for name, u in adapter.updates.items() if not isinstance(u, LoRA)}
+
+
+def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
     """Write the folder that PEFT loads to exactly these ranks, scales and replaced weights. Equal input, equal bytes.
 
     Raises:

@@ -47,7 +47,8 @@ class HeadOrder:
         import numpy as np
 
         order: NDArray[np.intp] = np.arange(rows).reshape(self.heads, 2, rows // self.heads // 2)
-        return order.swapaxes(1, 2).reshape(rows)
+        flat: NDArray[np.intp] = order.swapaxes(1, 2).reshape(rows)
+        return flat
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,8 @@ def _patches(
 def _agree(one: RowsReplaced, other: Replacement) -> bool:
     """Whether the rows that both replace get the same values."""
     mine, theirs = dict(zip(one.rows, one.values.read(), strict=True)), other.tensor.read()
-    return all(row not in mine or bool((mine[row] == values).all()) for row, values in zip(other.rows or (), theirs))
+    pairs = zip(other.rows or (), theirs, strict=True)
+    return all(row not in mine or bool((mine[row] == values).all()) for row, values in pairs)
 
 
 def _updates(

@@ -126,7 +126,7 @@ def prepared(output: Output, dtype: str, start: int, stop: int) -> list[Placed]:
 
 
 def _bounds(output: Output, place: Place) -> tuple[int, int, slice, bool]:
-    """First and last row of the output's matrix at which the place lies, its columns, and whether that is everything."""
+    """First and last row of the output's matrix at which a place lies, its columns, and whether that is everything."""
     rows, columns = output.matrix
     each = output.shape[1] if place.at.expert is not None else rows
     first = each * (place.at.expert or 0)

@@ -208,10 +208,11 @@ def passed_through(update: Update, factors: Factors, name: str, dtype: str | Non
     from loratools.algebra.lowrank import norm
 
     size = norm(factors)
-    if not isinstance(update, LoRA) or dtype is None or {update.a.dtype, update.b.dtype} == {dtype}:
+    if not isinstance(update, LoRA) or dtype is None or {t.dtype for t in update.parts.values()} == {dtype}:
         return Reduced(Stored(update, size, 0.0), factors, factors)
-    cast = replace(update, a=_cast(update.a, dtype, name), b=_cast(update.b, dtype, name))
-    kept = cast.factors()
+    mid = _cast(update.mid, dtype, name) if update.mid is not None else None
+    cast = replace(update, a=_cast(update.a, dtype, name), b=_cast(update.b, dtype, name), mid=mid)
+    kept = _factors(cast)
     return Reduced(Stored(cast, size, _norm(_difference(factors, kept))), kept, factors)
 
 
@@ -238,11 +239,11 @@ def reduced(
         if unchanged is not None:
             return passed_through(unchanged, factors, name, unchanged_dtype)
         update = _stored_as(factors, name, dtype)
-        values = update.factors()
+        values = _factors(update)
         return Reduced(Stored(update, norm(factors), _norm(_difference(factors, values))), values, factors)
     kept = truncate(core.leading(rank), rank)
     update = _stored_as(kept, name, dtype)
-    values = update.factors()
+    values = _factors(update)
     rounding = _difference(kept, values)
     # |tail - rounding|^2. The tail is what was cut off: factors - kept, orthogonal to what was kept, so the product is
     # a small difference of small numbers, and only a correction.
@@ -273,12 +274,18 @@ def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str) -> Reduce
         found = truncated_svd(delta, rule)
         rank = len(found.s)
     update = _stored_as(truncate(found, max(1, rank)), name, dtype)
-    values = update.factors()
+    values = _factors(update)
     residual = 0.0
     for start in range(0, delta.shape[0], _ROWS):
         stop = start + _ROWS
         residual += float((delta[start:stop] - values.b[start:stop] @ values.a).square().sum())
     return Reduced(Stored(update, float(torch.linalg.matrix_norm(delta)), math.sqrt(residual)), values, delta)
+
+
+def _factors(update: LoRA) -> Factors:
+    found = update.factors()
+    assert found is not None, "what depends on its base is not reduced"
+    return found
 
 
 def inner(f: Factors, g: Factors) -> float:

@@ -27,7 +27,7 @@ from loratools.ops._combine_report import CombinedModule, Part, Share, parts_of,
 from loratools.ops._recipe import Recipe, ingredients, overridden, read_recipe
 from loratools.ops._reduce import Limit, Reduced, exact_factors, overall_error, reduced, update_dtype, widest
 from loratools.storage.commit import check_output
-from loratools.updates import Update
+from loratools.updates import Update, flow
 from loratools.updates.lora import LoRA
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def _targets(
     silent = sorted(name for name, terms in targets.items() if not terms)
     targets = {name: terms for name, terms in sorted(targets.items()) if terms}
     misfits = [
-        f"{name}   " + ", ".join(f"'{t.whose}' {_flow(t.update.shape)}" for t in terms)
+        f"{name}   " + ", ".join(f"'{t.whose}' {flow(t.update.shape)}" for t in terms)
         for name, terms in targets.items()
         if len({t.update.shape for t in terms}) > 1
     ]
@@ -281,10 +281,6 @@ def _targets(
             hint="linear and most others do",
         )
     return targets, silent
-
-
-def _flow(shape: Sequence[int]) -> str:
-    return f"{shape[1]} -> {shape[0]}" if len(shape) == 2 else "x".join(map(str, shape))
 
 
 def _base_warnings(sources: Sequence[tuple[Adapter, float]], taking_part: Sequence[int]) -> list[str]:

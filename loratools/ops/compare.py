@@ -17,6 +17,7 @@ from loratools.ops._arguments import AdapterSource, RankFrom, load_adapter
 from loratools.ops._combine_report import overlap
 from loratools.ops._reduce import exact_factors, inner
 from loratools.ops._same import same_bytes
+from loratools.updates import flow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,7 +240,7 @@ def _ensure_comparable(one: Adapter, two: Adapter, both: Sequence[str]) -> None:
             hint="they are for different models, or name modules in different ways",
         )
     misfits = [
-        f"{n}   {_flow(one.updates[n].shape)} and {_flow(two.updates[n].shape)}"
+        f"{n}   {flow(one.updates[n].shape)} and {flow(two.updates[n].shape)}"
         for n in both
         if one.updates[n].shape != two.updates[n].shape
     ]
@@ -249,10 +250,6 @@ def _ensure_comparable(one: Adapter, two: Adapter, both: Sequence[str]) -> None:
             details=misfits,
             hint="they were trained on different models; leave such modules out with --exclude",
         )
-
-
-def _flow(shape: Sequence[int]) -> str:
-    return f"{shape[1]} -> {shape[0]}" if len(shape) == 2 else "x".join(map(str, shape))
 
 
 _Both = tuple[float | None, float | None]

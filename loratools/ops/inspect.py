@@ -54,11 +54,11 @@ class Module(NamedTuple):
     name: str
     target: str
     kind: str
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float | None
     alpha_source: str
     scale: float
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     dtype: str
     parameters: int
     dora: bool
@@ -73,7 +73,7 @@ class Module(NamedTuple):
             "alpha": self.alpha,
             "alpha_source": self.alpha_source,
             "scale": self.scale,
-            "out_features": self.shape[0],
+            "out_features": self.shape[0] if self.shape else None,
             "in_features": self.shape[1] if len(self.shape) > 1 else None,
             "shape": list(self.shape),
             "dtype": self.dtype,
@@ -125,7 +125,7 @@ class AdapterEntry(NamedTuple):
         )
 
     def as_json(self) -> dict[str, object]:
-        ranks = _counted(m.rank for m in self.modules)
+        ranks = _counted(m.rank for m in self.modules if m.rank is not None)
         return {
             "path": self.path,
             "format": self.format,
@@ -294,6 +294,7 @@ def _members(path: Path, format: str | None) -> list[_Member]:
     if _is_checkpoint(path):
         return [_Member(path, is_adapter=False)]
     models = [child for child in sorted(path.iterdir()) if child.is_dir() and _is_checkpoint(child)]
+    adapters = [*adapters, *formats.find_files(path)]
     found = [_Member(p, is_adapter=True) for p in adapters] + [_Member(p, is_adapter=False) for p in models]
     # Neither: opening it tells what it is instead.
     return sorted(found, key=lambda m: _natural(m.path)) or [_Member(path, is_adapter=False)]

@@ -58,7 +58,7 @@ def plan_table(made: MergePlan, out: Path) -> list[RenderableType]:
 
 
 def _scales(updates: Iterable[Update]) -> list[str]:
-    found = sorted({(u.rank, u.scale) for u in updates})
+    found = sorted({(u.rank, u.scale) for u in updates if u.rank is not None})
     if not found:
         return []
     ranks, scales = sorted({r for r, _ in found}), sorted({s for _, s in found})

@@ -11,9 +11,8 @@ from rich.text import Text
 
 from loratools.ops._reduce import Module
 from loratools.ops.resize import ResizeReport
-from loratools.report.text import ranks
 from loratools.report.pairs import pairs
-from loratools.report.text import number, plural, safe, size
+from loratools.report.text import number, plural, ranks, safe, size
 
 
 class Reduced(Protocol):

@@ -55,9 +55,9 @@ def interval(values: Iterable[float | None]) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def shape(sizes: Sequence[int]) -> str:
+def shape(sizes: Sequence[int | None]) -> str:
     """`4096×11008`; `scalar` for a tensor without axes."""
-    return "×".join(map(str, sizes)) or "scalar"
+    return "×".join("?" if size is None else str(size) for size in sizes) or "scalar"
 
 
 def plural(count: int, word: str) -> str:

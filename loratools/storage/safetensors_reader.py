@@ -2,7 +2,7 @@
 
 Format: https://github.com/huggingface/safetensors#format. What is accepted here, the reference accepts too. Refused
 here and accepted there: a key twice (two parsers could see two models), a space before the header, unknown fields,
-`__metadata__: null`, and more than 8 axes.
+and more than 8 axes. `__metadata__: null` is what MLX writes where it has nothing to say.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ def _refuse_lone_surrogates(texts: Iterable[str], where: str) -> None:
 
 
 def _metadata(file: FileId, value: object) -> dict[str, str]:
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         found = f"'__metadata__' of {quoted(file.path)} is {kind_of(value)}"
         raise FormatError(f"{found}; an object is needed", hint=_AGAIN)

@@ -129,7 +129,9 @@ def _entries(file: FileId, directory: bytes, count: int, directory_start: int) -
         if flags & 1:
             raise UnsupportedError(f"{where} is encrypted")
         if method != 0 or packed != size:
-            raise UnsupportedError(f"{where} is compressed", hint="torch.save stores without compression; repack it so")
+            raise UnsupportedError(
+                f"{where} is compressed", hint="repack it without compression, as torch.save and numpy.savez write it"
+            )
         if header >= directory_start:
             raise FormatError(f"{where} begins at byte {header:,}, after the archive's directory", hint=_AGAIN)
         found[name] = _Entry(name, header, size)

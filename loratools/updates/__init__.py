@@ -104,6 +104,12 @@ class Delta(Protocol):
         """Some of its rows and columns, in that order."""
 
 
+def flow(shape: Shape) -> str:
+    """`(out, in)` as people read a layer: in -> out; any other shape as its sizes."""
+    sizes = ["?" if size is None else str(size) for size in shape]
+    return f"{sizes[1]} -> {sizes[0]}" if len(sizes) == 2 else "x".join(sizes) or "a scalar"
+
+
 def fits_shape(expected: Shape, shape: tuple[int, ...]) -> bool:
     """Whether the two agree wherever `expected` tells."""
     return len(expected) == len(shape) and all(e is None or e == s for e, s in zip(expected, shape, strict=True))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from loratools.tensors import LazyTensor, Span, columns_of, rows_of
+from loratools.tensors import LazyTensor, Span, columns_of, rows
 from loratools.updates import Delta, fits_shape
 from loratools.updates.lora import LoRA
 
@@ -66,7 +66,7 @@ class LoRAExperts:
         own = Span(index * self.rank, (index + 1) * self.rank)
         spread = Span(index, self.rank * self.experts, self.experts)
         b = columns_of(self.b, spread if self.packing == "peft" else own)
-        return LoRA(rows_of(self.a, own), b, self.alpha, self.alpha_source, self.rslora)
+        return LoRA(rows(self.a, own.start, own.stop), b, self.alpha, self.alpha_source, self.rslora)
 
     def factors(self) -> Factors | None:
         """None: it is one product for each expert (`expert`)."""

@@ -110,11 +110,23 @@ def test_lora_in_another_spelling_is_not_taken_for_a_model(tmp_path: Path) -> No
 def test_an_empty_folder_and_one_of_other_things_say_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="is empty"):
         formats.load(tmp_path)
-    (tmp_path / "my.safetensors").write_bytes(b"")
+    for name in ("my.safetensors", "other.safetensors"):
+        (tmp_path / name).write_bytes(b"")
     with pytest.raises(FormatError) as raised:
         formats.load(tmp_path)
-    assert raised.value.details == ("my.safetensors",)
+    assert raised.value.details == ("my.safetensors", "other.safetensors")
     assert raised.value.hint == f"give the file itself: {tmp_path / 'my.safetensors'}"
+
+
+def test_a_folder_with_one_file_of_tensors_means_that_file(stored: Stored, tmp_path: Path) -> None:
+    folder = stored(file="my lora.safetensors", config=None)
+
+    assert sorted(formats.load(folder).updates) == ["layers.0.q_proj", "layers.1.v_proj"]
+    assert formats.find_files(folder) == [folder / "my lora.safetensors"]
+    # What a training leaves beside its model is not taken for one.
+    torch.save({"step": 1}, tmp_path / "training_args.bin")
+    with pytest.raises(FormatError, match="has no adapter_model"):
+        formats.load(tmp_path)
 
 
 def test_two_claims_are_undecided_and_name_both(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,88 @@
+"""convert: write an adapter in another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from loratools.cli import _options as options
+from loratools.cli._output import Output
+
+if TYPE_CHECKING:
+    from loratools.ops._arguments import RankFrom
+
+
+@click.command("convert")
+@click.argument("adapter", type=options.SOURCE)
+@options.out
+@click.option("--to", required=True, metavar="FORMAT", help="The format to write; 'loratools formats' lists them.")
+@click.option("--base", metavar="BASE", help="The model it is for, or its config.json; some formats need its names.")
+@click.option("--allow-partial", is_flag=True, help="Leave out, and list, what the format cannot hold.")
+@click.option("--alpha", type=float, metavar="F", help="Alpha of an adapter whose files do not say it.")
+@options.dtype
+@options.include
+@options.exclude
+@options.from_format
+@options.rank_from
+@options.plan
+@options.overwrite
+@options.common
+def command(
+    adapter: str,
+    *,
+    out: Path,
+    to: str,
+    base: str | None,
+    allow_partial: bool,
+    alpha: float | None,
+    dtype: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    from_format: str | None,
+    rank_from: RankFrom,
+    plan: bool,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    """Write ADAPTER in another format.
+
+    What was written is read back and compared with the source, module by module, before it appears; the largest
+    relative error is printed. What the format cannot hold is refused by name.
+
+    \b
+    Examples:
+      loratools convert my-lora -o my-lora-mlx --to mlx
+      loratools convert my-lora -o my-lora.gguf --to gguf --base path/to/base
+    """
+    from loratools.ops.convert import convert
+
+    report = convert(
+        adapter,
+        out,
+        to=to,
+        base=base,
+        allow_partial=allow_partial,
+        alpha=alpha,
+        dtype=dtype,
+        include=include,
+        exclude=exclude,
+        from_format=from_format,
+        rank_from=rank_from,
+        overwrite=overwrite,
+        plan=plan,
+    )
+    for warning in report.warnings:
+        output.warn(warning)
+    if output.json:
+        output.document(report.as_json())
+        return
+    from loratools.report.conversion import conversion_summary, dropped_lines
+
+    for line in dropped_lines(report, every=output.verbose):
+        output.warn(line)
+    if plan:
+        output.table(*conversion_summary(report, out))
+    else:
+        output.summary(*conversion_summary(report, out))

@@ -1,0 +1,36 @@
+"""Base: what a format may want to know of the model an adapter is for; names, shapes and the config, no values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Base:
+    """`shapes`: the base's weights by name; empty where only its config was given. `config`: its config.json."""
+
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return str(self.path) if self.path is not None else "the base"
+
+    def whole_number(self, *fields: str) -> int | None:
+        """The first of these fields of the config that is a positive whole number; also looked up in text_config."""
+        inner = self.config.get("text_config")
+        for config in (self.config, inner if isinstance(inner, Mapping) else {}):
+            for name in fields:
+                value = config.get(name)
+                if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                    return value
+        return None
+
+    @property
+    def model_type(self) -> str | None:
+        value = self.config.get("model_type")
+        return value if isinstance(value, str) else None

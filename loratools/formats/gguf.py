@@ -1,0 +1,301 @@
+"""GGUF: the adapter file of llama.cpp, with its names, its order of rows, and one alpha for all modules.
+
+Facts from llama.cpp's convert_lora_to_gguf.py and src/llama-adapter.cpp. `lora_a`: (r, in), `lora_b`: (out, r) on
+`<tensor of the base>.weight`; what is added is alpha / r * lora_b @ lora_a with the tensor's own rank, or lora_b @
+lora_a where alpha is 0. Experts are stacked: (E, r, in) and (E, out, r).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from loratools.adapter import Adapter
+from loratools.errors import FormatError, MismatchError, UnsupportedError, UsageError
+from loratools.formats._base import Base
+from loratools.formats._scale import at_rank, at_scale, cast, most_common
+from loratools.formats._source import AdapterSource, counted, shown
+from loratools.formats._stacks import items, stacked
+from loratools.naming import gguf as names
+from loratools.naming.experts import Expert, expert_name, parse_expert
+from loratools.storage.files import quoted
+from loratools.tensors import LazyTensor, reordered
+from loratools.updates.lora import LoRA
+
+WRITES = ".gguf"
+
+
+def detect(source: AdapterSource) -> bool:
+    """By the type that the file itself declares, or by its factors where it declares none."""
+    if source.container != "gguf":
+        return False
+    declared = source.other.get("general.type")
+    return declared == "adapter" or (declared is None and any(name.endswith(".lora_a") for name in source.tensors))
+
+
+def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
+    """The adapter in `source`, under its Hugging Face names.
+
+    The order of rows of queries and keys can be undone only where the base says how many heads they are: without one
+    the adapter has doubts.
+
+    Raises:
+        UnsupportedError: tensors or an architecture that are not read, named.
+        FormatError: factors that do not make a product.
+        MismatchError: it is for another architecture than the base's.
+    """
+    architecture = _architecture(source)
+    alpha = source.other.get("adapter.lora.alpha")
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float)):
+        raise FormatError(f"{quoted(source.file)} has the alpha {alpha!r}; a number is needed")
+    counts = _heads(source.base)
+    updates: dict[str, LoRA] = {}
+    unordered: list[str] = []
+    for module, (a, b) in _pairs(source).items():
+        rank = a.shape[-2]
+        # Written as alpha 0, the scale is 1 whatever the rank.
+        own, alpha_source = (
+            (float(alpha), "metadata") if alpha else (float(rank), "assumed" if alpha is None else "metadata")
+        )
+        stack = names.hf_stack(architecture, module)
+        if len(a.shape) == 3 and stack is not None:
+            for e, (down, up) in enumerate(zip(items(a), items(b), strict=True)):
+                updates[expert_name(Expert(stack[0], e, stack[1]))] = LoRA(down, up, own, alpha_source)
+            continue
+        name = names.hf_module(architecture, module)
+        if name is None or len(a.shape) == 3:
+            raise UnsupportedError(
+                f"{quoted(source.file)} has {quoted(module)}, no module of {architecture.name} known here"
+            )
+        which = names.heads_field(module) if architecture.interleaved else None
+        if which is not None and counts is None:
+            unordered.append(name)
+        elif which is not None and counts is not None:
+            b = reordered(b, names.inverse(_order(module, b.shape[0], counts[which])))
+        updates[name] = LoRA(a, b, own, alpha_source)
+    base_model = source.other.get("general.base_model.0.name")
+    doubts = []
+    if unordered:
+        doubts.append(
+            f"{counted(len(unordered), 'module')}, such as {quoted(unordered[0])}, have their rows in the order of "
+            "llama.cpp; how many heads they are is said in the config of the base alone"
+        )
+    return Adapter(
+        updates,
+        format="gguf",
+        path=source.path,
+        base_model=base_model if isinstance(base_model, str) and base_model else None,
+        notes={"gguf": {"metadata": _texts(source.other)}},
+        doubts=tuple(doubts),
+        warnings=_warnings(source),
+        remedy="convert it first: loratools convert ADAPTER -o OUT --to peft --base BASE",
+    )
+
+
+def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
+    """What GGUF has no place for."""
+    architecture = _architecture_of(base)
+    found = dict.fromkeys(adapter.replacements, "a GGUF adapter holds factors and no whole weights")
+    tied = base is not None and base.config.get("tie_word_embeddings") is True
+    for name, update in adapter.updates.items():
+        if not isinstance(update, LoRA):
+            found[name] = f"a GGUF adapter has no {update.kind}"
+        elif set(update.parts) != {"A", "B"} or len(update.a.shape) != 2:
+            found[name] = f"a GGUF adapter has no LoRA with {', '.join(sorted(update.parts))} of this shape"
+        elif _written_name(architecture, name) is None:
+            found[name] = f"no module of {architecture.name} that GGUF has a name for"
+        elif name == "lm_head" and tied:
+            found[name] = "the base ties its head to the embedding, so that a GGUF of it has no such weight"
+        elif name == "model.embed_tokens":
+            found[name] = "factors of an embedding are stored another way round, which is not written yet"
+    return found
+
+
+def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
+    """Write the file that llama.cpp adds to the base of this architecture. Equal input, equal bytes.
+
+    Raises:
+        UsageError: no base is given, or one without its config.
+        UnsupportedError: an architecture that is not written, values that `dtype` cannot hold.
+        MismatchError: rows that are not the base's heads.
+    """
+    from loratools.storage.gguf_writer import write_gguf
+
+    architecture = _architecture_of(base)
+    assert base is not None
+    counts = _heads(base)
+    updates = {n: u for n, u in adapter.updates.items() if isinstance(u, LoRA) and u.rank > 0}
+    if not updates:
+        raise UnsupportedError(f"{quoted(adapter.name)} has no factors to write")
+    common = most_common(_alpha(u) for u in updates.values())
+    # As it will be stored.
+    alpha = float(struct.unpack("<f", struct.pack("<f", common))[0])
+    folded = [n for n, u in updates.items() if _alpha(u) != common]
+    pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
+    experts: dict[tuple[str, str], dict[int, LoRA]] = {}
+    for name, update in updates.items():
+        # The difference between alpha and alpha in float32 is a rounding of alpha, and none of B.
+        same = replace(update, alpha=alpha, rslora=False) if name not in folded else update
+        same = at_scale(name, same, alpha / update.rank, dtype)
+        if (expert := parse_expert(name)) is not None:
+            experts.setdefault((expert.parent, expert.role), {})[expert.number] = same
+            continue
+        written = _written_name(architecture, name)
+        assert written is not None
+        b = same.b
+        which = names.heads_field(written) if architecture.interleaved else None
+        if which is not None:
+            if counts is None:
+                raise UsageError(f"the config of {quoted(base.name)} does not say how many attention heads there are")
+            b = reordered(b, _order(name, b.shape[0], counts[which]))
+        pairs[written] = same.a, b
+    for (parent, role), members in experts.items():
+        rank = max(u.rank for u in members.values())
+        level = {e: at_scale(parent, at_rank(u, rank), alpha / rank, dtype) for e, u in members.items()}
+        count = base.whole_number("num_local_experts", "num_experts", "n_routed_experts") or max(members) + 1
+        written = names.gguf_stack(architecture, parent, role)
+        assert written is not None
+        pairs[written] = (
+            stacked({e: u.a for e, u in level.items()}, count),
+            stacked({e: u.b for e, u in level.items()}, count),
+        )
+    tensors = {
+        f"{name}.weight.{part}": _storable(f"{name}.{part}", tensor, dtype)
+        for name, pair in sorted(pairs.items())
+        for part, tensor in zip(("lora_a", "lora_b"), pair, strict=True)
+    }
+    fields: dict[str, str | int | float] = {
+        "general.architecture": architecture.name,
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": alpha,
+    }
+    if adapter.base_model is not None:
+        fields |= {"general.base_model.count": 1, "general.base_model.0.name": adapter.base_model}
+    write_gguf(out, fields, tensors)
+    if not folded:
+        return ()
+    return (f"the scale of {counted(len(folded), 'module')} is folded into B: GGUF has one alpha, {alpha:g}, for all",)
+
+
+# Names and orders
+
+
+def _architecture(source: AdapterSource) -> names.Architecture:
+    said = source.other.get("general.architecture")
+    kind = source.other.get("adapter.type")
+    if kind != "lora":
+        raise UnsupportedError(f"{quoted(source.file)} is an adapter of type {kind!r}; only lora is read")
+    if source.other.get("adapter.alora.invocation_tokens"):
+        raise UnsupportedError(f"{quoted(source.file)} is an aLoRA, which acts after certain tokens only")
+    found = names.BY_NAME.get(said) if isinstance(said, str) else None
+    if found is None:
+        raise UnsupportedError(
+            f"{quoted(source.file)} is for the architecture {said!r}, whose names and orders are not known here",
+            hint=f"known are {', '.join(sorted(names.BY_NAME))}",
+        )
+    if source.base is not None and _architecture_of(source.base) != found:
+        raise MismatchError(
+            f"{quoted(source.file)} is for {found.name}, and {quoted(source.base.name)} is "
+            f"{_architecture_of(source.base).name}"
+        )
+    return found
+
+
+def _architecture_of(base: Base | None) -> names.Architecture:
+    if base is None:
+        raise UsageError(
+            "gguf needs the config of the base: names and the order of rows depend on it",
+            hint="give the model, or its config.json, with --base",
+        )
+    found = names.BY_MODEL_TYPE.get(base.model_type or "")
+    if found is None:
+        raise UnsupportedError(
+            f"{quoted(base.name)} is of model_type {base.model_type!r}, which is not written as gguf",
+            hint=f"those that are: {', '.join(sorted(names.BY_MODEL_TYPE))}",
+        )
+    return found
+
+
+def _written_name(architecture: names.Architecture, name: str) -> str | None:
+    expert = parse_expert(name)
+    if expert is not None:
+        return names.gguf_stack(architecture, expert.parent, expert.role)
+    return names.gguf_module(architecture, name)
+
+
+def _heads(base: Base | None) -> dict[str, int] | None:
+    queries = base.whole_number("num_attention_heads") if base is not None else None
+    if base is None or queries is None:
+        return None
+    return {"queries": queries, "keys": base.whole_number("num_key_value_heads") or queries}
+
+
+def _order(name: str, rows: int, heads: int) -> tuple[int, ...]:
+    try:
+        return names.interleaving(rows, heads)
+    except ValueError as error:
+        raise MismatchError(f"{quoted(name)} does not fit the base: {error}") from error
+
+
+# Reading
+
+
+def _pairs(source: AdapterSource) -> dict[str, tuple[LazyTensor, LazyTensor]]:
+    """lora_a and lora_b of every module, by its GGUF name without `.weight`."""
+    problems = [f"{quoted(name)} is {kind}, which is not decoded" for name, kind in source.packed.items()]
+    parts: dict[str, dict[str, LazyTensor]] = {}
+    for name, tensor in source.tensors.items():
+        module, _, part = name.rpartition(".")
+        if part in ("lora_a", "lora_b") and module.endswith(".weight"):
+            parts.setdefault(module.removesuffix(".weight"), {})[part] = tensor
+        else:
+            problems.append(f"{quoted(name)} is no factor of a weight")
+    if problems:
+        raise UnsupportedError(
+            f"{quoted(source.file)} has {counted(len(problems), 'tensor')} that are not read", details=shown(problems)
+        )
+    pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
+    for module, found in sorted(parts.items()):
+        if len(found) < 2:
+            problems.append(f"{quoted(module)} has {next(iter(found))} alone")
+            continue
+        a, b = found["lora_a"], found["lora_b"]
+        fits = len(a.shape) == len(b.shape) in (2, 3) and a.shape[-2] == b.shape[-1] and a.shape[:-2] == b.shape[:-2]
+        if module == "token_embd":
+            problems.append("'token_embd' has factors of an embedding, which are not read yet")
+        elif not fits:
+            problems.append(f"{quoted(module)} has lora_a {list(a.shape)} and lora_b {list(b.shape)}")
+        pairs[module] = a, b
+    if problems:
+        raise FormatError(
+            f"{quoted(source.file)} has {counted(len(problems), 'fault')} in its factors", details=shown(problems)
+        )
+    return pairs
+
+
+def _warnings(source: AdapterSource) -> tuple[str, ...]:
+    if source.other.get("adapter.lora.alpha") is None:
+        return (f"{quoted(source.file)} has no alpha; it is assumed to be the rank",)
+    return ()
+
+
+_SAID_OTHERWISE = ("general.architecture", "general.type", "adapter.type", "general.base_model.0.name")
+
+
+def _texts(fields: Mapping[str, object]) -> dict[str, str]:
+    return {k: v for k, v in fields.items() if isinstance(v, str) and k not in _SAID_OTHERWISE}
+
+
+# Writing
+
+
+def _alpha(update: LoRA) -> float:
+    return update.scale * update.rank if update.rslora else update.alpha
+
+
+def _storable(name: str, tensor: LazyTensor, dtype: str | None) -> LazyTensor:
+    # llama.cpp does not compute with float64.
+    return cast(name, tensor, dtype if dtype is not None else "F32" if tensor.dtype == "F64" else None)

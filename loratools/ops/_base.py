@@ -1,0 +1,35 @@
+"""The base that a conversion is told of: its weights' names from headers, or its config alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loratools.errors import FormatError, UsageError
+from loratools.formats import Base
+from loratools.storage.files import quoted
+from loratools.storage.json_file import read_json
+
+
+def open_base(path: str | Path) -> Base:
+    """A checkpoint's names, shapes and config. A folder with nothing but a config.json, or that file itself, will do.
+
+    Raises:
+        UsageError: there is nothing at `path`.
+        FormatError: it is neither a checkpoint nor a config.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"there is no base at {quoted(path)}")
+    if path.name == "config.json":
+        return Base({}, read_json(path, infinities=True), path.parent)
+    from loratools.checkpoints import open_checkpoint
+
+    try:
+        checkpoint = open_checkpoint(path)
+    except FormatError:
+        if not (path / "config.json").is_file():
+            raise
+        return Base({}, read_json(path / "config.json", infinities=True), path)
+    shapes = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
+    shapes |= {tied: shapes[source] for tied, source in checkpoint.tied.items() if source in shapes}
+    return Base(shapes, checkpoint.config, path)

@@ -1,0 +1,138 @@
+"""Whether what was written is what was to be written: `dW x` of both, module by module, on random x, in float64.
+
+The bound is what rounding to the stored dtypes explains: B and A are each rounded once, a scale may be folded into one
+of them, and alpha is stored in float32 at least. An error beyond it is no rounding but a mistake, of the writer or of
+the reader, and nothing is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loratools.adapter import Adapter
+from loratools.tensors import FLOAT_DTYPES, LazyTensor
+from loratools.updates import Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loratools.algebra.lowrank import Factors
+
+_SAMPLES = 4
+# Half the smallest number of the dtype that is not zero: what an entry below its normal range may lose.
+_SMALLEST = {"F64": 2.0**-1075, "F32": 2.0**-150, "F16": 2.0**-25, "BF16": 2.0**-134}
+# Roundings that one product may go through: of B, of A, and of a scale.
+_ROUNDINGS = 3
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a source's module (`source_rows`, all if None), and where in which module of the result they are."""
+
+    module: str
+    source_rows: tuple[int, int] | None = None
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A module of the result: relative error, and whether rounding explains it."""
+
+    name: str
+    error: float
+    explained: bool
+
+
+def compare(source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, ...]]) -> list[Checked]:
+    """The error of every module and every replaced weight of the result.
+
+    pieces: where the modules of the source went; those that are not in it kept their name.
+    """
+    made: dict[str, list[tuple[str, Piece]]] = {name: [] for name in result.updates}
+    lost: list[Checked] = []
+    for name, update in source.updates.items():
+        if not update.rank:
+            continue  # nothing changes there, and most formats have no way to write that
+        for piece in pieces.get(name, (Piece(name),)):
+            if piece.module in made:
+                made[piece.module].append((name, piece))
+            else:
+                lost.append(Checked(name, float("inf"), False))
+    checked = [_checked_update(source, name, result.updates[name], parts) for name, parts in made.items()]
+    for name, replacement in result.replacements.items():
+        of = source.replacements.get(name)
+        checked.append(_checked_tensor(name, of.tensor if of is not None else None, replacement.tensor))
+    lost += [Checked(n, float("inf"), False) for n in source.replacements if n not in result.replacements]
+    return sorted([*checked, *lost], key=lambda c: c.name)
+
+
+def _checked_update(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked:
+    if len(parts) == 1 and parts[0][1].source_rows is None:
+        of = source.updates[parts[0][0]]
+        beside = [p for p in of.parts if p not in ("A", "B")]
+        if of.kind != result.kind or of.factors() is None or beside:
+            # Not a plain product: its parts say what it is, and whatever is multiplied is among them.
+            return _checked_parts(name, of, result)
+    import torch
+
+    found = result.factors()
+    if found is None:
+        return Checked(name, float("inf"), False)
+    x = torch.randn(found.in_features, _SAMPLES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = torch.zeros(found.out_features, _SAMPLES, dtype=torch.float64)
+    room = torch.zeros_like(wanted)
+    unit, smallest = _precision(result.parts.values())
+    for original, piece in parts:
+        factors = source.updates[original].factors()
+        rows, into = slice(*(piece.source_rows or (None,))), slice(*(piece.rows or (None,)))
+        if factors is None or factors.in_features != found.in_features:
+            return Checked(name, float("inf"), False)
+        b = factors.b[rows]
+        if b.shape[0] != wanted[into].shape[0]:
+            return Checked(name, float("inf"), False)
+        wanted[into] += b @ (factors.a @ x)
+        room[into] += _rounding_error(b, factors, x, unit, smallest, result.scale)
+    error = (found.b @ (found.a @ x) - wanted).norm()
+    size = wanted.norm()
+    return Checked(name, float(error / size) if size else float(error), bool(error <= room.norm()))
+
+
+def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smallest: float, scale: float) -> Tensor:
+    inner = factors.a.abs() @ x.abs()
+    through_a = smallest * b.abs().sum(1, keepdim=True) * x.abs().sum(0)
+    through_b = smallest * abs(scale) * inner.sum(0)
+    # A few units of float64 for the products themselves.
+    return (_ROUNDINGS * unit + 2.0**-45) * (b.abs() @ inner) + through_a + through_b
+
+
+def _checked_parts(name: str, source: Update, result: Update) -> Checked:
+    if source.kind != result.kind or source.parts.keys() != result.parts.keys():
+        return Checked(name, float("inf"), False)
+    each = [_checked_tensor(name, source.parts[part], result.parts[part]) for part in source.parts]
+    unit, _ = _precision(result.parts.values())
+    scales = abs(source.scale - result.scale) / abs(source.scale) if source.scale else abs(result.scale)
+    worst = max([scales, *(c.error for c in each)])
+    return Checked(name, worst, all(c.explained for c in each) and scales <= max(unit, 2.0**-23))
+
+
+def _checked_tensor(name: str, source: LazyTensor | None, result: LazyTensor) -> Checked:
+    if source is None or source.shape != result.shape:
+        return Checked(name, float("inf"), False)
+    if source.dtype not in FLOAT_DTYPES or result.dtype not in FLOAT_DTYPES:
+        same = source.dtype == result.dtype and bool((source.read() == result.read()).all())
+        return Checked(name, 0.0 if same else float("inf"), same)
+    wanted, found = source.read().double(), result.read().double()
+    unit, smallest = _precision([result])
+    error, size = (found - wanted).norm(), wanted.norm()
+    room = unit * size + smallest * wanted.numel() ** 0.5
+    return Checked(name, float(error / size) if size else float(error), bool(error <= room))
+
+
+def _precision(tensors: Iterable[LazyTensor]) -> tuple[float, float]:
+    """The largest unit roundoff and smallest number among the dtypes of these tensors."""
+    from loratools.algebra.rounding import unit_roundoff
+
+    dtypes = {t.dtype for t in tensors if t.dtype in FLOAT_DTYPES} or {"F32"}
+    return max(unit_roundoff(d) for d in dtypes), max(_SMALLEST[d] for d in dtypes)

@@ -1,0 +1,52 @@
+"""What converting will do, and what it did, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import RenderableType
+
+from loratools.ops.convert import ConvertReport
+from loratools.report.pairs import pairs
+from loratools.report.text import number, plural, size
+
+# More names than this are told as a number.
+_SHOWN = 8
+
+
+def conversion_summary(report: ConvertReport, out: Path) -> list[RenderableType]:
+    """A few lines: formats, tensors, the error, what became of the metadata."""
+    rows = [
+        (
+            "converted" if report.output is not None else "to convert",
+            f"{report.source_format} to {report.target_format}",
+        ),
+        ("tensors", f"{report.tensors_in:,} in, {report.tensors_out:,} out"),
+    ]
+    if report.max_relative_error is not None:
+        checked = f"{plural(len(report.modules), 'part')} read back and compared"
+        worst = report.max_relative_error
+        rows.append(("error", f"{'none' if not worst else f'at most {number(worst)} relative'}; {checked}"))
+    for word, names in (
+        ("kept", report.kept),
+        ("rewritten", report.recomputed),
+        ("dropped", [d.name for d in report.dropped if d.what == "metadata"]),
+    ):
+        if names:
+            rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            rows.append((f"{word}", f"{', '.join(names[:_SHOWN])}{rest} (metadata)"))
+    rows.append(("written" if report.output is not None else "output", f"{out}  {size(report.bytes or 0)}"))
+    return [pairs(rows)]
+
+
+def dropped_lines(report: ConvertReport, *, every: bool) -> list[str]:
+    """What of the adapter itself is left out, one line each; many with one reason as one line, unless `every`."""
+    lines = []
+    parts = [d for d in report.dropped if d.what != "metadata"]
+    for why in sorted({d.why for d in parts}):
+        same = [d for d in parts if d.why == why]
+        if every or len(same) <= _SHOWN:
+            lines += [f"left out: {d.name} ({why})" for d in same]
+        else:
+            lines.append(f"left out: {same[0].name} and {len(same) - 1} more ({why})")
+    return lines

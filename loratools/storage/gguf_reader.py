@@ -1,0 +1,231 @@
+"""Strict reader of GGUF headers: the keys with their values, and where each tensor lies. No numpy, no gguf package.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Shapes are given
+here as numpy has them: GGUF counts axes from the one that runs fastest. Of quantised types only Q8_0 is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loratools.errors import FormatError, UnsupportedError
+from loratools.storage.files import identify, quoted, read_bytes, read_into
+from loratools.storage.sniff import describe
+from loratools.storage.stored import StoredTensor
+from loratools.tensors import DTYPE_BITS, ByteRange, FileId, LazyTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AGAIN = "the file is damaged or was not written to the end; download or save it again"
+_BLOCK = 1 << 20
+_MAX_TEXT = 64 << 20
+_MAX_COUNT = 1 << 28
+_MAX_AXES = 4
+_MAX_NESTING = 4
+# By the number that stands for the type of a value: how to unpack it.
+_VALUES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_TEXT, _ARRAY = 8, 9
+# ggml types that are plain numbers, by their number.
+PLAIN_TYPES = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
+_Q8_0, _Q8_0_BLOCK, _Q8_0_BYTES = 8, 32, 34
+_QUANTISED = {
+    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
+    14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
+    22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """`fields` are the keys of the header; `quantised` names the tensors that are not read, with their types.
+
+    `decoded` names those that are stored as Q8_0 and read as float32.
+    """
+
+    file: FileId
+    fields: Mapping[str, object]
+    tensors: Mapping[str, LazyTensor]
+    quantised: Mapping[str, str]
+    decoded: tuple[str, ...]
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Read and check the header of a GGUF file. No values are read.
+
+    Raises:
+        UsageError: there is no such file.
+        UnsupportedError: another version or byte order.
+        FormatError: it is no GGUF file, or a damaged one.
+    """
+    file = identify(path)
+    header = _Header(file)
+    if header.take(4) != b"GGUF":
+        found = describe(read_bytes(ByteRange(file, 0, min(file.size, 1024))))
+        what = f"but {found.what}" if found else "by its first bytes"
+        raise FormatError(f"{quoted(path)} is not a GGUF file {what}", hint=found.hint if found else _AGAIN)
+    version = header.number("I")
+    if version not in (2, 3):
+        big = version.to_bytes(4, "little") in (b"\0\0\0\2", b"\0\0\0\3")
+        raise UnsupportedError(
+            f"{quoted(path)} is {'a big-endian GGUF file' if big else f'a GGUF file of version {version}'}; "
+            "versions 2 and 3, little-endian, are read",
+            hint="convert it with llama.cpp first",
+        )
+    count, keys = header.count(), header.count()
+    fields: dict[str, object] = {}
+    for _ in range(keys):
+        key = header.text()
+        if key in fields:
+            raise FormatError(f"{quoted(path)} has the key {quoted(key)} twice", hint=_AGAIN)
+        fields[key] = header.value(header.number("I"))
+    alignment = fields.get("general.alignment", 32)
+    if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+        raise FormatError(f"{quoted(path)} declares an alignment of {alignment}", hint=_AGAIN)
+    infos = [header.tensor() for _ in range(count)]
+    data = header.position + -header.position % alignment
+    return _tensors(file, fields, infos, data, alignment)
+
+
+@dataclass(frozen=True)
+class _Info:
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+
+class _Header:
+    """The header, taken from front to back."""
+
+    def __init__(self, file: FileId) -> None:
+        self.file = file
+        self.position = 0
+        self._start = 0
+        self._bytes = b""
+
+    def take(self, count: int) -> bytes:
+        if self.position + count > self.file.size:
+            raise FormatError(f"{quoted(self.file.path)} is cut off in its header", hint=_AGAIN)
+        begin = self.position - self._start
+        if begin + count > len(self._bytes):
+            self._start = self.position
+            size = min(max(count, _BLOCK), self.file.size - self.position)
+            self._bytes = read_bytes(ByteRange(self.file, self.position, size))
+            begin = 0
+        self.position += count
+        return self._bytes[begin : begin + count]
+
+    def number(self, code: str) -> int:
+        value = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+        return int(value)
+
+    def count(self) -> int:
+        count = self.number("Q")
+        # Whatever is counted takes at least a byte.
+        if count > min(_MAX_COUNT, self.file.size):
+            raise FormatError(f"{quoted(self.file.path)} declares a count of {count:,}", hint=_AGAIN)
+        return count
+
+    def text(self) -> str:
+        length = self.number("Q")
+        if length > min(_MAX_TEXT, self.file.size):
+            raise FormatError(f"{quoted(self.file.path)} declares a text of {length:,} bytes", hint=_AGAIN)
+        try:
+            return self.take(length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{quoted(self.file.path)} has a text that is not UTF-8", hint=_AGAIN) from error
+
+    def value(self, kind: int, depth: int = 0) -> object:
+        if kind in _VALUES:
+            code = _VALUES[kind]
+            return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+        if kind == _TEXT:
+            return self.text()
+        if kind != _ARRAY or depth >= _MAX_NESTING:
+            raise FormatError(f"{quoted(self.file.path)} has a value of the unknown type {kind}", hint=_AGAIN)
+        inner, count = self.number("I"), self.count()
+        if inner in _VALUES:
+            code = f"<{count}{_VALUES[inner]}"
+            return list(struct.unpack(code, self.take(struct.calcsize(code))))
+        return [self.value(inner, depth + 1) for _ in range(count)]
+
+    def tensor(self) -> _Info:
+        name = self.text()
+        axes = self.number("I")
+        if axes > _MAX_AXES:
+            raise FormatError(f"tensor {quoted(name)} of {quoted(self.file.path)} has {axes} axes", hint=_AGAIN)
+        shape = tuple(self.number("Q") for _ in range(axes))[::-1]
+        if math.prod(shape) > 1 << 48:
+            raise FormatError(f"tensor {quoted(name)} of {quoted(self.file.path)} has shape {list(shape)}", hint=_AGAIN)
+        kind = self.number("I")
+        return _Info(name, shape, kind, self.number("Q"))
+
+
+def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], data: int, alignment: int) -> GgufFile:
+    tensors: dict[str, LazyTensor] = {}
+    quantised: dict[str, str] = {}
+    decoded: list[str] = []
+    end, last = data, None
+    for info in sorted(infos, key=lambda i: i.offset):
+        where = f"tensor {quoted(info.name)} of {quoted(file.path)}"
+        if info.name in tensors or info.name in quantised:
+            raise FormatError(f"{where} is there twice", hint=_AGAIN)
+        start = data + info.offset
+        if info.offset % alignment or start < end:
+            overlap = f"overlaps {quoted(last)}" if start < end and last else f"begins at byte {start:,}"
+            raise FormatError(f"{where} {overlap}", hint=_AGAIN)
+        last, end = info.name, start
+        if info.kind in PLAIN_TYPES:
+            dtype = PLAIN_TYPES[info.kind]
+            nbytes = math.prod(info.shape) * DTYPE_BITS[dtype] // 8
+            location = ByteRange(file, start, nbytes)
+            tensors[info.name] = LazyTensor(info.shape, dtype, StoredTensor(location, info.shape, dtype))
+        elif info.kind == _Q8_0:
+            if len(info.shape) < 2 or info.shape[-1] % _Q8_0_BLOCK:
+                raise FormatError(
+                    f"{where} is Q8_0 of shape {list(info.shape)}, no whole number of blocks", hint=_AGAIN
+                )
+            nbytes = math.prod(info.shape) // _Q8_0_BLOCK * _Q8_0_BYTES
+            tensors[info.name] = LazyTensor(info.shape, "F32", _EightBit(ByteRange(file, start, nbytes), info.shape))
+            decoded.append(info.name)
+        else:
+            quantised[info.name] = _QUANTISED.get(info.kind, f"type {info.kind}")
+            nbytes = 0
+        end = start + nbytes
+        if end > file.size:
+            raise FormatError(f"{quoted(file.path)} is cut off in {where.partition(' of ')[0]}", hint=_AGAIN)
+    return GgufFile(file, fields, tensors, quantised, tuple(decoded))
+
+
+@dataclass(frozen=True)
+class _EightBit:
+    """Source of a tensor stored as Q8_0: blocks of 32 along the last axis, each a float16 scale and 32 int8."""
+
+    span: ByteRange
+    shape: tuple[int, ...]
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        import torch
+
+        rows, *inner = self.shape
+        if not 0 <= start <= stop <= rows:
+            raise IndexError(f"rows {start}:{stop} of {rows}")
+        row_bytes = math.prod(inner) // _Q8_0_BLOCK * _Q8_0_BYTES
+        packed = torch.empty((stop - start) * row_bytes, dtype=torch.uint8)
+        read_into(self.span, start * row_bytes, packed.numpy().data)
+        blocks = packed.reshape(-1, _Q8_0_BYTES)
+        scales = blocks[:, :2].contiguous().view(torch.float16).float()
+        return (blocks[:, 2:].contiguous().view(torch.int8).float() * scales).reshape(stop - start, *inner)
+
+    def scalar(self) -> float:
+        raise UnsupportedError("a block of Q8_0 is no scalar")

@@ -1,0 +1,97 @@
+"""Writer of GGUF files, version 3, little-endian: a few keys and plain tensors, in the caller's order.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Shapes are given as numpy has them and stored from
+the axis that runs fastest. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loratools.errors import UnsupportedError
+from loratools.storage import system
+from loratools.storage.commit import staged_file
+from loratools.storage.files import copy_range, machine_error, quoted, write_at
+from loratools.storage.gguf_reader import PLAIN_TYPES
+from loratools.tensors import LazyTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ALIGNMENT = 32
+_TYPES = {dtype: kind for kind, dtype in PLAIN_TYPES.items()}
+
+
+def write_gguf(path: Path, fields: Mapping[str, str | int | float], tensors: Mapping[str, LazyTensor]) -> None:
+    """Write one file that appears complete or not at all. Whole numbers become uint32, others float32.
+
+    Raises:
+        UnsupportedError: a dtype that GGUF has no type for.
+        MachineError: the disk is full or failed.
+    """
+    header, offsets = _header(fields, tensors)
+    with staged_file(path, overwrite=True, inputs=()) as staged:
+        try:
+            fd = system.create(staged)
+        except OSError as error:
+            raise machine_error(error, "create", staged) from error
+        try:
+            write_at(fd, header, 0, path=path)
+            for name, tensor in tensors.items():
+                if tensor.location is not None:
+                    copy_range(tensor.location, fd, offsets[name], path=path)
+                else:
+                    write_at(fd, _bytes_of(tensor.read()), offsets[name], path=path)
+            if tensors:
+                # The last tensor is filled up too, as the others are.
+                last = list(tensors)[-1]
+                end = offsets[last] + tensors[last].nbytes
+                write_at(fd, bytes(-end % _ALIGNMENT), end, path=path)
+            try:
+                system.fsync(fd)
+            except OSError as error:
+                raise machine_error(error, "write", path) from error
+        finally:
+            system.close(fd)
+
+
+def _header(fields: Mapping[str, str | int | float], tensors: Mapping[str, LazyTensor]) -> tuple[bytes, dict[str, int]]:
+    """The bytes before the data, padded, and where each tensor begins in the file."""
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(fields))]
+    for key, value in fields.items():
+        parts += [_text(key), _value(value)]
+    relative: dict[str, int] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _TYPES:
+            raise UnsupportedError(f"{quoted(name)} is {tensor.dtype}, which GGUF has no type for")
+        shape = tensor.shape[::-1]
+        relative[name] = end
+        parts.append(_text(name))
+        parts.append(struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, _TYPES[tensor.dtype], end))
+        end += tensor.nbytes + -tensor.nbytes % _ALIGNMENT
+    header = b"".join(parts)
+    header += bytes(-len(header) % _ALIGNMENT)
+    return header, {name: len(header) + offset for name, offset in relative.items()}
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: str | int | float) -> bytes:
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + _text(value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    return struct.pack("<If", 6, value)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,155 @@
+"""convert: what is written is what was read, and a mistake of a writer is never committed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import factories
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from loratools import formats
+from loratools.adapter import Adapter
+from loratools.cli import verbs
+from loratools.errors import OutputExistsError, UsageError
+from loratools.formats import peft
+from loratools.ops._convert_check import Piece, compare
+from loratools.ops.convert import convert
+from loratools.tensors import held
+from loratools.updates.lora import LoRA
+
+
+def test_a_conversion_to_the_same_format_keeps_every_byte(tmp_path: Path) -> None:
+    source = factories.adapter_folder(tmp_path / "in", ranks={"model.layers.1.self_attn.v_proj": 2}, alpha=5)
+
+    report = convert(source, tmp_path / "out", to="peft")
+
+    assert report.max_relative_error == 0.0
+    assert (report.tensors_in, report.tensors_out, report.dropped) == (8, 8, ())
+    before, after = (load_file(p / "adapter_model.safetensors") for p in (source, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    convert(tmp_path / "out", tmp_path / "again", to="peft")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_the_error_printed_is_that_of_the_stored_values(tmp_path: Path) -> None:
+    source = factories.adapter_folder(tmp_path / "in")
+
+    report = convert(source, tmp_path / "out", to="peft", dtype="bfloat16")
+
+    before, after = formats.load(source), formats.load(tmp_path / "out")
+    x = {}
+    for module in report.modules:
+        f, g = (a.updates[module.name].factors() for a in (before, after))
+        assert f is not None
+        assert g is not None
+        wanted = f.b @ f.a
+        x[module.name] = float((g.b @ g.a - wanted).norm() / wanted.norm())
+        # A norm of a few products with random x is that of the matrix, within a small factor.
+        assert x[module.name] / 2 < module.error < 2 * x[module.name]
+    assert report.max_relative_error == max(m.error for m in report.modules)
+    assert 1e-4 < report.max_relative_error < 2**-7
+
+
+@pytest.mark.parametrize("fault", ["scale", "transposed", "lost", "one entry"])
+def test_a_writer_that_makes_a_mistake_commits_nothing(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = factories.adapter_folder(tmp_path / "in", modules={"a": (6, 6), "b": (10, 6)})
+    honest = peft.write
+
+    def wrong(adapter: Adapter, out: Path, **options: object) -> tuple[str, ...]:
+        first = adapter.updates["a"]
+        assert isinstance(first, LoRA)
+        updates = {**adapter.updates}
+        if fault == "scale":
+            updates["a"] = replace(first, alpha=first.alpha * 1.001)
+        elif fault == "transposed":
+            updates["a"] = replace(first, a=held(first.b.read().T.contiguous()), b=held(first.a.read().T.contiguous()))
+        elif fault == "one entry":
+            b = first.b.read()
+            b[3, 1] *= 1.0001
+            updates["a"] = replace(first, b=held(b))
+        else:
+            del updates["a"]
+        return honest(replace(adapter, updates=updates), out, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(peft, "write", wrong)
+
+    with pytest.raises(RuntimeError, match="'a': relative error"):
+        convert(source, tmp_path / "out", to="peft")
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+def test_rows_of_several_modules_are_compared_in_one(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    b, a, c = (torch.randn(*s, generator=generator) for s in ((10, 4), (4, 6), (7, 4)))
+    parts = Adapter({"q": LoRA(held(a), held(b), 4.0, "config"), "v": LoRA(held(a), held(c), 4.0, "config")})
+    fused = Adapter({"qkv": LoRA(held(a), held(torch.cat([b, torch.zeros(5, 4), c])), 4.0, "config")})
+    pieces = {"q": (Piece("qkv", None, (0, 10)),), "v": (Piece("qkv", None, (15, 22)),)}
+
+    assert [(c.name, c.explained) for c in compare(parts, fused, pieces)] == [("qkv", True)]
+    # And back: each part is some rows of the whole.
+    back = {"qkv": (Piece("q", (0, 10)), Piece("v", (15, 22)))}
+    assert [(c.name, c.explained) for c in compare(fused, parts, back)] == [("q", True), ("v", True)]
+    # What nobody accounts for is an error: here, rows of k that are not zero.
+    more = Adapter({"qkv": LoRA(held(a), held(torch.cat([b, torch.ones(5, 4), c])), 4.0, "config")})
+    assert [c.explained for c in compare(parts, more, pieces)] == [False]
+
+
+def test_alpha_can_be_given_only_where_the_file_has_none(tmp_path: Path) -> None:
+    source = factories.adapter_folder(tmp_path / "in")
+    with pytest.raises(UsageError, match="says its own alpha"):
+        convert(source, tmp_path / "out", to="peft", alpha=3)
+    (source / "adapter_config.json").unlink()
+
+    assumed = convert(source, tmp_path / "assumed", to="peft")
+    convert(source, tmp_path / "told", to="peft", alpha=12)
+
+    assert any("give it with --alpha" in w for w in assumed.warnings)
+    scales = [{u.scale for u in formats.load(tmp_path / name).updates.values()} for name in ("assumed", "told")]
+    assert scales == [{1.0}, {3.0}]
+
+
+def test_names_that_cannot_be_written_are_mistakes_of_usage(tmp_path: Path) -> None:
+    source = factories.adapter_folder(tmp_path / "in")
+
+    with pytest.raises(UsageError, match="no format named 'pefft'"):
+        convert(source, tmp_path / "out", to="pefft")
+    with pytest.raises(UsageError, match="peft writes a folder"):
+        convert(source, tmp_path / "out.safetensors", to="peft")
+    with pytest.raises(OutputExistsError):
+        convert(source, source, to="peft", overwrite=True)
+
+
+def test_command_prints_the_error_and_what_became_of_the_metadata(tmp_path: Path) -> None:
+    source = factories.adapter_folder(tmp_path / "in", config={"task_type": "CAUSAL_LM"})
+
+    done = CliRunner().invoke(verbs, ["convert", str(source), "-o", str(tmp_path / "out"), "--to", "peft", "--json"])
+
+    assert done.exit_code == 0
+    document = json.loads(done.stdout)
+    assert document["verb"] == "convert"
+    assert (document["source_format"], document["target_format"]) == ("peft", "peft")
+    assert document["max_relative_error"] == 0.0
+    assert document["metadata"] == {"kept": ["base model", "task_type"], "recomputed": []}
+    plain = CliRunner().invoke(verbs, ["convert", str(source), "-o", str(tmp_path / "b"), "--to", "peft"])
+    assert (plain.exit_code, plain.stdout) == (0, "")
+    assert "none; 4 parts read back and compared" in plain.stderr
+
+
+def test_plan_writes_nothing(tmp_path: Path) -> None:
+    source = factories.adapter_folder(tmp_path / "in")
+
+    report = convert(source, tmp_path / "out", to="peft", dtype="float16", plan=True)
+
+    assert not (tmp_path / "out").exists()
+    assert (report.output, report.max_relative_error) == (None, None)
+    assert report.bytes == 2 * sum(t.numel() for t in load_file(source / "adapter_model.safetensors").values())

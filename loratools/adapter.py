@@ -39,6 +39,7 @@ class Adapter:
 
     `doubts` are things that make the updates uncertain, their scale or the order of their rows: what needs their values
     refuses while there are any. `remedy` is what a person can do about them.
+    `moved_base` is the initialisation that changed the base, whose factors at the start have to be taken off again.
     `warnings` are things that a person should know and that change nothing.
     `notes` is what the source says that is not interpreted here, kept to be written back: one mapping per format.
     """
@@ -50,6 +51,7 @@ class Adapter:
     base_model: str | None = None
     notes: Mapping[str, object] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    moved_base: str | None = None
     warnings: tuple[str, ...] = ()
     remedy: str = "say which rank the scale is to be taken from: --rank-from tensors, or --rank-from config"
 

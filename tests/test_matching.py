@@ -106,7 +106,7 @@ def test_a_square_weight_is_stored_as_the_flag_says(flag: bool) -> None:
 def test_a_square_weight_without_a_flag_is_stored_as_its_model_stores_it(
     model_type: str | None, transposed: bool
 ) -> None:
-    found = match(adapter("h.0.attn.c_proj", out=6), {"h.0.attn.c_proj.weight": (6, 6)}, model_type=model_type)
+    found = match(adapter("h.0.attn.c_proj", out=6), {"h.0.attn.c_proj.weight": (6, 6)}, config={"model_type": model_type})
 
     assert found.updates["h.0.attn.c_proj"].transposed is transposed
 

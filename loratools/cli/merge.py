@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 @options.exclude
 @options.from_format
 @options.rank_from
+@click.option(
+    "--initial",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="An adapter as it was before training, to take off again (PiSSA, OLoRA, CorDA, LoRA-GA). Repeatable.",
+)
+@click.option("--expert-packing", type=click.Choice(["peft", "expert-major"]), help="How experts share B's columns.")
+@click.option("--expert-orientation", type=click.Choice(["out-in", "in-out"]), help="How square experts are stored.")
 @options.threads
 @options.overwrite
 @options.common
@@ -44,6 +52,9 @@ def command(
     exclude: tuple[str, ...],
     from_format: str | None,
     rank_from: RankFrom,
+    initial: tuple[Path, ...],
+    expert_packing: str | None,
+    expert_orientation: str | None,
     threads: int | None,
     overwrite: bool,
     output: Output,
@@ -51,6 +62,8 @@ def command(
     """Add ADAPTERs to the weights of BASE, each times its weight W, and write the merged model.
 
     The sum is formed in float32 and rounded once. Weights that no adapter touches keep their bytes.
+    Each adapter's change is that of BASE as it is given, so that their order does not matter; where PEFT merges
+    adapters that rescale the weights (DoRA, OFT, IA3, ...) one after the other, it depends on the order.
 
     \b
     Examples:
@@ -71,6 +84,9 @@ def command(
         exclude=exclude,
         rank_from=rank_from,
         from_format=from_format,
+        initial=initial,
+        expert_packing=expert_packing,
+        expert_orientation=expert_orientation,
     )
     if plan:
         if output.json:

@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from loratools import registry
 from loratools.errors import FormatError
+from loratools.formats import _peft_kinds as kinds
 from loratools.storage.files import quoted
 
 # A rank above this is damage, not a rank.
@@ -39,12 +41,41 @@ def _given(value: object) -> bool:
     return value is not None and value is not False
 
 
+def _without(kind: str) -> Callable[[object], bool]:
+    """Set, and this installation has no such kind."""
+    return lambda value: _given(value) and value != [] and kind not in registry.names("updates")
+
+
+# The file in `updates/` for a variant, by the field that asks for it.
+VARIANTS = {"use_qalora": "qalora", "use_bdlora": "bdlora", "kasa_config": "kasa"}
+
+
+def variant(config: Mapping[str, object]) -> str:
+    """The file in `updates/` that knows what the factors mean."""
+    return next((kind for name, kind in VARIANTS.items() if _given(config.get(name))), "lora")
+
+
+def moves_the_base(config: Mapping[str, object]) -> str | None:
+    """The initialisation that also changed the base, so that the factors alone are no delta of the plain one."""
+    value = config.get("init_lora_weights")
+    return str(value) if isinstance(value, str) and _moves_the_base(value) else None
+
+
 _INITIAL = "save the adapter with path_initial_model_for_weight_conversion in PEFT, which makes it plain LoRA"
 
 
 def _moves_the_base(value: object) -> bool:
     harmless = ("gaussian", "eva", "orthogonal", "mica")
     return not (value is None or isinstance(value, bool) or (isinstance(value, str) and value.lower() in harmless))
+
+
+# Those whose base is W - scale * B0 @ A0 for the factors at the start, so that these undo them.
+_UNDONE = ("pissa", "olora", "corda", "lora_ga")
+
+
+def _has_no_undoing(value: object) -> bool:
+    known = isinstance(value, str) and value.lower().startswith(_UNDONE)
+    return _moves_the_base(value) and not known
 
 
 FIELDS: dict[str, Field] = {
@@ -65,6 +96,16 @@ FIELDS: dict[str, Field] = {
     "ensure_weight_tying": Field("adapters of tied weights are tied"),
     "modules_to_tie": Field("a value of a running model"),
     "target_modules_to_tie": Field("a value of a running model"),
+    # what kind of LoRA it is
+    "use_dora": Field("DoRA: a magnitude for every output"),
+    "lora_bias": Field("a bias of its own in B"),
+    "use_qalora": Field("QALoRA: inputs pooled in groups", _without("qalora")),
+    "use_bdlora": Field("BD-LoRA: block-diagonal factors", _without("bdlora")),
+    "kasa_config": Field("KaSA: truncates the base", _without("kasa")),
+    "trainable_token_indices": Field("rows of an embedding replaced"),
+    "target_parameters": Field("parameters adapted that belong to no linear layer, as in fused experts"),
+    "velora_config": Field("VeLoRA: compresses activations in training"),
+    "monteclora_config": Field("MonteCLoRA: samples in training"),
     # records
     "peft_type": Field("the kind of adapter"),
     "task_type": Field("the head of the base"),
@@ -91,19 +132,10 @@ FIELDS: dict[str, Field] = {
     "lorap_emb_lr": Field("learning rates (ms-swift)"),
     "merge_weights": Field("a setting of a running model (PEFT before 0.3)"),
     # changes the mathematics, and is not read
-    "init_lora_weights": Field("an initialisation that also changes the base", _moves_the_base, _INITIAL),
-    "use_dora": Field("DoRA: a magnitude for every output", _set),
-    "lora_bias": Field("a bias of its own in B", _set),
-    "use_qalora": Field("QALoRA: inputs pooled in groups", _set),
+    "init_lora_weights": Field("an initialisation that also changes the base", _has_no_undoing, _INITIAL),
     "layer_replication": Field("layers of the base repeated", _set),
-    "trainable_token_indices": Field("rows of an embedding replaced", _set),
-    "target_parameters": Field("parameters adapted that belong to no linear layer, as in fused experts", _set),
-    "kasa_config": Field("KaSA: truncates the base", _given),
     "arrow_config": Field("Arrow: routes tokens, so that there is nothing to merge", _given),
     "alora_invocation_tokens": Field("aLoRA: acts after certain tokens only, so that there is nothing to merge", _set),
-    "use_bdlora": Field("BD-LoRA: block-diagonal factors", _given),
-    "velora_config": Field("VeLoRA", _given),
-    "monteclora_config": Field("MonteCLoRA", _given),
     "enable_lora": Field("merged linear layers of PEFT before 0.3: B is a grouped convolution", _set),
 }
 
@@ -113,7 +145,8 @@ def refusals(config: Mapping[str, object]) -> list[tuple[str, str, str | None]]:
     found: list[tuple[str, str, str | None]] = []
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
-        found.append(("peft_type", f"peft_type = {shown_value(kind)}: only LORA is read", None))
+        if (why := kinds.refusal(kind)) is not None:
+            found.append(("peft_type", f"peft_type = {shown_value(kind)}: {why}", None))
         # The fields of another kind of adapter are that kind's business.
         return found
     for name, value in config.items():
@@ -183,7 +216,7 @@ def scaling(config: Mapping[str, object]) -> Scaling:
 
     found = Scaling(
         rank=rank("r", config["r"]) if "r" in config else None,
-        alpha=alpha("lora_alpha", config["lora_alpha"]) if "lora_alpha" in config else None,
+        alpha=next((alpha(name, config[name]) for name in ("lora_alpha", "alpha") if name in config), None),
         ranks={key: rank(f"rank_pattern[{quoted(key)}]", value) for key, value in mapping("rank_pattern").items()},
         alphas={key: alpha(f"alpha_pattern[{quoted(key)}]", value) for key, value in mapping("alpha_pattern").items()},
         rslora=flag("use_rslora"),

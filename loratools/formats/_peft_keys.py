@@ -3,8 +3,9 @@
     base_model.model.<module>.lora_A[.<adapter>].weight         a factor
     base_model.model.<module>[.modules_to_save.<adapter>].weight   a weight that is replaced
     base_model.model.<module>.base_layer.weight                 the same, of a module that has factors too
+    base_model.model.<module>.lora_embedding_A[.<adapter>]      a factor of an embedding; likewise lora_magnitude_vector
 
-What PEFT stores for other kinds is in one table, so that it can be refused by name.
+What PEFT stores for other kinds is in one table, so that it can be refused by name where it does not belong.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Factor:
-    """`part` is `lora_A` or `lora_B`; `adapter` is the adapter's name where the key has one."""
+    """`part` is `lora_A`, `lora_B`, `lora_B.bias`, ...; `adapter` is the adapter's name where the key has one.
+
+    depth: of fused experts with several parameters, how many wrappers this one is inside of.
+    """
 
     module: str
     part: str
     adapter: str | None
+    depth: int = 0
 
 
 @dataclass(frozen=True)
 class Whole:
     """A whole weight; `spelling` is `plain`, or the segment that was taken out of the key.
 
-    `original_module` is the base's own copy of a weight that is replaced.
+    `original_module` is the base's own copy of a weight that is replaced; `tokens` are some of its rows.
     """
 
     name: str
@@ -70,6 +75,9 @@ def parse(key: str, *, dumped: bool = False) -> Parsed:
         segment = parts[at]
         if segment in ("lora_A", "lora_B"):
             return _factor(parts[:at], segment, parts[at + 1 :])
+        if segment in BARE_PARTS and len(parts) - at <= 3:
+            tail = [part for part in parts[at + 1 :] if part != "weight"]
+            return Factor(".".join(_unwrapped(parts[:at])[0]), segment, tail[0] if tail else None)
         if segment in FOREIGN:
             return Foreign(FOREIGN[segment])
         if segment.startswith("lora_") and at < len(parts) - 1 and parts[-1] == "weight" and at >= len(parts) - 3:
@@ -79,17 +87,29 @@ def parse(key: str, *, dumped: bool = False) -> Parsed:
 
 
 def _factor(module: list[str], part: str, tail: list[str]) -> Factor | Foreign:
-    if "base_layer" in module:
-        return Foreign("a module inside another adapted one (target_parameters, or nn.MultiheadAttention)")
+    names, depth = _unwrapped(module)
     match tail:
         case ["weight"]:
-            return Factor(".".join(module), part, None)
+            return Factor(".".join(names), part, None, depth)
         case [adapter, "weight"]:
-            return Factor(".".join(module), part, adapter)
-        case ["bias"] | [_, "bias"]:
-            return Foreign("LoRA with a bias of its own (lora_bias)")
+            return Factor(".".join(names), part, adapter, depth)
+        case ["bias"] if part == "lora_B":
+            return Factor(".".join(names), "lora_B.bias", None, depth)
+        case [adapter, "bias"] if part == "lora_B":
+            return Factor(".".join(names), "lora_B.bias", adapter, depth)
         case _:
             return Foreign(f"'{part}' that does not end in '.weight', which is not PEFT's spelling")
+
+
+def _unwrapped(module: list[str]) -> tuple[list[str], int]:
+    """The module without the wrappers around it, and how many more it has inside: those of other parameters.
+
+    The wrapper around nn.MultiheadAttention has that of its out_proj inside.
+    """
+    depth = 0
+    while module[-1:] == ["base_layer"]:
+        module, depth = module[:-1], depth + 1
+    return [part for part in module if part != "base_layer"], depth
 
 
 def _whole(parts: list[str], dumped: bool) -> Whole | Foreign:
@@ -105,20 +125,19 @@ def _whole(parts: list[str], dumped: bool) -> Whole | Foreign:
     if parts[-2:-1] == ["base_layer"]:
         spelling = "base_layer"
         del parts[-2]
-    if "base_layer" in parts:
-        return Foreign("a module inside another adapted one (target_parameters, or nn.MultiheadAttention)")
+    parts = [part for part in parts if part != "base_layer"]
+    if parts[-1] == "trainable_tokens_delta":
+        module = [part for part in parts[:-1] if part != "token_adapter"]
+        return Whole(".".join([*module, "weight"]), "tokens", adapter)
     return Whole(".".join(parts), spelling, adapter)
 
 
 _BY_KIND: dict[str, tuple[str, ...]] = {
-    "LoRA of an embedding": ("lora_embedding_A", "lora_embedding_B"),
-    "the magnitude of DoRA": ("lora_magnitude_vector",),
-    "the diagonal of KaSA": ("lora_diag",),
     "VeLoRA": ("lora_velora_embed",),
     "MonteCLoRA": ("lora_monteclora_sampler",),
     "Arrow routing": ("lora_arrow",),
     "AdaLoRA": ("lora_E", "ranknum"),
-    "trainable tokens": ("token_adapter", "trainable_tokens_delta", "trainable_tokens_original", "token_indices"),
+    "trainable tokens": ("trainable_tokens_original", "token_indices"),
     "AdaMSS": ("adamss_A", "adamss_B"),
     "BEFT": ("beft_bias",),
     "BOFT": ("boft_R", "boft_s"),
@@ -158,5 +177,7 @@ _BY_KIND: dict[str, tuple[str, ...]] = {
     "WaveFT": ("waveft_spectrum",),
     "X-LoRA": ("internal_xlora_classifier",),
 }
-# A kind that becomes readable leaves this table.
+# What is stored beside A and B, without `.weight`.
+BARE_PARTS = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_diag")
+# Found where the config says that it is LoRA, these are refused.
 FOREIGN: dict[str, str] = {segment: kind for kind, segments in _BY_KIND.items() for segment in segments}

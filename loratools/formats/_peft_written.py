@@ -8,12 +8,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 from loratools.adapter import Adapter
 from loratools.formats import _peft_config as fields
 from loratools.formats._notes import metadata_of
+from loratools.formats._peft_keys import PREFIX
+from loratools.formats._peft_lora import registered
 from loratools.formats._peft_patterns import matches
+from loratools.tensors import LazyTensor
 from loratools.updates.lora import LoRA
+from loratools.updates.lora_experts import LoRAExperts
+
+Factored: TypeAlias = LoRA | LoRAExperts
 
 _NEW_CONFIG: dict[str, object] = {
     "fan_in_fan_out": False,
@@ -26,7 +33,7 @@ _NEW_CONFIG: dict[str, object] = {
 _NO_TARGETS = "dummy-target-modules"
 
 
-def config_to_write(adapter: Adapter, updates: Mapping[str, LoRA]) -> dict[str, object]:
+def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[str, object]:
     """The fields of the file; `updates` are those that have factors in it."""
     notes = _notes(adapter)
     raw = notes.get("config")
@@ -53,14 +60,45 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, LoRA]) -> dict[str, 
         config["init_lora_weights"] = True
     if "bias" not in config:  # no source, or several that disagree
         config["bias"] = _bias(adapter, updates)
-    unchanged = notes.get("names") == names_digest(updates, adapter.replacements)
+    experts = sorted(target for target, u in updates.items() if isinstance(u, LoRAExperts))
+    modules = sorted(set(updates) - set(experts))
+    config["use_dora"] = any("magnitude" in u.parts for u in updates.values())
+    if experts or config.get("target_parameters"):
+        config["target_parameters"] = experts or None
+    if any(target.endswith(".bias") for target in adapter.updates) or config.get("lora_bias"):
+        config["lora_bias"] = any(f"{target}.bias" in adapter.updates for target in updates)
+    unchanged = notes.get("names") == names_digest(adapter.updates, adapter.replacements)
     config["modules_to_save"] = _saved(adapter, updates, config, unchanged)
-    if not (unchanged and _listed_already(updates, config)):
+    if not (unchanged and _listed_already(modules, config)):
         # Whole names, so that exactly these modules are found; nothing else may narrow them.
-        config["target_modules"] = sorted(updates) or _NO_TARGETS
+        config["target_modules"] = modules or ([] if experts else _NO_TARGETS)
         narrowing = ("exclude_modules", "layers_to_transform", "layers_pattern")
         config |= {name: None for name in narrowing if name in config}
     return config
+
+
+def factor_tensors(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[str, LazyTensor]:
+    """The tensors of the updates by PEFT's keys; parameters of one module are wrapped one around the other."""
+    tensors: dict[str, LazyTensor] = {}
+    for target, update in updates.items():
+        if isinstance(update, LoRAExperts):
+            continue
+        a, b = ("lora_embedding_A", "lora_embedding_B") if update.embedding else ("lora_A.weight", "lora_B.weight")
+        tensors[f"{PREFIX}{target}.{a}"], tensors[f"{PREFIX}{target}.{b}"] = update.a, update.b
+        if update.magnitude is not None:
+            tensors[f"{PREFIX}{target}.lora_magnitude_vector"] = update.magnitude
+        if (bias := adapter.updates.get(f"{target}.bias")) is not None:
+            tensors[f"{PREFIX}{target}.lora_B.bias"] = bias.parts["diff"]
+    wrapped: dict[str, list[str]] = {}
+    for target in (target for target, update in updates.items() if isinstance(update, LoRAExperts)):
+        wrapped.setdefault(target.rpartition(".")[0], []).append(target)
+    for module, targets in wrapped.items():
+        inside_out = sorted(targets, key=lambda target: registered(target.rpartition(".")[2]))
+        for depth, target in enumerate(reversed(inside_out)):
+            place = f"{PREFIX}{module}{'.base_layer' * depth}"
+            tensors[f"{place}.lora_A.weight"] = updates[target].a
+            tensors[f"{place}.lora_B.weight"] = updates[target].b
+    return tensors
 
 
 def metadata_to_write(adapter: Adapter) -> dict[str, str]:
@@ -104,7 +142,7 @@ def _pattern(values: Mapping[str, int | float], default: float) -> dict[str, int
     return dict(sorted((f"^{re.escape(target)}", value) for target, value in plain.items()))
 
 
-def _bias(adapter: Adapter, updates: Mapping[str, LoRA]) -> str:
+def _bias(adapter: Adapter, updates: Mapping[str, Factored]) -> str:
     modules = {name.rpartition(".")[0] for name, r in adapter.replacements.items() if r.declared == "bias"}
     if not modules:
         return "none"
@@ -112,7 +150,7 @@ def _bias(adapter: Adapter, updates: Mapping[str, LoRA]) -> str:
 
 
 def _saved(
-    adapter: Adapter, updates: Mapping[str, LoRA], config: Mapping[str, object], unchanged: bool
+    adapter: Adapter, updates: Mapping[str, Factored], config: Mapping[str, object], unchanged: bool
 ) -> list[str] | None:
     """Entries of modules_to_save that find the modules declared so, and no other module of the adapter."""
     declared: set[str] = set()
@@ -133,7 +171,7 @@ def _saved(
     return [*kept, *added] or None
 
 
-def _listed_already(updates: Mapping[str, LoRA], config: Mapping[str, object]) -> bool:
+def _listed_already(updates: Iterable[str], config: Mapping[str, object]) -> bool:
     """Whether the source's own target_modules, with nothing to narrow it, finds all modules."""
     listed, excluded = config.get("target_modules"), config.get("exclude_modules") or []
     if not isinstance(listed, list) or not isinstance(excluded, list):

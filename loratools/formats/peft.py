@@ -1,7 +1,7 @@
-"""PEFT: adapter_config.json with adapter_model.safetensors or .bin, LoRA with whole replaced weights.
+"""PEFT: adapter_config.json with adapter_model.safetensors or .bin, LoRA and other kinds, with replaced weights.
 
-The rank of a module is its tensors', its scale is the config's. What PEFT writes for any other kind of adapter, or for
-a variant that changes the mathematics, is refused by name. What is written, PEFT loads to the same ranks and scales.
+What PEFT trains and cannot be a change of weights is refused by name. What is written, PEFT loads to the same ranks and
+scales.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import FormatError, UnsupportedError
 from loratools.formats import _peft_config as fields
+from loratools.formats import _peft_kinds as kinds
 from loratools.formats._base import Base
 from loratools.formats._peft_keys import PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
-from loratools.formats._peft_patterns import matches
-from loratools.formats._peft_written import config_to_write, metadata_to_write, names_digest
+from loratools.formats._peft_lora import kind_updates, lora_updates
+from loratools.formats._peft_written import config_to_write, factor_tensors, metadata_to_write, names_digest
 from loratools.formats._source import CONFIG, WEIGHTS, AdapterSource, counted, shown
 from loratools.storage.files import quoted, read_bytes
 from loratools.tensors import FLOAT_DTYPES, LazyTensor
+from loratools.updates import Update
+from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
+from loratools.updates.lora_experts import LoRAExperts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,26 +56,58 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         FormatError: factors that do not make a product, values that cannot be meant.
     """
     config = source.config
-    parsed = parse_all(source.tensors)
-    _refuse_unsupported(source, parsed)
-    numbers = fields.scaling(config or {})
-    _refuse_several_adapters(source, parsed)
-    pairs = _pairs(source, parsed)
-    alphas, doubts, warnings = _alphas({m: a.shape[0] for m, (a, _) in pairs.items()}, numbers, config, rank_from)
+    peft_type = str((config or {}).get("peft_type", "LORA"))
+    if peft_type == "LORA":
+        parsed = parse_all(source.tensors)
+        _refuse_unsupported(source, parsed)
+        _refuse_several_adapters(source, parsed)
+        updates, doubts, warnings = lora_updates(source, parsed, rank_from)
+    else:
+        _refuse_unsupported(source, {})
+        found = kinds.modules(source.tensors, peft_type)
+        parsed = parse_all(found.others)
+        _refuse_unsupported(source, parsed)
+        updates, doubts, warnings = kind_updates(source, found, peft_type), [], []
+    warnings += _warnings(source, parsed, updates)
+    replacements = _replacements(source, parsed)
+    base = (config or {}).get("base_model_name_or_path")
+    return Adapter(
+        updates=updates,
+        replacements=replacements,
+        format="peft",
+        path=source.path,
+        base_model=base if isinstance(base, str) and base else None,
+        notes={
+            "peft": {
+                "config": None if config is None else dict(config),
+                "metadata": dict(source.metadata),
+                "names": names_digest(updates, replacements),
+            }
+        },
+        doubts=tuple(doubts),
+        moved_base=fields.moves_the_base(config or {}) if peft_type == "LORA" else None,
+        warnings=tuple(warnings),
+    )
+
+
+def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapping[str, Update]) -> list[str]:
+    """What a person should know of what was read, and what changes nothing."""
+    config, warnings = source.config, []
+    lora = {module: update for module, update in updates.items() if isinstance(update, LoRA)}
     if config is None:
         warnings.append(f"{quoted(source.file)} has no {CONFIG} beside it; alpha is assumed to be the rank")
-    else:
+    elif lora:
         if "peft_type" not in config:
             warnings.append(f"{CONFIG} has no peft_type; it is taken for LORA")
-        if numbers.alpha is None:
+        if "lora_alpha" not in config:
             warnings.append(f"{CONFIG} has no lora_alpha; it is assumed to be {fields.DEFAULT_ALPHA}, PEFT's default")
-    beside = [f.name for f in parsed.values() if isinstance(f, Whole) and f.spelling == "plain" and f.module in pairs]
+    beside = [f.name for f in parsed.values() if isinstance(f, Whole) and f.spelling == "plain" and f.module in updates]
     if beside:
         warnings.append(
             f"{counted(len(beside), 'weight')} of adapted modules not spelled '.base_layer.': PEFT would not load what "
             f"is replaced here: {', '.join(shown([quoted(name) for name in beside]))}"
         )
-    larger = [m for m, (a, b) in pairs.items() if a.shape[0] > min(a.shape[1], b.shape[0])]
+    larger = [m for m, u in lora.items() if u.rank > min(u.shape[0], math.prod(u.shape[1:]))]
     if larger:
         warnings.append(
             f"the rank is above what the weight can have in {counted(len(larger), 'module')}, which adds size and "
@@ -83,35 +119,24 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
         warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
-    if not pairs:
+    if not updates:
         warnings.append(f"{quoted(source.path)} has no factors, only {counted(len(parsed), 'replaced weight')}")
-    replacements = _replacements(source, parsed)
-    base = (config or {}).get("base_model_name_or_path")
-    return Adapter(
-        updates={
-            module: LoRA(a, b, alpha, alpha_source, numbers.rslora)
-            for module, (a, b) in pairs.items()
-            for alpha, alpha_source in [alphas[module]]
-        },
-        replacements=replacements,
-        format="peft",
-        path=source.path,
-        base_model=base if isinstance(base, str) and base else None,
-        notes={
-            "peft": {
-                "config": None if config is None else dict(config),
-                "metadata": dict(source.metadata),
-                "names": names_digest(pairs, replacements),
-            }
-        },
-        doubts=tuple(doubts),
-        warnings=tuple(warnings),
-    )
+    return warnings
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     """Updates that are not written, and why."""
-    return {name: u.kind for name, u in adapter.updates.items() if not isinstance(u, LoRA)}
+    normalised = {isinstance(u, LoRA) and u.magnitude is not None for u in adapter.updates.values() if u.kind == "lora"}
+    found: dict[str, str] = {}
+    for name, update in adapter.updates.items():
+        if isinstance(update, LoRA):
+            if update.mid is not None:
+                found[name] = "LoRA with a core between its factors, which PEFT has no place for"
+            elif update.magnitude is not None and (update.magnitude_of == "in" or len(normalised) > 1):
+                found[name] = "a magnitude of its inputs, or of some modules only, which PEFT has no place for"
+        elif not (isinstance(update, LoRAExperts) and update.packing == "peft") and not _is_bias(adapter, name):
+            found[name] = update.kind
+    return found
 
 
 def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
@@ -124,16 +149,17 @@ def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base |
     from loratools.storage.safetensors_writer import write_safetensors
 
     updates = _writable(adapter)
-    left_out = sorted(set(adapter.updates) - set(updates))
-    tensors: dict[str, LazyTensor] = {}
-    for target, update in updates.items():
-        tensors[f"{PREFIX}{target}.lora_A.weight"] = update.a
-        tensors[f"{PREFIX}{target}.lora_B.weight"] = update.b
+    left_out = sorted(n for n in set(adapter.updates) - set(updates) if adapter.updates[n].rank == 0)
+    tensors = factor_tensors(adapter, updates)
     for name, replacement in adapter.replacements.items():
         module, _, leaf = name.rpartition(".")
         # Where a module has factors, PEFT has wrapped it, and its own weights are one level further down.
-        key = f"{module}.base_layer.{leaf}" if module in updates else name
-        tensors[PREFIX + key] = replacement.tensor
+        if replacement.rows is not None:
+            wrapper = ".token_adapter" if updates else ""
+            tensors[f"{PREFIX}{module}{wrapper}.trainable_tokens_delta"] = replacement.tensor
+        else:
+            key = f"{module}.base_layer.{leaf}" if module in updates else name
+            tensors[PREFIX + key] = replacement.tensor
     metadata = {"format": "pt", **metadata_to_write(adapter)}
     stored = {key: _cast(key, tensor, dtype) for key, tensor in sorted(tensors.items())}
     write_safetensors(out_folder / "adapter_model.safetensors", stored, dict(sorted(metadata.items())))
@@ -155,8 +181,6 @@ def _refuse_unsupported(source: AdapterSource, parsed: Mapping[str, Parsed]) -> 
     for key, found in parsed.items():
         if isinstance(found, Foreign):
             by_kind.setdefault(found.kind, []).append(key)
-        elif isinstance(found, Factor) and len(source.tensors[key].shape) > 2:
-            by_kind.setdefault("LoRA of a convolution", []).append(key)
         elif isinstance(found, Whole) and found.spelling == "original_module" and found.name not in replaced:
             by_kind.setdefault("the base's own copy of a module: a dump of a whole model, not an adapter", []).append(
                 key
@@ -174,7 +198,7 @@ def _refuse_unsupported(source: AdapterSource, parsed: Mapping[str, Parsed]) -> 
     raise UnsupportedError(
         f"{quoted(source.path)} needs {counted(len(lines), 'thing')} not supported here",
         details=lines,
-        hint=hints[0] if hints else "only plain LoRA and rsLoRA of linear layers, with replaced weights, are read",
+        hint=hints[0] if hints else "loratools formats lists the kinds that are read",
     )
 
 
@@ -191,86 +215,6 @@ def _refuse_several_adapters(source: AdapterSource, parsed: Mapping[str, Parsed]
         )
 
 
-def _pairs(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[str, tuple[LazyTensor, LazyTensor]]:
-    """A and B of every module, checked to make a product; all problems are raised at once."""
-    problems: list[str] = []
-    found: dict[str, dict[str, LazyTensor]] = {}
-    for key, factor in parsed.items():
-        if not isinstance(factor, Factor):
-            continue
-        tensor = source.tensors[key]
-        parts = found.setdefault(factor.module, {})
-        if factor.part in parts:
-            problems.append(f"{quoted(factor.module)} has more than one {factor.part}")
-        parts[factor.part] = tensor
-        if not factor.module:
-            problems.append(f"{quoted(key)} names no module")
-        elif len(tensor.shape) < 2 or 0 in tensor.shape:
-            problems.append(f"{quoted(key)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
-        elif tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
-            problems.append(f"{quoted(key)} has dtype {tensor.dtype}, which is no number with a fraction")
-    for module, parts in sorted(found.items()):
-        shapes = {part: tensor.shape for part, tensor in parts.items()}
-        if len(parts) < 2:
-            (has,) = parts
-            problems.append(f"{quoted(module)} has {has} without {'lora_B' if has == 'lora_A' else 'lora_A'}")
-        elif all(len(s) == 2 for s in shapes.values()) and shapes["lora_A"][0] != shapes["lora_B"][1]:
-            a, b = list(shapes["lora_A"]), list(shapes["lora_B"])
-            problems.append(f"{quoted(module)} has lora_A {a} and lora_B {b}, which have different ranks")
-    if problems:
-        raise FormatError(
-            f"{quoted(source.file)} has {counted(len(problems), 'fault')} in its factors",
-            details=shown(problems),
-            hint="save the adapter again, or download it again if it was cut off",
-        )
-    return {module: (parts["lora_A"], parts["lora_B"]) for module, parts in sorted(found.items())}
-
-
-def _alphas(
-    ranks: Mapping[str, int], numbers: fields.Scaling, config: Mapping[str, object] | None, rank_from: str | None
-) -> tuple[dict[str, tuple[float, str]], list[str], list[str]]:
-    """Alpha of every module and where it is from; doubts; warnings."""
-    names = list(ranks)
-    rank_keys = matches(numbers.ranks, names, where="rank_pattern") if numbers.ranks else {}
-    alpha_keys = matches(numbers.alphas, names, where="alpha_pattern") if numbers.alphas else {}
-    alphas: dict[str, tuple[float, str]] = {}
-    differing: dict[tuple[int, int], list[str]] = {}
-    for module, rank in ranks.items():
-        if keys := alpha_keys.get(module):
-            alpha, origin = numbers.alphas[keys[0]], "config"
-        elif numbers.alpha is not None:
-            alpha, origin = numbers.alpha, "config"
-        else:
-            alpha, origin = float(rank if config is None else fields.DEFAULT_ALPHA), "assumed"
-        said = numbers.ranks[keys[0]] if (keys := rank_keys.get(module)) else numbers.rank
-        if said is not None and said != rank:
-            differing.setdefault((said, rank), []).append(module)
-            if rank_from == "config":
-                # The scale is the config's; the rank stays the tensors'.
-                alpha = alpha * math.sqrt(rank) / math.sqrt(said) if numbers.rslora else alpha * rank / said
-        alphas[module] = alpha, origin
-    doubts = []
-    for (said, rank), modules in sorted(differing.items()):
-        more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-        doubts.append(f"{quoted(modules[0])}{more}: rank {rank} in the tensors, {said} in {CONFIG}")
-    warnings = _unused("rank_pattern", numbers.ranks, rank_keys) + _unused("alpha_pattern", numbers.alphas, alpha_keys)
-    torn = [module for module, keys in alpha_keys.items() if len({numbers.alphas[key] for key in keys}) > 1]
-    if torn and list(numbers.alphas) == sorted(numbers.alphas):
-        warnings.append(
-            f"alpha_pattern: keys with different values match {counted(len(torn), 'module')}, such as "
-            f"{quoted(torn[0])}; the first counts, but PEFT sorts them when it saves: training may have used another"
-        )
-    return alphas, [] if rank_from is not None else doubts, warnings
-
-
-def _unused(where: str, values: Mapping[str, float], found: Mapping[str, tuple[str, ...]]) -> list[str]:
-    used = {keys[0] for keys in found.values() if keys}
-    unused = [quoted(key) for key in values if key not in used]
-    if not unused:
-        return []
-    return [f"{where}: {len(unused)} of {counted(len(values), 'key')} used by no module: {', '.join(shown(unused))}"]
-
-
 def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[str, Replacement]:
     config = source.config or {}
     saved = fields.saved_modules(config)
@@ -280,7 +224,9 @@ def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[s
         if not isinstance(whole, Whole) or whole.spelling == "original_module":
             continue
         tensor = source.tensors[key]
-        if whole.name not in found:
+        if whole.spelling == "tokens":
+            found[whole.name] = Replacement(tensor, "tokens", _token_rows(whole, tensor, config))
+        elif whole.name not in found:
             found[whole.name] = Replacement(tensor, _declared(whole, saved, config.get("bias", "none")))
         elif not _same(found[whole.name].tensor, tensor):
             twice.append(quoted(whole.name)[1:-1])
@@ -290,6 +236,20 @@ def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[s
             details=shown(sorted(twice)),
         )
     return found
+
+
+def _token_rows(whole: Whole, tensor: LazyTensor, config: Mapping[str, object]) -> tuple[int, ...]:
+    """The rows that are replaced, which only the config tells: for the input embedding, or by the module's name."""
+    listed = config.get("trainable_token_indices", config.get("token_indices"))
+    if isinstance(listed, Mapping):
+        listed = next((rows for name, rows in listed.items() if f".{whole.module}".endswith(f".{name}")), None)
+    rows = tuple(row for row in listed if isinstance(row, int)) if isinstance(listed, list) else ()
+    if len(rows) != tensor.shape[0] or len(set(rows)) != len(rows) or min(rows, default=0) < 0:
+        raise FormatError(
+            f"'{whole.module}' has {tensor.shape[0]} trained tokens, and {CONFIG} names {len(rows)} of its rows",
+            hint="the numbers of the rows are stored in adapter_config.json alone; save the adapter again",
+        )
+    return rows
 
 
 def _same(one: LazyTensor, other: LazyTensor) -> bool:
@@ -315,22 +275,28 @@ def _declared(whole: Whole, saved: Iterable[str], bias: object) -> str:
 # Writing
 
 
-def _writable(adapter: Adapter) -> dict[str, LoRA]:
+def _writable(adapter: Adapter) -> dict[str, LoRA | LoRAExperts]:
     """The updates that get factors: all but those of rank 0, which PEFT has no way to write."""
-    others = [f"{name}: {u.kind}" for name, u in adapter.updates.items() if not isinstance(u, LoRA)]
-    if others:
+    if others := unwritable(adapter):
         raise UnsupportedError(
-            f"{len(others)} of {len(adapter.updates)} updates of {quoted(adapter.name)} are not LoRA, and cannot be "
-            "written as PEFT",
-            details=shown(others),
+            f"{len(others)} of {len(adapter.updates)} updates of {quoted(adapter.name)} cannot be written as PEFT",
+            details=shown([f"{name}: {why}" for name, why in others.items()]),
         )
-    updates = {name: u for name, u in adapter.updates.items() if isinstance(u, LoRA) and u.rank > 0}
+    updates = {n: u for n, u in adapter.updates.items() if isinstance(u, LoRA | LoRAExperts) and u.rank > 0}
     if scaleless := [name for name, u in updates.items() if not math.isfinite(u.alpha) or u.alpha == 0]:
         raise UnsupportedError(
             f"{counted(len(scaleless), 'module')} of {quoted(adapter.name)} with an alpha that is 0 or not finite",
             details=shown([f"{quoted(name)}: alpha {updates[name].alpha}" for name in scaleless]),
         )
     return updates
+
+
+def _is_bias(adapter: Adapter, name: str) -> bool:
+    """Whether an update is the bias that B has: of a module with factors, and scaled as they are."""
+    own, partner = adapter.updates[name], adapter.updates.get(name.removesuffix(".bias"))
+    if not name.endswith(".bias") or not isinstance(own, Full) or not isinstance(partner, LoRA):
+        return False
+    return own.scale == partner.scale and partner.magnitude is None and not partner.embedding
 
 
 def _cast(key: str, tensor: LazyTensor, dtype: str | None) -> Tensor | LazyTensor:

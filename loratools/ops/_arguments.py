@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from loratools import formats
 from loratools.adapter import Adapter
-from loratools.errors import UsageError
+from loratools.errors import UnsupportedError, UsageError
 from loratools.tensors import parse_float_dtype
 
 AdapterSource: TypeAlias = str | Path | Adapter
@@ -17,16 +17,33 @@ AdapterArgument: TypeAlias = AdapterSource | tuple[AdapterSource, float]
 RankFrom: TypeAlias = formats.RankFrom | None
 
 
-def load_adapter(source: AdapterSource, *, rank_from: RankFrom = None, from_format: str | None = None) -> Adapter:
-    """The adapter, with a scale that is certain; errors as of `formats.load`."""
+def load_adapter(
+    source: AdapterSource, *, rank_from: RankFrom = None, from_format: str | None = None, moved: bool = False
+) -> Adapter:
+    """The adapter, with a scale that is certain; errors as of `formats.load`.
+
+    moved: whether it may belong to a base that its initialisation has changed.
+
+    Raises:
+        UnsupportedError: it does, and may not.
+    """
     if not isinstance(source, Adapter):
         source = formats.load(Path(source), format=from_format, rank_from=rank_from)
     source.require_scale()
+    if source.moved_base is not None and not moved:
+        raise UnsupportedError(
+            f"'{source.name}' began with {source.moved_base}, which changed the base: its factors are no delta of it",
+            hint="merge takes the adapter as it was before training off again: --initial PATH",
+        )
     return source
 
 
 def load_weighted(
-    arguments: Sequence[AdapterArgument] | AdapterSource, *, rank_from: RankFrom = None, from_format: str | None = None
+    arguments: Sequence[AdapterArgument] | AdapterSource,
+    *,
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    moved: bool = False,
 ) -> list[tuple[Adapter, float]]:
     """Every adapter with its weight, 1 where none is given; a single one may come without a list.
 
@@ -44,7 +61,7 @@ def load_weighted(
             raise UsageError(f"the weight of '{name}' is {weight}, which is not finite")
     if not any(weight for _, weight in pairs):
         raise UsageError("every adapter has weight 0, so there is nothing to do")
-    return [(load_adapter(s, rank_from=rank_from, from_format=from_format), float(w)) for s, w in pairs]
+    return [(load_adapter(s, rank_from=rank_from, from_format=from_format, moved=moved), float(w)) for s, w in pairs]
 
 
 def stored_dtype(name: str) -> str:

@@ -21,6 +21,7 @@ from loratools.errors import InputError
 from loratools.execution import Runner
 from loratools.execution.local import worker_count
 from loratools.ops._arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
+from loratools.ops._as_trained import with_experts, with_initial
 from loratools.ops._merge_check import error_ratio, require_right
 from loratools.ops._merge_plan import MergePlan, index_text, plan_merge, specs, work_units
 from loratools.ops._merge_provenance import inputs_record, provenance_text
@@ -108,6 +109,9 @@ def merge(
     exclude: Sequence[str] = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
+    initial: Sequence[AdapterSource] = (),
+    expert_packing: str | None = None,
+    expert_orientation: str | None = None,
     threads: int | None = None,
     execution: str = "local",
     progress: Callable[[int], None] | None = None,
@@ -121,6 +125,10 @@ def merge(
     verify           read rows of every merged tensor back and compare them with float64 arithmetic.
     include, exclude globs on the names of the adapters' targets and replaced weights.
     rank_from        tensors or config: which rank scales, where the two disagree.
+    initial          for each adapter whose initialisation changed the base (PiSSA, OLoRA, CorDA, LoRA-GA), the adapter
+                     as it was before training, in the same order: it is taken off again.
+    expert_packing   peft or expert-major: how the experts of a fused parameter share the columns of B.
+    expert_orientation  out-in or in-out: how square fused experts are stored, where the adapter does not tell.
     threads          workers; as many as there are CPUs where it is None. The result does not depend on it.
     execution        local: threads of this process; forked: processes, faster, for a program without other threads.
     progress         called with the number of bytes just written, on the thread of the caller.
@@ -144,6 +152,9 @@ def merge(
         exclude=exclude,
         rank_from=rank_from,
         from_format=from_format,
+        initial=initial,
+        expert_packing=expert_packing,
+        expert_orientation=expert_orientation,
     )
     return run(made, out, overwrite=overwrite, verify=verify, threads=threads, execution=execution, progress=progress)
 
@@ -161,12 +172,17 @@ def plan(
     exclude: Sequence[str] = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
+    initial: Sequence[AdapterSource] = (),
+    expert_packing: str | None = None,
+    expert_orientation: str | None = None,
 ) -> MergePlan:
     """Work out from headers what `merge` would do, writing nothing; arguments and errors as there."""
     base, out = Path(base), Path(out)
     stored = stored_dtype(dtype) if dtype is not None else None
     checkpoint = open_checkpoint(base)
-    loaded = load_weighted(adapters, rank_from=rank_from, from_format=from_format)
+    loaded = load_weighted(adapters, rank_from=rank_from, from_format=from_format, moved=True)
+    loaded = with_initial(loaded, initial, rank_from=rank_from)
+    loaded = [(with_experts(a, packing=expert_packing, orientation=expert_orientation), w) for a, w in loaded]
     inputs = [base, *(a.path for a, _ in loaded if a.path is not None)]
     check_output(out, overwrite=overwrite, inputs=inputs)
     return plan_merge(

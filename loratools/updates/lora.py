@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
-from loratools.updates import Delta, fits_shape
+from loratools.updates import Delta, Update, fits_shape
 from loratools.updates._deltas import FactorDelta
 from loratools.updates._magnitude import with_magnitude
+from loratools.updates._peft import PeftModule
+from loratools.updates.full import Full
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
@@ -119,3 +122,27 @@ class LoRA:
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if all(size == 1 for size in shape[2:]) else shape
+
+
+PEFT_PARTS = ("lora_A", "lora_B", "lora_B.bias", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+
+
+def from_peft(module: PeftModule) -> Mapping[str, Update]:
+    """Linear layers, convolutions and embeddings, with or without a magnitude, and the bias that B may have."""
+    rslora = bool(module.config.get("use_rslora"))
+    embedding = "lora_embedding_A" in module.parts
+    a, b = module.need("lora_embedding_A", "lora_embedding_B") if embedding else module.need("lora_A", "lora_B")
+    magnitude = module.parts.get("lora_magnitude_vector")
+    if bool(module.config.get("use_dora")) != (magnitude is not None):
+        said = "no lora_magnitude_vector" if magnitude is None else "a lora_magnitude_vector"
+        raise FormatError(
+            f"'{module.name}' has {said}, and use_dora is {str(magnitude is None).lower()} in adapter_config.json",
+            hint="save the adapter again; whether the weights were normalised in training cannot be guessed",
+        )
+    own = LoRA(a, b, module.alpha, module.alpha_source, rslora, embedding=embedding, magnitude=magnitude)
+    if magnitude is not None and magnitude.elements != (own.shape[1] if embedding else own.shape[0]):
+        raise FormatError(f"'{module.name}' has a magnitude of {magnitude.elements} numbers for {own.shape[0]} outputs")
+    found: dict[str, Update] = {"": own}
+    if (bias := module.parts.get("lora_B.bias")) is not None:
+        found[".bias"] = Full(bias, own.scale)
+    return found

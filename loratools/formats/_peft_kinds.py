@@ -1,0 +1,107 @@
+"""Which file in `updates/` knows the tensors of which `peft_type`, and how their keys are taken apart.
+
+Kinds other than LoRA store tensors below a module (`hada_w1_a`), and some below none (`base_model.vera_A`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from loratools import registry
+from loratools.errors import UnsupportedError
+from loratools.formats._peft_keys import PREFIX
+from loratools.formats._source import shown
+from loratools.storage.files import quoted
+from loratools.tensors import LazyTensor
+from loratools.updates import Update
+from loratools.updates._peft import PeftModule
+from loratools.updates._unmergeable import REASONS
+
+# Where the two have the same name but for dashes and case, nothing needs to be said.
+_FILES = {"BONE": "miss"}
+# Types without updates: all that they store takes the place of something.
+REPLACING = ("LN_TUNING", "TRAINABLE_TOKENS")
+
+
+def refusal(peft_type: object) -> str | None:
+    """Why adapters of such a type are not read; None where they are."""
+    if peft_type == "LORA" or peft_type in REPLACING or _file(peft_type) in registry.names("updates"):
+        return None
+    return REASONS.get(str(peft_type), "not a kind known here")
+
+
+def _file(peft_type: object) -> str:
+    name = str(peft_type)
+    return _FILES.get(name, name.lower().replace("_", "-"))
+
+
+@dataclass
+class Modules:
+    """What the keys of one file say: tensors by module and part, those below no module, and all other keys."""
+
+    parts: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    shared: dict[str, LazyTensor] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+
+def modules(tensors: Mapping[str, LazyTensor], peft_type: str) -> Modules:
+    """Take the keys of an adapter of this type apart."""
+    if peft_type in REPLACING:
+        return Modules(others=list(tensors))
+    kind = registry.load("updates", _file(peft_type))
+    segments = {*kind.PEFT_PARTS, *getattr(kind, "PEFT_SHARED", ())}
+    roots = {segment.split(".")[0] for segment in segments}
+    found = Modules()
+    for key, tensor in tensors.items():
+        names = key.split(".")
+        while names[:2] == PREFIX.split(".")[:2] and len(names) > 2:
+            names = names[2:]
+        at = next((i for i in range(len(names) - 1, -1, -1) if names[i] in roots), None)
+        if at is None:
+            found.others.append(key)
+            continue
+        module = ".".join(name for name in names[:at] if name != "base_layer")
+        part = ".".join(name for name in names[at:] if name not in ("default", "weight"))
+        if module in ("", "base_model", "model"):
+            found.shared[part] = tensor
+        else:
+            found.parts.setdefault(module, {})[part] = tensor
+    return found
+
+
+def updates(
+    found: Modules,
+    config: Mapping[str, object],
+    peft_type: str,
+    alphas: Mapping[str, tuple[float, str]],
+    ranks: Mapping[str, int | None],
+    path: object,
+) -> dict[str, Update]:
+    """The updates that a kind makes of its modules, by target.
+
+    Raises:
+        UnsupportedError: parts that the kind does not know, or a field that it does not support.
+        FormatError: parts that are missing or do not fit each other.
+    """
+    file = _file(peft_type)
+    kind = registry.load("updates", file)
+    known = {*kind.PEFT_PARTS, *getattr(kind, "PEFT_SHARED", ())}
+    strange = [
+        f"{module}.{part}" for module, parts in found.parts.items() for part in parts if not _is_known(part, known)
+    ]
+    if strange:
+        raise UnsupportedError(
+            f"{quoted(str(path))} has tensors that are not known of {file}",
+            details=shown([quoted(name)[1:-1] for name in strange]),
+        )
+    names = list(found.parts)
+    made: dict[str, Update] = {}
+    for module, parts in found.parts.items():
+        one = PeftModule(module, parts, config, ranks[module], *alphas[module], found.shared, names)
+        made |= {module + suffix: update for suffix, update in kind.from_peft(one).items()}
+    return made
+
+
+def _is_known(part: str, known: Iterable[str]) -> bool:
+    return any(part == name or part.startswith(f"{name}.") for name in known)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from loratools.adapter import Adapter
 from loratools.errors import MismatchError
 from loratools.naming.aliases import aliases
-from loratools.naming.conv1d import is_conv1d
+from loratools.naming.conv1d import is_conv1d, is_known
 from loratools.naming.experts import stored_in_out
 from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Renaming, Shapes, best_renamings
@@ -167,7 +167,8 @@ class _Orientation:
             return {"in-out": True, "out-in": False, "module": own, "inverted": not own}[update.orientation or "module"]
         if len(shape) != 2 or _is_embedding(update):
             return False
-        return is_conv1d(self.model_type, target) if self.flag is None else self.flag
+        # PEFT ignores the flag for layers whose class it knows.
+        return is_conv1d(self.model_type, target) if self.flag is None or is_known(self.model_type) else self.flag
 
     def warnings(self, updates: Mapping[str, tuple[Place, ...]]) -> list[str]:
         """The flag decides for square weights only; where the others all contradict it, say so."""

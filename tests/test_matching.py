@@ -7,7 +7,8 @@ import torch
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import MismatchError
-from loratools.matching import Matches, Place, match
+from loratools.matching import Matches, match
+from loratools.naming.places import Place
 from loratools.naming.renaming import Renaming
 from loratools.tensors import held
 from loratools.updates.lora import LoRA
@@ -26,13 +27,13 @@ def adapter(*names: str, out: int = 10, in_: int = 6, flag: bool | None = None, 
 
 
 def places(found: Matches) -> dict[str, str]:
-    return {target: place.weight for target, place in found.updates.items()}
+    return {target: place.weight for target, (place,) in found.updates.items()}
 
 
 def test_names_of_the_base_are_taken_as_they_are() -> None:
     found = match(adapter("model.layers.0.q"), {"model.layers.0.q.weight": (10, 6), "layers.0.q.weight": (10, 6)})
 
-    assert found.updates == {"model.layers.0.q": Place("model.layers.0.q.weight")}
+    assert found.updates == {"model.layers.0.q": (Place("model.layers.0.q.weight"),)}
     assert not found.renaming
 
 
@@ -92,23 +93,25 @@ def test_a_weight_stored_as_in_out_is_recognised_by_its_shape() -> None:
     # The flag is wrong on purpose: it counts for square weights only.
     found = match(adapter("m.q", flag=False), {"m.q.weight": (6, 10)})
 
-    assert found.updates["m.q"].transposed
+    assert found.updates["m.q"][0].transposed
 
 
 @pytest.mark.parametrize("flag", [True, False])
 def test_a_square_weight_is_stored_as_the_flag_says(flag: bool) -> None:
     found = match(adapter("m.q", out=6, flag=flag), {"m.q.weight": (6, 6)})
 
-    assert found.updates["m.q"].transposed is flag
+    assert found.updates["m.q"][0].transposed is flag
 
 
 @pytest.mark.parametrize(("model_type", "transposed"), [("gpt2", True), ("llama", False), (None, False)])
 def test_a_square_weight_without_a_flag_is_stored_as_its_model_stores_it(
     model_type: str | None, transposed: bool
 ) -> None:
-    found = match(adapter("h.0.attn.c_proj", out=6), {"h.0.attn.c_proj.weight": (6, 6)}, config={"model_type": model_type})
+    shapes = {"h.0.attn.c_proj.weight": (6, 6)}
 
-    assert found.updates["h.0.attn.c_proj"].transposed is transposed
+    found = match(adapter("h.0.attn.c_proj", out=6), shapes, config={"model_type": model_type})
+
+    assert found.updates["h.0.attn.c_proj"][0].transposed is transposed
 
 
 def test_a_flag_that_all_other_weights_contradict_is_warned_of() -> None:
@@ -129,7 +132,7 @@ def test_a_head_that_the_base_has_not_got_is_new() -> None:
 def test_a_replaced_weight_goes_through_the_same_prefix() -> None:
     found = match(adapter("bert.q", bert__pooler__weight=(6, 6)), {"q.weight": (10, 6), "pooler.weight": (6, 6)})
 
-    assert found.replacements == {"bert.pooler.weight": "pooler.weight"}
+    assert found.replacements == {"bert.pooler.weight": (Place("pooler.weight"),)}
 
 
 def test_a_tensor_for_a_module_that_the_base_has_without_it_is_a_leftover() -> None:

@@ -177,6 +177,8 @@ _BY_KIND: dict[str, tuple[str, ...]] = {
     "WaveFT": ("waveft_spectrum",),
     "X-LoRA": ("internal_xlora_classifier",),
 }
+# Kinds of tensors that belong to variants of LoRA and play no part once it is trained, and the field that tells.
+OF_TRAINING = {"VeLoRA": "velora_config", "MonteCLoRA": "monteclora_config"}
 # What is stored beside A and B, without `.weight`.
 BARE_PARTS = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_diag")
 # Found where the config says that it is LoRA, these are refused.

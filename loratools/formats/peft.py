@@ -16,7 +16,7 @@ from loratools.errors import FormatError, UnsupportedError
 from loratools.formats import _peft_config as fields
 from loratools.formats import _peft_kinds as kinds
 from loratools.formats._base import Base
-from loratools.formats._peft_keys import PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
+from loratools.formats._peft_keys import OF_TRAINING, PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
 from loratools.formats._peft_lora import kind_updates, lora_updates
 from loratools.formats._peft_written import config_to_write, factor_tensors, metadata_to_write, names_digest
 from loratools.formats._source import CONFIG, WEIGHTS, AdapterSource, counted, shown
@@ -119,6 +119,8 @@ def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapp
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
         warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
+    if beside := [key for key, f in parsed.items() if isinstance(f, Foreign)]:
+        warnings.append(f"{counted(len(beside), 'tensor')} of use in training only: {', '.join(shown(beside))}")
     if not updates:
         warnings.append(f"{quoted(source.path)} has no factors, only {counted(len(parsed), 'replaced weight')}")
     return warnings
@@ -179,6 +181,8 @@ def _refuse_unsupported(source: AdapterSource, parsed: Mapping[str, Parsed]) -> 
     targets = {found.module for found in parsed.values() if isinstance(found, Factor)}
     replaced = {f.name for f in parsed.values() if isinstance(f, Whole) and f.spelling != "original_module"}
     for key, found in parsed.items():
+        if isinstance(found, Foreign) and (source.config or {}).get(OF_TRAINING.get(found.kind, "")):
+            continue  # said in a warning
         if isinstance(found, Foreign):
             by_kind.setdefault(found.kind, []).append(key)
         elif isinstance(found, Whole) and found.spelling == "original_module" and found.name not in replaced:

@@ -19,6 +19,11 @@ _CONV1D: dict[str, frozenset[str]] = {
 }
 
 
+def is_known(model_type: str | None) -> bool:
+    """Whether models of this type have such layers, so that the table tells of each of their modules."""
+    return model_type in _CONV1D
+
+
 def is_conv1d(model_type: str | None, module: str) -> bool:
     """Whether `module` (a dotted name, without `.weight`) of such a model stores its weight as (in, out)."""
     return module.rpartition(".")[2] in _CONV1D.get(model_type or "", ())

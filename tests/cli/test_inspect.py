@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import loratools
+from loratools import registry
 from loratools.cli import verbs
 
 
@@ -80,4 +81,5 @@ def test_format_that_does_not_exist_is_wrong_usage() -> None:
     done = CliRunner().invoke(verbs, ["inspect", "style", "--from", "peff"])
 
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr == "error: no format named 'peff'; there are: peft\nhint: did you mean 'peft'?\n"
+    there = ", ".join(registry.names("formats"))
+    assert done.stderr == f"error: no format named 'peff'; there are: {there}\nhint: did you mean 'peft'?\n"

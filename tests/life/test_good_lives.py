@@ -122,13 +122,13 @@ def test_extract_gives_the_delta_of_a_float32_merge_back(life: Life, extracted: 
     trained = lora_layers(life.peft())
     places = plan(life.base, [life.adapter], extracted.parent / "unwritten").matches[0].updates
     again = plan(life.base, [extracted], extracted.parent / "unwritten").matches[0].updates
-    found_at = {place.weight: back[name] for name, place in again.items()}
-    assert found_at.keys() == {place.weight for place in places.values()}
+    found_at = {place.weight: back[name] for name, (place,) in again.items()}
+    assert found_at.keys() == {place.weight for (place,) in places.values()}
     for name, allowed in extraction_bounds(life).items():
-        update = found_at[places[name].weight]
+        update = found_at[places[name][0].weight]
         found = update.scale * (update.b.read().double() @ update.a.read().double())
         delta = deltas(trained[name])[0]
-        error = float(((found.mT if places[name].transposed else found) - delta).norm())
+        error = float(((found.mT if places[name][0].transposed else found) - delta).norm())
         assert error <= allowed
         assert allowed < 1e-4 * float(delta.norm())
 

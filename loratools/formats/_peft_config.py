@@ -103,6 +103,7 @@ FIELDS: dict[str, Field] = {
     "use_bdlora": Field("BD-LoRA: block-diagonal factors", _without("bdlora")),
     "kasa_config": Field("KaSA: truncates the base", _without("kasa")),
     "trainable_token_indices": Field("rows of an embedding replaced"),
+    "layer_replication": Field("layers of the base repeated; the numbers in names count them so"),
     "target_parameters": Field("parameters adapted that belong to no linear layer, as in fused experts"),
     "velora_config": Field("VeLoRA: compresses activations in training"),
     "monteclora_config": Field("MonteCLoRA: samples in training"),
@@ -133,7 +134,6 @@ FIELDS: dict[str, Field] = {
     "merge_weights": Field("a setting of a running model (PEFT before 0.3)"),
     # changes the mathematics, and is not read
     "init_lora_weights": Field("an initialisation that also changes the base", _has_no_undoing, _INITIAL),
-    "layer_replication": Field("layers of the base repeated", _set),
     "arrow_config": Field("Arrow: routes tokens, so that there is nothing to merge", _given),
     "alora_invocation_tokens": Field("aLoRA: acts after certain tokens only, so that there is nothing to merge", _set),
     "enable_lora": Field("merged linear layers of PEFT before 0.3: B is a grouped convolution", _set),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint
+from loratools.ops._replicated import Replication
 
 _DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TASK_CLASSES = {
@@ -34,10 +35,12 @@ def merged_config(
     *,
     dtype: str | None,
     untied: Sequence[str],
+    deeper: Replication | None = None,
 ) -> tuple[str | None, list[str]]:
     """Text of the result's config, and warnings; None where the base's own file can be copied as it is.
 
     `shapes`: name -> shape of every tensor of the result. `untied`: names that are no longer tied.
+    `deeper`: how layers are repeated.
     """
     if not base.config:
         return None, []
@@ -52,6 +55,8 @@ def merged_config(
         text = config.get("text_config")
         if isinstance(text, dict) and text.get("tie_word_embeddings"):
             text["tie_word_embeddings"] = False
+    if deeper is not None:
+        deeper.config(config)
     _resize_vocabulary(config, base, shapes)
     _add_head(config, base, adapters, shapes, warnings)
     if config == dict(base.config):

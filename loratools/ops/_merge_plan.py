@@ -19,6 +19,7 @@ from loratools.matching import Leftover, Matches, match
 from loratools.ops._merge_config import merged_config
 from loratools.ops._merge_result import resolve
 from loratools.ops._merge_side_files import planned_side_files
+from loratools.ops._replicated import replicated, replication
 from loratools.plan import CopyUnit, Output, OutputFile, PlannedFile, RowsUnit, WorkUnit
 from loratools.storage.files import free_space, quoted
 from loratools.storage.safetensors_writer import TensorSpec, layout
@@ -147,15 +148,19 @@ def plan_merge(
             f"the base '{base.path}' is quantised ({base.quantization})",
             hint="a delta cannot be added to packed or scaled numbers; merge into the model that it was made from",
         )
-    shapes = _shapes(base)
     active = [(a, w) for a, w in adapters if w]
+    deeper = replication([a for a, _ in active])
+    base = base if deeper is None else replicated(base, deeper)
+    shapes = _shapes(base)
     # One of weight 0 is absent, and keeps its place in the list: positions are told in reports.
     matches = [match(a, shapes, config=base.config) if w else Matches({}, {}, {}, ()) for a, w in adapters]
     _refuse_leftovers(adapters, matches, allow_partial=allow_partial, base=base)
     result = resolve(base, adapters, matches, dtype=dtype)
     files, with_index = _files(base, result.outputs, max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}
-    config, config_warnings = merged_config(base, [a for a, _ in active], shapes, dtype=dtype, untied=result.untied)
+    config, config_warnings = merged_config(
+        base, [a for a, _ in active], shapes, dtype=dtype, untied=result.untied, deeper=deeper
+    )
     side_files, side_warnings = planned_side_files(base, [a for a, _ in active], config)
     every_warning = [
         *base.warnings,

@@ -376,7 +376,6 @@ def update(rank: int, out: int, into: int, alpha: float, *, rslora: bool = False
 
 
 REFUSED: dict[str, dict[str, object]] = {
-    "layer_replication": {"layer_replication": [(0, 2), (1, 2)]},
     "alora_invocation_tokens": {"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"},
 }
 

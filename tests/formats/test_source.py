@@ -131,7 +131,8 @@ def test_a_folder_with_one_file_of_tensors_means_that_file(stored: Stored, tmp_p
 
 def test_two_claims_are_undecided_and_name_both(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
     peft = registry.load("formats", "peft")
-    monkeypatch.setattr(registry, "names", lambda folder: ("other", "peft"))
+    names = registry.names
+    monkeypatch.setattr(registry, "names", lambda folder: ("other", "peft") if folder == "formats" else names(folder))
     load = registry.load
     monkeypatch.setattr(registry, "load", lambda folder, name: peft if folder == "formats" else load(folder, name))
     folder = stored()

@@ -286,7 +286,7 @@ def test_one_bad_source_raises_its_error(tmp_path: Path) -> None:
 def test_format_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
     folder = factories.adapter_folder(tmp_path / "style")
 
-    with pytest.raises(UsageError, match="no format named 'pft'; there are: .*peft"):
+    with pytest.raises(UsageError, match=r"no format named 'pft'; there are: .*peft"):
         inspect(folder, format="pft")
 
 

@@ -871,3 +871,28 @@ def test_include_merges_the_chosen_part_only(tmp_path: Path) -> None:
     report: MergeReport = merge(base, [folder], tmp_path / "out", include=["*.q_proj"], exclude=["*.layers.1.*"])
 
     assert [t.name for t in report.tensors] == [f"{Q}.weight"]
+
+
+def test_repeated_layers_make_a_deeper_model_that_computes_what_peft_computes(tmp_path: Path, llama: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], layer_replication=[(0, 2), (1, 2), (0, 1)]
+    )
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32), config).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter) * 0.3
+    model.save_pretrained(tmp_path / "adapter")
+
+    loratools.merge(llama, [tmp_path / "adapter"], tmp_path / "merged", dtype="float32")
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    tokens = torch.arange(5)[None] + 4
+    assert merged.config.num_hidden_layers == 4
+    with torch.no_grad():
+        expected = model(tokens).logits
+        torch.testing.assert_close(merged(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+        assert float((AutoModelForCausalLM.from_pretrained(llama)(tokens).logits - expected).abs().max()) > 0.1

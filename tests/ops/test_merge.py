@@ -887,7 +887,7 @@ def test_repeated_layers_make_a_deeper_model_that_computes_what_peft_computes(tm
             parameter.data = torch.randn_like(parameter) * 0.3
     model.save_pretrained(tmp_path / "adapter")
 
-    loratools.merge(llama, [tmp_path / "adapter"], tmp_path / "merged", dtype="float32")
+    merge(llama, [tmp_path / "adapter"], tmp_path / "merged", dtype="float32")
 
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     tokens = torch.arange(5)[None] + 4

@@ -69,7 +69,9 @@ class MergePlan:
         factors = max(
             (sum(t.nbytes for u in o.updates for t in u.update.parts.values()) for o in self.outputs), default=0
         )
-        return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors
+        # A kind that looks at its whole weight holds it in float64: the base, the result, and what it works with.
+        whole = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.whole), default=0)
+        return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + whole
 
     def as_json(self, out: Path) -> dict[str, object]:
         """The document of `loratools merge --plan --json`, without its head."""

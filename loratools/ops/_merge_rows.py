@@ -139,11 +139,12 @@ def _bounds(output: Output, place: Place) -> tuple[int, int, slice, bool]:
 
 def _delta(output: Output, weighted: WeightedUpdate, dtype: str) -> Delta:
     place, update = weighted.place, weighted.update
+    delta: Delta
     if isinstance(update, LoRAExperts):
         assert place.of.expert is not None
-        update = update.expert(place.of.expert)
-    base = as_updated(output.values, place)
-    delta: Delta = update.prepare(base, weight=weighted.weight, dtype=dtype)
+        delta = update.prepare_expert(place.of.expert, weight=weighted.weight, dtype=dtype)
+    else:
+        delta = update.prepare(as_updated(output.values, place), weight=weighted.weight, dtype=dtype)
     if place.of.rows is not None or place.of.columns is not None:
         # A kind that looks at its whole weight has been given a part of it: matching leaves those out.
         delta = delta.part(_slice(place.of.rows), _slice(place.of.columns))

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor, Span, columns_of, rows
 from loratools.updates import Delta, fits_shape
+from loratools.updates._deltas import FactorDelta
 from loratools.updates.lora import LoRA
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
 
 Packing = Literal["peft", "expert-major"]
 # How an expert of the parameter is stored in memory: (out, in) or (in, out); `module` and `inverted` leave it to the
@@ -68,9 +72,26 @@ class LoRAExperts:
         b = columns_of(self.b, spread if self.packing == "peft" else own)
         return LoRA(rows(self.a, own.start, own.stop), b, self.alpha, self.alpha_source, self.rslora)
 
+    def prepare_expert(self, index: int, *, weight: float, dtype: str) -> FactorDelta:
+        """`weight * dW` of one expert."""
+        import numpy as np
+
+        rank = self.rank
+        own = slice(index * rank, (index + 1) * rank)
+        a = read_array(self.a, dtype, own.start, own.stop)
+        # The columns of one expert lie apart in every row, so that all of B is read for any of them.
+        b = _values(self.b)[:, slice(index, None, self.experts) if self.packing == "peft" else own]
+        return FactorDelta(np.ascontiguousarray(b * (self.scale * weight), a.dtype), a)
+
     def factors(self) -> Factors | None:
         """None: it is one product for each expert (`expert`)."""
         return None
 
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
         raise NotImplementedError("fused experts are merged one by one")
+
+
+@lru_cache(maxsize=2)
+def _values(tensor: LazyTensor) -> Floats:
+    """In float64; kept for the experts that follow, of one layer and no more."""
+    return read_array(tensor, "F64")

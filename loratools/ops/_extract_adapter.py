@@ -12,6 +12,7 @@ from loratools.ops._pairs import Pair, Pairs
 from loratools.tensors import held
 from loratools.updates import Update
 from loratools.updates.lora import LoRA
+from loratools.updates.lora_experts import LoRAExperts
 
 
 def adapter_of(
@@ -19,13 +20,14 @@ def adapter_of(
 ) -> Adapter:
     """Scale is 1: alpha is the rank."""
     updates = {pair.target: _update(pair, found) for pair, found in factors.items()}
+    linear = [p for p in factors if p.layer == "linear"]
     own = base.config.get("_name_or_path")
     config: dict[str, object] = {
         # Of all modules or of none: PEFT corrects it by the class of each layer, and warns where it must.
-        "fan_in_fan_out": bool(factors) and all(p.turned for p in factors),
+        "fan_in_fan_out": bool(linear) and all(p.turned for p in linear),
         "init_lora_weights": True,
         "lora_dropout": 0.0,
-        "target_modules": _target_modules(set(updates), pairs.linear),
+        "target_modules": _target_modules({t for t, u in updates.items() if isinstance(u, LoRA)}, pairs.layers),
         "task_type": _task_type(base, set(updates)),
     }
     return Adapter(
@@ -39,19 +41,38 @@ def adapter_of(
 
 
 def _update(pair: Pair, found: Extracted) -> Update:
-    left, right, alpha = found.left[0], found.right[0], float(found.rank)
+    alpha = float(found.rank)
+    if pair.layer == "experts":
+        return _experts(found, alpha, turned=pair.turned)
+    left, right = found.left[0], found.right[0]
+    if pair.layer == "embedding":
+        # Stored as (tokens, width), which is (in, out) of a layer that takes one-hot tokens.
+        return LoRA(held(left.mT.contiguous()), held(right.mT.contiguous()), alpha, "config", embedding=True)
+    if pair.layer == "conv":
+        _, inputs, *kernel = pair.base.shape
+        a, b = right.reshape(found.rank, inputs, *kernel), left.reshape(*left.shape, *(1 for _ in kernel))
+        return LoRA(held(a), held(b), alpha, "config")
     if pair.turned:
         left, right = right.mT.contiguous(), left.mT.contiguous()
     return LoRA(held(right), held(left), alpha, "config")
 
 
-def _target_modules(targets: set[str], linear: frozenset[str]) -> list[str]:
-    """Last parts of names where those name all linear layers so called; whole names of all modules where one does not.
+def _experts(found: Extracted, alpha: float, *, turned: bool) -> LoRAExperts:
+    """An expert's rows of A together, its columns of B apart, as PEFT packs them."""
+    left, right = (found.right.mT, found.left.mT) if turned else (found.left, found.right)
+    count, outputs, rank = left.shape
+    a = right.reshape(count * rank, right.shape[2]).contiguous()
+    b = left.permute(1, 2, 0).reshape(outputs, rank * count).contiguous()
+    return LoRAExperts(held(a), held(b), count, alpha, "config", orientation="in-out" if turned else "out-in")
+
+
+def _target_modules(targets: set[str], layers: frozenset[str]) -> list[str]:
+    """Last parts of names where those name all layers so called; whole names of all modules where one does not.
 
     PEFT also accepts a mixture, and takes a short name for every module that ends so.
     """
     leaves = {t.rpartition(".")[2] for t in targets}
-    others = {t.rpartition(".")[2] for t in linear - targets}
+    others = {t.rpartition(".")[2] for t in layers - targets}
     return sorted(targets) if leaves & others else sorted(leaves)
 
 

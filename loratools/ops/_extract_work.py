@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import BoundedSemaphore
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch
@@ -26,6 +26,7 @@ from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES
 
 Embeddings = Literal["auto", "lora", "full", "skip"]
 
+SKIPPED = "left out by --embeddings skip"
 # How many times further a module is looked into that takes all of the rank it was decomposed to.
 _FURTHER = 4
 
@@ -46,6 +47,8 @@ class Settings:
 @dataclass(frozen=True)
 class Unchanged:
     """The bytes or the values are the same."""
+
+    norm: ClassVar[float] = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,32 @@ def device_named(name: str) -> str:
     return name
 
 
+def no_factors(pair: Pair, settings: Settings) -> bool:
+    """Whether a layer is known beforehand not to become factors: an embedding that is skipped, or taken whole.
+
+    An embedding that a head is tied to is always whole: PEFT adds factors of it to the embedding alone, or, asked to
+    tie them (`ensure_weight_tying`), merges them into the one weight twice.
+    """
+    if pair.layer != "embedding":
+        return False
+    if settings.embeddings in ("full", "skip") or pair.followed:
+        return True
+    rank = settings.policy.planned(min(pair.base.shape)) if settings.embeddings == "auto" else None
+    return rank is not None and factor_bytes(pair, rank, settings.dtype) >= pair.tuned.nbytes
+
+
+def embedding_declared(pair: Pair) -> str:
+    """How an embedding that is taken whole is declared: PEFT trains a copy of a module to save, which nothing would
+    follow, but writes an embedding into the base."""
+    return "embedding" if pair.followed else "modules_to_save"
+
+
+def factor_bytes(pair: Pair, rank: int, dtype: str) -> int:
+    """Bytes of factors of this rank."""
+    count, rows, columns = pair.matrices
+    return rank * count * (rows + columns) * DTYPE_BITS[dtype] // 8
+
+
 def outcomes(
     pairs: Sequence[Pair],
     settings: Settings,
@@ -146,28 +175,17 @@ class _Work:
         """The outcome, where it needs no others; `look`: the rank to decompose to where it does."""
         if same_bytes(pair.base, pair.tuned):
             return Unchanged()
-        if pair.layer is not None and not (pair.layer == "embedding" and self._whole(pair)):
+        if pair.layer is not None and not no_factors(pair, self.settings):
             return self._decomposed(pair, look)
         size = self._change(pair)
         if size == 0:
             return Unchanged()
-        declared = pair.declared or (pair.instead if pair.layer == "embedding" else None)
+        declared = pair.declared or (embedding_declared(pair) if pair.layer == "embedding" else None)
         if pair.layer == "embedding" and self.settings.embeddings == "skip":
-            return Left(size, "left out by --embeddings skip")
+            return Left(size, SKIPPED)
         if declared is not None:
             return Whole(size, declared)
         return Left(size, pair.why or "values that have no difference")
-
-    def _whole(self, pair: Pair) -> bool:
-        """Whether a table of vectors is not to become factors."""
-        if self.settings.embeddings == "auto":
-            rank = self.settings.policy.planned(min(pair.base.shape))
-            return rank is not None and self._factor_bytes(pair, rank) >= pair.tuned.nbytes
-        return self.settings.embeddings != "lora"
-
-    def _factor_bytes(self, pair: Pair, rank: int) -> int:
-        count, rows, columns = pair.matrices
-        return rank * count * (rows + columns) * DTYPE_BITS[self.settings.dtype] // 8
 
     @staticmethod
     def _change(pair: Pair) -> float | None:
@@ -191,9 +209,9 @@ class _Work:
             if look is not None:
                 return _Seen(found, rounding, look)
             rank = len(found.spectrum)
-            small = s.embeddings == "auto" and self._factor_bytes(pair, rank) >= pair.tuned.nbytes
+            small = s.embeddings == "auto" and factor_bytes(pair, rank, s.dtype) >= pair.tuned.nbytes
             if pair.layer == "embedding" and small:
-                return Whole(found.norm, pair.instead)
+                return Whole(found.norm, embedding_declared(pair))
             return stored(matrices, found, rank, rounding, s.dtype)
 
     def within_limits(self, found: Mapping[Pair, Outcome | _Seen], other_bytes: int) -> dict[Pair, Outcome]:

@@ -35,16 +35,14 @@ class Treatment(TypedDict, total=False):
 
     layer: Layer
     declared: str
-    instead: str
     why: str
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """`tensors`: all of a checkpoint. `followed`: those that a tied one follows, on both sides."""
+    """`tensors`: all of a checkpoint, since what a tensor is may depend on those beside it."""
 
     tensors: Mapping[str, LazyTensor]
-    followed: frozenset[str] = frozenset()
 
     def treatment(self, name: str, tensor: LazyTensor) -> Treatment:
         kind = kind_of(name, tensor)
@@ -62,17 +60,7 @@ class Kinds:
             return {"declared": "modules_to_save"}
         if kind == "other":
             return {"why": f"not the weight of a layer that is known here: {_axes(tensor)}"}
-        if kind == "embedding":
-            return {"layer": kind, "instead": self.embedding(name)}
         return {"layer": kind}
-
-    def embedding(self, name: str) -> str:
-        """How a replaced embedding is declared.
-
-        PEFT trains a copy of a module to save, and a tied head would keep the old weights: what others follow is
-        written into the base itself.
-        """
-        return "embedding" if name in self.followed else "modules_to_save"
 
 
 def is_embedding(name: str) -> bool:

@@ -15,6 +15,7 @@ from loratools.adapter import select_names
 from loratools.checkpoints import Checkpoint
 from loratools.errors import MismatchError, UnsupportedError
 from loratools.naming.conv1d import is_conv1d
+from loratools.naming.experts import stored_in_out
 from loratools.naming.renaming import best_renamings
 from loratools.naming.vision import in_memory
 from loratools.ops._kinds import Kinds, Layer, is_embedding, kind_of
@@ -30,9 +31,9 @@ class Pair:
     """A tensor of the base and what became of it, and what is to be done should it have changed: one of three.
 
     target    the module, as an adapter names it.
-    layer     low-rank factors, as of such a layer; `turned` where a linear layer keeps its weight as (in, out).
+    layer     low-rank factors, as of such a layer; `turned` where it keeps its weight as (in, out).
     declared  replaced by the fine-tuned tensor, which an adapter declares so (`adapter.Replacement`).
-    instead   how it is declared where it is an embedding that is replaced after all.
+    followed  an embedding that a tied weight follows, on both sides.
     grown     a vocabulary of another number of rows: what both have are the same words.
     why       left out, for this reason.
     """
@@ -44,7 +45,7 @@ class Pair:
     layer: Layer | None = None
     turned: bool = False
     declared: str | None = None
-    instead: str = "modules_to_save"
+    followed: bool = False
     grown: bool = False
     why: str | None = None
 
@@ -73,12 +74,12 @@ class Alone:
 class Pairs:
     """All tensors of both checkpoints: in `pairs`, or in `alone`. Sorted by name, the base's where there are two.
 
-    `linear`: targets of all linear weights of the base, whether or not they are to be extracted.
+    layers  targets of all layers of the base that could have factors, whether or not they are to be extracted.
     """
 
     pairs: tuple[Pair, ...]
     alone: tuple[Alone, ...]
-    linear: frozenset[str]
+    layers: frozenset[str]
     warnings: tuple[str, ...]
 
 
@@ -104,7 +105,8 @@ def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (),
     chosen = set(targets.values())
     if include or exclude:
         chosen = set(select_names(sorted(chosen), include, exclude))
-    kinds = Kinds({**renamed, **ours}, frozenset(base.tied[n] for n in base.tied.keys() & tuned.tied.keys()))
+    kinds = Kinds({**renamed, **ours})
+    followed = {base.tied[n] for n in base.tied.keys() & tuned.tied.keys()}
     resized = {
         (ours[n].shape[0], renamed[n].shape[0])
         for n in ours.keys() & renamed.keys()
@@ -114,11 +116,11 @@ def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (),
     misfits: list[str] = []
     for name in sorted(ours.keys() & renamed.keys()):
         a, b = ours[name], renamed[name]
-        pair = Pair(name, targets[name], a, b)
+        pair = Pair(name, targets[name], a, b, followed=name in followed)
         if targets[name] not in chosen:
             pairs.append(replace(pair, why=EXCLUDED))
         elif a.shape != b.shape:
-            declared = _declared_anew(name, a, b, kinds)
+            declared = _declared_anew(pair)
             if declared is None:
                 misfits.append(f"{name}   base {_shape(a)}, fine-tuned {_shape(b)}")
             grown = a.shape[1:] == b.shape[1:] and (*a.shape[:1], *b.shape[:1]) in resized
@@ -126,8 +128,10 @@ def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (),
         elif not {a.dtype, b.dtype} <= set(FLOAT_DTYPES):
             pairs.append(replace(pair, why=f"values of dtype {a.dtype}"))
         else:
-            turned = is_conv1d(model_type, name.removesuffix(".weight"))
-            pairs.append(replace(pair, **kinds.treatment(name, a), turned=turned))
+            pair = replace(pair, **kinds.treatment(name, a))
+            turned = is_conv1d(model_type, name.removesuffix(".weight")) if pair.layer == "linear" else False
+            turned = stored_in_out(model_type) if pair.layer == "experts" else turned
+            pairs.append(replace(pair, turned=turned))
     alone = [Alone(n, ours[n], "only in the base") for n in sorted(ours.keys() - renamed.keys())]
     for name in sorted(renamed.keys() - ours.keys()):
         new, why = renamed[name], "only in the fine-tuned model"
@@ -149,16 +153,19 @@ def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (),
             details=sorted(misfits),
             hint="one must be the fine-tune of the other; what is not to be compared is left out with --exclude",
         )
-    linear = frozenset(targets[n] for n, t in ours.items() if kind_of(n, t) == "linear")
-    return Pairs(tuple(pairs), tuple(alone), linear, tuple(warnings))
+    layers = frozenset(targets[n] for n, t in ours.items() if kind_of(n, t) in ("linear", "conv", "embedding"))
+    return Pairs(tuple(pairs), tuple(alone), layers, tuple(warnings))
 
 
-def _declared_anew(name: str, before: LazyTensor, after: LazyTensor, kinds: Kinds) -> str | None:
+def _declared_anew(pair: Pair) -> str | None:
     """How a tensor of another shape is declared: a vocabulary may grow, and a head may have other labels."""
-    if is_embedding(name):
-        return kinds.embedding(name) if before.shape[1:] == after.shape[1:] else None
-    leaf = name.rpartition(".")[2]
-    own = leaf in ("weight", "bias") and len(before.shape) == len(after.shape) and not _IN_LAYER.search(name)
+    before, after = pair.base, pair.tuned
+    if is_embedding(pair.name):
+        if before.shape[1:] != after.shape[1:]:
+            return None
+        return "embedding" if pair.followed else "modules_to_save"
+    leaf = pair.name.rpartition(".")[2]
+    own = leaf in ("weight", "bias") and len(before.shape) == len(after.shape) and not _IN_LAYER.search(pair.name)
     return "modules_to_save" if own and {before.dtype, after.dtype} <= set(FLOAT_DTYPES) else None
 
 

@@ -22,7 +22,19 @@ from loratools.ops._arguments import stored_dtype
 from loratools.ops._delta import Extracted, norm
 from loratools.ops._extract_adapter import adapter_of
 from loratools.ops._extract_cost import Cost, cost_of
-from loratools.ops._extract_work import Embeddings, Left, Outcome, Settings, Unchanged, Whole, device_named, outcomes
+from loratools.ops._extract_work import (
+    SKIPPED,
+    Embeddings,
+    Left,
+    Outcome,
+    Settings,
+    Unchanged,
+    Whole,
+    device_named,
+    embedding_declared,
+    no_factors,
+    outcomes,
+)
 from loratools.ops._pairs import Alone, Pair, Pairs, line_up
 from loratools.ops._ranks import RankPolicy
 from loratools.storage.commit import check_output
@@ -206,6 +218,10 @@ def extract(
         raise _nothing(before, after, skipped)
     adapter = adapter_of(before, pairs, factors, {name: r for name, (r, _) in replaced.items()})
     report = _report(pairs, results, factors, replaced, skipped, everything, adapter)
+    if settings.embeddings == "lora" and (tied := [p.name for p, r in results.items() if p.followed and r.norm]):
+        warnings.append(
+            f"'{tied[0]}' is taken whole: a tied head follows it, and PEFT would add factors to one of the two only"
+        )
     warnings += _doubts(report, factors, settings)
     if out is not None:
         warnings += formats.save(adapter, Path(out), format=format, overwrite=overwrite, inputs=inputs)
@@ -214,10 +230,11 @@ def extract(
 
 
 def _planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[str]) -> ExtractReport:
-    chosen = [p for p in pairs.pairs if p.layer is not None]
+    whole = {p for p in pairs.pairs if p.declared or (no_factors(p, settings) and settings.embeddings != "skip")}
+    chosen = [p for p in pairs.pairs if p.layer is not None and not no_factors(p, settings)]
     ranks = [settings.policy.planned(min(p.matrices[1:])) for p in chosen]
     modules = [ExtractedModule(p.target, rank, p.base.shape) for p, rank in zip(chosen, ranks, strict=True)]
-    replaced = [Replaced(p.name, p.declared, p.tuned.shape, p.tuned.nbytes) for p in pairs.pairs if p.declared]
+    replaced = [Replaced(p.name, p.declared or embedding_declared(p), p.tuned.shape, p.tuned.nbytes) for p in whole]
     replaced += [Replaced(a.name, a.declared, a.tensor.shape, a.tensor.nbytes) for a in pairs.alone if a.declared]
     nbytes = None
     if all(rank is not None for rank in ranks):
@@ -225,6 +242,7 @@ def _planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[
         stored = sum((rank or 0) * cost for rank, cost in zip(ranks, per_rank, strict=True))
         nbytes = stored * DTYPE_BITS[settings.dtype] // 8 + sum(r.bytes for r in replaced)
     skipped = [Skipped(p.name, p.why, None, None) for p in pairs.pairs if p.why is not None]
+    skipped += [Skipped(p.name, SKIPPED, None, None) for p in pairs.pairs if p not in whole and no_factors(p, settings)]
     skipped += [Skipped(a.name, a.why, None, None) for a in pairs.alone if a.declared is None]
     return ExtractReport(
         modules=tuple(modules),
@@ -285,7 +303,7 @@ def _skipped(pairs: Pairs, results: Mapping[Pair, Outcome], everything: float) -
 
 
 def _square(result: Outcome) -> float:
-    return 0.0 if isinstance(result, Unchanged) or result.norm is None else result.norm**2
+    return (result.norm or 0.0) ** 2
 
 
 def _norm_of(alone: Alone) -> float | None:

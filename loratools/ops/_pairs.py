@@ -203,11 +203,11 @@ def _renamed(
     ours: Mapping[str, LazyTensor], theirs: Mapping[str, LazyTensor], base: Checkpoint, tuned: Checkpoint
 ) -> tuple[dict[str, LazyTensor], list[str]]:
     """The fine-tuned tensors by the base's names."""
-    linear = {n: t.shape for n, t in theirs.items() if kind_of(n, t) == "linear"}
-    winners, best = best_renamings(linear, {n: t.shape for n, t in ours.items()}, tuple.__eq__)
+    layers = {n: t.shape for n, t in theirs.items() if kind_of(n, t) in ("linear", "conv", "experts", "embedding")}
+    winners, best = best_renamings(layers, {n: t.shape for n, t in ours.items()}, tuple.__eq__)
     if best == 0:
         raise MismatchError(
-            f"no linear weight of '{tuned.name}' has the name and shape of one of '{base.name}'",
+            f"no weight of a layer of '{tuned.name}' has the name and shape of one of '{base.name}'",
             details=[f"base: {n}" for n in sorted(ours)[:3]] + [f"fine-tuned: {n}" for n in sorted(theirs)[:3]],
             hint="one must be the fine-tune of the other",
         )
@@ -216,7 +216,7 @@ def _renamed(
     if len(winners) > 1:
         raise MismatchError(
             f"the names of '{tuned.name}' fit those of '{base.name}' in {len(winners)} ways",
-            details=[f"with {winner}: {best} linear weights" for winner in winners],
+            details=[f"with {winner}: {best} weights" for winner in winners],
             hint="rename the tensors of one of them",
         )
     # A head outside of the prefix keeps its name.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Twice the rank takes away less than this share of what is lost: there is a knee.
 _KNEE = 0.15
+# ... and by so many times less than the doubling before.
+_BEND = 2
 # Lost below this share of the energy is rounding.
 _NOTHING = 1e-10
 _DEFAULT_MAX_RANK = 128
@@ -324,7 +326,7 @@ def _table(modules: Sequence[ModuleSpectrum], dtype: str, max_rank: int) -> tupl
     total = math.fsum(m.norm**2 for m in modules)
     longest = min(max_rank, max(len(m.singular_values) for m in modules))
     ranks = [2**i for i in range(longest.bit_length()) if 2**i < longest] + [longest]
-    spectra = [torch.tensor(m.singular_values[:longest], dtype=torch.float64) for m in modules]
+    spectra = [torch.tensor(m.singular_values, dtype=torch.float64) for m in modules]
     names = header_bytes([m.name for m in modules])
     rows = []
     for rank in ranks:
@@ -332,7 +334,7 @@ def _table(modules: Sequence[ModuleSpectrum], dtype: str, max_rank: int) -> tupl
         lost = math.fsum(m.norm**2 * (1 - e) for m, e in zip(modules, energies, strict=True)) / total if total else 0.0
         used = [min(rank, len(s)) for s in spectra]
         parameters = sum(r * m.cost for r, m in zip(used, modules, strict=True))
-        shared = allocate(spectra, [m.cost for m in modules], parameters, minimum=0)
+        shared = allocate(spectra, [m.cost for m in modules], parameters)
         kept = math.fsum(m.norm**2 * m.energy(r) for m, r in zip(modules, shared, strict=True))
         worst = min(range(len(modules)), key=lambda i: (energies[i], modules[i].name))
         rows.append(
@@ -358,15 +360,20 @@ def _knee(modules: Sequence[ModuleSpectrum], table: Sequence[RankRow]) -> tuple[
     last = table[-1].rank
     if not doublings:
         return None, f"there is no larger rank to compare rank {last} with"
-    if doublings[-1][2] >= _KNEE:
+    # Where what a doubling takes away of the lost energy falls most, to little: a spectrum may begin flat as well.
+    before = [table[0].energy, *(gain for _, _, gain in doublings)]
+    bends = [
+        (had / max(gain, _NOTHING), row, twice)
+        for had, (row, twice, gain) in zip(before, doublings, strict=False)
+        if gain < _KNEE and had > _BEND * gain
+    ]
+    if not bends:
         least = min(gain for _, _, gain in doublings)
         return None, (
             f"no knee up to rank {last}: every doubling still takes away {least:.0%} or more of what is lost; choose "
             "by size or by error"
         )
-    # The first of those at the end that bring little: a spectrum may begin flat as well.
-    small = list(takewhile(lambda doubling: doubling[2] < _KNEE, reversed(doublings)))
-    row, twice, _ = small[-1]
+    _, row, twice = max(bends, key=lambda bend: bend[0])
     edges = sorted(m.above_edge for m in modules if m.above_edge is not None)
     noise = bool(edges) and edges[len(edges) // 2] <= row.rank
     return row.rank, (

@@ -341,6 +341,26 @@ def test_gap_bound_is_all_the_energy_outside_of_the_space_searched():
     assert found.gap_bound < 1 - found.energy - 0.15
 
 
+PLATEAUS = {
+    "100 equal": lambda n: np.where(index(n) <= 100, 1.0, 0.1 * index(n) ** -0.5),
+    "100 nearly equal": lambda n: np.where(index(n) <= 100, 1 + 1e-4 * index(n)[::-1] / n, 0.5 * index(n) ** -0.2),
+    "two steps": SPECTRA["two steps"],
+    "all equal": lambda n: np.ones(n),
+}
+
+
+@pytest.mark.parametrize("spectrum", PLATEAUS)
+@pytest.mark.parametrize("rank", [72, 128])
+def test_more_equal_singular_values_than_a_block_has_columns_are_found(spectrum, rank):
+    values = PLATEAUS[spectrum](768)
+
+    found = truncated_svd(matrix(values, 800, 768), rank)
+
+    assert found.method == "krylov"
+    assert found.energy >= 0.9999 * best_share(values, rank)
+    assert_well_formed(found, 800, 768, rank)
+
+
 def test_convergence_of_the_large_does_not_hide_the_small():
     # One value has converged; the other still gains a tenth, as much as it gained before, so it will gain for long.
     history = [torch.tensor([50.0, 1.0]), torch.tensor([100.0, 1.1]), torch.tensor([100.0, 1.2])]

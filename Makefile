@@ -52,7 +52,8 @@ oracles: $(ORACLES)
 bench: $(ORACLES)
 	$(BIN)/python benchmarks/inspect_adapter.py --out $(RESULTS)/inspect.json
 	$(BIN)/python benchmarks/combine.py --out $(RESULTS)/combine.json
-	$(BIN)/python benchmarks/extract.py --out $(RESULTS)/extract.json
+	$(BIN)/python benchmarks/extract.py --full --out $(RESULTS)/extract.json
+	$(BIN)/python benchmarks/extract_conv.py --out $(RESULTS)/extract_conv.json
 	$(BIN)/python benchmarks/merge.py --accuracy --out $(RESULTS)/merge.json
 
 clean:

@@ -27,7 +27,7 @@ def adapter_of(
         "fan_in_fan_out": bool(linear) and all(p.turned for p in linear),
         "init_lora_weights": True,
         "lora_dropout": 0.0,
-        "target_modules": _target_modules({t for t, u in updates.items() if isinstance(u, LoRA)}, pairs.layers),
+        "target_modules": _target_modules({t for t, u in updates.items() if isinstance(u, LoRA)}, pairs.modules),
         "task_type": _task_type(base, set(updates)),
     }
     return Adapter(
@@ -66,13 +66,13 @@ def _experts(found: Extracted, alpha: float, *, turned: bool) -> LoRAExperts:
     return LoRAExperts(held(a), held(b), count, alpha, "config", orientation="in-out" if turned else "out-in")
 
 
-def _target_modules(targets: set[str], layers: frozenset[str]) -> list[str]:
-    """Last parts of names where those name all layers so called; whole names of all modules where one does not.
+def _target_modules(targets: set[str], modules: frozenset[str]) -> list[str]:
+    """Last parts of names where no other module is called so; whole names of all modules where one is.
 
-    PEFT also accepts a mixture, and takes a short name for every module that ends so.
+    PEFT also accepts a mixture, and takes a short name for every module that ends so, whatever it is.
     """
     leaves = {t.rpartition(".")[2] for t in targets}
-    others = {t.rpartition(".")[2] for t in layers - targets}
+    others = {t.rpartition(".")[2] for t in modules - targets}
     return sorted(targets) if leaves & others else sorted(leaves)
 
 

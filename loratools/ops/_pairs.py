@@ -74,12 +74,12 @@ class Alone:
 class Pairs:
     """All tensors of both checkpoints: in `pairs`, or in `alone`. Sorted by name, the base's where there are two.
 
-    layers  targets of all layers of the base that could have factors, whether or not they are to be extracted.
+    modules: all that the base has, layers and what they are in, by the names of targets.
     """
 
     pairs: tuple[Pair, ...]
     alone: tuple[Alone, ...]
-    layers: frozenset[str]
+    modules: frozenset[str]
     warnings: tuple[str, ...]
 
 
@@ -153,8 +153,14 @@ def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (),
             details=sorted(misfits),
             hint="one must be the fine-tune of the other; what is not to be compared is left out with --exclude",
         )
-    layers = frozenset(targets[n] for n, t in ours.items() if kind_of(n, t) in ("linear", "conv", "embedding"))
-    return Pairs(tuple(pairs), tuple(alone), layers, tuple(warnings))
+    modules = frozenset(part for n in ours for part in _enclosing(targets[n]))
+    return Pairs(tuple(pairs), tuple(alone), modules, tuple(warnings))
+
+
+def _enclosing(module: str) -> list[str]:
+    """`a.b.c` -> a, a.b, a.b.c"""
+    parts = module.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _declared_anew(pair: Pair) -> str | None:

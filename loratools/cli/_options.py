@@ -175,11 +175,14 @@ dtype = click.option(
 )
 threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Workers to compute with.")
 device = click.option(
-    "--device", default="auto", show_default=True, metavar="DEVICE", help="Compute on: cpu, cuda, cuda:N, mps, or auto."
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="Compute on: cpu, cuda, cuda:N, or auto."
 )
 seed = click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of what is random.")
 include = click.option("--include", multiple=True, metavar="GLOB", help="Only targets that match; repeatable.")
 exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No targets that match; repeatable.")
+to_format = click.option(
+    "--format", default="peft", show_default=True, metavar="FORMAT", help="Format to write; see 'loratools formats'."
+)
 from_format = click.option(
     "--from", "from_format", metavar="FORMAT", help="Format of the adapters, if detection is wrong."
 )

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     metavar="F",
     help="Share of the captured energy that may be missed; smaller reads each delta more often.  [default: 5e-5]",
 )
+@options.to_format
 @options.dtype
 @options.seed
 @options.threads
@@ -63,6 +64,7 @@ def command(
     embeddings: Embeddings,
     exact: bool,
     tolerance: float | None,
+    format: str,
     dtype: str | None,
     seed: int,
     threads: int | None,
@@ -106,6 +108,7 @@ def command(
             embeddings=embeddings,
             exact=exact,
             tolerance=tolerance,
+            format=format,
             dtype=dtype or "F32",
             seed=seed,
             threads=threads,

@@ -18,6 +18,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import worker_count
+from loratools.formats._base import Base
 from loratools.ops._arguments import stored_dtype
 from loratools.ops._delta import Extracted, norm
 from loratools.ops._extract_adapter import adapter_of
@@ -182,7 +183,8 @@ def extract(
     exact       no randomised method: slower by the size of the matrix over the rank.
     seed        of the random start. Equal inputs and seed give equal bytes, whatever the number of threads.
     threads     tensors worked on at once, and so held in memory; one per CPU by default.
-    device      what decomposes: cpu, cuda, cuda:N, mps, or auto.
+    device      what decomposes: cpu, cuda, cuda:N, or auto.
+    format      to write; what it cannot hold is an error, and can be left out with `exclude`.
     plan        list what would be extracted, from headers alone.
 
     A tensor whose bytes are the same on both sides is not decoded. Scale is 1, and B and A have equal norms.
@@ -201,7 +203,7 @@ def extract(
     before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, tuned))
     inputs = [before.path, after.path]
     if out is not None:
-        check_output(Path(out), overwrite=overwrite, inputs=inputs)
+        check_output(formats.named(Path(out), format), overwrite=overwrite, inputs=inputs)
     pairs = line_up(before, after, include=include, exclude=exclude)
     warnings = [*pairs.warnings, *(f"'{c.name}': {text}" for c in (before, after) for text in c.warnings)]
     workers = worker_count(threads)
@@ -224,7 +226,8 @@ def extract(
         )
     warnings += _doubts(report, factors, settings)
     if out is not None:
-        warnings += formats.save(adapter, Path(out), format=format, overwrite=overwrite, inputs=inputs)
+        known = Base({name: w.shape for name, w in before.weights.items()}, before.config, before.path)
+        warnings += formats.save(adapter, out, format=format, overwrite=overwrite, inputs=inputs, base=known)
     done = Path(out) if out is not None else None
     return replace(report, output=done, adapter=replace(adapter, path=done), warnings=tuple(warnings))
 

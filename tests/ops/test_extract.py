@@ -15,6 +15,7 @@ from torch import Tensor
 from loratools import formats
 from loratools.cli import verbs
 from loratools.errors import InputError, MismatchError, OutputExistsError, UnsupportedError, UsageError
+from loratools.ops._base import open_base
 from loratools.ops.extract import ExtractReport, extract
 
 MODULES = factories.layered(2, {"self_attn.q_proj": (40, 24), "mlp.up_proj": (30, 24), "mlp.down_proj": (24, 28)})
@@ -294,6 +295,39 @@ def test_extracting_what_was_merged_gives_it_back(tmp_path: Path) -> None:
     again = extract(base, tmp_path / "merged", rank=64)
     for module in MODULES:
         torch.testing.assert_close(_product(again, module), deltas[f"{module}.weight"], rtol=0, atol=2e-5)
+
+
+def test_another_format_holds_the_same_products(tmp_path: Path) -> None:
+    base, tuned, _ = _models(tmp_path)
+
+    extract(base, tuned, tmp_path / "peft", rank=3)
+    extract(base, tuned, tmp_path / "mlx", rank=3, format="mlx")
+
+    peft, mlx = (formats.load(tmp_path / name, base=open_base(base)) for name in ("peft", "mlx"))
+    assert (peft.format, mlx.format) == ("peft", "mlx")
+    assert peft.updates.keys() == mlx.updates.keys() == MODULES.keys()
+    for name, update in peft.updates.items():
+        one, other = update.factors(), mlx.updates[name].factors()
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one.b @ one.a, other.b @ other.a, rtol=1e-12, atol=0)
+    with pytest.raises(UsageError, match="no format"):
+        extract(base, tuned, tmp_path / "out", rank=3, format="nonsense")
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float16, torch.bfloat16)])
+def test_sides_of_different_dtypes_and_shards_line_up(tmp_path: Path, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    weights = factories.base_weights(MODULES)
+    before = {n: w.to(dtypes[0]) for n, w in weights.items()}
+    after = {n: (w + (0.1 if n.endswith("proj.weight") else 0)).to(dtypes[1]) for n, w in weights.items()}
+    base = factories.checkpoint_folder(tmp_path / "base", weights=before, shards=3)
+    tuned = factories.checkpoint_folder(tmp_path / "tuned", weights=after, shards=2)
+
+    report = extract(base, tuned, rank=99, include=["*_proj"])
+
+    for name in MODULES:
+        delta = after[f"{name}.weight"].double() - before[f"{name}.weight"].double()
+        torch.testing.assert_close(_product(report, name), delta, rtol=0, atol=1e-5)
 
 
 def test_threads_do_not_change_the_bytes(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Embeddings as factors, whole, not at all, or what is smaller.",
 )
+@click.option(
+    "--whole", multiple=True, metavar="GLOB", help="Modules to store as TUNED has them: exact, and large; repeatable."
+)
 @click.option("--exact", is_flag=True, help="By exact methods only: slower, for small models and for checking.")
 @click.option(
     "--tolerance",
@@ -62,6 +65,7 @@ def command(
     max_size: int | None,
     max_params: int | None,
     embeddings: Embeddings,
+    whole: tuple[str, ...],
     exact: bool,
     tolerance: float | None,
     format: str,
@@ -106,6 +110,7 @@ def command(
             max_size=max_size,
             max_params=max_params,
             embeddings=embeddings,
+            whole=whole,
             exact=exact,
             tolerance=tolerance,
             format=format,

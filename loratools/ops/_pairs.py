@@ -83,8 +83,16 @@ class Pairs:
     warnings: tuple[str, ...]
 
 
-def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Pairs:
-    """Pair the tensors of two checkpoints, from their headers. Globs choose among the modules, by target.
+def line_up(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> Pairs:
+    """Pair the tensors of two checkpoints, from their headers. Globs choose among the modules, by target; those of
+    `whole` are replaced where they would get factors.
 
     Raises:
         UsageError: a glob matches nothing, or nothing is left.
@@ -105,6 +113,7 @@ def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (),
     chosen = set(targets.values())
     if include or exclude:
         chosen = set(select_names(sorted(chosen), include, exclude))
+    replaced = set(select_names(sorted(chosen), whole, ())) if whole else set()
     kinds = Kinds({**renamed, **ours})
     followed = {base.tied[n] for n in base.tied.keys() & tuned.tied.keys()}
     resized = {
@@ -129,6 +138,9 @@ def line_up(base: Checkpoint, tuned: Checkpoint, *, include: Sequence[str] = (),
             pairs.append(replace(pair, why=f"values of dtype {a.dtype}"))
         else:
             pair = replace(pair, **kinds.treatment(name, a))
+            if pair.target in replaced and pair.layer not in (None, "experts"):
+                declared = "embedding" if pair.followed else "modules_to_save"
+                pair = replace(pair, layer=None, declared=declared)
             turned = is_conv1d(model_type, name.removesuffix(".weight")) if pair.layer == "linear" else False
             turned = stored_in_out(model_type) if pair.layer == "experts" else turned
             pairs.append(replace(pair, turned=turned))

@@ -149,6 +149,7 @@ def extract(
     max_size: int | None = None,
     max_params: int | None = None,
     embeddings: Embeddings = "auto",
+    whole: Sequence[str] = (),
     dtype: str = "F32",
     tolerance: float | None = None,
     exact: bool = False,
@@ -178,6 +179,7 @@ def extract(
     max_params  the same, for the number of parameters.
 
     embeddings  tables of vectors as factors (lora), whole (full), not at all (skip), or as what is smaller (auto).
+    whole       globs: modules that are stored as the fine-tune has them, which is exact; where no low rank will do.
     tolerance   share of the captured energy that a better decomposition may probably still find (default: that of
                 `algebra.svd`). Smaller takes more passes over each delta.
     exact       no randomised method: slower by the size of the matrix over the rank.
@@ -204,7 +206,7 @@ def extract(
     inputs = [before.path, after.path]
     if out is not None:
         check_output(formats.named(Path(out), format), overwrite=overwrite, inputs=inputs)
-    pairs = line_up(before, after, include=include, exclude=exclude)
+    pairs = line_up(before, after, include=include, exclude=exclude, whole=whole)
     warnings = [*pairs.warnings, *(f"'{c.name}': {text}" for c in (before, after) for text in c.warnings)]
     workers = worker_count(threads)
     if plan:
@@ -283,8 +285,8 @@ def _replacements(pairs: Pairs, results: Mapping[Pair, Outcome]) -> dict[str, tu
     modules = {name.rpartition(".")[0] for name, (r, _) in found.items() if r.declared == "modules_to_save"}
     for pair in results:
         name = _told(pair)
-        if name not in found and name.rpartition(".")[0] in modules:
-            found[name] = Replacement(pair.tuned, "modules_to_save"), 0.0
+        if name.rpartition(".")[0] in modules:
+            found[name] = Replacement(pair.tuned, "modules_to_save"), found[name][1] if name in found else 0.0
     return found
 
 
@@ -393,7 +395,7 @@ def _doubts(report: ExtractReport, factors: Mapping[Pair, Extracted], settings: 
             f"the adapter holds {report.energy:.1%} of the change, at ranks up to {ranks}: it is spread over nearly "
             "all directions, as reinforcement learning and noise leave it, and is not of low rank. The whole "
             f"difference takes {whole / 1e6:,.0f} MB, and the {changed:,} weights that changed with their places "
-            f"{changed * (width + 4) / 1e6:,.0f} MB"
+            f"{changed * (width + 4) / 1e6:,.0f} MB: take modules whole with --whole"
         )
     policy = settings.policy
     asked = policy.error if policy.error is not None else None

@@ -170,3 +170,19 @@ def test_gpt2_layers_that_are_square_come_back(tmp_path: Path) -> None:
     report = extract(base, tuned, rank=99, embeddings="lora")
 
     _assert_close(_merged(base, report, tmp_path / "merged"), wanted)
+
+
+def test_modules_can_be_taken_whole(tmp_path: Path) -> None:
+    shapes = {
+        f"model.layers.0.{n}": s for n, s in {"up.weight": (9, 6), "up.bias": (9,), "down.weight": (6, 9)}.items()
+    }
+    base, tuned, wanted = _pair(tmp_path, shapes)
+
+    report = extract(base, tuned, rank=1, whole=["*.up"])
+
+    assert [m.name for m in report.modules] == ["model.layers.0.down"]
+    assert [(r.name, r.declared) for r in report.replacements] == [
+        (f"model.layers.0.up.{leaf}", "modules_to_save") for leaf in ("bias", "weight")
+    ]
+    found = _merged(base, report, tmp_path / "merged")
+    assert torch.equal(found["model.layers.0.up.weight"], wanted["model.layers.0.up.weight"])

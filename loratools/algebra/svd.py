@@ -152,6 +152,62 @@ def truncated_svd(
     return _finish(delta, found, norm, shift)
 
 
+def truncated_svds(
+    deltas: Tensor, rank: int | RankRule, *, tolerance: float = 5e-5, seed: int = 0, exact: bool = False
+) -> list[TruncatedSvd]:
+    """Return `truncated_svd` of each of the matrices: (count, m, n), all small ones in the same calls.
+
+    A matrix of a few hundred columns takes less time than telling a device, or Python, what to do with it.
+    """
+    count, m, n = deltas.shape
+    if exact or min(m, n) > _EXACT_BELOW or count < 2:
+        return [truncated_svd(delta, rank, tolerance=tolerance, seed=seed, exact=exact) for delta in deltas]
+    if m < n:
+        flipped = truncated_svds(deltas.mT, rank)
+        return [_turned(found) for found in flipped]
+    found: list[TruncatedSvd] = []
+    for some in _pieces(deltas.detach(), max(1, 8 * _PIECE // (m * n))):
+        found += _exact_together(some.float(), rank)
+    return found
+
+
+def _turned(found: TruncatedSvd) -> TruncatedSvd:
+    u, s, vt = fix_signs(found.vt.mT, found.s, found.u.mT)
+    return replace(found, u=u.contiguous(), s=s, vt=vt.contiguous())
+
+
+def _exact_together(deltas: Tensor, rank: int | RankRule) -> list[TruncatedSvd]:
+    """As `_exact`, of small matrices (count, m, n) with m >= n."""
+    n = deltas.shape[2]
+    wide = deltas.double()
+    squares_of_norms = wide.square().sum((1, 2)).tolist()
+    if not all(map(math.isfinite, squares_of_norms)):
+        raise ValueError("delta holds NaN or infinity")
+    # Powers of two, so that scaling is exact.
+    shifts = [-math.frexp(math.sqrt(square))[1] if square else 0 for square in squares_of_norms]
+    wide = torch.ldexp(wide, torch.tensor(shifts, device=wide.device).view(-1, 1, 1))
+    squares, vectors = torch.linalg.eigh(wide.mT @ wide)
+    squares, vectors = squares.flip(-1).clamp(min=0), vectors.flip(-1)
+    found: list[TruncatedSvd] = []
+    rule: RankRule = Fixed(min(rank, n)) if isinstance(rank, int) else rank
+    rules = [scaled(rule, 2.0**shift) for shift in shifts]
+    norms = [math.ldexp(math.sqrt(square), shift) for square, shift in zip(squares_of_norms, shifts, strict=True)]
+    on_cpu = squares.cpu()
+    ranks = [_whole_rank(r, s, norm, n) for r, s, norm in zip(rules, on_cpu, norms, strict=True)]
+    largest = max(ranks)
+    q_image, r_image = torch.linalg.qr(wide @ vectors[:, :, :largest])
+    p, s, zt = torch.linalg.svd(r_image)
+    u, vt = q_image @ p, zt @ vectors[:, :, :largest].mT
+    for i, (k, shift) in enumerate(zip(ranks, shifts, strict=True)):
+        if not squares_of_norms[i]:
+            found.append(_zero(deltas[i], k if isinstance(rank, int) else 1))
+            continue
+        one = _Found(u[i, :, :k], s[i, :k], vt[i, :k], squares[i].sqrt(), 0.0, 0.0, 2, "gram")
+        scaled_delta = _times_power_of_two(deltas[i], shift)
+        found.append(_finish(scaled_delta, one, math.sqrt(squares_of_norms[i]), shift))
+    return found
+
+
 @dataclass(frozen=True)
 class _Found:
     """u, s, vt in float64, of the scaled delta, and how they were come by."""

@@ -224,14 +224,17 @@ def decomposed(
 
     Vectors end on the CPU. None where all are zero.
     """
-    from loratools.algebra.svd import truncated_svd
+    from loratools.algebra.svd import truncated_svds
 
     options = {} if tolerance is None else {"tolerance": tolerance}
+    # One large matrix after the other, so that one is on the device at a time; small ones together.
     parts: list[TruncatedSvd | None] = []
-    for matrix in matrices:
-        found = truncated_svd(matrix.to(device), rule, seed=seed, exact=exact, **options)
-        on_cpu = replace(found, u=found.u.cpu(), s=found.s.cpu(), vt=found.vt.cpu(), values=found.values.cpu())
-        parts.append(on_cpu if found.norm else None)
+    together = max(1, _BLOCK // max(1, matrices[0].numel()))
+    for start in range(0, len(matrices), together):
+        some = matrices[start : start + together].to(device)
+        for found in truncated_svds(some, rule, seed=seed, exact=exact, **options):
+            on_cpu = replace(found, u=found.u.cpu(), s=found.s.cpu(), vt=found.vt.cpu(), values=found.values.cpu())
+            parts.append(on_cpu if found.norm else None)
     return Decomposed(tuple(parts)) if any(parts) else None
 
 

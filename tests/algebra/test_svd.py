@@ -8,7 +8,8 @@ import torch
 
 from loratools.algebra import svd as module
 from loratools.algebra.lowrank import truncate
-from loratools.algebra.svd import truncated_svd
+from loratools.algebra.rank_rules import Above, lost_for_energy
+from loratools.algebra.svd import truncated_svd, truncated_svds
 
 # float32 products of a few thousand terms: sums of squares are good to about 1e-7, with room.
 SUMS = 1e-6
@@ -386,3 +387,30 @@ def test_result_truncates_to_balanced_factors():
     np.testing.assert_allclose(torch.linalg.vector_norm(factors.a, dim=1), values[:4] ** 0.5, rtol=1e-4)
     error = float((delta - factors.b @ factors.a).norm() / delta.norm())
     assert error == pytest.approx(math.sqrt(1 - best_share(values, 4)), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (260, 250)])
+@pytest.mark.parametrize("rank", [3, lost_for_energy(0.9), Above(2.0)])
+def test_many_matrices_together_are_decomposed_as_one_by_one(shape, rank):
+    g = torch.Generator().manual_seed(8)
+    deltas = torch.randn(5, *shape, generator=g) * 10.0 ** torch.arange(-30, 20, 10).view(-1, 1, 1)
+    deltas[2] = 0
+
+    for found, delta in zip(truncated_svds(deltas, rank), deltas, strict=True):
+        alone = truncated_svd(delta, rank)
+        assert (found.method, len(found.s), found.u.shape) == (alone.method, len(alone.s), alone.u.shape)
+        np.testing.assert_allclose(found.s, alone.s, rtol=1e-10)
+        np.testing.assert_allclose(found.values, alone.values, rtol=1e-6)
+        np.testing.assert_allclose(found.u, alone.u, atol=1e-5)
+        np.testing.assert_allclose(found.vt, alone.vt, atol=1e-5)
+        assert found.norm == pytest.approx(alone.norm, rel=1e-12)
+        assert found.energy == pytest.approx(alone.energy, rel=1e-9)
+        assert found.error == pytest.approx(alone.error, rel=1e-5, abs=1e-7)
+
+
+def test_one_of_many_that_is_not_finite_is_refused():
+    deltas = torch.randn(3, 9, 7)
+    deltas[1, 2, 3] = torch.nan
+
+    with pytest.raises(ValueError, match="NaN"):
+        truncated_svds(deltas, 2)

@@ -297,6 +297,29 @@ def test_extracting_what_was_merged_gives_it_back(tmp_path: Path) -> None:
         torch.testing.assert_close(_product(again, module), deltas[f"{module}.weight"], rtol=0, atol=2e-5)
 
 
+def test_an_adapter_that_was_merged_comes_back_to_the_noise_of_rounding(tmp_path: Path) -> None:
+    from loratools.ops.merge import merge
+
+    name, (rows, columns) = "model.layers.0.mlp.up_proj", (260, 210)
+    generator = torch.Generator().manual_seed(4)
+    weights = {f"{name}.weight": (0.02 * torch.randn(rows, columns, generator=generator)).bfloat16()}
+    base = factories.checkpoint_folder(tmp_path / "base", weights=weights)
+    b, a = torch.randn(rows, 4, generator=generator), torch.randn(4, columns, generator=generator)
+    b *= 5e-2 * 0.02 / 2  # rms(delta) is 5e-2 rms(W)
+    adapter = factories.adapter_folder(tmp_path / "adapter", rank=4, alpha=4, values={name: (a, b)})
+
+    merge(base, adapter, tmp_path / "merged")
+    report = extract(base, tmp_path / "merged", noise_edge=True)
+
+    (module,) = report.modules
+    assert module.rank == 4
+    assert module.noise_edge is not None
+    noise = module.noise_edge / (rows**0.5 + columns**0.5)
+    missed = float((_product(report, name) - b.double() @ a.double()).norm())
+    # White noise leaves r (m + n - r) of its m n degrees of freedom in the tangent space of matrices of rank r.
+    assert missed == pytest.approx(noise * (4 * (rows + columns - 4)) ** 0.5, rel=0.15)
+
+
 def test_another_format_holds_the_same_products(tmp_path: Path) -> None:
     base, tuned, _ = _models(tmp_path)
 

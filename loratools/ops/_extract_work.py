@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib import import_module
 from threading import BoundedSemaphore
 from typing import ClassVar, Literal, TypeAlias
 
@@ -33,7 +35,7 @@ _FURTHER = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """How to extract; `dtype` of the factors. See `ops.extract`."""
+    """How to extract; `dtype` of the factors, `device` as it was asked for. See `ops.extract`."""
 
     policy: RankPolicy
     embeddings: Embeddings
@@ -135,16 +137,32 @@ def outcomes(
     progress: Callable[[int], None] | None,
 ) -> dict[Pair, Outcome]:
     """What becomes of each pair. `other_bytes`: of what the adapter holds besides them."""
+    changed, found = _compared(pairs, threads, progress)
     with single_threaded_torch():
-        work = _Work(settings, threads)
+        work = _Work(replace(settings, device=device_named(settings.device)), threads)
         look = None
         if settings.policy.limits_all:
-            costs = [count * (rows + columns) for count, rows, columns in (p.matrices for p in pairs if p.layer)]
+            costs = [count * (rows + columns) for count, rows, columns in (p.matrices for p in changed if p.layer)]
             look = settings.policy.first_look(costs, settings.dtype)
-        found = work.on(pairs, lambda pair: work.first(pair, look), progress)
-        if not settings.policy.limits_all:
-            return {pair: outcome for pair, outcome in found.items() if not isinstance(outcome, _Seen)}
-        return work.within_limits(found, other_bytes)
+        found |= work.on(changed, lambda pair: work.first(pair, look), progress)
+        done = work.within_limits(found, other_bytes) if settings.policy.limits_all else found
+    return {pair: outcome for pair in pairs if not isinstance(outcome := done[pair], _Seen)}
+
+
+def _compared(
+    pairs: Sequence[Pair], threads: int, progress: Callable[[int], None] | None
+) -> tuple[list[Pair], dict[Pair, Outcome | _Seen]]:
+    """The pairs that changed, and the outcome of those that did not; torch is imported meanwhile, which takes as long
+    as reading a gigabyte."""
+    with ThreadPoolExecutor(1) as aside:
+        importing = aside.submit(import_module, "torch")
+        ordered = sorted(pairs, key=lambda p: (-p.nbytes, p.name))
+        same = dict(zip(ordered, run(ordered, lambda p: same_bytes(p.base, p.tuned), threads=threads), strict=True))
+        importing.result()
+    unchanged = [pair for pair in pairs if same[pair]]
+    if progress is not None:
+        progress(sum(pair.nbytes for pair in unchanged))
+    return [pair for pair in pairs if not same[pair]], {pair: Unchanged() for pair in unchanged}
 
 
 class _Work:
@@ -173,8 +191,6 @@ class _Work:
 
     def first(self, pair: Pair, look: int | None) -> Outcome | _Seen:
         """The outcome, where it needs no others; `look`: the rank to decompose to where it does."""
-        if same_bytes(pair.base, pair.tuned):
-            return Unchanged()
         if pair.layer is not None and not no_factors(pair, self.settings):
             return self._decomposed(pair, look)
         size = self._change(pair)

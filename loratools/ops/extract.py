@@ -31,7 +31,6 @@ from loratools.ops._extract_work import (
     Settings,
     Unchanged,
     Whole,
-    device_named,
     embedding_declared,
     no_factors,
     outcomes,
@@ -201,7 +200,7 @@ def extract(
     policy = RankPolicy(rank, energy, error, noise_edge, max_rank, max_size, max_params)
     if tolerance is not None and not 0 < tolerance < 1:
         raise UsageError(f"tolerance {tolerance:g} is not between 0 and 1")
-    settings = Settings(policy, embeddings, stored_dtype(dtype), tolerance, exact, seed, device_named(device))
+    settings = Settings(policy, embeddings, stored_dtype(dtype), tolerance, exact, seed, device)
     before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, tuned))
     inputs = [before.path, after.path]
     if out is not None:

@@ -69,7 +69,8 @@ def test_karcher_is_mergekits_and_for_two_the_arc() -> None:
     wanted = karcher_merge_tensors([_own(terms, i) for i in range(3)], list(terms.weights), max_iter=200, tol=1e-13)
     pair = make.make_terms((2, 3), weights=(0.3, 0.7))
     one, two = (_own(pair, i) for i in (0, 1))
-    arc = mergekit_slerp(torch.tensor([0.7], dtype=torch.float64), (one / one.norm())[None], (two / two.norm())[None])[
+    t = torch.tensor([0.7], dtype=torch.float64)
+    arc = mergekit_slerp(t, (one / one.norm())[None], (two / two.norm())[None])[
         0
     ]
 

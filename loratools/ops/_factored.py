@@ -102,8 +102,6 @@ def reason_against(update: Update) -> str | None:
         if isinstance(update, LoRA):
             return "DoRA: its delta depends on the weights of the base"
         return f"{update.kind}: its delta depends on the weights of the base"
-    if update.kind == "lora-experts":
-        return "lora-experts: one product for each expert"
     if None in update.shape:
         return f"{update.kind}: its tensors do not tell the shape of its weight"
     return None
@@ -128,7 +126,7 @@ def lora_notes(notes: Mapping[str, object], updates: Mapping[str, Update]) -> di
     config = peft.get("config") if isinstance(peft, Mapping) else None
     if not isinstance(config, Mapping) or config.get("peft_type", "LORA") == "LORA":
         return dict(notes)
-    if not all(isinstance(u, LoRA) for u in updates.values()):
+    if not all(u.kind in ("lora", "lora-experts") for u in updates.values()):
         return dict(notes)
     assert isinstance(peft, Mapping)
     return {**notes, "peft": {**peft, "config": {k: v for k, v in config.items() if k in _COMMON_FIELDS}}}

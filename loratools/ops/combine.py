@@ -24,6 +24,7 @@ from loratools.methods import Method, Terms, Value
 from loratools.ops._arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
 from loratools.ops._combine_heads import combined_replacements
 from loratools.ops._combine_report import CombinedModule, Part, Share, parts_of, share_of
+from loratools.ops._experts import Experts, apart, ensure_alike, together, zeros_like
 from loratools.ops._factored import (
     Layout,
     exact_factors,
@@ -40,6 +41,7 @@ from loratools.tensors import held
 from loratools.updates import Shape, Update, flow
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
+from loratools.updates.lora_experts import LoRAExperts
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
@@ -163,7 +165,7 @@ def combine(
             check_output(Path(path), overwrite=overwrite, inputs=inputs)
 
     selected = _selected(sources, followed.include, followed.exclude)
-    targets, silent = _targets(sources, followed, selected, taking_part, chosen)
+    targets, layers, silent = _targets(sources, followed, selected, taking_part, chosen)
     replacements, warnings = combined_replacements(sources, selected, taking_part, followed.heads)
     warnings = [*_base_warnings(sources, taking_part), *warnings]
     if silent:
@@ -178,7 +180,7 @@ def combine(
 
     with single_threaded_torch():
         results = run(list(targets.items()), work, threads=worker_count(threads))
-    updates = {name: r.update for name, r in zip(targets, results, strict=True)}
+    updates = together({name: r.update for name, r in zip(targets, results, strict=True)}, layers)
     told = followed.as_json()
     result = _adapter([sources[i][0] for i in taking_part], updates, replacements, told)
     if out is not None and not plan:
@@ -187,7 +189,7 @@ def combine(
     if residual is not None and not rest:
         warnings.append("nothing was lost, so that there is no residual to write")
     elif residual is not None and not plan:
-        left_over = replace(result, updates=rest, replacements={})
+        left_over = replace(result, updates=_filled(rest, updates, layers), replacements={})
         warnings += formats.save(left_over, Path(residual), format=format, overwrite=overwrite, inputs=inputs)
     modules = tuple(r.module for r in results)
     return CombineReport(
@@ -267,17 +269,24 @@ def _targets(
     selected: set[str],
     taking_part: Sequence[int],
     chosen: _Chosen,
-) -> tuple[dict[str, list[_Term]], list[str]]:
-    """The union of targets, sorted, each with the terms of the adapters that have it; and those that none weighs."""
+) -> tuple[dict[str, list[_Term]], dict[str, Experts], list[str]]:
+    """The union of targets, sorted, each with the terms of the adapters that have it; layers of fused experts, whose
+    experts are targets; and the targets that none weighs."""
     targets: dict[str, list[_Term]] = {}
+    layers: dict[str, Experts] = {}
     for i in taking_part:
         adapter, _ = sources[i]
         weights = recipe.adapters[i].weights(adapter)
         for name, update in adapter.updates.items():
-            if name in selected:
-                terms = targets.setdefault(name, [])
+            if name not in selected:
+                continue
+            parts, fused = apart({name: update})
+            if fused:
+                ensure_alike(name, layers.setdefault(name, fused[name]), fused[name])
+            for part, own in parts.items():
+                terms = targets.setdefault(part, [])
                 if weights[name]:
-                    terms.append(_Term(i, weights[name], update, adapter.name))
+                    terms.append(_Term(i, weights[name], own, adapter.name))
     silent = sorted(name for name, terms in targets.items() if not terms)
     targets = {name: terms for name, terms in sorted(targets.items()) if terms}
     every = [(name, t) for name, terms in targets.items() for t in terms]
@@ -301,7 +310,7 @@ def _targets(
             f"the method '{chosen.name}' takes no negative weights, as that of '{below[0]}'",
             hint="linear and most others do",
         )
-    return targets, silent
+    return targets, layers, silent
 
 
 def _base_warnings(sources: Sequence[tuple[Adapter, float]], taking_part: Sequence[int]) -> list[str]:
@@ -412,6 +421,19 @@ def _rest(found: Reduced, terms: Terms, chosen: _Chosen, name: str, dtype: str) 
     kept = truncate(core.leading(rank), rank)
     layout = layout_of(found.stored.update)
     return reduced(kept, Limit(), name, dtype, unchanged=None, unchanged_dtype=None, layout=layout).stored.update
+
+
+def _filled(
+    rest: Mapping[str, Update], updates: Mapping[str, Update], layers: Mapping[str, Experts]
+) -> dict[str, Update]:
+    """What was lost, with experts as one parameter; an expert that lost nothing has zeros there."""
+    found = dict(rest)
+    for name in layers:
+        if isinstance(whole := updates.get(name), LoRAExperts):
+            lost = [n for n in apart({name: whole})[0] if n in rest]
+            for part, own in apart({name: whole})[0].items() if lost else ():
+                found.setdefault(part, zeros_like(own))
+    return together(found, layers)
 
 
 def _adapter(

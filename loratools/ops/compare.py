@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from loratools.adapter import Adapter, select_names
@@ -15,6 +15,7 @@ from loratools.errors import MismatchError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops._arguments import AdapterSource, RankFrom, load_adapter
 from loratools.ops._combine_report import overlap
+from loratools.ops._experts import apart
 from loratools.ops._factored import exact_factors, is_vector, reason_against, refuse_together
 from loratools.ops._reduce import inner
 from loratools.ops._same import same_bytes
@@ -130,6 +131,7 @@ def compare(
         InputError: values that are not finite.
     """
     one, two = (load_adapter(a, rank_from=rank_from, from_format=from_format) for a in (first, second))
+    one, two = (replace(a, updates=apart(a.updates)[0]) for a in (one, two))
     every = sorted({*one.updates, *two.updates, *one.replacements, *two.replacements})
     names = set(select_names(every, include, exclude) if include or exclude else every)
     left, right = ({n: u for n, u in a.updates.items() if n in names} for a in (one, two))

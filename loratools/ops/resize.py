@@ -17,6 +17,7 @@ from loratools.adapter import Adapter
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
+from loratools.ops._experts import apart, together
 from loratools.ops._factored import exact_factors, is_vector, layout_of, lora_notes, reason_against, refuse_together
 from loratools.ops._reduce import Limit, Module, Stored, overall_error, passed_through, reduced, update_dtype
 from loratools.storage.commit import check_output
@@ -123,6 +124,8 @@ def resize(
         check_output(Path(out), overwrite=overwrite, inputs=inputs)
     source = source.selected(include, exclude)
     warnings = list(source.warnings)
+    whole, (parts, layers) = source, apart(source.updates)
+    source = replace(source, updates=parts)
     why_not = {name: reason_against(u) for name, u in source.updates.items()}
     refuse_together([f"{name}   {why}" for name, why in why_not.items() if why is not None], len(why_not))
     workers = worker_count(threads)
@@ -156,9 +159,9 @@ def resize(
 
     with single_threaded_torch():
         results = run(list(source.updates.items()), work, threads=workers)
-    updates = {name: stored.update for name, (stored, _) in zip(source.updates, results, strict=True)}
+    updates = together({name: stored.update for name, (stored, _) in zip(source.updates, results, strict=True)}, layers)
     notes = lora_notes(source.notes, updates)
-    result = replace(source, updates=updates, path=None, warnings=(), notes=notes)
+    result = replace(whole, updates=updates, path=None, warnings=(), notes=notes)
     modules = [line for _, line in results]
     if out is not None and not plan:
         warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs)

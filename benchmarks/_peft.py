@@ -1,7 +1,7 @@
 """What a PEFT user does today, as scripts: one process each, the peer's side of the benchmarks.
 
 _peft.py merge BASE OUT ADAPTER... [--max-shard-size BYTES] [--no-autocast]
-_peft.py combine BASE OUT ADAPTER... --rank N [--timing FILE]
+_peft.py combine BASE OUT ADAPTER... --rank N [--combination TYPE] [--density F] [--timing FILE]
 """
 
 import argparse
@@ -33,7 +33,12 @@ def combine(given: argparse.Namespace) -> None:
     tuned, names = load(given.base, given.adapters)
     start = time.perf_counter()
     tuned.add_weighted_adapter(
-        names, [1.0] * len(names), adapter_name="combined", combination_type="svd", svd_rank=given.rank
+        names,
+        [1.0] * len(names),
+        adapter_name="combined",
+        combination_type=given.combination,
+        svd_rank=given.rank,
+        density=given.density,
     )
     seconds = time.perf_counter() - start
     tuned.save_pretrained(given.out, selected_adapters=["combined"])
@@ -50,6 +55,8 @@ def main() -> None:
     parser.add_argument("--max-shard-size", type=int, default=5 * 10**9)
     parser.add_argument("--no-autocast", action="store_true", help="keep a bfloat16 adapter in bfloat16")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--combination", default="svd")
+    parser.add_argument("--density", type=float)
     parser.add_argument("--timing", type=Path)
     given = parser.parse_args()
     {"merge": merge, "combine": combine}[given.verb](given)

@@ -85,6 +85,7 @@ class Shape:
 
 SHAPES = {
     "1.1b": Shape(),
+    "7b": Shape(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32),
     "tiny": Shape(layers=2, hidden=64, intermediate=176, heads=4, kv_heads=2, vocabulary=128),
 }
 

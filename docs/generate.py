@@ -38,7 +38,17 @@ def layouts() -> str:
 
 
 def methods() -> str:
-    return _summaries("methods", "method")
+    """Every method with what holds of it (`methods.Laws`) and what `--set` takes."""
+    from loratools import methods as registered
+
+    rows = []
+    for name in registry.names("methods"):
+        laws = registry.load("methods", name).LAWS
+        marks = " | ".join("yes" if holds else "no" for holds in (laws.turns, laws.gauge, laws.order, laws.alone))
+        options = "; ".join(f"`{o.name}={o.default}`: {o.about}" for o in registered.options_of(name)) or "–"
+        rows.append(f"| `{name}` | {registry.summary('methods', name)} | {marks} | {options} |")
+    head = "| method | what it is | turns | deltas only | any order | alone | `--set` |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
 
 
 def kinds() -> str:

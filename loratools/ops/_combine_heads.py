@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import MismatchError
@@ -32,9 +33,7 @@ def combined_replacements(
                 owners.setdefault(name, []).append(i)
     kept = {name: sources[found[0]][0].replacements[name] for name, found in sorted(owners.items())}
     differing = [
-        name
-        for name in kept
-        if not all(same_bytes(kept[name].tensor, sources[i][0].replacements[name].tensor) for i in owners[name][1:])
+        name for name in kept if not all(_alike(kept[name], sources[i][0].replacements[name]) for i in owners[name][1:])
     ]
     if differing and policy == "refuse":
         raise MismatchError(
@@ -46,8 +45,8 @@ def combined_replacements(
     warnings = []
     if differing and policy == "average":
         for name in differing:
-            pairs = [(sources[i][1], sources[i][0].replacements[name].tensor) for i in owners[name]]
-            kept[name] = Replacement(_mean(name, pairs), kept[name].declared)
+            pairs = [(sources[i][1], sources[i][0].replacements[name]) for i in owners[name]]
+            kept[name] = replace(kept[name], tensor=_mean(name, pairs))
         warnings.append(f"replaced weights that differ are averaged: {_listed(differing)}")
     elif differing:
         warnings += [
@@ -64,7 +63,14 @@ def combined_replacements(
     return kept, warnings
 
 
-def _mean(name: str, pairs: Sequence[tuple[float, LazyTensor]]) -> LazyTensor:
+def _alike(one: Replacement, other: Replacement) -> bool:
+    return one.rows == other.rows and same_bytes(one.tensor, other.tensor)
+
+
+def _mean(name: str, owners: Sequence[tuple[float, Replacement]]) -> LazyTensor:
+    if len({r.rows for _, r in owners}) > 1:
+        raise MismatchError(f"the adapters replace different rows of '{name}'", hint="use --heads first")
+    pairs = [(w, r.tensor) for w, r in owners]
     shapes = {t.shape for _, t in pairs}
     total = math.fsum(w for w, _ in pairs)
     if len(shapes) > 1:

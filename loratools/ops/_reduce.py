@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from loratools.errors import InputError, UnsupportedError, UsageError
+from loratools.errors import InputError, UsageError
+from loratools.ops._factored import Layout, exact_factors
 from loratools.tensors import DTYPE_BITS, LazyTensor, held, parse_float_dtype, torch_dtype
 from loratools.updates import Update
 from loratools.updates.lora import LoRA
@@ -32,8 +33,6 @@ RULES = ("sv_ratio", "sv_cumulative", "sv_fro")
 _SMALL = 384
 # Rows of a dense matrix at a time.
 _ROWS = 256
-# Products of factors beyond this are no update of a weight: float32 ends there.
-_LARGEST = 3e38
 
 
 @dataclass(frozen=True)
@@ -129,14 +128,14 @@ def _ensure_known(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Module:
-    """A line of a report: ranks, and what of the delta (Frobenius `norm`) is in the stored values.
+    """A line of a report: ranks (None of a vector), and what of the delta (Frobenius `norm`) is in the stored values.
 
     `energy` is the share of the squared norm and `error` the relative Frobenius error.
     """
 
     name: str
-    rank_in: int
-    rank: int
+    rank_in: int | None
+    rank: int | None
     energy: float
     error: float
     norm: float
@@ -154,7 +153,7 @@ class Stored:
     norm: float
     lost: float
 
-    def module(self, name: str, rank_in: int, rank: int) -> Module:
+    def module(self, name: str, rank_in: int | None, rank: int | None) -> Module:
         error = self.lost / self.norm if self.norm else 0.0
         return Module(name, rank_in, rank, max(0.0, 1 - error * error), error, self.norm)
 
@@ -175,51 +174,31 @@ def overall_error(modules: Sequence[Module]) -> float:
     return math.sqrt(lost / total) if total else 0.0
 
 
-def exact_factors(update: Update, name: str, whose: str) -> Factors:
-    """Factors of the update in float64, scale included.
-
-    Raises:
-        UnsupportedError: it is no product of thin factors.
-        InputError: values that are not finite, named.
-    """
-    factors = update.factors()
-    if factors is None:
-        raise UnsupportedError(f"'{name}' of '{whose}' is a {update.kind} update, which has no low-rank factors")
-    # A sum in float64 of finite values from a file is finite, and several times faster to look at.
-    suspect = not math.isfinite(float(factors.b.sum()) + float(factors.a.sum()))
-    if suspect and not (factors.b.isfinite().all() and factors.a.isfinite().all()):
-        parts = [f"{name}.{part}" for part, tensor in update.parts.items() if not tensor.read().isfinite().all()]
-        raise InputError(
-            f"'{whose}' has values that are not finite",
-            details=parts or [f"{name}: scale {update.scale}"],
-            hint="the training diverged, or the file is damaged; choose other modules with --exclude",
-        )
-    largest = float(factors.b.abs().amax() * factors.a.abs().amax()) if factors.a.numel() and factors.b.numel() else 0.0
-    if not largest < _LARGEST:
-        raise InputError(
-            f"'{name}' of '{whose}' would reach {largest:.4g}, which no trained weight does",
-            hint="look at the adapter's alpha",
-        )
-    return factors
-
-
 def passed_through(update: Update, factors: Factors, name: str, dtype: str | None) -> Reduced:
     """The update as it is, its tensors byte for byte, unless another dtype is asked for."""
     from loratools.algebra.lowrank import norm
 
     size = norm(factors)
-    if not isinstance(update, LoRA) or dtype is None or {t.dtype for t in update.parts.values()} == {dtype}:
+    if dtype is None or {t.dtype for t in update.parts.values()} == {dtype}:
         return Reduced(Stored(update, size, 0.0), factors, factors)
-    mid = _cast(update.mid, dtype, name) if update.mid is not None else None
-    cast = replace(update, a=_cast(update.a, dtype, name), b=_cast(update.b, dtype, name), mid=mid)
-    kept = _factors(cast)
-    return Reduced(Stored(cast, size, _norm(_difference(factors, kept))), kept, factors)
+    tensors = {f.name: getattr(update, f.name) for f in fields(update)}  # type: ignore[arg-type]
+    cast = {n: _cast(t, dtype, name) for n, t in tensors.items() if isinstance(t, LazyTensor)}
+    stored = replace(update, **cast)  # type: ignore[type-var]
+    kept = stored.factors() or exact_factors(stored, name, "")
+    return Reduced(Stored(stored, size, _norm(_difference(factors, kept))), kept, factors)
 
 
 def reduced(
-    wanted: Combination, limit: Limit, name: str, dtype: str, *, unchanged: Update | None, unchanged_dtype: str | None
+    wanted: Combination,
+    limit: Limit,
+    name: str,
+    dtype: str,
+    *,
+    unchanged: Update | None,
+    unchanged_dtype: str | None,
+    layout: Layout | None = None,
 ) -> Reduced:
-    """The nearest delta within `limit`, stored in `dtype` at scale 1.
+    """The nearest delta within `limit`, stored in `dtype` at scale 1 as a LoRA of such a `layout` (a linear layer's).
 
     A delta that is within it already is stored as it is; where it is that of the update `unchanged`, as that update.
 
@@ -229,7 +208,7 @@ def reduced(
     from loratools.algebra.lowrank import Factors, Framed, decompose, norm, truncate
 
     if not isinstance(wanted, (Factors, Framed)):
-        return _reduced_dense(wanted, limit, name, dtype)
+        return _reduced_dense(wanted, limit, name, dtype, layout)
     factors = wanted if isinstance(wanted, Factors) else wanted.factors()
     core, rank = None, factors.rank
     if limit.planned(factors.rank) != factors.rank:
@@ -238,11 +217,11 @@ def reduced(
     if core is None or rank >= factors.rank:
         if unchanged is not None:
             return passed_through(unchanged, factors, name, unchanged_dtype)
-        update = _stored_as(factors, name, dtype)
+        update = _stored_as(factors, name, dtype, layout)
         values = _factors(update)
         return Reduced(Stored(update, norm(factors), _norm(_difference(factors, values))), values, factors)
     kept = truncate(core.leading(rank), rank)
-    update = _stored_as(kept, name, dtype)
+    update = _stored_as(kept, name, dtype, layout)
     values = _factors(update)
     rounding = _difference(kept, values)
     # |tail - rounding|^2. The tail is what was cut off: factors - kept, orthogonal to what was kept, so the product is
@@ -253,7 +232,7 @@ def reduced(
     return Reduced(Stored(update, float(core.s.square().sum().sqrt()), lost), values, factors)
 
 
-def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str) -> Reduced:
+def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str, layout: Layout | None) -> Reduced:
     import torch
 
     from loratools.algebra.lowrank import Svd, fix_signs, truncate
@@ -273,7 +252,7 @@ def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str) -> Reduce
     else:
         found = truncated_svd(delta, rule)
         rank = len(found.s)
-    update = _stored_as(truncate(found, max(1, rank)), name, dtype)
+    update = _stored_as(truncate(found, max(1, rank)), name, dtype, layout)
     values = _factors(update)
     residual = 0.0
     for start in range(0, delta.shape[0], _ROWS):
@@ -316,10 +295,10 @@ def _without_noise(core: Core, factors: Factors) -> Core:
     return replace(core, s=torch.where(core.s > noise, core.s, 0.0))
 
 
-def _stored_as(factors: Factors, name: str, dtype: str) -> LoRA:
-    a, b = (t.to(torch_dtype(dtype)).contiguous() for t in (factors.a, factors.b))
+def _stored_as(factors: Factors, name: str, dtype: str, layout: Layout | None) -> LoRA:
+    b, a = (t.to(torch_dtype(dtype)) for t in (factors.b, factors.a))
     _ensure_fits(name, dtype, bool(a.isfinite().all() and b.isfinite().all()))
-    return LoRA(held(a), held(b), float(factors.rank), "config")
+    return (layout or Layout((b.shape[0], a.shape[1]))).lora(b, a)
 
 
 def _cast(tensor: LazyTensor, dtype: str, name: str) -> LazyTensor:

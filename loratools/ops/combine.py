@@ -24,13 +24,27 @@ from loratools.methods import Method, Terms, Value
 from loratools.ops._arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
 from loratools.ops._combine_heads import combined_replacements
 from loratools.ops._combine_report import CombinedModule, Part, Share, parts_of, share_of
+from loratools.ops._experts import Experts, apart, ensure_alike, together, zeros_like
+from loratools.ops._factored import (
+    Layout,
+    exact_factors,
+    is_vector,
+    layout_of,
+    lora_notes,
+    reason_against,
+    refuse_together,
+)
 from loratools.ops._recipe import Recipe, ingredients, overridden, read_recipe
-from loratools.ops._reduce import Limit, Reduced, exact_factors, overall_error, reduced, update_dtype, widest
+from loratools.ops._reduce import Limit, Reduced, overall_error, passed_through, reduced, update_dtype, widest
 from loratools.storage.commit import check_output
-from loratools.updates import Update, flow
+from loratools.tensors import held
+from loratools.updates import Shape, Update, flow
+from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
+from loratools.updates.lora_experts import LoRAExperts
 
 if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
     from loratools.methods import Combination
 
 
@@ -151,7 +165,7 @@ def combine(
             check_output(Path(path), overwrite=overwrite, inputs=inputs)
 
     selected = _selected(sources, followed.include, followed.exclude)
-    targets, silent = _targets(sources, followed, selected, taking_part, chosen)
+    targets, layers, silent = _targets(sources, followed, selected, taking_part, chosen)
     replacements, warnings = combined_replacements(sources, selected, taking_part, followed.heads)
     warnings = [*_base_warnings(sources, taking_part), *warnings]
     if silent:
@@ -166,7 +180,7 @@ def combine(
 
     with single_threaded_torch():
         results = run(list(targets.items()), work, threads=worker_count(threads))
-    updates = {name: r.update for name, r in zip(targets, results, strict=True)}
+    updates = together({name: r.update for name, r in zip(targets, results, strict=True)}, layers)
     told = followed.as_json()
     result = _adapter([sources[i][0] for i in taking_part], updates, replacements, told)
     if out is not None and not plan:
@@ -175,7 +189,7 @@ def combine(
     if residual is not None and not rest:
         warnings.append("nothing was lost, so that there is no residual to write")
     elif residual is not None and not plan:
-        left_over = replace(result, updates=rest, replacements={})
+        left_over = replace(result, updates=_filled(rest, updates, layers), replacements={})
         warnings += formats.save(left_over, Path(residual), format=format, overwrite=overwrite, inputs=inputs)
     modules = tuple(r.module for r in results)
     return CombineReport(
@@ -203,18 +217,23 @@ class _Chosen:
     dtype: str | None
     calibrate: str | None
     norm_match: bool
+    kinds_stay: bool = False
 
     @classmethod
     def by(cls, recipe: Recipe) -> _Chosen:
+        limit = Limit(rank=recipe.rank, energy=recipe.energy, max_rank=recipe.max_rank)
+        only = recipe.adapters[0] if len(recipe.adapters) == 1 else None
         return cls(
             method=cast(Method, registry.load("methods", recipe.method)),
             name=recipe.method,
             options=methods.settings(recipe.method, recipe.set),
-            limit=Limit(rank=recipe.rank, energy=recipe.energy, max_rank=recipe.max_rank),
+            limit=limit,
             seed=recipe.seed,
             dtype=stored_dtype(recipe.dtype) if recipe.dtype is not None else None,
             calibrate=recipe.calibrate,
             norm_match=recipe.norm_match,
+            # Formats hold adapters of one kind: only an adapter that comes back whole keeps another than LoRA.
+            kinds_stay=only is not None and only.weight == 1 and not (only.modules or only.blocks or limit.given),
         )
 
 
@@ -250,23 +269,34 @@ def _targets(
     selected: set[str],
     taking_part: Sequence[int],
     chosen: _Chosen,
-) -> tuple[dict[str, list[_Term]], list[str]]:
-    """The union of targets, sorted, each with the terms of the adapters that have it; and those that none weighs."""
+) -> tuple[dict[str, list[_Term]], dict[str, Experts], list[str]]:
+    """The union of targets, sorted, each with the terms of the adapters that have it; layers of fused experts, whose
+    experts are targets; and the targets that none weighs."""
     targets: dict[str, list[_Term]] = {}
+    layers: dict[str, Experts] = {}
     for i in taking_part:
         adapter, _ = sources[i]
         weights = recipe.adapters[i].weights(adapter)
         for name, update in adapter.updates.items():
-            if name in selected:
-                terms = targets.setdefault(name, [])
+            if name not in selected:
+                continue
+            parts, fused = apart({name: update})
+            if fused:
+                ensure_alike(name, layers.setdefault(name, fused[name]), fused[name])
+            for part, own in parts.items():
+                terms = targets.setdefault(part, [])
                 if weights[name]:
-                    terms.append(_Term(i, weights[name], update, adapter.name))
+                    terms.append(_Term(i, weights[name], own, adapter.name))
     silent = sorted(name for name, terms in targets.items() if not terms)
     targets = {name: terms for name, terms in sorted(targets.items()) if terms}
+    every = [(name, t) for name, terms in targets.items() for t in terms]
+    refuse_together(
+        [f"{n} of '{t.whose}'   {why}" for n, t in every if (why := reason_against(t.update)) is not None], len(every)
+    )
     misfits = [
         f"{name}   " + ", ".join(f"'{t.whose}' {flow(t.update.shape)}" for t in terms)
         for name, terms in targets.items()
-        if len({t.update.shape for t in terms}) > 1
+        if len({(_without_ones(t.update.shape), layout_of(t.update).embedding) for t in terms}) > 1
     ]
     if misfits:
         raise MismatchError(
@@ -280,7 +310,7 @@ def _targets(
             f"the method '{chosen.name}' takes no negative weights, as that of '{below[0]}'",
             hint="linear and most others do",
         )
-    return targets, silent
+    return targets, layers, silent
 
 
 def _base_warnings(sources: Sequence[tuple[Adapter, float]], taking_part: Sequence[int]) -> list[str]:
@@ -292,17 +322,57 @@ def _base_warnings(sources: Sequence[tuple[Adapter, float]], taking_part: Sequen
 
 def _combined(name: str, terms: Sequence[_Term], chosen: _Chosen, *, rest: bool) -> _Combined:
     factors = tuple(exact_factors(t.update, name, t.whose) for t in terms)
-    scales = tuple(t.update.scale if isinstance(t.update, LoRA) else None for t in terms)
-    said = Terms(name, factors, tuple(t.weight for t in terms), scales, chosen.seed)
+    dtype = chosen.dtype or widest([update_dtype(t.update) for t in terms])
+    if is_vector(terms[0].update):
+        return _added(name, terms, factors, chosen, dtype)
+    said = Terms(name, factors, tuple(t.weight for t in terms), tuple(_scale(t.update) for t in terms), chosen.seed)
     wanted = _finished(chosen.method.combine(said, **chosen.options), said, chosen)
     source = next((t.update for t, f in zip(terms, factors, strict=True) if f is wanted), None)
-    dtype = chosen.dtype or widest([update_dtype(t.update) for t in terms])
-    found = reduced(wanted, chosen.limit, name, dtype, unchanged=source, unchanged_dtype=chosen.dtype)
+    found = reduced(
+        wanted,
+        chosen.limit,
+        name,
+        dtype,
+        unchanged=source if isinstance(source, LoRA) or chosen.kinds_stay else None,
+        unchanged_dtype=chosen.dtype,
+        layout=_common_layout([t.update for t in terms]),
+    )
     parts = parts_of([(t.index, t.weight, f) for t, f in zip(terms, factors, strict=True)], found)
     line = found.stored.module(name, sum(f.rank for f in factors), found.factors.rank)
     module = CombinedModule(**vars(line), adapters=tuple(p.share() for p in parts))
     left = _rest(found, said, chosen, name, dtype) if rest else None
     return _Combined(found.stored.update, module, parts, left)
+
+
+def _added(name: str, terms: Sequence[_Term], factors: Sequence[Factors], chosen: _Chosen, dtype: str) -> _Combined:
+    """Differences of a bias or a norm: there is nothing but to add them up, whatever the method."""
+    import torch
+
+    if len(terms) == 1 and terms[0].weight == 1:
+        found = passed_through(terms[0].update, factors[0], name, chosen.dtype)
+    else:
+        columns = torch.stack([t.weight * (f.b @ f.a) for t, f in zip(terms, factors, strict=True)])
+        wanted = replace(factors[0], b=columns.sum(dim=0), a=torch.ones(1, 1, dtype=torch.float64))
+        found = passed_through(Full(held(wanted.b.reshape(-1))), wanted, name, dtype)
+    parts = parts_of([(t.index, t.weight, f) for t, f in zip(terms, factors, strict=True)], found)
+    parts = tuple(replace(p, overlaps=()) for p in parts)
+    module = CombinedModule(**vars(found.stored.module(name, None, None)), adapters=tuple(p.share() for p in parts))
+    return _Combined(found.stored.update, module, parts, None)
+
+
+def _scale(update: Update) -> float | None:
+    """The scale of a plain pair of factors; None of any other kind."""
+    plain = isinstance(update, LoRA) and update.mid is None and not update.embedding
+    return update.scale if plain else None
+
+
+def _without_ones(shape: Shape) -> Shape:
+    """The shape without a kernel of one element: such a convolution may be stored as a linear layer."""
+    return shape[:2] if all(size == 1 for size in shape[2:]) else shape
+
+
+def _common_layout(updates: Sequence[Update]) -> Layout:
+    return max((layout_of(u) for u in updates), key=lambda layout: len(layout.shape))
 
 
 def _finished(found: Combination, terms: Terms, chosen: _Chosen) -> Combination:
@@ -349,7 +419,21 @@ def _rest(found: Reduced, terms: Terms, chosen: _Chosen, name: str, dtype: str) 
     # Cancelled terms leave directions that are rounding: as large as the values that were subtracted, times epsilon.
     rank = max(1, int((core.s > 1e-12 * max(found.stored.norm, float(core.s[0]))).sum()))
     kept = truncate(core.leading(rank), rank)
-    return reduced(kept, Limit(), name, dtype, unchanged=None, unchanged_dtype=None).stored.update
+    layout = layout_of(found.stored.update)
+    return reduced(kept, Limit(), name, dtype, unchanged=None, unchanged_dtype=None, layout=layout).stored.update
+
+
+def _filled(
+    rest: Mapping[str, Update], updates: Mapping[str, Update], layers: Mapping[str, Experts]
+) -> dict[str, Update]:
+    """What was lost, with experts as one parameter; an expert that lost nothing has zeros there."""
+    found = dict(rest)
+    for name in layers:
+        if isinstance(whole := updates.get(name), LoRAExperts):
+            lost = [n for n in apart({name: whole})[0] if n in rest]
+            for part, own in apart({name: whole})[0].items() if lost else ():
+                found.setdefault(part, zeros_like(own))
+    return together(found, layers)
 
 
 def _adapter(
@@ -359,19 +443,15 @@ def _adapter(
     recipe: Mapping[str, object],
 ) -> Adapter:
     """The result as an adapter, with those notes of the sources that still hold, and with its recipe."""
-    notes = _agreed([a.notes for a in sources])
-    peft = notes.get("peft")
-    peft = dict(peft) if isinstance(peft, Mapping) else {}
-    metadata = peft.get("metadata")
+    notes = lora_notes(_agreed([a.notes for a in sources]), updates)
     text = json.dumps({"loratools": __version__, "verb": "combine", "recipe": recipe}, default=str)
-    peft["metadata"] = {**(metadata if isinstance(metadata, Mapping) else {}), "loratools": text}
     return replace(
         sources[0],
         updates=updates,
         replacements=replacements,
         path=None,
         base_model=next((a.base_model for a in sources if a.base_model is not None), None),
-        notes={**notes, "peft": peft},
+        notes={**notes, "loratools": {"metadata": {"loratools": text}}},
         warnings=(),
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from loratools.adapter import Adapter, select_names
@@ -15,7 +15,9 @@ from loratools.errors import MismatchError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops._arguments import AdapterSource, RankFrom, load_adapter
 from loratools.ops._combine_report import overlap
-from loratools.ops._reduce import exact_factors, inner
+from loratools.ops._experts import apart
+from loratools.ops._factored import exact_factors, is_vector, reason_against, refuse_together
+from loratools.ops._reduce import inner
 from loratools.ops._same import same_bytes
 from loratools.updates import flow
 
@@ -129,6 +131,7 @@ def compare(
         InputError: values that are not finite.
     """
     one, two = (load_adapter(a, rank_from=rank_from, from_format=from_format) for a in (first, second))
+    one, two = (replace(a, updates=apart(a.updates)[0]) for a in (one, two))
     every = sorted({*one.updates, *two.updates, *one.replacements, *two.replacements})
     names = set(select_names(every, include, exclude) if include or exclude else every)
     left, right = ({n: u for n, u in a.updates.items() if n in names} for a in (one, two))
@@ -199,7 +202,8 @@ def _pair(name: str, one: Adapter, two: Adapter) -> _Pair:
     f, g = (exact_factors(a.updates[name], name, a.name) for a in (one, two))
     (rows_f, square_f), (rows_g, square_g) = row_space(f), row_space(g)
     columns_f, columns_g = (row_space(Factors(x.a.mT, x.b.mT))[0] for x in (f, g))
-    there = bool(rows_f.shape[1] and rows_g.shape[1])
+    # A vector has no row space to speak of.
+    there = bool(rows_f.shape[1] and rows_g.shape[1]) and not is_vector(one.updates[name])
     disturbances = (
         float((g.b @ (g.a @ rows_f)).square().sum()),
         float((f.b @ (f.a @ rows_g)).square().sum()),
@@ -239,6 +243,9 @@ def _ensure_comparable(one: Adapter, two: Adapter, both: Sequence[str]) -> None:
             details=[f"'{a.name}': {name}, ..." for a, name in zip((one, two), example, strict=True)],
             hint="they are for different models, or name modules in different ways",
         )
+    every = [(n, a) for n in both for a in (one, two)]
+    reasons = [f"{n} of '{a.name}'   {why}" for n, a in every if (why := reason_against(a.updates[n])) is not None]
+    refuse_together(reasons, len(every))
     misfits = [
         f"{n}   {flow(one.updates[n].shape)} and {flow(two.updates[n].shape)}"
         for n in both

@@ -17,10 +17,13 @@ from loratools.adapter import Adapter
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
-from loratools.ops._reduce import Limit, Module, Stored, exact_factors, overall_error, reduced, update_dtype
+from loratools.ops._experts import apart, together
+from loratools.ops._factored import exact_factors, is_vector, layout_of, lora_notes, reason_against, refuse_together
+from loratools.ops._reduce import Limit, Module, Stored, overall_error, passed_through, reduced, update_dtype
 from loratools.storage.commit import check_output
 from loratools.tensors import DTYPE_BITS
 from loratools.updates import Update
+from loratools.updates.lora import LoRA
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,8 +96,9 @@ def resize(
     include, exclude   globs; what they leave out is not in the result.
     plan     compute everything, and write nothing.
 
-    A module at or below its rank passes through with its tensors byte for byte, unless a dtype is asked for; the others
-    have their singular values split evenly between A and B, and scale 1. Replaced weights pass through.
+    A LoRA at or below its rank passes through with its tensors byte for byte, unless a dtype is asked for; the others
+    have their singular values split evenly between A and B, and scale 1. Other kinds become LoRA. Replaced weights, and
+    differences of vectors, pass through.
     Computed in float64; errors are those of the stored values.
 
     Raises:
@@ -120,6 +124,10 @@ def resize(
         check_output(Path(out), overwrite=overwrite, inputs=inputs)
     source = source.selected(include, exclude)
     warnings = list(source.warnings)
+    whole, (parts, layers) = source, apart(source.updates)
+    source = replace(source, updates=parts)
+    why_not = {name: reason_against(u) for name, u in source.updates.items()}
+    refuse_together([f"{name}   {why}" for name, why in why_not.items() if why is not None], len(why_not))
     workers = worker_count(threads)
     limits: Mapping[str, Limit] = dict.fromkeys(source.updates, limit)
     if max_size is not None:
@@ -127,26 +135,40 @@ def resize(
     elif max_params is not None:
         limits = _shared_out(source, max_params, cast_to, max_rank, workers, size=False)
 
-    def work(item: tuple[str, Update]) -> tuple[Stored, int, int]:
+    def work(item: tuple[str, Update]) -> tuple[Stored, Module]:
         name, update = item
         factors = exact_factors(update, name, source.name)
-        store_as = cast_to or update_dtype(update)
-        smaller = reduced(factors, limits[name], name, store_as, unchanged=update, unchanged_dtype=cast_to)
+        if is_vector(update):
+            stored = passed_through(update, factors, name, cast_to).stored
+            line = stored.module(name, None, None)
+        else:
+            found = reduced(
+                factors,
+                limits[name],
+                name,
+                cast_to or update_dtype(update),
+                unchanged=update if isinstance(update, LoRA) else None,
+                unchanged_dtype=cast_to,
+                layout=layout_of(update),
+            )
+            stored = found.stored
+            line = stored.module(name, factors.rank, found.factors.rank)
         if progress is not None:
             progress(sum(t.nbytes for t in update.parts.values()))
-        return smaller.stored, factors.rank, smaller.factors.rank
+        return stored, line
 
     with single_threaded_torch():
         results = run(list(source.updates.items()), work, threads=workers)
-    updates = {name: r.update for name, (r, _, _) in zip(source.updates, results, strict=True)}
-    result = replace(source, updates=updates, path=None, warnings=())
-    modules = [r.module(name, rank_in, rank) for name, (r, rank_in, rank) in zip(updates, results, strict=True)]
+    updates = together({name: stored.update for name, (stored, _) in zip(source.updates, results, strict=True)}, layers)
+    notes = lora_notes(source.notes, updates)
+    result = replace(whole, updates=updates, path=None, warnings=(), notes=notes)
+    modules = [line for _, line in results]
     if out is not None and not plan:
         warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs)
     return ResizeReport(
         modules=tuple(modules),
         error=overall_error(modules),
-        unchanged=sum(r.update is u for (r, _, _), u in zip(results, source.updates.values(), strict=True)),
+        unchanged=sum(r.update is u for (r, _), u in zip(results, source.updates.values(), strict=True)),
         output=Path(out) if out is not None and not plan else None,
         adapter=None if plan else result,
         bytes=sum(t.nbytes for t in result.tensors().values()),
@@ -166,11 +188,14 @@ def _shared_out(
         each = DTYPE_BITS[dtype or update_dtype(item[1])] // 8 if size else 1
         return singular_values(factors), (factors.out_features + factors.in_features) * each
 
+    matrices = [(name, u) for name, u in source.updates.items() if not is_vector(u)]
+    vectors = [u for u in source.updates.values() if is_vector(u)]
     with single_threaded_torch():
-        found = run(list(source.updates.items()), spectrum, threads=workers)
+        found = run(matrices, spectrum, threads=workers)
+    fixed = [t.nbytes if size else t.elements for u in vectors for t in u.parts.values()]
     spectra, costs = [s for s, _ in found], [cost for _, cost in found]
     # A module of zeros is stored with rank 1 all the same.
-    room = budget - sum(cost for s, cost in found if not s.any())
+    room = budget - sum(fixed) - sum(cost for s, cost in found if not s.any())
     least = least_budget(spectra, costs)
     if room < least:
         unit = "bytes" if size else "parameters"
@@ -179,7 +204,7 @@ def _shared_out(
             hint="allow more, or leave modules out with --exclude",
         )
     ranks = allocate(spectra, costs, room, maximum=max_rank)
-    return {name: Limit(rank=max(1, rank)) for name, rank in zip(source.updates, ranks, strict=True)}
+    return {name: Limit(rank=max(1, rank)) for (name, _), rank in zip(matrices, ranks, strict=True)}
 
 
 def _room(source: Adapter, max_size: int) -> int:

@@ -21,9 +21,9 @@ from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops._delta import Decomposed, Rounding, decomposed, delta_of, rounding_of
 from loratools.ops._extract_work import device_named
+from loratools.ops._factored import exact_factors
 from loratools.ops._pairs import Pair, line_up
 from loratools.ops._ranks import ABOVE_EDGE, header_bytes
-from loratools.ops._reduce import exact_factors
 from loratools.ops._same import same_bytes
 from loratools.tensors import DTYPE_BITS
 from loratools.updates import Update

@@ -40,7 +40,7 @@ def modules_table(report: Reduced) -> Table:
     for heading in ("rank now", "rank", "error"):
         table.add_column(heading, justify="right")
     for module in report.modules:
-        table.add_row(Text(safe(module.name)), str(module.rank_in), str(module.rank), number(module.error))
+        table.add_row(Text(safe(module.name)), _rank(module.rank_in), _rank(module.rank), number(module.error))
     return table
 
 
@@ -53,7 +53,12 @@ def error_row(report: Reduced) -> tuple[str, str]:
 
 def change(modules: Sequence[Module]) -> str:
     """`rank 16 to ranks 4–8`."""
-    return f"{ranks(m.rank_in for m in modules)} to {ranks(m.rank for m in modules)}"
+    before = [m.rank_in for m in modules if m.rank_in is not None]
+    return f"{ranks(before)} to {ranks(m.rank for m in modules if m.rank is not None)}"
+
+
+def _rank(rank: int | None) -> str:
+    return "–" if rank is None else str(rank)
 
 
 def _head(report: ResizeReport) -> list[tuple[str, str]]:

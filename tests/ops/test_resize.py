@@ -171,3 +171,91 @@ def test_command_prints_json_and_says_what_is_unchanged(tmp_path: Path) -> None:
     assert wrong.exit_code == 2
     assert "0.95" in wrong.stderr
     assert not (tmp_path / "out3").exists()
+
+
+def _spectra(source: Adapter) -> dict[str, Tensor]:
+    return {name: torch.linalg.svdvals(_dense(source, name)) for name in source.updates}
+
+
+@pytest.mark.parametrize(("name", "value"), [("sv_ratio", 2.5), ("sv_cumulative", 0.7), ("sv_fro", 0.9)])
+def test_kohyas_rules_are_their_definition(tmp_path: Path, name: str, value: float) -> None:
+    source = formats.load(_source(tmp_path))
+
+    report = resize(source, rule=(name, value))
+
+    for module in report.modules:
+        s = _spectra(source)[module.name][: source.updates[module.name].rank].tolist()
+        if name == "sv_ratio":
+            wanted = sum(x > s[0] / value for x in s)
+        else:
+            power = 1 if name == "sv_cumulative" else 2
+            sums = [sum(x**power for x in s[: k + 1]) ** (1 / power) for k in range(len(s))]
+            wanted = next(k + 1 for k, total in enumerate(sums) if total >= value * sums[-1])
+        assert module.rank == wanted
+    capped = resize(source, rule=(name, value), max_rank=1)
+    assert {m.rank for m in capped.modules} == {1}
+
+
+def test_rules_are_strict(tmp_path: Path) -> None:
+    path = _source(tmp_path)
+
+    for rule, message in [(("sv_frob", 0.9), "no rule"), (("sv_fro", 1.5), "share"), (("sv_ratio", 0.5), "1 or more")]:
+        with pytest.raises(UsageError, match=message):
+            resize(path, rule=rule)
+    with pytest.raises(UsageError, match="exclude each other"):
+        resize(path, rank=2, max_params=100)
+
+
+def test_parameters_are_shared_out_so_that_the_loss_is_least(tmp_path: Path) -> None:
+    import itertools
+
+    source = formats.load(_source(tmp_path))
+    budget = 130
+    spectra = _spectra(source)
+    costs = {name: sum(u.shape) for name, u in source.updates.items()}
+    names = list(source.updates)
+
+    report = resize(source, max_params=budget, dtype="float64")
+
+    def lost(ranks: tuple[int, ...]) -> float:
+        return sum(float(spectra[n][r:].square().sum()) for n, r in zip(names, ranks, strict=True))
+
+    choices = itertools.product(*(range(1, source.updates[n].rank + 1) for n in names))
+    fitting = [c for c in choices if sum(r * costs[n] for n, r in zip(names, c, strict=True)) <= budget]
+    best = min(lost(c) for c in fitting)
+    total = sum(float(s.square().sum()) for s in spectra.values())
+    ranks = tuple(m.rank for m in report.modules)
+    assert ranks in fitting
+    # A knapsack filled greedily may miss the optimum by less than one unit.
+    worst_unit = max(float(s[0]) ** 2 for s in spectra.values())
+    assert best <= lost(ranks) < best + worst_unit
+    assert report.error == pytest.approx(math.sqrt(lost(ranks) / total), rel=1e-9)
+    assert report.adapter is not None
+    assert sum(t.elements for t in report.adapter.tensors().values()) <= budget
+
+
+@pytest.mark.parametrize("size", [2400, 2600, 3000])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_file_is_no_larger_than_asked_for(tmp_path: Path, size: int, dtype: str) -> None:
+    path = _source(tmp_path, extra={"score.weight": torch.randn(3, 5)}, config={"modules_to_save": ["score"]})
+
+    report = resize(path, tmp_path / "out", max_size=size, dtype=dtype)
+
+    assert (tmp_path / "out/adapter_model.safetensors").stat().st_size <= size
+    assert report.modules
+
+
+def test_command_takes_budgets_and_rules(tmp_path: Path) -> None:
+    path = str(_source(tmp_path))
+    runner = click.testing.CliRunner()
+
+    fits = runner.invoke(verbs, ["resize", path, "-o", str(tmp_path / "a"), "--max-params", "100", "--json"])
+    rule = runner.invoke(verbs, ["resize", path, "-o", str(tmp_path / "b"), "--rule", "sv_fro=0.9", "--plan"])
+    small = runner.invoke(verbs, ["resize", path, "-o", str(tmp_path / "c"), "--max-size", "1kB"])
+
+    assert fits.exit_code == 0, fits.stderr
+    assert sum(m["rank"] for m in json.loads(fits.stdout)["modules"]) >= 4
+    assert rule.exit_code == 0, rule.stderr
+    assert "model.layers.0.self_attn.q_proj" in rule.stdout
+    assert (small.exit_code, "there is room for" in small.stderr) == (2, True)
+    assert [p.name for p in tmp_path.iterdir() if p.name in "abc"] == ["a"]

@@ -161,6 +161,56 @@ class HadamardDelta:
 
 
 @dataclass(frozen=True, eq=False)
+class KroneckerDelta:
+    """`kron(first, second)`, whose block at (i, j) is `first[i, j] * second`; scale and weight are in `first`."""
+
+    first: Floats
+    second: Floats
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        (a, c), (b, d) = self.first.shape, self.second.shape
+        return a * b, c * d
+
+    @property
+    def terms(self) -> int:
+        return 1
+
+    def rows(self, start: int, stop: int, base: Floats | None = None, *, out: Floats | None = None) -> Floats:
+        import numpy as np
+
+        return _into(self._rows(np.arange(start, stop)), out)
+
+    def energy(self, start: int, stop: int) -> float:
+        import numpy as np
+
+        outer, inner = np.divmod(np.arange(start, stop), len(self.second))
+        first, second = (np.square(w.astype(np.float64)).sum(axis=1) for w in (self.first, self.second))
+        return float(np.vdot(first[outer], second[inner]))
+
+    def magnitude(self, start: int, stop: int, base: Floats | None = None) -> Floats:
+        sizes: Floats = abs(self.rows(start, stop))
+        return sizes
+
+    def turned(self) -> KroneckerDelta:
+        import numpy as np
+
+        return KroneckerDelta(np.ascontiguousarray(self.first.T), np.ascontiguousarray(self.second.T))
+
+    def part(self, rows: Index, columns: Index) -> DenseDelta:
+        import numpy as np
+
+        return DenseDelta(self._rows(np.arange(self.shape[0])[rows])[:, columns])
+
+    def _rows(self, numbers: NDArray[np.intp]) -> Floats:
+        import numpy as np
+
+        outer, inner = np.divmod(numbers, len(self.second))
+        blocks: Floats = self.first[outer][:, :, None] * self.second[inner][:, None, :]
+        return blocks.reshape(len(numbers), -1)
+
+
+@dataclass(frozen=True, eq=False)
 class DenseDelta:
     """Values formed beforehand, in float64 and rounded to what is computed in: one whole matrix in memory."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates._deltas import DenseDelta, FactorDelta, ScaledDelta, dense
@@ -74,3 +75,19 @@ def _rescaled(delta: Delta, ratio: Floats, base: LazyTensor, by: str, weight: fl
 
 def _base_rows(base: LazyTensor, start: int, stop: int) -> Floats:
     return read_array(base, "F64", start, stop).reshape(stop - start, -1)
+
+
+def magnitude_axis(magnitude: LazyTensor, out: int) -> Literal["out", "in"]:
+    """Whose norm LyCORIS stores as `dora_scale`, by its shape: (out, 1, ...), or (1, in, 1, ...) before 3.2.
+
+    Raises:
+        FormatError: the shape is neither.
+    """
+    sizes = magnitude.shape
+    if len(sizes) >= 2 and sizes[0] == out and magnitude.elements == out:
+        return "out"
+    if len(sizes) >= 2 and sizes[1] == magnitude.elements:
+        return "in"
+    raise FormatError(
+        f"dora_scale has shape {list(sizes)}: one number for each of {out} outputs or each input is needed"
+    )

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
-from loratools.updates import Delta, fits_shape
+from loratools.updates import Delta, Update, fits_shape
 from loratools.updates._deltas import dense
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
+
+LYCORIS_PARTS = ("diff", "diff_b", "w_norm", "b_norm")
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,11 @@ class Full:
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
         values = read_array(self.diff, "F64")
         return dense(values.reshape(values.shape[0] if values.ndim else 1, -1), self.scale * weight, dtype)
+
+
+def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:
+    """The module's updates, of a layer or of a norm; there is no alpha in them."""
+    weight, bias = ("diff", "diff_b") if "diff" in parts else ("w_norm", "b_norm")
+    if weight not in parts:
+        raise FormatError(f"'{name}' has {', '.join(sorted(parts))} without diff or w_norm")
+    return {"": Full(parts[weight]), **({".bias": Full(parts[bias])} if bias in parts else {})}

@@ -1,0 +1,28 @@
+"""Orthogonal matrices of small blocks, in float64: Cayley's map, and products with blocks along a diagonal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
+
+
+def cayley(skew: Floats) -> Floats:
+    """`(I - Q)(I + Q)^-1` of skew-symmetric matrices, (..., size, size)."""
+    import numpy as np
+
+    one = np.eye(skew.shape[-1])
+    # (I - Q)(I + Q)^-1 is the transpose of (I + Q)'^-1 (I - Q)', and Q' is -Q.
+    solved: Floats = np.linalg.solve(one - skew, one + skew)
+    rotation: Floats = solved.swapaxes(-1, -2)
+    return rotation
+
+
+def times_blocks(values: Floats, blocks: Floats) -> Floats:
+    """`values @ diag(blocks)`. values: (rows, count x size), blocks: (count, size, size)."""
+    import numpy as np
+
+    count, size, _ = blocks.shape
+    product: Floats = np.einsum("rki,kij->rkj", values.reshape(-1, count, size), blocks, optimize=True)
+    return product.reshape(values.shape)

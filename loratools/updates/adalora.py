@@ -1,0 +1,101 @@
+"""AdaLoRA: `dW = alpha / (initial rank + 1e-5) * B @ diag(E) @ A`, of the ranks that its training left.
+
+Zhang et al., 2023, https://arxiv.org/abs/2303.10512. As PEFT scales it: by the rank that every module began with, not
+by the rank that it was pruned to. A module of rank 0 was pruned away, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from loratools.errors import FormatError
+from loratools.storage.arrays import read_array
+from loratools.tensors import LazyTensor
+from loratools.updates import Delta, Update, fits_shape
+from loratools.updates._deltas import FactorDelta
+from loratools.updates._peft import PeftModule
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
+
+PEFT_PARTS = ("lora_A", "lora_B", "lora_E", "ranknum")
+# PEFT's defaults, where the config has none.
+_INITIAL_RANK = 12
+_ALPHA = 8
+# What PEFT adds to the rank, which may be 0, before it divides by it.
+_MORE = 1e-5
+
+
+@dataclass(frozen=True)
+class AdaLoRA:
+    """`a: (rank, in)`, `b: (out, rank)`, `e: (rank, 1)`, the singular values.
+
+    initial_rank: what alpha is divided by.
+    """
+
+    kind: ClassVar[str] = "adalora"
+    needs_base: ClassVar[bool] = False
+
+    a: LazyTensor
+    b: LazyTensor
+    e: LazyTensor
+    alpha: float
+    alpha_source: str
+    initial_rank: int
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.initial_rank + _MORE)
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        return {"A": self.a, "B": self.b, "E": self.e}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return fits_shape(self.shape, shape)
+
+    def factors(self) -> Factors | None:
+        import torch
+
+        from loratools.algebra.lowrank import Factors
+
+        b, a = self._matrices(1.0)
+        return Factors(torch.from_numpy(b), torch.from_numpy(a))
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        import numpy as np
+
+        kind = np.float64 if dtype == "F64" else np.float32
+        b, a = self._matrices(weight)
+        return FactorDelta(b.astype(kind), a.astype(kind))
+
+    def _matrices(self, weight: float) -> tuple[Floats, Floats]:
+        singular = read_array(self.e, "F64").reshape(-1)
+        return read_array(self.b, "F64") * (singular * (self.scale * weight)), read_array(self.a, "F64")
+
+
+def from_peft(module: PeftModule) -> Mapping[str, Update]:
+    """Linear layers. The config's `r` is not what it is scaled by: `init_r` is."""
+    a, b, e = module.need("lora_A", "lora_B", "lora_E")
+    if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] == e.elements):
+        raise FormatError(
+            f"'{module.name}' has lora_A {list(a.shape)}, lora_B {list(b.shape)} and lora_E {list(e.shape)}, "
+            "which have different ranks"
+        )
+    initial, alpha = module.config.get("init_r", _INITIAL_RANK), module.config.get("lora_alpha", _ALPHA)
+    if not isinstance(initial, int) or initial < 0 or not isinstance(alpha, int | float):
+        raise FormatError(f"adapter_config.json has init_r {initial!r} and lora_alpha {alpha!r}: numbers are needed")
+    # PEFT takes the rank at the time for an alpha that is not positive, which is the one that pruning left.
+    found = float(alpha) if alpha > 0 else float(a.shape[0])
+    return {"": AdaLoRA(a, b, e, found, "config" if "lora_alpha" in module.config else "assumed", initial)}

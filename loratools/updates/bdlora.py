@@ -1,0 +1,119 @@
+"""BD-LoRA: LoRA with one factor made of blocks, `dW = scale * B @ diag(A1, A2, ...)` or `diag(B1, B2, ...) @ A`.
+
+Wang et al., 2025, https://arxiv.org/abs/2510.23346. The blocks are stored below each other; which factor has them is said by names of modules in the config.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from loratools.errors import FormatError
+from loratools.storage.arrays import read_array
+from loratools.tensors import LazyTensor
+from loratools.updates import Delta, Update, fits_shape, lora
+from loratools.updates._deltas import FactorDelta
+from loratools.updates._peft import PeftModule
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
+
+
+@dataclass(frozen=True)
+class BDLoRA:
+    """`a: (rank, in / blocks)` where A has the blocks, else `b: (out, rank / blocks)`; the other factor is whole."""
+
+    kind: ClassVar[str] = "bdlora"
+    needs_base: ClassVar[bool] = False
+
+    a: LazyTensor
+    b: LazyTensor
+    blocks: int
+    diagonal: Literal["A", "B"]
+    alpha: float
+    alpha_source: str
+    rslora: bool = False
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.b.shape[0], self.a.shape[1] * (self.blocks if self.diagonal == "A" else 1)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        return {"A": self.a, "B": self.b}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return fits_shape(self.shape, shape)
+
+    def factors(self) -> Factors | None:
+        import torch
+
+        from loratools.algebra.lowrank import Factors
+
+        b, a = self._matrices(1.0)
+        return Factors(torch.from_numpy(b), torch.from_numpy(a))
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        import numpy as np
+
+        kind = np.float64 if dtype == "F64" else np.float32
+        b, a = self._matrices(weight)
+        return FactorDelta(b.astype(kind), a.astype(kind))
+
+    def _matrices(self, weight: float) -> tuple[Floats, Floats]:
+        a, b = read_array(self.a, "F64"), read_array(self.b, "F64")
+        if self.diagonal == "A":
+            a = _along_diagonal(a, self.blocks)
+        else:
+            b = _along_diagonal(b, self.blocks)
+        return b * (self.scale * weight), a
+
+
+def _along_diagonal(stacked: Floats, blocks: int) -> Floats:
+    """(rows, columns) of blocks below each other -> (rows, columns x blocks), each beside the one above it."""
+    import numpy as np
+
+    rows, columns = stacked.shape
+    whole = np.zeros((blocks, rows // blocks, blocks, columns))
+    whole[np.arange(blocks), :, np.arange(blocks)] = stacked.reshape(blocks, -1, columns)
+    return whole.reshape(rows, -1)
+
+
+def from_peft(module: PeftModule) -> Mapping[str, Update]:
+    """Linear layers; modules that neither list names are LoRA."""
+    settings = module.config.get("use_bdlora")
+    settings = settings if isinstance(settings, Mapping) else {}
+    # PEFT looks for the entries in the last part of the name, anywhere.
+    own = module.name.rpartition(".")[2]
+    named = [
+        factor
+        for factor in ("A", "B")
+        if any(str(entry) in own for entry in settings.get(f"target_modules_bd_{factor.lower()}") or ())
+    ]
+    if not named:
+        return lora.from_peft(module)
+    a, b = module.need("lora_A", "lora_B")
+    blocks = settings.get("nblocks", 1)
+    if len(named) > 1 or not isinstance(blocks, int) or blocks < 1:
+        raise FormatError(f"'{module.name}' has block-diagonal {' and '.join(named)} of {blocks!r} blocks")
+    wide = blocks if named == ["B"] else 1
+    stacked = a if named == ["A"] else b
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] * wide or stacked.shape[0] % blocks:
+        raise FormatError(
+            f"'{module.name}' has lora_A {list(a.shape)} and lora_B {list(b.shape)}, which are no product with "
+            f"{blocks} blocks in {named[0]}"
+        )
+    rslora = bool(module.config.get("use_rslora"))
+    diagonal: Literal["A", "B"] = "A" if named == ["A"] else "B"
+    return {"": BDLoRA(a, b, blocks, diagonal, module.alpha, module.alpha_source, rslora)}

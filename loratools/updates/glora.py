@@ -1,0 +1,168 @@
+"""GLoRA: weights scaled entry by entry and added to, `W' = W + W o A + B` and `b' = b + b o D + E`, as PEFT trains it.
+
+Chavan et al., 2023, https://arxiv.org/abs/2306.07967. A and B are products of low rank, one number for each output, one
+number, or nothing. `lycoris-glora` is the other one, where A is multiplied with W as a matrix.
+PEFT also adds `W C` to the bias: see `GLoRABias`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from loratools.errors import FormatError
+from loratools.storage.arrays import read_array
+from loratools.tensors import LazyTensor
+from loratools.updates import Delta, Shape, Update, fits_shape
+from loratools.updates._deltas import FactorDelta, ScaledDelta, dense
+from loratools.updates._peft import PeftModule
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
+
+PEFT_PARTS = ("glora_A", "glora_B", "glora_C", "glora_D", "glora_E")
+# What PEFT stores for a path that is nothing, and does not train.
+_NOTHING = "zeros"
+
+
+@dataclass(frozen=True)
+class GLoRA:
+    """`A` and `B`: `{"Xd": (out, rank), "Xu": (rank, in)}`, `{"X": (out, 1)}`, `{"X": (1,)}` or nothing."""
+
+    kind: ClassVar[str] = "glora"
+    alpha: ClassVar[None] = None
+    alpha_source: ClassVar[str] = "assumed"
+    scale: ClassVar[float] = 1.0
+    needs_base: ClassVar[bool] = True
+
+    multiplied: Mapping[str, LazyTensor]
+    added: Mapping[str, LazyTensor]
+
+    @property
+    def rank(self) -> int | None:
+        return self.multiplied["Xu"].shape[0] if "Xu" in self.multiplied else None
+
+    @property
+    def shape(self) -> Shape:
+        for path in (self.multiplied, self.added):
+            if "Xu" in path:
+                return path["Xd"].shape[0], path["Xu"].shape[1]
+            if "X" in path and path["X"].elements > 1:
+                return path["X"].elements, None
+        return None, None
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        return _named({"A": self.multiplied, "B": self.added})
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return fits_shape(self.shape, shape)
+
+    def factors(self) -> Factors | None:
+        return None
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        import numpy as np
+
+        out, columns = base.shape[0], math.prod(base.shape[1:])
+        kind = np.float64 if dtype == "F64" else np.float32
+        if "Xu" in self.multiplied:
+            values = read_array(base, "F64").reshape(out, columns)
+            b, a = _path(self.multiplied, out, columns)
+            values *= b @ a
+            b, a = _path(self.added, out, columns)
+            return dense(values + b @ a, weight, dtype)
+        by, _ = _path(self.multiplied, out, columns)
+        b, a = _path(self.added, out, columns)
+        added = FactorDelta((b * weight).astype(kind), a.astype(kind))
+        return ScaledDelta((by[:, 0] * weight).astype(kind), None, added, (out, columns))
+
+
+def _path(path: Mapping[str, LazyTensor], out: int, columns: int) -> tuple[Floats, Floats]:
+    """Factors of what a path is for every entry: (out, rank) and (rank, columns), in float64."""
+    import numpy as np
+
+    if "Xu" in path:
+        return read_array(path["Xd"], "F64"), read_array(path["Xu"], "F64")
+    each = read_array(path["X"], "F64").reshape(-1, 1) if path else np.zeros((1, 1))
+    return np.broadcast_to(each, (out, 1)), np.ones((1, columns))
+
+
+@dataclass(frozen=True)
+class GLoRABias:
+    """`D` and `E`, each `{"X": (out,)}`, `{"X": (1,)}` or nothing; `C`, (in, 1) or a product that makes it.
+
+    weight: that of the same layer, unmodified; without it C cannot be used.
+    """
+
+    kind: ClassVar[str] = "glora"
+    rank: ClassVar[None] = None
+    alpha: ClassVar[None] = None
+    alpha_source: ClassVar[str] = "assumed"
+    scale: ClassVar[float] = 1.0
+    needs_base: ClassVar[bool] = True
+
+    multiplied: Mapping[str, LazyTensor]
+    added: Mapping[str, LazyTensor]
+    through: Mapping[str, LazyTensor] = field(default_factory=dict)
+    weight: LazyTensor | None = None
+
+    @property
+    def shape(self) -> Shape:
+        sizes = [path["X"].elements for path in (self.multiplied, self.added) if path and path["X"].elements > 1]
+        return (sizes[0] if sizes else None,)
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        return _named({"C": self.through, "D": self.multiplied, "E": self.added})
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return fits_shape(self.shape, shape)
+
+    def factors(self) -> Factors | None:
+        return None
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        (size,) = base.shape
+        scales, _ = _path(self.multiplied, size, 1)
+        added, _ = _path(self.added, size, 1)
+        values = read_array(base, "F64").reshape(size, 1) * scales + added
+        if self.through:
+            assert self.weight is not None, "the merge gives the weight of the layer"
+            values = values + read_array(self.weight, "F64") @ _column(self.through)
+        return dense(values, weight, dtype)
+
+
+def _column(path: Mapping[str, LazyTensor]) -> Floats:
+    if "Xu" in path:
+        product: Floats = read_array(path["Xd"], "F64") @ read_array(path["Xu"], "F64")
+        return product
+    return read_array(path["X"], "F64").reshape(-1, 1)
+
+
+def _named(paths: Mapping[str, Mapping[str, LazyTensor]]) -> dict[str, LazyTensor]:
+    return {f"{name}.{part}": tensor for name, path in paths.items() for part, tensor in path.items()}
+
+
+def from_peft(module: PeftModule) -> Mapping[str, Update]:
+    """Linear layers, with every setting of the five paths; the bias where one of its own is set."""
+    paths: dict[str, dict[str, LazyTensor]] = {name: {} for name in PEFT_PARTS}
+    for part, tensor in module.parts.items():
+        name, _, leaf = part.partition(".")
+        if leaf not in ("Xd", "Xu", "X", _NOTHING):
+            raise FormatError(f"'{module.name}' has {part}, which is no part of a path that PEFT writes")
+        if leaf != _NOTHING:
+            paths[name][leaf] = tensor
+    wrong = [name for name, path in paths.items() if set(path) not in ({"Xd", "Xu"}, {"X"}, set())]
+    wrong += [name for name in ("glora_D", "glora_E") if "Xu" in paths[name]]
+    wrong += [n for n, path in paths.items() if "Xu" in path and path["Xd"].shape[-1] != path["Xu"].shape[0]]
+    if wrong:
+        raise FormatError(f"'{module.name}' has parts that make no path: {', '.join(sorted(set(wrong)))}")
+    a, b, c, d, e = (paths[name] for name in PEFT_PARTS)
+    found: dict[str, Update] = {"": GLoRA(a, b)}
+    if c or d or e:
+        found[".bias"] = GLoRABias(d, e, c)
+    return found

@@ -1,0 +1,118 @@
+"""IA3: every output or every input multiplied by a number, `W' = diag(l) W` or `W' = W diag(l)`.
+
+Liu et al., 2022, https://arxiv.org/abs/2205.05638. PEFT multiplies the bias with the outputs as well and starts at 1;
+LyCORIS leaves the bias alone and stores how far from 1 the numbers are.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from loratools.errors import FormatError
+from loratools.storage.arrays import read_array
+from loratools.tensors import LazyTensor
+from loratools.updates import Delta, Shape, Update
+from loratools.updates._deltas import FactorDelta, HadamardDelta, ScaledDelta
+from loratools.updates._peft import PeftModule
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+
+PEFT_PARTS = ("ia3_l",)
+LYCORIS_PARTS = ("weight", "on_input")
+
+
+@dataclass(frozen=True)
+class IA3:
+    """`scales`: one number for each output or input, in any shape.
+
+    axes       of the weight: 1 for a bias, 2 for a linear layer, more for convolutions.
+    unchanged  the number that leaves the weight as it is.
+    optional   whether a base need not have this weight: a layer without bias.
+    """
+
+    kind: ClassVar[str] = "ia3"
+    rank: ClassVar[None] = None
+    alpha: ClassVar[None] = None
+    alpha_source: ClassVar[str] = "assumed"
+    scale: ClassVar[float] = 1.0
+    needs_base: ClassVar[bool] = True
+
+    scales: LazyTensor
+    of: Literal["out", "in"]
+    axes: int
+    unchanged: float = 1.0
+    optional: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        own: Shape = (self.scales.elements,) if self.of == "out" else (None, self.scales.elements)
+        return own + (None,) * (self.axes - len(own))
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        return {"scales": self.scales}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        if len(shape) != self.axes:
+            return False
+        if self.of == "out":
+            return shape[0] == self.scales.elements
+        groups = self._groups(shape)
+        return groups == 1 or (groups > 1 and self.axes > 2 and shape[0] % groups == 0)
+
+    def _groups(self, shape: tuple[int, ...]) -> int:
+        """Of a convolution, whose weight has the channels of one group only; 0 where they do not divide them."""
+        return 0 if not shape[1] or self.scales.elements % shape[1] else self.scales.elements // shape[1]
+
+    def factors(self) -> Factors | None:
+        return None
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        import numpy as np
+
+        kind = np.float64 if dtype == "F64" else np.float32
+        by = ((read_array(self.scales, "F64").reshape(-1) - self.unchanged) * weight).astype(kind)
+        matrix = base.shape[0], math.prod(base.shape[1:])
+        if self.of == "out":
+            return ScaledDelta(by, None, None, matrix)
+        groups, kernel = self._groups(base.shape), math.prod(base.shape[2:])
+        if groups == 1:
+            return ScaledDelta(None, np.repeat(by, kernel), None, matrix)
+        # Outputs of one group see the channels of that group.
+        member = np.repeat(np.eye(groups, dtype=kind), base.shape[0] // groups, axis=0)
+        return HadamardDelta(FactorDelta(member, np.repeat(by.reshape(groups, -1), kernel, axis=1)))
+
+
+def from_peft(module: PeftModule) -> Mapping[str, Update]:
+    """Linear layers and convolutions; with the outputs, the bias where the layer has one."""
+    (scales,) = module.need("ia3_l")
+    sizes = scales.shape
+    if len(sizes) < 2 or scales.elements != max(sizes):
+        raise FormatError(f"'{module.name}' has ia3_l {list(sizes)}: a number for each output or each input is needed")
+    if len(sizes) == 2 and scales.elements > 1:
+        inputs = sizes[0] == 1
+    else:
+        # Convolutions store both in one shape; there the config tells.
+        inputs = _is_feedforward(module)
+    own = IA3(scales, "in" if inputs else "out", len(sizes))
+    return {"": own} if inputs else {"": own, ".bias": IA3(scales, "out", 1, optional=True)}
+
+
+def _is_feedforward(module: PeftModule) -> bool:
+    listed = module.config.get("feedforward_modules")
+    if isinstance(listed, str):
+        return re.fullmatch(listed, module.name) is not None
+    return isinstance(listed, list) and any(module.name.endswith(str(entry)) for entry in listed)
+
+
+def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:
+    """The module's update, of linear layers and convolutions alike; there is no alpha in it."""
+    if missing := [part for part in LYCORIS_PARTS if part not in parts]:
+        raise FormatError(f"'{name}' has {', '.join(sorted(parts))} without {', '.join(missing)}")
+    scales = parts["weight"]
+    return {"": IA3(scales, "in" if parts["on_input"].scalar() else "out", max(2, len(scales.shape)), unchanged=0.0)}

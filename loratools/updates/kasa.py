@@ -1,0 +1,84 @@
+"""KaSA: LoRA with singular values of its own, on a base without its least ones, `W' = W_top + scale * B @ diag(d) @ A`.
+
+Wang et al., 2025, https://arxiv.org/abs/2412.06071. PEFT drops the `rank` least singular components of the weight when
+the adapter is added, in training as after loading: that is part of the delta against the unmodified base.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from loratools.errors import FormatError
+from loratools.storage.arrays import read_array
+from loratools.tensors import LazyTensor
+from loratools.updates import Delta, Update, fits_shape
+from loratools.updates._deltas import FactorDelta
+from loratools.updates._peft import PeftModule
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+
+
+@dataclass(frozen=True)
+class KaSA:
+    """`a: (rank, in)`, `b: (out, rank)`, `diagonal: (rank,)`; the rank is below both sizes of the weight."""
+
+    kind: ClassVar[str] = "kasa"
+    needs_base: ClassVar[bool] = True
+
+    a: LazyTensor
+    b: LazyTensor
+    diagonal: LazyTensor
+    alpha: float
+    alpha_source: str
+    rslora: bool = False
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        return {"A": self.a, "B": self.b, "diagonal": self.diagonal}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return fits_shape(self.shape, shape)
+
+    def factors(self) -> Factors | None:
+        """None: what is dropped depends on the base."""
+        return None
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        import numpy as np
+
+        kind = np.float64 if dtype == "F64" else np.float32
+        left, singular, right = np.linalg.svd(read_array(base, "F64"), full_matrices=False)
+        kept = len(singular) - self.rank
+        added = read_array(self.b, "F64") * (read_array(self.diagonal, "F64").reshape(-1) * self.scale)
+        b = np.concatenate([added, left[:, kept:] * -singular[kept:]], axis=1) * weight
+        a = np.concatenate([read_array(self.a, "F64"), right[kept:]])
+        return FactorDelta(b.astype(kind), a.astype(kind))
+
+
+def from_peft(module: PeftModule) -> Mapping[str, Update]:
+    """Linear layers."""
+    a, b, diagonal = module.need("lora_A", "lora_B", "lora_diag")
+    if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] == diagonal.elements):
+        raise FormatError(
+            f"'{module.name}' has lora_A {list(a.shape)}, lora_B {list(b.shape)} and lora_diag {list(diagonal.shape)}, "
+            "which have different ranks"
+        )
+    if a.shape[0] >= min(b.shape[0], a.shape[1]):
+        raise FormatError(f"'{module.name}' has rank {a.shape[0]}, which would drop all of the base")
+    return {"": KaSA(a, b, diagonal, module.alpha, module.alpha_source, bool(module.config.get("use_rslora")))}

@@ -1,0 +1,163 @@
+"""LoHa: the entrywise product of two low-rank matrices, `dW = scale * (W1a @ W1b) o (W2a @ W2b)`.
+
+Hyeon-Woo et al., 2021 (FedPara), https://arxiv.org/abs/2108.06098; for convolutions, also with a core in each of the
+two (Tucker), Yeh et al., 2023 (LyCORIS), https://arxiv.org/abs/2309.14859. PEFT and LyCORIS mean the same by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from loratools.errors import FormatError
+from loratools.storage.arrays import read_array
+from loratools.tensors import LazyTensor
+from loratools.updates import Delta, Update
+from loratools.updates._deltas import FactorDelta, HadamardDelta
+from loratools.updates._magnitude import magnitude_axis, with_magnitude
+from loratools.updates._peft import PeftModule
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
+
+PEFT_PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+LYCORIS_PARTS = (*PEFT_PARTS, "dora_scale")
+
+
+@dataclass(frozen=True)
+class LoHa:
+    """`a: (out, rank)`, `b: (rank, in x kernel)` of both; with cores `a: (rank, out)`, `b: (rank, in)` and
+    `t: (rank, rank, *kernel)`, where one of the two is `sum_ij t[i, j, k] a[i, out] b[j, in]`.
+
+    magnitude   one number for each output, or for each input (`magnitude_of`): DoRA on top of it, LyCORIS only.
+    """
+
+    kind: ClassVar[str] = "loha"
+
+    w1_a: LazyTensor
+    w1_b: LazyTensor
+    w2_a: LazyTensor
+    w2_b: LazyTensor
+    alpha: float
+    alpha_source: str
+    t1: LazyTensor | None = None
+    t2: LazyTensor | None = None
+    magnitude: LazyTensor | None = None
+    magnitude_of: Literal["out", "in"] = "out"
+
+    @property
+    def rank(self) -> int:
+        """Of each of the two; that of their product is up to its square."""
+        return self.w1_b.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """With its kernel where there is a core, and (out, in x kernel) where there is none, which tells less."""
+        if self.t1 is not None:
+            return self.w1_a.shape[1], self.w1_b.shape[1], *self.t1.shape[2:]
+        return self.w1_a.shape[0], self.w1_b.shape[1]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        found = {"w1_a": self.w1_a, "w1_b": self.w1_b, "w2_a": self.w2_a, "w2_b": self.w2_b}
+        more = {"t1": self.t1, "t2": self.t2, "magnitude": self.magnitude}
+        return found | {name: tensor for name, tensor in more.items() if tensor is not None}
+
+    @property
+    def needs_base(self) -> bool:
+        return self.magnitude is not None
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        own = self.shape
+        if len(shape) < 2 or shape[0] != own[0] or (self.t1 is not None and shape[1] != own[1]):
+            return False
+        if self.magnitude is not None and self.magnitude.elements != shape[0 if self.magnitude_of == "out" else 1]:
+            return False
+        return math.prod(shape) == math.prod(own)
+
+    def factors(self) -> Factors | None:
+        """Of rank r^2: every column of one times every column of the other. None with a magnitude."""
+        import numpy as np
+        import torch
+
+        from loratools.algebra.lowrank import Factors
+
+        if self.magnitude is not None:
+            return None
+        (b1, a1), (b2, a2) = self._matrices(1.0)
+        b = np.einsum("oi,oj->oij", b1, b2).reshape(len(b1), -1)
+        a = np.einsum("in,jn->ijn", a1, a2).reshape(-1, a1.shape[1])
+        return Factors(torch.from_numpy(b), torch.from_numpy(a))
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        import numpy as np
+
+        if self.magnitude is None:
+            kind = np.float64 if dtype == "F64" else np.float32
+            first, second = (
+                FactorDelta(b.astype(kind), np.ascontiguousarray(a, kind)) for b, a in self._matrices(weight)
+            )
+            return HadamardDelta(first, second)
+        first, second = (FactorDelta(b, a) for b, a in self._matrices(1.0))
+        by: Literal["row", "column"] = "row" if self.magnitude_of == "out" else "column"
+        whole = HadamardDelta(first, second)
+        kernel = math.prod(base.shape[2:])
+        return with_magnitude(whole, self.magnitude, base, by=by, repeat=kernel, weight=weight, dtype=dtype)
+
+    def _matrices(self, weight: float) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+        """`b: (out, rank)`, `a: (rank, in x kernel)` of both, in float64; scale and weight are in the first `b`."""
+        b1, a1 = _product(self.w1_a, self.w1_b, self.t1)
+        return (b1 * (self.scale * weight), a1), _product(self.w2_a, self.w2_b, self.t2)
+
+
+def _product(a: LazyTensor, b: LazyTensor, core: LazyTensor | None) -> tuple[Floats, Floats]:
+    left, right = read_array(a, "F64"), read_array(b, "F64")
+    if core is None:
+        return left, right.reshape(len(right), -1)
+    return left.T, through_core(read_array(core, "F64"), right)
+
+
+def through_core(core: Floats, right: Floats) -> Floats:
+    """`sum_j core[i, j, *kernel] right[j, in]` as (rank, in x kernel)."""
+    import numpy as np
+
+    product = np.tensordot(core, right, ([1], [0]))  # (rank, *kernel, in)
+    return np.ascontiguousarray(np.moveaxis(product, -1, 1)).reshape(len(product), -1)
+
+
+def from_peft(module: PeftModule) -> Mapping[str, Update]:
+    """Linear layers and convolutions, these with or without cores (`use_effective_conv2d`)."""
+    return {"": _made(module.parts, module.name, module.alpha, module.alpha_source)}
+
+
+def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:
+    """The module's update. alpha: the stored one, which rs_lora is in already; None or 0 for the rank."""
+    return {"": _made(parts, name, alpha, "tensor")}
+
+
+def _made(parts: Mapping[str, LazyTensor], name: str, alpha: float | None, origin: str) -> LoHa:
+    if missing := [part for part in PEFT_PARTS[:4] if part not in parts]:
+        raise FormatError(f"'{name}' has {', '.join(sorted(parts))} without {', '.join(missing)}")
+    w1_a, w1_b, w2_a, w2_b = (parts[part] for part in PEFT_PARTS[:4])
+    t1, t2 = parts.get("hada_t1"), parts.get("hada_t2")
+    rank = w1_b.shape[0]
+    cores = [tuple(t.shape[:2]) for t in (t1, t2) if t is not None]
+    inner = (0 if cores else 1, 0)
+    sizes = [t.shape[i] for t, i in zip((w1_a, w1_b, w2_a, w2_b), inner * 2, strict=True) if len(t.shape) >= 2]
+    if sizes != [rank] * 4 or cores not in ([], [(rank, rank)] * 2):
+        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
+        raise FormatError(f"'{name}' has parts that make no product: {shapes}")
+    if w1_a.shape != w2_a.shape or w1_b.shape != w2_b.shape:
+        raise FormatError(f"'{name}' has two products of different sizes, of which there is no entrywise one")
+    made = LoHa(w1_a, w1_b, w2_a, w2_b, alpha or float(rank), origin if alpha else "assumed", t1, t2)
+    if (scale := parts.get("dora_scale")) is None:
+        return made
+    axis = magnitude_axis(scale, made.shape[0])
+    return LoHa(w1_a, w1_b, w2_a, w2_b, made.alpha, made.alpha_source, t1, t2, scale, axis)

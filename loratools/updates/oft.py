@@ -1,0 +1,142 @@
+"""OFT: the inputs rotated in blocks, `W' = W R'` with R orthogonal, as PEFT trains it.
+
+Qiu et al., 2023, https://arxiv.org/abs/2306.07280; the series in place of Cayley's inverse: Qiu et al., 2025,
+https://arxiv.org/abs/2506.19847. `lycoris-oft` is the other one, which rotates outputs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from loratools.errors import FormatError
+from loratools.storage.arrays import read_array
+from loratools.tensors import LazyTensor
+from loratools.updates import Delta, Shape, Update
+from loratools.updates._deltas import dense
+from loratools.updates._peft import PeftModule
+from loratools.updates._rotations import cayley, times_blocks
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
+
+PEFT_PARTS = ("oft_R", "oft_embedding_R")
+
+
+@dataclass(frozen=True)
+class OFT:
+    """`skew: (blocks, size (size - 1) / 2)`, the entries above the diagonal, row by row; one block may serve for all.
+
+    terms      of the series that is taken for Cayley's map; None for the map itself, which PEFT takes of -Q.
+    old_series whether the last term counts twice as well, as it did before PEFT 0.18.
+    most       the norm that a block's Q is cut down to, times the root of their number (COFT); None for any.
+    embedding  W' = W R of a weight (tokens, width), whose outputs are rotated and not its inputs.
+    shared     whether the one block is repeated.
+    """
+
+    kind: ClassVar[str] = "oft"
+    rank: ClassVar[None] = None
+    alpha: ClassVar[None] = None
+    alpha_source: ClassVar[str] = "assumed"
+    scale: ClassVar[float] = 1.0
+    needs_base: ClassVar[bool] = True
+
+    skew: LazyTensor
+    terms: int | None = None
+    old_series: bool = False
+    most: float | None = None
+    embedding: bool = False
+    shared: bool = False
+
+    @property
+    def block_size(self) -> int:
+        return (1 + math.isqrt(1 + 8 * self.skew.shape[1])) // 2
+
+    @property
+    def shape(self) -> Shape:
+        return (None, None if self.shared else self.skew.shape[0] * self.block_size)
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        return {"skew": self.skew}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        columns = math.prod(shape[1:])
+        if len(shape) < 2 or (self.embedding and len(shape) != 2):
+            return False
+        return columns % self.block_size == 0 if self.shared else columns == self.shape[1]
+
+    def factors(self) -> Factors | None:
+        return None
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        import numpy as np
+
+        values = read_array(base, "F64").reshape(base.shape[0], -1)
+        blocks = self._blocks()
+        if self.shared:
+            blocks = np.repeat(blocks, values.shape[1] // self.block_size, axis=0)
+        turned = blocks if self.embedding else blocks.swapaxes(1, 2)
+        return dense(times_blocks(values, turned) - values, weight, dtype)
+
+    def _blocks(self) -> Floats:
+        """R, (blocks, size, size)."""
+        import numpy as np
+
+        size, stored = self.block_size, read_array(self.skew, "F64")
+        skew = np.zeros((len(stored), size, size))
+        rows, columns = np.triu_indices(size, 1)
+        skew[:, rows, columns] = stored
+        skew -= skew.swapaxes(1, 2)
+        if self.most is not None:
+            norm = np.sqrt(np.square(skew).sum(axis=(1, 2), keepdims=True))
+            most = self.most / math.sqrt(len(skew))
+            skew *= np.divide(most, norm, out=np.ones_like(norm), where=norm > most)
+        if self.terms is None:
+            return cayley(skew)
+        # I + 2 Q + 2 Q^2 + ..., and since 0.18 a last power that counts once; three terms are four there.
+        short = self.terms < 3 or self.old_series
+        twice = self.terms - 1 if short else max(self.terms - 2, 2)
+        total, power = np.broadcast_to(np.eye(size), skew.shape).copy(), skew
+        for _ in range(twice):
+            total += 2 * power
+            power = power @ skew
+        if not short:
+            total += power
+        series: Floats = total
+        return series
+
+
+def from_peft(module: PeftModule) -> Mapping[str, Update]:
+    """Linear layers, convolutions and embeddings, with or without a shared block, constrained, by map or series."""
+    embedding = "oft_embedding_R" in module.parts
+    (skew,) = module.need("oft_embedding_R" if embedding else "oft_R")
+    config = module.config
+    if len(skew.shape) != 2 or not skew.shape[0]:
+        raise FormatError(f"'{module.name}' has {'oft_embedding_R' if embedding else 'oft_R'} {list(skew.shape)}")
+    series = bool(config.get("use_cayley_neumann", True))
+    terms, most = config.get("num_cayley_neumann_terms", 5), config.get("eps", 6e-5)
+    shared = bool(config.get("block_share", False))
+    if not isinstance(terms, int) or not isinstance(most, int | float):
+        raise FormatError(f"num_cayley_neumann_terms = {terms!r} and eps = {most!r}: numbers are needed")
+    made = OFT(
+        skew,
+        terms if series else None,
+        _is_before_0_18(config.get("peft_version")),
+        float(most) if config.get("coft", False) else None,
+        embedding,
+        shared,
+    )
+    if made.block_size * (made.block_size - 1) // 2 != skew.shape[1] or (shared and skew.shape[0] != 1):
+        raise FormatError(f"'{module.name}' has oft_R {list(skew.shape)}, which is above the diagonal of no block")
+    return {"": made}
+
+
+def _is_before_0_18(version: object) -> bool:
+    """PEFT writes its version since 0.18."""
+    numbers = re.match(r"(\d+)\.(\d+)", str(version)) if version is not None else None
+    return numbers is None or tuple(map(int, numbers.groups())) < (0, 18)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--base", metavar="BASE", help="The model it is for, or its config.json; some formats need its names.")
 @click.option("--allow-partial", is_flag=True, help="Leave out, and list, what the format cannot hold.")
 @click.option("--alpha", type=float, metavar="F", help="Alpha of an adapter whose files do not say it.")
+@click.option("--serve", metavar="SERVER", help="With --to peft: as vllm, sglang, tgi, lorax or tensorrt-llm loads it.")
 @options.dtype
 @options.include
 @options.exclude
@@ -37,6 +38,7 @@ def command(
     base: str | None,
     allow_partial: bool,
     alpha: float | None,
+    serve: str | None,
     dtype: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -55,6 +57,7 @@ def command(
     Examples:
       loratools convert my-lora -o my-lora-mlx --to mlx
       loratools convert my-lora -o my-lora.gguf --to gguf --base path/to/base
+      loratools convert my-lora -o served --to peft --serve vllm
     """
     from loratools.ops.convert import convert
 
@@ -65,6 +68,7 @@ def command(
         base=base,
         allow_partial=allow_partial,
         alpha=alpha,
+        serve=serve,
         dtype=dtype,
         include=include,
         exclude=exclude,

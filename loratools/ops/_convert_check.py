@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _SAMPLES = 4
 # Half the smallest number of the dtype that is not zero: what an entry below its normal range may lose.
 _SMALLEST = {"F64": 2.0**-1075, "F32": 2.0**-150, "F16": 2.0**-25, "BF16": 2.0**-134}
-# Roundings that one product may go through: of B, of A, and of a scale.
-_ROUNDINGS = 3
+# Roundings that one product may go through: of B, of A, of a scale folded in where it was fitted, and of alpha.
+_ROUNDINGS = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ def compare(source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, 
     for name, update in source.updates.items():
         if not update.rank:
             continue  # nothing changes there, and most formats have no way to write that
+        if not _all_rows_went(update, pieces.get(name)):
+            lost.append(Checked(name, float("inf"), False))
         for piece in pieces.get(name, (Piece(name),)):
             if piece.module in made:
                 made[piece.module].append((name, piece))
@@ -66,6 +68,21 @@ def compare(source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, 
         checked.append(_checked_tensor(name, of.tensor if of is not None else None, replacement.tensor))
     lost += [Checked(n, float("inf"), False) for n in source.replacements if n not in result.replacements]
     return sorted([*checked, *lost], key=lambda c: c.name)
+
+
+def _all_rows_went(update: Update, pieces: tuple[Piece, ...] | None) -> bool:
+    """Whether the rows that are in no piece are zero."""
+    if pieces is None or any(piece.source_rows is None for piece in pieces):
+        return True
+    factors = update.factors()
+    if factors is None:
+        return False
+    import torch
+
+    left = torch.ones(factors.out_features, dtype=torch.bool)
+    for piece in pieces:
+        left[slice(*(piece.source_rows or (None,)))] = False
+    return not bool(factors.b[left].any())
 
 
 def _checked_update(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked:

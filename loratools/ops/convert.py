@@ -19,6 +19,8 @@ from loratools.formats._source import counted, shown
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops._base import open_base
 from loratools.ops._convert_check import Checked, compare
+from loratools.ops._convert_fit import Fitted, fitted
+from loratools.ops._convert_serve import served, unservable
 from loratools.storage.commit import check_output
 from loratools.storage.files import quoted
 from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES
@@ -88,6 +90,7 @@ def convert(
     dtype: str | None = None,
     allow_partial: bool = False,
     alpha: float | None = None,
+    serve: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     from_format: str | None = None,
@@ -101,6 +104,7 @@ def convert(
     dtype    of the stored factors; otherwise each module keeps its own.
     allow_partial   leave out, and list, what the format cannot hold.
     alpha    of the modules whose file does not say theirs; without it their scale is assumed to be 1.
+    serve    as this server loads it (vllm, sglang, ...): one rank and one alpha for all, exactly; only for peft.
     plan     say what would be left out, from headers alone; nothing is written.
 
     Raises:
@@ -122,24 +126,39 @@ def convert(
             f"the scale of {counted(len(assumed), 'module')} is not stored and is assumed to be that of alpha "
             f"{_shown_alphas(source, assumed)}: if it was trained with another, give it with --alpha"
         )
-    unwritable = entry.unwritable(source, base=known)
+    whole = source
+    fit = fitted(source, known)
+    source = fit.adapter
+    if fit.pieces:
+        count = sum(name not in source.updates for name in whole.updates)
+        warnings.append(f"{counted(count, 'module')} split or joined, as the base has them")
+    unwritable = dict(entry.unwritable(source, base=known))
+    if serve is not None:
+        if to != "peft":
+            raise UsageError(f"--serve is for --to peft, which is what servers load, and not for {to}")
+        unwritable |= unservable(source, serve)
     if unwritable and not allow_partial:
         raise UnsupportedError(
             f"{counted(len(unwritable), 'part')} of {quoted(source.name)} cannot be written as {to}",
             details=[f"{name}: {why}" for name, why in sorted(unwritable.items())],
             hint="leave them out, and have them listed, with --allow-partial",
         )
-    whole, source = source, _without(source, unwritable)
+    source = _without(source, unwritable)
     if not source.updates and not source.replacements:
         raise UnsupportedError(f"nothing of {quoted(source.name)} can be written as {to}")
     dropped = [
-        Dropped("module" if name in whole.updates else "weight", name, why) for name, why in sorted(unwritable.items())
+        Dropped("weight" if name in whole.replacements else "module", name, why)
+        for name, why in sorted(unwritable.items())
     ]
     if plan:
         return ConvertReport(
             source.format, to, len(whole.tensors()), len(source.tensors()), (), None, tuple(dropped), (), (),
             _planned_bytes(source, cast_to), None, tuple(warnings),
         )  # fmt: skip
+    kept_parts = _kept(whole, fit, unwritable)
+    if serve is not None:
+        source, more = served(source, serve, cast_to)
+        warnings += more
     with formats.staged(
         source, out, format=to, dtype=cast_to, overwrite=overwrite, inputs=inputs, base=known
     ) as written:
@@ -147,7 +166,7 @@ def convert(
             result = formats.load(written.path, format=to, base=known)
         except LoraToolsError as error:
             raise RuntimeError(f"what was written as {to} could not be read back: {error}") from error
-        checked = compare(source, result, {})
+        checked = compare(kept_parts, result, fit.pieces)
         _refuse_wrong(checked, to)
         kept, recomputed, lost = _metadata(source, result)
         nbytes = sum(t.nbytes for t in result.tensors().values())
@@ -200,6 +219,15 @@ def _without(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
         updates={n: u for n, u in adapter.updates.items() if n not in names},
         replacements={n: r for n, r in adapter.replacements.items() if n not in names},
     )
+
+
+def _kept(whole: Adapter, fit: Fitted, left_out: Mapping[str, str]) -> Adapter:
+    """What of the source should be in the result: all but what was left out, under the source's own names."""
+    gone = dict(left_out)
+    for name, pieces in fit.pieces.items():
+        if pieces and all(piece.module in left_out for piece in pieces):
+            gone[name] = ""
+    return _without(whole, gone)
 
 
 def _refuse_wrong(checked: Sequence[Checked], to: str) -> None:

@@ -8,6 +8,7 @@ Importing this file costs nothing: torch is imported where values are read.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -252,6 +253,30 @@ class _Reordered:
         return self.of.scalar()
 
 
+@dataclass(frozen=True)
+class _Placed:
+    shape: tuple[int, int]
+    blocks: tuple[tuple[int, int, LazyTensor], ...]
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        import torch
+
+        values = torch.zeros(stop - start, self.shape[1], dtype=torch_dtype(self.blocks[0][2].dtype))
+        for row, column, block in self.blocks:
+            first, last = max(start, row), min(stop, row + block.shape[0])
+            if first < last:
+                inside = block.read_rows(first - row, last - row)
+                values[first - start : last - start, column : column + block.shape[1]] = inside
+        return values
+
+    def scalar(self) -> float:
+        return float(self.read_rows(0, 1).double().item())
+
+
 def held(values: Tensor) -> LazyTensor:
     """A tensor in memory, as a LazyTensor."""
     return LazyTensor(tuple(values.shape), dtype_name(values.dtype), _Held(values))
@@ -292,3 +317,14 @@ def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
 def reordered(tensor: LazyTensor, order: tuple[int, ...]) -> LazyTensor:
     """View of a selection of rows, each by its number, in any order. Any range of it reads the whole tensor."""
     return LazyTensor((len(order), *tensor.shape[1:]), tensor.dtype, _Reordered(tensor, order))
+
+
+def placed(shape: tuple[int, int], blocks: Sequence[tuple[int, int, LazyTensor]]) -> LazyTensor:
+    """View of a matrix that is zero but for blocks of one dtype, each at its first row and column."""
+    dtypes = {block.dtype for _, _, block in blocks}
+    if len(dtypes) != 1:
+        raise ValueError(f"blocks of {sorted(dtypes)}")
+    for row, column, block in blocks:
+        if len(block.shape) != 2 or row + block.shape[0] > shape[0] or column + block.shape[1] > shape[1]:
+            raise ValueError(f"a block {block.shape} at {row}, {column} is not inside {shape}")
+    return LazyTensor(shape, dtypes.pop(), _Placed(shape, tuple(blocks)))

@@ -44,7 +44,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     pairs = paired(source, parts, "w_a", "w_b")
     if len(pairs) % 2 or list(pairs) != [f"{n:03d}" for n in range(len(pairs))]:
         raise FormatError(
-            f"{quoted(source.file)} has {len(pairs)} pairs of factors, numbered up to {max(pairs)}; two for each block, "
+            f"{quoted(source.file)} has {len(pairs)} pairs of factors up to {max(pairs)}; two for each block, "
             "one for queries and one for values, are needed"
         )
     updates = {}

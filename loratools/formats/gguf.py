@@ -2,7 +2,8 @@
 
 Facts from llama.cpp's convert_lora_to_gguf.py and src/llama-adapter.cpp. `lora_a`: (r, in), `lora_b`: (out, r) on
 `<tensor of the base>.weight`; what is added is alpha / r * lora_b @ lora_a with the tensor's own rank, or lora_b @
-lora_a where alpha is 0. Experts are stacked: (E, r, in) and (E, out, r).
+lora_a where alpha is 0. Experts are stacked: (E, r, in) and (E, out, r). Of the embedding `lora_a` is turned round:
+(tokens, r).
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from loratools.formats._stacks import items, stacked
 from loratools.naming import gguf as names
 from loratools.naming.experts import Expert, expert_name, parse_expert
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor, reordered
+from loratools.tensors import LazyTensor, reordered, transposed
 from loratools.updates.lora import LoRA
 
 WRITES = ".gguf"
+
+_EMBEDDING = "token_embd"
 
 
 def detect(source: AdapterSource) -> bool:
@@ -54,7 +57,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     updates: dict[str, LoRA] = {}
     unordered: list[str] = []
     for module, (a, b) in _pairs(source).items():
-        rank = a.shape[-2]
+        rank = b.shape[-1]
         # Written as alpha 0, the scale is 1 whatever the rank.
         own, alpha_source = (
             (float(alpha), "metadata") if alpha else (float(rank), "assumed" if alpha is None else "metadata")
@@ -74,7 +77,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
             unordered.append(name)
         elif which is not None and counts is not None:
             b = reordered(b, names.inverse(_order(module, b.shape[0], counts[which])))
-        updates[name] = LoRA(a, b, own, alpha_source)
+        embedding = module == _EMBEDDING
+        updates[name] = LoRA(transposed(a) if embedding else a, b, own, alpha_source, embedding=embedding)
     base_model = source.other.get("general.base_model.0.name")
     doubts = []
     if unordered:
@@ -102,14 +106,16 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     for name, update in adapter.updates.items():
         if not isinstance(update, LoRA):
             found[name] = f"a GGUF adapter has no {update.kind}"
-        elif set(update.parts) != {"A", "B"} or len(update.a.shape) != 2:
-            found[name] = f"a GGUF adapter has no LoRA with {', '.join(sorted(update.parts))} of this shape"
+        elif update.magnitude is not None:
+            found[name] = "a GGUF adapter has no magnitude (DoRA): merge it into the base and extract a plain LoRA"
+        elif update.mid is not None or len(update.a.shape) != 2:
+            found[name] = "a GGUF adapter has no LoRA of convolutions"
         elif _written_name(architecture, name) is None:
             found[name] = f"no module of {architecture.name} that GGUF has a name for"
         elif name == "lm_head" and tied:
             found[name] = "the base ties its head to the embedding, so that a GGUF of it has no such weight"
-        elif name == "model.embed_tokens":
-            found[name] = "factors of an embedding are stored another way round, which is not written yet"
+        elif update.embedding != (_written_name(architecture, name) == _EMBEDDING):
+            found[name] = "an embedding's factors on another module, or a linear layer's on the embedding"
     return found
 
 
@@ -150,7 +156,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
             if counts is None:
                 raise UsageError(f"the config of {quoted(base.name)} does not say how many attention heads there are")
             b = reordered(b, _order(name, b.shape[0], counts[which]))
-        pairs[written] = same.a, b
+        pairs[written] = (transposed(same.a) if same.embedding else same.a), b
     for (parent, role), members in experts.items():
         rank = max(u.rank for u in members.values())
         level = {e: at_scale(parent, at_rank(u, rank), alpha / rank, dtype) for e, u in members.items()}
@@ -263,10 +269,9 @@ def _pairs(source: AdapterSource) -> dict[str, tuple[LazyTensor, LazyTensor]]:
             problems.append(f"{quoted(module)} has {next(iter(found))} alone")
             continue
         a, b = found["lora_a"], found["lora_b"]
-        fits = len(a.shape) == len(b.shape) in (2, 3) and a.shape[-2] == b.shape[-1] and a.shape[:-2] == b.shape[:-2]
-        if module == "token_embd":
-            problems.append("'token_embd' has factors of an embedding, which are not read yet")
-        elif not fits:
+        inner = -1 if module == _EMBEDDING else -2
+        fits = len(a.shape) == len(b.shape) in (2, 3) and a.shape[inner] == b.shape[-1] and a.shape[:-2] == b.shape[:-2]
+        if not fits:
             problems.append(f"{quoted(module)} has lora_a {list(a.shape)} and lora_b {list(b.shape)}")
         pairs[module] = a, b
     if problems:

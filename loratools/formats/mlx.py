@@ -2,7 +2,8 @@
 
 Facts from mlx-lm 0.32 (tuner/utils.py, tuner/lora.py). `y = W x + scale * (x @ lora_a) @ lora_b` with lora_a: (in, r)
 and lora_b: (r, out), both turned round against PEFT; experts are stacked, (E, r, in) and (E, out, r), and not turned.
-`scale` is the multiplier itself, one for the whole adapter, as is the rank.
+`scale` is the multiplier itself, one for the whole adapter, as is the rank. Embeddings have lora_a: (tokens, r) and
+lora_b: (r, width). With DoRA every module has its magnitude `m`: one number for each output, or for each token.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from loratools.formats._source import CONFIG, AdapterSource, counted, shown
 from loratools.formats._stacks import items, stacked
 from loratools.naming.experts import Expert, expert_name, parse_expert, parse_stack, stack_name
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor, transposed
+from loratools.tensors import LazyTensor, reshaped, transposed
 from loratools.updates.lora import LoRA
 
 WRITES = "folder"
@@ -28,6 +29,7 @@ WRITES = "folder"
 # What mlx-lm multiplies with where nobody says: 20, or at first 10 * alpha / rank with alpha 16 and rank 8.
 _DEFAULT_SCALE = 20.0
 _PARTS = ("lora_a", "lora_b", "m")
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared")
 
 
 def detect(source: AdapterSource) -> bool:
@@ -55,12 +57,16 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         return Adapter({}, whole, format="mlx", path=source.path, base_model=base_model, notes=notes)
     scale, alpha_source, doubts = _scale(config)
     updates: dict[str, LoRA] = {}
-    for module, (a, b) in _pairs(source).items():
-        for name, down, up in _as_linear(module, a, b):
-            updates[name] = LoRA(down, up, scale * down.shape[0], alpha_source)
+    for module, found in _factors(source).items():
+        for name, update in _as_updates(module, found, scale, alpha_source):
+            updates[name] = update
     warnings = [] if config is not None else [f"{quoted(source.file)} has no {CONFIG} of MLX beside it"]
     if alpha_source == "assumed":
         warnings.append(f"the scale is not stored; it is assumed to be {_DEFAULT_SCALE:g}, mlx-lm's default")
+    if embeddings := [name for name, update in updates.items() if update.embedding]:
+        warnings.append(
+            f"{quoted(embeddings[0])} has factors: where a model ties its head to it, mlx-lm applies them to both"
+        )
     return Adapter(
         updates,
         format="mlx",
@@ -76,11 +82,18 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     """What mlx-lm has no place for."""
     found = dict.fromkeys(adapter.replacements, "mlx-lm loads no whole weights beside factors")
+    dora = any(isinstance(u, LoRA) and u.magnitude is not None for u in adapter.updates.values())
     for name, update in adapter.updates.items():
         if not isinstance(update, LoRA):
             found[name] = f"mlx-lm has no {update.kind}"
-        elif set(update.parts) != {"A", "B"} or len(update.a.shape) != 2:
-            found[name] = f"mlx-lm has no LoRA with {', '.join(sorted(update.parts))} of this shape"
+        elif update.mid is not None or len(update.a.shape) != 2:
+            found[name] = "mlx-lm has no LoRA of convolutions"
+        elif update.magnitude is None and dora:
+            found[name] = "no magnitude, and mlx-lm has DoRA for all modules or for none"
+        elif update.magnitude is not None and parse_expert(name) is not None:
+            found[name] = "mlx-lm has no DoRA of experts"
+        elif update.magnitude is not None and (update.magnitude_of == "in") != update.embedding:
+            found[name] = f"mlx-lm has no magnitude of each {'output' if update.embedding else 'input'} here"
     return found
 
 
@@ -107,14 +120,13 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
             f"the scale of {counted(len(folded), 'module')} is folded into B: MLX has one, {scale:g}, for all"
         )
     tensors: dict[str, LazyTensor] = {}
-    for module, (a, b) in _stacked(same, base).items():
-        tensors[f"{module}.lora_a"] = cast(f"{module}.lora_a", a, dtype)
-        tensors[f"{module}.lora_b"] = cast(f"{module}.lora_b", b, dtype)
+    for module, parts in _stacked(same, base).items():
+        tensors |= {f"{module}.{part}": cast(f"{module}.{part}", t, dtype) for part, t in parts.items()}
     config = {k: v for k, v in (notes_of(adapter, "mlx", "config") or {}).items() if k not in ("lora_layers",)}
     modules = sorted({name.rpartition(".")[0] for name in tensors})
     dropout = _parameters(config).get("dropout", 0.0)
     config |= {
-        "fine_tune_type": "lora",
+        "fine_tune_type": "dora" if any(u.magnitude is not None for u in same.values()) else "lora",
         "num_layers": -1,
         "lora_parameters": {"rank": rank, "scale": scale, "dropout": dropout, "keys": _keys(modules, base)},
     }
@@ -173,7 +185,8 @@ def _scale(config: Mapping[str, object] | None) -> tuple[float, str, list[str]]:
     ]  # fmt: skip
 
 
-def _pairs(source: AdapterSource) -> dict[str, tuple[LazyTensor, LazyTensor]]:
+def _factors(source: AdapterSource) -> dict[str, dict[str, LazyTensor]]:
+    """The parts of every module, checked to make a product."""
     parts: dict[str, dict[str, LazyTensor]] = {}
     foreign: list[str] = []
     for key, tensor in source.tensors.items():
@@ -187,65 +200,80 @@ def _pairs(source: AdapterSource) -> dict[str, tuple[LazyTensor, LazyTensor]]:
             f"{quoted(source.file)} has {counted(len(foreign), 'tensor')} that mlx-lm does not write beside factors",
             details=shown([quoted(key) for key in foreign]),
         )
-    if dora := [module for module, found in parts.items() if "m" in found]:
-        raise UnsupportedError(
-            f"{quoted(source.file)} has the magnitudes of DoRA, which are not read yet",
-            details=shown([quoted(f"{module}.m") for module in dora]),
-        )
-    problems: list[str] = []
-    pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
-    for module, found in sorted(parts.items()):
-        if len(found) < 2:
-            problems.append(f"{quoted(module)} has {next(iter(found))} alone")
-            continue
-        a, b = found["lora_a"], found["lora_b"]
-        if not (
-            (len(a.shape) == len(b.shape) == 2 and a.shape[1] == b.shape[0])
-            or (len(a.shape) == len(b.shape) == 3 and a.shape[0] == b.shape[0] and a.shape[1] == b.shape[2])
-        ):
-            problems.append(f"{quoted(module)} has lora_a {list(a.shape)} and lora_b {list(b.shape)}")
-        elif len(a.shape) == 3 and parse_stack(module) is None:
-            problems.append(f"{quoted(module)} has factors of three axes, and is no mixture of experts known here")
-        pairs[module] = a, b
-    if problems:
+    if problems := [line for module, found in sorted(parts.items()) for line in _problems(module, found)]:
         raise FormatError(
             f"{quoted(source.file)} has {counted(len(problems), 'fault')} in its factors", details=shown(problems)
         )
-    return pairs
+    return dict(sorted(parts.items()))
 
 
-def _as_linear(module: str, a: LazyTensor, b: LazyTensor) -> list[tuple[str, LazyTensor, LazyTensor]]:
-    """Name, A: (r, in) and B: (out, r): one, or one for every expert."""
+def _problems(module: str, found: Mapping[str, LazyTensor]) -> list[str]:
+    if "lora_a" not in found or "lora_b" not in found:
+        return [f"{quoted(module)} has {' and '.join(found)} alone"]
+    a, b, m = found["lora_a"], found["lora_b"], found.get("m")
+    if len(a.shape) == 3 and parse_stack(module) is None:
+        return [f"{quoted(module)} has factors of three axes, and is no mixture of experts known here"]
+    if not (
+        (len(a.shape) == len(b.shape) == 2 and a.shape[1] == b.shape[0])
+        or (len(a.shape) == len(b.shape) == 3 and a.shape[0] == b.shape[0] and a.shape[1] == b.shape[2])
+    ):
+        return [f"{quoted(module)} has lora_a {list(a.shape)} and lora_b {list(b.shape)}"]
+    if m is not None and m.shape != ((a.shape[0] if _is_embedding(module) else b.shape[1]),):
+        return [f"{quoted(module)} has a magnitude of shape {list(m.shape)}"]
+    return []
+
+
+def _is_embedding(module: str) -> bool:
+    return module.rpartition(".")[2] in _EMBEDDINGS
+
+
+def _as_updates(
+    module: str, parts: Mapping[str, LazyTensor], scale: float, alpha_source: str
+) -> list[tuple[str, LoRA]]:
+    """Name and update: one, or one for every expert."""
+    a, b, m = parts["lora_a"], parts["lora_b"], parts.get("m")
     stack = parse_stack(module)
-    if stack is None or len(a.shape) == 2:
-        return [(module, transposed(a), transposed(b))]
-    return [
-        (expert_name(Expert(stack[0], e, stack[1])), down, up)
-        for e, (down, up) in enumerate(zip(items(a), items(b), strict=True))
-    ]
+    if stack is not None and len(a.shape) == 3:
+        return [
+            (expert_name(Expert(stack[0], e, stack[1])), LoRA(down, up, scale * down.shape[0], alpha_source))
+            for e, (down, up) in enumerate(zip(items(a), items(b), strict=True))
+        ]
+    embedding = _is_embedding(module)
+    update = LoRA(
+        transposed(a),
+        transposed(b),
+        scale * a.shape[1],
+        alpha_source,
+        embedding=embedding,
+        magnitude=m,
+        magnitude_of="in" if embedding else "out",
+    )
+    return [(module, update)]
 
 
 # Writing
 
 
-def _stacked(updates: Mapping[str, LoRA], base: Base | None) -> dict[str, tuple[LazyTensor, LazyTensor]]:
-    """lora_a and lora_b of every module of MLX; experts that the adapter leaves alone get zeros."""
-    found: dict[str, tuple[LazyTensor, LazyTensor]] = {}
+def _stacked(updates: Mapping[str, LoRA], base: Base | None) -> dict[str, dict[str, LazyTensor]]:
+    """The parts of every module of MLX; experts that the adapter leaves alone get zeros."""
+    found: dict[str, dict[str, LazyTensor]] = {}
     experts: dict[tuple[str, str], dict[int, LoRA]] = {}
     for name, update in updates.items():
         expert = parse_expert(name)
         if expert is None:
-            found[name] = transposed(update.a), transposed(update.b)
+            found[name] = {"lora_a": transposed(update.a), "lora_b": transposed(update.b)}
+            if update.magnitude is not None:
+                found[name]["m"] = reshaped(update.magnitude, (update.magnitude.elements,))
         else:
             experts.setdefault((expert.parent, expert.role), {})[expert.number] = update
     for (parent, role), members in experts.items():
         count = max(members) + 1
         if base is not None:
             count = base.whole_number("num_local_experts", "num_experts", "n_routed_experts") or count
-        found[stack_name(parent, role)] = (
-            stacked({e: u.a for e, u in members.items()}, count),
-            stacked({e: u.b for e, u in members.items()}, count),
-        )
+        found[stack_name(parent, role)] = {
+            "lora_a": stacked({e: u.a for e, u in members.items()}, count),
+            "lora_b": stacked({e: u.b for e, u in members.items()}, count),
+        }
     return found
 
 

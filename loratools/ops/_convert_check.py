@@ -8,12 +8,13 @@ the reader, and nothing is committed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
-from loratools.tensors import FLOAT_DTYPES, LazyTensor
+from loratools.tensors import FLOAT_DTYPES, LazyTensor, reshaped
 from loratools.updates import Update
+from loratools.updates.lora import LoRA
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,7 @@ def compare(source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, 
     made: dict[str, list[tuple[str, Piece]]] = {name: [] for name in result.updates}
     lost: list[Checked] = []
     for name, update in source.updates.items():
-        if not update.rank:
+        if update.rank == 0:
             continue  # nothing changes there, and most formats have no way to write that
         if not _all_rows_went(update, pieces.get(name)):
             lost.append(Checked(name, float("inf"), False))
@@ -74,7 +75,7 @@ def _all_rows_went(update: Update, pieces: tuple[Piece, ...] | None) -> bool:
     """Whether the rows that are in no piece are zero."""
     if pieces is None or any(piece.source_rows is None for piece in pieces):
         return True
-    factors = update.factors()
+    factors = _product(update)
     if factors is None:
         return False
     import torch
@@ -86,15 +87,18 @@ def _all_rows_went(update: Update, pieces: tuple[Piece, ...] | None) -> bool:
 
 
 def _checked_update(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked:
-    if len(parts) == 1 and parts[0][1].source_rows is None:
+    beside = None
+    if len(parts) == 1 and parts[0][1].source_rows is None and parts[0][1].rows is None:
         of = source.updates[parts[0][0]]
-        beside = [p for p in of.parts if p not in ("A", "B")]
-        if of.kind != result.kind or of.factors() is None or beside:
-            # Not a plain product: its parts say what it is, and whatever is multiplied is among them.
+        if not isinstance(of, LoRA) or not isinstance(result, LoRA):
+            # No product of two factors: its parts say what it is, and whatever is multiplied is among them.
             return _checked_parts(name, of, result)
+        if of.shape != result.shape or of.magnitude_of != result.magnitude_of:
+            return Checked(name, float("inf"), False)
+        beside = _checked_magnitude(name, of, result)
     import torch
 
-    found = result.factors()
+    found = _product(result)
     if found is None:
         return Checked(name, float("inf"), False)
     x = torch.randn(found.in_features, _SAMPLES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -102,7 +106,7 @@ def _checked_update(source: Adapter, name: str, result: Update, parts: list[tupl
     room = torch.zeros_like(wanted)
     unit, smallest = _precision(result.parts.values())
     for original, piece in parts:
-        factors = source.updates[original].factors()
+        factors = _product(source.updates[original])
         rows, into = slice(*(piece.source_rows or (None,))), slice(*(piece.rows or (None,)))
         if factors is None or factors.in_features != found.in_features:
             return Checked(name, float("inf"), False)
@@ -113,7 +117,25 @@ def _checked_update(source: Adapter, name: str, result: Update, parts: list[tupl
         room[into] += _rounding_error(b, factors, x, unit, smallest, result.scale)
     error = (found.b @ (found.a @ x) - wanted).norm()
     size = wanted.norm()
-    return Checked(name, float(error / size) if size else float(error), bool(error <= room.norm()))
+    product = Checked(name, float(error / size) if size else float(error), bool(error <= room.norm()))
+    return product if beside is None else max(product, beside, key=lambda c: (not c.explained, c.error))
+
+
+def _product(update: Update) -> Factors | None:
+    """The factors of the product, of DoRA the one below its magnitude."""
+    if isinstance(update, LoRA) and update.magnitude is not None:
+        update = replace(update, magnitude=None)
+    return update.factors()
+
+
+def _checked_magnitude(name: str, source: LoRA, result: LoRA) -> Checked | None:
+    if source.magnitude is None and result.magnitude is None:
+        return None
+    if source.magnitude is None or result.magnitude is None or source.magnitude.elements != result.magnitude.elements:
+        return Checked(name, float("inf"), False)
+    # Formats give it axes of 1, or none.
+    flat = (source.magnitude.elements,)
+    return _checked_tensor(name, reshaped(source.magnitude, flat), reshaped(result.magnitude, flat))
 
 
 def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smallest: float, scale: float) -> Tensor:
@@ -125,7 +147,7 @@ def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smalles
 
 
 def _checked_parts(name: str, source: Update, result: Update) -> Checked:
-    if source.kind != result.kind or source.parts.keys() != result.parts.keys():
+    if source.kind != result.kind or source.parts.keys() != result.parts.keys() or source.rank != result.rank:
         return Checked(name, float("inf"), False)
     each = [_checked_tensor(name, source.parts[part], result.parts[part]) for part in source.parts]
     unit, _ = _precision(result.parts.values())

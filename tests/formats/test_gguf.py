@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from loratools import formats
+from loratools.adapter import Adapter
 from loratools.errors import FormatError, MismatchError, UnsupportedError, UsageError
 from loratools.formats import Base
 from loratools.ops.convert import convert
+from loratools.tensors import held
+from loratools.updates.lora import LoRA
 
 gguf = pytest.importorskip("gguf")
 
@@ -141,6 +144,33 @@ def test_experts_are_stacked_with_zeros_for_those_left_alone(tmp_path: Path) -> 
         assert factors is not None
         np.testing.assert_allclose(delta[e], (factors.b @ factors.a).numpy(), rtol=1e-5, atol=1e-6)
     assert not delta[[1, 3]].any()
+
+
+def test_the_embedding_is_looked_up_in_a_turned_round(tmp_path: Path) -> None:
+    a, b = torch.randn(4, 13), torch.randn(12, 4)
+    update = LoRA(held(a), held(b), 6.0, "config", embedding=True)
+
+    report = convert(
+        Adapter({"model.embed_tokens": update}), tmp_path / "out.gguf", to="gguf", base=config(tmp_path / "base")
+    )
+
+    found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    # llama.cpp takes a token's row of lora_a and multiplies it with lora_b.
+    delta = 6.0 / 4 * found["token_embd.weight.lora_a"] @ found["token_embd.weight.lora_b"].T
+    np.testing.assert_allclose(delta, 1.5 * (b @ a).T.numpy(), rtol=1e-5, atol=1e-5)
+    assert report.max_relative_error == 0.0
+    (back,) = formats.load(tmp_path / "out.gguf").updates.values()
+    assert (back.shape, back.rank) == ((13, 12), 4)
+
+
+def test_a_magnitude_has_no_place(tmp_path: Path) -> None:
+    dora = LoRA(held(torch.ones(4, 6)), held(torch.ones(10, 4)), 6.0, "config", magnitude=held(torch.ones(10)))
+    adapter = Adapter({"model.layers.0.mlp.up_proj": dora})
+
+    with pytest.raises(UnsupportedError, match="1 part of") as raised:
+        convert(adapter, tmp_path / "out.gguf", to="gguf", base=config(tmp_path / "base"))
+
+    assert "no magnitude (DoRA)" in raised.value.details[0]
 
 
 def test_rows_are_uncertain_without_the_heads_of_the_base(tmp_path: Path) -> None:

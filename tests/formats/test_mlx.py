@@ -236,3 +236,57 @@ def test_what_mlx_lm_saves_is_read_to_what_it_computes(base: Path, tmp_path: Pat
     with torch.no_grad():
         found = peft.PeftModel.from_pretrained(plain, tmp_path / "peft")(torch.tensor(tokens)).logits
     torch.testing.assert_close(found, torch.tensor(model(mx.array(tokens)).tolist()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_merge_of_what_mlx_lm_saves_is_what_mlx_lm_computes(kind: str, base: Path, tmp_path: Path) -> None:
+    mx = pytest.importorskip("mlx.core")
+    mlx_utils = pytest.importorskip("mlx_lm.utils")
+    mlx_tuner = pytest.importorskip("mlx_lm.tuner.utils")
+    from mlx.utils import tree_flatten
+
+    from loratools.ops.merge import merge
+
+    model, _ = mlx_utils.load_model(base)
+    model.freeze()
+    keys = ["self_attn.k_proj", "mlp.up_proj", "model.embed_tokens"]
+    config = {"rank": 3, "scale": 1.7, "dropout": 0.0, "keys": keys}
+    mlx_tuner.linear_to_lora_layers(model, -1, config, use_dora=kind == "dora")
+    mx.random.seed(1)
+    trained = {name: mx.random.normal(p.shape) * 0.3 for name, p in tree_flatten(model.trainable_parameters())}
+    model.load_weights(list(trained.items()), strict=False)
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "adapters.safetensors"), trained)
+    said = {"fine_tune_type": kind, "num_layers": -1, "lora_parameters": config}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+
+    merge(base, [folder], tmp_path / "merged")
+
+    tokens = mx.array([[2, 4, 21]])
+    merged, _ = mlx_utils.load_model(tmp_path / "merged")
+    wanted = torch.tensor(model(tokens).tolist())
+    torch.testing.assert_close(torch.tensor(merged(tokens).tolist()), wanted, rtol=1e-4, atol=1e-4)
+    # And through our own writing of it.
+    report = convert(folder, tmp_path / "again", to="mlx")
+    assert report.max_relative_error == 0.0
+    fresh, _ = mlx_utils.load_model(base)
+    mlx_tuner.load_adapters(fresh, str(tmp_path / "again"))
+    assert fresh(tokens).tolist() == model(tokens).tolist()
+
+
+def test_dora_is_for_all_modules_or_for_none(tmp_path: Path) -> None:
+    from loratools.adapter import Adapter
+    from loratools.tensors import held
+
+    a, b = held(torch.ones(4, 6)), held(torch.ones(10, 4))
+    plain, dora = LoRA(a, b, 4.0, "config"), LoRA(a, b, 4.0, "config", magnitude=held(torch.ones(10)))
+    inward = LoRA(a, b, 4.0, "config", magnitude=held(torch.ones(6)), magnitude_of="in")
+
+    with pytest.raises(UnsupportedError) as raised:
+        convert(Adapter({"p": plain, "q": dora, "r": inward}), tmp_path / "out", to="mlx")
+
+    assert raised.value.details == (
+        "p: no magnitude, and mlx-lm has DoRA for all modules or for none",
+        "r: mlx-lm has no magnitude of each input here",
+    )

@@ -99,10 +99,10 @@ def test_a_model_is_not_taken_for_an_adapter(tmp_path: Path) -> None:
 
 
 def test_lora_in_another_spelling_is_not_taken_for_a_model(tmp_path: Path) -> None:
-    save_file({"query.lora_A": torch.ones(4, 6), "query.lora_B": torch.ones(10, 4)}, tmp_path / "loralib.safetensors")
+    save_file({"query.lora_l": torch.ones(4, 6), "query.lora_r": torch.ones(10, 4)}, tmp_path / "other.safetensors")
 
     with pytest.raises(FormatError) as raised:
-        formats.load(tmp_path / "loralib.safetensors")
+        formats.load(tmp_path / "other.safetensors")
 
     assert raised.value.hint == "its names speak of LoRA, in a spelling that is not read"
 

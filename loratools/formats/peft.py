@@ -127,9 +127,9 @@ def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapp
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
-    """Updates that are not written, and why."""
+    """What is not written, and why."""
     normalised = {isinstance(u, LoRA) and u.magnitude is not None for u in adapter.updates.values() if u.kind == "lora"}
-    found: dict[str, str] = {}
+    found = {name: "a trained word" for name, r in adapter.replacements.items() if r.declared == "trained word"}
     for name, update in adapter.updates.items():
         if isinstance(update, LoRA):
             if update.mid is not None:

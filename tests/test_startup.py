@@ -50,6 +50,24 @@ def test_inspect_of_a_checkpoint_imports_no_torch_or_numpy(checkpoint: Path) -> 
     assert heavy_imports_of(["inspect", str(checkpoint)]) == []
 
 
+@pytest.mark.parametrize("file", ["adapter.gguf", "adapters.npz"])
+def test_inspect_of_other_containers_imports_no_torch_or_numpy(file: str, tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+
+    from loratools.storage.gguf_writer import write_gguf
+    from loratools.tensors import held
+
+    if file == "adapters.npz":
+        np.savez(tmp_path / file, **{"q.lora_a": np.ones((6, 4)), "q.lora_b": np.ones((4, 10))})
+    else:
+        pair = {f"blk.0.ffn_up.weight.lora_{part}": held(torch.ones(4, 4)) for part in "ab"}
+        kind = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
+        write_gguf(tmp_path / file, kind, pair)
+
+    assert heavy_imports_of(["inspect", str(tmp_path / file)]) == []
+
+
 @pytest.mark.parametrize("args", [["--help"], ["inspect", "--help"], ["formats"], ["methods"], ["--version"]])
 def test_help_and_lists_import_no_torch_or_numpy(args: list[str]) -> None:
     assert heavy_imports_of(args) == []

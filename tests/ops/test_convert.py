@@ -153,3 +153,40 @@ def test_plan_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     assert (report.output, report.max_relative_error) == (None, None)
     assert report.bytes == 2 * sum(t.numel() for t in load_file(source / "adapter_model.safetensors").values())
+
+
+def _files(path: Path) -> dict[str, bytes]:
+    return {path.suffix: path.read_bytes()} if path.is_file() else {p.name: p.read_bytes() for p in path.iterdir()}
+
+
+@pytest.mark.parametrize("first", ["peft", "mlx", "gguf"])
+@pytest.mark.parametrize("second", ["peft", "mlx", "gguf"])
+def test_every_two_formats_of_language_models_convert_there_and_back(first: str, second: str, tmp_path: Path) -> None:
+    shapes = {"self_attn.q_proj": (12, 12), "self_attn.k_proj": (4, 12), "mlp.up_proj": (20, 12)}
+    ranks = {"model.layers.1.mlp.up_proj": 2}
+    peft_folder = factories.adapter_folder(
+        tmp_path / "in", modules=factories.layered(2, shapes), ranks=ranks, alpha=5, config={"use_rslora": True}
+    )
+    base = formats.Base({}, {"model_type": "llama", "num_attention_heads": 3, "num_key_value_heads": 1})
+
+    def step(source: Path, name: str, to: str) -> Path:
+        out = tmp_path / (f"{name}.gguf" if to == "gguf" else name)
+        report = convert(source, out, to=to, base=base)
+        assert report.max_relative_error is not None
+        assert report.max_relative_error < 2.0**-22
+        return out
+
+    one = step(peft_folder, "one", first)
+    two = step(one, "two", second)
+    back = step(two, "back", first)
+
+    wanted, found = formats.load(peft_folder, base=base), formats.load(back, base=base)
+    assert found.updates.keys() == wanted.updates.keys()
+    for name, update in wanted.updates.items():
+        f, g = update.factors(), found.updates[name].factors()
+        assert f is not None
+        assert g is not None
+        torch.testing.assert_close(g.b @ g.a, f.b @ f.a, rtol=1e-6, atol=1e-6)
+    # What has been there once comes back with the same bytes, and the same conversion makes the same file.
+    again = step(step(back, "third", second), "fourth", first)
+    assert _files(again) == _files(back)

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import UnsupportedError, UsageError
+from loratools.formats import Base
 from loratools.tensors import parse_float_dtype
 
 AdapterSource: TypeAlias = str | Path | Adapter
@@ -18,17 +19,23 @@ RankFrom: TypeAlias = formats.RankFrom | None
 
 
 def load_adapter(
-    source: AdapterSource, *, rank_from: RankFrom = None, from_format: str | None = None, moved: bool = False
+    source: AdapterSource,
+    *,
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    moved: bool = False,
+    base: Base | None = None,
 ) -> Adapter:
     """The adapter, with a scale that is certain; errors as of `formats.load`.
 
     moved: whether it may belong to a base that its initialisation has changed.
+    base: what is known of the model it is for; some formats need its names and sizes.
 
     Raises:
         UnsupportedError: it does, and may not.
     """
     if not isinstance(source, Adapter):
-        source = formats.load(Path(source), format=from_format, rank_from=rank_from)
+        source = formats.load(Path(source), format=from_format, rank_from=rank_from, base=base)
     source.require_scale()
     if source.moved_base is not None and not moved:
         raise UnsupportedError(
@@ -44,6 +51,7 @@ def load_weighted(
     rank_from: RankFrom = None,
     from_format: str | None = None,
     moved: bool = False,
+    base: Base | None = None,
 ) -> list[tuple[Adapter, float]]:
     """Every adapter with its weight, 1 where none is given; a single one may come without a list.
 
@@ -61,7 +69,10 @@ def load_weighted(
             raise UsageError(f"the weight of '{name}' is {weight}, which is not finite")
     if not any(weight for _, weight in pairs):
         raise UsageError("every adapter has weight 0, so there is nothing to do")
-    return [(load_adapter(s, rank_from=rank_from, from_format=from_format, moved=moved), float(w)) for s, w in pairs]
+    return [
+        (load_adapter(s, rank_from=rank_from, from_format=from_format, moved=moved, base=base), float(w))
+        for s, w in pairs
+    ]
 
 
 def stored_dtype(name: str) -> str:

@@ -1,13 +1,17 @@
-"""The base that a conversion is told of: its weights' names from headers, or its config alone."""
+"""What formats are told of a base: its weights' names from headers, or its config alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loratools.errors import FormatError, UsageError
 from loratools.formats import Base
 from loratools.storage.files import quoted
 from loratools.storage.json_file import read_json
+
+if TYPE_CHECKING:
+    from loratools.checkpoints import Checkpoint
 
 
 def open_base(path: str | Path) -> Base:
@@ -30,6 +34,11 @@ def open_base(path: str | Path) -> Base:
         if not (path / "config.json").is_file():
             raise
         return Base({}, read_json(path / "config.json", infinities=True), path)
+    return base_of(checkpoint)
+
+
+def base_of(checkpoint: Checkpoint) -> Base:
+    """Names, shapes and config of a checkpoint that is open; tied names included."""
     shapes = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
     shapes |= {tied: shapes[source] for tied, source in checkpoint.tied.items() if source in shapes}
-    return Base(shapes, checkpoint.config, path)
+    return Base(shapes, checkpoint.config, checkpoint.path)

@@ -116,7 +116,9 @@ def convert(
     out = formats.named(Path(out), to)
     cast_to = stored_dtype(dtype) if dtype is not None else None
     known = open_base(base) if isinstance(base, str | Path) else base
-    source = _loaded(adapter, rank_from, from_format, known)
+    # PEFT's own config keeps what says that the base was changed; no other place does.
+    keeps = to == "peft" and serve is None
+    source = load_adapter(adapter, rank_from=rank_from, from_format=from_format, moved=keeps, base=known)
     inputs = [source.path] if source.path is not None else []
     check_output(out, overwrite=overwrite, inputs=inputs)
     warnings = list(source.warnings)
@@ -201,14 +203,6 @@ def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
         raise UsageError(f"{quoted(adapter.name)} says its own alpha, so that there is none to give with --alpha")
     told = {n: replace(u, alpha=alpha, alpha_source="config") for n, u in assumed.items()}
     return replace(adapter, updates={**adapter.updates, **told})
-
-
-def _loaded(adapter: str | Path | Adapter, rank_from: RankFrom, from_format: str | None, base: Base | None) -> Adapter:
-    if isinstance(adapter, Adapter):
-        return load_adapter(adapter)
-    found = formats.load(Path(adapter), format=from_format, rank_from=rank_from, base=base)
-    found.require_scale()
-    return found
 
 
 def _without(adapter: Adapter, names: Mapping[str, str]) -> Adapter:

@@ -22,6 +22,7 @@ from loratools.execution import Runner
 from loratools.execution.local import worker_count
 from loratools.ops._arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
 from loratools.ops._as_trained import with_experts, with_initial
+from loratools.ops._base import base_of
 from loratools.ops._merge_check import error_ratio, require_right
 from loratools.ops._merge_plan import MergePlan, index_text, plan_merge, specs, work_units
 from loratools.ops._merge_provenance import inputs_record, provenance_text
@@ -180,7 +181,8 @@ def plan(
     base, out = Path(base), Path(out)
     stored = stored_dtype(dtype) if dtype is not None else None
     checkpoint = open_checkpoint(base)
-    loaded = load_weighted(adapters, rank_from=rank_from, from_format=from_format, moved=True)
+    known = base_of(checkpoint)
+    loaded = load_weighted(adapters, rank_from=rank_from, from_format=from_format, moved=True, base=known)
     loaded = with_initial(loaded, initial, rank_from=rank_from)
     loaded = [(with_experts(a, packing=expert_packing, orientation=expert_orientation), w) for a, w in loaded]
     inputs = [base, *(a.path for a, _ in loaded if a.path is not None)]

@@ -16,6 +16,7 @@ from loratools.adapter import Adapter
 from loratools.errors import FormatError, MismatchError, UnsupportedError, UsageError
 from loratools.formats import Base
 from loratools.ops.convert import convert
+from loratools.ops.merge import merge
 from loratools.tensors import held
 from loratools.updates.lora import LoRA
 
@@ -161,6 +162,23 @@ def test_the_embedding_is_looked_up_in_a_turned_round(tmp_path: Path) -> None:
     assert report.max_relative_error == 0.0
     (back,) = formats.load(tmp_path / "out.gguf").updates.values()
     assert (back.shape, back.rank) == ((13, 12), 4)
+
+
+def test_a_merge_knows_the_heads_of_its_base(tmp_path: Path) -> None:
+    weights = factories.base_weights(factories.layered(2, SHAPES))
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS}
+    base = factories.checkpoint_folder(tmp_path / "base", weights=weights, config=heads)
+    source = factories.adapter_folder(tmp_path / "in", modules=factories.layered(2, SHAPES))
+    convert(source, tmp_path / "in.gguf", to="gguf", base=base)
+
+    merge(base, [source], tmp_path / "one")
+    merge(base, [tmp_path / "in.gguf"], tmp_path / "two")
+
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in weights)
+    assert not torch.equal(
+        one["model.layers.1.self_attn.q_proj.weight"], weights["model.layers.1.self_attn.q_proj.weight"]
+    )
 
 
 def test_a_magnitude_has_no_place(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.cli import verbs
-from loratools.errors import OutputExistsError, UsageError
+from loratools.errors import OutputExistsError, UnsupportedError, UsageError
 from loratools.formats import peft
 from loratools.ops._convert_check import Piece, compare
 from loratools.ops.convert import convert
@@ -143,6 +143,17 @@ def test_command_prints_the_error_and_what_became_of_the_metadata(tmp_path: Path
     plain = CliRunner().invoke(verbs, ["convert", str(source), "-o", str(tmp_path / "b"), "--to", "peft"])
     assert (plain.exit_code, plain.stdout) == (0, "")
     assert "none; 4 parts read back and compared" in plain.stderr
+
+
+def test_what_began_by_changing_its_base_is_no_delta_anywhere_but_in_peft(tmp_path: Path) -> None:
+    source = factories.adapter_folder(tmp_path / "in", config={"init_lora_weights": "pissa"})
+
+    with pytest.raises(UnsupportedError, match="began with"):
+        convert(source, tmp_path / "out", to="mlx")
+    with pytest.raises(UnsupportedError, match="began with"):
+        convert(source, tmp_path / "out", to="peft", serve="vllm")
+    convert(source, tmp_path / "out", to="peft")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["init_lora_weights"] == "pissa"
 
 
 def test_plan_writes_nothing(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from loratools.formats._source import counted, shown
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops._base import open_base
 from loratools.ops._convert_check import Checked, compare
+from loratools.ops._convert_experts import unpacked
 from loratools.ops._convert_fit import Fitted, fitted
 from loratools.ops._convert_serve import served, unservable
 from loratools.storage.commit import check_output
@@ -128,6 +129,8 @@ def convert(
             f"the scale of {counted(len(assumed), 'module')} is not stored and is assumed to be that of alpha "
             f"{_shown_alphas(source, assumed)}: if it was trained with another, give it with --alpha"
         )
+    tensors_in = len(source.tensors())
+    source = unpacked(source, entry.unwritable(source, base=known), known)
     whole = source
     fit = fitted(source, known)
     source = fit.adapter
@@ -154,7 +157,7 @@ def convert(
     ]
     if plan:
         return ConvertReport(
-            source.format, to, len(whole.tensors()), len(source.tensors()), (), None, tuple(dropped), (), (),
+            source.format, to, tensors_in, len(source.tensors()), (), None, tuple(dropped), (), (),
             _planned_bytes(source, cast_to), None, tuple(warnings),
         )  # fmt: skip
     kept_parts = _kept(whole, fit, unwritable)
@@ -175,7 +178,7 @@ def convert(
     return ConvertReport(
         source_format=source.format,
         target_format=to,
-        tensors_in=len(whole.tensors()),
+        tensors_in=tensors_in,
         tensors_out=len(result.tensors()),
         modules=tuple(checked),
         max_relative_error=max((c.error for c in checked), default=0.0),

@@ -252,7 +252,7 @@ def _said(adapter: Adapter) -> dict[str, object]:
         for part in ("metadata", "config"):
             entries = notes.get(part) if isinstance(notes, Mapping) else None
             if isinstance(entries, Mapping):
-                found |= {str(k): v for k, v in entries.items() if k not in _INTERPRETED and v not in (None, {}, [])}
+                found |= {str(k): v for k, v in entries.items() if v and k not in _INTERPRETED}
     if adapter.base_model is not None:
         found["base model"] = adapter.base_model
     return dict(sorted(found.items()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
-from loratools.tensors import FLOAT_DTYPES, LazyTensor, reshaped
+from loratools.tensors import FLOAT_DTYPES, LazyTensor, held, reshaped
 from loratools.updates import Update
 from loratools.updates.lora import LoRA
 
@@ -87,15 +87,14 @@ def _all_rows_went(update: Update, pieces: tuple[Piece, ...] | None) -> bool:
 
 
 def _checked_update(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked:
-    beside = None
     if len(parts) == 1 and parts[0][1].source_rows is None and parts[0][1].rows is None:
         of = source.updates[parts[0][0]]
         if not isinstance(of, LoRA) or not isinstance(result, LoRA):
             # No product of two factors: its parts say what it is, and whatever is multiplied is among them.
             return _checked_parts(name, of, result)
-        if of.shape != result.shape or of.magnitude_of != result.magnitude_of:
+        if of.shape != result.shape:
             return Checked(name, float("inf"), False)
-        beside = _checked_magnitude(name, of, result)
+    beside = _checked_magnitude(source, name, result, parts)
     import torch
 
     found = _product(result)
@@ -128,14 +127,26 @@ def _product(update: Update) -> Factors | None:
     return update.factors()
 
 
-def _checked_magnitude(name: str, source: LoRA, result: LoRA) -> Checked | None:
-    if source.magnitude is None and result.magnitude is None:
+def _checked_magnitude(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked | None:
+    """The magnitudes of DoRA, put together from those of the source; None where there are none."""
+    wanted = []
+    for original, piece in sorted(parts, key=lambda p: (p[1].rows or (0, 0))[0]):
+        of = source.updates[original]
+        if isinstance(of, LoRA) and of.magnitude is not None:
+            if not isinstance(result, LoRA) or of.magnitude_of != result.magnitude_of:
+                return Checked(name, float("inf"), False)
+            # Formats give it axes of 1, or none.
+            wanted.append(
+                reshaped(of.magnitude, (of.magnitude.elements,)).read()[slice(*(piece.source_rows or (None,)))]
+            )
+    found = result.magnitude if isinstance(result, LoRA) else None
+    if not wanted and found is None:
         return None
-    if source.magnitude is None or result.magnitude is None or source.magnitude.elements != result.magnitude.elements:
+    if not wanted or found is None:
         return Checked(name, float("inf"), False)
-    # Formats give it axes of 1, or none.
-    flat = (source.magnitude.elements,)
-    return _checked_tensor(name, reshaped(source.magnitude, flat), reshaped(result.magnitude, flat))
+    import torch
+
+    return _checked_tensor(name, held(torch.cat(wanted)), reshaped(found, (found.elements,)))
 
 
 def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smallest: float, scale: float) -> Tensor:

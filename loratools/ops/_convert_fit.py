@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from loratools.adapter import Adapter
-from loratools.errors import MismatchError
+from loratools.errors import MismatchError, UnsupportedError
 from loratools.formats import Base
 from loratools.formats._scale import at_scale, most_common
 from loratools.naming.fused import Modules, fused_of, parts_of
@@ -37,8 +37,10 @@ def fitted(adapter: Adapter, base: Base | None) -> Fitted:
     pieces: dict[str, tuple[Piece, ...]] = {}
     joined: dict[str, dict[str, LoRA]] = {}
     for name, update in adapter.updates.items():
-        if not isinstance(update, LoRA) or set(update.parts) != {"A", "B"} or len(update.a.shape) != 2:
+        if not isinstance(update, LoRA) or update.mid is not None or len(update.a.shape) != 2:
             continue
+        if update.magnitude_of == "in" and update.magnitude is not None:
+            continue  # norms of columns are those of all rows together
         if not update.rank or modules.find(name) is not None:
             continue
         parts = parts_of(name)
@@ -84,7 +86,14 @@ def _join(fused: str, members: Mapping[str, LoRA], out: int, base: Base) -> tupl
         start += count
     scale = most_common(u.scale for u in members.values())
     parts = [(where[name][0], at_scale(name, u, scale)) for name, u in members.items()]
-    return stacked_rows(parts, out), {name: where[name] for name in members}
+    try:
+        joined = stacked_rows(parts, out)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"{quoted(fused)} cannot be made of {', '.join(name.rpartition('.')[2] for name in members)}: {error}",
+            hint="DoRA of some parts only has no fused form: merge it into the base, and extract a LoRA",
+        ) from error
+    return joined, {name: where[name] for name in members}
 
 
 def _part_sizes(fused: str, members: Mapping[str, LoRA], out: int, base: Base) -> dict[str, int]:

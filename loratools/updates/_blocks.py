@@ -2,7 +2,7 @@
 
 Some rows of a product are those rows of B and all of A. Several products one below the other are their A's one below
 the other and their B's along a diagonal, so that ranks add up; where all A's are equal it is that A, and their B's one
-below the other.
+below the other. The magnitude of DoRA is a number for each output, and goes with its row.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from loratools.updates.lora import LoRA
 def rows_of(update: LoRA, start: int, stop: int) -> LoRA:
     """Rows start:stop of the update, without the terms that are zero there; of rank 0 where all of it is.
 
-    Reads B, to see which terms these are.
+    Reads B, to see which terms these are. With a magnitude all terms stay: rows of zeros are normalised too.
     """
     part = rows(update.b, start, stop)
+    if update.magnitude is not None:
+        return replace(update, b=part, magnitude=rows(update.magnitude, start, stop))
     values = part.read()
     used = (values != 0).any(dim=0)
     if bool(used.all()):
@@ -38,7 +40,7 @@ def stacked_rows(parts: Sequence[tuple[int, LoRA]], out: int) -> LoRA:
     """An update of `out` rows: each part from its row on, zeros elsewhere. All must have one scale.
 
     Raises:
-        ValueError: scales or inputs differ, or rows overlap or lie outside.
+        ValueError: scales or inputs differ, rows overlap or lie outside, or some rows have a magnitude and some none.
     """
     import torch
 
@@ -50,6 +52,9 @@ def stacked_rows(parts: Sequence[tuple[int, LoRA]], out: int) -> LoRA:
         raise ValueError(f"rows from {starts} to {ends} do not fit {out}")
     if len({u.scale for _, u in ordered}) > 1 or len({u.shape[1] for _, u in ordered}) > 1:
         raise ValueError("parts of different scales or inputs")
+    magnitudes = [u.magnitude.read().reshape(-1) for _, u in ordered if u.magnitude is not None]
+    if magnitudes and sum(len(m) for m in magnitudes) != out:
+        raise ValueError("rows without a magnitude")
     downs = [u.a.read() for _, u in ordered]
     ups = [u.b.read() for _, u in ordered]
     dtype = downs[0].dtype
@@ -62,4 +67,5 @@ def stacked_rows(parts: Sequence[tuple[int, LoRA]], out: int) -> LoRA:
     for start, up in zip(starts, ups, strict=True):
         b[start : start + up.shape[0], column : column + up.shape[1]] = up
         column += 0 if same else up.shape[1]
-    return replace(first, a=held(a), b=held(b), alpha=first.scale * a.shape[0], rslora=False)
+    magnitude = held(torch.cat(magnitudes)) if magnitudes else None
+    return replace(first, a=held(a), b=held(b), alpha=first.scale * a.shape[0], rslora=False, magnitude=magnitude)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from loratools import formats
-from loratools.errors import MismatchError
+from loratools.errors import MismatchError, UnsupportedError
 from loratools.ops.convert import convert
 from loratools.tensors import held
 from loratools.updates._blocks import rows_of, stacked_rows
@@ -130,3 +130,41 @@ def test_terms_that_are_zero_in_the_rows_are_left_out() -> None:
     whole, less = update.factors(), part.factors()
     torch.testing.assert_close(less.b @ less.a, (whole.b @ whole.a)[:5], rtol=1e-12, atol=1e-12)
     assert rows_of(update, 5, 9).rank == 3
+
+
+def test_dora_is_split_and_joined_with_its_magnitudes(tmp_path: Path) -> None:
+    modules = {f"{LAYER}.self_attn.{n}": (rows, 12) for n, rows in SIZES.items()}
+    magnitudes = {f"{name}.lora_magnitude_vector": torch.rand(rows) + 1 for name, (rows, _) in modules.items()}
+    source = factories.adapter_folder(
+        tmp_path / "in",
+        modules=modules,
+        extra=magnitudes,
+        config={"use_dora": True, "alpha_pattern": {f"{LAYER}.self_attn.q_proj": 3}},
+    )
+
+    convert(source, tmp_path / "fused", to="peft", base=base(tmp_path / "one", fused=True))
+    report = convert(tmp_path / "fused", tmp_path / "back", to="peft", base=base(tmp_path / "three", fused=False))
+
+    assert report.max_relative_error == 0.0
+    (fused,) = formats.load(tmp_path / "fused").updates.values()
+    order = [magnitudes[f"{LAYER}.self_attn.{n}.lora_magnitude_vector"] for n in SIZES]
+    assert torch.equal(fused.parts["magnitude"].read(), torch.cat(order))
+    back = formats.load(tmp_path / "back").updates
+    for n, magnitude in zip(SIZES, order, strict=True):
+        assert torch.equal(back[f"{LAYER}.self_attn.{n}"].parts["magnitude"].read(), magnitude)
+    before, after = dense(source), dense(tmp_path / "back")
+    assert before.keys() == after.keys()
+    for name, delta in before.items():
+        torch.testing.assert_close(after[name], delta, rtol=1e-5, atol=1e-6)
+
+
+def test_dora_of_some_parts_has_no_fused_form(tmp_path: Path) -> None:
+    source = factories.adapter_folder(
+        tmp_path / "in",
+        modules={f"{LAYER}.self_attn.q_proj": (12, 12)},
+        extra={f"{LAYER}.self_attn.q_proj.lora_magnitude_vector": torch.ones(12)},
+        config={"use_dora": True},
+    )
+
+    with pytest.raises(UnsupportedError, match="cannot be made of q_proj: rows without a magnitude"):
+        convert(source, tmp_path / "out", to="peft", base=base(tmp_path / "base", fused=True))

@@ -83,7 +83,8 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
         found = [name for name in map(renaming, spellings(target)) if name in known]
         fitting = [name for name in found if orientation.possible(update, own.get(name, sizes[name]))]
         if not found:
-            missing.append((target, _MISSING))
+            if not _may_be_absent(update):
+                missing.append((target, _MISSING))
         elif fitting and not orientation.decidable(update, own.get(fitting[0], sizes[fitting[0]])):
             missing.append((target, "square experts, and nothing says how they are stored: see --expert-orientation"))
         elif not fitting:
@@ -190,6 +191,11 @@ def _swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _is_embedding(update: Update) -> bool:
     return bool(getattr(update, "embedding", False))
+
+
+def _may_be_absent(update: Update) -> bool:
+    """Whether a base without this weight fits as well: what scales biases does not tell which layers have one."""
+    return bool(getattr(update, "optional", False))
 
 
 def _inside(name: str, modules: set[str], renaming: Renaming) -> bool:

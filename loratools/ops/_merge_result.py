@@ -16,10 +16,11 @@ from loratools.errors import MismatchError, UnsupportedError
 from loratools.matching import Matches
 from loratools.naming.places import Place
 from loratools.ops._merge_config import vocabulary_size
-from loratools.ops._place_views import as_stored
+from loratools.ops._place_views import as_stored, as_updated
 from loratools.ops._same import same_bytes
 from loratools.plan import Output, RowsReplaced, WeightedUpdate
-from loratools.tensors import FLOAT_DTYPES
+from loratools.tensors import FLOAT_DTYPES, LazyTensor
+from loratools.updates.glora import GLoRABias
 
 _PER_TOKEN = {
     "embed_tokens", "word_embeddings", "wte", "lm_head", "shared", "embed_in", "embed_out", "predictions",
@@ -51,7 +52,7 @@ def resolve(
         UnsupportedError: a delta would be added to a weight that is not stored in floating point.
     """
     replaced = _replacements(adapters, matches)
-    updates = _updates(adapters, matches, replaced)
+    updates = _updates(base, adapters, matches, replaced)
     patches = _patches(adapters, matches, replaced)
     untied, following = _untied(base, replaced, updates)
     replaced = {name: new for name, new in replaced.items() if name not in following}
@@ -134,7 +135,10 @@ def _agree(one: RowsReplaced, other: Replacement) -> bool:
 
 
 def _updates(
-    adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches], replaced: Mapping[str, _Replaced]
+    base: Checkpoint,
+    adapters: Sequence[tuple[Adapter, float]],
+    matches: Sequence[Matches],
+    replaced: Mapping[str, _Replaced],
 ) -> dict[str, tuple[WeightedUpdate, ...]]:
     """Stored name -> the updates added to it."""
     found: dict[str, list[WeightedUpdate]] = {}
@@ -145,7 +149,10 @@ def _updates(
             # trained against the weight that is no longer there.
             if place.weight in replaced and replaced[place.weight].adapter != i:
                 clashes.append(f"{place.weight}   updated by '{adapter.name}'")
-            found.setdefault(place.weight, []).append(WeightedUpdate(i, adapter.updates[target], weight, place))
+            update = adapter.updates[target]
+            if isinstance(update, GLoRABias) and update.through:
+                update = replace(update, weight=_weight_beside(base, target, m))
+            found.setdefault(place.weight, []).append(WeightedUpdate(i, update, weight, place))
     if clashes:
         raise MismatchError(
             f"{len(clashes)} weights are replaced by one adapter and updated by another",
@@ -153,6 +160,22 @@ def _updates(
             hint="leave one of them out with --exclude",
         )
     return {name: tuple(updates) for name, updates in found.items()}
+
+
+def _weight_beside(base: Checkpoint, bias: str, m: Matches) -> LazyTensor:
+    """The weight of the layer whose bias an update of that name means, as the layer computes with it.
+
+    Raises:
+        UnsupportedError: it is left out of the merge, or the base does not store it on its own.
+    """
+    places = m.updates.get(bias.removesuffix(".bias"), ())
+    if len(places) != 1 or not places[0].whole:
+        raise UnsupportedError(
+            f"{bias} depends on the weight of its layer, which is {'in parts' if places else 'left out'}",
+            hint="choose both, or leave both out, with --include or --exclude",
+        )
+    name = places[0].weight
+    return as_updated(base.weights[base.tied.get(name, name)], places[0])
 
 
 def _untied(

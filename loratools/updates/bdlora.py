@@ -1,6 +1,7 @@
 """BD-LoRA: LoRA with one factor made of blocks, `dW = scale * B @ diag(A1, A2, ...)` or `diag(B1, B2, ...) @ A`.
 
-Wang et al., 2025, https://arxiv.org/abs/2510.23346. The blocks are stored below each other; which factor has them is said by names of modules in the config.
+Wang et al., 2025, https://arxiv.org/abs/2510.23346. The blocks are stored below each
+other; which factor has them is said by names of modules in the config.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
         if a1.shape[0] == a1.shape[1]:
             raise UnsupportedError(
                 f"'{name}' has factors that are all {a1.shape[0]} x {a1.shape[0]}, of which the order cannot be told",
-                hint="early versions of LyCORIS stored them the other way round; train with a rank below the size of the layer",
+                hint="early versions of LyCORIS stored them the other way round; a rank below the size would tell",
             )
         now = a1.shape[0] > a1.shape[1]
     elif not now and not before:

@@ -1,0 +1,157 @@
+"""Families of models and the names of their modules: one table for each, read in both directions.
+
+A rule says what a module is called in the model's first publication ("original": LDM, BFL, Wan, ...) and what in
+diffusers, whose names are the ones used here. A module that was published fused (qkv) has several names in diffusers.
+
+    Rule("double_blocks.{}.img_attn.qkv", ("transformer_blocks.{}.attn.to_q", ...to_k, ...to_v), split="thirds")
+
+`{}` stands for any number, so that tables hold for larger and smaller models of the family. A name whose dots have
+become underscores (kohya) is looked up in the same tables, never taken apart by rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+# A number that stands alone between separators: `img_mlp.0`, not the one of `linear1`.
+_NUMBER = {".": re.compile(r"(?<![^.{}])\d+(?![^.])"), "_": re.compile(r"(?<![^_])\d+(?![^_])")}
+_SLOT = {".": re.compile(r"(?<![^.])(\d+|\{\})(?![^.])"), "_": re.compile(r"(?<![^_])(\d+|\{\})(?![^_])")}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One module of the original model and the modules that it is in diffusers.
+
+    split   how its outputs are shared out over several: see `sizes`
+    swap    where it has two outputs for each input, the halves stand in the other order (scale, shift) in diffusers
+    ratio   outputs for each input, where this tells families of the same names apart
+    """
+
+    original: str
+    diffusers: tuple[str, ...]
+    split: str = ""
+    swap: bool = False
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one name means: the modules of diffusers, and how the outputs are shared out over them."""
+
+    targets: tuple[str, ...]
+    split: str = ""
+    swap: bool = False
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Where a module of diffusers lies in the original model: it is the `part`-th of `place.targets`."""
+
+    name: str
+    place: Place
+    part: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models with the same module names.
+
+    component   what diffusers calls this part of a pipeline: unet or transformer
+    rules       by spelling: `original`, and others where later tools have spelled the same module otherwise
+    kohya       which names kohya's trainers flatten: `original` or `diffusers`
+    widths      of the text that attention looks at: tells models of the same names apart
+    """
+
+    name: str
+    component: str
+    rules: Mapping[str, tuple[Rule, ...]]
+    kohya: str = "original"
+    widths: frozenset[int] = field(default_factory=frozenset)
+
+    def find(self, name: str, *, flat: bool = False) -> Place | None:
+        """What `name` means, in any spelling of the family; `flat` with underscores for its dots."""
+        separator = "_" if flat else "."
+        table = self._flat if flat else self._dotted
+        numbers = _NUMBER[separator].findall(name)
+        for slots, rule, _ in table.get(_NUMBER[separator].sub("{}", name), ()):
+            if all(slot in ("{}", n) for slot, n in zip(slots, numbers, strict=True)):
+                free = [n for slot, n in zip(slots, numbers, strict=True) if slot == "{}"]
+                return Place(tuple(t.format(*free) for t in rule.diffusers), rule.split, rule.swap)
+        return None
+
+    def ratio(self, name: str, *, flat: bool = False) -> float | None:
+        """How many outputs for each input a module of this family has, where the table says so."""
+        separator = "_" if flat else "."
+        table = self._flat if flat else self._dotted
+        return next((rule.ratio for _, rule, _ in table.get(_NUMBER[separator].sub("{}", name), ())), None)
+
+    def back(self, target: str, spelling: str) -> Fused | None:
+        """Where a module of diffusers lies in the model as `spelling` names it; None where it does not."""
+        if spelling == "diffusers":
+            place = self.find(target)
+            return None if place is None or place.targets != (target,) else Fused(target, place, 0)
+        numbers = _NUMBER["."].findall(target)
+        spelled = spelling if spelling in self.rules else "original"
+        for slots, rule, part in self._back[spelled].get(_NUMBER["."].sub("{}", target), ()):
+            if all(slot in ("{}", n) for slot, n in zip(slots, numbers, strict=True)):
+                free = [n for slot, n in zip(slots, numbers, strict=True) if slot == "{}"]
+                place = Place(tuple(t.format(*free) for t in rule.diffusers), rule.split, rule.swap)
+                return Fused(rule.original.format(*free), place, part)
+        return None
+
+    @cached_property
+    def _named(self) -> list[tuple[str, Rule]]:
+        """Every template by which a module may be named; diffusers' own names mean themselves."""
+        own = {t: Rule(t, (t,)) for rules in self.rules.values() for rule in rules for t in rule.diffusers}
+        return [(rule.original, rule) for rules in self.rules.values() for rule in rules] + list(own.items())
+
+    @cached_property
+    def _dotted(self) -> _Table:
+        return _table((template, rule, 0) for template, rule in self._named)
+
+    @cached_property
+    def _flat(self) -> _Table:
+        return _table(((template.replace(".", "_"), rule, 0) for template, rule in self._named), "_")
+
+    @cached_property
+    def _back(self) -> dict[str, _Table]:
+        return {
+            spelling: _table((t, rule, part) for rule in rules for part, t in enumerate(rule.diffusers))
+            for spelling, rules in self.rules.items()
+        }
+
+
+# template with every number as {} -> what stands at these places (a number or {}), rule, which of its modules
+_Table = dict[str, list[tuple[tuple[str, ...], Rule, int]]]
+
+
+def _table(entries: Iterable[tuple[str, Rule, int]], separator: str = ".") -> _Table:
+    found: _Table = {}
+    for template, rule, part in entries:
+        slots = tuple(_SLOT[separator].findall(template))
+        found.setdefault(_SLOT[separator].sub("{}", template), []).append((slots, rule, part))
+    return found
+
+
+def same(*templates: str) -> tuple[Rule, ...]:
+    """Modules that are called the same in both."""
+    return tuple(Rule(t, (t,)) for t in templates)
+
+
+def sizes(split: str, rows: int, columns: int, count: int) -> tuple[int, ...] | None:
+    """How many of the `rows` outputs of a fused module each of its `count` modules gets; None where it cannot be.
+
+    thirds   all the same
+    hidden   three as wide as the input (q, k, v), and the rest
+    grouped  the first as wide as the input (q), the others share the rest (k and v of fewer heads)
+    """
+    if split == "thirds":
+        return (rows // count,) * count if rows % count == 0 else None
+    if split == "hidden":
+        rest = rows - 3 * columns
+        return (columns, columns, columns, rest) if rest > 0 else None
+    rest = rows - columns
+    return (columns, rest // 2, rest // 2) if rest > 0 and rest % 2 == 0 else None

@@ -1,0 +1,100 @@
+"""What the names of one file mean: looked up in the tables of all families, and only an answer without a rival counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from loratools.errors import UndecidedError, UnsupportedError
+from loratools.naming import dit, flux, sd3, stable_diffusion, text_encoders, video
+from loratools.naming.families import Family, Place
+from loratools.storage.files import quoted
+
+# (outputs, inputs) of a module; None where the file does not tell.
+Sizes = Mapping[str, tuple[int | None, int | None]]
+_HINT = "name the model it is for: --base BASE"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """`families`: those that know every name, and in which the names mean the same."""
+
+    families: tuple[Family, ...]
+    places: Mapping[str, Place]
+
+
+@cache
+def denoisers() -> tuple[Family, ...]:
+    """UNets and transformers."""
+    modules = (stable_diffusion, flux, sd3, video, dit)
+    return tuple(family for module in modules for family in module.families())
+
+
+def encoders() -> tuple[Family, ...]:
+    return text_encoders.families()
+
+
+def family_named(name: str) -> Family | None:
+    return next((family for family in denoisers() if family.name == name), None)
+
+
+def resolve(names: Sizes, families: Iterable[Family], *, flat: bool = False) -> Resolved:
+    """The meaning of every name.
+
+    Raises:
+        UnsupportedError: no family knows them all.
+        UndecidedError: several do, with different meanings.
+    """
+    families = tuple(families)
+    found = {family: {name: family.find(name, flat=flat) for name in names} for family in families}
+    whole = [family for family, places in found.items() if all(places.values())]
+    if not whole:
+        raise _unknown(names, found)
+    fitting = narrowed(names, whole, flat=flat)
+    meanings = [{name: place for name, place in found[family].items() if place is not None} for family in fitting]
+    if any(other != meanings[0] for other in meanings[1:]):
+        differing = [n for n in names if any(other[n] != meanings[0][n] for other in meanings)]
+        raise UndecidedError(
+            f"{len(differing)} of {len(names)} names have different meanings in {_listed(fitting)}",
+            details=[quoted(name) for name in differing[:5]],
+            hint=_HINT,
+        )
+    return Resolved(tuple(fitting), meanings[0])
+
+
+def narrowed(names: Sizes, families: list[Family], *, flat: bool = False) -> list[Family]:
+    """Of several families that know all names, those that the shapes do not speak against; all, where all would go."""
+    if len(families) < 2:
+        return families
+    left = [family for family in families if not _against(names, family, flat=flat)]
+    return left or families
+
+
+def _against(names: Sizes, family: Family, *, flat: bool) -> bool:
+    for name, (rows, columns) in names.items():
+        if rows is None or columns is None:
+            continue
+        # A third of a step is more than any rounding, and less than what tells two families apart.
+        ratio = family.ratio(name, flat=flat)
+        if ratio is not None and not 0.9 < rows / columns / ratio < 1.1:
+            return True
+        attends = name.replace("_", ".").endswith(("attn2.to.k", "attn2.to.v"))
+        if attends and family.widths and columns not in family.widths:
+            return True
+    return False
+
+
+def _unknown(names: Sizes, found: Mapping[Family, Mapping[str, Place | None]]) -> UnsupportedError:
+    best = max(found, key=lambda family: sum(place is not None for place in found[family].values()))
+    missing = [name for name, place in found[best].items() if place is None]
+    if len(missing) == len(names):
+        message = f"none of its {len(names)} module names is known in any model here"
+    else:
+        message = f"{len(missing)} of its {len(names)} module names are not known in {best.name}, nor all in any other"
+    more = [f"… and {len(missing) - 5} more"] if len(missing) > 5 else []
+    return UnsupportedError(message, details=[quoted(n) for n in missing[:5]] + more, hint=_HINT)
+
+
+def _listed(families: Iterable[Family]) -> str:
+    return " and ".join(family.name for family in families)

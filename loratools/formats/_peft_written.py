@@ -43,16 +43,16 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
     rslora = bool(updates) and all(u.rslora for u in updates.values())
     # Where only some are rsLoRA, all become plain: PEFT has one flag for all.
     alphas = {t: float(u.alpha if u.rslora == rslora else u.scale * u.rank) for t, u in updates.items()}
-    rank = _most_common(ranks.values(), fields.DEFAULT_RANK)
-    alpha = _most_common(alphas.values(), float(fields.DEFAULT_ALPHA))
+    rank = most_common(ranks.values(), fields.DEFAULT_RANK)
+    alpha = most_common(alphas.values(), float(fields.DEFAULT_ALPHA))
     config |= {
         "peft_type": "LORA",
         "base_model_name_or_path": adapter.base_model,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": _number(alpha),
-        "rank_pattern": _pattern(ranks, rank),
-        "alpha_pattern": {key: _number(value) for key, value in _pattern(alphas, alpha).items()},
+        "rank_pattern": pattern(ranks, rank),
+        "alpha_pattern": {key: _number(value) for key, value in pattern(alphas, alpha).items()},
         "use_rslora": rslora,
     }
     # PEFT runs the initialisation again when it loads; these two need the base for it, or an even rank.
@@ -119,7 +119,7 @@ def _notes(adapter: Adapter) -> Mapping[str, object]:
     return notes if isinstance(notes, Mapping) else {}
 
 
-def _most_common(values: Iterable[int] | Iterable[float], default: float) -> int | float:
+def most_common(values: Iterable[int] | Iterable[float], default: float) -> int | float:
     """The most common, and the smallest of several."""
     counts = Counter(values)
     return min(counts, key=lambda v: (-counts[v], v)) if counts else default
@@ -129,7 +129,7 @@ def _number(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def _pattern(values: Mapping[str, int | float], default: float) -> dict[str, int | float]:
+def pattern(values: Mapping[str, int | float], default: float) -> dict[str, int | float]:
     """The modules whose value is not the default, as keys from which PEFT gives every module its own value."""
     # In the order of the file, which is sorted: the first key that matches counts.
     plain = {target: value for target, value in sorted(values.items()) if value != default}

@@ -39,8 +39,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Place:
-    """What one name means: the modules of diffusers, and how the outputs are shared out over them."""
+    """What one name means: the modules of diffusers, and how the outputs are shared out over them.
 
+    `name`: the same with dots, as the model was published or as diffusers has it.
+    """
+
+    name: str = field(compare=False)
     targets: tuple[str, ...]
     split: str = ""
     swap: bool = False
@@ -50,9 +54,12 @@ class Place:
 class Fused:
     """Where a module of diffusers lies in the original model: it is the `part`-th of `place.targets`."""
 
-    name: str
     place: Place
     part: int
+
+    @property
+    def name(self) -> str:
+        return self.place.name
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Family:
         for slots, rule, _ in table.get(_NUMBER[separator].sub("{}", name), ()):
             if all(slot in ("{}", n) for slot, n in zip(slots, numbers, strict=True)):
                 free = [n for slot, n in zip(slots, numbers, strict=True) if slot == "{}"]
-                return Place(tuple(t.format(*free) for t in rule.diffusers), rule.split, rule.swap)
+                return _place(rule, free)
         return None
 
     def ratio(self, name: str, *, flat: bool = False) -> float | None:
@@ -92,14 +99,13 @@ class Family:
         """Where a module of diffusers lies in the model as `spelling` names it; None where it does not."""
         if spelling == "diffusers":
             place = self.find(target)
-            return None if place is None or place.targets != (target,) else Fused(target, place, 0)
+            return None if place is None or place.targets != (target,) else Fused(place, 0)
         numbers = _NUMBER["."].findall(target)
         spelled = spelling if spelling in self.rules else "original"
         for slots, rule, part in self._back[spelled].get(_NUMBER["."].sub("{}", target), ()):
             if all(slot in ("{}", n) for slot, n in zip(slots, numbers, strict=True)):
                 free = [n for slot, n in zip(slots, numbers, strict=True) if slot == "{}"]
-                place = Place(tuple(t.format(*free) for t in rule.diffusers), rule.split, rule.swap)
-                return Fused(rule.original.format(*free), place, part)
+                return Fused(_place(rule, free), part)
         return None
 
     @cached_property
@@ -122,6 +128,11 @@ class Family:
             spelling: _table((t, rule, part) for rule in rules for part, t in enumerate(rule.diffusers))
             for spelling, rules in self.rules.items()
         }
+
+
+def _place(rule: Rule, numbers: list[str]) -> Place:
+    targets = tuple(target.format(*numbers) for target in rule.diffusers)
+    return Place(rule.original.format(*numbers), targets, rule.split, rule.swap)
 
 
 # template with every number as {} -> what stands at these places (a number or {}), rule, which of its modules

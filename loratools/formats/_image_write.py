@@ -1,0 +1,333 @@
+"""Writing of image formats: updates under canonical names become modules as a format names and spells them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loratools.adapter import Adapter
+from loratools.errors import UnsupportedError
+from loratools.formats._base import Base
+from loratools.formats._fused import fused, swapped_back, without_zeros
+from loratools.formats._image_read import NOTES
+from loratools.naming.families import Family, Fused, Place
+from loratools.naming.resolving import denoisers, family_named, narrowed
+from loratools.storage.files import quoted, read_bytes
+from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES, ByteRange, FileId, LazyTensor, held, reshaped
+from loratools.updates import Update
+from loratools.updates.full import Full
+from loratools.updates.lora import LoRA
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARTS = ("unet", "transformer", "transformer_2")
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+# Metadata that says something of the file itself: restated or left out, never copied.
+_OWN = ("format", "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
+
+
+_CHUNK = 16 << 20
+
+
+@dataclass
+class Written:
+    """A module of the file to be: its name in its part of the pipeline, and what updates its weight and its bias."""
+
+    part: str
+    name: str
+    weight: Update | None = None
+    bias: Full | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All modules to be written, or why the ones in `problems` cannot be."""
+
+    modules: tuple[Written, ...]
+    family: Family | None
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+
+def lay_out(adapter: Adapter, spelling: str | Callable[[Family], str], *, base: Base | None) -> Layout:
+    """The modules of `adapter` with the names of `spelling`: diffusers, original, or one of a family's own.
+
+    What is apart here and fused there is put together, and the other way round is not possible.
+    """
+    problems: dict[str, str] = {}
+    by_part: dict[str, dict[str, dict[str, Update]]] = {}
+    for target, update in adapter.updates.items():
+        part, dot, name = target.partition(".")
+        if part not in (*PARTS, *ENCODERS) or not dot:
+            problems[target] = "no name of a part of an image or video model"
+            continue
+        module, leaf = (name.removesuffix(".bias"), "bias") if _is_bias(update, name) else (name, "weight")
+        by_part.setdefault(part, {}).setdefault(module, {})[leaf] = update
+    modules: list[Written] = []
+    family: Family | None = None
+    for part, members in sorted(by_part.items()):
+        if part in ENCODERS:
+            modules += [_written(part, name, found) for name, found in members.items()]
+            continue
+        chosen = family_of(adapter, part, base)
+        if isinstance(chosen, str):
+            if spelling == "diffusers":
+                modules += [_written(part, name, found) for name, found in members.items()]
+                continue
+            problems |= dict.fromkeys((f"{part}.{name}" for name in members), chosen)
+            continue
+        family = chosen
+        spelled = spelling if isinstance(spelling, str) else spelling(family)
+        modules += _spelled(part, members, family, spelled, problems)
+    return Layout(tuple(modules), family, problems)
+
+
+def family_of(adapter: Adapter, part: str, base: Base | None = None) -> Family | str:
+    """The family whose modules those of this part of the pipeline are, or why it cannot be told."""
+    names: dict[str, tuple[int | None, int | None]] = {}
+    for target, update in adapter.updates.items():
+        head, _, name = target.partition(".")
+        if head == part:
+            shape = update.shape
+            module = name.removesuffix(".bias") if _is_bias(update, name) else name
+            if module == name or module not in names:
+                names[module] = (shape[0], shape[1]) if len(shape) > 1 else (None, None)
+    knowing = [f for f in denoisers() if f.component in part and all(f.find(name) for name in names)]
+    if not knowing:
+        return "a name that no table of models here has"
+    if "text_encoder_2" in {target.partition(".")[0] for target in adapter.updates}:
+        knowing = [f for f in knowing if f.name != "sd"] or knowing
+    if base is not None and base.shapes and len(knowing) > 1:
+        counts = {f.name: sum(_known_in(f, name) for name in base.shapes) for f in knowing}
+        most = max(counts.values())
+        knowing = [f for f in knowing if counts[f.name] == most]
+    noted = adapter.notes.get(NOTES)
+    said = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
+    if said in knowing:
+        return said
+    left = narrowed(names, knowing)
+    if len(left) > 1:
+        return f"it may be of {' or '.join(f.name for f in left)}; name the base: --base"
+    return left[0]
+
+
+def _known_in(family: Family, weight: str) -> bool:
+    module = weight.removesuffix(".weight").removeprefix("model.").removeprefix("diffusion_model.")
+    return family.find(module) is not None
+
+
+def _is_bias(update: Update, name: str) -> bool:
+    return isinstance(update, Full) and name.endswith(".bias") and len(update.shape) == 1
+
+
+def _written(part: str, name: str, found: Mapping[str, Update]) -> Written:
+    bias = found.get("bias")
+    return Written(part, name, found.get("weight"), bias if isinstance(bias, Full) else None)
+
+
+def _spelled(
+    part: str, members: Mapping[str, Mapping[str, Update]], family: Family, spelling: str, problems: dict[str, str]
+) -> list[Written]:
+    modules: list[Written] = []
+    together: dict[str, tuple[Place, dict[str, Mapping[str, Update]]]] = {}
+    for name, found in members.items():
+        place = family.find(name)
+        assert place is not None
+        if place.targets != (name,):  # kept whole, as it could not be cut
+            if spelling == "diffusers":
+                problems[f"{part}.{name}"] = "fused, and of a kind that cannot be cut exactly"
+            else:
+                modules.append(_written(part, name, found))
+            continue
+        back = family.back(name, spelling)
+        if back is None:
+            problems[f"{part}.{name}"] = f"no module of {family.name} as it was published"
+        elif len(back.place.targets) > 1:
+            together.setdefault(back.name, (back.place, {}))[1][name] = found
+        else:
+            modules.append(_turned(part, back, found))
+    for name, (place, parts) in sorted(together.items()):
+        made = _together(part, name, place, parts, members)
+        if isinstance(made, str):
+            problems |= dict.fromkeys((f"{part}.{target}" for target in parts), made)
+        else:
+            modules.append(made)
+    return sorted(modules, key=lambda module: module.name)
+
+
+def _turned(part: str, back: Fused, found: Mapping[str, Update]) -> Written:
+    made = _written(part, back.name, found)
+    columns = None if made.weight is None or len(made.weight.shape) < 2 else made.weight.shape[1]
+    if made.weight is not None:
+        made.weight = swapped_back(made.weight, back.place, columns=columns)
+    if made.bias is not None:
+        turned = swapped_back(made.bias, back.place, columns=columns)
+        assert isinstance(turned, Full)
+        made.bias = turned
+    return made
+
+
+def _together(
+    part: str,
+    name: str,
+    place: Place,
+    parts: Mapping[str, Mapping[str, Update]],
+    members: Mapping[str, Mapping[str, Update]],
+) -> Written | str:
+    if any("bias" in found for found in parts.values()):
+        return "biases of parts of a fused module are not put together"
+    loras = {target: found["weight"] for target, found in parts.items()}
+    kept = {target: u for target, u in loras.items() if isinstance(u, LoRA)}
+    if len(kept) < len(loras):
+        kinds = sorted({u.kind for u in loras.values()})
+        return f"parts of a fused module of other kinds than LoRA ({', '.join(kinds)}) are not put together"
+    columns = next(iter(kept.values())).shape[1]
+    if any(u.shape[1] != columns for u in kept.values()):
+        return "parts of a fused module with different inputs"
+    gaps = [None if t in kept else _outputs(t, i, place, kept, columns, members) for i, t in enumerate(place.targets)]
+    made = fused(kept, place, gaps)
+    return made if isinstance(made, str) else Written(part, name, made)
+
+
+def _outputs(
+    target: str,
+    index: int,
+    place: Place,
+    kept: Mapping[str, LoRA],
+    columns: int,
+    members: Mapping[str, Mapping[str, Update]],
+) -> int:
+    """Outputs of a part of a fused module for which the adapter has nothing."""
+    if place.split == "thirds":
+        return next(iter(kept.values())).shape[0]
+    if place.split == "grouped":
+        others = [u.shape[0] for t, u in kept.items() if t != place.targets[0]]
+        return columns if index == 0 else (others or [columns])[0]
+    if index < 3:
+        return columns
+    # The first layer of the MLP: as in another block, or as wide as all such models have it.
+    leaf = target.rpartition(".")[2]
+    seen = Counter(f["weight"].shape[0] for name, f in members.items() if name.endswith(f".{leaf}") and "weight" in f)
+    most = seen.most_common(1)
+    return (most[0][0] or 0) if most else 4 * columns
+
+
+# Tensors
+
+
+Stored = dict[str, "Tensor | LazyTensor"]
+
+
+def lora_parts(update: LoRA, *, keep_mid: bool) -> dict[str, LazyTensor]:
+    """A, B and the core as convolutions store them. Without a core of its own the format gets its product with A."""
+    a, b, mid = update.a, update.b, update.mid
+    kernel = len(a.shape) - 2
+    if mid is not None and not keep_mid:
+        import torch
+
+        core, inner = mid.read().double(), a.read().double().reshape(a.shape[0], -1)
+        made = torch.einsum("pq...,qi->pi...", core, inner).to(a.read().dtype)
+        a, mid, kernel = held(made), None, made.dim() - 2
+    if kernel and len(b.shape) == 2:
+        b = reshaped(b, (*b.shape, *(1,) * kernel))
+    found = {"A": a, "B": b}
+    return found if mid is None else found | {"mid": mid}
+
+
+def plain_alpha(update: LoRA) -> float:
+    """Alpha where the scale is alpha / rank, also of rsLoRA."""
+    return update.scale * update.rank if update.rslora else update.alpha
+
+
+def axis_magnitude(update: LoRA) -> LazyTensor | None:
+    """The magnitude with the axis in its shape, as LyCORIS stores it: (out, 1...) or (1, in, 1...)."""
+    if update.magnitude is None:
+        return None
+    ones = (1,) * (len(update.shape) - 2)
+    shape = (update.shape[0], 1) if update.magnitude_of == "out" else (1, update.shape[1])
+    return reshaped(update.magnitude, (*shape, *ones))
+
+
+def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
+    """Without what only the other pieces of a fused module use; and the names of those of which nothing is left."""
+    kept: list[Written] = []
+    empty: list[str] = []
+    for module in modules:
+        if isinstance(module.weight, LoRA):
+            module = replace(module, weight=without_zeros(module.weight))
+            assert isinstance(module.weight, LoRA)
+            if module.weight.rank == 0:
+                empty.append(f"{module.part}.{module.name}")
+                continue
+        kept.append(module)
+    return kept, empty
+
+
+def cast(key: str, tensor: LazyTensor, dtype: str | None) -> Tensor | LazyTensor:
+    """`tensor` in `dtype`, if it is one of floating numbers.
+
+    Raises:
+        UnsupportedError: a value is too large for it.
+    """
+    if dtype is None or tensor.dtype == dtype or tensor.dtype not in FLOAT_DTYPES:
+        return tensor
+    from loratools.tensors import torch_dtype
+
+    values = tensor.read()
+    made = values.to(torch_dtype(dtype))
+    if bool((made.isinf() & values.isfinite()).any()):
+        raise UnsupportedError(f"{quoted(key)} has values too large for {dtype}", hint="choose bfloat16 or float32")
+    return made
+
+
+def metadata_of(adapter: Adapter) -> dict[str, str]:
+    """What the source said in its header that is still true."""
+    noted = adapter.notes.get(NOTES)
+    metadata = noted.get("metadata") if isinstance(noted, Mapping) else None
+    kept = {str(k): str(v) for k, v in metadata.items() if k not in _OWN} if isinstance(metadata, Mapping) else {}
+    return {"format": "pt"} | kept
+
+
+def had_hashes(adapter: Adapter) -> bool:
+    """Whether the source told the hashes by which kohya's tools know a file."""
+    noted = adapter.notes.get(NOTES)
+    metadata = noted.get("metadata") if isinstance(noted, Mapping) else None
+    return isinstance(metadata, Mapping) and "sshs_model_hash" in metadata
+
+
+def write_file(path: Path, tensors: Stored, metadata: Mapping[str, str], *, hashed: bool = False) -> None:
+    """Write one file in the order of the safetensors library: wide types first, so that all are aligned, then by name.
+
+    hashed: with the `sshs_model_hash` and `sshs_legacy_hash` of sd-scripts. The first is SHA-256 of all that follows
+    the header; the second, of 64 KiB from the first MiB on of the same file with only the `ss_` texts in its header.
+    """
+    from loratools.storage.safetensors_reader import read_header
+    from loratools.storage.safetensors_writer import TensorSpec, layout, write_safetensors
+
+    def width(tensor: Tensor | LazyTensor) -> int:
+        return -(DTYPE_BITS[tensor.dtype] // 8 if isinstance(tensor, LazyTensor) else tensor.element_size())
+
+    ordered = {name: tensors[name] for name in sorted(tensors, key=lambda name: (width(tensors[name]), name))}
+    write_safetensors(path, ordered, metadata)
+    if not hashed:
+        return
+    header = read_header(path)
+    specs = [TensorSpec(name, t.dtype, t.shape) for name, t in header.tensors.items()]
+    trained = len(layout(specs, {k: v for k, v in metadata.items() if k.startswith("ss_")}).header)
+    size = header.file.size - header.data_offset
+    start = min(max(0, 0x100000 - trained), size)
+    legacy = _sha256(header.file, header.data_offset + start, min(0x10000, size - start))
+    model = _sha256(header.file, header.data_offset, size)
+    write_safetensors(path, ordered, {**metadata, "sshs_model_hash": model, "sshs_legacy_hash": legacy[:8]})
+
+
+def _sha256(file: FileId, offset: int, count: int) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for start in range(offset, offset + count, _CHUNK):
+        digest.update(read_bytes(ByteRange(file, start, min(_CHUNK, offset + count - start))))
+    return digest.hexdigest()

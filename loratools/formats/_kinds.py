@@ -1,0 +1,104 @@
+"""From the parts that a file has for a module to updates, and back: one line for each kind that is read here.
+
+A kind with no line is recognised by its spelling and refused by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from loratools.formats._spellings import Module
+from loratools.storage.files import quoted
+from loratools.tensors import LazyTensor
+from loratools.updates import Update
+from loratools.updates.full import Full
+from loratools.updates.lora import LoRA
+
+_NAMES = {
+    "loha": "LoHa", "lokr": "LoKr", "glora": "GLoRA", "oft": "OFT or BOFT", "tlora": "T-LoRA", "ia3": "IA3",
+    "padding": "a weight of the base made larger (reshape_weight)",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Alpha and where it is from; None for the rank, which is what all readers of these files assume."""
+
+    alpha: float | None
+    source: str
+    rslora: bool = False
+
+
+class NotReadError(Exception):
+    """Why the parts of a module make no update. `unsupported`: sound, but of a kind that is not read."""
+
+    def __init__(self, why: str, *, unsupported: bool = False) -> None:
+        super().__init__(why)
+        self.unsupported = unsupported
+
+
+def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
+    """What a module's parts mean, by what is to be added to its name: nothing, or `.bias`."""
+    kinds = module.kinds - {"full"} if "bias" not in module.parts else module.kinds
+    if not module.kinds:
+        first = next(iter(module.keys.values()))
+        raise NotReadError(f"{quoted(first)} stands alone")
+    if unread := sorted(kinds - set(_READERS)):
+        raise NotReadError(_NAMES.get(unread[0], unread[0]), unsupported=True)
+    if len(kinds) > 1 or ("diff" in module.parts and kinds):
+        raise NotReadError(f"parts of several kinds: {', '.join(quoted(key) for key in sorted(module.keys.values()))}")
+    found: dict[str, Update] = {}
+    if bias := module.parts.get("diff_b") or module.parts.get("bias"):
+        found[".bias"] = Full(bias)
+    if kinds or "diff" in module.parts:
+        found[""] = _READERS[next(iter(kinds), "full")](module, scale)
+    return found
+
+
+def _lora(module: Module, scale: Scale) -> Update:
+    a, b, mid = _part(module, "A", "B"), _part(module, "B", "A"), module.parts.get("mid")
+    shapes = f"{quoted(module.name)} has {module.keys['A']} {list(a.shape)} and {module.keys['B']} {list(b.shape)}"
+    if len(a.shape) < 2 or len(b.shape) < 2 or 0 in (*a.shape, *b.shape):
+        raise NotReadError(f"{shapes}: empty, or no matrices")
+    if a.shape[0] != b.shape[1] or any(size != 1 for size in b.shape[2:]):
+        raise NotReadError(f"{shapes}, which make no product")
+    if mid is not None and (mid.shape[:2] != (a.shape[0], b.shape[1]) or any(size != 1 for size in a.shape[2:])):
+        raise NotReadError(f"{shapes}, and a core {list(mid.shape)} that does not go between them")
+    for part, tensor in module.parts.items():
+        if tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
+            raise NotReadError(f"{quoted(module.keys[part])} has dtype {tensor.dtype}, no number with a fraction")
+    alpha = float(a.shape[0]) if scale.alpha is None else scale.alpha
+    magnitude = module.parts.get("magnitude")
+    if magnitude is None:
+        return LoRA(a, b, alpha, scale.source, scale.rslora, mid=mid)
+    of = _magnitude_of(magnitude, b.shape[0], a.shape[1], peft="lora_magnitude_vector" in module.keys["magnitude"])
+    if of is None:
+        raise NotReadError(
+            f"{shapes}, and a magnitude {list(magnitude.shape)} that is neither of outputs nor of inputs"
+        )
+    return LoRA(a, b, alpha, scale.source, scale.rslora, mid=mid, magnitude=magnitude, magnitude_of=of)
+
+
+def _magnitude_of(magnitude: LazyTensor, out: int, into: int, *, peft: bool) -> Literal["out", "in"] | None:
+    """LyCORIS says the axis by the shape: (out, 1...) or (1, in, 1...). PEFT knows outputs only, also as (1, out, 1...)."""
+    shape = magnitude.shape
+    if magnitude.elements == out and (peft or shape[0] == out):
+        return "out"
+    if not peft and len(shape) > 1 and shape[0] == 1 and magnitude.elements == shape[1] == into:
+        return "in"
+    return None
+
+
+def _full(module: Module, scale: Scale) -> Update:
+    return Full(module.parts["diff"])
+
+
+def _part(module: Module, part: str, other: str) -> LazyTensor:
+    if part not in module.parts:
+        raise NotReadError(f"{quoted(module.keys.get(other, module.name))} has no partner: factor {part} is missing")
+    return module.parts[part]
+
+
+_READERS: Mapping[str, Callable[[Module, Scale], Update]] = {"lora": _lora, "full": _full}

@@ -1,0 +1,110 @@
+"""BFL: the authors' own names with no prefix at all, as the control LoRAs of Flux have them, with trained norms.
+
+double_blocks.0.img_attn.qkv.lora_A.weight
+double_blocks.0.img_attn.norm.key_norm.scale        the norm of the tuned model, whole
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from loratools.adapter import Adapter, Replacement
+from loratools.errors import UnsupportedError
+from loratools.formats._base import Base
+from loratools.formats._flat import left_out
+from loratools.formats._image_read import DENOISER, Located, Read
+from loratools.formats._image_read import read as read_image
+from loratools.formats._image_write import (
+    Stored,
+    cast,
+    family_of,
+    lay_out,
+    lora_parts,
+    metadata_of,
+    pieces_alone,
+    plain_alpha,
+    write_file,
+)
+from loratools.formats._source import AdapterSource
+from loratools.formats._spellings import is_spelled, split
+from loratools.naming.families import Family
+from loratools.naming.flux import families
+from loratools.tensors import LazyTensor, held
+from loratools.updates.full import Full
+from loratools.updates.lora import LoRA
+
+WRITES = ".safetensors"
+_NORM = ".scale"
+
+
+def detect(source: AdapterSource) -> bool:
+    """By blocks of Flux with nothing before them, and factors as PEFT or kohya spells them."""
+    return any(_is_bare(key) for key in source.tensors)
+
+
+def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
+    """The adapter; norms are replacements under the names of diffusers. Errors as of `_image_read.read`."""
+    norms = {key: tensor for key, tensor in source.tensors.items() if key.endswith(_NORM)}
+    rest = {key: tensor for key, tensor in source.tensors.items() if key not in norms}
+    how = Read("bfl", lambda name: Located(DENOISER, name), known_only=True, families=families())
+    adapter = read_image(replace(source, tensors=rest), how)
+    family = family_of(adapter, "transformer")
+    replaced: dict[str, Replacement] = {}
+    for key, tensor in norms.items():
+        place = family.find(key.removesuffix(_NORM)) if isinstance(family, Family) else None
+        if place is None:
+            raise UnsupportedError(f"'{key}' is no norm of Flux that is known here")
+        replaced[f"transformer.{place.targets[0]}.weight"] = Replacement(tensor, "unlisted")
+    return replace(adapter, replacements=replaced)
+
+
+def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
+    """Names that cannot be written, and why."""
+    found = lay_out(adapter, "original", base=base)
+    problems = dict(found.problems)
+    for name, update in adapter.updates.items():
+        if name.partition(".")[0] != "transformer":
+            problems[name] = "only the transformer has a place"
+        elif not isinstance(update, LoRA | Full) or (isinstance(update, LoRA) and update.magnitude is not None):
+            problems[name] = "only plain LoRA and its biases have a place"
+    if found.family is None or found.family.name not in {f.name for f in families()}:
+        problems |= dict.fromkeys(adapter.updates, "of a model that is not Flux")
+    for name in adapter.replacements:
+        if _norm_name(found.family, name) is None:
+            problems[name] = "a whole weight, and no norm of Flux"
+    return problems
+
+
+def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
+    """Write the file. There is no place for alpha but a tensor, which is written where the scale is not 1."""
+    import torch
+
+    found = lay_out(adapter, "original", base=base)
+    modules, empty = pieces_alone(found.modules)
+    parts: dict[str, LazyTensor] = {}
+    alphas: Stored = {}
+    for module in modules:
+        if isinstance(module.weight, LoRA):
+            factors = lora_parts(module.weight, keep_mid=False)
+            parts |= {f"{module.name}.lora_{part}.weight": tensor for part, tensor in factors.items()}
+            if plain_alpha(module.weight) != module.weight.rank:
+                alphas[f"{module.name}.alpha"] = held(torch.tensor(plain_alpha(module.weight)))
+        if module.bias is not None:
+            parts[f"{module.name}.lora_B.bias"] = module.bias.diff
+    for name, replacement in adapter.replacements.items():
+        parts[str(_norm_name(found.family, name))] = replacement.tensor
+    stored = alphas | {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
+    write_file(out, stored, metadata_of(adapter))
+    return left_out(empty)
+
+
+def _is_bare(key: str) -> bool:
+    found = split(key)
+    return found is not None and is_spelled(key) and key.startswith(("double_blocks.", "single_blocks."))
+
+
+def _norm_name(family: Family | None, name: str) -> str | None:
+    back = family.back(name.removeprefix("transformer.").removesuffix(".weight"), "original") if family else None
+    return None if back is None or "norm" not in back.name else f"{back.name}{_NORM}"

@@ -1,0 +1,138 @@
+"""ComfyUI: the authors' own names after `diffusion_model.`, dots kept; also what ai-toolkit, musubi and others save.
+
+Factors are spelled as PEFT does or as kohya does; alpha is a tensor, or absent for a scale of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from loratools.adapter import Adapter
+from loratools.formats._base import Base
+from loratools.formats._flat import encoder_part, left_out
+from loratools.formats._image_read import DENOISER, Located, Read
+from loratools.formats._image_read import read as read_image
+from loratools.formats._image_write import (
+    ENCODERS,
+    Stored,
+    axis_magnitude,
+    cast,
+    lay_out,
+    lora_parts,
+    metadata_of,
+    pieces_alone,
+    plain_alpha,
+    write_file,
+)
+from loratools.formats._source import AdapterSource
+from loratools.formats._spellings import is_spelled
+from loratools.tensors import LazyTensor, held
+from loratools.updates.full import Full
+from loratools.updates.lora import LoRA
+
+WRITES = ".safetensors"
+_PREFIX = "diffusion_model."
+_TEXT = "text_encoders."
+# What ComfyUI calls the text encoders, and where diffusers has them.
+_ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
+_INNER = ("transformer.", "model.", "")
+
+
+def detect(source: AdapterSource) -> bool:
+    """By `diffusion_model.` or `text_encoders.` before what is spelled as part of an update."""
+    return any(_locate(key) is not None and is_spelled(key) for key in source.tensors)
+
+
+def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
+    """The adapter; errors as of `_image_read.read`. Names that no table has are kept as they are."""
+    return read_image(source, Read("comfy", _locate, encoder_part, unknown=_PREFIX))
+
+
+def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
+    """Names that cannot be written, and why."""
+    found = lay_out(_known(adapter), "comfy", base=base)
+    problems = dict(found.problems)
+    for name, update in adapter.updates.items():
+        if not isinstance(update, LoRA | Full):
+            problems[name] = f"{update.kind}, which is not written yet"
+    family = found.family.name if found.family is not None else ""
+    for name in adapter.updates:
+        if name.startswith(ENCODERS) and _encoder(name.partition(".")[0], family) is None:
+            problems[name] = "of a text encoder of which it is not known what ComfyUI calls it"
+    return problems
+
+
+def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
+    """Write the file that ComfyUI reads. Alpha is written where the scale is not 1, or where the source had it."""
+    import torch
+
+    found = lay_out(_known(adapter), "comfy", base=base)
+    modules, empty = pieces_alone(found.modules)
+    family = found.family.name if found.family is not None else ""
+    parts: dict[str, LazyTensor] = {}
+    stored: Stored = {}
+    named = {f"{_prefix(module.part, family)}{module.name}": (module.weight, module.bias) for module in modules}
+    for target, update in adapter.updates.items():
+        if target.startswith(_PREFIX):
+            assert isinstance(update, LoRA | Full)
+            bias = update if target.endswith(".bias") and isinstance(update, Full) else None
+            module = target.removesuffix(".bias") if bias is not None else target
+            before = named.get(module, (None, None))
+            named[module] = (before[0], bias) if bias is not None else (update, before[1])
+    for name, (weight, bias) in named.items():
+        if isinstance(weight, LoRA):
+            factors = lora_parts(weight, keep_mid=True)
+            # Only kohya's spelling has a name for the core of a convolution.
+            spelled = {"A": "lora_A", "B": "lora_B"} if "mid" not in factors else {"A": "lora_down", "B": "lora_up"}
+            parts |= {f"{name}.{spelled.get(part, 'lora_mid')}.weight": t for part, t in factors.items()}
+            if (magnitude := axis_magnitude(weight)) is not None:
+                parts[f"{name}.dora_scale"] = magnitude
+            alpha = plain_alpha(weight)
+            if weight.alpha_source == "tensor" or alpha != weight.rank:
+                stored[f"{name}.alpha"] = held(torch.tensor(alpha))
+        elif isinstance(weight, Full):
+            parts[f"{name}.diff"] = weight.diff
+        if bias is not None:
+            parts[f"{name}.diff_b"] = bias.diff
+    for name, replacement in adapter.replacements.items():
+        parts[f"{_replaced(name)}.set_weight"] = replacement.tensor
+    stored |= {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
+    write_file(out, stored, metadata_of(adapter))
+    return left_out(empty)
+
+
+def _replaced(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def _known(adapter: Adapter) -> Adapter:
+    """Without what is of a model that no table has, and goes out as it came in."""
+    from dataclasses import replace
+
+    kept = {n: u for n, u in adapter.updates.items() if not n.startswith(_PREFIX)}
+    return replace(adapter, updates=kept)
+
+
+def _locate(name: str) -> Located | None:
+    bare = name.removeprefix("model.") if name.startswith(f"model.{_PREFIX}") else name
+    if bare.startswith(_PREFIX):
+        return Located(DENOISER, bare.removeprefix(_PREFIX))
+    if bare.startswith(_TEXT):
+        encoder, _, module = bare.removeprefix(_TEXT).partition(".")
+        inner = next(prefix for prefix in _INNER if module.startswith(prefix))
+        return Located(_ENCODERS.get(encoder, "text_encoder"), module.removeprefix(inner)) if module else None
+    return None
+
+
+def _encoder(part: str, family: str) -> str | None:
+    if part == "text_encoder_2" and family == "flux":
+        return "t5xxl"
+    if family in ("sd", "sdxl", "flux", "sd3", ""):
+        return next((name for name, mine in _ENCODERS.items() if mine == part), None)
+    return None
+
+
+def _prefix(part: str, family: str) -> str:
+    encoder = _encoder(part, family) if part in ENCODERS else None
+    return _PREFIX if encoder is None else f"{_TEXT}{encoder}.transformer."

@@ -1,0 +1,197 @@
+"""diffusers: `pytorch_lora_weights.safetensors`, names after `unet.`, `transformer.` or `text_encoder.`, every generation.
+
+unet.….attn1.processor.to_q_lora.down.weight    until 0.16, also without `unet.`
+unet.….attn1.to_q.lora.down.weight              then
+unet.….attn1.to_q.lora_A.weight                 since PEFT is inside; an alpha other than the rank is in the header
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from loratools.adapter import Adapter
+from loratools.errors import FormatError
+from loratools.formats import _peft_config as fields
+from loratools.formats._base import Base
+from loratools.formats._flat import left_out
+from loratools.formats._image_read import Located, Read
+from loratools.formats._image_read import read as read_image
+from loratools.formats._image_write import (
+    Stored,
+    Written,
+    cast,
+    lay_out,
+    lora_parts,
+    metadata_of,
+    pieces_alone,
+    plain_alpha,
+    write_file,
+)
+from loratools.formats._kinds import Scale
+from loratools.formats._peft_patterns import matches
+from loratools.formats._peft_written import most_common, pattern
+from loratools.formats._source import AdapterSource
+from loratools.formats._spellings import grouped
+from loratools.naming.resolving import denoisers
+from loratools.storage.files import quoted
+from loratools.storage.json_file import parse_json
+from loratools.tensors import LazyTensor, reshaped
+from loratools.updates.lora import LoRA
+
+WRITES = ".safetensors"
+_METADATA = "lora_adapter_metadata"
+_PARTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+_PROCESSOR = re.compile(r"(.*)\.processor\.(to_q|to_k|to_v|to_out)")
+_OLD_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+
+
+def detect(source: AdapterSource) -> bool:
+    """By the parts of a pipeline before the names. `transformer.` begins names of language models too, and counts only
+    where a table of image models knows what follows, or the header is diffusers' own."""
+    if source.config is not None and "peft_type" in source.config and source.file.name.startswith("adapter_model."):
+        return False
+    modules = [name for name, module in grouped(source.tensors)[0].items() if module.kinds]
+    found = [at for name in modules if (at := _locate(name)) is not None]
+    if not found:
+        return False
+    if _METADATA in source.metadata or any(at.part != "transformer" for at in found):
+        return True
+    return any(family.find(at.name) is not None for at in found for family in denoisers())
+
+
+def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
+    """The adapter; errors as of `_image_read.read`. Names that no table has are diffusers' own all the same."""
+    return read_image(source, Read("diffusers", _locate, scale=_scales(source)))
+
+
+def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
+    """Names that cannot be written, and why: diffusers reads LoRA, with magnitudes of outputs and biases, only."""
+    found = lay_out(adapter, "diffusers", base=base)
+    problems = dict(found.problems)
+    for module in found.modules:
+        name = f"{module.part}.{module.name}"
+        if isinstance(module.weight, LoRA):
+            if module.weight.magnitude is not None and module.weight.magnitude_of == "in":
+                problems[name] = "DoRA with a magnitude of inputs; diffusers has them of outputs only"
+            if module.weight.embedding:
+                problems[name] = "LoRA of an embedding"
+        elif module.weight is not None:
+            problems[name] = f"{module.weight.kind}, which diffusers does not read"
+        else:
+            problems[f"{name}.bias"] = "a bias without factors beside it"
+    return problems | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
+
+
+def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
+    """Write the file that `load_lora_weights` reads. Scales other than 1 go into its header, as diffusers writes them."""
+    modules, empty = pieces_alone(lay_out(adapter, "diffusers", base=base).modules)
+    parts: dict[str, LazyTensor] = {}
+    for module in modules:
+        assert isinstance(module.weight, LoRA)
+        name = f"{module.part}.{module.name}"
+        factors = lora_parts(module.weight, keep_mid=False)
+        parts |= {f"{name}.lora_{part}.weight": tensor for part, tensor in factors.items()}
+        if module.weight.magnitude is not None:
+            outputs, kernel = module.weight.shape[0], len(module.weight.shape) - 2
+            shape = (1, outputs, *(1,) * kernel) if kernel else (outputs,)
+            parts[f"{name}.lora_magnitude_vector"] = reshaped(module.weight.magnitude, shape)
+        if module.bias is not None:
+            parts[f"{name}.lora_B.bias"] = module.bias.diff
+    stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
+    metadata = metadata_of(adapter)
+    warnings = left_out(empty)
+    scaled = [m for m in modules if isinstance(m.weight, LoRA) and plain_alpha(m.weight) != m.weight.rank]
+    if scaled:
+        metadata[_METADATA] = json.dumps(_configs(modules), indent=2, sort_keys=True)
+        warnings += (
+            f"alpha is in the header of the file, as diffusers 0.34 and later read it; other programs take "
+            f"{len(scaled)} of {len(modules)} modules at another strength: for ComfyUI, --to comfy",
+        )
+    write_file(out, stored, metadata)
+    return warnings
+
+
+def _locate(name: str) -> Located | None:
+    part, _, module = name.partition(".")
+    if part not in _PARTS:
+        # The oldest files hold a UNet's processors and nothing else.
+        old = _PROCESSOR.fullmatch(name)
+        return None if old is None else Located("unet", f"{old[1]}.{_processed(old[2])}")
+    if found := _PROCESSOR.fullmatch(module):
+        return Located(part, f"{found[1]}.{_processed(found[2])}")
+    head, _, leaf = module.rpartition(".")
+    if part.startswith("text_encoder") and leaf in _OLD_ENCODER and head.endswith("self_attn"):
+        return Located(part, f"{head}.{_OLD_ENCODER[leaf]}")
+    return Located(part, module) if module else None
+
+
+def _processed(leaf: str) -> str:
+    return "to_out.0" if leaf == "to_out" else leaf
+
+
+# Alpha in the header
+
+
+def _scales(source: AdapterSource) -> _FromHeader | None:
+    text = source.metadata.get(_METADATA)
+    if text is None:
+        return None
+    where = f"{_METADATA!r} of {quoted(source.file)}"
+    flat = parse_json(text.encode(), where)
+    if not isinstance(flat, dict):
+        raise FormatError(f"{where} is no object")
+    modules = [name for name, module in grouped(source.tensors)[0].items() if "lora" in module.kinds]
+    return _FromHeader(
+        flat, modules, {n: m.parts["A"].shape[0] for n, m in grouped(source.tensors)[0].items() if "A" in m.parts}
+    )
+
+
+class _FromHeader:
+    """Alpha of each module, as PEFT finds it in the config of the module's part of the pipeline."""
+
+    def __init__(self, flat: Mapping[str, object], modules: list[str], ranks: Mapping[str, int]) -> None:
+        self._scales: dict[str, Scale] = {}
+        for part in {name.partition(".")[0] for name in modules}:
+            config = {k.removeprefix(f"{part}."): v for k, v in flat.items() if k.startswith(f"{part}.")}
+            numbers = fields.scaling(config)
+            inside = {name.partition(".")[2]: name for name in modules if name.partition(".")[0] == part}
+            found = matches(numbers.alphas, list(inside), where="alpha_pattern") if numbers.alphas else {}
+            for inner, name in inside.items():
+                keys = found.get(inner)
+                alpha = numbers.alphas[keys[0]] if keys else numbers.alpha
+                if alpha is None and config:
+                    alpha = float(fields.DEFAULT_ALPHA)
+                source = "assumed" if alpha is None else "metadata"
+                self._scales[name] = Scale(alpha, source, numbers.rslora)
+
+    def __call__(self, module: str) -> Scale:
+        return self._scales.get(module, Scale(None, "assumed"))
+
+
+def _configs(modules: list[Written]) -> dict[str, object]:
+    """`<part>.<field of LoraConfig>` for every part: one that is not told gets PEFT's defaults."""
+    flat: dict[str, object] = {}
+    for part in sorted({module.part for module in modules}):
+        # Without `text_model.`, which later transformers have not: PEFT also finds names by their ends.
+        loras = {
+            m.name.removeprefix("text_model."): m.weight
+            for m in modules
+            if m.part == part and isinstance(m.weight, LoRA)
+        }
+        ranks = {name: u.rank for name, u in loras.items()}
+        alphas = {name: plain_alpha(u) for name, u in loras.items()}
+        rank, alpha = most_common(ranks.values(), 0), most_common(alphas.values(), 0.0)
+        config = {
+            "r": rank,
+            "lora_alpha": alpha,
+            "rank_pattern": pattern(ranks, rank),
+            "alpha_pattern": pattern(alphas, alpha),
+            "target_modules": sorted(loras),
+            "use_dora": any(u.magnitude is not None for u in loras.values()),
+            "lora_bias": any(m.part == part and m.bias is not None for m in modules),
+        }
+        flat |= {f"{part}.{field}": value for field, value in config.items()}
+    return flat

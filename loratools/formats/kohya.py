@@ -1,0 +1,56 @@
+"""kohya: one file of sd-scripts or musubi-tuner, names flattened after `lora_unet_` and `lora_te_`, alpha a tensor.
+
+Stable Diffusion 1 and 2 with the names of diffusers, XL with those of LDM, transformers with those of their authors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from loratools.adapter import Adapter
+from loratools.formats import _flat
+from loratools.formats._base import Base
+from loratools.formats._image_write import family_of
+from loratools.formats._source import AdapterSource
+from loratools.formats._spellings import is_spelled
+from loratools.naming.families import Family
+
+WRITES = ".safetensors"
+_PREFIXES = _flat.Prefixes("kohya", ("lora_unet_", "lora_unet__"), lambda family: family.kohya)
+
+
+def detect(source: AdapterSource) -> bool:
+    """By `lora_unet_` or `lora_te` before the names, and none of the prefixes of its relatives."""
+    if any(key.startswith(("lora_transformer_", "lycoris_")) for key in source.tensors):
+        return False
+    return any(key.startswith(("lora_unet_", "lora_te")) and is_spelled(key) for key in source.tensors)
+
+
+def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
+    """The adapter; errors as of `_image_read.read`."""
+    return _flat.read(source, _PREFIXES)
+
+
+def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
+    """Names that cannot be written, and why."""
+    return _flat.unwritable(adapter, _PREFIXES, base=base)
+
+
+def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
+    """Write the file that sd-scripts, musubi-tuner, ComfyUI and the like read."""
+    return _flat.write(adapter, out, _PREFIXES, dtype=dtype, base=base, encoders=_encoders(adapter, base))
+
+
+def _encoders(adapter: Adapter, base: Base | None) -> Mapping[str, str]:
+    parts = {target.partition(".")[0] for target in adapter.updates}
+    family = family_of(adapter, next(iter(parts & {"unet", "transformer"}), "unet"), base)
+    name = family.name if isinstance(family, Family) else ""
+    # One text encoder is not numbered. Of Flux, T5 is the third.
+    alone = name == "sd" or (not parts & {"unet", "transformer"} and "text_encoder_2" not in parts)
+    second = "lora_te3_" if name == "flux" else "lora_te2_"
+    return {
+        "text_encoder": "lora_te_" if alone or name in ("lumina2",) else "lora_te1_",
+        "text_encoder_2": second,
+        "text_encoder_3": "lora_te3_",
+    }

@@ -1,0 +1,115 @@
+"""XLabs: Flux LoRA on attention processors, `double_blocks.N.processor.qkv_lora1.down.weight`; no alpha, a scale of 1.
+
+1 is the image and 2 the text. Of a single block, the factors of q, k and v leave out the MLP in the same layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from loratools.adapter import Adapter
+from loratools.formats._base import Base
+from loratools.formats._flat import left_out
+from loratools.formats._fused import fused
+from loratools.formats._image_read import Located, Read
+from loratools.formats._image_read import read as read_image
+from loratools.formats._image_write import Stored, cast, metadata_of, plain_alpha, write_file
+from loratools.formats._source import AdapterSource
+from loratools.naming.families import Place
+from loratools.tensors import held
+from loratools.updates.lora import LoRA
+
+WRITES = ".safetensors"
+_KEY = re.compile(
+    r"(?:diffusion_model\.)?((double|single)_blocks)\.(\d+)\.processor\.(qkv|proj)_lora([12]?)\.(down|up)\.weight"
+)
+_QKV = {"1": ("to_q", "to_k", "to_v"), "2": ("add_q_proj", "add_k_proj", "add_v_proj"), "": ("to_q", "to_k", "to_v")}
+_OUT = {"1": "attn.to_out.0", "2": "attn.to_add_out", "": "proj_out"}
+_SPELLED = {"down": "lora_down", "up": "lora_up"}
+
+
+def detect(source: AdapterSource) -> bool:
+    """By `processor.qkv_lora` and `processor.proj_lora` in blocks of Flux."""
+    return any(_KEY.fullmatch(key) for key in source.tensors)
+
+
+def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
+    """The adapter; errors as of `_image_read.read`."""
+    renamed = {_common(key): tensor for key, tensor in source.tensors.items()}
+    return read_image(replace(source, tensors=renamed), Read("xlabs", _locate))
+
+
+def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
+    """Names that cannot be written, and why: only attention of Flux has a place."""
+    places = _places(adapter)
+    found = {name: "XLabs has attention of Flux only" for name in adapter.updates if name not in places}
+    for name, update in adapter.updates.items():
+        if name in places and (not isinstance(update, LoRA) or update.magnitude is not None or update.mid is not None):
+            found[name] = "only plain LoRA has a place"
+    return found | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
+
+
+def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
+    """Write the file. There is no place for alpha, so that B gets what the scale is not 1 by."""
+    places = _places(adapter)
+    stored: Stored = {}
+    together: dict[str, dict[str, LoRA]] = {}
+    for target, update in adapter.updates.items():
+        assert isinstance(update, LoRA)
+        together.setdefault(places[target].name, {})[target] = update
+    for name, members in sorted(together.items()):
+        place = next(p for p in places.values() if p.name == name)
+        first = next(iter(members.values()))
+        gaps = [None if t in members else first.shape[0] for t in place.targets]
+        made = fused(members, place, gaps)
+        assert isinstance(made, LoRA), made
+        alpha = plain_alpha(made)
+        b = made.b if alpha == made.rank else held((made.b.read().double() * made.scale).to(made.b.read().dtype))
+        stored[f"{name}.down.weight"] = cast(name, made.a, dtype)
+        stored[f"{name}.up.weight"] = cast(name, b, dtype)
+    write_file(out, stored, metadata_of(adapter))
+    return left_out([])
+
+
+def _common(key: str) -> str:
+    """The key with the suffix that other files have."""
+    stem, dot, weight = key.rpartition(".")
+    head, _, part = stem.rpartition(".")
+    return f"{head}.{_SPELLED[part]}{dot}{weight}" if _KEY.fullmatch(key) else key
+
+
+def _locate(module: str) -> Located | None:
+    found = _KEY.fullmatch(f"{module}.down.weight")
+    if found is None:
+        return None
+    blocks, kind, number, layer, stream = found[1], found[2], found[3], found[4], found[5]
+    if (kind == "double") != bool(stream):
+        return None
+    return Located("transformer", module, place=_place(module, blocks, number, layer, stream))
+
+
+def _place(name: str, blocks: str, number: str, layer: str, stream: str) -> Place:
+    block = f"{'single_' if blocks.startswith('single') else ''}transformer_blocks.{number}"
+    if layer == "proj":
+        return Place(name, (f"{block}.{_OUT[stream]}",))
+    return Place(name, tuple(f"{block}.attn.{leaf}" for leaf in _QKV[stream]), split="thirds")
+
+
+def _places(adapter: Adapter) -> dict[str, Place]:
+    """Canonical name -> where XLabs has it, for every name of `adapter` that it has."""
+    found: dict[str, Place] = {}
+    for target in adapter.updates:
+        block = re.match(r"transformer\.(single_)?transformer_blocks\.(\d+)\.", target)
+        if block is None:
+            continue
+        kind, number = ("single", block[2]) if block[1] else ("double", block[2])
+        for layer in ("qkv", "proj"):
+            for stream in ("",) if block[1] else ("1", "2"):
+                name = f"{kind}_blocks.{number}.processor.{layer}_lora{stream}"
+                place = _place(name, f"{kind}_blocks", number, layer, stream)
+                if target.removeprefix("transformer.") in place.targets:
+                    found[target] = replace(place, targets=tuple(f"transformer.{t}" for t in place.targets))
+    return found

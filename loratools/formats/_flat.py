@@ -21,15 +21,15 @@ from loratools.formats._image_write import (
     Stored,
     Written,
     axis_magnitude,
-    cast,
     had_hashes,
+    header_of,
     lay_out,
     lora_parts,
-    metadata_of,
     pieces_alone,
     plain_alpha,
     write_file,
 )
+from loratools.formats._scale import cast
 from loratools.formats._source import AdapterSource, counted, shown
 from loratools.formats._spellings import is_spelled
 from loratools.naming.families import Family
@@ -105,7 +105,7 @@ def write(
     for module in modules:
         prefix = encoders.get(module.part, prefixes.denoiser[0])
         stored |= spelled(prefix + module.name.replace(".", "_"), module, dtype=dtype)
-    write_file(out, stored, metadata_of(adapter), hashed=had_hashes(adapter))
+    write_file(out, stored, header_of(adapter), hashed=had_hashes(adapter))
     return left_out(empty)
 
 

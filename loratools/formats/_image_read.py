@@ -16,7 +16,7 @@ from loratools.formats._kinds import NotReadError, Scale, updates_of
 from loratools.formats._source import AdapterSource, counted, shown
 from loratools.formats._spellings import Module, grouped
 from loratools.naming.families import Family, Place
-from loratools.naming.resolving import denoisers, encoders, resolve
+from loratools.naming.resolving import denoisers, encoders, hinted, resolve
 from loratools.storage.files import quoted
 from loratools.updates import Update
 
@@ -77,14 +77,14 @@ def read(source: AdapterSource, how: Read) -> Adapter:
             f"{quoted(source.file)} has {counted(len(twice), 'part')} twice, in two spellings",
             details=shown([quoted(key) for key in sorted(twice)]),
         )
-    places, families = _places(modules, {n: at for n, at in located.items() if at is not None}, how)
+    base = source.metadata.get("ss_base_model_version") or source.metadata.get("modelspec.architecture")
+    places, families = _places(modules, {n: at for n, at in located.items() if at is not None}, how, base)
     updates, replacements, warnings = _updates(source, modules, places, how)
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
         warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
     names = [family.name for family in families]
     notes = {"metadata": dict(source.metadata), "family": names[0] if len(names) == 1 else None, "source": how.format}
-    base = source.metadata.get("ss_base_model_version") or source.metadata.get("modelspec.architecture")
     return Adapter(
         updates=updates,
         replacements=replacements,
@@ -105,17 +105,18 @@ class _Meant:
 
 
 def _places(
-    modules: Mapping[str, Module], located: Mapping[str, Located], how: Read
+    modules: Mapping[str, Module], located: Mapping[str, Located], how: Read, base: str | None
 ) -> tuple[dict[str, _Meant], tuple[Family, ...]]:
     groups: dict[tuple[str, bool], dict[str, Located]] = {}
     for name, at in located.items():
         if at.place is None:
             groups.setdefault((at.part, at.flat), {})[name] = at
     found = {name: _Meant("transformer.", at.place) for name, at in located.items() if at.place is not None}
-    families: tuple[Family, ...] = ()
+    families: tuple[Family, ...] = how.families if len(how.families) == 1 else ()
     for (part, flat), members in groups.items():
         if part == DENOISER or part in ("unet", "transformer", "transformer_2"):
-            places, families = _denoiser(modules, members, how, flat=flat)
+            places, found_families = _denoiser(modules, members, how, flat=flat)
+            families = tuple(hinted(base, list(found_families)))
             prefix = f"{families[0].component}." if families and part == DENOISER else f"{part}."
             if part == DENOISER and not families:
                 prefix = how.unknown

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
-from loratools.errors import UnsupportedError
 from loratools.formats._base import Base
 from loratools.formats._fused import fused, swapped_back, without_zeros
 from loratools.formats._image_read import NOTES
+from loratools.formats._notes import metadata_of
 from loratools.naming.families import Family, Fused, Place
-from loratools.naming.resolving import denoisers, family_named, narrowed
-from loratools.storage.files import quoted, read_bytes
-from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES, ByteRange, FileId, LazyTensor, held, reshaped
+from loratools.naming.resolving import denoisers, family_named, hinted, narrowed
+from loratools.storage.files import read_bytes
+from loratools.tensors import DTYPE_BITS, ByteRange, FileId, LazyTensor, held, reshaped
 from loratools.updates import Update
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PARTS = ("unet", "transformer", "transformer_2")
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Metadata that says something of the file itself: restated or left out, never copied.
-_OWN = ("format", "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
+_OWN = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
 
 
 _CHUNK = 16 << 20
@@ -98,8 +98,7 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None) -> Family |
     knowing = [f for f in denoisers() if f.component in part and all(f.find(name) for name in names)]
     if not knowing:
         return "a name that no table of models here has"
-    if "text_encoder_2" in {target.partition(".")[0] for target in adapter.updates}:
-        knowing = [f for f in knowing if f.name != "sd"] or knowing
+    knowing = [f for f in knowing if not (f.name == "sd" and _has(adapter, "text_encoder_2"))] or knowing
     if base is not None and base.shapes and len(knowing) > 1:
         counts = {f.name: sum(_known_in(f, name) for name in base.shapes) for f in knowing}
         most = max(counts.values())
@@ -108,10 +107,14 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None) -> Family |
     said = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
     if said in knowing:
         return said
-    left = narrowed(names, knowing)
+    left = hinted(adapter.base_model, narrowed(names, knowing))
     if len(left) > 1:
         return f"it may be of {' or '.join(f.name for f in left)}; name the base: --base"
     return left[0]
+
+
+def _has(adapter: Adapter, part: str) -> bool:
+    return any(target.startswith(f"{part}.") for target in adapter.updates)
 
 
 def _known_in(family: Family, weight: str) -> bool:
@@ -266,36 +269,14 @@ def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
     return kept, empty
 
 
-def cast(key: str, tensor: LazyTensor, dtype: str | None) -> Tensor | LazyTensor:
-    """`tensor` in `dtype`, if it is one of floating numbers.
-
-    Raises:
-        UnsupportedError: a value is too large for it.
-    """
-    if dtype is None or tensor.dtype == dtype or tensor.dtype not in FLOAT_DTYPES:
-        return tensor
-    from loratools.tensors import torch_dtype
-
-    values = tensor.read()
-    made = values.to(torch_dtype(dtype))
-    if bool((made.isinf() & values.isfinite()).any()):
-        raise UnsupportedError(f"{quoted(key)} has values too large for {dtype}", hint="choose bfloat16 or float32")
-    return made
-
-
-def metadata_of(adapter: Adapter) -> dict[str, str]:
+def header_of(adapter: Adapter) -> dict[str, str]:
     """What the source said in its header that is still true."""
-    noted = adapter.notes.get(NOTES)
-    metadata = noted.get("metadata") if isinstance(noted, Mapping) else None
-    kept = {str(k): str(v) for k, v in metadata.items() if k not in _OWN} if isinstance(metadata, Mapping) else {}
-    return {"format": "pt"} | kept
+    return {"format": "pt"} | {k: v for k, v in metadata_of(adapter).items() if k not in _OWN}
 
 
 def had_hashes(adapter: Adapter) -> bool:
     """Whether the source told the hashes by which kohya's tools know a file."""
-    noted = adapter.notes.get(NOTES)
-    metadata = noted.get("metadata") if isinstance(noted, Mapping) else None
-    return isinstance(metadata, Mapping) and "sshs_model_hash" in metadata
+    return "sshs_model_hash" in metadata_of(adapter)
 
 
 def write_file(path: Path, tensors: Stored, metadata: Mapping[str, str], *, hashed: bool = False) -> None:

@@ -82,7 +82,7 @@ def _lora(module: Module, scale: Scale) -> Update:
 
 
 def _magnitude_of(magnitude: LazyTensor, out: int, into: int, *, peft: bool) -> Literal["out", "in"] | None:
-    """LyCORIS says the axis by the shape: (out, 1...) or (1, in, 1...). PEFT knows outputs only, also as (1, out, 1...)."""
+    """LyCORIS says the axis by the shape: (out, 1...) or (1, in, 1...). PEFT has outputs, also as (1, out, 1...)."""
     shape = magnitude.shape
     if magnitude.elements == out and (peft or shape[0] == out):
         return "out"

@@ -18,15 +18,15 @@ from loratools.formats._image_read import DENOISER, Located, Read
 from loratools.formats._image_read import read as read_image
 from loratools.formats._image_write import (
     Stored,
-    cast,
     family_of,
+    header_of,
     lay_out,
     lora_parts,
-    metadata_of,
     pieces_alone,
     plain_alpha,
     write_file,
 )
+from loratools.formats._scale import cast
 from loratools.formats._source import AdapterSource
 from loratools.formats._spellings import is_spelled, split
 from loratools.naming.families import Family
@@ -96,7 +96,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     for name, replacement in adapter.replacements.items():
         parts[str(_norm_name(found.family, name))] = replacement.tensor
     stored = alphas | {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
-    write_file(out, stored, metadata_of(adapter))
+    write_file(out, stored, header_of(adapter))
     return left_out(empty)
 
 

@@ -17,14 +17,14 @@ from loratools.formats._image_write import (
     ENCODERS,
     Stored,
     axis_magnitude,
-    cast,
+    header_of,
     lay_out,
     lora_parts,
-    metadata_of,
     pieces_alone,
     plain_alpha,
     write_file,
 )
+from loratools.formats._scale import cast
 from loratools.formats._source import AdapterSource
 from loratools.formats._spellings import is_spelled
 from loratools.tensors import LazyTensor, held
@@ -98,7 +98,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     for name, replacement in adapter.replacements.items():
         parts[f"{_replaced(name)}.set_weight"] = replacement.tensor
     stored |= {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
-    write_file(out, stored, metadata_of(adapter))
+    write_file(out, stored, header_of(adapter))
     return left_out(empty)
 
 

@@ -1,4 +1,4 @@
-"""diffusers: `pytorch_lora_weights.safetensors`, names after `unet.`, `transformer.` or `text_encoder.`, every generation.
+"""diffusers, every generation: names after `unet.`, `transformer.` or `text_encoder.`.
 
 unet.….attn1.processor.to_q_lora.down.weight    until 0.16, also without `unet.`
 unet.….attn1.to_q.lora.down.weight              then
@@ -22,10 +22,9 @@ from loratools.formats._image_read import read as read_image
 from loratools.formats._image_write import (
     Stored,
     Written,
-    cast,
+    header_of,
     lay_out,
     lora_parts,
-    metadata_of,
     pieces_alone,
     plain_alpha,
     write_file,
@@ -33,6 +32,7 @@ from loratools.formats._image_write import (
 from loratools.formats._kinds import Scale
 from loratools.formats._peft_patterns import matches
 from loratools.formats._peft_written import most_common, pattern
+from loratools.formats._scale import cast
 from loratools.formats._source import AdapterSource
 from loratools.formats._spellings import grouped
 from loratools.naming.resolving import denoisers
@@ -86,7 +86,7 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
-    """Write the file that `load_lora_weights` reads. Scales other than 1 go into its header, as diffusers writes them."""
+    """Write the file that `load_lora_weights` reads. Scales other than 1 go into its header."""
     modules, empty = pieces_alone(lay_out(adapter, "diffusers", base=base).modules)
     parts: dict[str, LazyTensor] = {}
     for module in modules:
@@ -101,7 +101,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         if module.bias is not None:
             parts[f"{name}.lora_B.bias"] = module.bias.diff
     stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
-    metadata = metadata_of(adapter)
+    metadata = header_of(adapter)
     warnings = left_out(empty)
     scaled = [m for m in modules if isinstance(m.weight, LoRA) and plain_alpha(m.weight) != m.weight.rank]
     if scaled:
@@ -143,16 +143,13 @@ def _scales(source: AdapterSource) -> _FromHeader | None:
     flat = parse_json(text.encode(), where)
     if not isinstance(flat, dict):
         raise FormatError(f"{where} is no object")
-    modules = [name for name, module in grouped(source.tensors)[0].items() if "lora" in module.kinds]
-    return _FromHeader(
-        flat, modules, {n: m.parts["A"].shape[0] for n, m in grouped(source.tensors)[0].items() if "A" in m.parts}
-    )
+    return _FromHeader(flat, [name for name, module in grouped(source.tensors)[0].items() if "lora" in module.kinds])
 
 
 class _FromHeader:
     """Alpha of each module, as PEFT finds it in the config of the module's part of the pipeline."""
 
-    def __init__(self, flat: Mapping[str, object], modules: list[str], ranks: Mapping[str, int]) -> None:
+    def __init__(self, flat: Mapping[str, object], modules: list[str]) -> None:
         self._scales: dict[str, Scale] = {}
         for part in {name.partition(".")[0] for name in modules}:
             config = {k.removeprefix(f"{part}."): v for k, v in flat.items() if k.startswith(f"{part}.")}

@@ -16,6 +16,7 @@ from loratools.errors import FormatError, UnsupportedError
 from loratools.formats import _peft_config as fields
 from loratools.formats import _peft_kinds as kinds
 from loratools.formats._base import Base
+from loratools.formats._image_names import is_image
 from loratools.formats._peft_keys import OF_TRAINING, PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
 from loratools.formats._peft_lora import kind_updates, lora_updates
 from loratools.formats._peft_written import config_to_write, factor_tensors, metadata_to_write, names_digest
@@ -44,7 +45,7 @@ def detect(source: AdapterSource) -> bool:
     for key in source.tensors:
         found = parse(key)
         if isinstance(found, Factor) or (isinstance(found, Foreign) and key.startswith("base_model.")):
-            return True
+            return not is_image(source)
     return False
 
 

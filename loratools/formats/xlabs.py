@@ -16,10 +16,11 @@ from loratools.formats._flat import left_out
 from loratools.formats._fused import fused
 from loratools.formats._image_read import Located, Read
 from loratools.formats._image_read import read as read_image
-from loratools.formats._image_write import Stored, cast, metadata_of, plain_alpha, write_file
+from loratools.formats._image_write import Stored, header_of, write_file
+from loratools.formats._scale import at_scale, cast
 from loratools.formats._source import AdapterSource
 from loratools.naming.families import Place
-from loratools.tensors import held
+from loratools.naming.flux import families
 from loratools.updates.lora import LoRA
 
 WRITES = ".safetensors"
@@ -39,7 +40,7 @@ def detect(source: AdapterSource) -> bool:
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; errors as of `_image_read.read`."""
     renamed = {_common(key): tensor for key, tensor in source.tensors.items()}
-    return read_image(replace(source, tensors=renamed), Read("xlabs", _locate))
+    return read_image(replace(source, tensors=renamed), Read("xlabs", _locate, families=families()[:1]))
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
@@ -66,11 +67,10 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         gaps = [None if t in members else first.shape[0] for t in place.targets]
         made = fused(members, place, gaps)
         assert isinstance(made, LoRA), made
-        alpha = plain_alpha(made)
-        b = made.b if alpha == made.rank else held((made.b.read().double() * made.scale).to(made.b.read().dtype))
-        stored[f"{name}.down.weight"] = cast(name, made.a, dtype)
-        stored[f"{name}.up.weight"] = cast(name, b, dtype)
-    write_file(out, stored, metadata_of(adapter))
+        plain = at_scale(name, made, 1.0, dtype)
+        stored[f"{name}.down.weight"] = cast(name, plain.a, dtype)
+        stored[f"{name}.up.weight"] = cast(name, plain.b, dtype)
+    write_file(out, stored, header_of(adapter))
     return left_out([])
 
 

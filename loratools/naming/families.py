@@ -62,13 +62,14 @@ class Fused:
         return self.place.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """Models with the same module names.
 
     component   what diffusers calls this part of a pipeline: unet or transformer
     rules       by spelling: `original`, and others where later tools have spelled the same module otherwise
     kohya       which names kohya's trainers flatten: `original` or `diffusers`
+    depths      how many blocks of a name published models have: tells families of the same names apart
     widths      of the text that attention looks at: tells models of the same names apart
     """
 
@@ -77,23 +78,26 @@ class Family:
     rules: Mapping[str, tuple[Rule, ...]]
     kohya: str = "original"
     widths: frozenset[int] = field(default_factory=frozenset)
+    depths: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def find(self, name: str, *, flat: bool = False) -> Place | None:
         """What `name` means, in any spelling of the family; `flat` with underscores for its dots."""
+        found = self._found(name, flat=flat)
+        return None if found is None else _place(*found)
+
+    def _found(self, name: str, *, flat: bool) -> tuple[Rule, list[str]] | None:
         separator = "_" if flat else "."
         table = self._flat if flat else self._dotted
         numbers = _NUMBER[separator].findall(name)
         for slots, rule, _ in table.get(_NUMBER[separator].sub("{}", name), ()):
             if all(slot in ("{}", n) for slot, n in zip(slots, numbers, strict=True)):
-                free = [n for slot, n in zip(slots, numbers, strict=True) if slot == "{}"]
-                return _place(rule, free)
+                return rule, [n for slot, n in zip(slots, numbers, strict=True) if slot == "{}"]
         return None
 
     def ratio(self, name: str, *, flat: bool = False) -> float | None:
         """How many outputs for each input a module of this family has, where the table says so."""
-        separator = "_" if flat else "."
-        table = self._flat if flat else self._dotted
-        return next((rule.ratio for _, rule, _ in table.get(_NUMBER[separator].sub("{}", name), ())), None)
+        found = self._found(name, flat=flat)
+        return None if found is None else found[0].ratio
 
     def back(self, target: str, spelling: str) -> Fused | None:
         """Where a module of diffusers lies in the model as `spelling` names it; None where it does not."""
@@ -111,7 +115,12 @@ class Family:
     @cached_property
     def _named(self) -> list[tuple[str, Rule]]:
         """Every template by which a module may be named; diffusers' own names mean themselves."""
-        own = {t: Rule(t, (t,)) for rules in self.rules.values() for rule in rules for t in rule.diffusers}
+        own = {
+            t: Rule(t, (t,), ratio=rule.ratio if len(rule.diffusers) == 1 else None)
+            for rules in self.rules.values()
+            for rule in rules
+            for t in rule.diffusers
+        }
         return [(rule.original, rule) for rules in self.rules.values() for rule in rules] + list(own.items())
 
     @cached_property

@@ -80,9 +80,13 @@ def _flux2() -> Iterator[Rule]:
     yield Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swap=True)
 
 
+def _depths(double: set[int], single: set[int]) -> dict[str, frozenset[int]]:
+    return {"transformer_blocks": frozenset(double), "single_transformer_blocks": frozenset(single)}
+
+
 @cache
 def families() -> tuple[Family, ...]:
     return (
-        Family("flux", "transformer", {"original": tuple(_flux())}),
-        Family("flux2", "transformer", {"original": tuple(_flux2())}),
+        Family("flux", "transformer", {"original": tuple(_flux())}, depths=_depths({19, 8}, {38})),
+        Family("flux2", "transformer", {"original": tuple(_flux2())}, depths=_depths({8, 5}, {48, 24, 20})),
     )

@@ -1,4 +1,4 @@
-"""What the names of one file mean: looked up in the tables of all families, and only an answer without a rival counts."""
+"""What the names of one file mean: looked up in the tables of all families; only an answer without a rival counts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ from loratools.storage.files import quoted
 
 # (outputs, inputs) of a module; None where the file does not tell.
 Sizes = Mapping[str, tuple[int | None, int | None]]
+# What names of base models have in them, the more particular first.
+_WORDS = (
+    ("refiner", "sdxl-refiner"), ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("sd3", "sd3"),
+    ("diffusion-3", "sd3"),
+    ("flux.2", "flux2"), ("flux2", "flux2"), ("flux-2", "flux2"), ("flux", "flux"), ("hunyuan", "hunyuan-video"),
+    ("sd_v", "sd"), ("stable-diffusion-v", "sd"), ("z-image", "z-image"), ("zimage", "z-image"), ("lumina", "lumina2"),
+    ("wan2", "wan"), ("wan-", "wan"), ("qwen", "qwen-image"),
+)  # fmt: skip
 _HINT = "name the model it is for: --base BASE"
 
 
@@ -65,13 +73,13 @@ def resolve(names: Sizes, families: Iterable[Family], *, flat: bool = False) -> 
 
 def narrowed(names: Sizes, families: list[Family], *, flat: bool = False) -> list[Family]:
     """Of several families that know all names, those that the shapes do not speak against; all, where all would go."""
-    if len(families) < 2:
-        return families
-    left = [family for family in families if not _against(names, family, flat=flat)]
-    return left or families
+    for against in (_other_shapes, _other_depth):
+        if len(families) > 1:
+            families = [family for family in families if not against(names, family, flat)] or families
+    return families
 
 
-def _against(names: Sizes, family: Family, *, flat: bool) -> bool:
+def _other_shapes(names: Sizes, family: Family, flat: bool) -> bool:
     for name, (rows, columns) in names.items():
         if rows is None or columns is None:
             continue
@@ -83,6 +91,25 @@ def _against(names: Sizes, family: Family, *, flat: bool) -> bool:
         if attends and family.widths and columns not in family.widths:
             return True
     return False
+
+
+def _other_depth(names: Sizes, family: Family, flat: bool) -> bool:
+    """Whether the numbers of its blocks end elsewhere than in any model of the family: most adapters go to the end."""
+    last: dict[str, int] = {}
+    for name in names:
+        place = family.find(name, flat=flat)
+        block, _, rest = (place.targets[0] if place is not None else "").partition(".")
+        number = rest.partition(".")[0]
+        if number.isdecimal():
+            last[block] = max(last.get(block, 0), int(number) + 1)
+    return any(last[block] not in depths for block, depths in family.depths.items() if block in last)
+
+
+def hinted(text: str | None, families: list[Family]) -> list[Family]:
+    """Those that a name of a base model speaks of; all, where it speaks of none."""
+    words = (text or "").lower()
+    said = next((name for word, name in _WORDS if word in words), None)
+    return [family for family in families if family.name == said] or families
 
 
 def _unknown(names: Sizes, found: Mapping[Family, Mapping[str, Place | None]]) -> UnsupportedError:

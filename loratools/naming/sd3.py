@@ -54,4 +54,6 @@ def _rules() -> Iterator[Rule]:
 
 @cache
 def families() -> tuple[Family, ...]:
-    return (Family("sd3", "transformer", {"original": tuple(_rules())}),)
+    return (
+        Family("sd3", "transformer", {"original": tuple(_rules())}, depths={"transformer_blocks": frozenset({24, 38})}),
+    )

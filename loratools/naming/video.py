@@ -100,7 +100,8 @@ def _hunyuan(spelled: dict[str, str]) -> Iterator[Rule]:
 @cache
 def families() -> tuple[Family, ...]:
     hunyuan = {"original": tuple(_hunyuan(_AUTHORS)), "comfy": tuple(_hunyuan(_COMFY))}
+    depths = {"transformer_blocks": frozenset({20}), "single_transformer_blocks": frozenset({40})}
     return (
         Family("wan", "transformer", {"original": tuple(_wan())}),
-        Family("hunyuan-video", "transformer", hunyuan),
+        Family("hunyuan-video", "transformer", hunyuan, depths=depths),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.naming.families import Place, sizes
-from loratools.tensors import ByteRange, LazyTensor, Span, held, reshaped, rows_of
+from loratools.tensors import ByteRange, LazyTensor, held, reordered, rows
 from loratools.updates import Update
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
@@ -41,7 +41,7 @@ def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Upd
     found: dict[str, Update] = {}
     start = 0
     for target, share in zip(place.targets, shares, strict=True):
-        found[target] = _rows(update, Span(start, start + share))
+        found[target] = _rows(update, (start, start + share))
         start += share
     return found
 
@@ -57,7 +57,7 @@ def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | Non
     magnitudes = [u.magnitude for u in present if u.magnitude is not None]
     if magnitudes and (len(magnitudes) < len(place.targets) or any(u.magnitude_of == "in" for u in present)):
         return "a magnitude (DoRA) of inputs, or of some parts only, has no place in a fused module"
-    magnitude = _stacked([_flat(m) for m in magnitudes]) if magnitudes else None
+    magnitude = _stacked(magnitudes) if magnitudes else None
     first = present[0]
     alike = all(u.scale == first.scale and u.rank == first.rank and _equal(u.a, first.a) for u in present[1:])
     if alike and len(present) == len(place.targets):
@@ -96,12 +96,12 @@ def _rows_that_cut(update: Update) -> int | None:
     return update.shape[0] if isinstance(update, Full) and update.shape else None
 
 
-def _rows(update: Update, span: Span) -> Update:
+def _rows(update: Update, span: tuple[int, int]) -> Update:
     if isinstance(update, Full):
-        return replace(update, diff=rows_of(update.diff, span))
+        return replace(update, diff=rows(update.diff, *span))
     assert isinstance(update, LoRA)
-    magnitude = None if update.magnitude is None else rows_of(_flat(update.magnitude), span)
-    b = rows_of(update.b, span)
+    magnitude = None if update.magnitude is None else rows(update.magnitude, *span)
+    b = rows(update.b, *span)
     return replace(update, b=LazyTensor(b.shape, b.dtype, _Piece(b)), magnitude=magnitude)
 
 
@@ -109,12 +109,8 @@ def _swapped(update: Update) -> Update:
     if isinstance(update, Full):
         return replace(update, diff=_halves(update.diff))
     assert isinstance(update, LoRA)
-    magnitude = None if update.magnitude is None else _halves(_flat(update.magnitude))
+    magnitude = None if update.magnitude is None else _halves(update.magnitude)
     return replace(update, b=_halves(update.b), magnitude=magnitude)
-
-
-def _flat(magnitude: LazyTensor) -> LazyTensor:
-    return reshaped(magnitude, (magnitude.elements,))
 
 
 def _block_diagonal(members: Sequence[LoRA | None], missing: Sequence[int | None], *, fold: bool) -> LazyTensor:
@@ -152,9 +148,9 @@ def _stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
 
 
 def _halves(tensor: LazyTensor) -> LazyTensor:
-    if isinstance(tensor.source, _Swapped):
-        return tensor.source.of
-    return LazyTensor(tensor.shape, tensor.dtype, _Swapped(tensor))
+    """The second half of the rows, then the first."""
+    half = tensor.shape[0] // 2
+    return reordered(tensor, (*range(half, 2 * half), *range(half)))
 
 
 @dataclass(frozen=True)
@@ -192,24 +188,6 @@ class _Piece:
 
     def read_rows(self, start: int, stop: int) -> Tensor:
         return self.of.read_rows(start, stop)
-
-    def scalar(self) -> float:
-        return self.of.scalar()
-
-
-@dataclass(frozen=True)
-class _Swapped:
-    """The second half of the rows, then the first."""
-
-    of: LazyTensor
-
-    @property
-    def location(self) -> ByteRange | None:
-        return None
-
-    def read_rows(self, start: int, stop: int) -> Tensor:
-        half = self.of.shape[0] // 2
-        return _Joined((rows_of(self.of, Span(half, 2 * half)), rows_of(self.of, Span(0, half)))).read_rows(start, stop)
 
     def scalar(self) -> float:
         return self.of.scalar()

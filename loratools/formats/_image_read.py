@@ -155,7 +155,7 @@ def _updates(
     replacements: dict[str, Replacement] = {}
     unread: dict[str, list[str]] = {}
     faults: list[str] = []
-    assumed = whole = 0
+    whole = 0
     for name, module in sorted(modules.items()):
         meant = places[name]
         if module.kinds == {"replacement"}:
@@ -174,7 +174,6 @@ def _updates(
             else:
                 faults.append(str(error))
             continue
-        assumed += scale.source == "assumed" and "A" in module.parts
         for leaf, update in made.items():
             pieces = apart(update, meant.place, columns=module.sizes[1])
             if pieces is None:
@@ -200,8 +199,6 @@ def _updates(
             ],
         )
     warnings = []
-    if assumed:
-        warnings.append(f"{counted(assumed, 'module')} without an alpha; it is assumed to be the rank, a scale of 1")
     if whole:
         warnings.append(f"{counted(whole, 'fused module')} that cannot be cut exactly keep their own names")
     return updates, replacements, warnings

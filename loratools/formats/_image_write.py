@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from loratools.adapter import Adapter
 from loratools.formats._base import Base
@@ -31,6 +31,8 @@ _OWN = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
 
 
 _CHUNK = 16 << 20
+# Which names a family is written with: one for all, or one that depends on it.
+Spelling: TypeAlias = str | Callable[[Family], str]
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Layout:
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
-def lay_out(adapter: Adapter, spelling: str | Callable[[Family], str], *, base: Base | None) -> Layout:
+def lay_out(adapter: Adapter, spelling: Spelling, *, base: Base | None) -> Layout:
     """The modules of `adapter` with the names of `spelling`: diffusers, original, or one of a family's own.
 
     What is apart here and fused there is put together, and the other way round is not possible.
@@ -72,7 +74,7 @@ def lay_out(adapter: Adapter, spelling: str | Callable[[Family], str], *, base: 
         if part in ENCODERS:
             modules += [_written(part, name, found) for name, found in members.items()]
             continue
-        chosen = family_of(adapter, part, base)
+        chosen = family_of(adapter, part, base, spelling=spelling)
         if isinstance(chosen, str):
             if spelling == "diffusers":
                 modules += [_written(part, name, found) for name, found in members.items()]
@@ -80,13 +82,15 @@ def lay_out(adapter: Adapter, spelling: str | Callable[[Family], str], *, base: 
             problems |= dict.fromkeys((f"{part}.{name}" for name in members), chosen)
             continue
         family = chosen
-        spelled = spelling if isinstance(spelling, str) else spelling(family)
-        modules += _spelled(part, members, family, spelled, problems)
+        modules += _spelled(part, members, family, _spelling_of(family, spelling), problems)
     return Layout(tuple(modules), family, problems)
 
 
-def family_of(adapter: Adapter, part: str, base: Base | None = None) -> Family | str:
-    """The family whose modules those of this part of the pipeline are, or why it cannot be told."""
+def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling: Spelling = "") -> Family | str:
+    """The family whose modules those of this part of the pipeline are, or why it cannot be told.
+
+    Several will do if they have the same names in this spelling.
+    """
     names: dict[str, tuple[int | None, int | None]] = {}
     for target, update in adapter.updates.items():
         head, _, name = target.partition(".")
@@ -108,9 +112,21 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None) -> Family |
     if said in knowing:
         return said
     left = hinted(adapter.base_model, narrowed(names, knowing))
-    if len(left) > 1:
+    if len(left) > 1 and not (spelling and _same_names(names, left, spelling)):
         return f"it may be of {' or '.join(f.name for f in left)}; name the base: --base"
     return left[0]
+
+
+def _spelling_of(family: Family, spelling: Spelling) -> str:
+    return spelling if isinstance(spelling, str) else spelling(family)
+
+
+def _same_names(names: Iterable[str], families: list[Family], spelling: Spelling) -> bool:
+    def written(family: Family, name: str) -> tuple[str, Place] | None:
+        back = family.back(name, _spelling_of(family, spelling))
+        return None if back is None else (back.name, back.place)
+
+    return all(len({written(family, name) for family in families}) == 1 for name in names)
 
 
 def _has(adapter: Adapter, part: str) -> bool:

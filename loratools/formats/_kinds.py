@@ -11,7 +11,7 @@ from typing import Literal
 
 from loratools.formats._spellings import Module
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor
+from loratools.tensors import LazyTensor, reshaped
 from loratools.updates import Update
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
@@ -78,7 +78,16 @@ def _lora(module: Module, scale: Scale) -> Update:
         raise NotReadError(
             f"{shapes}, and a magnitude {list(magnitude.shape)} that is neither of outputs nor of inputs"
         )
-    return LoRA(a, b, alpha, scale.source, scale.rslora, mid=mid, magnitude=magnitude, magnitude_of=of)
+    return LoRA(
+        a,
+        b,
+        alpha,
+        scale.source,
+        scale.rslora,
+        mid=mid,
+        magnitude=reshaped(magnitude, (magnitude.elements,)),
+        magnitude_of=of,
+    )
 
 
 def _magnitude_of(magnitude: LazyTensor, out: int, into: int, *, peft: bool) -> Literal["out", "in"] | None:

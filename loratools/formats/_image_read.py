@@ -165,9 +165,8 @@ def _updates(
             else:
                 replacements[target] = Replacement(module.parts["weight"], "unlisted")
             continue
-        scale = _scale(module, name, how)
         try:
-            made = updates_of(module, scale)
+            made = updates_of(module, _scale(module, name, how))
         except NotReadError as error:
             if error.unsupported:
                 unread.setdefault(str(error), []).append(name)
@@ -206,6 +205,8 @@ def _updates(
 
 def _scale(module: Module, name: str, how: Read) -> Scale:
     alpha = module.parts.get("alpha")
-    if alpha is not None and alpha.elements == 1:
+    if alpha is not None:
+        if alpha.elements != 1:
+            raise NotReadError(f"{quoted(module.keys['alpha'])} has {alpha.elements} values; one is needed")
         return Scale(alpha.scalar(), "tensor")
     return how.scale(name) if how.scale is not None else Scale(None, "assumed")

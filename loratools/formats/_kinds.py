@@ -5,6 +5,7 @@ A kind with no line is recognised by its spelling and refused by its name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -49,6 +50,8 @@ def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
         raise NotReadError(_NAMES.get(unread[0], unread[0]), unsupported=True)
     if len(kinds) > 1 or ("diff" in module.parts and kinds):
         raise NotReadError(f"parts of several kinds: {', '.join(quoted(key) for key in sorted(module.keys.values()))}")
+    if scale.alpha is not None and not math.isfinite(scale.alpha):
+        raise NotReadError(f"{quoted(module.name)} has an alpha of {scale.alpha}")
     found: dict[str, Update] = {}
     if bias := module.parts.get("diff_b") or module.parts.get("bias"):
         found[".bias"] = Full(bias)
@@ -67,7 +70,7 @@ def _lora(module: Module, scale: Scale) -> Update:
     if mid is not None and (mid.shape[:2] != (a.shape[0], b.shape[1]) or any(size != 1 for size in a.shape[2:])):
         raise NotReadError(f"{shapes}, and a core {list(mid.shape)} that does not go between them")
     for part, tensor in module.parts.items():
-        if tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
+        if part != "alpha" and (tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL"):
             raise NotReadError(f"{quoted(module.keys[part])} has dtype {tensor.dtype}, no number with a fraction")
     alpha = float(a.shape[0]) if scale.alpha is None else scale.alpha
     magnitude = module.parts.get("magnitude")

@@ -17,7 +17,6 @@ from loratools.formats._base import Base
 from loratools.formats._image_read import DENOISER, Located, Read
 from loratools.formats._image_read import read as read_image
 from loratools.formats._image_write import (
-    Layout,
     Stored,
     Written,
     axis_magnitude,
@@ -81,7 +80,7 @@ def encoder_part(part: str, family: Family | None) -> str:
 
 def unwritable(adapter: Adapter, prefixes: Prefixes, *, base: Base | None) -> dict[str, str]:
     """Names that cannot be written, and why."""
-    found = _layout(adapter, prefixes, base)
+    found = lay_out(adapter, prefixes.spelling, base=base, dry=True)
     problems = dict(found.problems)
     for module in found.modules:
         if not isinstance(module.weight, LoRA | Full | None):
@@ -99,13 +98,13 @@ def write(
     encoders: Mapping[str, str],
 ) -> tuple[str, ...]:
     """Write the file. encoders: prefix by part of the pipeline."""
-    found = _layout(adapter, prefixes, base)
+    found = lay_out(adapter, prefixes.spelling, base=base)
     modules, empty = pieces_alone(found.modules)
     stored: Stored = {}
     for module in modules:
         prefix = encoders.get(module.part, prefixes.denoiser[0])
         stored |= spelled(prefix + module.name.replace(".", "_"), module, dtype=dtype)
-    write_file(out, stored, header_of(adapter), hashed=had_hashes(adapter))
+    write_file(out, stored, header_of(adapter, found.family), hashed=had_hashes(adapter))
     return left_out(empty)
 
 
@@ -137,7 +136,3 @@ def spelled(name: str, module: Written, *, dtype: str | None) -> Stored:
         found[f"{name}.{'b_norm' if norm else 'diff_b'}"] = module.bias.diff
     stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in found.items()}
     return stored if alpha is None else stored | {f"{name}.alpha": alpha}
-
-
-def _layout(adapter: Adapter, prefixes: Prefixes, base: Base | None) -> Layout:
-    return lay_out(adapter, prefixes.spelling, base=base)

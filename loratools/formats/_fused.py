@@ -46,17 +46,37 @@ def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Upd
     return found
 
 
-def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | None]) -> LoRA | str:
-    """One LoRA of the module that `place` names, from those of its parts; why not, where it cannot be.
+def why_not_fused(parts: Mapping[str, Mapping[str, Update]], place: Place) -> str | None:
+    """Why the updates of weights and biases of these parts cannot become one; None where they can."""
+    weights = [found["weight"] for found in parts.values() if "weight" in found]
+    loras = [u for u in weights if isinstance(u, LoRA)]
+    biases = [found["bias"] for found in parts.values() if "bias" in found]
+    if biases and len(biases) < len(place.targets):
+        return "a bias of some parts of a fused module only"
+    if len(loras) < len(parts):
+        return "parts of a fused module of other kinds than LoRA"
+    if any(u.mid is not None or len(u.a.shape) > 2 for u in loras):
+        return "convolutions are not fused"
+    if len({u.shape[1] for u in loras}) > 1:
+        return "parts of a fused module with different inputs"
+    dora = [u for u in loras if u.magnitude is not None]
+    if dora and (len(dora) < len(place.targets) or any(u.magnitude_of == "in" for u in dora)):
+        return "a magnitude (DoRA) of inputs, or of some parts only, has no place in a fused module"
+    return None
+
+
+def fused_bias(parts: Sequence[Full]) -> Full:
+    """One bias, from those of the parts in their order."""
+    return Full(_stacked([part.diff for part in parts]))
+
+
+def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | None]) -> LoRA:
+    """One LoRA of the module that `place` names, from those of its parts, which `why_not_fused` has nothing against.
 
     missing: outputs of the parts that are not in `members`, in their places; None for those that are there.
     """
     present = [members[t] for t in place.targets if t in members]
-    if any(u.mid is not None or len(u.a.shape) > 2 for u in present):
-        return "convolutions are not fused"
     magnitudes = [u.magnitude for u in present if u.magnitude is not None]
-    if magnitudes and (len(magnitudes) < len(place.targets) or any(u.magnitude_of == "in" for u in present)):
-        return "a magnitude (DoRA) of inputs, or of some parts only, has no place in a fused module"
     magnitude = _stacked(magnitudes) if magnitudes else None
     first = present[0]
     alike = all(u.scale == first.scale and u.rank == first.rank and _equal(u.a, first.a) for u in present[1:])

@@ -7,20 +7,23 @@ Canonical are the names of diffusers and transformers, after the part of the pip
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import FormatError, UnsupportedError
+from loratools.formats._base import Base
 from loratools.formats._fused import apart
 from loratools.formats._kinds import NotReadError, Scale, updates_of
 from loratools.formats._source import AdapterSource, counted, shown
 from loratools.formats._spellings import Module, grouped
 from loratools.naming.families import Family, Place
-from loratools.naming.resolving import denoisers, encoders, hinted, resolve
+from loratools.naming.resolving import denoisers, encoders, resolve, unflattened
 from loratools.storage.files import quoted
 from loratools.updates import Update
 
 NOTES = "image"
+# In the header of what is written here: of which family the names are, which they do not always tell.
+FAMILY = "loratools.family"
 # What the part that removes the noise is called before the family is known.
 DENOISER = "denoiser"
 
@@ -77,8 +80,11 @@ def read(source: AdapterSource, how: Read) -> Adapter:
             f"{quoted(source.file)} has {counted(len(twice), 'part')} twice, in two spellings",
             details=shown([quoted(key) for key in sorted(twice)]),
         )
-    base = source.metadata.get("ss_base_model_version") or source.metadata.get("modelspec.architecture")
-    places, families = _places(modules, {n: at for n, at in located.items() if at is not None}, how, base)
+    said = source.metadata.get(FAMILY)
+    model = source.metadata.get("ss_base_model_version") or source.metadata.get("modelspec.architecture")
+    places, families = _places(
+        modules, {n: at for n, at in located.items() if at is not None}, how, said or model, source.base
+    )
     updates, replacements, warnings = _updates(source, modules, places, how)
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
@@ -90,7 +96,7 @@ def read(source: AdapterSource, how: Read) -> Adapter:
         replacements=replacements,
         format=how.format,
         path=source.path,
-        base_model=base or None,
+        base_model=model or None,
         notes={NOTES: notes},
         warnings=tuple(warnings),
     )
@@ -105,7 +111,7 @@ class _Meant:
 
 
 def _places(
-    modules: Mapping[str, Module], located: Mapping[str, Located], how: Read, base: str | None
+    modules: Mapping[str, Module], located: Mapping[str, Located], how: Read, model: str | None, base: Base | None
 ) -> tuple[dict[str, _Meant], tuple[Family, ...]]:
     groups: dict[tuple[str, bool], dict[str, Located]] = {}
     for name, at in located.items():
@@ -115,8 +121,7 @@ def _places(
     families: tuple[Family, ...] = how.families if len(how.families) == 1 else ()
     for (part, flat), members in groups.items():
         if part == DENOISER or part in ("unet", "transformer", "transformer_2"):
-            places, found_families = _denoiser(modules, members, how, flat=flat)
-            families = tuple(hinted(base, list(found_families)))
+            places, families = _denoiser(modules, members, how, model, base, flat=flat)
             prefix = f"{families[0].component}." if families and part == DENOISER else f"{part}."
             if part == DENOISER and not families:
                 prefix = how.unknown
@@ -135,12 +140,21 @@ def _places(
 
 
 def _denoiser(
-    modules: Mapping[str, Module], members: Mapping[str, Located], how: Read, *, flat: bool
+    modules: Mapping[str, Module],
+    members: Mapping[str, Located],
+    how: Read,
+    model: str | None,
+    base: Base | None,
+    *,
+    flat: bool,
 ) -> tuple[dict[str, Place], tuple[Family, ...]]:
     sizes = {at.name: modules[name].sizes for name, at in members.items()}
     try:
-        resolved = resolve(sizes, how.families, flat=flat)
+        resolved = resolve(sizes, how.families, flat=flat, model=model)
     except UnsupportedError:
+        if flat and base is not None and (dotted := unflattened(sizes, base.shapes)) is not None:
+            unflat = {name: Located(at.part, dotted[at.name]) for name, at in members.items()}
+            return _denoiser(modules, unflat, replace(how, known_only=False), model, None, flat=False)
         if flat or how.known_only:
             raise
         # A model that no table has; with dots its names say all there is to say.

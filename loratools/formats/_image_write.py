@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from loratools.adapter import Adapter
 from loratools.formats._base import Base
-from loratools.formats._fused import fused, swapped_back, without_zeros
-from loratools.formats._image_read import NOTES
+from loratools.formats._fused import fused, fused_bias, swapped_back, why_not_fused, without_zeros
+from loratools.formats._image_read import FAMILY, NOTES
 from loratools.formats._notes import metadata_of
 from loratools.naming.families import Family, Fused, Place
 from loratools.naming.resolving import denoisers, family_named, hinted, narrowed
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PARTS = ("unet", "transformer", "transformer_2")
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Metadata that says something of the file itself: restated or left out, never copied.
-_OWN = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
+_OWN = (FAMILY, "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
 
 
 _CHUNK = 16 << 20
@@ -54,10 +54,12 @@ class Layout:
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
-def lay_out(adapter: Adapter, spelling: Spelling, *, base: Base | None) -> Layout:
+def lay_out(adapter: Adapter, spelling: Spelling, *, base: Base | None, dry: bool = False) -> Layout:
     """The modules of `adapter` with the names of `spelling`: diffusers, original, or one of a family's own.
 
-    What is apart here and fused there is put together, and the other way round is not possible.
+    What is apart here and fused there is put together.
+
+    dry: only to see what stands against it. What would be put together is left out, and no values are read.
     """
     problems: dict[str, str] = {}
     by_part: dict[str, dict[str, dict[str, Update]]] = {}
@@ -79,10 +81,10 @@ def lay_out(adapter: Adapter, spelling: Spelling, *, base: Base | None) -> Layou
             if spelling == "diffusers":
                 modules += [_written(part, name, found) for name, found in members.items()]
                 continue
-            problems |= dict.fromkeys((f"{part}.{name}" for name in members), chosen)
+            problems |= dict.fromkeys(_targets(part, members), chosen)
             continue
         family = chosen
-        modules += _spelled(part, members, family, _spelling_of(family, spelling), problems)
+        modules += _spelled(part, members, family, _spelling_of(family, spelling), problems, dry=dry)
     return Layout(tuple(modules), family, problems)
 
 
@@ -148,7 +150,13 @@ def _written(part: str, name: str, found: Mapping[str, Update]) -> Written:
 
 
 def _spelled(
-    part: str, members: Mapping[str, Mapping[str, Update]], family: Family, spelling: str, problems: dict[str, str]
+    part: str,
+    members: Mapping[str, Mapping[str, Update]],
+    family: Family,
+    spelling: str,
+    problems: dict[str, str],
+    *,
+    dry: bool,
 ) -> list[Written]:
     modules: list[Written] = []
     together: dict[str, tuple[Place, dict[str, Mapping[str, Update]]]] = {}
@@ -169,12 +177,17 @@ def _spelled(
         else:
             modules.append(_turned(part, back, found))
     for name, (place, parts) in sorted(together.items()):
-        made = _together(part, name, place, parts, members)
-        if isinstance(made, str):
-            problems |= dict.fromkeys((f"{part}.{target}" for target in parts), made)
-        else:
-            modules.append(made)
+        why_not = why_not_fused(parts, place)
+        if why_not is not None:
+            problems |= dict.fromkeys(_targets(part, parts), why_not)
+        elif not dry:
+            modules.append(_together(part, name, place, parts, members))
     return sorted(modules, key=lambda module: module.name)
+
+
+def _targets(part: str, members: Mapping[str, Mapping[str, Update]]) -> list[str]:
+    """The adapter's own names of these modules' updates."""
+    return [f"{part}.{name}{'.bias' if leaf == 'bias' else ''}" for name, found in members.items() for leaf in found]
 
 
 def _turned(part: str, back: Fused, found: Mapping[str, Update]) -> Written:
@@ -195,20 +208,15 @@ def _together(
     place: Place,
     parts: Mapping[str, Mapping[str, Update]],
     members: Mapping[str, Mapping[str, Update]],
-) -> Written | str:
-    if any("bias" in found for found in parts.values()):
-        return "biases of parts of a fused module are not put together"
-    loras = {target: found["weight"] for target, found in parts.items()}
-    kept = {target: u for target, u in loras.items() if isinstance(u, LoRA)}
-    if len(kept) < len(loras):
-        kinds = sorted({u.kind for u in loras.values()})
-        return f"parts of a fused module of other kinds than LoRA ({', '.join(kinds)}) are not put together"
-    columns = next(iter(kept.values())).shape[1]
-    if any(u.shape[1] != columns for u in kept.values()):
-        return "parts of a fused module with different inputs"
-    gaps = [None if t in kept else _outputs(t, i, place, kept, columns, members) for i, t in enumerate(place.targets)]
-    made = fused(kept, place, gaps)
-    return made if isinstance(made, str) else Written(part, name, made)
+) -> Written:
+    columns = next(iter(parts.values()))["weight"].shape[1]
+    kept = {target: found["weight"] for target, found in parts.items()}
+    loras = {target: u for target, u in kept.items() if isinstance(u, LoRA)}
+    gaps = [
+        None if t in loras else _outputs(t, i, place, loras, columns or 0, members) for i, t in enumerate(place.targets)
+    ]
+    biases = [bias for t in place.targets if t in parts and isinstance(bias := parts[t].get("bias"), Full)]
+    return Written(part, name, fused(loras, place, gaps), fused_bias(biases) if biases else None)
 
 
 def _outputs(
@@ -285,9 +293,10 @@ def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
     return kept, empty
 
 
-def header_of(adapter: Adapter) -> dict[str, str]:
-    """What the source said in its header that is still true."""
-    return {"format": "pt"} | {k: v for k, v in metadata_of(adapter).items() if k not in _OWN}
+def header_of(adapter: Adapter, family: Family | None) -> dict[str, str]:
+    """What the source said in its header that is still true; and the family, which names alone do not always tell."""
+    kept = {k: v for k, v in metadata_of(adapter).items() if k not in _OWN}
+    return {"format": "pt"} | kept | ({} if family is None else {FAMILY: family.name})
 
 
 def had_hashes(adapter: Adapter) -> bool:

@@ -18,7 +18,6 @@ from loratools.formats._image_read import DENOISER, Located, Read
 from loratools.formats._image_read import read as read_image
 from loratools.formats._image_write import (
     Stored,
-    family_of,
     header_of,
     lay_out,
     lora_parts,
@@ -50,10 +49,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     rest = {key: tensor for key, tensor in source.tensors.items() if key not in norms}
     how = Read("bfl", lambda name: Located(DENOISER, name), known_only=True, families=families())
     adapter = read_image(replace(source, tensors=rest), how)
-    family = family_of(adapter, "transformer")
     replaced: dict[str, Replacement] = {}
     for key, tensor in norms.items():
-        place = family.find(key.removesuffix(_NORM)) if isinstance(family, Family) else None
+        place = next((p for family in families() if (p := family.find(key.removesuffix(_NORM)))), None)
         if place is None:
             raise UnsupportedError(f"'{key}' is no norm of Flux that is known here")
         replaced[f"transformer.{place.targets[0]}.weight"] = Replacement(tensor, "unlisted")
@@ -62,7 +60,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why."""
-    found = lay_out(adapter, "original", base=base)
+    found = lay_out(adapter, "original", base=base, dry=True)
     problems = dict(found.problems)
     for name, update in adapter.updates.items():
         if name.partition(".")[0] != "transformer":
@@ -96,7 +94,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     for name, replacement in adapter.replacements.items():
         parts[str(_norm_name(found.family, name))] = replacement.tensor
     stored = alphas | {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
-    write_file(out, stored, header_of(adapter))
+    write_file(out, stored, header_of(adapter, found.family))
     return left_out(empty)
 
 

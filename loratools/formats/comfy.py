@@ -51,7 +51,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why."""
-    found = lay_out(_known(adapter), "comfy", base=base)
+    found = lay_out(_known(adapter), "comfy", base=base, dry=True)
     problems = dict(found.problems)
     for name, update in adapter.updates.items():
         if not isinstance(update, LoRA | Full):
@@ -98,7 +98,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     for name, replacement in adapter.replacements.items():
         parts[f"{_replaced(name)}.set_weight"] = replacement.tensor
     stored |= {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
-    write_file(out, stored, header_of(adapter))
+    write_file(out, stored, header_of(adapter, found.family))
     return left_out(empty)
 
 

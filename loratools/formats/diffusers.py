@@ -69,7 +69,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why: diffusers reads LoRA, with magnitudes of outputs and biases, only."""
-    found = lay_out(adapter, "diffusers", base=base)
+    found = lay_out(adapter, "diffusers", base=base, dry=True)
     problems = dict(found.problems)
     for module in found.modules:
         name = f"{module.part}.{module.name}"
@@ -87,7 +87,8 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
     """Write the file that `load_lora_weights` reads. Scales other than 1 go into its header."""
-    modules, empty = pieces_alone(lay_out(adapter, "diffusers", base=base).modules)
+    found = lay_out(adapter, "diffusers", base=base)
+    modules, empty = pieces_alone(found.modules)
     parts: dict[str, LazyTensor] = {}
     for module in modules:
         assert isinstance(module.weight, LoRA)
@@ -101,7 +102,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         if module.bias is not None:
             parts[f"{name}.lora_B.bias"] = module.bias.diff
     stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
-    metadata = header_of(adapter)
+    metadata = header_of(adapter, found.family)
     warnings = left_out(empty)
     scaled = [m for m in modules if isinstance(m.weight, LoRA) and plain_alpha(m.weight) != m.weight.rank]
     if scaled:

@@ -65,12 +65,10 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         place = next(p for p in places.values() if p.name == name)
         first = next(iter(members.values()))
         gaps = [None if t in members else first.shape[0] for t in place.targets]
-        made = fused(members, place, gaps)
-        assert isinstance(made, LoRA), made
-        plain = at_scale(name, made, 1.0, dtype)
+        plain = at_scale(name, fused(members, place, gaps), 1.0, dtype)
         stored[f"{name}.down.weight"] = cast(name, plain.a, dtype)
         stored[f"{name}.up.weight"] = cast(name, plain.b, dtype)
-    write_file(out, stored, header_of(adapter))
+    write_file(out, stored, header_of(adapter, families()[0]))
     return left_out([])
 
 

@@ -21,6 +21,8 @@ _WORDS = (
     ("sd_v", "sd"), ("stable-diffusion-v", "sd"), ("z-image", "z-image"), ("zimage", "z-image"), ("lumina", "lumina2"),
     ("wan2", "wan"), ("wan-", "wan"), ("qwen", "qwen-image"),
 )  # fmt: skip
+# How deep below a checkpoint's top a model may hang.
+_DEEPEST = 4
 _HINT = "name the model it is for: --base BASE"
 
 
@@ -47,8 +49,10 @@ def family_named(name: str) -> Family | None:
     return next((family for family in denoisers() if family.name == name), None)
 
 
-def resolve(names: Sizes, families: Iterable[Family], *, flat: bool = False) -> Resolved:
+def resolve(names: Sizes, families: Iterable[Family], *, flat: bool = False, model: str | None = None) -> Resolved:
     """The meaning of every name.
+
+    model: what the file says of the model it is for; of several families that know all names it may choose one.
 
     Raises:
         UnsupportedError: no family knows them all.
@@ -59,7 +63,7 @@ def resolve(names: Sizes, families: Iterable[Family], *, flat: bool = False) -> 
     whole = [family for family, places in found.items() if all(places.values())]
     if not whole:
         raise _unknown(names, found)
-    fitting = narrowed(names, whole, flat=flat)
+    fitting = hinted(model, narrowed(names, whole, flat=flat))
     meanings = [{name: place for name, place in found[family].items() if place is not None} for family in fitting]
     if any(other != meanings[0] for other in meanings[1:]):
         differing = [n for n in names if any(other[n] != meanings[0][n] for other in meanings)]
@@ -69,6 +73,38 @@ def resolve(names: Sizes, families: Iterable[Family], *, flat: bool = False) -> 
             hint=_HINT,
         )
     return Resolved(tuple(fitting), meanings[0])
+
+
+def unflattened(names: Iterable[str], weights: Iterable[str]) -> dict[str, str] | None:
+    """The modules of a given base that `names` are with underscores for their dots; None where it has not all of them.
+
+    The base may have all of them below one prefix, such as `model.diffusion_model.`, which is left out.
+
+    Raises:
+        UndecidedError: two of its modules are the same without dots, or two prefixes have them all.
+    """
+    names = list(names)
+    modules = {weight.rpartition(".")[0] for weight in weights}
+    by_prefix: dict[str, dict[str, set[str]]] = {}
+    for module in modules:
+        parts = module.split(".")
+        for depth in range(min(len(parts), _DEEPEST)):
+            inner = ".".join(parts[depth:])
+            by_prefix.setdefault(".".join(parts[:depth]), {}).setdefault(inner.replace(".", "_"), set()).add(inner)
+    found = [
+        {name: sorted(flat[name]) for name in names}
+        for flat in by_prefix.values()
+        if all(name in flat for name in names)
+    ]
+    if not found:
+        return None
+    torn = [name for name in names if len(found[0][name]) > 1 or any(other[name] != found[0][name] for other in found)]
+    if torn:
+        raise UndecidedError(
+            f"{len(torn)} of {len(names)} names could be several modules of the base",
+            details=[f"{quoted(name)}: {' or '.join(found[0][name])}" for name in torn[:5]],
+        )
+    return {name: dotted[0] for name, dotted in found[0].items()}
 
 
 def narrowed(names: Sizes, families: list[Family], *, flat: bool = False) -> list[Family]:
@@ -108,6 +144,9 @@ def _other_depth(names: Sizes, family: Family, flat: bool) -> bool:
 def hinted(text: str | None, families: list[Family]) -> list[Family]:
     """Those that a name of a base model speaks of; all, where it speaks of none."""
     words = (text or "").lower()
+    exact = [family for family in families if family.name == words]
+    if exact:
+        return exact
     said = next((name for word, name in _WORDS if word in words), None)
     return [family for family in families if family.name == said] or families
 

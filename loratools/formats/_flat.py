@@ -28,6 +28,7 @@ from loratools.formats._image_write import (
     plain_alpha,
     write_file,
 )
+from loratools.formats._kinds import lycoris_parts
 from loratools.formats._scale import cast
 from loratools.formats._source import AdapterSource, counted, shown
 from loratools.formats._spellings import is_spelled
@@ -82,10 +83,21 @@ def unwritable(adapter: Adapter, prefixes: Prefixes, *, base: Base | None) -> di
     """Names that cannot be written, and why."""
     found = lay_out(adapter, prefixes.spelling, base=base, dry=True)
     problems = dict(found.problems)
-    for module in found.modules:
-        if not isinstance(module.weight, LoRA | Full | None):
-            problems[f"{module.part}.{module.name}"] = f"{module.weight.kind}, which is not written yet"
+    problems |= without_spelling(adapter)
     return problems | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
+
+
+def without_spelling(adapter: Adapter) -> dict[str, str]:
+    """Updates for which neither kohya nor LyCORIS nor ComfyUI has a spelling, and why."""
+    problems: dict[str, str] = {}
+    for name, update in adapter.updates.items():
+        if name.startswith("transformer_2."):
+            problems[name] = "of a second transformer, which has a file of its own"
+        elif isinstance(update, LoRA) and update.embedding:
+            problems[name] = "LoRA of an embedding"
+        elif not isinstance(update, LoRA | Full) and lycoris_parts(update) is None:
+            problems[name] = f"{update.kind}, which is not written here"
+    return problems
 
 
 def write(
@@ -129,6 +141,10 @@ def spelled(name: str, module: Written, *, dtype: str | None) -> Stored:
         if (magnitude := axis_magnitude(module.weight)) is not None:
             found[f"{name}.dora_scale"] = magnitude
         alpha = held(torch.tensor(plain_alpha(module.weight)))
+    elif module.weight is not None and not isinstance(module.weight, Full):
+        found |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(module.weight) or {}).items()}
+        if module.weight.alpha is not None:
+            alpha = held(torch.tensor(module.weight.alpha))
     norm = isinstance(module.weight, Full) and len(module.weight.shape) == 1
     if isinstance(module.weight, Full):
         found[f"{name}.{'w_norm' if norm else 'diff'}"] = module.weight.diff

@@ -1,6 +1,7 @@
-"""From the parts that a file has for a module to updates, and back: one line for each kind that is read here.
+"""From the parts that a file has for a module to updates, and back.
 
-A kind with no line is recognised by its spelling and refused by its name.
+LoRA and whole differences are made here. Any other kind makes its own, by `from_lycoris` in its file in `updates/`; one
+that has none, or no file, is recognised by its spelling and refused by its name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from loratools.formats._spellings import Module
+from loratools import registry
+from loratools.errors import FormatError
+from loratools.formats._spellings import KINDS, Module
 from loratools.storage.files import quoted
 from loratools.tensors import LazyTensor, reshaped
 from loratools.updates import Update
@@ -21,6 +24,10 @@ _NAMES = {
     "loha": "LoHa", "lokr": "LoKr", "glora": "GLoRA", "oft": "OFT or BOFT", "tlora": "T-LoRA", "ia3": "IA3",
     "padding": "a weight of the base made larger (reshape_weight)",
 }  # fmt: skip
+
+
+# Kinds other than LoRA and whole differences that are written as LyCORIS does.
+WRITTEN = ("loha", "lokr")
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,11 @@ class NotReadError(Exception):
 
 def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
     """What a module's parts mean, by what is to be added to its name: nothing, or `.bias`."""
-    kinds = module.kinds - {"full"} if "bias" not in module.parts else module.kinds
+    kinds = module.kinds - {"full"}
     if not module.kinds:
         first = next(iter(module.keys.values()))
         raise NotReadError(f"{quoted(first)} stands alone")
-    if unread := sorted(kinds - set(_READERS)):
+    if unread := sorted(kind for kind in kinds if kind not in _READERS and _maker(kind) is None):
         raise NotReadError(_NAMES.get(unread[0], unread[0]), unsupported=True)
     if len(kinds) > 1 or ("diff" in module.parts and kinds):
         raise NotReadError(f"parts of several kinds: {', '.join(quoted(key) for key in sorted(module.keys.values()))}")
@@ -56,8 +63,47 @@ def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
     if bias := module.parts.get("diff_b") or module.parts.get("bias"):
         found[".bias"] = Full(bias)
     if kinds or "diff" in module.parts:
-        found[""] = _READERS[next(iter(kinds), "full")](module, scale)
+        kind = next(iter(kinds), "full")
+        found |= {"": _READERS[kind](module, scale)} if kind in _READERS else _made(kind, module, scale)
     return found
+
+
+def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:
+    """Its tensors by the suffixes of LyCORIS, and alpha not among them; None where it has no such spelling."""
+    spelled = {part: suffix for kind in ("any", update.kind) for suffix, part in KINDS.get(kind, {}).items()}
+    spelled["magnitude"] = ".dora_scale"
+    parts = update.parts
+    if update.kind not in WRITTEN or any(part not in spelled for part in parts):
+        return None
+    # With both matrices whole, LyCORIS does not scale; and there is one layout of a kernel that only PEFT has.
+    whole = update.kind == "lokr" and "w1" in parts and "w2" in parts
+    if (whole and update.scale != 1) or getattr(update, "interleaved", False):
+        return None
+    return {spelled[part]: tensor for part, tensor in parts.items()}
+
+
+def _maker(kind: str) -> Callable[..., Mapping[str, Update]] | None:
+    """How a kind makes its updates of what LyCORIS stores; None where it does not."""
+    if kind not in registry.names("updates"):
+        return None
+    maker: Callable[..., Mapping[str, Update]] | None = getattr(registry.load("updates", kind), "from_lycoris", None)
+    return maker
+
+
+def _made(kind: str, module: Module, scale: Scale) -> Mapping[str, Update]:
+    maker = _maker(kind)
+    assert maker is not None
+    parts = {key[len(module.name) + 1 :]: module.parts[part] for part, key in module.keys.items() if part != "alpha"}
+    if "magnitude" in module.parts:
+        parts = {k: t for k, t in parts.items() if t is not module.parts["magnitude"]}
+        magnitude = module.parts["magnitude"]
+        # Of one axis: a number for each output, as ComfyUI takes it.
+        parts["dora_scale"] = reshaped(magnitude, (*magnitude.shape, 1)) if len(magnitude.shape) == 1 else magnitude
+    parts = {k: t for k, t in parts.items() if k not in ("diff_b", "b_norm")}
+    try:
+        return maker(parts, scale.alpha, name=module.name)
+    except FormatError as error:
+        raise NotReadError(str(error)) from error
 
 
 def _lora(module: Module, scale: Scale) -> Update:

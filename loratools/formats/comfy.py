@@ -6,11 +6,12 @@ Factors are spelled as PEFT does or as kohya does; alpha is a tensor, or absent 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from loratools.adapter import Adapter
 from loratools.formats._base import Base
-from loratools.formats._flat import encoder_part, left_out
+from loratools.formats._flat import encoder_part, left_out, without_spelling
 from loratools.formats._image_read import DENOISER, Located, Read
 from loratools.formats._image_read import read as read_image
 from loratools.formats._image_write import (
@@ -24,9 +25,11 @@ from loratools.formats._image_write import (
     plain_alpha,
     write_file,
 )
+from loratools.formats._kinds import lycoris_parts
 from loratools.formats._scale import cast
 from loratools.formats._source import AdapterSource
 from loratools.formats._spellings import is_spelled
+from loratools.naming.families import Family
 from loratools.tensors import LazyTensor, held
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
@@ -52,14 +55,14 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why."""
     found = lay_out(_known(adapter), "comfy", base=base, dry=True)
-    problems = dict(found.problems)
-    for name, update in adapter.updates.items():
-        if not isinstance(update, LoRA | Full):
-            problems[name] = f"{update.kind}, which is not written yet"
+    problems = dict(found.problems) | without_spelling(adapter)
     family = found.family.name if found.family is not None else ""
     for name in adapter.updates:
         if name.startswith(ENCODERS) and _encoder(name.partition(".")[0], family) is None:
             problems[name] = "of a text encoder of which it is not known what ComfyUI calls it"
+    for name in adapter.replacements:
+        if _replaced(name, found.family) is None:
+            problems[name] = "a whole weight of a module that ComfyUI has no name for, or no own one"
     return problems
 
 
@@ -75,7 +78,6 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     named = {f"{_prefix(module.part, family)}{module.name}": (module.weight, module.bias) for module in modules}
     for target, update in adapter.updates.items():
         if target.startswith(_PREFIX):
-            assert isinstance(update, LoRA | Full)
             bias = update if target.endswith(".bias") and isinstance(update, Full) else None
             module = target.removesuffix(".bias") if bias is not None else target
             before = named.get(module, (None, None))
@@ -93,23 +95,30 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
                 stored[f"{name}.alpha"] = held(torch.tensor(alpha))
         elif isinstance(weight, Full):
             parts[f"{name}.diff"] = weight.diff
+        elif weight is not None:
+            parts |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(weight) or {}).items()}
+            if weight.alpha is not None:
+                stored[f"{name}.alpha"] = held(torch.tensor(weight.alpha))
         if bias is not None:
             parts[f"{name}.diff_b"] = bias.diff
     for name, replacement in adapter.replacements.items():
-        parts[f"{_replaced(name)}.set_weight"] = replacement.tensor
+        parts[f"{_replaced(name, found.family)}.set_weight"] = replacement.tensor
     stored |= {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
     write_file(out, stored, header_of(adapter, found.family))
     return left_out(empty)
 
 
-def _replaced(name: str) -> str:
-    return name.removesuffix(".weight")
+def _replaced(name: str, family: Family | None) -> str | None:
+    """What ComfyUI calls the module whose weight is replaced; None where it has none of its own."""
+    module = name.removesuffix(".weight")
+    if module.startswith(_PREFIX):
+        return module
+    back = family.back(module.partition(".")[2], "comfy") if family is not None else None
+    return None if back is None or len(back.place.targets) > 1 or back.place.swap else f"{_PREFIX}{back.name}"
 
 
 def _known(adapter: Adapter) -> Adapter:
     """Without what is of a model that no table has, and goes out as it came in."""
-    from dataclasses import replace
-
     kept = {n: u for n, u in adapter.updates.items() if not n.startswith(_PREFIX)}
     return replace(adapter, updates=kept)
 

@@ -36,10 +36,14 @@ from loratools.updates.lora import LoRA
 
 WRITES = ".safetensors"
 _NORM = ".scale"
+# Before names in files for Flux Kontext that were trained with PEFT and saved without its config.
+_PEFT = "base_model.model."
 
 
 def detect(source: AdapterSource) -> bool:
-    """By blocks of Flux with nothing before them, and factors as PEFT or kohya spells them."""
+    """By blocks of Flux with nothing before them, and factors as PEFT or kohya spells them; PEFT's folders are PEFT's."""
+    if source.config_is_its_own:
+        return False
     return any(_is_bare(key) for key in source.tensors)
 
 
@@ -47,11 +51,11 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; norms are replacements under the names of diffusers. Errors as of `_image_read.read`."""
     norms = {key: tensor for key, tensor in source.tensors.items() if key.endswith(_NORM)}
     rest = {key: tensor for key, tensor in source.tensors.items() if key not in norms}
-    how = Read("bfl", lambda name: Located(DENOISER, name), known_only=True, families=families())
+    how = Read("bfl", _locate, known_only=True, families=families())
     adapter = read_image(replace(source, tensors=rest), how)
     replaced: dict[str, Replacement] = {}
     for key, tensor in norms.items():
-        place = next((p for family in families() if (p := family.find(key.removesuffix(_NORM)))), None)
+        place = next((p for family in families() if (p := family.find(key.removeprefix(_PEFT).removesuffix(_NORM)))), None)
         if place is None:
             raise UnsupportedError(f"'{key}' is no norm of Flux that is known here")
         replaced[f"transformer.{place.targets[0]}.weight"] = Replacement(tensor, "unlisted")
@@ -100,7 +104,12 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
 
 def _is_bare(key: str) -> bool:
     found = split(key)
-    return found is not None and is_spelled(key) and key.startswith(("double_blocks.", "single_blocks."))
+    bare = key.removeprefix(_PEFT)
+    return found is not None and is_spelled(key) and bare.startswith(("double_blocks.", "single_blocks."))
+
+
+def _locate(name: str) -> Located:
+    return Located(DENOISER, name.removeprefix(_PEFT))
 
 
 def _norm_name(family: Family | None, name: str) -> str | None:

@@ -179,6 +179,28 @@ def test_control_lora_of_flux_has_biases_and_norms(tmp_path: Path) -> None:
     assert all(torch.equal(again[key], tensors[key]) for key in tensors)
 
 
+@pytest.mark.parametrize("prefix", ["transformer.", "diffusion_model."])
+def test_names_of_the_authors_of_hunyuan_video_are_found_behind_either_prefix(tmp_path: Path, prefix: str) -> None:
+    tensors = lora(f"{prefix}double_blocks.7.txt_attn_qkv", 18, 6, spelled="peft")
+    tensors |= lora(f"{prefix}single_blocks.3.modulation.linear", 18, 6, spelled="peft")
+    found = formats.load(stored(tmp_path, tensors))
+    block = "transformer.transformer_blocks.7.attn"
+    assert list(found.updates) == [
+        "transformer.single_transformer_blocks.3.norm.linear",
+        *(f"{block}.add_{leaf}_proj" for leaf in "kqv"),
+    ]
+
+
+def test_files_of_peft_without_its_config_are_flux_where_the_names_are(tmp_path: Path) -> None:
+    module = "base_model.model.double_blocks.0.img_attn.proj"
+    path = stored(tmp_path, lora(module, 6, 6, alpha=None, spelled="peft"))
+    assert list(formats.load(path).updates) == ["transformer.transformer_blocks.0.attn.to_out.0"]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    path.rename(tmp_path / "folder" / "adapter_model.safetensors")
+    assert list(formats.load(tmp_path / "folder").updates) == ["double_blocks.0.img_attn.proj"]
+
+
 def test_names_in_no_table_are_refused_by_name(tmp_path: Path) -> None:
     path = stored(tmp_path, lora("lora_unet_tower_3_mix_in", 6, 5) | lora("lora_unet_tower_3_mix_out", 5, 6))
     with pytest.raises(UnsupportedError, match="none of its 2 module names") as caught:

@@ -41,7 +41,7 @@ _PEFT = "base_model.model."
 
 
 def detect(source: AdapterSource) -> bool:
-    """By blocks of Flux with nothing before them, and factors as PEFT or kohya spells them; PEFT's folders are PEFT's."""
+    """By blocks of Flux with nothing before them, and factors as PEFT or kohya spells them; not PEFT's folders."""
     if source.config_is_its_own:
         return False
     return any(_is_bare(key) for key in source.tensors)
@@ -55,7 +55,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     adapter = read_image(replace(source, tensors=rest), how)
     replaced: dict[str, Replacement] = {}
     for key, tensor in norms.items():
-        place = next((p for family in families() if (p := family.find(key.removeprefix(_PEFT).removesuffix(_NORM)))), None)
+        module = key.removeprefix(_PEFT).removesuffix(_NORM)
+        place = next((p for family in families() if (p := family.find(module))), None)
         if place is None:
             raise UnsupportedError(f"'{key}' is no norm of Flux that is known here")
         replaced[f"transformer.{place.targets[0]}.weight"] = Replacement(tensor, "unlisted")

@@ -64,12 +64,12 @@ def text_encoder(width: int = 10) -> torch.nn.Module:
     return CLIPTextModel(config).double().eval()
 
 
-def factors(modules: Iterable[tuple[str, torch.nn.Module]], *, step: float = 1.0) -> Factors:
-    """LoRA of ranks 2 and 3, and of alphas that differ by `step`; convolutions too."""
+def factors(modules: Iterable[tuple[str, torch.nn.Module]], *, step: float = 1.0, ranks: int = 2) -> Factors:
+    """LoRA of ranks from 2 on, and of alphas that differ by `step`; convolutions too."""
     generator = torch.Generator().manual_seed(5)
     made: Factors = {}
     for i, (name, module) in enumerate(modules):
-        rank = 2 + i % 2
+        rank = 2 + i % ranks
         if isinstance(module, torch.nn.Linear):
             a, b = (rank, module.in_features), (module.out_features, rank)
         elif isinstance(module, torch.nn.Conv2d):
@@ -209,14 +209,51 @@ def test_sdxl_with_ldm_names_runs_in_diffusers_as_computed(tmp_path: Path) -> No
     assert "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_A.weight" in load_file(comfy)
 
 
+def test_sdxl_written_as_kohya_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
+    base, encoder = unet(SDXL), text_encoder(12)
+    made = factors(((n, m) for n, m in base.named_modules() if "attn" in n or ".ff." in n), ranks=1)
+    text = factors(((n, m) for n, m in encoder.named_modules() if "self_attn" in n), ranks=1)
+    save_file(
+        as_diffusers(made, "unet") | as_diffusers(text, "text_encoder_2.text_model"), tmp_path / "one.safetensors"
+    )
+    out = convert(tmp_path / "one.safetensors", tmp_path / "kohya.safetensors", "kohya")
+    keys = set(load_file(out))
+    assert "lora_unet_output_blocks_0_1_transformer_blocks_2_ff_net_2.lora_up.weight" in keys
+    assert "lora_te2_text_model_encoder_layers_0_self_attn_q_proj.alpha" in keys
+    parts = {"unet": copy.deepcopy(base), "text_encoder": text_encoder(), "text_encoder_2": copy.deepcopy(encoder)}
+    pipe = pipeline("StableDiffusionXLPipeline", **parts)
+    pipe.load_lora_weights(str(out))
+    close(run_unet(pipe.unet, SDXL), run_unet(merged(base, made), SDXL))
+    close(run_text(pipe.text_encoder_2), run_text(merged(encoder, text)))
+
+
+def test_flux_written_as_kohya_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
+    base = flux()
+    # Of single blocks, diffusers cuts at the widths of the real model; what lies outside of blocks, it names wrongly.
+    chosen = ((n, m) for n, m in base.named_modules() if n.startswith("transformer_blocks"))
+    made = factors(chosen, step=0)
+    save_file(as_diffusers(made, "transformer"), tmp_path / "one.safetensors", {"loratools.family": "flux"})
+    out = convert(tmp_path / "one.safetensors", tmp_path / "kohya.safetensors", "kohya")
+    assert "lora_unet_double_blocks_1_txt_attn_qkv.lora_up.weight" in load_file(out)
+    pipe = pipeline("FluxPipeline", transformer=copy.deepcopy(base), text_encoder=text_encoder())
+    pipe.load_lora_weights(str(out))
+    close(run_flux(pipe.transformer), run_flux(merged(base, made)))
+
+
+def as_diffusers(made: Factors, part: str) -> dict[str, torch.Tensor]:
+    """With the scale in B, which needs nothing in the header."""
+    stored = {}
+    for name, (a, b, alpha) in made.items():
+        stored[f"{part}.{name}.lora_A.weight"] = a
+        stored[f"{part}.{name}.lora_B.weight"] = (b.double() * alpha / a.shape[0]).float()
+    return stored
+
+
 @pytest.mark.parametrize("through", ["kohya", "comfy", "onetrainer", "lycoris", "bfl", "diffusers"])
 def test_flux_goes_through_every_format_and_runs_in_diffusers_as_computed(tmp_path: Path, through: str) -> None:
     base = flux()
     made = factors(base.named_modules())
-    stored = {}
-    for name, (a, b, alpha) in made.items():
-        scaled = (b.double() * alpha / a.shape[0]).float()
-        stored |= {f"transformer.{name}.lora_A.weight": a, f"transformer.{name}.lora_B.weight": scaled}
+    stored = as_diffusers(made, "transformer")
     save_file(stored, tmp_path / "one.safetensors", {"format": "pt"})
     between = convert(tmp_path / "one.safetensors", tmp_path / "two.safetensors", through)
     assert formats.load(between).format == through

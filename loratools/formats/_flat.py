@@ -28,7 +28,7 @@ from loratools.formats._image_write import (
     plain_alpha,
     write_file,
 )
-from loratools.formats._kinds import lycoris_parts
+from loratools.formats._kinds import lycoris_alpha, lycoris_parts
 from loratools.formats._scale import cast
 from loratools.formats._source import AdapterSource, counted, shown
 from loratools.formats._spellings import is_spelled
@@ -143,8 +143,8 @@ def spelled(name: str, module: Written, *, dtype: str | None) -> Stored:
         alpha = held(torch.tensor(plain_alpha(module.weight)))
     elif module.weight is not None and not isinstance(module.weight, Full):
         found |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(module.weight) or {}).items()}
-        if module.weight.alpha is not None:
-            alpha = held(torch.tensor(module.weight.alpha))
+        if (own := lycoris_alpha(module.weight)) is not None:
+            alpha = held(torch.tensor(own))
     norm = isinstance(module.weight, Full) and len(module.weight.shape) == 1
     if isinstance(module.weight, Full):
         found[f"{name}.{'w_norm' if norm else 'diff'}"] = module.weight.diff

@@ -12,22 +12,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loratools import registry
-from loratools.errors import FormatError
+from loratools.errors import FormatError, UnsupportedError
 from loratools.formats._spellings import KINDS, Module
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor, reshaped
+from loratools.tensors import LazyTensor, held, reshaped
 from loratools.updates import Update
 from loratools.updates.full import Full
+from loratools.updates.ia3 import IA3
 from loratools.updates.lora import LoRA
+from loratools.updates.lycoris_oft import LycorisOFT
 
 _NAMES = {
-    "loha": "LoHa", "lokr": "LoKr", "glora": "GLoRA", "oft": "OFT or BOFT", "tlora": "T-LoRA", "ia3": "IA3",
+    "loha": "LoHa", "lokr": "LoKr", "lycoris-glora": "GLoRA", "lycoris-oft": "OFT or BOFT", "ia3": "IA3",
+    "tlora": "T-LoRA", "onetrainer-oft": "OFT of OneTrainer",
     "padding": "a weight of the base made larger (reshape_weight)",
 }  # fmt: skip
 
 
 # Kinds other than LoRA and whole differences that are written as LyCORIS does.
-WRITTEN = ("loha", "lokr")
+WRITTEN = ("ia3", "loha", "lokr", "lycoris-glora", "lycoris-oft")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:
     spelled = {part: suffix for kind in ("any", update.kind) for suffix, part in KINDS.get(kind, {}).items()}
     spelled["magnitude"] = ".dora_scale"
     parts = update.parts
+    if isinstance(update, IA3):
+        return _ia3_parts(update)
     if update.kind not in WRITTEN or any(part not in spelled for part in parts):
         return None
     # With both matrices whole, LyCORIS does not scale; and there is one layout of a kernel that only PEFT has.
@@ -80,6 +85,20 @@ def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:
     if (whole and update.scale != 1) or getattr(update, "interleaved", False):
         return None
     return {spelled[part]: tensor for part, tensor in parts.items()}
+
+
+def lycoris_alpha(update: Update) -> float | None:
+    """What LyCORIS stores as alpha: of OFT the bound of the rotation."""
+    return update.constraint if isinstance(update, LycorisOFT) else update.alpha
+
+
+def _ia3_parts(update: IA3) -> dict[str, LazyTensor] | None:
+    import torch
+
+    # PEFT stores the numbers themselves, LyCORIS how far they are from 1.
+    if update.unchanged != 0:
+        return None
+    return {".weight": update.scales, ".on_input": held(torch.tensor(int(update.of == "in")))}
 
 
 def _maker(kind: str) -> Callable[..., Mapping[str, Update]] | None:
@@ -104,6 +123,8 @@ def _made(kind: str, module: Module, scale: Scale) -> Mapping[str, Update]:
         return maker(parts, scale.alpha, name=module.name)
     except FormatError as error:
         raise NotReadError(str(error)) from error
+    except UnsupportedError as error:
+        raise NotReadError(error.message, unsupported=True) from error
 
 
 def _lora(module: Module, scale: Scale) -> Update:
@@ -118,7 +139,8 @@ def _lora(module: Module, scale: Scale) -> Update:
     for part, tensor in module.parts.items():
         if part != "alpha" and (tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL"):
             raise NotReadError(f"{quoted(module.keys[part])} has dtype {tensor.dtype}, no number with a fraction")
-    alpha = float(a.shape[0]) if scale.alpha is None else scale.alpha
+    # Trainers take an alpha of 0 for the rank, too.
+    alpha = scale.alpha or float(a.shape[0])
     magnitude = module.parts.get("magnitude")
     if magnitude is None:
         return LoRA(a, b, alpha, scale.source, scale.rslora, mid=mid)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from loratools.tensors import LazyTensor
 
-# kind -> suffix -> part. A part may be spelled in several ways, and belongs to one kind; `any` goes with each.
+# kind, by its file in `updates/` where it has one -> suffix -> part. A part may be spelled in several ways, and belongs
+# to one kind; `any` goes with each.
 KINDS: Mapping[str, Mapping[str, str]] = {
     "any": {
         ".alpha": "alpha",
@@ -45,8 +46,9 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     },
     "loha": {f".hada_{part}": part for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     "lokr": {f".lokr_{part}": part for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t1", "t2")},
-    "glora": {f".{part}.weight": part for part in ("a1", "a2", "b1", "b2", "bm")},
-    "oft": {".oft_blocks": "blocks", ".rescale": "rescale", ".oft_R.weight": "R", ".oft_R.scaled_oft": "scaled"},
+    "lycoris-glora": {f".{part}.weight": part for part in ("a1", "a2", "b1", "b2")} | {".bm.weight": "core"},
+    "lycoris-oft": {".oft_blocks": "blocks", ".rescale": "rescale"},
+    "onetrainer-oft": {".oft_R.weight": "R", ".oft_R.scaled_oft": "scaled"},
     "tlora": {".q_layer.weight": "q", ".p_layer.weight": "p", ".lambda_layer": "lambda"},
     "ia3": {".on_input": "on_input"},
     "full": {".diff": "diff", ".diff_b": "diff_b", ".w_norm": "diff", ".b_norm": "diff_b"},
@@ -119,8 +121,8 @@ def _with_ia3(modules: Mapping[str, Module], rest: list[str], tensors: Mapping[s
     for key in [k for k in rest if k.endswith(".weight")]:
         module = modules.get(key.removesuffix(".weight"))
         if module is not None and module.kinds == {"ia3"}:
-            module.parts["weight"] = tensors[key]
-            module.keys["weight"] = key
+            module.parts["scales"] = tensors[key]
+            module.keys["scales"] = key
             rest.remove(key)
 
 

@@ -25,7 +25,7 @@ from loratools.formats._image_write import (
     plain_alpha,
     write_file,
 )
-from loratools.formats._kinds import lycoris_parts
+from loratools.formats._kinds import lycoris_alpha, lycoris_parts
 from loratools.formats._scale import cast
 from loratools.formats._source import AdapterSource
 from loratools.formats._spellings import is_spelled
@@ -97,8 +97,8 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
             parts[f"{name}.diff"] = weight.diff
         elif weight is not None:
             parts |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(weight) or {}).items()}
-            if weight.alpha is not None:
-                stored[f"{name}.alpha"] = held(torch.tensor(weight.alpha))
+            if (own := lycoris_alpha(weight)) is not None:
+                stored[f"{name}.alpha"] = held(torch.tensor(own))
         if bias is not None:
             parts[f"{name}.diff_b"] = bias.diff
     for name, replacement in adapter.replacements.items():

@@ -9,7 +9,7 @@ Sources: the `weight_list` of each module of LyCORIS (f49d30d), and diffusers, C
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loratools.tensors import LazyTensor
@@ -124,8 +124,3 @@ def _with_ia3(modules: Mapping[str, Module], rest: list[str], tensors: Mapping[s
             module.parts["scales"] = tensors[key]
             module.keys["scales"] = key
             rest.remove(key)
-
-
-def spelled(names: Iterable[str]) -> bool:
-    """Whether any of these keys is a part of an update."""
-    return any(is_spelled(name) for name in names)

@@ -26,17 +26,19 @@ ALGORITHMS = {
     "ia3": ("ia3", {}),
     "glora": ("glora", {}),
     "diag-oft": ("diag-oft", {"rescaled": True, "constraint": 0.5}),
-    "boft": ("boft", {"factor": 4}),
+    "boft": ("boft", {"names": [r".*down_blocks\.[01].*attn1\.to_q"]}),
     "whole": ("full", {}),
 }
 
 
-def trained(algo: str, path: Path, prefix: str, **options: object) -> dict[str, torch.Tensor]:
+def trained(
+    algo: str, path: Path, prefix: str, names: list[str] | None = None, **options: object
+) -> dict[str, torch.Tensor]:
     """A file of LyCORIS on a tiny UNet, all of it random."""
     from lycoris import LycorisNetwork, create_lycoris
 
     base = unet(UNET).float()
-    LycorisNetwork.apply_preset({"target_module": [], "target_name": NAMES})
+    LycorisNetwork.apply_preset({"target_module": [], "target_name": names or NAMES})
     net = create_lycoris(base, 1.0, linear_dim=2, linear_alpha=1.0, conv_dim=2, conv_alpha=1, algo=algo, **options)
     net.apply_to()
     generator = torch.Generator().manual_seed(8)

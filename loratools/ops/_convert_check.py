@@ -61,7 +61,7 @@ def compare(source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, 
         for piece in pieces.get(name, (Piece(name),)):
             if piece.module in made:
                 made[piece.module].append((name, piece))
-            else:
+            elif not _is_zero(update):
                 lost.append(Checked(name, float("inf"), False))
     checked = [_checked_update(source, name, result.updates[name], parts) for name, parts in made.items()]
     for name, replacement in result.replacements.items():
@@ -69,6 +69,12 @@ def compare(source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, 
         checked.append(_checked_tensor(name, of.tensor if of is not None else None, replacement.tensor))
     lost += [Checked(n, float("inf"), False) for n in source.replacements if n not in result.replacements]
     return sorted([*checked, *lost], key=lambda c: c.name)
+
+
+def _is_zero(update: Update) -> bool:
+    """Whether it changes nothing: parts of a fused module that were never trained are left out when it is cut."""
+    factors = update.factors()
+    return factors is not None and not bool(factors.b.any() and factors.a.any())
 
 
 def _all_rows_went(update: Update, pieces: tuple[Piece, ...] | None) -> bool:

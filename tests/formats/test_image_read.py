@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -301,6 +302,11 @@ CAN_HOLD = {
 }
 
 
+def _in_the_middle(key: str) -> bool:
+    number = re.search(r"(?:blocks?|layers)[._](\d+)[._]", key)
+    return number is not None and int(number[1]) in {*range(2, 10), *range(12, 18), *range(24, 37)}
+
+
 @pytest.mark.parametrize("name", RANKS)
 def test_public_files_go_through_every_format_that_can_hold_them(tmp_path: Path, name: str) -> None:
     if KEY_SHAPES is None:
@@ -317,6 +323,10 @@ def test_public_files_go_through_every_format_that_can_hold_them(tmp_path: Path,
     save_file(tensors, source)
     adapter = formats.load(source)
     assert (adapter.format, {u.rank for u in adapter.updates.values()}) == RANKS[name]
+    # From here on without most of the blocks in the middle, which tell nothing new; the last ones tell the depth.
+    tensors = {key: tensor for key, tensor in tensors.items() if not _in_the_middle(key)}
+    save_file(tensors, source)
+    adapter = formats.load(source)
     read = adapter.tensors()
     for format in sorted({"kohya", "diffusers", "comfy", "onetrainer", "lycoris", "bfl", "xlabs"}):
         between, back = tmp_path / f"{format}.safetensors", tmp_path / f"{format}-back.safetensors"

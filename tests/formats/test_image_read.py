@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -19,10 +18,8 @@ from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
 
 Tensors = dict[str, torch.Tensor]
-SHARED = Path(os.environ.get("LORATOOLS_SHARED", Path(__file__).parents[2].parent / "shared"))
-KEY_SHAPES = next(
-    (p / "real" / "key_shapes" for p in (SHARED, Path(__file__).parents[4] / "shared") if (p / "real").is_dir()), None
-)
+# In the folder of the checkout, or further up where that is a worktree.
+KEY_SHAPES = next((p for up in Path(__file__).parents[2:] if (p := up / "shared/real/key_shapes").is_dir()), None)
 
 
 def lora(

@@ -42,7 +42,7 @@ def merged_config(
     `shapes`: name -> shape of every tensor of the result. `untied`: names that are no longer tied.
     `deeper`: how layers are repeated.
     """
-    if not base.config:
+    if not base.config or base.config_file is None:
         return None, []
     config = copy.deepcopy(dict(base.config))
     warnings: list[str] = []

@@ -40,7 +40,8 @@ def planned_side_files(
             if not _same_tokenizer(folder, place)
         ]
     if config is not None:
-        files["config.json"] = PlannedFile("config.json", text=config)
+        assert base.config_file is not None, "a config that is changed is that of one file"
+        files[base.config_file] = PlannedFile(base.config_file, text=config)
     return tuple(files[name] for name in sorted(files)), warnings
 
 

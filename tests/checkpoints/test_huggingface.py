@@ -155,10 +155,6 @@ def test_index_may_name_the_single_file(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).components[0].index == {"total_size": 96}
 
 
-def test_weights_saved_by_mlx_are_opened_with_a_warning(tmp_path: Path) -> None:
-    assert "MLX" in open_checkpoint(single(tmp_path, metadata={"format": "mlx"})).warnings[0]
-
-
 def test_quantised_weights_give_the_name_of_their_scheme(tmp_path: Path) -> None:
     values = {"a.weight": torch.zeros(6, 4, dtype=torch.int8), "a.SCB": torch.zeros(6)}
     save_file(values, tmp_path / "model.safetensors")

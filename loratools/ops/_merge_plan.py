@@ -16,7 +16,7 @@ from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint, Component
 from loratools.errors import MachineError, MismatchError, UnsupportedError
 from loratools.matching import Leftover, Matches, match
-from loratools.ops._merge_config import merged_config
+from loratools.ops._merge_config import merged_configs
 from loratools.ops._merge_result import resolve
 from loratools.ops._merge_side_files import planned_side_files
 from loratools.ops._replicated import replicated, replication
@@ -170,10 +170,10 @@ def plan_merge(
         )
     files = _files(base, result.outputs, max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}
-    config, config_warnings = merged_config(
+    configs, config_warnings = merged_configs(
         base, [a for a, _ in active], shapes, dtype=dtype, untied=result.untied, deeper=deeper
     )
-    side_files, side_warnings = planned_side_files(base, [a for a, _ in active], config)
+    side_files, side_warnings = planned_side_files(base, [a for a, _ in active], configs)
     every_warning = [
         *base.warnings,
         *(w for a, _ in active for w in a.warnings),

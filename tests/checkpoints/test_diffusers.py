@@ -114,6 +114,18 @@ def test_each_component_is_cut_into_shards_of_its_own(base: Path, tmp_path: Path
     assert again.weights.keys() == open_checkpoint(base).weights.keys()
 
 
+def test_the_config_of_each_component_says_the_dtype_that_it_is_stored_in(base: Path, tmp_path: Path) -> None:
+    config = json.loads((base / "text_encoder/config.json").read_text()) | {"torch_dtype": "float32"}
+    (base / "text_encoder/config.json").write_text(json.dumps(config))
+    save_adapter(tmp_path / "adapter", {UNET: (10, 6)})
+
+    loratools.merge(base, [tmp_path / "adapter"], tmp_path / "out", dtype="float16")
+
+    assert json.loads((tmp_path / "out/text_encoder/config.json").read_text()) == config | {"torch_dtype": "float16"}
+    assert (tmp_path / "out/unet/config.json").read_bytes() == (base / "unet/config.json").read_bytes()
+    assert load_file(tmp_path / "out/text_encoder/model.safetensors")[f"{TEXT}.weight"].dtype == torch.float16
+
+
 def test_a_component_is_a_checkpoint_by_itself(base: Path, tmp_path: Path) -> None:
     (delta,) = save_adapter(tmp_path / "adapter", {UNET: (10, 6)}).values()
 

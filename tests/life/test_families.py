@@ -6,6 +6,7 @@ weights and by nothing else.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +134,8 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": Family(causal("gpt_neox"), {"target_modules": ["query_key_value", "dense_h_to_4h", "embed_out"]}),
     "llama": Family(causal("llama"), {"target_modules": ["q_proj", "down_proj", "embed_tokens", "lm_head"]}),
     "mistral": Family(causal("mistral", sliding_window=4)),
-    "qwen3": Family(causal("qwen3", head_dim=6, tie_word_embeddings=True)),
+    "qwen3": Family(causal("qwen3", head_dim=6, tie_word_embeddings=True),
+                    {"target_modules": "all-linear", "use_dora": True}),
     "gemma3": Family(causal("gemma3_text", head_dim=6, sliding_window=4)),
     "phi3": Family(causal("phi3")),
     "mixtral": Family(causal("mixtral", num_local_experts=3), PROJECTIONS, options=EAGER),
@@ -193,3 +195,36 @@ def test_merged_model_computes_what_pefts_unmerged_one_does(family: Family, tmp_
     assert effect > 1e-2
     assert difference < 2e-5 * max(1.0, float(expected.abs().max()))
     assert difference < 1e-3 * effect
+
+
+def test_adapters_of_denoiser_and_text_encoder_merge_into_one_pipeline(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(12)
+    models = {"unet": unet(), "text_encoder": hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT, eos_token_id=8))}
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
+    for name, model in models.items():
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+        model.save_pretrained(tmp_path / "base" / name)
+        index[name] = [type(model).__module__.split(".")[0], type(model).__name__]
+    (tmp_path / "base" / "model_index.json").write_text(json.dumps(index))
+    kinds = {name: type(model) for name, model in models.items()}
+    targets = {"unet": ["to_q", "conv1"], "text_encoder": ["q_proj", "fc1"]}
+    for name, model in models.items():
+        config = LoraConfig(r=3, lora_alpha=4, init_lora_weights=False, target_modules=targets[name])
+        get_peft_model(model, config).save_pretrained(tmp_path / name)
+
+    loratools.merge(tmp_path / "base", [tmp_path / name for name in models], tmp_path / "out", threads=1)
+
+    inputs = {"unet": noise(), "text_encoder": words()}
+    for name, kind in kinds.items():
+        unmerged = PeftModel.from_pretrained(kind.from_pretrained(tmp_path / "base" / name), tmp_path / name)
+        expected = output(unmerged.eval().double(), inputs[name])
+        plain, merged = (
+            output(kind.from_pretrained(tmp_path / folder / name).eval().double(), inputs[name])
+            for folder in ("base", "out")
+        )
+        difference, effect = (float((other - expected).abs().max()) for other in (merged, plain))
+        assert difference < 2e-5 * max(1.0, float(expected.abs().max()))
+        assert difference < 1e-3 * effect

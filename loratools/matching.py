@@ -69,10 +69,9 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
         MismatchError: two renamings explain the names equally well, or two names mean the same weight.
     """
     config = config or {}
-    known: dict[str, Alias] = dict(aliases(config, shapes))
-    known |= {name: Alias(shape, (Place(name),)) for name, shape in shapes.items()}
+    known = {name: Alias(shape, (Place(name),)) for name, shape in shapes.items()} | aliases(config, shapes)
     sizes = {name: alias.shape for name, alias in known.items()}
-    renaming = _best_renaming(adapter, sizes)
+    renaming = _best_renaming(adapter, sizes, known)
     orientation = _Orientation(adapter, config)
     # An update of a weight that the adapter replaces itself (a resized head) is one of the replacement.
     own = {renaming(name): r.tensor.shape for name, r in adapter.replacements.items() if r.rows is None}
@@ -212,7 +211,7 @@ def _fan_in_fan_out(adapter: Adapter) -> bool | None:
     return flag if isinstance(flag, bool) else None
 
 
-def _best_renaming(adapter: Adapter, shapes: Shapes) -> Renaming:
+def _best_renaming(adapter: Adapter, shapes: Shapes, known: Mapping[str, Alias]) -> Renaming:
     wanted: dict[str, Update | tuple[int, ...]] = dict(adapter.updates)
     if not wanted:  # an adapter of replaced weights only
         wanted = {name: r.tensor.shape for name, r in adapter.replacements.items()}
@@ -225,6 +224,10 @@ def _best_renaming(adapter: Adapter, shapes: Shapes) -> Renaming:
 
     spelled = spellings if adapter.updates else lambda name: (name,)
     winners, count = best_renamings(wanted, shapes, same, spelled=spelled)
+    if len(winners) > 1:
+        # One leads to a weight by the name that it is stored under, another by its name in memory.
+        leading = {tuple(known.get(w(s)) for name in wanted for s in spelled(name)): w for w in reversed(winners)}
+        winners = list(leading.values())[::-1]
     if len(winners) > 1:
         first = next(iter(wanted))
         raise MismatchError(

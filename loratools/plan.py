@@ -95,11 +95,20 @@ class Output:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One weight file of the result, its tensors in the order in which they are stored."""
+    """One weight file of the result, its tensors in the order in which they are stored.
+
+    prefix  what the names of its tensors lose on their way into the file (`unet.`, of a component of a pipeline)
+    index   the file that says which of its fellows has which tensor; None where there is none
+    """
 
     name: str
     metadata: Mapping[str, str]
     outputs: tuple[Output, ...]
+    prefix: str = ""
+    index: str | None = None
+
+    def stored_name(self, output: Output) -> str:
+        return output.name.removeprefix(self.prefix)
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def test_names_of_the_base_are_taken_as_they_are() -> None:
         ("model.layers.0.q", "layers.0.q.weight", Renaming(strip="model.")),
         ("bert.encoder.layer.0.q", "encoder.layer.0.q.weight", Renaming(strip="bert.")),
         ("transformer.h.0.c_attn", "h.0.c_attn.weight", Renaming(strip="transformer.")),
-        ("model.language_model.layers.0.q", "language_model.model.layers.0.q.weight",
-         Renaming("model.language_model.", "language_model.model.")),
+        ("model.language_model.layers.0.q", "text.model.layers.0.q.weight",
+         Renaming("model.language_model.", "text.model.")),
     ],
 )  # fmt: skip
 def test_a_prefix_that_explains_every_name_is_found_and_told(target: str, weight: str, renaming: Renaming) -> None:
@@ -57,6 +57,13 @@ def test_a_prefix_that_explains_every_name_is_found_and_told(target: str, weight
     assert places(found) == dict(zip(targets, shapes, strict=True))
     assert found.renaming == renaming
     assert not found.leftovers
+
+
+def test_two_prefixes_that_lead_to_the_same_weights_are_one() -> None:
+    # `model.language_model.` is what memory calls the stored `language_model.model.`.
+    found = match(adapter("layers.0.q"), {"language_model.model.layers.0.q.weight": (10, 6)})
+
+    assert places(found) == {"layers.0.q": "language_model.model.layers.0.q.weight"}
 
 
 def test_a_layer_number_is_never_part_of_a_prefix() -> None:

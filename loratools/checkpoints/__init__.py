@@ -10,15 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loratools import registry
 from loratools.errors import FormatError, UsageError
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor
-
-if TYPE_CHECKING:
-    from loratools.storage.safetensors_reader import SafetensorsFile
+from loratools.tensors import FileId, LazyTensor
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -26,10 +22,45 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file of weights: its name relative to the checkpoint, and its header."""
+    """A file of weights: its name relative to the checkpoint, and what is in it.
+
+    tensors       by the names that they have in the file, in its order
+    header_bytes  where the values begin
+    saved_as      what a result calls it, which is always safetensors, whatever the base is
+    """
 
     name: str
-    header: SafetensorsFile
+    file: FileId
+    tensors: Mapping[str, LazyTensor]
+    metadata: Mapping[str, str]
+    header_bytes: int
+    saved_as: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """A model with files of its own: all of a checkpoint, or one folder of a pipeline.
+
+    prefix  what stands before the names of its tensors in the checkpoint, and not in its files: `unet.`
+    folder  where a result has its files, relative to the checkpoint: `unet/`
+    stem    what a result calls them, where they are cut anew: `model`
+    index   the metadata of its index; None where it has none
+    """
+
+    files: tuple[WeightFile, ...]
+    prefix: str = ""
+    folder: str = ""
+    stem: str = "model"
+    index: Mapping[str, object] | None = None
+
+    @property
+    def tensors(self) -> dict[str, LazyTensor]:
+        """By the names that they have in the checkpoint."""
+        return {self.prefix + name: tensor for file in self.files for name, tensor in file.tensors.items()}
+
+    @property
+    def index_name(self) -> str:
+        return f"{self.folder}{self.stem}.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -55,17 +86,20 @@ class Checkpoint:
     `stored` are the tensors on disk, in file order; `weights` the logical ones, the same unless they are quantised.
     `tied` are weights that are absent on disk because they follow a stored one: `lm_head.weight` -> the embedding.
     `quantization` is the scheme's name; None where the weights are plain numbers.
+    `config_file` is the name of the file that `config` is from; None where it is from several, one for each component.
+    `fixed` are weights that nothing can be added to, and why not.
     """
 
     path: Path
     layout: str
-    files: tuple[WeightFile, ...]
+    components: tuple[Component, ...]
     stored: Mapping[str, LazyTensor]
     weights: Mapping[str, LazyTensor]
-    index_metadata: Mapping[str, object] | None = None
     config: Mapping[str, object] = field(default_factory=dict)
+    config_file: str | None = "config.json"
     tied: Mapping[str, str] = field(default_factory=dict)
     quantization: str | None = None
+    fixed: Mapping[str, str] = field(default_factory=dict)
     side_files: tuple[SideFile, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -74,6 +108,10 @@ class Checkpoint:
     def name(self) -> str:
         """How messages call it."""
         return str(self.path)
+
+    @property
+    def files(self) -> tuple[WeightFile, ...]:
+        return tuple(file for component in self.components for file in component.files)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -13,8 +13,6 @@ from loratools.storage.files import quoted
 from loratools.storage.sniff import describe
 
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.*")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_CONVERT = "convert it to safetensors first: load it with transformers and call save_pretrained"
 _GIVE_BASE = "give the folder of the base model that the adapter belongs to"
 
 # Parts of adapters' names. Not `.lora.`: some models have small matrices of that name in their own layers.
@@ -22,17 +20,9 @@ _ADAPTER_PART = re.compile(r"lora_(A|B|a|b|up|down|embedding|magnitude)|hada_w\d
 
 # What a folder is, by the files in it; the first row that fits decides.
 _KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("model_index.json",), "a diffusers pipeline", "it is not read yet; its parts are in the folders inside"),
-    (("diffusion_pytorch_model*",), "a part of a diffusers pipeline", "it is not read yet"),
     (("adapter_config.json", *_ADAPTER_FILES), "an adapter, not a whole model", _GIVE_BASE),
-    (("pytorch_model*.bin", "pytorch_model.bin.index*.json"), "a model stored as pickles (.bin)", _CONVERT),
     (("weights.npz", "weights*.safetensors"), "an MLX folder of old", "convert it with a current mlx-lm first"),
     (("*.gguf",), "a folder of GGUF files", "give the model in safetensors that they were made from"),
-    (
-        ("consolidated*", "params.json"),
-        "a model in its authors' own format (consolidated)",
-        "give the version of it that is made for transformers",
-    ),
     (("tf_model*", "*.h5"), "a TensorFlow model", "convert it to safetensors first"),
     (("flax_model*", "*.msgpack"), "a Flax model", "convert it to safetensors first"),
     (("*.onnx",), "an ONNX model", "give the model that it was exported from"),
@@ -104,8 +94,6 @@ def _refuse_file(path: Path) -> LoraToolsError:
         return UnsupportedError(
             f"{quoted(path)} is a GGUF file", hint="give the model in safetensors that it was made from"
         )
-    if path.suffix in _PICKLES:
-        return UnsupportedError(f"{quoted(path)} is a model stored as a pickle ({path.suffix})", hint=_CONVERT)
     if found is None:
         return FormatError(f"{quoted(path)} is no model", hint="give a folder with model.safetensors, or such a file")
     return FormatError(f"{quoted(path)} is no model but {found.what}", hint=found.hint)

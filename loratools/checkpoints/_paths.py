@@ -15,8 +15,8 @@ from loratools.storage.files import machine_error
 _MAX_NAME = 255
 
 
-def fault_of(name: str) -> str | None:
-    """What keeps a name in an index from being the plain name of a safetensors file; None where nothing does."""
+def fault_of(name: str, suffix: str = ".safetensors") -> str | None:
+    """What keeps a name in an index from being the plain name of a file of weights; None where nothing does."""
     if not name:
         return "is empty"
     if len(name.encode("utf-8", "replace")) > _MAX_NAME:
@@ -28,8 +28,8 @@ def fault_of(name: str) -> str | None:
         return "is not the plain name of a file"
     if name.startswith("."):
         return "is a hidden file or a folder"
-    if not name.endswith(".safetensors"):
-        return "does not end in .safetensors"
+    if not name.endswith(suffix):
+        return f"does not end in {suffix}"
     return None
 
 

@@ -59,6 +59,7 @@ _LEFT_OUT = (
     ("*_results.json", _TRAINING),
     ("events.out.tfevents*", _TRAINING),
     ("model*-of-*.safetensors", STRAY_SHARD),
+    ("diffusion_pytorch_model*", "another variant of the weights"),
     ("model*.safetensors", "another variant of the weights"),
     ("*.safetensors", "weights that are not part of this model"),
     ("*.safetensors.index*.json", "an index of other weights"),
@@ -95,14 +96,18 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.on
 _MODULE = re.compile(r"(\w+_)?\d+_[A-Z]\w*")
 
 
-def sort_out(folder: Path, weights: Set[str]) -> tuple[tuple[SideFile, ...], tuple[LeftOut, ...]]:
+def sort_out(
+    folder: Path, weights: Set[str], parts: Set[str] = frozenset()
+) -> tuple[tuple[SideFile, ...], tuple[LeftOut, ...]]:
     """What comes along and what is left out of `folder`, each sorted by name; `weights` are neither.
+
+    parts: folders inside that belong to the model, whatever is in them.
 
     Links are followed to files in the folder or its cache, and to nowhere else.
     """
     along: list[SideFile] = []
     left: list[LeftOut] = []
-    for name, path, why in _walk(folder, weights):
+    for name, path, why in _walk(folder, weights, parts):
         if why is None:
             along.append(SideFile(name, path))
         else:
@@ -119,7 +124,7 @@ def why_left_out(name: str) -> str | None:
     return None if any(fnmatchcase(lower, glob) for glob in _COME_ALONG) else _NOT_KNOWN
 
 
-def _walk(folder: Path, weights: Set[str]) -> Iterator[tuple[str, Path, str | None]]:
+def _walk(folder: Path, weights: Set[str], parts: Set[str]) -> Iterator[tuple[str, Path, str | None]]:
     """Name, path and why it is left out (None: it is not), of everything but the weights."""
     is_sentence_transformer = (folder / "modules.json").is_file()
     waiting = [(folder, "", False)]
@@ -133,7 +138,7 @@ def _walk(folder: Path, weights: Set[str]) -> Iterator[tuple[str, Path, str | No
                 continue
             if entry.is_dir(follow_symlinks=False):
                 module = is_module or (is_sentence_transformer and bool(_MODULE.fullmatch(entry.name)))
-                if why := _why_folder(path, module):
+                if name not in parts and (why := _why_folder(path, module)):
                     yield f"{name}/", path, why
                 else:
                     waiting.append((path, f"{name}/", module))

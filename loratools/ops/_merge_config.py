@@ -28,7 +28,7 @@ def vocabulary_size(base: Checkpoint) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def merged_config(
+def merged_configs(
     base: Checkpoint,
     adapters: Sequence[Adapter],
     shapes: Mapping[str, tuple[int, ...]],
@@ -36,20 +36,19 @@ def merged_config(
     dtype: str | None,
     untied: Sequence[str],
     deeper: Replication | None = None,
-) -> tuple[str | None, list[str]]:
-    """Text of the result's config, and warnings; None where the base's own file can be copied as it is.
+) -> tuple[dict[str, str], list[str]]:
+    """Texts of the result's configs by file, and warnings; without those of the base that can be copied as they are.
 
     `shapes`: name -> shape of every tensor of the result. `untied`: names that are no longer tied.
     `deeper`: how layers are repeated.
     """
+    if base.config_file is None:
+        return _component_configs(base, dtype), []
     if not base.config:
-        return None, []
+        return {}, []
     config = copy.deepcopy(dict(base.config))
     warnings: list[str] = []
-    if dtype is not None:
-        for key in ("dtype", "torch_dtype"):
-            if key in config:
-                config[key] = _DTYPE_NAMES[dtype]
+    _set_dtype(config, dtype)
     if untied:
         config["tie_word_embeddings"] = False
         text = config.get("text_config")
@@ -59,9 +58,30 @@ def merged_config(
         deeper.config(config)
     _resize_vocabulary(config, base, shapes)
     _add_head(config, base, adapters, shapes, warnings)
-    if config == dict(base.config):
-        return None, warnings
-    return json.dumps(config, indent=2) + "\n", warnings
+    return ({base.config_file: _text(config)} if config != dict(base.config) else {}), warnings
+
+
+def _component_configs(base: Checkpoint, dtype: str | None) -> dict[str, str]:
+    """Of a pipeline: its weights keep their shapes and ties, but their dtype may be another."""
+    texts: dict[str, str] = {}
+    for component in base.components:
+        own = base.config[component.prefix.removesuffix(".")]
+        assert isinstance(own, Mapping)
+        config = dict(own)
+        _set_dtype(config, dtype)
+        if config != own:
+            texts[f"{component.folder}config.json"] = _text(config)
+    return texts
+
+
+def _set_dtype(config: dict[str, object], dtype: str | None) -> None:
+    for key in ("dtype", "torch_dtype"):
+        if dtype is not None and key in config:
+            config[key] = _DTYPE_NAMES[dtype]
+
+
+def _text(config: Mapping[str, object]) -> str:
+    return json.dumps(config, indent=2) + "\n"
 
 
 def _vocabulary_config(config: Mapping[str, object]) -> Mapping[str, object] | None:

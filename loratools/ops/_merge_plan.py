@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 from loratools.adapter import Adapter
-from loratools.checkpoints import Checkpoint
+from loratools.checkpoints import Checkpoint, Component
 from loratools.errors import MachineError, MismatchError, UnsupportedError
 from loratools.matching import Leftover, Matches, match
-from loratools.ops._merge_config import merged_config
+from loratools.ops._merge_config import merged_configs
 from loratools.ops._merge_result import resolve
 from loratools.ops._merge_side_files import planned_side_files
 from loratools.ops._replicated import replicated, replication
@@ -41,7 +41,6 @@ class MergePlan:
     weights: tuple[float, ...]
     matches: tuple[Matches, ...]
     files: tuple[OutputFile, ...]
-    with_index: bool
     side_files: tuple[PlannedFile, ...]
     added: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -58,6 +57,10 @@ class MergePlan:
     @property
     def leftovers(self) -> tuple[Leftover, ...]:
         return tuple(left for m in self.matches for left in m.leftovers)
+
+    @property
+    def with_index(self) -> bool:
+        return any(f.index is not None for f in self.files)
 
     @cached_property
     def bytes_written(self) -> int:
@@ -157,13 +160,20 @@ def plan_merge(
     # One of weight 0 is absent, and keeps its place in the list: positions are told in reports.
     matches = [match(a, shapes, config=base.config) if w else Matches({}, {}, {}, ()) for a, w in adapters]
     _refuse_leftovers(adapters, matches, allow_partial=allow_partial, base=base)
+    _refuse_fixed(base, matches)
     result = resolve(base, adapters, matches, dtype=dtype)
-    files, with_index = _files(base, result.outputs, max_shard_bytes)
+    if result.untied and base.config_file is None:
+        raise UnsupportedError(
+            f"{', '.join(result.untied)} would no longer be tied, which the config of a component of '{base.path}' "
+            "would have to say",
+            hint="merge into the folder of that component",
+        )
+    files = _files(base, result.outputs, max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}
-    config, config_warnings = merged_config(
+    configs, config_warnings = merged_configs(
         base, [a for a, _ in active], shapes, dtype=dtype, untied=result.untied, deeper=deeper
     )
-    side_files, side_warnings = planned_side_files(base, [a for a, _ in active], config)
+    side_files, side_warnings = planned_side_files(base, [a for a, _ in active], configs)
     every_warning = [
         *base.warnings,
         *(w for a, _ in active for w in a.warnings),
@@ -185,7 +195,6 @@ def plan_merge(
         tuple(w for _, w in adapters),
         tuple(matches),
         files,
-        with_index,
         side_files,
         result.added,
         tuple(dict.fromkeys(w for w in every_warning if w)),
@@ -193,7 +202,7 @@ def plan_merge(
 
 
 def specs(file: OutputFile) -> list[TensorSpec]:
-    return [TensorSpec(o.name, o.dtype, o.shape) for o in file.outputs]
+    return [TensorSpec(file.stored_name(o), o.dtype, o.shape) for o in file.outputs]
 
 
 def file_size(file: OutputFile) -> int:
@@ -246,45 +255,91 @@ def _refuse_leftovers(
         )
 
 
-def _files(
-    base: Checkpoint, outputs: Mapping[str, Output], max_shard_bytes: int | None
-) -> tuple[tuple[OutputFile, ...], bool]:
-    """The base's own files, new tensors at the end of the last one; or files of at most `max_shard_bytes`."""
-    metadata = dict(base.files[0].header.metadata) or {"format": "pt"}
-    if max_shard_bytes is None:
-        groups = [[outputs[n] for n in f.header.tensors if n in outputs] for f in base.files]
-        groups[-1] += [o for n, o in outputs.items() if n not in base.weights]
-        files = [
-            OutputFile(f.name, dict(f.header.metadata), tuple(group))
-            for f, group in zip(base.files, groups, strict=True)
-        ]
-        return tuple(files), base.index_metadata is not None
-    groups = [[]]
+def _refuse_fixed(base: Checkpoint, matches: Sequence[Matches]) -> None:
+    fixed = {
+        place.weight: base.fixed[place.weight]
+        for m in matches
+        for places in (*m.updates.values(), *m.replacements.values())
+        for place in places
+        if place.weight in base.fixed
+    }
+    if fixed:
+        raise UnsupportedError(
+            f"{len(fixed)} weights of '{base.path}' are stored in a way that nothing can be added to",
+            details=[f"{name}   {why}" for name, why in sorted(fixed.items())],
+            hint="leave them out with --exclude, or merge into the model as it was before its conversion",
+        )
+
+
+def _files(base: Checkpoint, outputs: Mapping[str, Output], max_shard_bytes: int | None) -> tuple[OutputFile, ...]:
+    """The base's own files, new tensors at the end of the last one; or files of at most `max_shard_bytes`.
+
+    Each component of the base has files of its own.
+    """
+    files: list[OutputFile] = []
+    for component in base.components:
+        own = [o for name, o in outputs.items() if _component_of(name, base) is component]
+        cut = _own_files(component, own) if max_shard_bytes is None else _cut_files(component, own, max_shard_bytes)
+        files += cut
+    return tuple(files)
+
+
+def _component_of(name: str, base: Checkpoint) -> Component:
+    """The one whose prefix the name has; a name without any belongs to the first."""
+    return next((c for c in base.components if c.prefix and name.startswith(c.prefix)), base.components[0])
+
+
+def _own_files(component: Component, outputs: Sequence[Output]) -> list[OutputFile]:
+    """As the component has them; what it has not got is put at the end of the last one."""
+    left = {o.name: o for o in outputs}
+    groups = [
+        [left.pop(component.prefix + n) for n in f.tensors if component.prefix + n in left] for f in component.files
+    ]
+    groups[-1] += left.values()
+    index = component.index_name if component.index is not None else None
+    return [
+        OutputFile(f.saved_as, dict(f.metadata), tuple(group), component.prefix, index)
+        for f, group in zip(component.files, groups, strict=True)
+    ]
+
+
+def _cut_files(component: Component, outputs: Sequence[Output], max_shard_bytes: int) -> list[OutputFile]:
+    groups: list[list[Output]] = [[]]
     filled = 0
-    for output in outputs.values():
-        nbytes = output.nbytes
-        if groups[-1] and filled + nbytes > max_shard_bytes:
+    for output in outputs:
+        if groups[-1] and filled + output.nbytes > max_shard_bytes:
             groups.append([])
             filled = 0
         groups[-1].append(output)
-        filled += nbytes
-    if len(groups) == 1:
-        return (OutputFile("model.safetensors", metadata, tuple(groups[0])),), False
-    count = len(groups)
-    return tuple(
-        OutputFile(f"model-{i:05d}-of-{count:05d}.safetensors", metadata, tuple(g)) for i, g in enumerate(groups, 1)
-    ), True
+        filled += output.nbytes
+    metadata = dict(component.files[0].metadata) or {"format": "pt"}
+    stem, count = component.folder + component.stem, len(groups)
+    if count == 1:
+        return [OutputFile(f"{stem}.safetensors", metadata, tuple(groups[0]), component.prefix)]
+    return [
+        OutputFile(
+            f"{stem}-{i:05d}-of-{count:05d}.safetensors", metadata, tuple(g), component.prefix, component.index_name
+        )
+        for i, g in enumerate(groups, 1)
+    ]
 
 
-def index_text(plan: MergePlan) -> str:
-    """`model.safetensors.index.json` of the result."""
-    outputs = plan.outputs
-    metadata = dict(plan.base.index_metadata or {})
-    metadata["total_size"] = sum(o.nbytes for o in outputs)
-    if "total_parameters" in metadata:
-        metadata["total_parameters"] = sum(math.prod(o.shape) for o in outputs)
-    weight_map = {o.name: f.name for f in plan.files for o in f.outputs}
-    return json.dumps({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}, indent=2) + "\n"
+def index_texts(plan: MergePlan) -> dict[str, str]:
+    """The indexes of the result: name -> text."""
+    texts: dict[str, str] = {}
+    for component in plan.base.components:
+        files = [f for f in plan.files if f.index == component.index_name]
+        if not files:
+            continue
+        outputs = [o for f in files for o in f.outputs]
+        metadata = dict(component.index or {})
+        metadata["total_size"] = sum(o.nbytes for o in outputs)
+        if "total_parameters" in metadata:
+            metadata["total_parameters"] = sum(math.prod(o.shape) for o in outputs)
+        weight_map = {f.stored_name(o): f.name.removeprefix(component.folder) for f in files for o in f.outputs}
+        document = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+        texts[component.index_name] = json.dumps(document, indent=2) + "\n"
+    return texts
 
 
 def _other_base(adapter: Adapter, base: Checkpoint) -> str | None:

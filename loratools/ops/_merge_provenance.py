@@ -25,8 +25,8 @@ def inputs_record(made: MergePlan) -> dict[str, object]:
             "files": [
                 {
                     "name": f.name,
-                    "bytes": f.header.file.size,
-                    "fingerprint": fingerprint(f.header.file, f.header.data_offset),
+                    "bytes": f.file.size,
+                    "fingerprint": fingerprint(f.file, f.header_bytes),
                 }
                 for f in made.base.files
             ],

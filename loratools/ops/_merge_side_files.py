@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loratools.adapter import Adapter
@@ -20,9 +20,9 @@ _SIGNS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.j
 
 
 def planned_side_files(
-    base: Checkpoint, adapters: Sequence[Adapter], config: str | None
+    base: Checkpoint, adapters: Sequence[Adapter], configs: Mapping[str, str]
 ) -> tuple[tuple[PlannedFile, ...], list[str]]:
-    """Files to put beside the weights, sorted by name, and warnings; `config` is the text that replaces config.json."""
+    """Files to put beside the weights, sorted by name, and warnings; `configs`: texts that replace the base's."""
     warnings: list[str] = []
     files = {f.name: PlannedFile(f.name, f.path) for f in base.side_files}
     bringing = [
@@ -39,8 +39,7 @@ def planned_side_files(
             for other, place in bringing[1:]
             if not _same_tokenizer(folder, place)
         ]
-    if config is not None:
-        files["config.json"] = PlannedFile("config.json", text=config)
+    files |= {name: PlannedFile(name, text=text) for name, text in configs.items()}
     return tuple(files[name] for name in sorted(files)), warnings
 
 

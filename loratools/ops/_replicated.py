@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loratools.adapter import Adapter
-from loratools.checkpoints import Checkpoint
+from loratools.checkpoints import Checkpoint, Component
 from loratools.errors import MismatchError
 from loratools.tensors import LazyTensor
 
@@ -79,8 +79,17 @@ def replicated(base: Checkpoint, wanted: Replication) -> Checkpoint:
             found |= {f"{stack}{j}{layer[3]}": tensor for j in copies}
         return found
 
-    files = tuple(replace(f, header=replace(f.header, tensors=repeated(f.header.tensors))) for f in base.files)
-    return replace(base, files=files, stored=repeated(base.stored), weights=repeated(base.weights))
+    def deeper(component: Component) -> Component:
+        prefix = component.prefix
+        each = [repeated({prefix + name: tensor for name, tensor in f.tensors.items()}) for f in component.files]
+        files = [
+            replace(f, tensors={name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+            for f, tensors in zip(component.files, each, strict=True)
+        ]
+        return replace(component, files=tuple(files))
+
+    components = tuple(map(deeper, base.components))
+    return replace(base, components=components, stored=repeated(base.stored), weights=repeated(base.weights))
 
 
 def _said(adapter: Adapter) -> tuple[tuple[int, int], ...]:

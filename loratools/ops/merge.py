@@ -24,10 +24,10 @@ from loratools.ops._arguments import AdapterArgument, AdapterSource, RankFrom, l
 from loratools.ops._as_trained import with_experts, with_initial
 from loratools.ops._base import base_of
 from loratools.ops._merge_check import error_ratio, require_right
-from loratools.ops._merge_plan import MergePlan, index_text, plan_merge, specs, work_units
+from loratools.ops._merge_plan import MergePlan, index_texts, plan_merge, specs, work_units
 from loratools.ops._merge_provenance import inputs_record, provenance_text
 from loratools.ops._merge_rows import Gain, merge_rows
-from loratools.plan import CopyUnit, WorkUnit
+from loratools.plan import CopyUnit, OutputFile, WorkUnit
 from loratools.storage.arrays import read_array
 from loratools.storage.commit import check_output, staged_folder
 from loratools.storage.files import copy_range, ensure_unchanged, identify, start_writeback
@@ -224,11 +224,11 @@ def run(
         require_right({name: w.ratio for name, w in written.items()})
         report = _report(made, out, written, verify)
         _write_side_files(made, staging, provenance_text(record, report.as_json()))
-        for file in {f.header.file for f in made.base.files}:
+        for file in {f.file for f in made.base.files}:
             ensure_unchanged(file)
         # Last of all: whoever sees an index may rely on every shard that it names.
-        if made.with_index:
-            (staging / "model.safetensors.index.json").write_text(index_text(made), encoding="utf-8")
+        for name, text in index_texts(made).items():
+            (staging / name).write_text(text, encoding="utf-8")
     return replace(report, seconds=round(time.monotonic() - began, 3))
 
 
@@ -276,6 +276,8 @@ def _write_weights(
     left = Counter(u.file for u in units)
     written = {o.name: _Written() for o in made.outputs}
 
+    for file in made.files:
+        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         # Files are flushed by a thread of their own, so that the disk works on one while the next is computed. It is
         # started when the first unit is done: workers are forked before there are threads.
@@ -285,12 +287,12 @@ def _write_weights(
         records: list[Future[dict[str, object]]] = []
 
         def work(unit: WorkUnit) -> _Written:
-            return _write_unit(unit, writers[unit.file], verify)
+            return _write_unit(unit, made.files[unit.file], writers[unit.file], verify)
 
         def done(unit: WorkUnit, _: _Written) -> None:
             if not records:
                 records.append(background.submit(inputs_record, made))
-            name, (start, nbytes) = unit.output.name, _span(unit)
+            name, (start, nbytes) = made.files[unit.file].stored_name(unit.output), _span(unit)
             writers[unit.file].account(name, start, nbytes)
             left[unit.file] -= 1
             if not left[unit.file]:
@@ -311,8 +313,8 @@ def _span(unit: WorkUnit) -> tuple[int, int]:
     return unit.start * each, (unit.stop - unit.start) * each
 
 
-def _write_unit(unit: WorkUnit, writer: SafetensorsWriter, verify: bool) -> _Written:
-    offset, (start, nbytes) = writer.offset(unit.output.name), _span(unit)
+def _write_unit(unit: WorkUnit, file: OutputFile, writer: SafetensorsWriter, verify: bool) -> _Written:
+    offset, (start, nbytes) = writer.offset(file.stored_name(unit.output)), _span(unit)
     if isinstance(unit, CopyUnit):
         piece = ByteRange(unit.source.file, unit.source.offset + start, nbytes)
         copy_range(piece, writer.fd, offset + start, path=writer.path)

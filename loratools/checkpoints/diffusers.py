@@ -1,0 +1,163 @@
+"""Diffusers: a pipeline, or one of its components.
+
+    FOLDER/model_index.json               component -> [library, class]
+    FOLDER/unet/diffusion_pytorch_model.safetensors, config.json
+    FOLDER/text_encoder/model.safetensors, config.json
+    FOLDER/scheduler/..., tokenizer/...   come along
+
+The weights of a pipeline are called as in their files, with the component before them: `unet.conv_in.weight`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from loratools.checkpoints import Checkpoint
+from loratools.checkpoints._model import open_model, without_repetitions
+from loratools.checkpoints._paths import names_in
+from loratools.checkpoints._side_files import sort_out
+from loratools.checkpoints._tied import tied_weights
+from loratools.checkpoints._weights import (
+    DIFFUSERS,
+    DIFFUSERS_PICKLED,
+    TRANSFORMERS,
+    TRANSFORMERS_PICKLED,
+    Weights,
+    read_config,
+    read_folder,
+    refuse_ways_out,
+)
+from loratools.checkpoints.pytorch import said
+from loratools.errors import FormatError, InputError
+from loratools.quantization import recognise
+from loratools.storage.files import quoted
+from loratools.storage.json_file import read_json
+from loratools.tensors import LazyTensor
+
+_INDEX = "model_index.json"
+_NAME = re.compile(r"[A-Za-z]\w*")
+_SPELLINGS = (DIFFUSERS, TRANSFORMERS, DIFFUSERS_PICKLED, TRANSFORMERS_PICKLED)
+_WEIGHTS = (".safetensors", ".bin", ".msgpack", ".onnx", ".gguf", ".h5")
+
+
+def detect(path: Path) -> bool:
+    """Whether there is a pipeline, or a component whose files are called as diffusers does."""
+    if not path.is_dir():
+        return False
+    names = names_in(path)
+    return _INDEX in names or (
+        TRANSFORMERS.entry_point(names) is None
+        and any(s.entry_point(names) is not None for s in (DIFFUSERS, DIFFUSERS_PICKLED))
+    )
+
+
+def open(path: Path) -> Checkpoint:
+    """The checkpoint in the folder `path`.
+
+    Raises:
+        InputError: the pipeline names a component outside its folder.
+        FormatError: a component has no weights that can be read, or its shards do not fit their index.
+    """
+    if (path / _INDEX).is_file():
+        return _pipeline(path)
+    weights = _weights(path)
+    assert weights is not None, "`detect` has seen it"
+    found = open_model(path, "diffusers", weights)
+    return replace(found, warnings=(*found.warnings, *_pickled(path, weights)))
+
+
+def _pipeline(path: Path) -> Checkpoint:
+    refuse_ways_out([_INDEX], path)
+    found: list[Weights] = []
+    configs: dict[str, object] = {}
+    names = _components(path)
+    for name in names:
+        weights = _weights(path / name)
+        if weights is not None:
+            found.append(weights.inside(name, f"{name}."))
+            configs[name] = read_config(path / name)
+    stored = {n: tensor for weights in found for n, tensor in weights.component.tensors.items()}
+    if not stored:
+        raise FormatError(f"none of the components of the pipeline {quoted(path)} has weights")
+    own = frozenset(name for weights in found for name in weights.own)
+    side_files, left_out = sort_out(path, own, parts=frozenset(names))
+    return Checkpoint(
+        path=path,
+        layout="diffusers",
+        components=tuple(weights.component for weights in found),
+        stored=stored,
+        weights=stored,
+        config=configs,
+        config_file=None,
+        tied=_tied(found, configs),
+        quantization=_quantization(found, configs),
+        side_files=side_files,
+        left_out=left_out,
+        warnings=tuple(w for weights in found for w in (*weights.warnings, *_pickled(path, weights))),
+    )
+
+
+def _components(path: Path) -> list[str]:
+    """The folders that the pipeline names, in its order."""
+    index = read_json(path / _INDEX)
+    names = [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
+    if wrong := [name for name in names if not _NAME.fullmatch(name)]:
+        raise InputError(
+            f"{quoted(path / _INDEX)} names {len(wrong)} components that cannot be folders beside it",
+            details=[quoted(name) for name in wrong],
+            hint="the index is damaged, or made to have other files read; do not trust this model",
+        )
+    there = [name for name in names if (path / name).is_dir()]
+    refuse_ways_out(there, path)
+    return there
+
+
+def _weights(folder: Path) -> Weights | None:
+    """The weights of a component; None where it is one without, as a tokenizer."""
+    names = names_in(folder)
+    spelling = next((s for s in _SPELLINGS if s.entry_point(names) is not None), None)
+    if spelling is not None:
+        weights = read_folder(folder, spelling)
+        return without_repetitions(weights, read_config(folder)) if spelling.is_pickle else weights
+    if files := [name for name in names if name.endswith(_WEIGHTS)]:
+        raise FormatError(
+            f"the component {quoted(folder)} has no weights that can be read",
+            details=[quoted(name) for name in files],
+            hint="download its safetensors; where there are several variants, keep the one that is meant",
+        )
+    return None
+
+
+def _pickled(path: Path, weights: Weights) -> tuple[str, ...]:
+    changed = any(file.name != file.saved_as for file in weights.component.files)
+    return (said(path / weights.component.folder),) if changed else ()
+
+
+def _tied(found: list[Weights], configs: Mapping[str, object]) -> dict[str, str]:
+    tied: dict[str, str] = {}
+    for part, names, config in _each(found, configs):
+        own = tied_weights(names.keys(), config)
+        tied |= {part + absent: part + source for absent, source in own.items()}
+    return tied
+
+
+def _quantization(found: list[Weights], configs: Mapping[str, object]) -> str | None:
+    schemes = [recognise(tensors, config) for _, tensors, config in _each(found, configs)]
+    return next((scheme.name for scheme in schemes if scheme is not None), None)
+
+
+def _each(
+    found: list[Weights], configs: Mapping[str, object]
+) -> list[tuple[str, dict[str, LazyTensor], Mapping[str, object]]]:
+    """Prefix, tensors by their own names, and config of each component."""
+    told = []
+    for weights in found:
+        prefix = weights.component.prefix
+        config = configs[prefix.removesuffix(".")]
+        assert isinstance(config, Mapping)
+        own = {name.removeprefix(prefix): tensor for name, tensor in weights.component.tensors.items()}
+        told.append((prefix, own, config))
+    return told

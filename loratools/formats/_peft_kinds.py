@@ -87,6 +87,11 @@ def updates(
     file = _file(peft_type)
     kind = registry.load("updates", file)
     known = {*kind.PEFT_PARTS, *getattr(kind, "PEFT_SHARED", ())}
+    if found.shared and not found.parts:
+        raise UnsupportedError(
+            f"{quoted(str(path))} has {', '.join(sorted(found.shared))}, which modules share, and nothing of a module",
+            hint=getattr(kind, "PEFT_SHARED_ALONE", "save the adapter again, or download it again if it was cut off"),
+        )
     strange = [
         f"{module}.{part}" for module, parts in found.parts.items() for part in parts if not _is_known(part, known)
     ]

@@ -11,6 +11,7 @@ from loratools.updates._peft_fields import shaped
 from loratools.updates.full import Full
 
 PEFT_PARTS = ("beft_bias",)
+PEFT_FIELDS = ("init_weights",)
 
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 PEFT_PARTS = ("c3a_kernel",)
+PEFT_FIELDS = ("block_size", "block_size_pattern", "init_weights")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 PEFT_PARTS = ("deft_P", "deft_R")
+PEFT_FIELDS = ("decomposition_method", "init_scale", "alpha", "para", "deft_dropout", "init_weights")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")
+PEFT_FIELDS = ("delora_lambda", "module_dropout", "init_weights", "lambda_pattern")
 # A direction shorter than this is not made longer.
 _SHORTEST = 1e-4
 

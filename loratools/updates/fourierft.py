@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 PEFT_PARTS = ("fourierft_spectrum",)
+PEFT_FIELDS = ("n_frequency", "scaling", "random_loc_seed", "n_frequency_pattern", "init_weights")
 
 
 @dataclass(frozen=True)

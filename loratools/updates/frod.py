@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 
 PEFT_PARTS = ("frod_lambda_l", "frod_lambda_s_values")
 PEFT_SHARED = ("frod_V", "frod_s_indices", "frod_s_size")
+PEFT_FIELDS = (
+    "projection_prng_key",
+    "save_projection",
+    "frod_dropout",
+    "init_weights",
+    "sparse_rate",
+    "regularization_alpha",
+    "progressbar",
+    "runtime_offload_base_weight",
+)
 _NOT_STORED = "it is found from the weights of all layers together, by eigenvectors whose signs are not determined"
 # Shorter directions count as zero (of U), and smaller singular values as none (of V that cannot be inverted).
 _SHORTEST, _SMALLEST = 1e-12, 1e-6

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("gralora_A", "gralora_B", "gralora_A_general", "gralora_B_general")
+PEFT_FIELDS = ("hybrid_r", "alpha", "gralora_dropout", "gralora_k", "init_weights")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 PEFT_PARTS = ("hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B")
+PEFT_FIELDS = ("hira_dropout", "init_weights")
 
 
 @dataclass(frozen=True)

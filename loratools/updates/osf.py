@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("osf_svd_params",)
+PEFT_FIELDS = ("effective_rank", "init_weights", "target_svd_config")
 _U, _S, _V = (f"osf_svd_params.{name}_low" for name in "USV")
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 PEFT_PARTS = ("peanut_A", "peanut_B", "peanut_encoders", "peanut_decoders")
+PEFT_FIELDS = ("depth", "act_fn", "scaling", "init_weights")
 # By transformers' names; `gelu_new` and its like are the approximation with tanh.
 ACTIVATIONS = (
     "relu", "relu2", "relu6", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "silu", "swish",

@@ -17,6 +17,15 @@ from loratools.updates.vera import UNSEEN_SIZES, VeRA
 
 PEFT_PARTS = ("pvera_lambda_b", "pvera_lambda_d")
 PEFT_SHARED = ("pvera_A", "pvera_B")
+PEFT_FIELDS = (
+    "projection_prng_key",
+    "save_projection",
+    "pvera_dropout",
+    "d_initial",
+    "init_weights",
+    "sample_at_inference",
+    "generator_seed",
+)
 
 
 @dataclass(frozen=True)

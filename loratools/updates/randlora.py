@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 # PEFT stores the shared matrices once, and again under every module.
 PEFT_PARTS = ("randlora_lambda", "randlora_gamma", "randlora_A", "randlora_B")
 PEFT_SHARED = ("randlora_A", "randlora_B")
+PEFT_FIELDS = (
+    "projection_prng_key",
+    "save_projection",
+    "sparse",
+    "very_sparse",
+    "randlora_dropout",
+    "randlora_alpha",
+    "init_weights",
+)
 
 
 @dataclass(frozen=True)

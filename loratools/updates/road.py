@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("road_theta", "road_alpha")
+PEFT_FIELDS = ("variant", "group_size", "init_weights")
 # Trained numbers for one output: shared by a pair, one for each, or one for the cosine and one for the sine.
 _FOR_ONE = {"road_1": 0.5, "road_2": 1.0, "road_4": 2.0}
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 PEFT_PARTS = ("shira_weight", "shira_indices")
+PEFT_FIELDS = ("mask_type", "random_seed", "init_weights")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 PEFT_PARTS = ("supertuning_values", "supertuning_indices", "supertuning_lora_A", "supertuning_lora_B")
+PEFT_FIELDS = ("sparsity", "select_top", "init_weights", "save_precomputed_indices", "lora_dropout")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 PEFT_PARTS = ("tinylora_A", "tinylora_B", "tinylora_P")
 PEFT_SHARED = ("tinylora_v",)
+PEFT_FIELDS = (
+    "u",
+    "weight_tying",
+    "projection_seed",
+    "save_projection",
+    "init_v_bound",
+    "tinylora_dropout",
+    "init_weights",
+)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PEFT_PARTS = ("unilora_indices_A", "unilora_indices_B", "unilora_scales_A", "unilora_scales_B")
 PEFT_SHARED = ("unilora_theta_d",)
+PEFT_FIELDS = ("proj_seed", "theta_d_length", "unilora_dropout", "init_theta_d_bound", "init_weights", "save_indices")
 # Without `save_indices` there is nothing of any module in the file.
 PEFT_SHARED_ALONE = (
     "it was saved without its indices, and PEFT shuffles those of all modules together, in the order in which the "

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 _PARTS = ("logits_{}", "logits_{}_topk_indices", "logits_{}_topk_weights")
 PEFT_PARTS = tuple(f"vblora_{part.format(side)}" for side in "AB" for part in _PARTS)
 PEFT_SHARED = ("vblora_vector_bank",)
+PEFT_FIELDS = (
+    "num_vectors",
+    "vector_length",
+    "topk",
+    "save_only_topk_weights",
+    "vblora_dropout",
+    "init_vector_bank_bound",
+    "init_logits_std",
+)
 
 
 @dataclass(frozen=True)

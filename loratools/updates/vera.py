@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PEFT_PARTS = ("vera_lambda_b", "vera_lambda_d")
 PEFT_SHARED = ("vera_A", "vera_B")
+PEFT_FIELDS = ("projection_prng_key", "save_projection", "vera_dropout", "d_initial", "init_weights")
 
 # A is drawn first, with as many columns as the widest module has inputs, which no tensor tells; B is drawn after it.
 UNSEEN_SIZES = "PEFT draws it anew for the sizes of all targeted layers together, which the adapter does not tell"

@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("waveft_spectrum",)
+PEFT_FIELDS = (
+    "n_frequency",
+    "scaling",
+    "wavelet_family",
+    "use_idwt",
+    "random_loc_seed",
+    "n_frequency_pattern",
+    "proportional_parameters",
+    "init_weights",
+)
 
 
 @dataclass(frozen=True)

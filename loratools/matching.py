@@ -208,6 +208,8 @@ def _fan_in_fan_out(adapter: Adapter) -> bool | None:
     notes = adapter.notes.get("peft")
     config = notes.get("config") if isinstance(notes, Mapping) else None
     flag = config.get("fan_in_fan_out") if isinstance(config, Mapping) else None
+    if isinstance(config, Mapping) and config.get("peft_type") == "HIRA":
+        return None  # PEFT turns the weight where it must, and saves the flag as the user had it
     return flag if isinstance(flag, bool) else None
 
 

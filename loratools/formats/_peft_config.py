@@ -148,16 +148,23 @@ def refusals(config: Mapping[str, object]) -> list[tuple[str, str, str | None]]:
         if (why := kinds.refusal(kind)) is not None:
             found.append(("peft_type", f"peft_type = {shown_value(kind)}: {why}", None))
         # The fields of another kind of adapter are that kind's business.
+        known = kinds.known_fields(kind) if why is None else None
+        if known is not None:
+            found += [_unknown(name, value) for name, value in config.items() if value and name not in FIELDS | known]
         return found
     for name, value in config.items():
         field = FIELDS.get(name)
         if field is None:
             if value:
-                line = f"{quoted(name)} = {shown_value(value)}: not a field known here, and it may change the result"
-                found.append((name, line, "if it is harmless, remove it from adapter_config.json"))
+                found.append(_unknown(name, value))
         elif field.refused is not None and field.refused(value):
             found.append((name, f"{name} = {shown_value(value)}: {field.meaning}", field.hint))
     return found
+
+
+def _unknown(name: str, value: object) -> tuple[str, str, str]:
+    line = f"{quoted(name)} = {shown_value(value)}: not a field known here, and it may change the result"
+    return name, line, "if it is harmless, remove it from adapter_config.json"
 
 
 def shown_value(value: object) -> str:

@@ -31,6 +31,14 @@ def refusal(peft_type: object) -> str | None:
     return REASONS.get(str(peft_type), "not a kind known here")
 
 
+def known_fields(peft_type: object) -> dict[str, None] | None:
+    """Fields of the config that a kind interprets, or knows to have no part in the result; None where it lists none."""
+    if peft_type in REPLACING:
+        return None
+    listed = getattr(registry.load("updates", _file(peft_type)), "PEFT_FIELDS", None)
+    return dict.fromkeys(listed) if listed is not None else None
+
+
 def _file(peft_type: object) -> str:
     name = str(peft_type)
     return _FILES.get(name, name.lower().replace("_", "-"))
@@ -87,6 +95,11 @@ def updates(
     file = _file(peft_type)
     kind = registry.load("updates", file)
     known = {*kind.PEFT_PARTS, *getattr(kind, "PEFT_SHARED", ())}
+    if found.shared and not found.parts:
+        raise UnsupportedError(
+            f"{quoted(str(path))} has {', '.join(sorted(found.shared))}, which modules share, and nothing of a module",
+            hint=getattr(kind, "PEFT_SHARED_ALONE", "save the adapter again, or download it again if it was cut off"),
+        )
     strange = [
         f"{module}.{part}" for module, parts in found.parts.items() for part in parts if not _is_known(part, known)
     ]

@@ -1,0 +1,94 @@
+"""GraLoRA: the weight in k by k blocks with a small LoRA each, and where hybrid a plain LoRA of the whole besides.
+
+Jung et al., 2025, https://arxiv.org/abs/2505.20355. With rank r, block (m, n), of outputs m and inputs n, has rank
+r / k: `dW_mn = scale * (A_n[:, part m] @ B_m[part n])^T`, scale = alpha / (r + rank of the plain LoRA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from loratools.errors import FormatError
+from loratools.storage.arrays import read_array
+from loratools.tensors import LazyTensor
+from loratools.updates import Shape, Update
+from loratools.updates._low_rank import LowRank
+from loratools.updates._peft import PeftModule
+from loratools.updates._peft_fields import number, shaped
+
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
+
+PEFT_PARTS = ("gralora_A", "gralora_B", "gralora_A_general", "gralora_B_general")
+PEFT_FIELDS = ("hybrid_r", "alpha", "gralora_dropout", "gralora_k", "init_weights")
+
+
+@dataclass(frozen=True)
+class GraLoRA(LowRank):
+    """`a: (k, in / k, r)`, `b: (k, r, out / k)`, `whole_a: (hybrid r, in)`, `whole_b: (out, hybrid r)`."""
+
+    kind: ClassVar[str] = "gralora"
+
+    a: LazyTensor
+    b: LazyTensor
+    alpha: float
+    alpha_source: str
+    whole_a: LazyTensor | None = None
+    whole_b: LazyTensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """What alpha is divided by."""
+        return self.a.shape[2] + (self.whole_a.shape[0] if self.whole_a is not None else 0)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def shape(self) -> Shape:
+        return self.b.shape[0] * self.b.shape[2], self.a.shape[0] * self.a.shape[1]
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        found = {"A": self.a, "B": self.b, "whole_A": self.whole_a, "whole_B": self.whole_b}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def matrices(self, rows: int, columns: int) -> tuple[Floats, Floats]:
+        import numpy as np
+
+        k, width, r = self.a.shape
+        part = r // k
+        blocks_a = read_array(self.a, "F64").reshape(k, width, k, part)  # inputs n, input, outputs m, rank
+        blocks_b = read_array(self.b, "F64").reshape(k, k, part, -1)  # outputs m, inputs n, rank, output
+        # One rank for every m, n and rank of the block; zero outside the block.
+        spread_b = np.zeros((k, rows // k, k, k, part))  # outputs m, output; m, n, rank
+        spread_a = np.zeros((k, k, part, k, width))  # m, n, rank; inputs n, input
+        for block in range(k):
+            spread_b[block, :, block] = blocks_b[block].transpose(2, 0, 1)
+            spread_a[:, block, :, block] = blocks_a[block].transpose(1, 2, 0)
+        b, a = spread_b.reshape(rows, k * r), spread_a.reshape(k * r, columns)
+        if self.whole_a is not None and self.whole_b is not None:
+            b = np.concatenate([b, read_array(self.whole_b, "F64")], axis=1)
+            a = np.concatenate([a, read_array(self.whole_a, "F64")], axis=0)
+        return b * self.scale, a
+
+
+def from_peft(module: PeftModule) -> Mapping[str, Update]:
+    """Raises:
+    FormatError: parts are missing, or do not fit each other.
+    """
+    a, b = module.need("gralora_A", "gralora_B")
+    shaped(module, gralora_A=(None, None, None))
+    k, width, r = a.shape
+    shaped(module, gralora_B=(k, r, None))
+    if r % k:
+        raise FormatError(f"'{module.name}' has rank {r} in {k} by {k} blocks, which does not divide it")
+    whole_a = whole_b = None
+    if "gralora_A_general" in module.parts or "gralora_B_general" in module.parts:
+        whole_a, whole_b = module.need("gralora_A_general", "gralora_B_general")
+        shaped(module, gralora_A_general=(None, k * width))
+        shaped(module, gralora_B_general=(k * b.shape[2], whole_a.shape[0]))
+    return {"": GraLoRA(a, b, number(module, "alpha"), "config", whole_a, whole_b)}

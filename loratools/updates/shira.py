@@ -1,0 +1,71 @@
+"""SHiRA: `dW` zero but for a few trained elements, whose places are stored.
+
+Bhardwaj et al., 2024, https://arxiv.org/abs/2406.13175.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from loratools.storage.arrays import read_array
+from loratools.tensors import LazyTensor, rows
+from loratools.updates import Delta, Shape, Update
+from loratools.updates._deltas import dense
+from loratools.updates._integers import read_indices
+from loratools.updates._low_rank import NoAlpha
+from loratools.updates._peft import PeftModule
+from loratools.updates._peft_fields import shaped
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+
+PEFT_PARTS = ("shira_weight", "shira_indices")
+PEFT_FIELDS = ("mask_type", "random_seed", "init_weights")
+
+
+@dataclass(frozen=True)
+class SHiRA(NoAlpha):
+    """`values: (n,)`, `places: (2, n)`, rows and columns; values at the same place add.
+
+    rank: n is `rank * (in + out)`, as many as LoRA of that rank has.
+    """
+
+    kind: ClassVar[str] = "shira"
+    shape: ClassVar[Shape] = (None, None)
+    needs_base: ClassVar[bool] = False
+
+    values: LazyTensor
+    places: LazyTensor
+    rank: int | None
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        return {"values": self.values, "places": self.places}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 2 and (self.rank is None or self.rank * sum(shape) == self.values.elements)
+
+    def factors(self) -> Factors | None:
+        return None
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        import numpy as np
+
+        at = [
+            read_indices(rows(self.places, axis, axis + 1), size, f"SHiRA, along axis {axis},").reshape(-1)
+            for axis, size in enumerate(base.shape)
+        ]
+        values = np.zeros(base.shape)
+        np.add.at(values, tuple(at), read_array(self.values, "F64"))
+        return dense(values, weight, dtype)
+
+
+def from_peft(module: PeftModule) -> Mapping[str, Update]:
+    """Raises:
+    FormatError: parts are missing, or do not fit each other.
+    """
+    values, places = module.need(*PEFT_PARTS)
+    shaped(module, shira_weight=(None,), shira_indices=(2, values.elements))
+    return {"": SHiRA(values, places, module.rank)}

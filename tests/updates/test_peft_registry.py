@@ -1,0 +1,53 @@
+"""Every type that PEFT has is read, or is refused with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+peft = pytest.importorskip("peft")
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING  # noqa: E402
+
+from loratools.formats._peft_config import FIELDS, refusals  # noqa: E402
+from loratools.formats._peft_kinds import known_fields, refusal  # noqa: E402
+from loratools.updates._unmergeable import REASONS  # noqa: E402
+
+TYPES = sorted({str(kind.value) for kind in peft.PeftType} | {str(k.value) for k in PEFT_TYPE_TO_TUNER_MAPPING})
+
+
+@pytest.mark.parametrize("peft_type", TYPES)
+def test_a_type_of_peft_is_read_or_has_its_reason(peft_type: str) -> None:
+    reason = refusal(peft_type)
+
+    assert reason is None or reason == REASONS.get(peft_type), f"a new kind of PEFT: {peft_type}"
+
+
+CONFIGS = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+LISTED = [name for name in CONFIGS if name != "LORA" and refusal(name) is None and known_fields(name) is not None]
+
+
+@pytest.mark.parametrize("peft_type", LISTED)
+def test_every_field_of_a_config_is_known(peft_type: str) -> None:
+    known = FIELDS | (known_fields(peft_type) or {})
+
+    assert {field.name for field in dataclasses.fields(CONFIGS[peft_type])} <= set(known)
+    assert set(known_fields(peft_type) or {}) <= {field.name for field in dataclasses.fields(CONFIGS[peft_type])}
+
+
+def test_a_field_of_tomorrow_is_refused_by_name() -> None:
+    found = refusals({"peft_type": "VERA", "r": 4, "use_tomorrow": True, "not_used": False})
+
+    assert [(name, line.partition(":")[0]) for name, line, _ in found] == [("use_tomorrow", "'use_tomorrow' = true")]
+
+
+def test_what_peft_does_not_have_is_not_listed() -> None:
+    assert set(REASONS) <= set(TYPES)
+
+
+def test_the_table_can_fail() -> None:
+    assert refusal("TOMORROW") == "not a kind known here"
+    assert "TOMORROW" not in REASONS

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
 
-PEFT_PARTS = ("lora_A", "lora_B", "lora_E", "ranknum")
+PEFT_PARTS = ("lora_A", "lora_B", "lora_E")
 # PEFT's defaults, where the config has none.
 _INITIAL_RANK = 12
 _ALPHA = 8

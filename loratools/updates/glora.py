@@ -150,6 +150,8 @@ def _named(paths: Mapping[str, Mapping[str, LazyTensor]]) -> dict[str, LazyTenso
 def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """Linear layers, with every setting of the five paths; the bias where one of its own is set."""
     paths: dict[str, dict[str, LazyTensor]] = {name: {} for name in PEFT_PARTS}
+    if missing := [name for name in PEFT_PARTS if not any(part.startswith(f"{name}.") for part in module.parts)]:
+        raise FormatError(f"'{module.name}' has {', '.join(sorted(module.parts))} without {', '.join(missing)}")
     for part, tensor in module.parts.items():
         name, _, leaf = part.partition(".")
         if leaf not in ("Xd", "Xu", "X", _NOTHING):

@@ -339,7 +339,7 @@ def test_a_missing_part_is_named_with_its_module(tmp_path: Path, case: str) -> N
     gone = sorted(tensors)[-1] if "kasa" not in case else next(name for name in tensors if "lora_diag" in name)
     save_file({n: t for n, t in tensors.items() if n != gone}, adapter / "adapter_model.safetensors")
 
-    with pytest.raises(FormatError, match="'linear' has .* without "):
+    with pytest.raises(FormatError, match=r"'linear' has .* without "):
         formats.load(adapter)
 
 
@@ -419,3 +419,16 @@ def test_every_tensor_is_a_part(tmp_path: Path) -> None:
         for update in formats.load(folder).updates.values():
             parts += [p for p in update.parts.values() if p not in parts]
         assert len(parts) == len(stored), case
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_a_magnitude_of_neither_outputs_nor_inputs_is_refused_by_name(kind: str) -> None:
+    shapes = {
+        "lora": {"lora_up.weight": (9, 3), "lora_down.weight": (3, 7)},
+        "loha": {"hada_w1_a": (9, 3), "hada_w1_b": (3, 7), "hada_w2_a": (9, 3), "hada_w2_b": (3, 7)},
+        "lokr": {"lokr_w1": (3, 1), "lokr_w2": (3, 7)},
+    }[kind]
+    parts = {name: held(random(*shape)) for name, shape in {**shapes, "dora_scale": (9, 7)}.items()}
+
+    with pytest.raises(FormatError, match=r"'layer' has dora_scale \[9, 7\]: one number for each of 9 outputs"):
+        registry.load("updates", kind).from_lycoris(parts, 5.0, name="layer")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates._deltas import DenseDelta, FactorDelta, ScaledDelta, dense
+from loratools.updates._faults import faulty
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -77,7 +77,7 @@ def _base_rows(base: LazyTensor, start: int, stop: int) -> Floats:
     return read_array(base, "F64", start, stop).reshape(stop - start, -1)
 
 
-def magnitude_axis(magnitude: LazyTensor, out: int) -> Literal["out", "in"]:
+def magnitude_axis(magnitude: LazyTensor, out: int, module: str) -> Literal["out", "in"]:
     """Whose norm LyCORIS stores as `dora_scale`, by its shape: (out, 1, ...), or (1, in, 1, ...) before 3.2.
 
     Raises:
@@ -88,6 +88,5 @@ def magnitude_axis(magnitude: LazyTensor, out: int) -> Literal["out", "in"]:
         return "out"
     if len(sizes) >= 2 and sizes[1] == magnitude.elements:
         return "in"
-    raise FormatError(
-        f"dora_scale has shape {list(sizes)}: one number for each of {out} outputs or each input is needed"
-    )
+    what = f"has dora_scale {list(sizes)}: one number for each of {out} outputs, or for each input, is needed"
+    raise faulty(module, what)

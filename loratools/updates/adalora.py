@@ -15,13 +15,14 @@ from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update, fits_shape
 from loratools.updates._deltas import FactorDelta
+from loratools.updates._faults import faulty
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
 
-PEFT_PARTS = ("lora_A", "lora_B", "lora_E", "ranknum")
+PEFT_PARTS = ("lora_A", "lora_B", "lora_E")
 # PEFT's defaults, where the config has none.
 _INITIAL_RANK = 12
 _ALPHA = 8
@@ -89,9 +90,10 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """Linear layers. The config's `r` is not what it is scaled by: `init_r` is."""
     a, b, e = module.need("lora_A", "lora_B", "lora_E")
     if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] == e.elements):
-        raise FormatError(
-            f"'{module.name}' has lora_A {list(a.shape)}, lora_B {list(b.shape)} and lora_E {list(e.shape)}, "
-            "which have different ranks"
+        raise faulty(
+            module.name,
+            f"has lora_A {list(a.shape)}, lora_B {list(b.shape)} and lora_E {list(e.shape)}, "
+            "which have different ranks",
         )
     initial, alpha = module.config.get("init_r", _INITIAL_RANK), module.config.get("lora_alpha", _ALPHA)
     if not isinstance(initial, int) or initial < 0 or not isinstance(alpha, int | float):

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update, fits_shape, lora
 from loratools.updates._deltas import FactorDelta
+from loratools.updates._faults import faulty
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
@@ -107,13 +107,14 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     a, b = module.need("lora_A", "lora_B")
     blocks = settings.get("nblocks", 1)
     if len(named) > 1 or not isinstance(blocks, int) or blocks < 1:
-        raise FormatError(f"'{module.name}' has block-diagonal {' and '.join(named)} of {blocks!r} blocks")
+        raise faulty(module.name, f"has block-diagonal {' and '.join(named)} of {blocks!r} blocks")
     wide = blocks if named == ["B"] else 1
     stacked = a if named == ["A"] else b
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] * wide or stacked.shape[0] % blocks:
-        raise FormatError(
-            f"'{module.name}' has lora_A {list(a.shape)} and lora_B {list(b.shape)}, which are no product with "
-            f"{blocks} blocks in {named[0]}"
+        raise faulty(
+            module.name,
+            f"has lora_A {list(a.shape)} and lora_B {list(b.shape)}, which are no product with "
+            f"{blocks} blocks in {named[0]}",
         )
     rslora = bool(module.config.get("use_rslora"))
     diagonal: Literal["A", "B"] = "A" if named == ["A"] else "B"

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Shape, Update
 from loratools.updates._deltas import dense
+from loratools.updates._faults import faulty
 from loratools.updates._peft import PeftModule
 from loratools.updates._rotations import cayley, times_blocks
 
@@ -84,7 +84,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     blocks, scales = module.need("boft_R", "boft_s")
     sizes = blocks.shape
     if len(sizes) != 4 or sizes[2] != sizes[3] or not sizes[0]:
-        raise FormatError(f"'{module.name}' has boft_R {list(sizes)}: (butterflies, blocks, size, size) is needed")
+        raise faulty(module.name, f"has boft_R {list(sizes)}: (butterflies, blocks, size, size) is needed")
     if sizes[0] > 1 and (sizes[2] % 2 or sizes[1] % (1 << (sizes[0] - 1))):
-        raise FormatError(f"'{module.name}' has {sizes[1]} blocks of {sizes[2]}, too odd for {sizes[0]} butterflies")
+        raise faulty(module.name, f"has {sizes[1]} blocks of {sizes[2]}, too odd for {sizes[0]} butterflies")
     return {"": BOFT(blocks, scales)}

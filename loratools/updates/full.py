@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update, fits_shape
 from loratools.updates._deltas import dense
+from loratools.updates._faults import faulty
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
@@ -57,5 +57,5 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
     """The module's updates, of a layer or of a norm; there is no alpha in them."""
     weight, bias = ("diff", "diff_b") if "diff" in parts else ("w_norm", "b_norm")
     if weight not in parts:
-        raise FormatError(f"'{name}' has {', '.join(sorted(parts))} without diff or w_norm")
+        raise faulty(name, f"has {', '.join(sorted(parts))} without diff or w_norm")
     return {"": Full(parts[weight]), **({".bias": Full(parts[bias])} if bias in parts else {})}

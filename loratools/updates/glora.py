@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Shape, Update, fits_shape
 from loratools.updates._deltas import FactorDelta, ScaledDelta, dense
+from loratools.updates._faults import faulty
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
@@ -150,17 +150,19 @@ def _named(paths: Mapping[str, Mapping[str, LazyTensor]]) -> dict[str, LazyTenso
 def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """Linear layers, with every setting of the five paths; the bias where one of its own is set."""
     paths: dict[str, dict[str, LazyTensor]] = {name: {} for name in PEFT_PARTS}
+    if missing := [name for name in PEFT_PARTS if not any(part.startswith(f"{name}.") for part in module.parts)]:
+        raise faulty(module.name, f"has {', '.join(sorted(module.parts))} without {', '.join(missing)}")
     for part, tensor in module.parts.items():
         name, _, leaf = part.partition(".")
         if leaf not in ("Xd", "Xu", "X", _NOTHING):
-            raise FormatError(f"'{module.name}' has {part}, which is no part of a path that PEFT writes")
+            raise faulty(module.name, f"has {part}, which is no part of a path that PEFT writes")
         if leaf != _NOTHING:
             paths[name][leaf] = tensor
     wrong = [name for name, path in paths.items() if set(path) not in ({"Xd", "Xu"}, {"X"}, set())]
     wrong += [name for name in ("glora_D", "glora_E") if "Xu" in paths[name]]
     wrong += [n for n, path in paths.items() if "Xu" in path and path["Xd"].shape[-1] != path["Xu"].shape[0]]
     if wrong:
-        raise FormatError(f"'{module.name}' has parts that make no path: {', '.join(sorted(set(wrong)))}")
+        raise faulty(module.name, f"has parts that make no path: {', '.join(sorted(set(wrong)))}")
     a, b, c, d, e = (paths[name] for name in PEFT_PARTS)
     found: dict[str, Update] = {"": GLoRA(a, b)}
     if c or d or e:

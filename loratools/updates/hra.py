@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Shape, Update
 from loratools.updates._deltas import FactorDelta
+from loratools.updates._faults import faulty
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
@@ -94,5 +94,5 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """Linear layers and convolutions."""
     (u,) = module.need("hra_u")
     if len(u.shape) != 2:
-        raise FormatError(f"'{module.name}' has hra_u {list(u.shape)}: (inputs, rank) is needed")
+        raise faulty(module.name, f"has hra_u {list(u.shape)}: (inputs, rank) is needed")
     return {"": HRA(u, bool(module.config.get("apply_GS", False)))}

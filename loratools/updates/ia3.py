@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Shape, Update
 from loratools.updates._deltas import FactorDelta, HadamardDelta, ScaledDelta
+from loratools.updates._faults import faulty
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     (scales,) = module.need("ia3_l")
     sizes = scales.shape
     if len(sizes) < 2 or scales.elements != max(sizes):
-        raise FormatError(f"'{module.name}' has ia3_l {list(sizes)}: a number for each output or each input is needed")
+        raise faulty(module.name, f"has ia3_l {list(sizes)}: a number for each output or each input is needed")
     if len(sizes) == 2 and scales.elements > 1:
         inputs = sizes[0] == 1
     else:
@@ -113,6 +113,6 @@ def _is_feedforward(module: PeftModule) -> bool:
 def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:
     """The module's update, of linear layers and convolutions alike; there is no alpha in it."""
     if missing := [part for part in LYCORIS_PARTS if part not in parts]:
-        raise FormatError(f"'{name}' has {', '.join(sorted(parts))} without {', '.join(missing)}")
+        raise faulty(name, f"has {', '.join(sorted(parts))} without {', '.join(missing)}")
     scales = parts["weight"]
     return {"": IA3(scales, "in" if parts["on_input"].scalar() else "out", max(2, len(scales.shape)), unchanged=0.0)}

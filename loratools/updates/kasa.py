@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update, fits_shape
 from loratools.updates._deltas import FactorDelta
+from loratools.updates._faults import faulty
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
@@ -75,10 +75,11 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """Linear layers."""
     a, b, diagonal = module.need("lora_A", "lora_B", "lora_diag")
     if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] == diagonal.elements):
-        raise FormatError(
-            f"'{module.name}' has lora_A {list(a.shape)}, lora_B {list(b.shape)} and lora_diag {list(diagonal.shape)}, "
-            "which have different ranks"
+        raise faulty(
+            module.name,
+            f"has lora_A {list(a.shape)}, lora_B {list(b.shape)} and lora_diag {list(diagonal.shape)}, "
+            "which have different ranks",
         )
     if a.shape[0] >= min(b.shape[0], a.shape[1]):
-        raise FormatError(f"'{module.name}' has rank {a.shape[0]}, which would drop all of the base")
+        raise faulty(module.name, f"has rank {a.shape[0]}, which would drop all of the base")
     return {"": KaSA(a, b, diagonal, module.alpha, module.alpha_source, bool(module.config.get("use_rslora")))}

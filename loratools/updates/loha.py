@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update
 from loratools.updates._deltas import FactorDelta, HadamardDelta
+from loratools.updates._faults import faulty
 from loratools.updates._magnitude import magnitude_axis, with_magnitude
 from loratools.updates._peft import PeftModule
 
@@ -144,7 +144,7 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
 
 def _made(parts: Mapping[str, LazyTensor], name: str, alpha: float | None, origin: str) -> LoHa:
     if missing := [part for part in PEFT_PARTS[:4] if part not in parts]:
-        raise FormatError(f"'{name}' has {', '.join(sorted(parts))} without {', '.join(missing)}")
+        raise faulty(name, f"has {', '.join(sorted(parts))} without {', '.join(missing)}")
     w1_a, w1_b, w2_a, w2_b = (parts[part] for part in PEFT_PARTS[:4])
     t1, t2 = parts.get("hada_t1"), parts.get("hada_t2")
     rank = w1_b.shape[0]
@@ -153,11 +153,11 @@ def _made(parts: Mapping[str, LazyTensor], name: str, alpha: float | None, origi
     sizes = [t.shape[i] for t, i in zip((w1_a, w1_b, w2_a, w2_b), inner * 2, strict=True) if len(t.shape) >= 2]
     if sizes != [rank] * 4 or cores not in ([], [(rank, rank)] * 2):
         shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
-        raise FormatError(f"'{name}' has parts that make no product: {shapes}")
+        raise faulty(name, f"has parts that make no product: {shapes}")
     if w1_a.shape != w2_a.shape or w1_b.shape != w2_b.shape:
-        raise FormatError(f"'{name}' has two products of different sizes, of which there is no entrywise one")
+        raise faulty(name, "has two products of different sizes, of which there is no entrywise one")
     made = LoHa(w1_a, w1_b, w2_a, w2_b, alpha or float(rank), origin if alpha else "assumed", t1, t2)
     if (scale := parts.get("dora_scale")) is None:
         return made
-    axis = magnitude_axis(scale, made.shape[0])
+    axis = magnitude_axis(scale, made.shape[0], name)
     return LoHa(w1_a, w1_b, w2_a, w2_b, made.alpha, made.alpha_source, t1, t2, scale, axis)

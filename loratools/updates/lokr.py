@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update
 from loratools.updates._deltas import KroneckerDelta, dense
+from loratools.updates._faults import faulty
 from loratools.updates._magnitude import magnitude_axis, with_magnitude
 from loratools.updates._peft import PeftModule
 from loratools.updates.loha import through_core
@@ -156,7 +156,7 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
     made = LoKr(stored, found, origin, rank, factor is None)
     if (scale := parts.get("dora_scale")) is None:
         return {"": made}
-    axis = magnitude_axis(scale, made.shape[0])
+    axis = magnitude_axis(scale, made.shape[0], name)
     return {"": LoKr(stored, found, origin, rank, factor is None, magnitude=scale, magnitude_of=axis)}
 
 
@@ -168,7 +168,7 @@ def _stored(parts: Mapping[str, LazyTensor], name: str) -> dict[str, LazyTensor]
         if matrix not in stored:
             missing += [f"lokr_{matrix}_{side}" for side in "ab" if f"{matrix}_{side}" not in stored]
     if missing:
-        raise FormatError(f"'{name}' has {', '.join(sorted(parts))} without {', '.join(missing)}")
+        raise faulty(name, f"has {', '.join(sorted(parts))} without {', '.join(missing)}")
     wrong = [part for part, tensor in stored.items() if len(tensor.shape) < 2]
     for matrix in ("w1", "w2"):
         if matrix in stored:
@@ -183,5 +183,5 @@ def _stored(parts: Mapping[str, LazyTensor], name: str) -> dict[str, LazyTensor]
     if "t2" in stored and "w2" in stored:
         wrong.append("t2, which is beside w2")
     if wrong:
-        raise FormatError(f"'{name}' has parts that make no product: {', '.join(wrong)}")
+        raise faulty(name, f"has parts that make no product: {', '.join(wrong)}")
     return stored

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from loratools.errors import FormatError, UnsupportedError
+from loratools.errors import UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update
 from loratools.updates._deltas import FactorDelta
+from loratools.updates._faults import faulty
 from loratools.updates.loha import through_core
 
 if TYPE_CHECKING:
@@ -89,10 +90,10 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
         UnsupportedError: the layout cannot be told, as all four factors are square.
     """
     if missing := [part for part in LYCORIS_PARTS[:4] if part not in parts]:
-        raise FormatError(f"'{name}' has {', '.join(sorted(parts))} without {', '.join(missing)}")
+        raise faulty(name, f"has {', '.join(sorted(parts))} without {', '.join(missing)}")
     a1, a2, b1, b2 = (parts[part] for part in LYCORIS_PARTS[:4])
     if any(len(t.shape) < 2 for t in (a1, a2, b1, b2)):
-        raise FormatError(f"'{name}' has factors that are no matrices")
+        raise faulty(name, "has factors that are no matrices")
     now = a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0] and a1.shape[0] == a2.shape[1]
     before = a2.shape[1] == a1.shape[0] == b2.shape[1] == b1.shape[0] and a2.shape[0] == a1.shape[1]
     if now and before:
@@ -105,7 +106,7 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
         now = a1.shape[0] > a1.shape[1]
     elif not now and not before:
         shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
-        raise FormatError(f"'{name}' has factors that make no product: {shapes}")
+        raise faulty(name, f"has factors that make no product: {shapes}")
     if not now:
         a1, a2, b1, b2 = a2, a1, b2, b1
     found, origin = alpha or float(a1.shape[1]), "tensor" if alpha else "assumed"

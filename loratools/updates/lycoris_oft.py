@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Shape, Update
 from loratools.updates._deltas import dense
+from loratools.updates._faults import faulty
 from loratools.updates._rotations import cayley
 
 if TYPE_CHECKING:
@@ -104,12 +104,12 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
     """The module's update, of linear layers and convolutions. alpha: the stored one, which is the bound."""
     blocks, rescale = parts.get("oft_blocks"), parts.get("rescale")
     if blocks is None:
-        raise FormatError(f"'{name}' has {', '.join(sorted(parts))} without oft_blocks")
+        raise faulty(name, f"has {', '.join(sorted(parts))} without oft_blocks")
     sizes = blocks.shape
     if len(sizes) not in (3, 4) or sizes[-1] != sizes[-2] or not math.prod(sizes):
-        raise FormatError(f"'{name}' has oft_blocks {list(sizes)}: square blocks are needed, in one or several stages")
+        raise faulty(name, f"has oft_blocks {list(sizes)}: square blocks are needed, in one or several stages")
     if len(sizes) == 4 and (sizes[-1] % 2 or sizes[1] % (1 << (sizes[0] - 1))):
-        raise FormatError(f"'{name}' has {sizes[1]} blocks of {sizes[-1]}, too odd for {sizes[0]} stages")
+        raise faulty(name, f"has {sizes[1]} blocks of {sizes[-1]}, too odd for {sizes[0]} stages")
     if rescale is not None and rescale.elements != sizes[-3] * sizes[-1]:
-        raise FormatError(f"'{name}' has {rescale.elements} numbers in rescale for {sizes[-3] * sizes[-1]} outputs")
+        raise faulty(name, f"has {rescale.elements} numbers in rescale for {sizes[-3] * sizes[-1]} outputs")
     return {"": LycorisOFT(blocks, rescale, alpha or 0.0)}

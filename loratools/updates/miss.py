@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Shape, Update
 from loratools.updates._deltas import FactorDelta, dense
+from loratools.updates._faults import faulty
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
         (block,) = module.need("miss_block")
     form = module.config.get("init_weights")
     if len(block.shape) != (3 if form == "bat" else 2) or (form == "bat" and block.shape[1] != block.shape[2]):
-        raise FormatError(
-            f"'{module.name}' has a block {list(block.shape)}, and init_weights is {form!r} in adapter_config.json"
+        raise faulty(
+            module.name, f"has a block {list(block.shape)}, and init_weights is {form!r} in adapter_config.json"
         )
     return {"": MiSS(block, form == "mini")}

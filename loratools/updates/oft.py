@@ -17,6 +17,7 @@ from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Shape, Update
 from loratools.updates._deltas import dense
+from loratools.updates._faults import faulty
 from loratools.updates._peft import PeftModule
 from loratools.updates._rotations import cayley, times_blocks
 
@@ -117,7 +118,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     (skew,) = module.need("oft_embedding_R" if embedding else "oft_R")
     config = module.config
     if len(skew.shape) != 2 or not skew.shape[0]:
-        raise FormatError(f"'{module.name}' has {'oft_embedding_R' if embedding else 'oft_R'} {list(skew.shape)}")
+        raise faulty(module.name, f"has {'oft_embedding_R' if embedding else 'oft_R'} {list(skew.shape)}")
     series = bool(config.get("use_cayley_neumann", True))
     terms, most = config.get("num_cayley_neumann_terms", 5), config.get("eps", 6e-5)
     shared = bool(config.get("block_share", False))
@@ -132,7 +133,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
         shared,
     )
     if made.block_size * (made.block_size - 1) // 2 != skew.shape[1] or (shared and skew.shape[0] != 1):
-        raise FormatError(f"'{module.name}' has oft_R {list(skew.shape)}, which is above the diagonal of no block")
+        raise faulty(module.name, f"has oft_R {list(skew.shape)}, which is above the diagonal of no block")
     return {"": made}
 
 

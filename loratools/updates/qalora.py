@@ -16,6 +16,7 @@ from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update, fits_shape
 from loratools.updates._deltas import FactorDelta
+from loratools.updates._faults import faulty
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
@@ -93,6 +94,6 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
             hint="PEFT ignores use_qalora where the base was not quantised; if so, set it to false in the config",
         )
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
-        raise FormatError(f"'{module.name}' has lora_A {list(a.shape)} and lora_B {list(b.shape)}, of different ranks")
+        raise faulty(module.name, f"has lora_A {list(a.shape)} and lora_B {list(b.shape)}, of different ranks")
     rslora = bool(module.config.get("use_rslora"))
     return {"": QALoRA(a, b, group, module.alpha, module.alpha_source, rslora)}

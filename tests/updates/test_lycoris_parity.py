@@ -26,6 +26,7 @@ from loratools import registry
 from loratools.errors import UnsupportedError
 from loratools.tensors import held
 from loratools.updates import Update
+from loratools.updates._lycoris import kind_of
 
 # No two sizes are equal, but where a square is wanted.
 LAYERS: dict[str, Any] = {
@@ -130,6 +131,7 @@ def rebuilt(module: nn.Module, weight: Tensor) -> Tensor:
 def updates_of(kind: str, module: nn.Module) -> dict[str, Update]:
     parts, alpha = parts_of(module)
     entry = registry.load("updates", kind)
+    assert kind_of(parts) == kind
     assert set(parts) <= set(entry.LYCORIS_PARTS)
     return dict(entry.from_lycoris(parts, alpha, name="name"))
 

@@ -35,6 +35,7 @@ class Layers(nn.Module):
         self.conv1d_gpt2 = Conv1D(9, 6)
         self.conv1 = nn.Conv1d(4, 6, 3)
         self.conv2 = nn.Conv2d(6, 10, 3)
+        self.conv2_even = nn.Conv2d(4, 5, 2)
         self.conv2_oblong = nn.Conv2d(6, 9, (3, 2))
         self.conv2_1x1 = nn.Conv2d(6, 9, 1)
         self.conv2_grouped = nn.Conv2d(6, 9, 3, groups=3)

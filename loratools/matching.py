@@ -91,7 +91,11 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
         else:
             name = fitting[0]
             turned = orientation.decided(target, update, own.get(name, sizes[name]))
-            updates[target] = tuple(p for place in known[name].places for p in _oriented(place, update, turned))
+            places = tuple(p for place in known[name].places for p in _oriented(place, update, turned))
+            if update.needs_base and any(p.of.rows or p.of.columns for p in places):
+                missing.append((target, f"{update.kind} depends on a whole weight, which the base stores in pieces"))
+            else:
+                updates[target] = places
 
     replacements, added = _replacements(adapter, known, renaming, missing)
     _refuse_meant_twice(updates, replacements)

@@ -155,3 +155,16 @@ def test_two_names_for_one_weight_are_refused() -> None:
             adapter("q", a__weight=(5,), model__a__weight=(5,)),
             {"model.q.weight": (10, 6), "model.a.weight": (5,)},
         )
+
+
+def test_what_depends_on_its_whole_weight_is_not_cut_into_pieces() -> None:
+    # The halves of this weight stand in the other order in the base.
+    shapes = {"final_layer.adaLN_modulation.1.weight": (12, 6), "double_blocks.0.img_attn.qkv.weight": (18, 6)}
+    plain = lora(12, 6)
+    scaled = LoRA(plain.a, plain.b, 6.0, "config", magnitude=held(torch.ones(12)))
+
+    found = match(Adapter({"transformer.norm_out.linear": plain}), shapes)
+    refused = match(Adapter({"transformer.norm_out.linear": scaled}), shapes)
+
+    assert len(found.updates["transformer.norm_out.linear"]) == 2
+    assert "depends on a whole weight" in refused.leftovers[0].why

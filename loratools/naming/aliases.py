@@ -13,6 +13,7 @@ from dataclasses import replace
 from loratools.naming.consolidated import consolidated_aliases, is_consolidated
 from loratools.naming.experts import expert_aliases
 from loratools.naming.in_memory import names_in_memory
+from loratools.naming.original import is_original, original_aliases
 from loratools.naming.places import Alias, Place
 from loratools.naming.renaming import Shapes
 from loratools.naming.split import split_aliases
@@ -31,6 +32,8 @@ def aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
             name: _through(alias, found) for name, alias in _aliases({"model_type": "mixtral"}, known).items()
         }
     found = _aliases(config, shapes)
+    if is_original(shapes):
+        found |= original_aliases(shapes)
     for part, own in config.items():
         # A component of a pipeline, whose names begin with its own.
         inside = {name[len(part) + 1 :]: shape for name, shape in shapes.items() if name.startswith(f"{part}.")}

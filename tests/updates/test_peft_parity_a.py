@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -214,3 +215,99 @@ def test_a_merge_equals_pefts(tmp_path: Path, case: str) -> None:
     assert changed <= {f"{layer}.weight", f"{layer}.bias"}
     assert changed or "none" in case
     assert_equal_weights(found, merged_by_peft(adapter), tolerance(case))
+
+
+def test_a_pruned_adalora_is_scaled_by_the_rank_it_began_with(tmp_path: Path) -> None:
+    """Of one module all was pruned, of the other some: what is stored has the ranks that were left."""
+    options = {"init_r": 6, "target_r": 2, "lora_alpha": 5, "total_step": 10, "target_modules": ["linear", "square"]}
+    wrapped = get_peft_model(base_model(), peft.AdaLoraConfig(**options), autocast_adapter_dtype=False).double()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad and "ranknum" not in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4
+    kept = {"linear": [True, False, True, True, False, True], "square": [False] * 6}
+    wrapped.peft_config["default"].rank_pattern = {f"{name}.lora_E.default": mask for name, mask in kept.items()}
+    with torch.no_grad():
+        for name, mask in kept.items():
+            wrapped.get_submodule(f"base_model.model.{name}").lora_E["default"][~torch.tensor(mask)] = 0
+    expected = copy.deepcopy(wrapped).merge_and_unload().state_dict()
+    wrapped.save_pretrained(tmp_path / "adapter")
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert [stored[f"base_model.model.{name}.lora_A"].shape[0] for name in kept] == [4, 0]
+
+    loratools.merge(saved_base(base_model(), tmp_path / "base"), [tmp_path / "adapter"], tmp_path / "merged")
+
+    assert_equal_weights(load_file(tmp_path / "merged" / "model.safetensors"), expected, 1e-11)
+
+
+WHOLE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama IA3": ("llama", "IA3Config", {}),
+    "llama LoHa": ("llama", "LoHaConfig", {"r": 2, "target_modules": "all-linear"}),
+    "llama LoKr": ("llama", "LoKrConfig", {"r": 1, "target_modules": "all-linear"}),
+    "llama OFT": ("llama", "OFTConfig", {"oft_block_size": 2, "target_modules": ["q_proj", "embed_tokens"]}),
+    "llama HRA": ("llama", "HRAConfig", {"r": 2, "target_modules": ["v_proj", "down_proj"]}),
+    "llama MiSS": ("llama", "MissConfig", {"r": 3, "target_modules": ["v_proj", "down_proj"]}),
+    "bert BOFT": ("bert", "BOFTConfig", {"boft_block_size": 2, "target_modules": ["query", "value"]}),
+    "bert GLoRA": ("bert", "GloraConfig", {"r": 2, "target_modules": ["query", "value"]}),
+    "bert KaSA": (
+        "bert",
+        "LoraConfig",
+        {"r": 2, "target_modules": ["value", "dense"], "kasa_config": peft.KasaConfig()},
+    ),
+    "gpt2 IA3": ("gpt2", "IA3Config", {}),
+    "gpt2 AdaLoRA": ("gpt2", "AdaLoraConfig", {"total_step": 10, "target_modules": ["c_attn", "attn.c_proj"]}),
+}
+
+
+def whole_model(family: str) -> nn.Module:
+    """Random and tiny; of GPT-2, square layers that are stored as (in, out) as well."""
+    torch.manual_seed(0)
+    if family == "llama":
+        made: nn.Module = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=20,
+                hidden_size=8,
+                intermediate_size=12,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+            )
+        )
+    elif family == "bert":
+        made = transformers.BertModel(
+            transformers.BertConfig(
+                vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2
+            )
+        )
+    else:
+        made = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, n_positions=16)
+        )
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape) * 0.3
+    return made.double().eval()
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_merged_model_computes_what_pefts_does(tmp_path: Path, case: str) -> None:
+    family, kind, options = WHOLE[case]
+    model = whole_model(family)
+    model.save_pretrained(tmp_path / "base")
+    wrapped = get_peft_model(model, getattr(peft, kind)(**options), autocast_adapter_dtype=False).double()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        # PEFT leaves the rank that AdaLoRA divides by open to training, and does not save it.
+        if parameter.requires_grad and "ranknum" not in name:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3
+            parameter.data = noise + any(part in name for part in AROUND_ONE)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    tokens = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        expected = wrapped.eval()(tokens)[0]
+
+    loratools.merge(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "merged")
+
+    merged = type(model).from_pretrained(tmp_path / "merged", dtype=torch.float64).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(tokens)[0], expected, rtol=1e-5, atol=1e-6)
+        assert (whole_model(family)(tokens)[0] - expected).abs().max() > 1e-2

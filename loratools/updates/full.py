@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Update, fits_shape
+from loratools.updates import Delta, fits_shape
 from loratools.updates._deltas import dense
-from loratools.updates._faults import faulty
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
-
-LYCORIS_PARTS = ("diff", "diff_b", "w_norm", "b_norm")
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,3 @@ class Full:
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
         values = read_array(self.diff, "F64")
         return dense(values.reshape(values.shape[0] if values.ndim else 1, -1), self.scale * weight, dtype)
-
-
-def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:
-    """The module's updates, of a layer or of a norm; there is no alpha in them."""
-    weight, bias = ("diff", "diff_b") if "diff" in parts else ("w_norm", "b_norm")
-    if weight not in parts:
-        raise faulty(name, f"has {', '.join(sorted(parts))} without diff or w_norm")
-    return {"": Full(parts[weight]), **({".bias": Full(parts[bias])} if bias in parts else {})}

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
-LYCORIS_PARTS = (*PEFT_PARTS, "dora_scale")
 
 
 @dataclass(frozen=True)

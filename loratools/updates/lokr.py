@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-# What LyCORIS itself never reads, and no version is known to have written with a meaning.
-LYCORIS_PARTS = (*PEFT_PARTS, "dora_scale")
 # PEFT's default, where the config has none.
 _PEFT_RANK = 8
 

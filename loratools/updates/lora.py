@@ -18,16 +18,13 @@ from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update, fits_shape
 from loratools.updates._deltas import FactorDelta
-from loratools.updates._faults import faulty
-from loratools.updates._magnitude import magnitude_axis, with_magnitude
+from loratools.updates._magnitude import with_magnitude
 from loratools.updates._peft import PeftModule
 from loratools.updates.full import Full
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
-
-LYCORIS_PARTS = ("lora_up.weight", "lora_down.weight", "lora_mid.weight", "dora_scale")
 
 
 @dataclass(frozen=True)
@@ -149,17 +146,3 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     if (bias := module.parts.get("lora_B.bias")) is not None:
         found[".bias"] = Full(bias, own.scale)
     return found
-
-
-def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:
-    """The module's update (LoCon), also with a core or a magnitude. alpha: None or 0 for the rank."""
-    missing = [part for part in ("lora_up.weight", "lora_down.weight") if part not in parts]
-    if missing:
-        raise faulty(name, f"has {', '.join(sorted(parts))} without {', '.join(missing)}")
-    up, down, mid = parts["lora_up.weight"], parts["lora_down.weight"], parts.get("lora_mid.weight")
-    if len(up.shape) < 2 or len(down.shape) < 2 or up.shape[1] != down.shape[0]:
-        raise faulty(name, f"has lora_up {list(up.shape)} and lora_down {list(down.shape)}: different ranks")
-    scale = parts.get("dora_scale")
-    axis = magnitude_axis(scale, up.shape[0], name) if scale is not None else "out"
-    found, origin = alpha or float(down.shape[0]), "tensor" if alpha else "assumed"
-    return {"": LoRA(down, up, found, origin, mid=mid, magnitude=scale, magnitude_of=axis)}

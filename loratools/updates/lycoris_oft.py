@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
 
-LYCORIS_PARTS = ("oft_blocks", "rescale")
-
 
 @dataclass(frozen=True)
 class LycorisOFT:

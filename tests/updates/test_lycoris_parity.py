@@ -7,6 +7,7 @@ scales twice and its `tools/merge.py` goes through that.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 
 from loratools import registry
 from loratools.errors import UnsupportedError
-from loratools.tensors import held
+from loratools.formats._kinds import Scale
+from loratools.formats._kinds import updates_of as formats_updates_of
+from loratools.formats._spellings import grouped
+from loratools.tensors import LazyTensor, held
 from loratools.updates import Update
-from loratools.updates._lycoris import kind_of
 
 # No two sizes are equal, but where a square is wanted.
 LAYERS: dict[str, Any] = {
@@ -128,12 +131,15 @@ def rebuilt(module: nn.Module, weight: Tensor) -> Tensor:
     return answers.reshape(columns, -1).T.reshape(weight.shape).detach().double()
 
 
-def updates_of(kind: str, module: nn.Module) -> dict[str, Update]:
-    parts, alpha = parts_of(module)
-    entry = registry.load("updates", kind)
-    assert kind_of(parts) == kind
-    assert set(parts) <= set(entry.LYCORIS_PARTS)
-    return dict(entry.from_lycoris(parts, alpha, name="name"))
+def updates_of(module: nn.Module) -> dict[str, Update]:
+    return read_as_a_file(*parts_of(module))
+
+
+def read_as_a_file(parts: Mapping[str, LazyTensor], alpha: float | None) -> dict[str, Update]:
+    """What a file with these parts of one module is read as; all of them are used."""
+    modules, rest, twice = grouped({f"name.{part}": tensor for part, tensor in parts.items()})
+    assert (list(modules), rest, twice) == (["name"], [], [])
+    return formats_updates_of(modules["name"], Scale(alpha, "tensor"))
 
 
 def merged(update: Update, weight: Tensor) -> Tensor:
@@ -162,7 +168,7 @@ def test_a_merged_weight_is_the_modules_own(kind: str, option: str, layer: str) 
     expected = rebuilt(module, weight)
     assert not torch.allclose(expected, weight, atol=1e-3)
 
-    found = merged(updates_of(kind, module)[""], weight)
+    found = merged(updates_of(module)[""], weight)
 
     torch.testing.assert_close(found, expected, rtol=within(kind, option), atol=within(kind, option))
 
@@ -177,7 +183,7 @@ def test_a_product_of_butterflies_is_the_modules_own(option: str, layer: str, ou
     settings = {"plain": {}, "tight": {"constraint": 0.02}, "rescaled": {"rescaled": True}}[option]
     module = module_of(ButterflyOFTModule, base, {"lora_dim": 7, **settings})
 
-    found = merged(updates_of("lycoris-oft", module)[""], weight)
+    found = merged(updates_of(module)[""], weight)
 
     torch.testing.assert_close(found, rebuilt(module, weight), rtol=2e-5, atol=2e-5)
 
@@ -193,7 +199,7 @@ def test_two_whole_matrices_of_lokr_have_no_scale_whatever_alpha_says() -> None:
             "name", layer_of("linear").double(), w1, None, None, w2, None, None, None, None, trained.alpha, None
         )
 
-    found = merged(updates_of("lokr", trained)[""], weight)
+    found = merged(updates_of(trained)[""], weight)
 
     torch.testing.assert_close(found, weight + torch.kron(w1, w2).detach(), rtol=1e-12, atol=1e-12)
     assert (trained.scale, loaded.scale) == (3.0, 1.0)
@@ -205,7 +211,7 @@ def test_the_bias_of_a_whole_difference_is_added(layer: str) -> None:
     bias = base.get_parameter("bias").detach().clone()
     module = module_of(FullModule, base, {})
 
-    found = updates_of("full", module)[".bias"].prepare(held(bias), weight=1.0, dtype="F64").rows(0, len(bias))
+    found = updates_of(module)[".bias"].prepare(held(bias), weight=1.0, dtype="F64").rows(0, len(bias))
 
     torch.testing.assert_close(bias + torch.from_numpy(found[:, 0]), module.make_weight()[1].detach())
 
@@ -215,7 +221,7 @@ def test_the_weight_and_bias_of_a_norm_are_added(norm: nn.Module) -> None:
     module = module_of(NormModule, norm, {})
     expected = module.make_weight()
 
-    updates = updates_of("full", module)
+    updates = updates_of(module)
 
     for suffix, own, wanted in zip(("", ".bias"), norm.parameters(), expected, strict=True):
         delta = updates[suffix].prepare(held(own.detach()), weight=1.0, dtype="F64").rows(0, own.numel())
@@ -229,9 +235,8 @@ def test_the_first_layout_of_glora_is_told_by_its_shapes() -> None:
         sizes = {"a1": (rank, inputs), "a2": (inputs, rank), "b1": (rank, inputs), "b2": (outputs, rank)}
         stored = {n: torch.randn(*s, generator=generator, dtype=torch.float64) for n, s in sizes.items()}
         weight = torch.randn(outputs, inputs, generator=generator, dtype=torch.float64)
-        entry = registry.load("updates", "lycoris-glora")
 
-        update = entry.from_lycoris({f"{n}.weight": held(t) for n, t in stored.items()}, 5.0, name="x")[""]
+        update = read_as_a_file({f"{n}.weight": held(t) for n, t in stored.items()}, 5.0)[""]
 
         dense = weight @ stored["a2"] @ stored["a1"] + stored["b2"] @ stored["b1"]
         torch.testing.assert_close(merged(update, weight), weight + 5 / rank * dense)
@@ -272,6 +277,6 @@ def test_a_part_lost_or_turned_would_be_seen(mutation: str) -> None:
     changed = change(parts.pop(part).read())
     parts |= {part: held(changed)} if changed is not None else {}
 
-    update = registry.load("updates", kind).from_lycoris(parts, alpha, name="name")[""]
+    update = read_as_a_file(parts, alpha)[""]
 
     assert (merged(update, weight) - expected).abs().max() > 1e-2

@@ -31,7 +31,7 @@ from loratools.updates.lora import LoRA
 CONTEXT, BATCH = 128, 8
 RANK = 8
 ALPHAS = {"python": 16.0, "c": 8.0, "c++": 16.0, "documentation": 24.0}
-FACTORS = (0.25, 0.4, 0.6, 1.0)
+FACTORS = (0.1, 0.17, 0.25, 0.4, 0.7)
 METHODS: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
     "linear": ("linear", {}, {}),
     "linear, rank 8": ("linear", {}, {"rank": RANK}),

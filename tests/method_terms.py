@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -13,8 +12,6 @@ from loratools.algebra.lowrank import Factors, Framed
 from loratools.methods import Terms
 
 OUT, IN = 13, 11
-
-Dense = Callable[[object], Tensor]
 
 
 def dense(result: object) -> Tensor:
@@ -53,8 +50,3 @@ def run(name: str, terms: Terms, **options: object) -> Tensor:
 def deltas(terms: Terms) -> list[Tensor]:
     """`w_i dW_i`, multiplied out."""
     return [w * f.b @ f.a for w, f in zip(terms.weights, terms.factors, strict=True)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
-from loratools.ops._reduce import Module, Reduced, inner
+from loratools.ops._reduce import Module, Reduced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,19 +87,21 @@ class Part:
 
 def parts_of(terms: Sequence[tuple[int, float, Factors]], found: Reduced) -> tuple[Part, ...]:
     """The part of every adapter in one target; terms are its position, its weight, and its delta at weight 1."""
-    from loratools.algebra.lowrank import row_space
+    from loratools.algebra.lowrank import concatenate, row_space
 
-    result = found.factors
-    spaces = [row_space(own) for _, _, own in terms]
+    result, owns = found.factors, [own for _, _, own in terms]
+    together = concatenate([(1.0, own) for own in owns])
+    ranks = [own.rank for own in owns]
+    products = _inners(result, together, ranks)
+    before = products if found.wanted is result else _inners(found.wanted, together, ranks)
+    spaces = [row_space(own) for own in owns]
     parts = []
     for i, ((index, weight, own), (rows, square)) in enumerate(zip(terms, spaces, strict=True)):
         difference = result.b @ (result.a @ rows) - own.b @ (own.a @ rows)
         others = [other for j, (other, _) in enumerate(spaces) if j != i]
-        product = inner(result, own)
-        before = product if found.wanted is result else _inner(found.wanted, own)
         interference = float(difference.square().sum())
         overlaps = tuple(overlap(rows, other) for other in others if rows.shape[1] and other.shape[1])
-        parts.append(Part(index, weight, product, before, square, interference, overlaps))
+        parts.append(Part(index, weight, products[i], before[i], square, interference, overlaps))
     return tuple(parts)
 
 
@@ -131,12 +133,17 @@ def _ratios(parts: Sequence[Part]) -> tuple[float | None, float | None, float | 
     return gain, lost, interference, there, random
 
 
-def _inner(wanted: Factors | Tensor, own: Factors) -> float:
+def _inners(found: Factors | Tensor, together: Factors, ranks: Sequence[int]) -> list[float]:
+    """`<found, own>` for several deltas, which stand side by side in `together` with these ranks."""
+    import torch
+
     from loratools.algebra.lowrank import Factors
 
-    if isinstance(wanted, Factors):
-        return inner(wanted, own)
-    return float(((own.b.mT @ wanted) * own.a).sum())
+    if isinstance(found, Factors):
+        by_term = ((found.b.mT @ together.b) * (found.a @ together.a.mT)).sum(dim=0)
+    else:
+        by_term = ((together.b.mT @ found) * together.a).sum(dim=1)
+    return [float(part.sum()) for part in torch.split(by_term, list(ranks))]
 
 
 def _numbers(share: Share | ModuleShare) -> dict[str, float | None]:

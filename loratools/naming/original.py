@@ -29,6 +29,7 @@ _HF_CLIP = {
     "text_encoders.clip_l.transformer.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2",
 }
+_T5 = "text_encoders.t5xxl.transformer."
 _OPEN_CLIP = {
     "cond_stage_model.model.": "text_encoder",
     "conditioner.embedders.1.model.": "text_encoder_2",
@@ -63,11 +64,21 @@ def original_aliases(shapes: Shapes) -> dict[str, Alias]:
         for name, shape in shapes.items():
             if name.startswith(start):
                 found[f"{component}.{name[len(start) :]}"] = Alias(shape, (Place(name),))
+    # The second encoder of Flux, and the third of Stable Diffusion 3.
+    component = (
+        "text_encoder_3" if any(name.startswith("text_encoders.clip_g.") for name in shapes) else "text_encoder_2"
+    )
+    found |= {
+        f"{component}.{name[len(_T5) :]}": Alias(shape, (Place(name),))
+        for name, shape in shapes.items()
+        if name.startswith(_T5)
+    }
     for start, component in _OPEN_CLIP.items():
         inside = {name[len(start) :]: shape for name, shape in shapes.items() if name.startswith(start)}
         for name, alias in _open_clip(start, inside):
             found.setdefault(f"{component}.{name}", alias)
-    return found
+    # transformers 5 has no `text_model` around a text encoder of CLIP in memory.
+    return {name.replace(".text_model.", ".", 1): alias for name, alias in found.items()} | found
 
 
 def _denoiser(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:
@@ -99,7 +110,11 @@ def _denoiser(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:
                     Place(stored, at=Part(rows=Span(half, rows)), of=Part(rows=Span(0, half))),
                     Place(stored, at=Part(rows=Span(0, half)), of=Part(rows=Span(half, rows))),
                 )
-            yield f"{family.component}.{target}.{leaf}", Alias((rows, *shape[1:]), places)
+            # Norms of queries and keys have a `scale` in their first publication.
+            yield (
+                f"{family.component}.{target}.{'weight' if leaf == 'scale' else leaf}",
+                Alias((rows, *shape[1:]), places),
+            )
 
 
 def _family(modules: Mapping[str, tuple[int, ...]]) -> Family | None:
@@ -125,6 +140,8 @@ def _open_clip(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:
         stored = f"{prefix}{name}"
         if name in _OPEN_CLIP_OUTSIDE:
             yield _OPEN_CLIP_OUTSIDE[name], Alias(shape, (Place(stored),))
+        elif name == "text_projection" and len(shape) == 2:
+            yield "text_projection.weight", Alias(shape[::-1], (Place(stored, transposed=True),))
         block = _RESBLOCK.fullmatch(name)
         if block is None:
             continue

@@ -101,15 +101,12 @@ class AdapterEntry(NamedTuple):
     format: str
     base_model: str | None
     bytes: int
+    parameters: int
     dtypes: Mapping[str, int]
     modules: tuple[Module, ...]
     replacements: tuple[TensorEntry, ...]
     metadata: Mapping[str, object]
     warnings: tuple[str, ...]
-
-    @property
-    def parameters(self) -> int:
-        return sum(m.parameters for m in self.modules) + sum(t.parameters for t in self.replacements)
 
     @property
     def untrained(self) -> tuple[str, ...]:
@@ -320,14 +317,16 @@ def _entry(member: _Member, shown: str, options: _Options) -> AdapterEntry | Che
 
 
 def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEntry:
-    tensors = adapter.tensors()
+    # What several modules share (VeRA's A and B) is stored once.
+    tensors = dict.fromkeys(adapter.tensors().values())
     replaced = {name: r.tensor for name, r in adapter.replacements.items()}
     return AdapterEntry(
         path=shown,
         format=adapter.format,
         base_model=adapter.base_model,
-        bytes=_bytes(tensors.values()),
-        dtypes=_counted(t.dtype for t in tensors.values()),
+        bytes=_bytes(tensors),
+        parameters=sum(t.elements for t in tensors),
+        dtypes=_counted(t.dtype for t in tensors),
         modules=tuple(_module(name, update, options) for name, update in adapter.updates.items()),
         replacements=tuple(_tensor_entries(replaced, options)),
         metadata=adapter.notes,

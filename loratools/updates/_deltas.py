@@ -211,6 +211,51 @@ class KroneckerDelta:
 
 
 @dataclass(frozen=True, eq=False)
+class SparseDelta:
+    """Values at some places, besides `b @ a` where there is one. Values at the same place add; weight and scale are in
+    both. Sorted by row, so that a block of rows has its values together."""
+
+    row: NDArray[np.intp]
+    column: NDArray[np.intp]
+    values: Floats
+    shape: tuple[int, int]
+    added: FactorDelta | None = None
+
+    @property
+    def terms(self) -> int:
+        return (self.added.terms if self.added is not None else 0) + 1
+
+    def rows(self, start: int, stop: int, base: Floats | None = None, *, out: Floats | None = None) -> Floats:
+        added = self.added.rows(start, stop) if self.added is not None else None
+        return _into(self._spread(self.values, start, stop, added), out)
+
+    def energy(self, start: int, stop: int) -> float | None:
+        return None
+
+    def magnitude(self, start: int, stop: int, base: Floats | None = None) -> Floats:
+        added = self.added.magnitude(start, stop) if self.added is not None else None
+        return self._spread(abs(self.values), start, stop, added)
+
+    def turned(self) -> SparseDelta:
+        added = self.added.turned() if self.added is not None else None
+        return _by_row(self.column, self.row, self.values, self.shape[::-1], added)
+
+    def part(self, rows: Index, columns: Index) -> SparseDelta:
+        row, column = _moved(self.row, self.shape[0], rows), _moved(self.column, self.shape[1], columns)
+        kept = (row >= 0) & (column >= 0)
+        added = self.added.part(rows, columns) if self.added is not None else None
+        return _by_row(row[kept], column[kept], self.values[kept], _cut(self.shape, rows, columns), added)
+
+    def _spread(self, values: Floats, start: int, stop: int, onto: Floats | None) -> Floats:
+        import numpy as np
+
+        spread: Floats = np.zeros((stop - start, self.shape[1]), values.dtype) if onto is None else onto
+        own = slice(*np.searchsorted(self.row, (start, stop)))
+        np.add.at(spread, (self.row[own] - start, self.column[own]), values[own])
+        return spread
+
+
+@dataclass(frozen=True, eq=False)
 class DenseDelta:
     """Values formed beforehand, in float64 and rounded to what is computed in: one whole matrix in memory."""
 
@@ -242,6 +287,22 @@ class DenseDelta:
         return DenseDelta(self.values[rows][:, columns])
 
 
+def sparse(
+    values: Floats,
+    row: NDArray[np.intp],
+    column: NDArray[np.intp],
+    shape: tuple[int, int],
+    weight: float,
+    dtype: str,
+    added: FactorDelta | None = None,
+) -> SparseDelta:
+    """`weight * values`, of float64, at places in any order; `added` is weighted already."""
+    import numpy as np
+
+    kind = np.float64 if dtype == "F64" else np.float32
+    return _by_row(row, column, (values * weight).astype(kind), shape, added)
+
+
 def dense(values: Floats, weight: float, dtype: str) -> DenseDelta:
     """`weight * values`, of float64, rounded once to F32, or kept in F64."""
     import numpy as np
@@ -259,6 +320,19 @@ def joined(deltas: Sequence[FactorDelta]) -> FactorDelta:
     return FactorDelta(np.concatenate([d.b for d in deltas], axis=1), np.concatenate([d.a for d in deltas], axis=0))
 
 
+def _by_row(
+    row: NDArray[np.intp],
+    column: NDArray[np.intp],
+    values: Floats,
+    shape: tuple[int, int],
+    added: FactorDelta | None,
+) -> SparseDelta:
+    import numpy as np
+
+    order = np.argsort(row, kind="stable")
+    return SparseDelta(row[order], column[order], values[order], shape, added)
+
+
 def _into(values: Floats, out: Floats | None) -> Floats:
     if out is None:
         return values
@@ -268,6 +342,15 @@ def _into(values: Floats, out: Floats | None) -> Floats:
 
 def _cut(shape: tuple[int, int], rows: Index, columns: Index) -> tuple[int, int]:
     return _count(shape[0], rows), _count(shape[1], columns)
+
+
+def _moved(places: NDArray[np.intp], size: int, index: Index) -> NDArray[np.intp]:
+    """Where places come to lie when `index` of `size` is taken; -1 for those that are left out."""
+    import numpy as np
+
+    now = np.full(size, -1, np.intp)
+    now[index] = np.arange(_count(size, index))
+    return now[places]
 
 
 def _count(size: int, index: Any) -> int:

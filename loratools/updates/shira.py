@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor, rows
 from loratools.updates import Delta, Shape, Update
-from loratools.updates._deltas import dense
+from loratools.updates._deltas import sparse
 from loratools.updates._integers import read_indices
 from loratools.updates._low_rank import NoAlpha
 from loratools.updates._peft import PeftModule
@@ -51,15 +51,12 @@ class SHiRA(NoAlpha):
         return None
 
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
-        import numpy as np
-
-        at = [
+        out, into = base.shape
+        row, column = (
             read_indices(rows(self.places, axis, axis + 1), size, f"SHiRA, along axis {axis},").reshape(-1)
-            for axis, size in enumerate(base.shape)
-        ]
-        values = np.zeros(base.shape)
-        np.add.at(values, tuple(at), read_array(self.values, "F64"))
-        return dense(values, weight, dtype)
+            for axis, size in enumerate((out, into))
+        )
+        return sparse(read_array(self.values, "F64"), row, column, (out, into), weight, dtype)
 
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:

@@ -11,8 +11,9 @@ from loratools.errors import UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Shape, Update, fits_shape
-from loratools.updates._deltas import dense
+from loratools.updates._deltas import sparse
 from loratools.updates._integers import read_indices
+from loratools.updates._low_rank import weighted
 from loratools.updates._peft import PeftModule
 from loratools.updates._peft_fields import number, shaped
 
@@ -63,12 +64,13 @@ class SuperTuning:
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
         import numpy as np
 
-        flat = np.zeros(math.prod(base.shape))
-        np.add.at(flat, read_indices(self.places, flat.size, "Super-Tuning"), read_array(self.values, "F64"))
-        values = flat.reshape(base.shape)
+        out, into = base.shape
+        places = read_indices(self.places, out * into, "Super-Tuning")
+        row, column = np.divmod(places, into)
+        added = None
         if self.a is not None and self.b is not None:
-            values += self.scale * (read_array(self.b, "F64") @ read_array(self.a, "F64"))
-        return dense(values, weight, dtype)
+            added = weighted(read_array(self.b, "F64") * self.scale, read_array(self.a, "F64"), weight, dtype)
+        return sparse(read_array(self.values, "F64"), row, column, (out, into), weight, dtype, added)
 
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:

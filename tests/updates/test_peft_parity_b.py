@@ -351,3 +351,16 @@ def test_the_signs_that_psoft_needs_are_the_decompositions_own(tmp_path: Path, m
     with pytest.raises(UnsupportedError, match="PSOFT") as caught:
         loratools.load(adapter)
     assert "signs" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vera", "road-2", "vblora-topk", "frod"])
+def test_inspect_counts_what_modules_share_once(name: str, tmp_path: Path) -> None:
+    adapter = trained(CASES[name], "linear", tmp_path / "adapter")
+    stored = load_file(adapter / "adapter_model.safetensors")
+    # FRoD's sizes of S are those of V as well.
+    counted = {key: t for key, t in stored.items() if ".frod_s_size." not in key}
+
+    (entry,) = loratools.inspect(adapter).sources
+
+    assert entry.parameters == sum(t.numel() for t in counted.values())
+    assert sum(entry.dtypes.values()) == len(counted)

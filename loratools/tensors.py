@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,21 +148,6 @@ class _Held:
 
 
 @dataclass(frozen=True)
-class _Transposed:
-    of: LazyTensor
-
-    @property
-    def location(self) -> ByteRange | None:
-        return None
-
-    def read_rows(self, start: int, stop: int) -> Tensor:
-        return self.of.read()[:, start:stop].T.contiguous()
-
-    def scalar(self) -> float:
-        return self.of.scalar()
-
-
-@dataclass(frozen=True)
 class Span:
     """Every `step`-th of start:stop along one axis."""
 
@@ -178,103 +163,103 @@ class Span:
         return slice(self.start, self.stop, self.step)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    of: LazyTensor
-    start: int
-    stop: int
+class _View:
+    """Source of a view: a value, equal to another that views the same in the same way.
 
-    @property
-    def location(self) -> ByteRange | None:
-        whole = self.of.location
-        if whole is None or not self.of.elements:
-            return None
-        row_bytes = self.of.nbytes // self.of.shape[0]
-        return ByteRange(whole.file, whole.offset + self.start * row_bytes, (self.stop - self.start) * row_bytes)
+    No dataclass for each: to make one costs as much as reading a header, at every start of the program.
+    """
 
-    def read_rows(self, start: int, stop: int) -> Tensor:
-        return self.of.read_rows(self.start + start, self.start + stop)
+    def __init__(self, *how: Any) -> None:
+        self._how = how
 
-    def scalar(self) -> float:
-        return float(self.read_rows(0, 1).double().item())
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and isinstance(other, _View) and other._how == self._how
 
-
-@dataclass(frozen=True)
-class _Columns:
-    of: LazyTensor
-    span: Span
+    def __hash__(self) -> int:
+        return hash((type(self), self._how))
 
     @property
     def location(self) -> ByteRange | None:
         return None
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        return self.of.read_rows(start, stop)[:, self.span.slice].contiguous()
+        raise NotImplementedError
 
     def scalar(self) -> float:
         return float(self.read_rows(0, 1).double().item())
 
 
-@dataclass(frozen=True)
-class _Reshaped:
-    of: LazyTensor
-    shape: tuple[int, ...]
+class _Transposed(_View):
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        (of,) = self._how
+        values: Tensor = of.read()[:, start:stop].T.contiguous()
+        return values
 
+
+class _Rows(_View):
     @property
     def location(self) -> ByteRange | None:
-        return self.of.location
+        of, first, last = self._how
+        whole: ByteRange | None = of.location
+        row_bits = math.prod(of.shape[1:]) * DTYPE_BITS[of.dtype]
+        if whole is None or row_bits % 8:
+            return None
+        return ByteRange(whole.file, whole.offset + first * row_bits // 8, (last - first) * row_bits // 8)
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        size = math.prod(self.shape[1:])
-        inner = math.prod(self.of.shape[1:])
-        if not size or not inner:
-            return self.of.read().reshape(self.shape)[start:stop]
+        of, first, _ = self._how
+        values: Tensor = of.read_rows(first + start, first + stop)
+        return values
+
+
+class _Columns(_View):
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        of, span = self._how
+        values: Tensor = of.read_rows(start, stop)[:, span.slice].contiguous()
+        return values
+
+
+class _Reshaped(_View):
+    @property
+    def location(self) -> ByteRange | None:
+        found: ByteRange | None = self._how[0].location
+        return found
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        of, shape = self._how
+        size, inner = math.prod(shape[1:]), math.prod(of.shape[1:])
+        values: Tensor
+        if not size or not inner or not shape:
+            values = of.read().reshape(shape or (1,))[start:stop]
+            return values
         first, last = start * size // inner, -(-stop * size // inner)
         skipped = start * size - first * inner
-        return self.of.read_rows(first, last).flatten()[skipped : skipped + (stop - start) * size]
+        values = of.read_rows(first, last).flatten()[skipped : skipped + (stop - start) * size]
+        return values
 
     def scalar(self) -> float:
-        return self.of.scalar()
+        return float(self._how[0].scalar())
 
 
-@dataclass(frozen=True)
-class _Reordered:
-    of: LazyTensor
-    order: tuple[int, ...]
-
-    @property
-    def location(self) -> ByteRange | None:
-        return None
-
+class _Reordered(_View):
     def read_rows(self, start: int, stop: int) -> Tensor:
-        return self.of.read()[list(self.order[start:stop])]
+        of, order = self._how
+        values: Tensor = of.read()[list(order[start:stop])]
+        return values
 
-    def scalar(self) -> float:
-        return self.of.scalar()
 
-
-@dataclass(frozen=True)
-class _Placed:
-    shape: tuple[int, int]
-    blocks: tuple[tuple[int, int, LazyTensor], ...]
-
-    @property
-    def location(self) -> ByteRange | None:
-        return None
-
+class _Placed(_View):
     def read_rows(self, start: int, stop: int) -> Tensor:
         import torch
 
-        values = torch.zeros(stop - start, self.shape[1], dtype=torch_dtype(self.blocks[0][2].dtype))
-        for row, column, block in self.blocks:
+        (_, columns), blocks = self._how
+        values = torch.zeros(stop - start, columns, dtype=torch_dtype(blocks[0][2].dtype))
+        for row, column, block in blocks:
             first, last = max(start, row), min(stop, row + block.shape[0])
             if first < last:
                 inside = block.read_rows(first - row, last - row)
                 values[first - start : last - start, column : column + block.shape[1]] = inside
         return values
-
-    def scalar(self) -> float:
-        return float(self.read_rows(0, 1).double().item())
 
 
 def held(values: Tensor) -> LazyTensor:

@@ -194,6 +194,8 @@ def _entry(name: str) -> Format:
 
 
 def _claims(source: AdapterSource) -> list[str]:
+    if source.declared is not None:
+        return [source.declared]  # a dozen formats need not be imported to hear that it is none of theirs
     return [name for name in registry.names("formats") if registry.load("formats", name).detect(source)]
 
 

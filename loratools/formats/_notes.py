@@ -6,7 +6,7 @@ header. A format writes back its own config, and the texts of any.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from loratools.adapter import Adapter
 
@@ -28,3 +28,11 @@ def metadata_of(adapter: Adapter) -> dict[str, str]:
         texts = notes_of(adapter, format, "metadata") or {}
         found |= {str(k): str(v) for k, v in texts.items() if k not in _OWN}
     return found
+
+
+def names_digest(targets: Iterable[str], replaced: Iterable[str]) -> str:
+    """Tells whether an adapter still has the names that were read: then the config's lists of names still hold."""
+    import hashlib
+
+    lines = [*(f"target {name}" for name in sorted(targets)), *(f"replaced {name}" for name in sorted(replaced))]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loratools import registry
@@ -16,7 +16,6 @@ from loratools.errors import FormatError, UnsupportedError
 from loratools.formats import _peft_config as fields
 from loratools.formats import _peft_kinds as kinds
 from loratools.formats._peft_keys import Factor, Parsed
-from loratools.formats._peft_patterns import matches
 from loratools.formats._source import CONFIG, AdapterSource, counted, shown
 from loratools.storage.files import quoted
 from loratools.tensors import LazyTensor
@@ -208,8 +207,7 @@ def _alphas(
     """
     names = list(ranks)
     told: dict[str, int | None] = {}
-    rank_keys = matches(numbers.ranks, names, where="rank_pattern") if numbers.ranks else {}
-    alpha_keys = matches(numbers.alphas, names, where="alpha_pattern") if numbers.alphas else {}
+    rank_keys, alpha_keys = _keys("rank_pattern", numbers.ranks, names), _keys("alpha_pattern", numbers.alphas, names)
     alphas: dict[str, tuple[float, str]] = {}
     differing: dict[tuple[int, int], list[str]] = {}
     for module, rank in ranks.items():
@@ -238,6 +236,14 @@ def _alphas(
             f"{quoted(torn[0])}; the first counts, but PEFT sorts them when it saves: training may have used another"
         )
     return alphas, told, [] if rank_from is not None else doubts, warnings
+
+
+def _keys(where: str, values: Mapping[str, float], names: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    if not values:
+        return {}
+    from loratools.formats._peft_patterns import matches
+
+    return matches(values, names, where=where)
 
 
 def _unused(where: str, values: Mapping[str, float], found: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from loratools.adapter import Adapter
 from loratools.formats import _peft_config as fields
-from loratools.formats._notes import metadata_of
+from loratools.formats._notes import metadata_of, names_digest
 from loratools.formats._peft_keys import PREFIX
 from loratools.formats._peft_lora import registered
 from loratools.formats._peft_patterns import matches
@@ -104,14 +104,6 @@ def factor_tensors(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[st
 def metadata_to_write(adapter: Adapter) -> dict[str, str]:
     """The metadata that the source's file had, whatever its format."""
     return metadata_of(adapter)
-
-
-def names_digest(targets: Iterable[str], replaced: Iterable[str]) -> str:
-    """Tells whether an adapter still has the names that were read: then the config's lists of names still hold."""
-    import hashlib
-
-    lines = [*(f"target {name}" for name in sorted(targets)), *(f"replaced {name}" for name in sorted(replaced))]
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _notes(adapter: Adapter) -> Mapping[str, object]:

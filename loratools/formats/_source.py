@@ -63,6 +63,12 @@ class AdapterSource:
         """Whether the config is surely this file's: beside a file of any other name it may be another's."""
         return self.config is not None and is_adapter_file(self.file.name)
 
+    @property
+    def declared(self) -> str | None:
+        """The format that the config itself names, so that nobody else has to be asked: PEFT writes its own type."""
+        own = self.config is not None and self.file.name in WEIGHTS and "peft_type" in self.config
+        return "peft" if own else None
+
 
 def open_source(path: str | Path, *, base: Base | None = None) -> AdapterSource:
     """Open a folder or a file. Headers only.

@@ -17,10 +17,10 @@ from loratools.formats import _peft_config as fields
 from loratools.formats import _peft_kinds as kinds
 from loratools.formats._base import Base
 from loratools.formats._image_names import is_image
+from loratools.formats._notes import names_digest
 from loratools.formats._peft_keys import OF_TRAINING, PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
 from loratools.formats._peft_lora import kind_updates, lora_updates
-from loratools.formats._peft_written import config_to_write, factor_tensors, metadata_to_write, names_digest
-from loratools.formats._source import CONFIG, WEIGHTS, AdapterSource, counted, shown
+from loratools.formats._source import CONFIG, AdapterSource, counted, shown
 from loratools.storage.files import quoted, read_bytes
 from loratools.tensors import FLOAT_DTYPES, LazyTensor
 from loratools.updates import Update
@@ -39,8 +39,7 @@ _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", 
 
 def detect(source: AdapterSource) -> bool:
     """By `peft_type` in the config, by factors spelled as PEFT spells them, or by its prefix on anything it stores."""
-    # The config beside a file of another name may belong to another file.
-    if source.file.name in WEIGHTS and source.config is not None and "peft_type" in source.config:
+    if source.declared == "peft":
         return True
     for key in source.tensors:
         found = parse(key)
@@ -148,6 +147,7 @@ def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base |
     Raises:
         UnsupportedError: an update that is not LoRA, or values that `dtype` cannot hold.
     """
+    from loratools.formats._peft_written import config_to_write, factor_tensors, metadata_to_write
     from loratools.storage.json_file import write_json
     from loratools.storage.safetensors_writer import write_safetensors
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from loratools.adapter import Adapter
 from loratools.errors import UsageError
-from loratools.formats._notes import notes_of
-from loratools.formats._peft_written import names_digest
+from loratools.formats._notes import names_digest, notes_of
 from loratools.formats._scale import uniform
 from loratools.formats._source import counted
 from loratools.updates.lora import LoRA

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints import Checkpoint
-from loratools.formats._peft_written import names_digest
+from loratools.formats._notes import names_digest
 from loratools.ops._delta import Extracted
 from loratools.ops._pairs import Pair, Pairs
 from loratools.tensors import held

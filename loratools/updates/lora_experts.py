@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor, Span, columns_of, rows
 from loratools.updates import Delta, fits_shape
-from loratools.updates._deltas import FactorDelta
 from loratools.updates.lora import LoRA
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
+    from loratools.updates._deltas import FactorDelta
 
 Packing = Literal["peft", "expert-major"]
 # How an expert of the parameter is stored in memory: (out, in) or (in, out); `module` and `inverted` leave it to the
@@ -75,6 +75,8 @@ class LoRAExperts:
     def prepare_expert(self, index: int, *, weight: float, dtype: str) -> FactorDelta:
         """`weight * dW` of one expert."""
         import numpy as np
+
+        from loratools.updates._deltas import FactorDelta
 
         rank = self.rank
         own = slice(index * rank, (index + 1) * rank)

@@ -215,7 +215,7 @@ def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
 
 
 def _assumed(adapter: Adapter) -> dict[str, LoRA | LoRAExperts | LoHa | LoKr | LycorisGLoRA]:
-    """The updates scaled by an alpha that nobody has said. A whole difference has none; not every LoKr has a use of it."""
+    """Updates scaled by an alpha that nobody has said. A whole difference has none; not every LoKr has a use of it."""
     return {
         name: update
         for name, update in adapter.updates.items()

@@ -24,6 +24,7 @@ from loratools.formats._source import (
     open_source,
     shown,
 )
+from loratools.formats._spellings import is_learnt_word
 from loratools.storage.files import quoted
 
 __all__ = ["Base", "Format", "RankFrom", "Staged", "detect", "find_adapters", "load", "load_source", "save", "staged"]
@@ -211,10 +212,12 @@ def _only_claim(source: AdapterSource) -> str:
     count = len(source.tensors)
     if not count:
         raise FormatError(f"{quoted(source.file)} holds no tensors")
+    learnt = all(is_learnt_word(name) for name in source.tensors)
+    words = "these are embeddings of new words (textual inversion), which change no weight of a model"
     adapted = any("lora" in name.lower() for name in source.tensors)
     model = "a whole model is given as the base: to take an adapter out of a fine-tuned one, use loratools extract"
     raise FormatError(
         f"{quoted(source.path)} is no adapter of a format known here: none of its {count} tensors is a part of one",
         details=shown([quoted(name)[1:-1] for name in source.tensors]),
-        hint="its names speak of LoRA, in a spelling that is not read" if adapted else model,
+        hint="its names speak of LoRA, in a spelling that is not read" if adapted else words if learnt else model,
     )

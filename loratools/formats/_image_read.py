@@ -15,13 +15,14 @@ from loratools.formats._base import Base
 from loratools.formats._fused import apart
 from loratools.formats._kinds import NotReadError, Scale, updates_of
 from loratools.formats._source import AdapterSource, counted, shown
-from loratools.formats._spellings import Module, grouped
+from loratools.formats._spellings import Module, grouped, is_learnt_word
 from loratools.naming.families import Family, Place
 from loratools.naming.resolving import denoisers, encoders, resolve, unflattened
 from loratools.storage.files import quoted
 from loratools.updates import Update
 
 NOTES = "image"
+_EMBEDDING = "an embedding of a new word (textual inversion), which is no part of a LoRA"
 # In the header of what is written here: of which family the names are, which they do not always tell.
 FAMILY = "loratools.family"
 # What the part that removes the noise is called before the family is known.
@@ -72,8 +73,12 @@ def read(source: AdapterSource, how: Read) -> Adapter:
     if strange:
         raise UnsupportedError(
             f"{counted(len(strange), 'tensor')} of {quoted(source.file)} not read as {how.format}",
-            details=shown([quoted(key) for key in sorted(strange)]),
-            hint="--from FORMAT, if it is another",
+            details=shown(
+                [f"{quoted(key)}{', ' + _EMBEDDING if is_learnt_word(key) else ''}" for key in sorted(strange)]
+            ),
+            hint="take the embeddings out into a file of their own; programs load them apart from a LoRA"
+            if all(is_learnt_word(key) for key in strange)
+            else "--from FORMAT, if it is another",
         )
     if twice:
         raise FormatError(

@@ -122,7 +122,7 @@ def _made(kind: str, module: Module, scale: Scale) -> Mapping[str, Update]:
     try:
         return maker(parts, scale.alpha, name=module.name)
     except FormatError as error:
-        raise NotReadError(str(error)) from error
+        raise NotReadError("; ".join([error.message, *error.details])) from error
     except UnsupportedError as error:
         raise NotReadError(error.message, unsupported=True) from error
 

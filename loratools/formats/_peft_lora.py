@@ -121,9 +121,7 @@ def _groups(
             details=shown(grouped),
             hint="A sees all channels, and the weight only those of its group: no change of the weight equals it",
         )
-    return [
-        group for module in sorted({module for module, _ in found}) for group in _of_module(module, found, config)
-    ]
+    return [group for module in sorted({module for module, _ in found}) for group in _of_module(module, found, config)]
 
 
 def _of_module(

@@ -87,6 +87,13 @@ def split(key: str) -> tuple[str, str, str] | None:
     return None
 
 
+def is_learnt_word(key: str) -> bool:
+    """Whether the key is an embedding of textual inversion: bundled with a LoRA (`bundle_emb.WORD.clip_l`), under its
+    token (`<s1>`), or in a file of its own (`emb_params`, `clip_l`, `clip_g`)."""
+    token = key.startswith("<") and key.endswith(">")
+    return token or key.startswith("bundle_emb.") or key in ("emb_params", "clip_l", "clip_g", "t5xxl")
+
+
 def is_spelled(key: str) -> bool:
     """Whether the key ends as a part of an update does, and not only as one that goes with any kind."""
     found = split(key)

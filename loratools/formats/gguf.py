@@ -21,6 +21,7 @@ from loratools.formats._source import AdapterSource, counted, shown
 from loratools.formats._stacks import items, stacked
 from loratools.naming import gguf as names
 from loratools.naming.experts import Expert, expert_name, parse_expert
+from loratools.naming.heads import heads_field, interleaving, inverse
 from loratools.storage.files import quoted
 from loratools.tensors import LazyTensor, reordered, transposed
 from loratools.updates.lora import LoRA
@@ -72,11 +73,11 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
             raise UnsupportedError(
                 f"{quoted(source.file)} has {quoted(module)}, no module of {architecture.name} known here"
             )
-        which = names.heads_field(module) if architecture.interleaved else None
+        which = heads_field(module) if architecture.interleaved else None
         if which is not None and counts is None:
             unordered.append(name)
         elif which is not None and counts is not None:
-            b = reordered(b, names.inverse(_order(module, b.shape[0], counts[which])))
+            b = reordered(b, inverse(_order(module, b.shape[0], counts[which])))
         embedding = module == _EMBEDDING
         updates[name] = LoRA(transposed(a) if embedding else a, b, own, alpha_source, embedding=embedding)
     base_model = source.other.get("general.base_model.0.name")
@@ -151,7 +152,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         written = _written_name(architecture, name)
         assert written is not None
         b = same.b
-        which = names.heads_field(written) if architecture.interleaved else None
+        which = heads_field(written) if architecture.interleaved else None
         if which is not None:
             if counts is None:
                 raise UsageError(f"the config of {quoted(base.name)} does not say how many attention heads there are")
@@ -241,7 +242,7 @@ def _heads(base: Base | None) -> dict[str, int] | None:
 
 def _order(name: str, rows: int, heads: int) -> tuple[int, ...]:
     try:
-        return names.interleaving(rows, heads)
+        return interleaving(rows, heads)
     except ValueError as error:
         raise MismatchError(f"{quoted(name)} does not fit the base: {error}") from error
 

@@ -16,7 +16,7 @@ from loratools.formats import _peft_config as fields
 from loratools.formats._base import Base
 from loratools.formats._pairs import paired
 from loratools.formats._source import CONFIG, AdapterSource, counted, shown
-from loratools.naming.gguf import heads_field, interleaving, inverse
+from loratools.naming.heads import heads_field, interleaving, inverse
 from loratools.storage.files import quoted
 from loratools.tensors import LazyTensor, reordered
 from loratools.updates.lora import LoRA

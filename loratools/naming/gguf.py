@@ -112,32 +112,6 @@ def hf_stack(architecture: Architecture, module: str) -> tuple[str, str] | None:
     return f"model.layers.{found[1]}.{architecture.mixture}", role
 
 
-def heads_field(module: str) -> str | None:
-    """Which count of heads the rows of a module are interleaved by: query heads, key heads, or none."""
-    leaf = module.rpartition(".")[2]
-    return {"attn_q": "queries", "attn_k": "keys", "q_proj": "queries", "k_proj": "keys"}.get(leaf)
-
-
-def interleaving(rows: int, heads: int) -> tuple[int, ...]:
-    """For each row as llama.cpp keeps them, its number as Hugging Face does: halves of each head, row by row in turn.
-
-    Raises:
-        ValueError: these rows are no such heads.
-    """
-    if rows % (2 * heads):
-        raise ValueError(f"{rows} rows are no {heads} heads of an even size")
-    half = rows // heads // 2
-    return tuple(h * 2 * half + i * half + j for h in range(heads) for j in range(half) for i in range(2))
-
-
-def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    """The order that undoes an order."""
-    found = [0] * len(order)
-    for position, row in enumerate(order):
-        found[row] = position
-    return tuple(found)
-
-
 def _renamed(module: str, table: Mapping[str, str]) -> str | None:
     numbers = _NUMBER.findall(module)
     if len(numbers) > 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loratools.naming.heads import interleaving
 from loratools.tensors import Span
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ class Part:
 
 @dataclass(frozen=True)
 class HeadOrder:
-    """Rows of attention heads in another order: the two halves of a rotary embedding interleaved, as its first authors
-    stored them (Meta's own checkpoints, GGUF files of Llama), where transformers keeps one half after the other."""
+    """Rows of attention heads that are interleaved: see `naming.heads`."""
 
     heads: int
 
@@ -46,9 +46,7 @@ class HeadOrder:
         """For every row as stored, the number of the row in the order of transformers."""
         import numpy as np
 
-        order: NDArray[np.intp] = np.arange(rows).reshape(self.heads, 2, rows // self.heads // 2)
-        flat: NDArray[np.intp] = order.swapaxes(1, 2).reshape(rows)
-        return flat
+        return np.array(interleaving(rows, self.heads), np.intp)
 
 
 @dataclass(frozen=True)

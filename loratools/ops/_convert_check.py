@@ -7,7 +7,7 @@ the reader, and nothing is committed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -46,10 +46,13 @@ class Checked:
     explained: bool
 
 
-def compare(source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, ...]]) -> list[Checked]:
+def compare(
+    source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, ...]], left_out: Collection[str] = ()
+) -> list[Checked]:
     """The error of every module and every replaced weight of the result.
 
     pieces: where the modules of the source went; those that are not in it kept their name.
+    left_out: what is to be missing: modules by the names that they would have in the result, and replaced weights.
     """
     made: dict[str, list[tuple[str, Piece]]] = {name: [] for name in result.updates}
     lost: list[Checked] = []
@@ -59,6 +62,8 @@ def compare(source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, 
         if not _all_rows_went(update, pieces.get(name)):
             lost.append(Checked(name, float("inf"), False))
         for piece in pieces.get(name, (Piece(name),)):
+            if piece.module in left_out:
+                continue
             if piece.module in made:
                 made[piece.module].append((name, piece))
             elif not _is_zero(update):
@@ -67,7 +72,7 @@ def compare(source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, 
     for name, replacement in result.replacements.items():
         of = source.replacements.get(name)
         checked.append(_checked_tensor(name, of.tensor if of is not None else None, replacement.tensor))
-    lost += [Checked(n, float("inf"), False) for n in source.replacements if n not in result.replacements]
+    lost += [Checked(n, float("inf"), False) for n in source.replacements if n not in (*left_out, *result.replacements)]
     return sorted([*checked, *lost], key=lambda c: c.name)
 
 

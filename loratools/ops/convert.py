@@ -7,25 +7,30 @@ texts and fields that the source carried are listed as kept, written anew, or dr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loratools import formats
 from loratools.adapter import Adapter
-from loratools.errors import LoraToolsError, UnsupportedError, UsageError
+from loratools.errors import InputError, LoraToolsError, MismatchError, UnsupportedError, UsageError
 from loratools.formats import Base
 from loratools.formats._source import counted, shown
+from loratools.matching import match
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops._base import open_base
 from loratools.ops._convert_check import Checked, compare
 from loratools.ops._convert_experts import unpacked
-from loratools.ops._convert_fit import Fitted, fitted
+from loratools.ops._convert_fit import fitted
 from loratools.ops._convert_serve import served, unservable
 from loratools.storage.commit import check_output
 from loratools.storage.files import quoted
 from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES
+from loratools.updates.loha import LoHa
+from loratools.updates.lokr import LoKr
 from loratools.updates.lora import LoRA
+from loratools.updates.lora_experts import LoRAExperts
+from loratools.updates.lycoris_glora import LycorisGLoRA
 
 # Fields of configs that say what the tensors and their scale say as well: every format writes these in its own way.
 _INTERPRETED = frozenset({
@@ -111,6 +116,7 @@ def convert(
     Raises:
         UsageError: no such format, or one that is not written.
         UnsupportedError: something that the format cannot hold, named; an uncertain scale.
+        InputError: values that are not finite.
         OutputExistsError: `out` exists, or is the input.
     """
     entry = formats.writer(to)
@@ -124,7 +130,7 @@ def convert(
     check_output(out, overwrite=overwrite, inputs=inputs)
     warnings = list(source.warnings)
     source = with_alpha(source.selected(include, exclude), alpha)
-    if assumed := [n for n, u in source.updates.items() if u.alpha_source == "assumed"]:
+    if assumed := _assumed(source):
         warnings.append(
             f"the scale of {counted(len(assumed), 'module')} is not stored and is assumed to be that of alpha "
             f"{_shown_alphas(source, assumed)}: if it was trained with another, give it with --alpha"
@@ -137,6 +143,7 @@ def convert(
     if fit.pieces:
         count = sum(name not in source.updates for name in whole.updates)
         warnings.append(f"{counted(count, 'module')} split or joined, as the base has them")
+    warnings += _not_in_base(source, known)
     unwritable = dict(entry.unwritable(source, base=known))
     if serve is not None:
         if to != "peft":
@@ -160,7 +167,6 @@ def convert(
             source.format, to, tensors_in, len(source.tensors()), (), None, tuple(dropped), (), (),
             _planned_bytes(source, cast_to), None, tuple(warnings),
         )  # fmt: skip
-    kept_parts = _kept(whole, fit, unwritable)
     if serve is not None:
         source, more = served(source, serve, cast_to)
         warnings += more
@@ -171,8 +177,8 @@ def convert(
             result = formats.load(written.path, format=to, base=known)
         except LoraToolsError as error:
             raise RuntimeError(f"what was written as {to} could not be read back: {error}") from error
-        checked = compare(kept_parts, result, fit.pieces)
-        _refuse_wrong(checked, to)
+        checked = compare(whole, result, fit.pieces, unwritable)
+        _refuse_wrong(checked, whole, to)
         kept, recomputed, lost = _metadata(source, result)
         nbytes = sum(t.nbytes for t in result.tensors().values())
     return ConvertReport(
@@ -201,11 +207,37 @@ def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
         return adapter
     if not math.isfinite(alpha) or alpha == 0:
         raise UsageError(f"an alpha of {alpha:g} is no scale")
-    assumed = {n: u for n, u in adapter.updates.items() if u.alpha_source == "assumed" and isinstance(u, LoRA)}
+    assumed = _assumed(adapter)
     if not assumed:
         raise UsageError(f"{quoted(adapter.name)} says its own alpha, so that there is none to give with --alpha")
     told = {n: replace(u, alpha=alpha, alpha_source="config") for n, u in assumed.items()}
     return replace(adapter, updates={**adapter.updates, **told})
+
+
+def _assumed(adapter: Adapter) -> dict[str, LoRA | LoRAExperts | LoHa | LoKr | LycorisGLoRA]:
+    """Updates scaled by an alpha that nobody has said. A whole difference has none; not every LoKr has a use of it."""
+    return {
+        name: update
+        for name, update in adapter.updates.items()
+        if isinstance(update, LoRA | LoRAExperts | LoHa | LoKr | LycorisGLoRA)
+        and update.alpha_source == "assumed"
+        and not (isinstance(update, LoKr) and update.unscaled)
+    }
+
+
+def _not_in_base(adapter: Adapter, base: Base | None) -> list[str]:
+    """What to say of modules that the given base has no place for: they are written all the same."""
+    if base is None or not base.shapes:
+        return []
+    try:
+        left = match(adapter, base.shapes, config=base.config).leftovers
+    except MismatchError as error:
+        return [f"it is not clear whether the adapter fits {quoted(base.name)}: {error.message}"]
+    if not left:
+        return []
+    total = counted(len(adapter.updates) + len(adapter.replacements), "part")
+    names = "; ".join(shown([str(name) for name in left], 3))
+    return [f"{len(left)} of {total} without a place in {quoted(base.name)}: {names}"]
 
 
 def _without(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
@@ -218,23 +250,30 @@ def _without(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
     )
 
 
-def _kept(whole: Adapter, fit: Fitted, left_out: Mapping[str, str]) -> Adapter:
-    """What of the source should be in the result: all but what was left out, under the source's own names."""
-    gone = dict(left_out)
-    for name, pieces in fit.pieces.items():
-        if pieces and all(piece.module in left_out for piece in pieces):
-            gone[name] = ""
-    return _without(whole, gone)
-
-
-def _refuse_wrong(checked: Sequence[Checked], to: str) -> None:
+def _refuse_wrong(checked: Sequence[Checked], source: Adapter, to: str) -> None:
     wrong = [c for c in checked if not c.explained]
     if wrong:
+        _refuse_not_finite(source)
         lines = [f"{quoted(c.name)}: relative error {c.error:.3g}" for c in wrong]
         # Our own mistake, not the input's: nothing is committed.
         raise RuntimeError(
             f"what was written as {to} is not what was read, beyond rounding, in {len(wrong)} of {len(checked)} parts; "
             f"nothing was kept: {'; '.join(shown(lines))}"
+        )
+
+
+def _refuse_not_finite(source: Adapter) -> None:
+    """Raise InputError where values are not finite: no comparison holds then, and the mistake is not ours."""
+    bad = [
+        quoted(name)
+        for name, tensor in source.tensors().items()
+        if tensor.dtype in FLOAT_DTYPES and not tensor.read().isfinite().all()
+    ]
+    if bad:
+        raise InputError(
+            f"{counted(len(bad), 'tensor')} of {quoted(source.name)} not finite: nan or infinity among the values",
+            details=shown(bad),
+            hint="the training run diverged; take an earlier checkpoint, or leave these out with --exclude",
         )
 
 
@@ -258,7 +297,7 @@ def _said(adapter: Adapter) -> dict[str, object]:
     return dict(sorted(found.items()))
 
 
-def _shown_alphas(adapter: Adapter, names: Sequence[str]) -> str:
+def _shown_alphas(adapter: Adapter, names: Iterable[str]) -> str:
     alphas = {adapter.updates[n].alpha for n in names} - {None}
     return ", ".join(shown([f"{alpha:g}" for alpha in sorted(a for a in alphas if a is not None)]))
 

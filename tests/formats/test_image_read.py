@@ -342,3 +342,33 @@ def test_public_files_go_through_every_format_that_can_hold_them(tmp_path: Path,
             key: v.shape for key, v in tensors.items() if not key.endswith(".alpha")
         }
         assert all(torch.equal(v.to(again[key].dtype), again[key]) for key, v in tensors.items())
+
+
+@pytest.mark.parametrize("key", ["bundle_emb.cat.clip_l", "bundle_emb.cat.string_to_param.*", "<s1>"])
+def test_bundled_embeddings_are_refused_as_what_they_are(key: str, tmp_path: Path) -> None:
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({**lora(module, 6, 5), key: torch.ones(2, 5)}, tmp_path / "a.safetensors")
+
+    with pytest.raises(UnsupportedError, match="textual inversion") as caught:
+        formats.load(tmp_path / "a.safetensors")
+
+    assert key in str(caught.value)
+    assert "--from" not in str(caught.value)
+
+
+def test_a_file_of_embeddings_is_not_called_a_model(tmp_path: Path) -> None:
+    save_file({"clip_l": torch.ones(2, 5), "clip_g": torch.ones(2, 7)}, tmp_path / "a.safetensors")
+
+    with pytest.raises(FormatError, match="textual inversion"):
+        formats.load(tmp_path / "a.safetensors")
+
+
+def test_what_a_kind_misses_is_said_in_one_line(tmp_path: Path) -> None:
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    parts = {f"{module}.hada_{part}": torch.ones(3, 3) for part in ("w1_a", "w1_b", "w2_a")}
+    save_file(parts, tmp_path / "a.safetensors")
+
+    with pytest.raises(FormatError) as caught:
+        formats.load(tmp_path / "a.safetensors")
+
+    assert caught.value.details == (f"'{module}' has hada_w1_a, hada_w1_b, hada_w2_a without hada_w2_b",)

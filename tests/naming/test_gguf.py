@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from loratools.naming import gguf as names
@@ -45,17 +44,3 @@ def test_names_that_are_not_there_are_none() -> None:
     assert names.hf_module(llama, "blk.0.attn_qkv") is None
     assert names.gguf_stack(names.BY_NAME["qwen2"], "model.layers.2.mlp", "up_proj") is None
     assert names.hf_stack(names.BY_NAME["qwen2"], "blk.2.ffn_up_exps") is None
-
-
-def test_rows_are_interleaved_as_llama_cpp_permutes_them() -> None:
-    heads, size = 3, 8
-    weights = np.arange(heads * size)
-
-    order = names.interleaving(heads * size, heads)
-
-    # LlamaModel.permute of llama.cpp's conversion.
-    permuted = weights.reshape(heads, 2, size // 2).swapaxes(1, 2).reshape(weights.shape)
-    assert weights[list(order)].tolist() == permuted.tolist()
-    assert permuted[list(names.inverse(order))].tolist() == weights.tolist()
-    with pytest.raises(ValueError, match="no 5 heads"):
-        names.interleaving(24, 5)

@@ -10,12 +10,12 @@ import factories
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.cli import verbs
-from loratools.errors import OutputExistsError, UnsupportedError, UsageError
+from loratools.errors import InputError, OutputExistsError, UnsupportedError, UsageError
 from loratools.formats import peft
 from loratools.ops._convert_check import Piece, compare
 from loratools.ops.convert import convert
@@ -201,3 +201,65 @@ def test_every_two_formats_of_language_models_convert_there_and_back(first: str,
     # What has been there once comes back with the same bytes, and the same conversion makes the same file.
     again = step(step(back, "third", second), "fourth", first)
     assert _files(again) == _files(back)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_the_inputs_mistake_and_named(value: float, tmp_path: Path) -> None:
+    source = factories.adapter_folder(tmp_path / "in", modules={"a": (6, 5), "b": (10, 5)})
+    tensors = load_file(source / "adapter_model.safetensors")
+    next(t for key, t in tensors.items() if ".b.lora_B" in key)[3, 1] = value
+    save_file(tensors, source / "adapter_model.safetensors")
+
+    with pytest.raises(InputError, match=r"1 tensor of .* not finite") as caught:
+        convert(source, tmp_path / "out", to="mlx")
+
+    assert caught.value.details == ("'b.B'",)
+    assert not (tmp_path / "out").exists()
+
+
+def _kohya(path: Path, parts: dict[str, tuple[int, ...]]) -> Path:
+    generator = torch.Generator().manual_seed(3)
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{module}.{part}": torch.randn(shape, generator=generator) for part, shape in parts.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("parts", "warned"),
+    [
+        ({"diff": (6, 5)}, False),
+        ({"lokr_w1": (2, 3), "lokr_w2": (3, 2)}, False),
+        ({"lokr_w1": (2, 3), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 5)}, True),
+        ({"hada_w1_a": (6, 2), "hada_w1_b": (2, 5), "hada_w2_a": (6, 2), "hada_w2_b": (2, 5)}, True),
+    ],
+)
+def test_an_alpha_is_assumed_and_can_be_given_where_it_counts(
+    parts: dict[str, tuple[int, ...]], warned: bool, tmp_path: Path
+) -> None:
+    source = _kohya(tmp_path / "in.safetensors", parts)
+
+    report = convert(source, tmp_path / "plain.safetensors", to="comfy")
+
+    assert [w for w in report.warnings if "alpha" in w] == [w for w in report.warnings if "alpha 2:" in w]
+    assert any("alpha 2:" in w for w in report.warnings) == warned
+    if not warned:
+        with pytest.raises(UsageError, match="none to give"):
+            convert(source, tmp_path / "given.safetensors", to="comfy", alpha=3)
+        return
+    convert(source, tmp_path / "given.safetensors", to="comfy", alpha=3)
+    (alpha,) = (t for key, t in load_file(tmp_path / "given.safetensors").items() if key.endswith(".alpha"))
+    assert float(alpha) == 3.0
+
+
+def test_what_the_base_has_no_place_for_is_said(tmp_path: Path) -> None:
+    modules = {"model.layers.0.q": (6, 5), "model.layers.1.q": (6, 5), "model.layers.0.v": (7, 5)}
+    source = factories.adapter_folder(tmp_path / "in", modules=modules)
+    weights = {"model.layers.0.q.weight": torch.zeros(6, 5), "model.layers.0.v.weight": torch.zeros(8, 5)}
+    base = factories.checkpoint_folder(tmp_path / "base", weights=weights)
+
+    report = convert(source, tmp_path / "out", to="peft", base=base)
+
+    (warning,) = report.warnings
+    assert "2 of 3 parts without a place" in warning
+    assert "model.layers.0.v   adapter" in warning
+    assert "model.layers.1.q   no such weight in the base" in warning

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from loratools import formats
 from loratools.errors import MismatchError, UnsupportedError
+from loratools.formats import peft
 from loratools.ops.convert import convert
 from loratools.tensors import held
 from loratools.updates._blocks import rows_of, stacked_rows
@@ -168,3 +169,20 @@ def test_dora_of_some_parts_has_no_fused_form(tmp_path: Path) -> None:
 
     with pytest.raises(UnsupportedError, match="cannot be made of q_proj: rows without a magnitude"):
         convert(source, tmp_path / "out", to="peft", base=base(tmp_path / "base", fused=True))
+
+
+def test_parts_of_a_split_module_are_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = factories.adapter_folder(tmp_path / "in", modules={f"{LAYER}.self_attn.qkv_proj": (20, 12)})
+    refused = f"{LAYER}.self_attn.k_proj"
+    monkeypatch.setattr(
+        peft, "unwritable", lambda adapter, base=None: dict.fromkeys({refused} & {*adapter.updates}, "x")
+    )
+    separate = base(tmp_path / "three", fused=False)
+
+    report = convert(source, tmp_path / "out", to="peft", base=separate, allow_partial=True)
+
+    assert [d.name for d in report.dropped if d.what == "module"] == [refused]
+    before, after = dense(source)["self_attn.qkv_proj"], dense(tmp_path / "out")
+    assert set(after) == {"self_attn.q_proj", "self_attn.v_proj"}
+    torch.testing.assert_close(after["self_attn.q_proj"], before[:12])
+    torch.testing.assert_close(after["self_attn.v_proj"], before[16:])

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 @options.include
 @options.exclude
 @options.from_format
+@options.to_format
 @options.rank_from
 @options.threads
 @options.plan
@@ -86,6 +87,7 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     from_format: str | None,
+    format: str,
     rank_from: RankFrom,
     threads: int | None,
     plan: bool,
@@ -131,6 +133,7 @@ def command(
             include=include,
             exclude=exclude,
             from_format=from_format,
+            format=format,
             rank_from=rank_from,
             threads=threads,
             overwrite=overwrite,

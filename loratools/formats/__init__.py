@@ -151,14 +151,20 @@ def staged(
         raise UsageError(f"no dtype named '{dtype}'; there are: float64, float32, float16, bfloat16")
     # Every format stores the scale in one way or another, so that a doubt would be written as a fact.
     adapter.require_scale()
-    if lost := entry.unwritable(adapter, base=base):
-        raise UnsupportedError(
-            f"{counted(len(lost), 'part')} of {quoted(adapter.name)} cannot be written as {format}",
-            details=[f"{name}: {why}" for name, why in sorted(lost.items())],
-        )
+    ensure_writable(adapter, format, base=base)
     place = staged_folder if entry.WRITES == FOLDER else staged_file
     with place(named(Path(out), format), overwrite=overwrite, inputs=[Path(p) for p in inputs]) as path:
         yield Staged(path, entry.write(adapter, path, dtype=stored, base=base))
+
+
+def ensure_writable(adapter: Adapter, format: str, *, base: Base | None = None) -> None:
+    """Raise UnsupportedError, with each part of the adapter that the format cannot hold, if there is any."""
+    if lost := writer(format).unwritable(adapter, base=base):
+        raise UnsupportedError(
+            f"{counted(len(lost), 'part')} of {quoted(adapter.name)} cannot be written as {format}",
+            details=[f"{name}: {why}" for name, why in sorted(lost.items())],
+            hint="leave out what it cannot hold, with --exclude, or write another format",
+        )
 
 
 def writer(format: str) -> Format:

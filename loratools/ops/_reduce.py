@@ -311,7 +311,9 @@ def _ensure_fits(name: str, dtype: str, fits: bool) -> None:
     if not fits:
         raise InputError(
             f"'{name}' has values beyond the range of {str(torch_dtype(dtype)).removeprefix('torch.')}",
-            hint="store it with --dtype float32 or bfloat16",
+            hint="store it with --dtype float32 or bfloat16"
+            if dtype == "F16"
+            else "look at the weights that it is given, and at the adapter's alpha",
         )
 
 

@@ -126,6 +126,7 @@ def combine(
     seed             of what is random in a method.
     dtype            of the stored factors; otherwise each module keeps the widest of its sources.
     include, exclude globs over the names of all adapters together.
+    format           to write, whatever the adapters are read from.
     plan             compute everything, and write nothing.
 
     Computed in float64 and stored at scale 1. A module that only one adapter has, with weight 1, keeps its tensors
@@ -160,9 +161,14 @@ def combine(
     )
     taking_part = [i for i, (_, weight) in enumerate(sources) if weight]
     inputs = [a.path for a, _ in sources if a.path is not None]
-    for path in (out, residual):
-        if path is not None:
-            check_output(Path(path), overwrite=overwrite, inputs=inputs)
+    outputs = [formats.named(Path(path), format) for path in (out, residual) if path is not None]
+    for i, path in enumerate(outputs):
+        check_output(path, overwrite=overwrite, inputs=inputs)
+        if _together(path, outputs[:i]):
+            raise UsageError(
+                f"the residual '{path}' would be written over the combination, or inside of it",
+                hint="give --residual a place of its own",
+            )
 
     selected = _selected(sources, followed.include, followed.exclude)
     targets, layers, silent = _targets(sources, followed, selected, taking_part, chosen)
@@ -183,7 +189,9 @@ def combine(
     updates = together({name: r.update for name, r in zip(targets, results, strict=True)}, layers)
     told = followed.as_json()
     result = _adapter([sources[i][0] for i in taking_part], updates, replacements, told)
-    if out is not None and not plan:
+    if plan:
+        formats.ensure_writable(result, format)
+    elif out is not None:
         warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs)
     rest = {name: r.rest for name, r in zip(targets, results, strict=True) if r.rest is not None}
     if residual is not None and not rest:
@@ -255,6 +263,12 @@ class _Combined:
     module: CombinedModule
     parts: tuple[Part, ...]
     rest: Update | None
+
+
+def _together(path: Path, others: Sequence[Path]) -> bool:
+    """Whether it is one of the others, or lies in one, or one in it."""
+    own = path.resolve()
+    return any(own == o or own in o.parents or o in own.parents for o in (p.resolve() for p in others))
 
 
 def _selected(sources: Sequence[tuple[Adapter, float]], include: Sequence[str], exclude: Sequence[str]) -> set[str]:

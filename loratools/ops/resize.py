@@ -94,6 +94,7 @@ def resize(
     max_rank    no rank is above this, whatever the rule.
     dtype    of the stored factors; otherwise each module keeps its own.
     include, exclude   globs; what they leave out is not in the result.
+    format   to write, whatever the adapter is read from.
     plan     compute everything, and write nothing.
 
     A LoRA at or below its rank passes through with its tensors byte for byte, unless a dtype is asked for; the others
@@ -121,7 +122,7 @@ def resize(
     source = load_adapter(adapter, rank_from=rank_from, from_format=from_format)
     inputs = [source.path] if source.path is not None else []
     if out is not None:
-        check_output(Path(out), overwrite=overwrite, inputs=inputs)
+        check_output(formats.named(Path(out), format), overwrite=overwrite, inputs=inputs)
     source = source.selected(include, exclude)
     warnings = list(source.warnings)
     whole, (parts, layers) = source, apart(source.updates)
@@ -163,7 +164,9 @@ def resize(
     notes = lora_notes(source.notes, updates)
     result = replace(whole, updates=updates, path=None, warnings=(), notes=notes)
     modules = [line for _, line in results]
-    if out is not None and not plan:
+    if plan:
+        formats.ensure_writable(result, format)
+    elif out is not None:
         warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs)
     return ResizeReport(
         modules=tuple(modules),

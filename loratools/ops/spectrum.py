@@ -21,7 +21,7 @@ from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops._delta import Decomposed, Rounding, decomposed, delta_of, rounding_of
 from loratools.ops._extract_work import device_named
-from loratools.ops._factored import exact_factors
+from loratools.ops._factored import exact_factors, reason_against, refuse_together
 from loratools.ops._pairs import Pair, line_up
 from loratools.ops._ranks import ABOVE_EDGE, header_bytes
 from loratools.ops._same import same_bytes
@@ -72,7 +72,7 @@ class ModuleSpectrum:
     def energy(self, rank: int) -> float:
         """Share of the squared norm that a rank keeps."""
         kept = math.fsum(s * s for s in self.singular_values[:rank])
-        if self.complete and rank >= len(self.singular_values):
+        if (self.complete and rank >= len(self.singular_values)) or not self.norm**2:
             return 1.0
         return min(1.0, kept / self.norm**2)
 
@@ -214,6 +214,8 @@ def _of_adapter(adapter: Adapter, workers: int, progress: Callable[[int], None] 
         own = tuple(size for size in update.shape if size is not None)
         return _module(name, own, values, 0.0, shape, epsilon, complete=True, count=1)
 
+    why_not = {name: reason_against(u) for name, u in adapter.updates.items()}
+    refuse_together([f"{name}   {why}" for name, why in why_not.items() if why is not None], len(why_not))
     if not adapter.updates:
         raise InputError(f"'{adapter.name}' has no updates, only replaced weights: there is no spectrum")
     with single_threaded_torch():
@@ -353,6 +355,8 @@ def _table(modules: Sequence[ModuleSpectrum], dtype: str, max_rank: int) -> tupl
 
 def _knee(modules: Sequence[ModuleSpectrum], table: Sequence[RankRow]) -> tuple[int | None, str]:
     """The smallest rank of the table at which twice as much hardly helps, and a sentence for people."""
+    if not any(m.norm for m in modules):
+        return None, "there is no change to hold: every singular value is 0, as before training"
     for row in table:
         if row.error**2 <= _NOTHING:
             return row.rank, f"rank {row.rank} holds all of the change, to rounding"

@@ -178,3 +178,13 @@ def test_seeds_and_threads(tmp_path: Path, space: str) -> None:
 
     assert made("a", seed=1, threads=1) == made("b", seed=1, threads=3)
     assert made("c", seed=2) != made("a2", seed=1)
+
+
+def test_a_residual_in_place_of_the_combination_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    pair = [_adapter(_factors(2, 1)), _adapter(_factors(3, 2))]
+
+    for place in ("out", "out/rest", "other/../out"):
+        with pytest.raises(UsageError, match="over the combination"):
+            combine(pair, tmp_path / "out", rank=2, residual=tmp_path / place, overwrite=True)
+
+    assert list(tmp_path.iterdir()) == []

@@ -259,3 +259,23 @@ def test_command_takes_budgets_and_rules(tmp_path: Path) -> None:
     assert "model.layers.0.self_attn.q_proj" in rule.stdout
     assert (small.exit_code, "there is room for" in small.stderr) == (2, True)
     assert [p.name for p in tmp_path.iterdir() if p.name in "abc"] == ["a"]
+
+
+def test_command_writes_the_format_that_is_asked_for_and_a_plan_says_what_it_cannot_hold(tmp_path: Path) -> None:
+    path = str(_source(tmp_path))
+    runner = click.testing.CliRunner()
+
+    mlx = runner.invoke(verbs, ["resize", path, "-o", str(tmp_path / "mlx"), "--rank", "2", "--format", "mlx"])
+    both = runner.invoke(verbs, ["combine", path, path, "-o", str(tmp_path / "both"), "--format", "mlx"])
+    kohya = ["--rank", "2", "--format", "kohya", "--plan"]
+    resized = runner.invoke(verbs, ["resize", path, "-o", str(tmp_path / "k.safetensors"), *kohya])
+    combined = runner.invoke(verbs, ["combine", path, path, "-o", str(tmp_path / "k.safetensors"), *kohya])
+    named = runner.invoke(verbs, ["resize", path, "-o", str(tmp_path / "k"), *kohya])
+
+    assert (mlx.exit_code, both.exit_code) == (0, 0), mlx.stderr + both.stderr
+    assert [(tmp_path / n / "adapters.safetensors").is_file() for n in ("mlx", "both")] == [True, True]
+    for refused in (resized, combined):
+        assert refused.exit_code == 4
+        assert "cannot be written as kohya" in refused.stderr
+        assert "--exclude" in refused.stderr
+    assert (named.exit_code, "k.safetensors" in named.stderr) == (2, True)

@@ -193,3 +193,28 @@ def test_command_prints_a_plot_and_a_table_or_json(tmp_path: Path) -> None:
     assert len(body["modules"][0]["singular_values"]) == 24 or len(body["modules"][0]["singular_values"]) == 26
     assert adapter.exit_code == 0, adapter.stderr
     assert "holds all of the change" in adapter.stdout
+
+
+def test_modules_without_any_change_have_a_spectrum_of_zeros(tmp_path: Path) -> None:
+    name, other = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
+    untrained = (torch.randn(4, 20), torch.zeros(24, 4))
+    zero = factories.adapter_folder(tmp_path / "zero", values={name: untrained})
+    trained = (torch.randn(4, 20), torch.randn(24, 4))
+    mixed = factories.adapter_folder(tmp_path / "mixed", values={name: untrained, other: trained})
+
+    report, half = spectrum(zero), spectrum(mixed)
+
+    assert [(m.norm, m.numerical_rank) for m in report.modules] == [(0.0, 0)]
+    assert (report.knee, report.table[0].error) == (None, 0.0)
+    assert "no change" in report.why
+    s = torch.linalg.svdvals(trained[1].double() @ trained[0].double())
+    assert half.table[0].energy == pytest.approx(float(s[0] ** 2 / s.square().sum()))
+    assert half.table[0].worst_module == other
+
+
+def test_a_model_without_a_base_gets_a_hint(tmp_path: Path) -> None:
+    _, tuned = _models(tmp_path, _changes())
+
+    result = click.testing.CliRunner().invoke(verbs, ["spectrum", str(tuned)])
+
+    assert (result.exit_code, "--base" in result.stderr) == (4, True)

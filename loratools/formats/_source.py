@@ -207,8 +207,8 @@ def _no_weights(folder: Path) -> FormatError:
         return FormatError(
             f"{quoted(folder)} is a model checkpoint, not an adapter",
             details=shown(names),
-            hint="'loratools extract' takes an adapter out of a fine-tuned model; 'loratools spectrum' looks at one, given "
-            "with --base the model that it was trained from",
+            hint="'loratools extract' takes an adapter out of a fine-tuned model; 'loratools spectrum' looks at one, "
+            "given with --base the model that it was trained from",
         )
     if not names:
         return FormatError(f"{quoted(folder)} is empty; an adapter has {' or '.join(WEIGHTS)}")

@@ -153,16 +153,16 @@ class _Orientation:
         self.undecided: set[str] = set()
 
     def possible(self, update: Update, shape: tuple[int, ...]) -> bool:
-        return update.fits(shape) or update.fits(_swapped(shape))
+        return update.fits(shape) or self._fits_turned(update, shape)
 
     def decidable(self, update: Update, shape: tuple[int, ...]) -> bool:
         if not isinstance(update, LoRAExperts) or update.orientation is not None:
             return True
-        return not (update.fits(shape) and update.fits(_swapped(shape)))
+        return not (update.fits(shape) and self._fits_turned(update, shape))
 
     def decided(self, target: str, update: Update, shape: tuple[int, ...]) -> bool:
         """Whether the weight is the transpose of what the layer computes with."""
-        straight, turned = update.fits(shape), len(shape) in (2, 3) and update.fits(_swapped(shape))
+        straight, turned = update.fits(shape), self._fits_turned(update, shape)
         if not (straight and turned):
             return turned
         self.undecided.add(target)
@@ -173,6 +173,12 @@ class _Orientation:
             return False
         # PEFT ignores the flag for layers whose class it knows.
         return is_conv1d(self.model_type, target) if self.flag is None or is_known(self.model_type) else self.flag
+
+    @staticmethod
+    def _fits_turned(update: Update, shape: tuple[int, ...]) -> bool:
+        """Whether it is one of the transpose; the axes of a kernel are never exchanged."""
+        matrix = len(shape) == 2 or (len(shape) == 3 and isinstance(update, LoRAExperts))
+        return matrix and update.fits(_swapped(shape))
 
     def warnings(self, updates: Mapping[str, tuple[Place, ...]]) -> list[str]:
         """The flag decides for square weights only; where the others all contradict it, say so."""

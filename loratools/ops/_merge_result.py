@@ -54,8 +54,10 @@ def resolve(
     replaced = _replacements(adapters, matches)
     updates = _updates(base, adapters, matches, replaced)
     patches = _patches(adapters, matches, replaced)
-    untied, following = _untied(base, replaced, updates)
+    untied, following = _untied(base, replaced, updates, patches)
     replaced = {name: new for name, new in replaced.items() if name not in following}
+    replaced |= _carried(base, replaced, untied)
+    patches |= {name: _followed(base, patches, name) for name in untied if name not in replaced}
     added = tuple(n for n in replaced if n not in base.weights and n not in base.tied)
     outputs = {
         name: _output(base, name, replaced.get(name), updates.get(name, ()), patches.get(name, ()), dtype)
@@ -179,7 +181,10 @@ def _weight_beside(base: Checkpoint, bias: str, m: Matches) -> LazyTensor:
 
 
 def _untied(
-    base: Checkpoint, replaced: Mapping[str, _Replaced], updates: Mapping[str, tuple[WeightedUpdate, ...]]
+    base: Checkpoint,
+    replaced: Mapping[str, _Replaced],
+    updates: Mapping[str, tuple[WeightedUpdate, ...]],
+    patches: Mapping[str, tuple[RowsReplaced, ...]],
 ) -> tuple[tuple[str, ...], set[str]]:
     """Tied names that no longer equal the weight they follow, with all that are tied to the same one;
     and replaced names that go on following, since both were saved equal."""
@@ -193,9 +198,57 @@ def _untied(
                 following.add(name)
             else:
                 alone.add(source)
-        elif source in updates or _trained_alone(base, replaced.get(source), source):
+        elif (
+            source in updates
+            or _trained_alone(base, replaced.get(source), source)
+            or (name in patches and (source in replaced or not _same_rows(patches[name], patches.get(source, ()))))
+        ):
             alone.add(source)
     return tuple(name for name, source in base.tied.items() if source in alone), following
+
+
+def _carried(base: Checkpoint, replaced: Mapping[str, _Replaced], untied: Sequence[str]) -> dict[str, _Replaced]:
+    """What replaces tied names that are stored on their own now: what replaces the weight that they followed in
+    training. Of another size it is not taken, so that it is found to be missing."""
+    found = {}
+    for name in untied:
+        source = base.tied[name]
+        new = replaced.get(source)
+        if name in replaced or new is None or new.replacement.declared == "modules_to_save":
+            continue
+        if new.replacement.tensor.shape == base.weights[source].shape:
+            found[name] = new
+    return found
+
+
+def _followed(base: Checkpoint, patches: Mapping[str, tuple[RowsReplaced, ...]], name: str) -> tuple[RowsReplaced, ...]:
+    """Rows replaced in a tied name that is stored on its own now: those of the weight that it followed in training,
+    save for adapters that replace rows of its own.
+
+    Raises:
+        MismatchError: one adapter's rows differ from another's.
+    """
+    own = patches.get(name, ())
+    mine = {patch.adapter for patch in own}
+    others = [patch for patch in patches.get(base.tied[name], ()) if patch.adapter not in mine]
+    for patch in others:
+        for other in own:
+            if not _agree(patch, Replacement(other.values, "tokens", other.rows)):
+                raise MismatchError(
+                    f"'{name}' has rows that two adapters replace with different values, one of them through "
+                    f"'{base.tied[name]}', which it is tied to",
+                    hint="leave one of them out with --exclude, or merge the adapters one at a time",
+                )
+    return (*others, *own)
+
+
+def _same_rows(some: Sequence[RowsReplaced], others: Sequence[RowsReplaced]) -> bool:
+    """Whether the same rows get the same values."""
+    mine, theirs = (
+        {row: values for p in patches for row, values in zip(p.rows, p.values.read(), strict=True)}
+        for patches in (some, others)
+    )
+    return mine.keys() == theirs.keys() and all(bool((mine[row] == theirs[row]).all()) for row in mine)
 
 
 def _trained_alone(base: Checkpoint, new: _Replaced | None, source: str) -> bool:
@@ -238,7 +291,8 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
     """A replaced tensor has the base's shape, save for a head of other labels, and for a vocabulary that is resized
     everywhere."""
     tokens = vocabulary_size(base)
-    shapes = {n: (base.weights[n].shape, outputs[n].shape) for n in base.weights}
+    stored = {n: base.tied.get(n, n) for n in outputs}
+    shapes = {n: (base.weights[s].shape, outputs[n].shape) for n, s in stored.items() if s in base.weights}
     resized = {n: (old, new) for n, (old, new) in shapes.items() if old != new}
 
     def fits(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:

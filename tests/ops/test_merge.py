@@ -546,6 +546,123 @@ def test_an_embedding_trained_as_a_copy_leaves_the_tied_head_as_it_was(tmp_path:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
 
 
+ROWS = torch.randn(2, 6, generator=torch.Generator().manual_seed(5))
+
+
+def trained_rows(module: str, rows: Tensor = ROWS) -> dict[str, Tensor]:
+    return {f"{module}.token_adapter.trainable_tokens_delta": rows.clone()}
+
+
+def with_rows(weight: Tensor) -> Tensor:
+    found = weight.clone()
+    found[[3, 5]] = ROWS
+    return found
+
+
+def test_tokens_trained_in_a_tied_head_alone_are_not_dropped(tmp_path: Path) -> None:
+    base, weights = tied_base(tmp_path)
+    indices = {"trainable_token_indices": {"lm_head": [3, 5]}}
+    folder = factories.adapter_folder(tmp_path / "a", extra=trained_rows("lm_head"), config=indices)
+
+    merge(base, [folder], tmp_path / "out")
+
+    result, embedding = merged_weights(tmp_path / "out"), weights["model.embed_tokens.weight"]
+    assert torch.equal(result["model.embed_tokens.weight"], embedding)
+    assert torch.equal(result["lm_head.weight"], with_rows(embedding))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_tokens_trained_in_both_of_a_tied_pair_stay_tied_where_they_are_equal(tmp_path: Path, equal: bool) -> None:
+    base, weights = tied_base(tmp_path)
+    indices = {"trainable_token_indices": {"lm_head": [3, 5], "embed_tokens": [3, 5]}}
+    rows = trained_rows("model.embed_tokens") | trained_rows("lm_head", ROWS if equal else ROWS + 1)
+    folder = factories.adapter_folder(tmp_path / "a", extra=rows, config=indices)
+
+    merge(base, [folder], tmp_path / "out")
+
+    result = merged_weights(tmp_path / "out")
+    assert torch.equal(result["model.embed_tokens.weight"], with_rows(weights["model.embed_tokens.weight"]))
+    assert ("lm_head.weight" in result) is not equal
+    assert equal or torch.equal(result["lm_head.weight"][[3, 5]], ROWS + 1)
+
+
+def test_a_head_untied_by_its_own_update_keeps_the_tokens_trained_through_the_embedding(tmp_path: Path) -> None:
+    base, weights = tied_base(tmp_path)
+    parts = factories.factors({"lm_head": (13, 6)})
+    folder = factories.adapter_folder(
+        tmp_path / "a",
+        values=parts,
+        extra=trained_rows("model.embed_tokens"),
+        config={"trainable_token_indices": [3, 5]},
+    )
+
+    merge(base, [folder], tmp_path / "out")
+
+    result, embedding = merged_weights(tmp_path / "out"), with_rows(weights["model.embed_tokens.weight"])
+    a, b = parts["lm_head"]
+    assert torch.equal(result["model.embed_tokens.weight"], embedding)
+    assert torch.allclose(result["lm_head.weight"], embedding + 2 * (b @ a), atol=1e-5)
+
+
+def test_a_head_untied_by_its_own_update_keeps_the_saved_embedding(tmp_path: Path) -> None:
+    base, _ = tied_base(tmp_path)
+    parts, new = factories.factors({"lm_head": (13, 6)}), torch.randn(13, 6)
+    folder = factories.adapter_folder(tmp_path / "a", values=parts, extra={"model.embed_tokens.weight": new})
+
+    merge(base, [folder], tmp_path / "out")
+
+    a, b = parts["lm_head"]
+    assert torch.allclose(merged_weights(tmp_path / "out")["lm_head.weight"], new + 2 * (b @ a), atol=1e-5)
+
+
+def test_one_adapters_tokens_of_the_embedding_and_anothers_of_its_tied_head_may_not_differ(tmp_path: Path) -> None:
+    base, _ = tied_base(tmp_path)
+    folders = [
+        factories.adapter_folder(
+            tmp_path / module,
+            extra=trained_rows(module, rows),
+            config={"trainable_token_indices": {module: [3, 5]}},
+        )
+        for module, rows in (("model.embed_tokens", ROWS), ("lm_head", ROWS + 1))
+    ]
+
+    with pytest.raises(MismatchError, match=r"'lm_head\.weight' has rows that two adapters replace"):
+        merge(base, folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("head", "embedding", "message"),
+    [
+        ((13, 8), None, "1 replaced tensors do not fit"),
+        ((15, 6), (17, 6), "resize the vocabulary to 2 different sizes"),
+        ((17, 6), None, "1 weights stay as they are"),
+    ],
+)
+def test_a_replaced_tied_head_has_to_fit(
+    tmp_path: Path, head: tuple[int, int], embedding: tuple[int, int] | None, message: str
+) -> None:
+    base, _ = tied_base(tmp_path)
+    extra = {"lm_head.weight": torch.randn(head)}
+    extra |= {"model.embed_tokens.weight": torch.randn(embedding)} if embedding else {}
+    folder = factories.adapter_folder(tmp_path / "a", extra=extra)
+
+    with pytest.raises(MismatchError, match=message):
+        merge(base, [folder], tmp_path / "out")
+
+
+@pytest.mark.parametrize(("a", "weight"), [((2, 4, 1, 3), (7, 4, 3, 1)), ((2, 3, 4), (7, 4, 3))])
+def test_the_axes_of_a_kernel_are_not_exchanged(tmp_path: Path, a: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    base = factories.checkpoint_folder(tmp_path / "base", weights={"conv.weight": torch.randn(weight)})
+    ones = (1,) * (len(weight) - 2)
+    folder = factories.adapter_folder(
+        tmp_path / "a", rank=2, values={"conv": (torch.randn(a), torch.randn(7, 2, *ones))}
+    )
+
+    with pytest.raises(MismatchError, match="do not fit"):
+        merge(base, [folder], tmp_path / "out")
+
+
 # --- against PEFT --------------------------------------------------------------------------------------------------
 
 

@@ -148,8 +148,8 @@ def refusals(config: Mapping[str, object]) -> list[tuple[str, str, str | None]]:
         if (why := kinds.refusal(kind)) is not None:
             found.append(("peft_type", f"peft_type = {shown_value(kind)}: {why}", None))
         # The fields of another kind of adapter are that kind's business.
-        known = kinds.known_fields(kind) if why is None else None
-        if known is not None:
+        if why is None:
+            known = kinds.known_fields(kind)
             found += [_unknown(name, value) for name, value in config.items() if value and name not in FIELDS | known]
         return found
     for name, value in config.items():

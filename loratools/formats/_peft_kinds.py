@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from loratools import registry
-from loratools.errors import UnsupportedError
+from loratools.errors import FormatError, UnsupportedError
 from loratools.formats._peft_keys import PREFIX
-from loratools.formats._source import shown
+from loratools.formats._source import counted, shown
 from loratools.storage.files import quoted
 from loratools.tensors import LazyTensor
 from loratools.updates import Update
@@ -20,23 +20,31 @@ from loratools.updates._unmergeable import REASONS
 
 # Where the two have the same name but for dashes and case, nothing needs to be said.
 _FILES = {"BONE": "miss"}
-# Types without updates: all that they store takes the place of something.
-REPLACING = ("LN_TUNING", "TRAINABLE_TOKENS")
+# Types without updates, all that they store taking the place of something, and the fields that are theirs alone.
+REPLACING: Mapping[str, tuple[str, ...]] = {"LN_TUNING": (), "TRAINABLE_TOKENS": ("token_indices", "init_weights")}
 
 
 def refusal(peft_type: object) -> str | None:
     """Why adapters of such a type are not read; None where they are."""
-    if peft_type == "LORA" or peft_type in REPLACING or _file(peft_type) in registry.names("updates"):
+    name = str(peft_type)
+    if name == "LORA" or name in REPLACING:
         return None
-    return REASONS.get(str(peft_type), "not a kind known here")
+    # Variants of LoRA, and kinds that only others store, are no type of PEFT's: they list no fields.
+    if name.isupper() and _file(name) in registry.names("updates") and _fields(name) is not None:
+        return None
+    return REASONS.get(name, "not a kind known here")
 
 
-def known_fields(peft_type: object) -> dict[str, None] | None:
-    """Fields of the config that a kind interprets, or knows to have no part in the result; None where it lists none."""
+def known_fields(peft_type: object) -> dict[str, None]:
+    """Fields of the config that a kind that is read interprets, or knows to have no part in the result."""
+    return dict.fromkeys(_fields(str(peft_type)) or ())
+
+
+def _fields(peft_type: str) -> tuple[str, ...] | None:
     if peft_type in REPLACING:
-        return None
-    listed = getattr(registry.load("updates", _file(peft_type)), "PEFT_FIELDS", None)
-    return dict.fromkeys(listed) if listed is not None else None
+        return REPLACING[peft_type]
+    listed: tuple[str, ...] | None = getattr(registry.load("updates", _file(peft_type)), "PEFT_FIELDS", None)
+    return listed
 
 
 def _file(peft_type: object) -> str:
@@ -108,12 +116,35 @@ def updates(
             f"{quoted(str(path))} has tensors that are not known of {file}",
             details=shown([quoted(name)[1:-1] for name in strange]),
         )
+    _refuse_no_numbers(found, path, may_be_empty=getattr(kind, "PEFT_MAY_BE_EMPTY", False))
     names = list(found.parts)
     made: dict[str, Update] = {}
     for module, parts in found.parts.items():
         one = PeftModule(module, parts, config, ranks[module], *alphas[module], found.shared, names)
         made |= {module + suffix: update for suffix, update in kind.from_peft(one).items()}
     return made
+
+
+def _refuse_no_numbers(found: Modules, path: object, *, may_be_empty: bool) -> None:
+    """Raise FormatError where parts have no axes or no values, or hold no numbers with a fraction; indices may, and what
+    modules share, which may be sizes."""
+    tensors = [(f"{m}.{part}", tensor) for m, parts in found.parts.items() for part, tensor in parts.items()]
+    wrong = []
+    for name, tensor in [*tensors, *found.shared.items()]:
+        if not tensor.shape or (0 in tensor.shape and not may_be_empty):
+            wrong.append(f"{quoted(name)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
+        elif (
+            (tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL")
+            and "indices" not in name
+            and name not in found.shared
+        ):
+            wrong.append(f"{quoted(name)} has dtype {tensor.dtype}, which is no number with a fraction")
+    if wrong:
+        raise FormatError(
+            f"{quoted(str(path))} has {counted(len(wrong), 'tensor')} that cannot be what the kind needs",
+            details=shown(wrong),
+            hint="save the adapter again, or download it again if it was cut off",
+        )
 
 
 def _is_known(part: str, known: Iterable[str]) -> bool:

@@ -66,6 +66,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         _refuse_unsupported(source, {})
         found = kinds.modules(source.tensors, peft_type)
         parsed = parse_all(found.others)
+        # Factors of LoRA are of another kind here, and would be left out without a word.
+        foreign = Foreign("LoRA")
+        parsed = {key: foreign if isinstance(one, Factor) else one for key, one in parsed.items()}
         _refuse_unsupported(source, parsed)
         updates, doubts, warnings = kind_updates(source, found, peft_type), [], []
     warnings += _warnings(source, parsed, updates)

@@ -280,7 +280,12 @@ def _refuse(output: Output, base: Floats, exact: Floats) -> NoReturn:
 
     if not np.isfinite(base).all():
         raise InputError(f"'{output.name}' of the base holds values that are not finite")
-    largest, limit = float(np.where(np.isnan(exact), np.inf, abs(exact)).max()), LARGEST[output.dtype]
+    if np.isnan(exact).any():
+        raise InputError(
+            f"'{output.name}' would hold values that are no numbers",
+            hint="look for an absurd alpha, or a vector of length zero that is divided by",
+        )
+    largest, limit = float(abs(exact).max()), LARGEST[output.dtype]
     if largest <= limit:
         raise InputError(
             f"'{output.name}' would reach {largest:.4g}, which no trained weight does",

@@ -17,6 +17,8 @@ from loratools.errors import MismatchError
 from loratools.tensors import LazyTensor
 
 _IN_LAYER = re.compile(r"((?:.+\.)?(?:layers|layer|h|blocks)\.)(\d+)(\..+)")
+# No model has as many layers; what says so is damage.
+_MOST = 100_000
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -102,6 +104,6 @@ def _said(adapter: Adapter) -> tuple[tuple[int, int], ...]:
         found = tuple((int(start), int(stop)) for start, stop in ranges)
     except (TypeError, ValueError):
         found = ((0, 0),)
-    if any(not 0 <= start < stop for start, stop in found):
+    if any(not 0 <= start < stop <= _MOST for start, stop in found) or sum(b - a for a, b in found) > _MOST:
         raise MismatchError(f"'{adapter.name}' has layer_replication = {ranges}, which names no layers")
     return found

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("lora_A", "lora_B", "lora_E")
+# What was pruned away has no rows left.
+PEFT_MAY_BE_EMPTY = True
+PEFT_FIELDS = ("target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")
 # PEFT's defaults, where the config has none.
 _INITIAL_RANK = 12
 _ALPHA = 8

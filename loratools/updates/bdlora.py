@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update, fits_shape, lora
@@ -21,6 +22,9 @@ from loratools.updates._peft import PeftModule
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
+
+
+_SETTINGS = ("target_modules_bd_a", "target_modules_bd_b", "nblocks", "match_strict")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """Linear layers; modules that neither list names are LoRA."""
     settings = module.config.get("use_bdlora")
     settings = settings if isinstance(settings, Mapping) else {}
+    _check(settings)
     # PEFT looks for the entries in the last part of the name, anywhere.
     own = module.name.rpartition(".")[2]
     named = [
@@ -106,7 +111,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
         return lora.from_peft(module)
     a, b = module.need("lora_A", "lora_B")
     blocks = settings.get("nblocks", 1)
-    if len(named) > 1 or not isinstance(blocks, int) or blocks < 1:
+    if len(named) > 1 or isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1:
         raise faulty(module.name, f"has block-diagonal {' and '.join(named)} of {blocks!r} blocks")
     wide = blocks if named == ["B"] else 1
     stacked = a if named == ["A"] else b
@@ -119,3 +124,22 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     rslora = bool(module.config.get("use_rslora"))
     diagonal: Literal["A", "B"] = "A" if named == ["A"] else "B"
     return {"": BDLoRA(a, b, blocks, diagonal, module.alpha, module.alpha_source, rslora)}
+
+
+def _check(settings: Mapping[str, object]) -> None:
+    """Raises:
+    UnsupportedError: settings that are not known, which may change the result.
+    FormatError: lists of modules that are none.
+    """
+    if strange := [name for name, value in settings.items() if value and name not in _SETTINGS]:
+        raise UnsupportedError(
+            f"use_bdlora in adapter_config.json has settings that are not known here: {', '.join(sorted(strange))}",
+            hint="if they are harmless, remove them from adapter_config.json",
+        )
+    wrong = [
+        name
+        for name in _SETTINGS[:2]
+        if not isinstance(entries := settings.get(name) or [], list) or not all(isinstance(e, str) for e in entries)
+    ]
+    if wrong:
+        raise FormatError(f"{wrong[0]} of use_bdlora in adapter_config.json is no list of names of modules")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 PEFT_PARTS = ("boft_R", "boft_s")
+PEFT_FIELDS = ("boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout", "init_weights")
 
 
 @dataclass(frozen=True)

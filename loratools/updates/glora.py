@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("glora_A", "glora_B", "glora_C", "glora_D", "glora_E")
+PEFT_FIELDS = ("config_A_B", "config_C", "config_D_E", "init_weights")
 # What PEFT stores for a path that is nothing, and does not train.
 _NOTHING = "zeros"
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("hra_u",)
+PEFT_FIELDS = ("apply_GS", "init_weights")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Shape, Update
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 PEFT_PARTS = ("ia3_l",)
+PEFT_FIELDS = ("feedforward_modules", "init_ia3_weights")
 LYCORIS_PARTS = ("weight", "on_input")
 
 
@@ -106,8 +108,26 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
 def _is_feedforward(module: PeftModule) -> bool:
     listed = module.config.get("feedforward_modules")
     if isinstance(listed, str):
-        return re.fullmatch(listed, module.name) is not None
+        return _matches(listed, module.name)
     return isinstance(listed, list) and any(module.name.endswith(str(entry)) for entry in listed)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a regular expression from a stranger's file matches a name, where it cannot hold us up.
+
+    Raises:
+        FormatError: it is none, or repeats what repeats, or repeats so often that it might take years.
+    """
+    try:
+        found = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise FormatError(f"feedforward_modules: {pattern!r} is no regular expression: {error}") from None
+    if len(pattern) > 500 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 4:
+        raise FormatError(
+            f"feedforward_modules: the regular expression {pattern[:80]!r} may take too long to match",
+            hint="write the names of the modules in its place, as a list",
+        )
+    return found.fullmatch(name) is not None
 
 
 def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+PEFT_FIELDS = ("alpha", "rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+PEFT_FIELDS = (
+    "alpha",
+    "rank_dropout",
+    "module_dropout",
+    "use_effective_conv2d",
+    "decompose_both",
+    "decompose_factor",
+    "rank_dropout_scale",
+    "init_weights",
+)
 # PEFT's default, where the config has none.
 _PEFT_RANK = 8
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 PEFT_PARTS = ("miss_block", "bone_block")
+PEFT_FIELDS = ("miss_dropout", "mini_r", "init_weights")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,18 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("oft_R", "oft_embedding_R")
+# The series converges in tens of terms or never; more than this is damage.
+_MOST_TERMS = 10_000
+PEFT_FIELDS = (
+    "oft_block_size",
+    "module_dropout",
+    "init_weights",
+    "coft",
+    "eps",
+    "block_share",
+    "use_cayley_neumann",
+    "num_cayley_neumann_terms",
+)
 
 
 @dataclass(frozen=True)
@@ -122,8 +134,11 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     series = bool(config.get("use_cayley_neumann", True))
     terms, most = config.get("num_cayley_neumann_terms", 5), config.get("eps", 6e-5)
     shared = bool(config.get("block_share", False))
-    if not isinstance(terms, int) or not isinstance(most, int | float):
-        raise FormatError(f"num_cayley_neumann_terms = {terms!r} and eps = {most!r}: numbers are needed")
+    if not isinstance(terms, int) or not terms <= _MOST_TERMS or not isinstance(most, int | float):
+        raise FormatError(
+            f"num_cayley_neumann_terms = {terms!r} and eps = {most!r}: numbers are needed, and at most {_MOST_TERMS} "
+            "terms of the series"
+        )
     made = OFT(
         skew,
         terms if series else None,

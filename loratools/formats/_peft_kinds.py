@@ -126,8 +126,8 @@ def updates(
 
 
 def _refuse_no_numbers(found: Modules, path: object, *, may_be_empty: bool) -> None:
-    """Raise FormatError where parts have no axes or no values, or hold no numbers with a fraction; indices may, and what
-    modules share, which may be sizes."""
+    """Raise FormatError where parts have no axes or no values, or hold no numbers with a fraction, as indices may and
+    what modules share, which may be sizes."""
     tensors = [(f"{m}.{part}", tensor) for m, parts in found.parts.items() for part, tensor in parts.items()]
     wrong = []
     for name, tensor in [*tensors, *found.shared.items()]:

@@ -27,11 +27,11 @@ def integer(module: PeftModule, name: str, default: int | None = None) -> int:
     """A field of the config that is a whole number.
 
     Raises:
-        FormatError: it is missing, or no whole number.
+        FormatError: it is missing, or no whole number of 64 bits.
     """
     value = number(module, name, default)
-    if value != int(value):
-        raise FormatError(f"{name} in adapter_config.json is {value}, which is no whole number")
+    if value != int(value) or not -(1 << 63) <= value < 1 << 64:
+        raise FormatError(f"{name} in adapter_config.json is {value}, which is no whole number of 64 bits")
     return int(value)
 
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Update, fits_shape
-from loratools.updates._deltas import FactorDelta
+from loratools.updates import Update
 from loratools.updates._faults import faulty
+from loratools.updates._low_rank import LowRank
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
-    from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("lora_A", "lora_B", "lora_E")
@@ -34,14 +33,13 @@ _MORE = 1e-5
 
 
 @dataclass(frozen=True)
-class AdaLoRA:
+class AdaLoRA(LowRank):
     """`a: (rank, in)`, `b: (out, rank)`, `e: (rank, 1)`, the singular values.
 
     initial_rank: what alpha is divided by.
     """
 
     kind: ClassVar[str] = "adalora"
-    needs_base: ClassVar[bool] = False
 
     a: LazyTensor
     b: LazyTensor
@@ -66,27 +64,9 @@ class AdaLoRA:
     def parts(self) -> Mapping[str, LazyTensor]:
         return {"A": self.a, "B": self.b, "E": self.e}
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        return fits_shape(self.shape, shape)
-
-    def factors(self) -> Factors | None:
-        import torch
-
-        from loratools.algebra.lowrank import Factors
-
-        b, a = self._matrices(1.0)
-        return Factors(torch.from_numpy(b), torch.from_numpy(a))
-
-    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
-        import numpy as np
-
-        kind = np.float64 if dtype == "F64" else np.float32
-        b, a = self._matrices(weight)
-        return FactorDelta(b.astype(kind), a.astype(kind))
-
-    def _matrices(self, weight: float) -> tuple[Floats, Floats]:
+    def matrices(self, rows: int, columns: int) -> tuple[Floats, Floats]:
         singular = read_array(self.e, "F64").reshape(-1)
-        return read_array(self.b, "F64") * (singular * (self.scale * weight)), read_array(self.a, "F64")
+        return read_array(self.b, "F64") * (singular * self.scale), read_array(self.a, "F64")
 
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:

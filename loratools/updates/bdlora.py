@@ -6,7 +6,6 @@ other; which factor has them is said by names of modules in the config.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -14,13 +13,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Update, fits_shape, lora
-from loratools.updates._deltas import FactorDelta
+from loratools.updates import Update, lora
 from loratools.updates._faults import faulty
+from loratools.updates._low_rank import LowRank, lora_scale
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
-    from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
 
 
@@ -28,11 +26,10 @@ _SETTINGS = ("target_modules_bd_a", "target_modules_bd_b", "nblocks", "match_str
 
 
 @dataclass(frozen=True)
-class BDLoRA:
+class BDLoRA(LowRank):
     """`a: (rank, in / blocks)` where A has the blocks, else `b: (out, rank / blocks)`; the other factor is whole."""
 
     kind: ClassVar[str] = "bdlora"
-    needs_base: ClassVar[bool] = False
 
     a: LazyTensor
     b: LazyTensor
@@ -52,37 +49,19 @@ class BDLoRA:
 
     @property
     def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return lora_scale(self.alpha, self.rank, self.rslora)
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
         return {"A": self.a, "B": self.b}
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        return fits_shape(self.shape, shape)
-
-    def factors(self) -> Factors | None:
-        import torch
-
-        from loratools.algebra.lowrank import Factors
-
-        b, a = self._matrices(1.0)
-        return Factors(torch.from_numpy(b), torch.from_numpy(a))
-
-    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
-        import numpy as np
-
-        kind = np.float64 if dtype == "F64" else np.float32
-        b, a = self._matrices(weight)
-        return FactorDelta(b.astype(kind), a.astype(kind))
-
-    def _matrices(self, weight: float) -> tuple[Floats, Floats]:
+    def matrices(self, rows: int, columns: int) -> tuple[Floats, Floats]:
         a, b = read_array(self.a, "F64"), read_array(self.b, "F64")
         if self.diagonal == "A":
             a = _along_diagonal(a, self.blocks)
         else:
             b = _along_diagonal(b, self.blocks)
-        return b * (self.scale * weight), a
+        return b * self.scale, a
 
 
 def _along_diagonal(stacked: Floats, blocks: int) -> Floats:

@@ -6,7 +6,6 @@ the adapter is added, in training as after loading: that is part of the delta ag
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update, fits_shape
-from loratools.updates._deltas import FactorDelta
 from loratools.updates._faults import faulty
+from loratools.updates._low_rank import lora_scale, weighted
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class KaSA:
 
     @property
     def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return lora_scale(self.alpha, self.rank, self.rslora)
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
@@ -62,13 +61,12 @@ class KaSA:
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
         import numpy as np
 
-        kind = np.float64 if dtype == "F64" else np.float32
         left, singular, right = np.linalg.svd(read_array(base, "F64"), full_matrices=False)
         kept = len(singular) - self.rank
         added = read_array(self.b, "F64") * (read_array(self.diagonal, "F64").reshape(-1) * self.scale)
-        b = np.concatenate([added, left[:, kept:] * -singular[kept:]], axis=1) * weight
+        b = np.concatenate([added, left[:, kept:] * -singular[kept:]], axis=1)
         a = np.concatenate([read_array(self.a, "F64"), right[kept:]])
-        return FactorDelta(b.astype(kind), a.astype(kind))
+        return weighted(b, a, weight, dtype)
 
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:

@@ -6,7 +6,6 @@ merge, since its bases are quantised; the delta is one of the dequantised weight
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -14,13 +13,12 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Update, fits_shape
-from loratools.updates._deltas import FactorDelta
+from loratools.updates import Update
 from loratools.updates._faults import faulty
+from loratools.updates._low_rank import LowRank, lora_scale
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
-    from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
 
 # PEFT's default, where the config has none.
@@ -28,11 +26,10 @@ _GROUP = 16
 
 
 @dataclass(frozen=True)
-class QALoRA:
+class QALoRA(LowRank):
     """`a: (rank, in / group)`, `b: (out, rank)`."""
 
     kind: ClassVar[str] = "qalora"
-    needs_base: ClassVar[bool] = False
 
     a: LazyTensor
     b: LazyTensor
@@ -52,34 +49,16 @@ class QALoRA:
     @property
     def scale(self) -> float:
         # The sum of a group becomes its average, and that is multiplied by the number of groups.
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank) * self.a.shape[1] / self.group
+        return lora_scale(self.alpha, self.rank, self.rslora) * self.a.shape[1] / self.group
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
         return {"A": self.a, "B": self.b}
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        return fits_shape(self.shape, shape)
-
-    def factors(self) -> Factors | None:
-        import torch
-
-        from loratools.algebra.lowrank import Factors
-
-        b, a = self._matrices(1.0)
-        return Factors(torch.from_numpy(b), torch.from_numpy(a))
-
-    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+    def matrices(self, rows: int, columns: int) -> tuple[Floats, Floats]:
         import numpy as np
 
-        kind = np.float64 if dtype == "F64" else np.float32
-        b, a = self._matrices(weight)
-        return FactorDelta(b.astype(kind), a.astype(kind))
-
-    def _matrices(self, weight: float) -> tuple[Floats, Floats]:
-        import numpy as np
-
-        return read_array(self.b, "F64") * (self.scale * weight), np.repeat(read_array(self.a, "F64"), self.group, 1)
+        return read_array(self.b, "F64") * self.scale, np.repeat(read_array(self.a, "F64"), self.group, 1)
 
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:

@@ -5,22 +5,19 @@ Bilican et al., 2025, https://arxiv.org/abs/2505.12532. One level of the inverse
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Shape, Update
+from loratools.updates import Delta, Update
 from loratools.updates._deltas import dense
-from loratools.updates._drawn import drawn_places
+from loratools.updates._drawn import DrawnSpectrum
 from loratools.updates._peft import PeftModule
 from loratools.updates._peft_fields import chosen, integer, number, shaped
 from loratools.updates._wavelets import LOW_PASS
 
 if TYPE_CHECKING:
-    from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
 
 PEFT_PARTS = ("waveft_spectrum",)
@@ -37,47 +34,25 @@ PEFT_FIELDS = (
 
 
 @dataclass(frozen=True)
-class WaveFT:
-    """`spectrum: (n,)`, for a weight of any size with at least n elements.
+class WaveFT(DrawnSpectrum):
+    """One level of the inverse transform of the spectrum.
 
     wavelet: by the name that PyWavelets gives it; None where S is the delta.
     """
 
     kind: ClassVar[str] = "waveft"
-    shape: ClassVar[Shape] = (None, None)
-    rank: ClassVar[None] = None
-    alpha: ClassVar[None] = None
-    alpha_source: ClassVar[str] = "assumed"
-    needs_base: ClassVar[bool] = False
 
-    spectrum: LazyTensor
-    scale: float
-    seed: int
     wavelet: str | None
 
-    @property
-    def parts(self) -> Mapping[str, LazyTensor]:
-        return {"spectrum": self.spectrum}
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == 2 and math.prod(shape) >= self.spectrum.elements
-
-    def factors(self) -> Factors | None:
-        return None
-
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
-        import numpy as np
-
         rows, columns = base.shape
-        row, column = drawn_places(rows, columns, self.spectrum.elements, self.seed)
         low = LOW_PASS[self.wavelet] if self.wavelet is not None else ()
         # The transform shortens each side by the filter's length less two, and has an even number of coefficients.
         margin = max(0, len(low) - 2)
         height, width = rows + margin, columns + margin
         if self.wavelet is not None:
             height, width = height + height % 2, width + width % 2
-        spectrum = np.zeros((height, width))
-        spectrum[row + (height - rows) // 2, column + (width - columns) // 2] = read_array(self.spectrum, "F64")
+        spectrum = self.coefficients(rows, columns, (height, width))
         if self.wavelet is None:
             return dense(spectrum, self.scale * weight, dtype)
         # What lies beside the smooth part is detail from row to row, and what lies below it from column to column.

@@ -68,6 +68,12 @@ REFUSED: dict[str, tuple[str, dict[str, Tensor], dict[str, Any], str]] = {
         {"feedforward_modules": "(a*)*b"},
         "may take too long",
     ),
+    "a seed that no generator takes": (
+        "FOURIERFT",
+        {"a.fourierft_spectrum": random(4)},
+        {"scaling": 2.0, "random_loc_seed": 10**20 - 1},
+        "no whole number of 64 bits",
+    ),
     "a series without end": (
         "OFT",
         {"a.oft_R": random(2, 3)},

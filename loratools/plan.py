@@ -74,8 +74,9 @@ class Output:
 
     @property
     def whole(self) -> bool:
-        """Whether it is merged in one piece, since an update of it has to see all of it first."""
-        return any(u.update.needs_base for u in self.updates)
+        """Whether it is merged in one piece, since an update of it has to see all of it first, or makes all of it at
+        once (`whole_delta`), which it would do again for every piece."""
+        return any(u.update.needs_base or getattr(u.update, "whole_delta", False) for u in self.updates)
 
     @property
     def row_bytes(self) -> int:

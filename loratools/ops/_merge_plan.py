@@ -72,7 +72,8 @@ class MergePlan:
         factors = max(
             (sum(t.nbytes for u in o.updates for t in u.update.parts.values()) for o in self.outputs), default=0
         )
-        # A kind that looks at its whole weight holds it in float64: the base, the result, and what it works with.
+        # A kind that looks at its whole weight, or makes its delta whole, holds them in float64: base, result, and
+        # what it works with.
         whole = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.whole), default=0)
         return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + whole
 

@@ -29,6 +29,8 @@ class DrawnSpectrum:
     alpha: ClassVar[None] = None
     alpha_source: ClassVar[str] = "assumed"
     needs_base: ClassVar[bool] = False
+    # A transform gives all rows or none.
+    whole_delta: ClassVar[bool] = True
 
     spectrum: LazyTensor
     scale: float

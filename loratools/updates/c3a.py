@@ -31,6 +31,7 @@ class C3A(NoAlpha):
     kind: ClassVar[str] = "c3a"
     rank: ClassVar[None] = None
     needs_base: ClassVar[bool] = False
+    whole_delta: ClassVar[bool] = True
 
     kernel: LazyTensor
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from loratools import formats, merge
 from loratools.errors import InputError
+from loratools.ops import _merge_plan
+from loratools.ops.merge import plan
 
 LOHA = {"hada_w1_a": (10, 2), "hada_w1_b": (2, 6), "hada_w2_a": (10, 2), "hada_w2_b": (2, 6)}
 
@@ -116,6 +118,29 @@ def test_a_reflection_by_a_vector_of_length_zero_gives_no_numbers(tmp_path: Path
 
     with pytest.raises(InputError, match=r"'a\.weight' would hold values that are no numbers"):
         merge(base, [saved(tmp_path / "adapter", "HRA", {"a.hra_u": torch.zeros(6, 2)})], tmp_path / "out")
+
+
+DRAWN = {"scaling": 2.0, "random_loc_seed": 3}
+WHOLE: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {
+    "FOURIERFT": ({"a.fourierft_spectrum": random(5)}, DRAWN),
+    "WAVEFT": ({"a.waveft_spectrum": random(5)}, DRAWN),
+    "C3A": ({"a.c3a_kernel": random(24, 20, 20)}, {"block_size": 20}),
+}
+
+
+@pytest.mark.parametrize("peft_type", WHOLE)
+def test_a_delta_that_is_made_whole_is_made_once_and_counted_in_the_plan(
+    tmp_path: Path, peft_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, config = WHOLE[peft_type]
+    base = factories.checkpoint_folder(tmp_path / "base", weights={"a.weight": random(480, 400)})
+    monkeypatch.setattr(_merge_plan, "_UNIT_BYTES", 1 << 16)
+
+    made = plan(base, [saved(tmp_path / "adapter", peft_type, parts, config)], tmp_path / "out")
+
+    assert [(unit.start, unit.stop) for unit in _merge_plan.work_units(made)] == [(0, 480)]
+    # Base, delta and result, and what they are made with, in float64.
+    assert made.memory >= _merge_plan._PROCESS_BYTES + _merge_plan._BLOCKS_BYTES + 4 * 8 * 480 * 400
 
 
 @pytest.mark.parametrize("ranges", [[[0, 10**13]], [[0, 50_000], [0, 60_000]]])

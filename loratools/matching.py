@@ -130,8 +130,14 @@ def _replacements(
     for name, replacement in adapter.replacements.items():
         found = next((n for n in (renaming(name), name) if n in known), None)
         if found is not None:
-            places = known[found].places
-            if all(place.at == Part() for place in places):
+            places, shape = known[found].places, known[found].shape
+            pieces = any(not place.whole for place in places)
+            if pieces and replacement.rows is None and replacement.tensor.shape != shape:
+                # Pieces of another size would be cut out of it, and what is left dropped.
+                missing.append((name, f"adapter {flow(replacement.tensor.shape)}, base {flow(shape)}"))
+            elif replacement.rows is not None and (pieces or places[0].transposed):
+                missing.append((name, f"some rows of what the base stores otherwise, in {places[0].weight}"))
+            elif all(place.at == Part() for place in places):
                 replacements[name] = places
             else:
                 missing.append((name, f"the base stores it as a part of {places[0].weight}"))

@@ -651,6 +651,32 @@ def test_a_replaced_tied_head_has_to_fit(
         merge(base, [folder], tmp_path / "out")
 
 
+EXPERTS = {
+    f"model.layers.0.block_sparse_moe.experts.{e}.{name}.weight": torch.randn(shape)
+    for e in range(3)
+    for name, shape in {"w1": (5, 6), "w2": (6, 5), "w3": (5, 6)}.items()
+}
+
+
+@pytest.mark.parametrize("shape", [(3, 14, 6), (4, 10, 6), (3, 6, 10), (3, 10, 7)])
+def test_replaced_experts_of_another_size_are_not_cut_to_those_of_the_base(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    config = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 3}
+    base = factories.checkpoint_folder(tmp_path / "base", weights=EXPERTS, config=config)
+    folder = factories.adapter_folder(
+        tmp_path / "a",
+        values={},
+        extra={"model.layers.0.mlp.experts.gate_up_proj": torch.randn(shape)},
+        config={"modules_to_save": ["experts"]},
+    )
+
+    with pytest.raises(MismatchError) as caught:
+        merge(base, [folder], tmp_path / "out")
+
+    assert f"gate_up_proj   adapter {'x'.join(map(str, shape))}, base 3x10x6" in str(caught.value)
+
+
 @pytest.mark.parametrize(("a", "weight"), [((2, 4, 1, 3), (7, 4, 3, 1)), ((2, 3, 4), (7, 4, 3))])
 def test_the_axes_of_a_kernel_are_not_exchanged(tmp_path: Path, a: tuple[int, ...], weight: tuple[int, ...]) -> None:
     base = factories.checkpoint_folder(tmp_path / "base", weights={"conv.weight": torch.randn(weight)})

@@ -62,13 +62,17 @@ class Modules:
 
 
 def modules(tensors: Mapping[str, LazyTensor], peft_type: str) -> Modules:
-    """Take the keys of an adapter of this type apart."""
+    """Take the keys of an adapter of this type apart.
+
+    Raises:
+        FormatError: several keys mean the same part of a module, as those of several adapters do.
+    """
     if peft_type in REPLACING:
         return Modules(others=list(tensors))
     kind = registry.load("updates", _file(peft_type))
     segments = {*kind.PEFT_PARTS, *getattr(kind, "PEFT_SHARED", ())}
     roots = {segment.split(".")[0] for segment in segments}
-    found = Modules()
+    found, twice = Modules(), list[str]()
     for key, tensor in tensors.items():
         names = key.split(".")
         while names[:2] == PREFIX.split(".")[:2] and len(names) > 2:
@@ -82,7 +86,16 @@ def modules(tensors: Mapping[str, LazyTensor], peft_type: str) -> Modules:
         if module in ("", "base_model", "model"):
             found.shared[part] = tensor
         else:
-            found.parts.setdefault(module, {})[part] = tensor
+            own = found.parts.setdefault(module, {})
+            if part in own:
+                twice.append(f"{module}.{part}")
+            own[part] = tensor
+    if twice:
+        raise FormatError(
+            f"{counted(len(twice), 'part')} of modules stored more than once",
+            details=shown([quoted(name)[1:-1] for name in twice]),
+            hint="save each adapter on its own, with PEFT's save_pretrained",
+        )
     return found
 
 

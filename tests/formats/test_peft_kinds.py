@@ -63,6 +63,12 @@ REFUSED: dict[str, tuple[str, dict[str, Tensor], dict[str, Any], str]] = {
         {},
         "b.lora_A.weight' and 1 more: LoRA",
     ),
+    "a part stored twice": (
+        "HRA",
+        {"a.hra_u": random(6, 2), "a.hra_u.default": random(6, 2) + 1},
+        {},
+        "1 part of modules stored more than once",
+    ),
     "no regular expression": ("IA3", {"a.ia3_l": random(1, 6, 1, 1)}, {"feedforward_modules": "("}, "is no regular"),
     "a regular expression of years": (
         "IA3",

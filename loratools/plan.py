@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from loratools.naming.places import Place
@@ -56,7 +57,8 @@ class Output:
     def nbytes(self) -> int:
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
-    @property
+    # Asked for at every block of rows: kept, or asking costs as much as a tenth of the sums.
+    @cached_property
     def matrix(self) -> tuple[int, int]:
         """Rows and columns as which it is merged: those of all experts one below the other, where it holds several."""
         experts = any(u.place.at.expert is not None for u in self.updates)
@@ -78,7 +80,7 @@ class Output:
         once (`whole_delta`), which it would do again for every piece."""
         return any(u.update.needs_base or getattr(u.update, "whole_delta", False) for u in self.updates)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         return self.columns * DTYPE_BITS[self.dtype] // 8
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # Rows or columns of a matrix: a slice, or an array of their numbers.
 Index: TypeAlias = "slice | NDArray[np.intp]"
-ALL = slice(None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,7 +174,7 @@ def _updates(
     replacements: dict[str, Replacement] = {}
     unread: dict[str, list[str]] = {}
     faults: list[str] = []
-    whole = 0
+    whole, zero = 0, []
     for name, module in sorted(modules.items()):
         meant = places[name]
         if module.kinds == {"replacement"}:
@@ -185,13 +185,16 @@ def _updates(
                 replacements[target] = Replacement(module.parts["weight"], "unlisted")
             continue
         try:
-            made = updates_of(module, _scale(module, name, how))
+            scale = _scale(module, name, how)
+            made = updates_of(module, scale)
         except NotReadError as error:
             if error.unsupported:
                 unread.setdefault(str(error), []).append(name)
             else:
                 faults.append(str(error))
             continue
+        if scale.alpha == 0 and any(update.alpha for update in made.values()):
+            zero.append(name)
         for leaf, update in made.items():
             pieces = apart(update, meant.place, columns=module.sizes[1])
             if pieces is None:
@@ -217,6 +220,11 @@ def _updates(
             ],
         )
     warnings = []
+    if zero:
+        warnings.append(
+            f"{counted(len(zero), 'module')} with an alpha of 0, which trainers take for the rank: "
+            f"{', '.join(shown([quoted(name) for name in zero]))}"
+        )
     if whole:
         warnings.append(f"{counted(whole, 'fused module')} that cannot be cut exactly keep their own names")
     return updates, replacements, warnings

@@ -46,6 +46,15 @@ def stored(tmp_path: Path, tensors: Tensors, metadata: dict[str, str] | None = N
     return path
 
 
+def test_an_alpha_of_0_is_read_as_the_rank_and_said(tmp_path: Path) -> None:
+    module = "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_q"
+    found = formats.load(stored(tmp_path, lora(module, 8, 5, alpha=0.0)))
+    assert [(u.alpha, u.scale) for u in found.updates.values()] == [(2.0, 1.0)]
+    assert any("1 module with an alpha of 0" in warning for warning in found.warnings)
+    told = formats.load(stored(tmp_path, lora(module, 8, 5, alpha=3.0)))
+    assert not any("alpha of 0" in warning for warning in told.warnings)
+
+
 SPELLINGS = {
     "attention processors": ("down_blocks.0.attentions.1.transformer_blocks.0.attn1.processor.to_out", "old"),
     "the same below unet": ("unet.down_blocks.0.attentions.1.transformer_blocks.0.attn1.processor.to_out", "old"),

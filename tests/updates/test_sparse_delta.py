@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loratools.updates._deltas import ALL, DenseDelta, FactorDelta, SparseDelta, sparse
+from loratools.updates._deltas import DenseDelta, FactorDelta, SparseDelta, sparse
 
 SHAPE = (7, 5)
+ALL = slice(None)
 RANDOM = np.random.default_rng(1)
 ROW = RANDOM.integers(0, SHAPE[0], 30)
 COLUMN = RANDOM.integers(0, SHAPE[1], 30)

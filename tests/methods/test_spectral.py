@@ -70,9 +70,7 @@ def test_karcher_is_mergekits_and_for_two_the_arc() -> None:
     pair = make.make_terms((2, 3), weights=(0.3, 0.7))
     one, two = (_own(pair, i) for i in (0, 1))
     t = torch.tensor([0.7], dtype=torch.float64)
-    arc = mergekit_slerp(t, (one / one.norm())[None], (two / two.norm())[None])[
-        0
-    ]
+    arc = mergekit_slerp(t, (one / one.norm())[None], (two / two.norm())[None])[0]
 
     _same(make.run("karcher", terms), wanted, 1e-9)
     _same(make.run("karcher", pair), (0.3 * one.norm() + 0.7 * two.norm()) * arc, 1e-9)

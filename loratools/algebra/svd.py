@@ -278,7 +278,7 @@ def _krylov(delta: Tensor, rule: RankRule, block: int, norm: float, tolerance: f
         proven = k is not None
         if q.count + block > _most_rows(rule, found, total, min(m, n)):
             return None
-        x = random() if proven else _orthonormal_rows(image.mT, None, 0.0).mT
+        x = random() if proven else _well_conditioned(image.mT)
     bound = max(0.0, total - float(gram.diagonal().sum())) / total
     k = max(1, min(k, m, n))
     u, s, vt = _ritz(q.filled(), w.filled(), gram, k)
@@ -446,11 +446,24 @@ def _orthonormal_rows(y: Tensor, q: Tensor | None, noise: float) -> Tensor:
             y = torch.addmm(y, q.mT, q @ y, alpha=-1)
         wide = y.double()
         values, vectors = torch.linalg.eigh(wide.mT @ wide)
-        # Squares: in a float32 column only parts above 1e-6 of its length carry information.
-        keep = values > (0.5 if again else max(noise * noise, 1e-12 * max(float(values[-1]), 0.0)))
+        keep = values > (0.5 if again else max(noise * noise, _least_square(values)))
         rotate = vectors[:, keep] / values[keep].sqrt()
         y = (wide @ rotate).float() if again else y @ rotate.float()
     return y.mT.contiguous()
+
+
+def _well_conditioned(x: Tensor) -> Tensor:
+    """Return nearly orthonormal columns that span those of x: (m, at most block). What is multiplied with a delta needs
+    no more, since the product is made orthonormal."""
+    wide = x.double()
+    values, vectors = torch.linalg.eigh(wide.mT @ wide)
+    keep = values > _least_square(values)
+    return x @ (vectors[:, keep] / values[keep].sqrt()).float()
+
+
+def _least_square(values: Tensor) -> float:
+    """Squares: in a float32 column only parts above 1e-6 of its length carry information."""
+    return 1e-12 * max(float(values[-1]), 0.0)
 
 
 class _Rows:

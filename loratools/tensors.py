@@ -243,9 +243,15 @@ class _Reshaped(_View):
 
 class _Reordered(_View):
     def read_rows(self, start: int, stop: int) -> Tensor:
+        import torch
+
         of, order = self._how
-        values: Tensor = of.read()[list(order[start:stop])]
-        return values
+        wanted = order[start:stop]
+        if 2 * len(wanted) >= of.shape[0]:
+            values: Tensor = of.read()[list(wanted)]
+            return values
+        pieces = [of.read_rows(first, last) for first, last in _runs(wanted)]
+        return torch.cat(pieces) if pieces else of.read_rows(0, 0)
 
 
 class _Placed(_View):
@@ -260,6 +266,17 @@ class _Placed(_View):
                 inside = block.read_rows(first - row, last - row)
                 values[first - start : last - start, column : column + block.shape[1]] = inside
         return values
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Numbers that follow each other as ranges: first and one past the last."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number:
+            found[-1] = found[-1][0], number + 1
+        else:
+            found.append((number, number + 1))
+    return found
 
 
 def held(values: Tensor) -> LazyTensor:
@@ -300,7 +317,7 @@ def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
 
 
 def reordered(tensor: LazyTensor, order: tuple[int, ...]) -> LazyTensor:
-    """View of a selection of rows, each by its number, in any order. Any range of it reads the whole tensor."""
+    """View of a selection of rows, each by its number, in any order. Many of them are read as the whole tensor."""
     return LazyTensor((len(order), *tensor.shape[1:]), tensor.dtype, _Reordered(tensor, order))
 
 

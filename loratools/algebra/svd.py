@@ -458,7 +458,8 @@ def _well_conditioned(x: Tensor) -> Tensor:
     wide = x.double()
     values, vectors = torch.linalg.eigh(wide.mT @ wide)
     keep = values > _least_square(values)
-    return x @ (vectors[:, keep] / values[keep].sqrt()).float()
+    conditioned: Tensor = x @ (vectors[:, keep] / values[keep].sqrt()).float()
+    return conditioned
 
 
 def _least_square(values: Tensor) -> float:

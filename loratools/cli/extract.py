@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 @click.option("--max-params", type=click.IntRange(min=1), metavar="N", help="The same, for so many parameters.")
 @click.option(
     "--embeddings",
-    type=click.Choice(["auto", "lora", "full", "skip"]),
+    type=click.Choice(["auto", "lora", "rows", "full", "skip"]),
     default="auto",
     show_default=True,
-    help="Embeddings as factors, whole, not at all, or what is smaller.",
+    help="Embeddings as factors, as the rows that changed, whole, not at all, or what is smallest.",
 )
 @click.option(
     "--whole", multiple=True, metavar="GLOB", help="Modules to store as TUNED has them: exact, and large; repeatable."

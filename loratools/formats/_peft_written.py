@@ -39,6 +39,7 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
     raw = notes.get("config")
     config: dict[str, object] = dict(raw) if isinstance(raw, Mapping) else dict(_NEW_CONFIG)
     config.pop("runtime_config", None)  # PEFT warns about it and ignores it
+    config.pop("token_indices", None)  # of an adapter of trained tokens alone, which a LoRA holds as well
     ranks = {target: u.rank for target, u in updates.items()}
     rslora = bool(updates) and all(u.rslora for u in updates.values())
     # Where only some are rsLoRA, all become plain: PEFT has one flag for all.
@@ -68,8 +69,12 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
     if any(target.endswith(".bias") for target in adapter.updates) or config.get("lora_bias"):
         config["lora_bias"] = any(f"{target}.bias" in adapter.updates for target in updates)
     unchanged = notes.get("names") == names_digest(adapter.updates, adapter.replacements)
+    if tokens := _trained_tokens(adapter):
+        config["trainable_token_indices"] = tokens
+    elif config.get("trainable_token_indices"):
+        config["trainable_token_indices"] = None
     config["modules_to_save"] = _saved(adapter, updates, config, unchanged)
-    if not (unchanged and _listed_already(modules, config)):
+    if not (modules and unchanged and _listed_already(modules, config)):
         # Whole names, so that exactly these modules are found; nothing else may narrow them.
         config["target_modules"] = modules or ([] if experts else _NO_TARGETS)
         narrowing = ("exclude_modules", "layers_to_transform", "layers_pattern")
@@ -139,6 +144,12 @@ def _bias(adapter: Adapter, updates: Mapping[str, Factored]) -> str:
     if not modules:
         return "none"
     return "lora_only" if modules <= set(updates) else "all"
+
+
+def _trained_tokens(adapter: Adapter) -> dict[str, list[int]]:
+    """Module -> the numbers of its rows that are replaced."""
+    rows = {name.rpartition(".")[0]: r.rows for name, r in adapter.replacements.items()}
+    return {module: list(numbers) for module, numbers in rows.items() if numbers is not None}
 
 
 def _saved(

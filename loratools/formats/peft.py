@@ -161,8 +161,7 @@ def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base |
         module, _, leaf = name.rpartition(".")
         # Where a module has factors, PEFT has wrapped it, and its own weights are one level further down.
         if replacement.rows is not None:
-            wrapper = ".token_adapter" if updates else ""
-            tensors[f"{PREFIX}{module}{wrapper}.trainable_tokens_delta"] = replacement.tensor
+            tensors[f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"] = replacement.tensor
         else:
             key = f"{module}.base_layer.{leaf}" if module in updates else name
             tensors[PREFIX + key] = replacement.tensor

@@ -170,6 +170,17 @@ def change(name: str, base: LazyTensor, tuned: LazyTensor) -> float:
     return math.sqrt(total)
 
 
+def changed_rows(base: LazyTensor, tuned: LazyTensor) -> tuple[int, ...]:
+    """Numbers of the rows of `tuned` that the base has with other values, or not at all."""
+    shared = min(base.shape[0], tuned.shape[0])
+    found: list[int] = []
+    for start, stop in _blocks(base, shared):
+        # Of two dtypes the wider one holds both; NaN differs from everything, and is refused elsewhere.
+        differ = base.read_rows(start, stop).double() != tuned.read_rows(start, stop).double()
+        found += (start + differ.flatten(1).any(1).nonzero().flatten()).tolist()
+    return (*found, *range(shared, tuned.shape[0]))
+
+
 def norm(name: str, tensor: LazyTensor, start: int = 0) -> float:
     """Frobenius norm of the rows from `start` on, block by block."""
     total = 0.0

@@ -16,6 +16,7 @@ from loratools.ops._delta import (
     Extracted,
     Rounding,
     change,
+    changed_rows,
     decomposed,
     delta_of,
     rounding_of,
@@ -24,9 +25,9 @@ from loratools.ops._delta import (
 from loratools.ops._pairs import Pair
 from loratools.ops._ranks import RankPolicy
 from loratools.ops._same import same_bytes
-from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES
+from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES, LazyTensor, reordered
 
-Embeddings = Literal["auto", "lora", "full", "skip"]
+Embeddings = Literal["auto", "lora", "rows", "full", "skip"]
 
 SKIPPED = "left out by --embeddings skip"
 # How many times further a module is looked into that takes all of the rank it was decomposed to.
@@ -55,10 +56,11 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Whole:
-    """Replaced by the fine-tuned tensor. `norm` of the change; None where shapes differ."""
+    """Replaced by the fine-tuned tensor, or by those `rows` of it. `norm` of the change; None where shapes differ."""
 
     norm: float | None
     declared: str
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def no_factors(pair: Pair, settings: Settings) -> bool:
     """
     if pair.layer != "embedding":
         return False
-    if settings.embeddings in ("full", "skip") or pair.followed:
+    if settings.embeddings in ("rows", "full", "skip") or pair.followed:
         return True
     rank = settings.policy.planned(min(pair.base.shape)) if settings.embeddings == "auto" else None
     return rank is not None and factor_bytes(pair, rank, settings.dtype) >= pair.tuned.nbytes
@@ -127,6 +129,16 @@ def factor_bytes(pair: Pair, rank: int, dtype: str) -> int:
     """Bytes of factors of this rank."""
     count, rows, columns = pair.matrices
     return rank * count * (rows + columns) * DTYPE_BITS[dtype] // 8
+
+
+def rows_bytes(pair: Pair, rows: Sequence[int]) -> int:
+    """Bytes of these rows, and of their numbers in the config."""
+    return len(rows) * (pair.tuned.nbytes // max(1, pair.tuned.shape[0]) + len(str(pair.tuned.shape[0])) + 2)
+
+
+def whole_of(pair: Pair, outcome: Whole) -> LazyTensor:
+    """What of the fine-tuned tensor replaces the base's."""
+    return pair.tuned if outcome.rows is None else reordered(pair.tuned, outcome.rows)
 
 
 def outcomes(
@@ -200,7 +212,7 @@ class _Work:
         if pair.layer == "embedding" and self.settings.embeddings == "skip":
             return Left(size, SKIPPED)
         if declared is not None:
-            return Whole(size, declared)
+            return self._whole(pair, size, declared)
         return Left(size, pair.why or "values that have no difference")
 
     @staticmethod
@@ -212,7 +224,18 @@ class _Work:
             return None
         return change(pair.name, pair.base, pair.tuned)
 
+    def _whole(self, pair: Pair, size: float | None, declared: str) -> Whole:
+        """The tensor, or the rows of it that changed or are new, where those are less."""
+        table = pair.by_rows and (pair.layer == "embedding" or pair.grown)
+        if table and self.settings.embeddings != "full":
+            rows = changed_rows(pair.base, pair.tuned)
+            if self.settings.embeddings == "rows" or rows_bytes(pair, rows) < pair.tuned.nbytes:
+                return Whole(size, "tokens", rows)
+        return Whole(size, declared)
+
     def _decomposed(self, pair: Pair, look: int | None) -> Outcome | _Seen:
+        if pair.layer == "embedding" and (rows := self._few_rows(pair)) is not None:
+            return Whole(self._change(pair), "tokens", rows) if rows else Unchanged()
         matrices = delta_of(pair.name, pair.base, pair.tuned).view(pair.matrices)
         with self.computing:
             rounding = rounding_of(matrices, pair.tuned)
@@ -227,14 +250,23 @@ class _Work:
             rank = len(found.spectrum)
             small = s.embeddings == "auto" and factor_bytes(pair, rank, s.dtype) >= pair.tuned.nbytes
             if pair.layer == "embedding" and small:
-                return Whole(found.norm, embedding_declared(pair))
+                return self._whole(pair, found.norm, embedding_declared(pair))
             return stored(matrices, found, rank, rounding, s.dtype)
+
+    def _few_rows(self, pair: Pair) -> tuple[int, ...] | None:
+        """The rows that changed, where they take no more than factors would: they are exact."""
+        if not pair.by_rows or self.settings.embeddings != "auto":
+            return None
+        rows = changed_rows(pair.base, pair.tuned)
+        rank = self.settings.policy.planned(min(pair.matrices[1:])) or 1
+        return rows if rows_bytes(pair, rows) <= factor_bytes(pair, rank, self.settings.dtype) else None
 
     def within_limits(self, found: Mapping[Pair, Outcome | _Seen], other_bytes: int) -> dict[Pair, Outcome]:
         """The outcomes, with ranks shared out over what is only decomposed yet."""
         seen = {pair: r for pair, r in found.items() if isinstance(r, _Seen)}
-        replaced = {pair.name: pair.tuned.elements for pair, r in found.items() if isinstance(r, Whole)}
-        taken = other_bytes + sum(pair.tuned.nbytes for pair, r in found.items() if isinstance(r, Whole))
+        whole = {pair: whole_of(pair, r) for pair, r in found.items() if isinstance(r, Whole)}
+        replaced = {pair.name: tensor.elements for pair, tensor in whole.items()}
+        taken = other_bytes + sum(tensor.nbytes for tensor in whole.values())
         while True:
             ranks = self.settings.policy.shared_out(
                 [pair.target for pair in seen],

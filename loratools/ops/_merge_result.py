@@ -19,7 +19,7 @@ from loratools.ops._merge_config import vocabulary_size
 from loratools.ops._place_views import as_stored, as_updated
 from loratools.ops._same import same_bytes
 from loratools.plan import Output, RowsReplaced, WeightedUpdate
-from loratools.tensors import FLOAT_DTYPES, LazyTensor
+from loratools.tensors import FLOAT_DTYPES, LazyTensor, placed
 from loratools.updates.glora import GLoRABias
 
 _PER_TOKEN = {
@@ -281,10 +281,30 @@ def _output(
     to = dtype if dtype is not None and kept in FLOAT_DTYPES else kept
     if to != values.dtype and values.dtype not in FLOAT_DTYPES:
         raise MismatchError(f"'{name}' is {values.dtype} in the adapter and {kept} in the base")
-    beyond = [f"row {max(p.rows)} of {values.shape[0]}" for p in patches if max(p.rows, default=0) >= values.shape[0]]
-    if beyond or any(p.values.shape[1:] != values.shape[1:] for p in patches):
-        raise MismatchError(f"the rows that an adapter replaces do not fit '{name}'", details=beyond)
+    if patches:
+        values = _long_enough(name, values, patches)
     return Output(name, to, values.shape, values, updates, patches, new.adapter if new is not None else None)
+
+
+def _long_enough(name: str, values: LazyTensor, patches: Sequence[RowsReplaced]) -> LazyTensor:
+    """The values with as many rows as are replaced: those of new words come after all others.
+
+    Raises:
+        MismatchError: rows of another width, or new ones with a gap before them.
+    """
+    count, *inner = values.shape
+    rows = {row for patch in patches for row in patch.rows}
+    size = max([count, *(row + 1 for row in rows)])
+    missing = [row for row in range(count, size) if row not in rows]
+    if missing or any(p.values.shape[1:] != values.shape[1:] for p in patches) or (size > count and len(inner) != 1):
+        raise MismatchError(
+            f"the rows that an adapter replaces do not fit '{name}'",
+            details=[f"the base has {count}, the adapter has row {size - 1} and not row {missing[0]}"]
+            if missing
+            else [f"{_times(p.values.shape)} into {_times(values.shape)}" for p in patches],
+            hint="is it the adapter of this model? new words come after all others, without a gap" if missing else None,
+        )
+    return values if size == count else placed((size, inner[0]), [(0, 0, values)])
 
 
 def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: Mapping[str, _Replaced]) -> None:
@@ -296,7 +316,7 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
     resized = {n: (old, new) for n, (old, new) in shapes.items() if old != new}
 
     def fits(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
-        head = replaced[name].replacement.declared == "modules_to_save"
+        head = name in replaced and replaced[name].replacement.declared == "modules_to_save"
         return len(old) == len(new) and old[1:] == new[1:] and (old[0] == tokens or head)
 
     wrong = [

@@ -19,6 +19,7 @@ from loratools.naming.experts import stored_in_out
 from loratools.naming.renaming import best_renamings
 from loratools.naming.vision import in_memory
 from loratools.ops._kinds import Kinds, Layer, is_embedding, kind_of
+from loratools.ops._merge_config import vocabulary_size
 from loratools.tensors import FLOAT_DTYPES, LazyTensor
 
 # A number between two dots: the layer that a tensor belongs to.
@@ -35,6 +36,8 @@ class Pair:
     declared  replaced by the fine-tuned tensor, which an adapter declares so (`adapter.Replacement`).
     followed  an embedding that a tied weight follows, on both sides.
     grown     a vocabulary of another number of rows: what both have are the same words.
+    by_rows   a table of words, or a head over them without a bias: PEFT can replace some of its rows. Not so of
+              positions, whose modules have a forward of their own in some models.
     why       left out, for this reason.
     """
 
@@ -47,6 +50,7 @@ class Pair:
     declared: str | None = None
     followed: bool = False
     grown: bool = False
+    by_rows: bool = False
     why: str | None = None
 
     @property
@@ -121,11 +125,13 @@ def line_up(
         for n in ours.keys() & renamed.keys()
         if is_embedding(n) and ours[n].shape[1:] == renamed[n].shape[1:]
     }
+    vocabulary = vocabulary_size(base)
     pairs: list[Pair] = []
     misfits: list[str] = []
     for name in sorted(ours.keys() & renamed.keys()):
         a, b = ours[name], renamed[name]
-        pair = Pair(name, targets[name], a, b, followed=name in followed)
+        words = a.shape[:1] == (vocabulary,) and _by_rows(name, a, b, ours)
+        pair = Pair(name, targets[name], a, b, followed=name in followed, by_rows=words)
         if targets[name] not in chosen:
             pairs.append(replace(pair, why=EXCLUDED))
         elif a.shape != b.shape:
@@ -167,6 +173,14 @@ def line_up(
         )
     modules = frozenset(part for n in ours for part in _enclosing(targets[n]))
     return Pairs(tuple(pairs), tuple(alone), modules, tuple(warnings))
+
+
+def _by_rows(name: str, before: LazyTensor, after: LazyTensor, names: Mapping[str, LazyTensor]) -> bool:
+    """Whether rows of it alone can be replaced, given that it has one for each word."""
+    module, _, leaf = name.rpartition(".")
+    if leaf != "weight" or f"{module}.bias" in names or not {before.dtype, after.dtype} <= set(FLOAT_DTYPES):
+        return False
+    return len(before.shape) == 2 and before.shape[1:] == after.shape[1:] and before.shape[0] <= after.shape[0]
 
 
 def _enclosing(module: str) -> list[str]:

@@ -34,6 +34,7 @@ from loratools.ops._extract_work import (
     embedding_declared,
     no_factors,
     outcomes,
+    whole_of,
 )
 from loratools.ops._pairs import Alone, Pair, Pairs, line_up
 from loratools.ops._ranks import RankPolicy
@@ -177,7 +178,8 @@ def extract(
     max_size    bytes of the file of weights; ranks are shared out so that all modules together lose least.
     max_params  the same, for the number of parameters.
 
-    embeddings  tables of vectors as factors (lora), whole (full), not at all (skip), or as what is smaller (auto).
+    embeddings  tables of vectors as factors (lora), as the rows that changed or are new (rows), whole (full), not at
+                all (skip), or as what is smallest (auto). All but factors are exact.
     whole       globs: modules that are stored as the fine-tune has them, which is exact; where no low rank will do.
     tolerance   share of the captured energy that a better decomposition may probably still find (default: that of
                 `algebra.svd`). Smaller takes more passes over each delta.
@@ -186,7 +188,7 @@ def extract(
     threads     tensors worked on at once, and so held in memory; one per CPU by default.
     device      what decomposes: cpu, cuda, cuda:N, or auto.
     format      to write; what it cannot hold is an error, and can be left out with `exclude`.
-    plan        list what would be extracted, from headers alone.
+    plan        list what would be extracted, from headers alone: of tables of vectors all rows, since values decide.
 
     A tensor whose bytes are the same on both sides is not decoded. Scale is 1, and B and A have equal norms.
 
@@ -225,6 +227,7 @@ def extract(
         warnings.append(
             f"'{tied[0]}' is taken whole: a tied head follows it, and PEFT would add factors to one of the two only"
         )
+    warnings += _resized(results)
     warnings += _doubts(report, factors, settings)
     if out is not None:
         known = Base({name: w.shape for name, w in before.weights.items()}, before.config, before.path)
@@ -277,7 +280,7 @@ def _replacements(pairs: Pairs, results: Mapping[Pair, Outcome]) -> dict[str, tu
     found: dict[str, tuple[Replacement, float | None]] = {}
     for pair, result in results.items():
         if isinstance(result, Whole):
-            found[_told(pair)] = Replacement(pair.tuned, result.declared), result.norm
+            found[_told(pair)] = Replacement(whole_of(pair, result), result.declared, result.rows), result.norm
     for alone in pairs.alone:
         if alone.declared is not None:
             found[alone.name] = Replacement(alone.tensor, alone.declared), None
@@ -373,6 +376,18 @@ def _report(
         adapter=None,
         bytes=sum(t.nbytes for t in adapter.tensors().values()),
     )
+
+
+def _resized(results: Mapping[Pair, Outcome]) -> list[str]:
+    """What PEFT must be told before it can load the adapter."""
+    sizes = sorted(
+        {(p.base.shape[0], p.tuned.shape[0]) for p, r in results.items() if p.grown and isinstance(r, Whole)}
+    )
+    return [
+        f"the vocabulary goes from {old} to {new} tokens: before PEFT loads the adapter, "
+        f"base.resize_token_embeddings({new}); loratools merge does it by itself"
+        for old, new in sizes
+    ]
 
 
 def _doubts(report: ExtractReport, factors: Mapping[Pair, Extracted], settings: Settings) -> list[str]:

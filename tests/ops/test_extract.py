@@ -419,8 +419,8 @@ def test_other_layers_and_shapes_are_refused_by_name(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_resized_vocabulary_is_taken_whole(tmp_path: Path) -> None:
-    base, _, _ = _models(tmp_path)
+def test_of_a_larger_vocabulary_the_new_rows_are_taken(tmp_path: Path) -> None:
+    base, _, _ = _models(tmp_path, config={"vocab_size": 13})
     weights = factories.base_weights(MODULES)
     weights["model.layers.0.mlp.up_proj.weight"] += 1
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -430,12 +430,15 @@ def test_resized_vocabulary_is_taken_whole(tmp_path: Path) -> None:
     report = extract(base, tuned, rank=2)
 
     assert [(r.name, r.declared, r.shape) for r in report.replacements] == [
-        (n, "modules_to_save", (15, 6)) for n in ("lm_head.weight", "model.embed_tokens.weight")
+        (n, "tokens", (2, 6)) for n in ("lm_head.weight", "model.embed_tokens.weight")
     ]
     assert [r.norm for r in report.replacements] == pytest.approx([(12 * 9) ** 0.5] * 2)
     assert report.adapter is not None
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        assert torch.equal(report.adapter.replacements[name].tensor.read(), weights[name])
+        assert torch.equal(report.adapter.replacements[name].tensor.read(), weights[name][13:])
+        assert report.adapter.replacements[name].rows == (13, 14)
+    whole = extract(base, tuned, rank=2, embeddings="full")
+    assert [(r.declared, r.shape) for r in whole.replacements] == [("modules_to_save", (15, 6))] * 2
 
 
 def test_head_with_other_labels_and_a_new_head_are_taken_whole(tmp_path: Path) -> None:

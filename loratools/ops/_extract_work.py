@@ -147,9 +147,12 @@ def outcomes(
     threads: int,
     other_bytes: int,
     progress: Callable[[int], None] | None,
+    look_at: Callable[[Sequence[Pair]], None] = lambda changed: None,
 ) -> dict[Pair, Outcome]:
-    """What becomes of each pair. `other_bytes`: of what the adapter holds besides them."""
+    """What becomes of each pair. `other_bytes`: of what the adapter holds besides them. `look_at` is told which pairs
+    changed before anything is computed, and may raise."""
     changed, found = _compared(pairs, threads, progress)
+    look_at(changed)
     with single_threaded_torch():
         work = _Work(replace(settings, device=device_named(settings.device)), threads)
         look = None

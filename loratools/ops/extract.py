@@ -23,6 +23,7 @@ from loratools.ops._arguments import stored_dtype
 from loratools.ops._delta import Extracted, norm
 from loratools.ops._extract_adapter import adapter_of
 from loratools.ops._extract_cost import Cost, cost_of
+from loratools.ops._extract_fit import outline
 from loratools.ops._extract_work import (
     SKIPPED,
     Embeddings,
@@ -210,11 +211,21 @@ def extract(
     pairs = line_up(before, after, include=include, exclude=exclude, whole=whole)
     warnings = [*pairs.warnings, *(f"'{c.name}': {text}" for c in (before, after) for text in c.warnings)]
     workers = worker_count(threads)
+    known = Base({name: w.shape for name, w in before.weights.items()}, before.config, before.path)
     if plan:
+        adapter = outline(before, after, pairs, pairs.pairs, settings)
+        warnings += _unwritable(formats.writer(format).unwritable(adapter, base=known), format)
         return _planned(pairs, settings, workers, warnings)
 
     new = [a for a in pairs.alone if a.declared is not None]
-    results = outcomes(pairs.pairs, settings, workers, sum(a.tensor.nbytes for a in new), progress)
+    new_bytes = sum(a.tensor.nbytes for a in new)
+
+    def ensure_writable(changed: Sequence[Pair]) -> None:
+        # Hours of decomposing would end in the same error.
+        formats.ensure_writable(outline(before, after, pairs, changed, settings), format, base=known)
+
+    look_at = ensure_writable if out is not None else lambda changed: None
+    results = outcomes(pairs.pairs, settings, workers, new_bytes, progress, look_at)
     factors = {p: r for p, r in results.items() if isinstance(r, Extracted)}
     replaced = _replacements(pairs, results)
     everything = math.fsum(_square(r) for r in results.values())
@@ -230,7 +241,6 @@ def extract(
     warnings += _resized(results)
     warnings += _doubts(report, factors, settings)
     if out is not None:
-        known = Base({name: w.shape for name, w in before.weights.items()}, before.config, before.path)
         warnings += formats.save(adapter, out, format=format, overwrite=overwrite, inputs=inputs, base=known)
     done = Path(out) if out is not None else None
     return replace(report, output=done, adapter=replace(adapter, path=done), warnings=tuple(warnings))
@@ -387,6 +397,18 @@ def _resized(results: Mapping[Pair, Outcome]) -> list[str]:
         f"the vocabulary goes from {old} to {new} tokens: before PEFT loads the adapter, "
         f"base.resize_token_embeddings({new}); loratools merge does it by itself"
         for old, new in sizes
+    ]
+
+
+def _unwritable(lost: Mapping[str, str], format: str) -> list[str]:
+    """What the format cannot hold, one line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in sorted(lost.items()):
+        by_reason.setdefault(why, []).append(name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} cannot be written as {format}, should it "
+        f"have changed: {why}; leave such modules out with --exclude"
+        for why, names in by_reason.items()
     ]
 
 

@@ -338,6 +338,30 @@ def test_another_format_holds_the_same_products(tmp_path: Path) -> None:
         extract(base, tuned, tmp_path / "out", rank=3, format="nonsense")
 
 
+def test_what_a_format_cannot_hold_is_said_before_anything_is_decomposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, _, _ = _models(tmp_path)
+    weights = {n: w + 1 for n, w in factories.base_weights(MODULES).items() if "norm" in n or "q_proj" in n}
+    tuned = factories.checkpoint_folder(tmp_path / "norms", weights=factories.base_weights(MODULES) | weights)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("something was decomposed")
+
+    with monkeypatch.context() as patched, pytest.raises(UnsupportedError, match="cannot be written as mlx") as caught:
+        patched.setattr("loratools.ops._extract_work.decomposed", never)
+        extract(base, tuned, tmp_path / "out", rank=3, format="mlx")
+
+    norms = {name for name in weights if "norm" in name}
+    assert {line.partition(":")[0] for line in caught.value.details} == norms
+    planned = extract(base, tuned, tmp_path / "out", rank=3, format="mlx", plan=True)
+    assert any("cannot be written as mlx, should it have changed" in text for text in planned.warnings)
+    extract(
+        base, tuned, tmp_path / "out", rank=3, format="mlx", exclude=sorted(n.removesuffix(".weight") for n in norms)
+    )
+    assert formats.detect(tmp_path / "out") == ["mlx"]
+
+
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float16, torch.bfloat16)])
 def test_sides_of_different_dtypes_and_shards_line_up(tmp_path: Path, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     weights = factories.base_weights(MODULES)

@@ -35,6 +35,8 @@ _FROM_TORCH = {name: dtype for dtype, name in _TORCH_NAMES.items()}
 
 # The floating dtypes that weights and factors are stored in; `--dtype` takes the torch spelling.
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+# Floating numbers of 8 bits; F8_E8M0 has no mantissa, and is only ever a scale.
+FLOAT8_DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
 def torch_dtype(dtype: str) -> TorchDtype:
@@ -254,6 +256,12 @@ class _Reordered(_View):
         return torch.cat(pieces) if pieces else of.read_rows(0, 0)
 
 
+class _Float16(_View):
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        values: Tensor = self._how[0].read_rows(start, stop).to(torch_dtype("F16"))
+        return values
+
+
 class _Placed(_View):
     def read_rows(self, start: int, stop: int) -> Tensor:
         import torch
@@ -319,6 +327,13 @@ def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
 def reordered(tensor: LazyTensor, order: tuple[int, ...]) -> LazyTensor:
     """View of a selection of rows, each by its number, in any order. Many of them are read as the whole tensor."""
     return LazyTensor((len(order), *tensor.shape[1:]), tensor.dtype, _Reordered(tensor, order))
+
+
+def in_float16(tensor: LazyTensor) -> LazyTensor:
+    """View of numbers of 8 bits as float16, which holds all of them exactly."""
+    if tensor.dtype not in FLOAT8_DTYPES:
+        raise ValueError(f"{tensor.dtype} has no exact view in float16")
+    return LazyTensor(tensor.shape, "F16", _Float16(tensor))
 
 
 def placed(shape: tuple[int, int], blocks: Sequence[tuple[int, int, LazyTensor]]) -> LazyTensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from loratools.errors import FormatError, UsageError
 from loratools.formats._base import Base
 from loratools.storage.files import machine_error, quoted
-from loratools.tensors import LazyTensor
+from loratools.tensors import FLOAT8_DTYPES, LazyTensor, in_float16
 
 CONFIG = "adapter_config.json"
 # PEFT's own names. It too prefers safetensors.
@@ -159,6 +159,13 @@ def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> A
     if config is not None and not is_adapter_file(file.name):
         warnings = [*warnings, f"rank and alpha are taken from '{CONFIG}' in the folder of {quoted(file)}"]
     content = _content(file)
+    if short := {name: t for name, t in content.tensors.items() if t.dtype in FLOAT8_DTYPES}:
+        kinds = " and ".join(sorted({t.dtype for t in short.values()}))
+        warnings = [
+            *warnings,
+            f"{counted(len(short), 'tensor')} of {quoted(file)} are {kinds} and are read as float16, which is exact",
+        ]
+        content = replace(content, tensors={**content.tensors, **{n: in_float16(t) for n, t in short.items()}})
     return replace(content, path=path, folder=file.parent, config=config, warnings=tuple(warnings), base=base)
 
 

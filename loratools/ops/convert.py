@@ -129,7 +129,13 @@ def convert(
     inputs = [source.path] if source.path is not None else []
     check_output(out, overwrite=overwrite, inputs=inputs)
     warnings = list(source.warnings)
+    everything = source
     source = with_alpha(source.selected(include, exclude), alpha)
+    unchosen = {
+        name: "left out by --include or --exclude"
+        for name in [*everything.updates, *everything.replacements]
+        if name not in source.updates and name not in source.replacements
+    }
     if assumed := _assumed(source):
         warnings.append(
             f"the scale of {counted(len(assumed), 'module')} is not stored and is assumed to be that of alpha "
@@ -159,8 +165,8 @@ def convert(
     if not source.updates and not source.replacements:
         raise UnsupportedError(f"nothing of {quoted(source.name)} can be written as {to}")
     dropped = [
-        Dropped("weight" if name in whole.replacements else "module", name, why)
-        for name, why in sorted(unwritable.items())
+        Dropped("weight" if name in everything.replacements else "module", name, why)
+        for name, why in sorted({**unchosen, **unwritable}.items())
     ]
     if plan:
         return ConvertReport(

@@ -132,7 +132,7 @@ def resize(
     workers = worker_count(threads)
     limits: Mapping[str, Limit] = dict.fromkeys(source.updates, limit)
     if max_size is not None:
-        limits = _shared_out(source, _room(source, max_size), cast_to, max_rank, workers, size=True)
+        limits = _shared_out(source, max_size, cast_to, max_rank, workers, size=True)
     elif max_params is not None:
         limits = _shared_out(source, max_params, cast_to, max_rank, workers, size=False)
 
@@ -198,12 +198,14 @@ def _shared_out(
     fixed = [t.nbytes if size else t.elements for u in vectors for t in u.parts.values()]
     spectra, costs = [s for s, _ in found], [cost for _, cost in found]
     # A module of zeros is stored with rank 1 all the same.
-    room = budget - sum(fixed) - sum(cost for s, cost in found if not s.any())
+    left = _room(source, budget) if size else budget
+    room = left - sum(fixed) - sum(cost for s, cost in found if not s.any())
     least = least_budget(spectra, costs)
     if room < least:
         unit = "bytes" if size else "parameters"
         raise UsageError(
-            f"rank 1 in each of {len(costs)} modules takes {least:,} {unit}, and there is room for {max(0, room):,}",
+            f"{budget:,} {unit} are too few: rank 1 in each of {len(costs)} modules takes {least:,}, and names, texts, "
+            f"vectors and weights that are stored whole {budget - room:,}",
             hint="allow more, or leave modules out with --exclude",
         )
     ranks = allocate(spectra, costs, room, maximum=max_rank)

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loratools.tensors import LazyTensor
+from loratools.tensors import FLOAT8_DTYPES, LazyTensor
 
-# F8_E8M0 is left out: it has no mantissa, and is only ever a scale.
-_FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 # Float8 tensors that belong to another scheme's weight: scales of NVFP4, the values of quanto and torchao.
 _NOT_WEIGHTS = ("scale", "scales", "scale_inv", "scale_2", "absmax", "._data", "_qdata", "scaled_fp8")
 
@@ -22,5 +20,5 @@ _NOT_WEIGHTS = ("scale", "scales", "scale_inv", "scale_2", "absmax", "._data", "
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
     """Names of the float8 tensors that are no scales."""
     return tuple(
-        name for name, tensor in tensors.items() if tensor.dtype in _FLOAT8 and not name.endswith(_NOT_WEIGHTS)
+        name for name, tensor in tensors.items() if tensor.dtype in FLOAT8_DTYPES and not name.endswith(_NOT_WEIGHTS)
     )

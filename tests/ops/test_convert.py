@@ -263,3 +263,32 @@ def test_what_the_base_has_no_place_for_is_said(tmp_path: Path) -> None:
     assert "2 of 3 parts without a place" in warning
     assert "model.layers.0.v   adapter" in warning
     assert "model.layers.1.q   no such weight in the base" in warning
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_factors_of_8_bits_are_read_exactly(tmp_path: Path, kind: torch.dtype) -> None:
+    source = factories.adapter_folder(tmp_path / "in")
+    file = source / "adapter_model.safetensors"
+    short = {name: tensor.to(kind) for name, tensor in load_file(file).items()}
+    save_file(short, file, {"format": "pt"})
+
+    report = convert(source, tmp_path / "out", to="peft")
+
+    assert report.max_relative_error == 0.0
+    assert any("are read as float16" in text for text in report.warnings)
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {t.dtype for t in written.values()} == {torch.float16}
+    for name, tensor in written.items():
+        assert torch.equal(tensor.double(), short[name].double())
+
+
+def test_modules_that_were_not_chosen_are_listed_as_dropped(tmp_path: Path) -> None:
+    source = factories.adapter_folder(tmp_path / "in")
+
+    report = convert(source, tmp_path / "out", to="peft", exclude=["*.v_proj"])
+
+    left = [n for n in formats.load(source).updates if n.endswith("v_proj")]
+    assert left
+    assert [(d.what, d.name, d.why) for d in report.dropped] == [
+        ("module", name, "left out by --include or --exclude") for name in sorted(left)
+    ]

@@ -257,7 +257,7 @@ def test_command_takes_budgets_and_rules(tmp_path: Path) -> None:
     assert sum(m["rank"] for m in json.loads(fits.stdout)["modules"]) >= 4
     assert rule.exit_code == 0, rule.stderr
     assert "model.layers.0.self_attn.q_proj" in rule.stdout
-    assert (small.exit_code, "there is room for" in small.stderr) == (2, True)
+    assert (small.exit_code, "1,000 bytes are too few: rank 1 in each of" in small.stderr) == (2, True)
     assert [p.name for p in tmp_path.iterdir() if p.name in "abc"] == ["a"]
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints import Checkpoint
 from loratools.formats._notes import names_digest
-from loratools.ops._delta import Extracted
 from loratools.ops._pairs import Pair, Pairs
-from loratools.tensors import held
+from loratools.tensors import LazyTensor
 from loratools.updates import Update
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def adapter_of(
-    base: Checkpoint, pairs: Pairs, factors: Mapping[Pair, Extracted], replaced: Mapping[str, Replacement]
+    base: Checkpoint, pairs: Pairs, factors: Mapping[Pair, Update], replaced: Mapping[str, Replacement]
 ) -> Adapter:
-    """Scale is 1: alpha is the rank."""
-    updates = {pair.target: _update(pair, found) for pair, found in factors.items()}
+    """Updates by their targets, replacements, and the fields of a config."""
+    updates = {pair.target: update for pair, update in factors.items()}
     linear = [p for p in factors if p.layer == "linear"]
     own = base.config.get("_name_or_path")
     config: dict[str, object] = {
@@ -40,30 +43,39 @@ def adapter_of(
     )
 
 
-def _update(pair: Pair, found: Extracted) -> Update:
-    alpha = float(found.rank)
+# Where factors are kept until they are written: the same tensors, by the same names.
+Keep: TypeAlias = "Callable[[Mapping[str, Tensor]], dict[str, LazyTensor]]"
+
+
+def update_of(pair: Pair, left: Tensor, right: Tensor, keep: Keep) -> Update:
+    """Factors of a pair's matrices, `left: (matrices, rows, rank)` and `right: (matrices, rank, columns)`, as an
+    adapter has them. Scale is 1: alpha is the rank."""
+    rank = left.shape[2]
     if pair.layer == "experts":
-        return _experts(found, alpha, turned=pair.turned)
-    left, right = found.left[0], found.right[0]
+        return _experts(left, right, keep, turned=pair.turned)
+    b, a = left[0], right[0]
     if pair.layer == "embedding":
         # Stored as (tokens, width), which is (in, out) of a layer that takes one-hot tokens.
-        return LoRA(held(left.mT.contiguous()), held(right.mT.contiguous()), alpha, "config", embedding=True)
-    if pair.layer == "conv":
+        a, b = left[0].mT, right[0].mT
+    elif pair.layer == "conv":
         _, inputs, *kernel = pair.base.shape
-        a, b = right.reshape(found.rank, inputs, *kernel), left.reshape(*left.shape, *(1 for _ in kernel))
-        return LoRA(held(a), held(b), alpha, "config")
-    if pair.turned:
-        left, right = right.mT.contiguous(), left.mT.contiguous()
-    return LoRA(held(right), held(left), alpha, "config")
+        a, b = a.reshape(rank, inputs, *kernel), b.reshape(*b.shape, *(1 for _ in kernel))
+    elif pair.turned:
+        a, b = left[0].mT, right[0].mT
+    kept = keep({"a": a.contiguous(), "b": b.contiguous()})
+    return LoRA(kept["a"], kept["b"], float(rank), "config", embedding=pair.layer == "embedding")
 
 
-def _experts(found: Extracted, alpha: float, *, turned: bool) -> LoRAExperts:
+def _experts(left: Tensor, right: Tensor, keep: Keep, *, turned: bool) -> LoRAExperts:
     """An expert's rows of A together, its columns of B apart, as PEFT packs them."""
-    left, right = (found.right.mT, found.left.mT) if turned else (found.left, found.right)
+    if turned:
+        left, right = right.mT, left.mT
     count, outputs, rank = left.shape
     a = right.reshape(count * rank, right.shape[2]).contiguous()
     b = left.permute(1, 2, 0).reshape(outputs, rank * count).contiguous()
-    return LoRAExperts(held(a), held(b), count, alpha, "config", orientation="in-out" if turned else "out-in")
+    kept = keep({"a": a, "b": b})
+    side: Literal["in-out", "out-in"] = "in-out" if turned else "out-in"
+    return LoRAExperts(kept["a"], kept["b"], count, float(rank), "config", orientation=side)
 
 
 def _target_modules(targets: set[str], modules: frozenset[str]) -> list[str]:

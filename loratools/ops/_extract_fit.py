@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints import Checkpoint
-from loratools.ops._delta import Extracted, Rounding
-from loratools.ops._extract_adapter import adapter_of
-from loratools.ops._extract_work import Settings, embedding_declared, no_factors
+from loratools.ops._extract_adapter import adapter_of, update_of
+from loratools.ops._extract_work import Settings, embedding_declared, held_all, no_factors
 from loratools.ops._pairs import Pair, Pairs
+from loratools.updates import Update
 
 
 def outline(base: Checkpoint, tuned: Checkpoint, pairs: Pairs, changed: Iterable[Pair], settings: Settings) -> Adapter:
@@ -17,7 +17,7 @@ def outline(base: Checkpoint, tuned: Checkpoint, pairs: Pairs, changed: Iterable
 
     An embedding of which values decide whether it becomes factors is not in it.
     """
-    factors: dict[Pair, Extracted] = {}
+    factors: dict[Pair, Update] = {}
     replaced: dict[str, Replacement] = {}
     for pair in changed:
         if pair.layer is not None and not no_factors(pair, settings):
@@ -34,7 +34,7 @@ def outline(base: Checkpoint, tuned: Checkpoint, pairs: Pairs, changed: Iterable
     return Adapter(found.updates, found.replacements, path=tuned.path, notes=found.notes)
 
 
-def _without_values(pair: Pair) -> Extracted:
+def _without_values(pair: Pair) -> Update:
     import torch
 
     count, rows, columns = pair.matrices
@@ -42,4 +42,4 @@ def _without_values(pair: Pair) -> Extracted:
         torch.empty(count, rows, 1, device="meta"),
         torch.empty(count, 1, columns, device="meta"),
     )
-    return Extracted(left, right, 0.0, 0.0, 0.0, 0.0, Rounding(0, 0, 0.0))
+    return update_of(pair, left, right, held_all)

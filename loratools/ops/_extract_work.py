@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module
 from threading import BoundedSemaphore
-from typing import ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch
@@ -22,10 +22,15 @@ from loratools.ops._delta import (
     rounding_of,
     stored,
 )
+from loratools.ops._extract_adapter import Keep, update_of
 from loratools.ops._pairs import Pair
 from loratools.ops._ranks import RankPolicy
 from loratools.ops._same import same_bytes
-from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES, LazyTensor, reordered
+from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES, LazyTensor, held, reordered
+from loratools.updates import Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Embeddings = Literal["auto", "lora", "rows", "full", "skip"]
 
@@ -71,20 +76,56 @@ class Left:
     why: str
 
 
-Outcome: TypeAlias = Extracted | Whole | Left | Unchanged
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """Became an update, and what was measured on it; see `_delta.Extracted`."""
+
+    update: Update
+    rank: int
+    norm: float
+    error: float
+    gap_bound: float
+    gap_estimate: float
+    rounding: Rounding
+
+
+Outcome: TypeAlias = Factored | Whole | Left | Unchanged
 
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """A decomposition that has its rank only once all others are known."""
+    """A decomposition that has its rank only once all others are known; its vectors are kept as factors are."""
 
     found: Decomposed
+    vectors: Mapping[str, LazyTensor]
     rounding: Rounding
     look: int
 
     @property
     def norm(self) -> float:
         return self.found.norm
+
+    def whole(self) -> Decomposed:
+        """The decomposition with its vectors."""
+        return Decomposed(
+            tuple(
+                replace(p, u=self.vectors[f"u{i}"].read(), vt=self.vectors[f"vt{i}"].read()) if p is not None else None
+                for i, p in enumerate(self.found.parts)
+            )
+        )
+
+
+def _seen(found: Decomposed, rounding: Rounding, look: int, keep: Keep) -> _Seen:
+    parts = {i: p for i, p in enumerate(found.parts) if p is not None}
+    vectors = keep({f"u{i}": p.u for i, p in parts.items()} | {f"vt{i}": p.vt for i, p in parts.items()})
+    # Not a slice: that would hold all of it.
+    bare = tuple(replace(p, u=p.u.new_empty(0), vt=p.vt.new_empty(0)) if p is not None else None for p in found.parts)
+    return _Seen(Decomposed(bare), vectors, rounding, look)
+
+
+def held_all(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
+    """Tensors kept in memory."""
+    return {name: held(values) for name, values in tensors.items()}
 
 
 def device_named(name: str) -> str:
@@ -148,13 +189,14 @@ def outcomes(
     other_bytes: int,
     progress: Callable[[int], None] | None,
     look_at: Callable[[Sequence[Pair]], None] = lambda changed: None,
+    keep: Keep = held_all,
 ) -> dict[Pair, Outcome]:
     """What becomes of each pair. `other_bytes`: of what the adapter holds besides them. `look_at` is told which pairs
-    changed before anything is computed, and may raise."""
+    changed before anything is computed, and may raise. `keep`: where factors go."""
     changed, found = _compared(pairs, threads, progress)
     look_at(changed)
     with single_threaded_torch():
-        work = _Work(replace(settings, device=device_named(settings.device)), threads)
+        work = _Work(replace(settings, device=device_named(settings.device)), threads, keep)
         look = None
         if settings.policy.limits_all:
             costs = [count * (rows + columns) for count, rows, columns in (p.matrices for p in changed if p.layer)]
@@ -181,8 +223,9 @@ def _compared(
 
 
 class _Work:
-    def __init__(self, settings: Settings, threads: int) -> None:
+    def __init__(self, settings: Settings, threads: int, keep: Keep) -> None:
         self.settings = settings
+        self.keep = keep
         self.threads = threads
         # One more worker than may compute: while all others do, it reads.
         self.computing = BoundedSemaphore(threads)
@@ -249,12 +292,16 @@ class _Work:
             if found is None:
                 return Unchanged()
             if look is not None:
-                return _Seen(found, rounding, look)
+                return _seen(found, rounding, look, self.keep)
             rank = len(found.spectrum)
             small = s.embeddings == "auto" and factor_bytes(pair, rank, s.dtype) >= pair.tuned.nbytes
             if pair.layer == "embedding" and small:
                 return self._whole(pair, found.norm, embedding_declared(pair))
-            return stored(matrices, found, rank, rounding, s.dtype)
+            return self._factored(pair, stored(matrices, found, rank, rounding, s.dtype))
+
+    def _factored(self, pair: Pair, e: Extracted) -> Factored:
+        update = update_of(pair, e.left, e.right, self.keep)
+        return Factored(update, e.rank, e.norm, e.error, e.gap_bound, e.gap_estimate, e.rounding)
 
     def _few_rows(self, pair: Pair) -> tuple[int, ...] | None:
         """The rows that changed, where they take no more than factors would: they are exact."""
@@ -295,7 +342,8 @@ class _Work:
         def kept(pair: Pair) -> Outcome:
             matrices = delta_of(pair.name, pair.base, pair.tuned).view(pair.matrices)
             with self.computing:
-                return stored(matrices, seen[pair].found, given[pair], seen[pair].rounding, self.settings.dtype)
+                found = stored(matrices, seen[pair].whole(), given[pair], seen[pair].rounding, self.settings.dtype)
+                return self._factored(pair, found)
 
         done = self.on(list(seen), kept)
         return {pair: done.get(pair, r) for pair, r in found.items()}  # type: ignore[misc]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,19 +21,21 @@ from loratools.errors import InputError, UsageError
 from loratools.execution.local import worker_count
 from loratools.formats._base import Base
 from loratools.ops._arguments import stored_dtype
-from loratools.ops._delta import Extracted, norm
+from loratools.ops._delta import norm
 from loratools.ops._extract_adapter import adapter_of
 from loratools.ops._extract_cost import Cost, cost_of
 from loratools.ops._extract_fit import outline
 from loratools.ops._extract_work import (
     SKIPPED,
     Embeddings,
+    Factored,
     Left,
     Outcome,
     Settings,
     Unchanged,
     Whole,
     embedding_declared,
+    held_all,
     no_factors,
     outcomes,
     whole_of,
@@ -40,6 +43,7 @@ from loratools.ops._extract_work import (
 from loratools.ops._pairs import Alone, Pair, Pairs, line_up
 from loratools.ops._ranks import RankPolicy
 from loratools.storage.commit import check_output
+from loratools.storage.scratch import scratch_beside
 from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES
 
 # From this share of unchanged weights on, rounding has taken away much of the update.
@@ -225,25 +229,32 @@ def extract(
         formats.ensure_writable(outline(before, after, pairs, changed, settings), format, base=known)
 
     look_at = ensure_writable if out is not None else lambda changed: None
-    results = outcomes(pairs.pairs, settings, workers, new_bytes, progress, look_at)
-    factors = {p: r for p, r in results.items() if isinstance(r, Extracted)}
-    replaced = _replacements(pairs, results)
-    everything = math.fsum(_square(r) for r in results.values())
-    skipped = _skipped(pairs, results, everything)
-    if not factors and not replaced:
-        raise _nothing(before, after, skipped)
-    adapter = adapter_of(before, pairs, factors, {name: r for name, (r, _) in replaced.items()})
-    report = _report(pairs, results, factors, replaced, skipped, everything, adapter)
-    if settings.embeddings == "lora" and (tied := [p.name for p, r in results.items() if p.followed and r.norm]):
-        warnings.append(
-            f"'{tied[0]}' is taken whole: a tied head follows it, and PEFT would add factors to one of the two only"
-        )
-    warnings += _resized(results)
-    warnings += _doubts(report, factors, settings)
+    with ExitStack() as stack:
+        # Of a large model the factors are gigabytes: they wait on the disk that they go to.
+        keep = stack.enter_context(scratch_beside(Path(out))).keep if out is not None else held_all
+        results = outcomes(pairs.pairs, settings, workers, new_bytes, progress, look_at, keep)
+        factors = {p: r for p, r in results.items() if isinstance(r, Factored)}
+        replaced = _replacements(pairs, results)
+        everything = math.fsum(_square(r) for r in results.values())
+        skipped = _skipped(pairs, results, everything)
+        if not factors and not replaced:
+            raise _nothing(before, after, skipped)
+        updates = {p: r.update for p, r in factors.items()}
+        adapter = adapter_of(before, pairs, updates, {name: r for name, (r, _) in replaced.items()})
+        report = _report(pairs, results, factors, replaced, skipped, everything, adapter)
+        if settings.embeddings == "lora" and (tied := [p.name for p, r in results.items() if p.followed and r.norm]):
+            warnings.append(
+                f"'{tied[0]}' is taken whole: a tied head follows it, and PEFT would add factors to one of the two only"
+            )
+        warnings += _resized(results)
+        warnings += _doubts(report, factors, settings)
+        if out is not None:
+            warnings += formats.save(adapter, out, format=format, overwrite=overwrite, inputs=inputs, base=known)
     if out is not None:
-        warnings += formats.save(adapter, out, format=format, overwrite=overwrite, inputs=inputs, base=known)
-    done = Path(out) if out is not None else None
-    return replace(report, output=done, adapter=replace(adapter, path=done), warnings=tuple(warnings))
+        written = formats.named(Path(out), format)
+        adapter = formats.load(written, format=format, base=known)
+        report = replace(report, output=written)
+    return replace(report, adapter=adapter, warnings=tuple(warnings))
 
 
 def _planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[str]) -> ExtractReport:
@@ -344,7 +355,7 @@ def _nothing(base: Checkpoint, tuned: Checkpoint, skipped: Sequence[Skipped]) ->
 def _report(
     pairs: Pairs,
     results: Mapping[Pair, Outcome],
-    factors: Mapping[Pair, Extracted],
+    factors: Mapping[Pair, Factored],
     replaced: Mapping[str, tuple[Replacement, float | None]],
     skipped: Sequence[Skipped],
     everything: float,
@@ -412,7 +423,7 @@ def _unwritable(lost: Mapping[str, str], format: str) -> list[str]:
     ]
 
 
-def _doubts(report: ExtractReport, factors: Mapping[Pair, Extracted], settings: Settings) -> list[str]:
+def _doubts(report: ExtractReport, factors: Mapping[Pair, Factored], settings: Settings) -> list[str]:
     """What speaks against taking the adapter for the fine-tune."""
     found = []
     narrow = [e.rounding for p, e in factors.items() if p.tuned.dtype in ("BF16", "F16")]

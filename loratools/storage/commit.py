@@ -106,6 +106,17 @@ def staged_file(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterat
             raise machine_error(error, "write", out) from error
 
 
+@contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder on the disk of `out`, which is removed when the block ends, or by the next run.
+
+    Raises:
+        MachineError: there is no permission.
+    """
+    with _staging(out, _real(out)) as folder:
+        yield folder
+
+
 def stale_staging(out: Path) -> list[Path]:
     """Folders beside `out` that killed runs left, newest last."""
     real = _real(out)

@@ -8,7 +8,7 @@ its 64 directions, where rank 128 looks, `decaying` is flat.
 mergekit is told to leave out embeddings, head and norms: they did not change, and it would store them whole.
 The energies are measured in float64 from the files that each side wrote.
 
---full    all 22 layers at rank 16, without a peer: the time as a multiple of merely reading both checkpoints, the peak
+--full    all 22 layers at rank 16: the time as a multiple of merely reading both checkpoints, mergekit's, the peak
           memory, and that with four times the layers. Wants 25 GB of disk.
 --device  where loratools computes; mergekit stays on the CPU.
 """
@@ -79,7 +79,7 @@ def one_rank(given: Namespace, kind: str, rank: int, source: Path, tuned: Path) 
 
 
 def full(given: Namespace) -> tuple[dict[str, Any], list[Goal]]:
-    """Every layer, and four times as many: nobody else does this in one go, so beside it is reading both models."""
+    """Every layer, beside merely reading both models and beside mergekit; and four times as many, for the memory."""
     layers = 4 if given.tiny else 22
     results: dict[str, Any] = {}
     peaks = []
@@ -88,16 +88,22 @@ def full(given: Namespace) -> tuple[dict[str, Any], list[Goal]]:
         tuned, _ = inputs.tuned(given, source, "decaying")
         out = inputs.path(given, "extracted-loratools")
         sides = [ours(given, source, tuned, out, 16), Side("reading both", bench.python("_read.py", source, tuned))]
+        if count == layers and not given.no_peer:
+            sides.append(mergekit(source, tuned, inputs.path(given, "extracted-mergekit"), 16))
         bench.say(f"extract: rank 16, all of {count} layers")
         runs = bench.interleave(sides, given.rounds, given.data / "logs")
         bench.show(runs, "reading both")
-        bench.remove(out)
+        for side in sides:
+            if side.output is not None:
+                bench.remove(side.output)
         results[f"{count} layers"] = {side.name: bench.summary(runs[side.name]) for side in sides}
         peaks.append(results[f"{count} layers"]["loratools"]["peak_bytes"])
     found = results[f"{layers} layers"]
     ratio = found["loratools"]["seconds"] / found["reading both"]["seconds"]
     share = 1 - found["reading both"]["seconds"] / found["loratools"]["seconds"]
     results["ratios"] = {"loratools / reading both": ratio, "share of the time that is not reading": share}
+    if "mergekit" in found:
+        results["ratios"]["mergekit / loratools"] = found["mergekit"]["seconds"] / found["loratools"]["seconds"]
     return results, [
         Goal(f"{layers} layers: peak bytes", peaks[0], at_most=1e9),
         Goal(f"{4 * layers} layers: peak bytes / those of {layers}", peaks[1] / peaks[0], at_most=1.1),

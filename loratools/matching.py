@@ -87,7 +87,7 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
         elif fitting and not orientation.decidable(update, own.get(fitting[0], sizes[fitting[0]])):
             missing.append((target, "square experts, and nothing says how they are stored: see --expert-orientation"))
         elif not fitting:
-            missing.append((target, f"adapter {flow(update.shape)}, base {flow(own.get(found[0], sizes[found[0]]))}"))
+            missing.append((target, f"adapter {_size(update)}, base {flow(own.get(found[0], sizes[found[0]]))}"))
         else:
             name = fitting[0]
             turned = orientation.decided(target, update, own.get(name, sizes[name]))
@@ -106,6 +106,14 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
     ]
     warnings = orientation.warnings(updates)
     return Matches(updates, replacements, added, tuple(leftovers), renaming, tuple(warnings))
+
+
+def _size(update: Update) -> str:
+    """What an update says of the weight it fits; its parts, where it says nothing."""
+    if any(size is not None for size in update.shape):
+        return flow(update.shape)
+    parts = (f"{part} {'x'.join(map(str, tensor.shape)) or '()'}" for part, tensor in update.parts.items())
+    return f"{update.kind} with {', '.join(parts)}"
 
 
 def _oriented(place: Place, update: Update, turned: bool) -> list[Place]:

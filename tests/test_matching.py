@@ -12,6 +12,7 @@ from loratools.naming.places import Place
 from loratools.naming.renaming import Renaming
 from loratools.tensors import held
 from loratools.updates.lora import LoRA
+from loratools.updates.shira import SHiRA
 
 
 def lora(out: int, in_: int, rank: int = 3) -> LoRA:
@@ -168,3 +169,11 @@ def test_what_depends_on_its_whole_weight_is_not_cut_into_pieces() -> None:
 
     assert len(found.updates["transformer.norm_out.linear"]) == 2
     assert "depends on a whole weight" in refused.leftovers[0].why
+
+
+def test_what_does_not_tell_its_shape_is_named_by_its_parts_where_it_does_not_fit() -> None:
+    update = SHiRA(held(torch.ones(32)), held(torch.zeros(2, 32, dtype=torch.int64)), rank=2)
+
+    found = match(Adapter({"model.layers.0.q": update}), {"model.layers.0.q.weight": (10, 8)})
+
+    assert [leftover.why for leftover in found.leftovers] == ["adapter shira with values 32, places 2x32, base 8 -> 10"]

@@ -191,25 +191,76 @@ def norm(name: str, tensor: LazyTensor, start: int = 0) -> float:
     return math.sqrt(total)
 
 
-def rounding_of(delta: Tensor, tuned: LazyTensor) -> Rounding:
-    """What rounding the tuned values has done, by all elements; the noise by a sample of rows."""
-    import numpy as np
-    import torch
+class Deltas:
+    """The matrices of one tensor's change, (count, rows, columns), read as they are asked for.
 
-    elements = delta.numel()
+    One matrix is read once, and small ones together; of a stack of large ones, as of fused experts, one is in memory at
+    a time. A piece is valid until the next one is read, by the same thread.
+
+    pieces: first matrix and one past the last of each, in order.
+    """
+
+    def __init__(self, name: str, base: LazyTensor, tuned: LazyTensor, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        self._of = name, base, tuned
+        count, rows, columns = shape
+        together = max(1, _BLOCK // max(1, rows * columns))
+        self.pieces = [(start, min(start + together, count)) for start in range(0, count, together)]
+        self._identical: dict[int, int] = {}
+        self._last: tuple[int, Tensor] | None = None
+        self.noise = noise_of(tuned)
+        self.read(self.pieces[0])
+
+    def read(self, piece: tuple[int, int]) -> Tensor:
+        """These matrices: (stop - start, rows, columns).
+
+        Raises:
+            InputError: values that are not finite.
+        """
+        start, stop = piece
+        if self._last is not None and self._last[0] == start:
+            return self._last[1]
+        name, base, tuned = self._of
+        stacked = self.shape[0] > 1
+        found = delta_of(name, base, tuned, (start, stop) if stacked else None).view(-1, *self.shape[1:])
+        if start not in self._identical:
+            self._identical[start] = _zeros_in(found)
+        self._last = start, found
+        return found
+
+    @property
+    def edge(self) -> float:
+        """See `Rounding.edge`."""
+        return Rounding(0, 0, self.noise).edge(self.shape[1:])
+
+    @property
+    def rounding(self) -> Rounding:
+        """What rounding has done, once all matrices have been read."""
+        assert len(self._identical) == len(self.pieces)
+        return Rounding(math.prod(self.shape), sum(self._identical.values()), self.noise)
+
+
+def _zeros_in(delta: Tensor) -> int:
+    import numpy as np
+
     # numpy and by pieces that stay in the cache: ten times as fast as torch.count_nonzero.
     flat = delta.numpy().reshape(-1)
-    changed = sum(np.count_nonzero(flat[at : at + _BLOCK] != 0) for at in range(0, elements, _BLOCK))
-    same = elements - int(changed)
-    if not tuned.shape or not elements:
-        return Rounding(elements, same, 0.0)
+    return flat.size - sum(int(np.count_nonzero(flat[at : at + _BLOCK] != 0)) for at in range(0, flat.size, _BLOCK))
+
+
+def noise_of(tuned: LazyTensor) -> float:
+    """What rounding to its dtype adds to each element of a tensor (`Rounding.noise`), by a sample of rows."""
+    import torch
+
+    if not tuned.shape or not tuned.elements:
+        return 0.0
     rows = tuned.shape[0]
-    count = min(rows, max(1, _BLOCK * rows // elements))
+    count = min(rows, max(1, _BLOCK * rows // tuned.elements))
     # Four pieces spread over the tensor: rows of a kind may lie together.
     piece = -(-count // 4)
     starts = sorted({i * (rows - piece) // 3 for i in range(4)}) if rows > piece else [0]
     values = torch.cat([tuned.read_rows(start, min(rows, start + piece)).flatten() for start in starts])
-    return Rounding(elements, same, math.sqrt(mean_square_ulp(values) / 12))
+    return math.sqrt(mean_square_ulp(values) / 12)
 
 
 def mean_square_ulp(values: Tensor) -> float:
@@ -229,35 +280,32 @@ def mean_square_ulp(values: Tensor) -> float:
 
 
 def decomposed(
-    matrices: Tensor, rule: RankRule, *, tolerance: float | None, seed: int, exact: bool, device: str
+    deltas: Deltas, rule: RankRule, *, tolerance: float | None, seed: int, exact: bool, device: str
 ) -> Decomposed | None:
-    """Each of the matrices, (count, rows, columns), decomposed on `device` as far as its rule says.
+    """Each of the matrices decomposed on `device` as far as its rule says.
 
     Vectors end on the CPU. None where all are zero.
     """
     from loratools.algebra.svd import truncated_svds
 
     options = {} if tolerance is None else {"tolerance": tolerance}
-    # One large matrix after the other, so that one is on the device at a time; small ones together.
     parts: list[TruncatedSvd | None] = []
-    together = max(1, _BLOCK // max(1, matrices[0].numel()))
-    for start in range(0, len(matrices), together):
-        some = matrices[start : start + together].to(device)
+    for piece in deltas.pieces:
+        some = deltas.read(piece).to(device)
         for found in truncated_svds(some, rule, seed=seed, exact=exact, **options):
             on_cpu = replace(found, u=found.u.cpu(), s=found.s.cpu(), vt=found.vt.cpu(), values=found.values.cpu())
             parts.append(on_cpu if found.norm else None)
     return Decomposed(tuple(parts)) if any(parts) else None
 
 
-def stored(matrices: Tensor, found: Decomposed, rank: int, rounding: Rounding, dtype: str) -> Extracted:
+def stored(deltas: Deltas, found: Decomposed, rank: int, rounding: Rounding, dtype: str) -> Extracted:
     """The leading `rank` of a decomposition as factors in `dtype`, and their error against the delta."""
+    import torch
+
     kind = torch_dtype(dtype)
-    count, rows, columns = matrices.shape
+    count, rows, columns = deltas.shape
     rank = max(1, min(rank, max(len(p.s) for p in found.parts if p is not None)))
-    left, right = (
-        matrices.new_zeros(count, rows, rank, dtype=kind),
-        matrices.new_zeros(count, rank, columns, dtype=kind),
-    )
+    left, right = torch.zeros(count, rows, rank, dtype=kind), torch.zeros(count, rank, columns, dtype=kind)
     for i, part in enumerate(found.parts):
         if part is not None:
             root = part.s[:rank].sqrt()
@@ -265,9 +313,11 @@ def stored(matrices: Tensor, found: Decomposed, rank: int, rounding: Rounding, d
             right[i, : len(root)] = (root[:, None] * part.vt[:rank]).to(kind)
     norm = found.norm
     lost = [
-        _residual(matrix, b, a, norm) ** 2
-        for matrix, b, a, part in zip(matrices, left, right, found.parts, strict=True)
-        if part is not None
+        _residual(matrix, left[i], right[i], norm) ** 2
+        for start, stop in deltas.pieces
+        if any(found.parts[start:stop])
+        for i, matrix in enumerate(deltas.read((start, stop)), start)
+        if found.parts[i] is not None
     ]
     error = math.sqrt(math.fsum(lost)) / norm
     return Extracted(left, right, norm, error, found.gap_bound, found.gap_estimate, rounding)

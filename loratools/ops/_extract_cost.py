@@ -43,7 +43,8 @@ def cost_of(pairs: Sequence[Pair], policy: RankPolicy, workers: int) -> Cost:
         work += count * min(2.0 * rows * columns * _PASSES * (rank + _OVERSAMPLING), 12.0 * rows * columns * smaller)
         held += 4 * rank * count * (rows + columns)
         # The delta in float32, the basis in float32, its image in float64, and both sides of a block as they are read.
-        sizes.append(4 * count * rows * columns + 4 * basis * rows + 8 * basis * columns + (8 << 20))
+        # Of a stack of experts one at a time.
+        sizes.append(4 * rows * columns + 4 * basis * rows + 8 * basis * columns + (8 << 20))
     at_once = sum(sorted(sizes, reverse=True)[: workers + 1])
     return Cost(_START + at_once + held, _BESIDE * work / (_speed() * workers))
 

@@ -13,13 +13,12 @@ from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch
 from loratools.ops._delta import (
     Decomposed,
+    Deltas,
     Extracted,
     Rounding,
     change,
     changed_rows,
     decomposed,
-    delta_of,
-    rounding_of,
     stored,
 )
 from loratools.ops._extract_adapter import Keep, update_of
@@ -282,22 +281,21 @@ class _Work:
     def _decomposed(self, pair: Pair, look: int | None) -> Outcome | _Seen:
         if pair.layer == "embedding" and (rows := self._few_rows(pair)) is not None:
             return Whole(self._change(pair), "tokens", rows) if rows else Unchanged()
-        matrices = delta_of(pair.name, pair.base, pair.tuned).view(pair.matrices)
+        deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
         with self.computing:
-            rounding = rounding_of(matrices, pair.tuned)
-            rows_and_columns = pair.matrices[1:]
-            rule = self.settings.policy.rule(min(rows_and_columns), rounding.edge(rows_and_columns), look)
+            rule = self.settings.policy.rule(min(pair.matrices[1:]), deltas.edge, look)
             s = self.settings
-            found = decomposed(matrices, rule, tolerance=s.tolerance, seed=s.seed, exact=s.exact, device=s.device)
+            found = decomposed(deltas, rule, tolerance=s.tolerance, seed=s.seed, exact=s.exact, device=s.device)
             if found is None:
                 return Unchanged()
+            rounding = deltas.rounding
             if look is not None:
                 return _seen(found, rounding, look, self.keep)
             rank = len(found.spectrum)
             small = s.embeddings == "auto" and factor_bytes(pair, rank, s.dtype) >= pair.tuned.nbytes
             if pair.layer == "embedding" and small:
                 return self._whole(pair, found.norm, embedding_declared(pair))
-            return self._factored(pair, stored(matrices, found, rank, rounding, s.dtype))
+            return self._factored(pair, stored(deltas, found, rank, rounding, s.dtype))
 
     def _factored(self, pair: Pair, e: Extracted) -> Factored:
         update = update_of(pair, e.left, e.right, self.keep)
@@ -340,9 +338,9 @@ class _Work:
             seen |= {pair: r for pair, r in more.items() if isinstance(r, _Seen)}
 
         def kept(pair: Pair) -> Outcome:
-            matrices = delta_of(pair.name, pair.base, pair.tuned).view(pair.matrices)
+            deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
             with self.computing:
-                found = stored(matrices, seen[pair].whole(), given[pair], seen[pair].rounding, self.settings.dtype)
+                found = stored(deltas, seen[pair].whole(), given[pair], seen[pair].rounding, self.settings.dtype)
                 return self._factored(pair, found)
 
         done = self.on(list(seen), kept)

@@ -19,7 +19,7 @@ from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
-from loratools.ops._delta import Decomposed, Rounding, decomposed, delta_of, rounding_of
+from loratools.ops._delta import Decomposed, Deltas, Rounding, decomposed
 from loratools.ops._extract_work import device_named
 from loratools.ops._factored import exact_factors, reason_against, refuse_together
 from loratools.ops._pairs import Pair, line_up
@@ -175,11 +175,10 @@ def spectrum(
 
         found = None
         if not same_bytes(pair.base, pair.tuned):
-            matrices = delta_of(pair.name, pair.base, pair.tuned).view(pair.matrices)
-            rounding = rounding_of(matrices, pair.tuned)
+            deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
             rule = Fixed(min(max_rank, *pair.matrices[1:]))
-            seen = decomposed(matrices, rule, tolerance=tolerance, seed=seed, exact=exact, device=named)
-            found = None if seen is None else _of_pair(pair, seen, rounding)
+            seen = decomposed(deltas, rule, tolerance=tolerance, seed=seed, exact=exact, device=named)
+            found = None if seen is None else _of_pair(pair, seen, deltas.rounding)
         if progress is not None:
             progress(pair.nbytes)
         return found

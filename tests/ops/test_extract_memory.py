@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loratools import formats
 from loratools.errors import InputError
-from loratools.ops import _extract_work
+from loratools.ops import _delta, _extract_work
 from loratools.ops.extract import extract
 from loratools.storage import scratch
 
@@ -80,3 +80,37 @@ def test_nothing_stays_on_the_disk_where_an_extraction_fails(tmp_path: Path, mon
 
     assert seen, "nothing had been set aside when it failed"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "tuned"]
+
+
+def test_of_stacked_experts_one_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(2)
+    name = "model.layers.0.mlp.experts.down_proj"
+    weights = factories.base_weights(MODULES) | {name: torch.randn(3, 7, 9, generator=generator)}
+    tuned = weights | {name: weights[name] + 0.1 * torch.randn(3, 7, 9, generator=generator)}
+    before = factories.checkpoint_folder(tmp_path / "base", weights=weights)
+    after = factories.checkpoint_folder(tmp_path / "tuned", weights=tuned)
+    together = extract(before, after, rank=2)
+    sizes: list[tuple[int, ...]] = []
+    original = _delta.delta_of
+
+    def watched(*given: object) -> Tensor:
+        found = original(*given)  # type: ignore[arg-type]
+        sizes.append(tuple(found.shape))
+        return found
+
+    monkeypatch.setattr(_delta, "delta_of", watched)
+    monkeypatch.setattr(_delta, "_BLOCK", 7 * 9)
+    apart = extract(before, after, rank=2)
+
+    assert set(sizes) == {(1, 7, 9)}
+    assert together.adapter is not None
+    assert apart.adapter is not None
+    ours, theirs = (a.updates[name].parts for a in (together.adapter, apart.adapter))
+    for part, tensor in ours.items():
+        torch.testing.assert_close(tensor.read(), theirs[part].read(), rtol=1e-5, atol=1e-6)
+    (one,), (other,) = together.modules, apart.modules
+    delta = (tuned[name] - weights[name]).double()
+    best = torch.linalg.svdvals(delta)[:, 2:].norm() / delta.norm()
+    assert one.error == pytest.approx(float(best), rel=1e-5)
+    assert other.error == pytest.approx(float(best), rel=1e-5)
+    assert (one.identical, one.noise_edge) == (other.identical, other.noise_edge)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeAlias
 
 from loratools.adapter import Adapter
@@ -40,6 +40,8 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
     config: dict[str, object] = dict(raw) if isinstance(raw, Mapping) else dict(_NEW_CONFIG)
     config.pop("runtime_config", None)  # PEFT warns about it and ignores it
     config.pop("token_indices", None)  # of an adapter of trained tokens alone, which a LoRA holds as well
+    experts = sorted(target for target, u in updates.items() if isinstance(u, LoRAExperts))
+    bare = {t for t in updates if experts and _leaf(t) in _TAKEN_FOR_EXPERTS}
     ranks = {target: u.rank for target, u in updates.items()}
     rslora = bool(updates) and all(u.rslora for u in updates.values())
     # Where only some are rsLoRA, all become plain: PEFT has one flag for all.
@@ -52,8 +54,8 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
         "inference_mode": True,
         "r": rank,
         "lora_alpha": _number(alpha),
-        "rank_pattern": pattern(ranks, rank),
-        "alpha_pattern": {key: _number(value) for key, value in pattern(alphas, alpha).items()},
+        "rank_pattern": pattern(ranks, rank, bare),
+        "alpha_pattern": {key: _number(value) for key, value in pattern(alphas, alpha, bare).items()},
         "use_rslora": rslora,
     }
     # PEFT runs the initialisation again when it loads; these two need the base for it, or an even rank.
@@ -61,11 +63,10 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
         config["init_lora_weights"] = True
     if "bias" not in config:  # no source, or several that disagree
         config["bias"] = _bias(adapter, updates)
-    experts = sorted(target for target, u in updates.items() if isinstance(u, LoRAExperts))
-    modules = sorted(set(updates) - set(experts))
+    modules = sorted(set(updates) - set(experts) - bare)
     config["use_dora"] = any("magnitude" in u.parts for u in updates.values())
     if experts or config.get("target_parameters"):
-        config["target_parameters"] = experts or None
+        config["target_parameters"] = sorted([*experts, *(f"{target}.weight" for target in bare)]) or None
     if any(target.endswith(".bias") for target in adapter.updates) or config.get("lora_bias"):
         config["lora_bias"] = any(f"{target}.bias" in adapter.updates for target in updates)
     unchanged = notes.get("names") == names_digest(adapter.updates, adapter.replacements)
@@ -74,7 +75,7 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
     elif config.get("trainable_token_indices"):
         config["trainable_token_indices"] = None
     config["modules_to_save"] = _saved(adapter, updates, config, unchanged)
-    if not (modules and unchanged and _listed_already(modules, config)):
+    if bare or not (modules and unchanged and _listed_already(modules, config)):
         # Whole names, so that exactly these modules are found; nothing else may narrow them.
         config["target_modules"] = modules or ([] if experts else _NO_TARGETS)
         narrowing = ("exclude_modules", "layers_to_transform", "layers_pattern")
@@ -126,17 +127,32 @@ def _number(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def pattern(values: Mapping[str, int | float], default: float) -> dict[str, int | float]:
-    """The modules whose value is not the default, as keys from which PEFT gives every module its own value."""
+def pattern(values: Mapping[str, int | float], default: float, bare: Collection[str] = ()) -> dict[str, int | float]:
+    """The modules whose value is not the default, as keys from which PEFT gives every module its own value.
+
+    bare: those that PEFT looks for by the name of their weight.
+    """
     # In the order of the file, which is sorted: the first key that matches counts.
-    plain = {target: value for target, value in sorted(values.items()) if value != default}
+    different = {target: value for target, value in sorted(values.items()) if value != default}
+    plain = {f"{re.escape(t)}{_WEIGHT}" if t in bare else t: value for t, value in different.items()}
     if not plain:
         return {}
     found = matches(plain, list(values), where="a pattern to be written")
     if all((plain[keys[0]] if keys else default) == values[target] for target, keys in found.items()):
         return plain
     # A short name is also the end of a longer one.
-    return dict(sorted((f"^{re.escape(target)}", value) for target, value in plain.items()))
+    return dict(sorted((f"^{re.escape(t)}{_WEIGHT if t in bare else ''}", value) for t, value in different.items()))
+
+
+_WEIGHT = r"(\.weight)?"
+# Where a model's experts are fused, PEFT (0.21) takes every module called so for one of their projections as they were
+# before transformers 5, shared experts and dense layers too; and routers are no linear layers any more. As parameters
+# all of them are what they are.
+_TAKEN_FOR_EXPERTS = frozenset({"gate", "router", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+
+
+def _leaf(target: str) -> str:
+    return target.rpartition(".")[2]
 
 
 def _bias(adapter: Adapter, updates: Mapping[str, Factored]) -> str:

@@ -68,6 +68,24 @@ def stored_in_out(model_type: str | None) -> bool:
     return model_type in _IN_OUT
 
 
+# Those whose files have experts one by one, and whose layers have them fused since transformers 5, by `model_type`.
+_FUSED_IN_MEMORY = frozenset({
+    "afmoe", "bailing_hybrid", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
+    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "hy_v3",
+    "jamba", "kimi_k25", "kimi_linear", "laguna", "lfm2_moe", "longcat_flash", "mimo_v2_flash", "minimax", "minimax_m2",
+    "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen3_omni_moe",
+    "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "solar_open",
+})  # fmt: skip
+
+
+def fused_in_memory(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
+    """The fused experts that layers of transformers 5 have in place of those that are stored one by one."""
+    if config.get("model_type") not in _FUSED_IN_MEMORY:
+        return {}
+    found = expert_aliases(config, shapes)
+    return {name: alias for name, alias in found.items() if len(alias.shape) == 3 and _FUSED.fullmatch(name)}
+
+
 _FUSED = re.compile(r"(?P<parent>.+)\.experts\.(?P<leaf>gate_up_proj|up_proj|down_proj)")
 # Those whose gate and up stand in turn, row by row, where the others have one after the other.
 _IN_TURN = frozenset({"gpt_oss", "openai_privacy_filter"})

@@ -117,7 +117,7 @@ def extract(
     inputs = [before.path, after.path]
     if out is not None:
         check_output(formats.named(Path(out), format), overwrite=overwrite, inputs=inputs)
-    pairs = line_up(before, after, include=include, exclude=exclude, whole=whole)
+    pairs = line_up(before, after, include=include, exclude=exclude, whole=whole, as_files=format != "peft")
     warnings = [*pairs.warnings, *(f"'{c.name}': {text}" for c in (before, after) for text in c.warnings)]
     workers = worker_count(threads)
     known = Base({name: w.shape for name, w in before.weights.items()}, before.config, before.path)

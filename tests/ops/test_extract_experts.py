@@ -1,4 +1,4 @@
-"""Models whose files have experts one by one, and whose layers have them fused: what is extracted is what PEFT loads."""
+"""Experts that files have one by one and layers fused: what is extracted is what PEFT loads, whatever the ranks."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import MismatchError
+from loratools.ops._combine_rows import united
 from loratools.ops._reduce import widest
 from loratools.ops._same import same_bytes
 from loratools.tensors import LazyTensor, held, parse_float_dtype, torch_dtype
@@ -35,6 +36,13 @@ def combined_replacements(
     differing = [
         name for name in kept if not all(_alike(kept[name], sources[i][0].replacements[name]) for i in owners[name][1:])
     ]
+    by_rows: dict[str, int] = {}
+    for name in differing:
+        pairs = [(sources[i][1], sources[i][0].replacements[name]) for i in owners[name]]
+        if all(r.rows is not None for _, r in pairs):
+            kept[name], by_rows[name] = united(name, pairs, policy)
+    together = [name for name, count in by_rows.items() if not count]
+    differing = [name for name in differing if name not in together]
     if differing and policy == "refuse":
         raise MismatchError(
             f"{len(differing)} weights are replaced with different values, and a sum of those means nothing",
@@ -42,11 +50,12 @@ def combined_replacements(
             hint=f"take one with --heads first, their mean with --heads average, or leave them out with "
             f"--exclude '{differing[0]}'",
         )
-    warnings = []
+    warnings = [f"rows that only some adapters replace are put together: {_listed(together)}"] if together else []
     if differing and policy == "average":
         for name in differing:
-            pairs = [(sources[i][1], sources[i][0].replacements[name]) for i in owners[name]]
-            kept[name] = replace(kept[name], tensor=_mean(name, pairs))
+            if name not in by_rows:
+                pairs = [(sources[i][1], sources[i][0].replacements[name]) for i in owners[name]]
+                kept[name] = replace(kept[name], tensor=_mean(name, pairs))
         warnings.append(f"replaced weights that differ are averaged: {_listed(differing)}")
     elif differing:
         warnings += [
@@ -69,7 +78,9 @@ def _alike(one: Replacement, other: Replacement) -> bool:
 
 def _mean(name: str, owners: Sequence[tuple[float, Replacement]]) -> LazyTensor:
     if len({r.rows for _, r in owners}) > 1:
-        raise MismatchError(f"the adapters replace different rows of '{name}'", hint="use --heads first")
+        raise MismatchError(
+            f"one adapter replaces all of '{name}' and another some of its rows", hint="use --heads first"
+        )
     pairs = [(w, r.tensor) for w, r in owners]
     shapes = {t.shape for _, t in pairs}
     total = math.fsum(w for w, _ in pairs)

@@ -21,10 +21,11 @@ from loratools.updates.full import Full
 from loratools.updates.ia3 import IA3
 from loratools.updates.lora import LoRA
 from loratools.updates.lycoris_oft import LycorisOFT
+from loratools.updates.oft import OFT
 
 _NAMES = {
     "loha": "LoHa", "lokr": "LoKr", "lycoris-glora": "GLoRA", "lycoris-oft": "OFT or BOFT", "ia3": "IA3",
-    "tlora": "T-LoRA", "onetrainer-oft": "OFT of OneTrainer",
+    "tlora": "T-LoRA",
     "padding": "a weight of the base made larger (reshape_weight)",
 }  # fmt: skip
 
@@ -171,6 +172,30 @@ def _magnitude_of(magnitude: LazyTensor, out: int, into: int, *, peft: bool) -> 
     return None
 
 
+# OneTrainer has no other number of terms of the series than this.
+_TERMS = 5
+
+
+def _onetrainer_oft(module: Module, scale: Scale) -> Update:
+    """OneTrainer's `OFTModule`, read as it computes without COFT, of which its files do not tell: blocks of rotations
+    of the inputs, one of them for all where there is one."""
+    skew = _part(module, "R", "scaled")
+    if other := sorted(module.keys[part] for part in module.parts if part not in ("R", "scaled")):
+        raise NotReadError(f"OFT of OneTrainer with {quoted(other[0])}", unsupported=True)
+    scaled = module.parts.get("scaled")
+    made = OFT(
+        skew,
+        _TERMS,
+        shared=len(skew.shape) == 2 and skew.shape[0] == 1,
+        rooted=scaled is not None and scaled.elements == 1 and scaled.scalar() != 0,
+        kernels=True,
+    )
+    entries = skew.shape[1] if len(skew.shape) == 2 else 0
+    if not entries or not skew.shape[0] or made.block_size * (made.block_size - 1) // 2 != entries:
+        raise NotReadError(f"{quoted(module.keys['R'])} is {list(skew.shape)}, which is above the diagonal of no block")
+    return made
+
+
 def _full(module: Module, scale: Scale) -> Update:
     return Full(module.parts["diff"])
 
@@ -181,4 +206,8 @@ def _part(module: Module, part: str, other: str) -> LazyTensor:
     return module.parts[part]
 
 
-_READERS: Mapping[str, Callable[[Module, Scale], Update]] = {"lora": _lora, "full": _full}
+_READERS: Mapping[str, Callable[[Module, Scale], Update]] = {
+    "lora": _lora,
+    "full": _full,
+    "onetrainer-oft": _onetrainer_oft,
+}

@@ -49,6 +49,8 @@ class OFT:
     most       the norm that a block's Q is cut down to, times the root of their number (COFT); None for any.
     embedding  W' = W R of a weight (tokens, width), whose outputs are rotated and not its inputs.
     shared     whether the one block is repeated.
+    rooted     whether the entries are divided by the root of their number in a block (OneTrainer's scaled OFT).
+    kernels    whether a convolution's weight is multiplied with R and not with its transpose, as OneTrainer does.
     """
 
     kind: ClassVar[str] = "oft"
@@ -64,6 +66,8 @@ class OFT:
     most: float | None = None
     embedding: bool = False
     shared: bool = False
+    rooted: bool = False
+    kernels: bool = False
 
     @property
     def block_size(self) -> int:
@@ -93,7 +97,8 @@ class OFT:
         blocks = self._blocks()
         if self.shared:
             blocks = np.repeat(blocks, values.shape[1] // self.block_size, axis=0)
-        turned = blocks if self.embedding else blocks.swapaxes(1, 2)
+        as_it_is = self.embedding or (self.kernels and len(base.shape) > 2)
+        turned = blocks if as_it_is else blocks.swapaxes(1, 2)
         return dense(times_blocks(values, turned) - values, weight, dtype)
 
     def _blocks(self) -> Floats:
@@ -101,6 +106,8 @@ class OFT:
         import numpy as np
 
         size, stored = self.block_size, read_array(self.skew, "F64")
+        if self.rooted:
+            stored /= math.sqrt(stored.shape[1])
         skew = np.zeros((len(stored), size, size))
         rows, columns = np.triu_indices(size, 1)
         skew[:, rows, columns] = stored

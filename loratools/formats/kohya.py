@@ -1,6 +1,7 @@
 """kohya: one file of sd-scripts or musubi-tuner, names flattened after `lora_unet_` and `lora_te_`, alpha a tensor.
 
 Stable Diffusion 1 and 2 with the names of diffusers, XL with those of LDM, transformers with those of their authors.
+OFT of sd-scripts is under `oft_unet_`; its rotations are those of LyCORIS.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from loratools.formats._spellings import is_spelled
 from loratools.naming.families import Family
 
 WRITES = ".safetensors"
-_PREFIXES = _flat.Prefixes("kohya", ("lora_unet_", "lora_unet__"), lambda family: family.kohya)
+_PREFIXES = _flat.Prefixes("kohya", ("lora_unet_", "lora_unet__", "oft_unet_"), lambda family: family.kohya)
 
 
 def detect(source: AdapterSource) -> bool:
-    """By `lora_unet_` or `lora_te` before the names, and none of the prefixes of its relatives."""
+    """By `lora_unet_`, `oft_unet_` or `lora_te` before the names, and none of the prefixes of its relatives."""
     if any(key.startswith(("lora_transformer_", "lycoris_")) for key in source.tensors):
         return False
-    return any(key.startswith(("lora_unet_", "lora_te")) and is_spelled(key) for key in source.tensors)
+    return any(key.startswith(("lora_unet_", "oft_unet_", "lora_te")) and is_spelled(key) for key in source.tensors)
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:

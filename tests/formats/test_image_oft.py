@@ -1,4 +1,5 @@
-"""OFT of OneTrainer: the rotations of `modules/module/oft_utils.py` of Nerogar/OneTrainer, written out in float64."""
+"""OFT of trainers of image models, written out in float64: OneTrainer's (`modules/module/oft_utils.py` of
+Nerogar/OneTrainer) and that of sd-scripts (`networks/oft.py`)."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from loratools import formats
 from loratools.errors import FormatError, UnsupportedError
 from loratools.tensors import held
+from loratools.updates.lycoris_oft import LycorisOFT
 from loratools.updates.oft import OFT
 
 LINEAR = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -40,7 +42,7 @@ def _rotation(skew: Tensor, repeats: int = 1) -> Tensor:
 
 
 def _delta(update: object, base: Tensor) -> Tensor:
-    assert isinstance(update, OFT)
+    assert isinstance(update, OFT | LycorisOFT)
     rows = update.prepare(held(base), weight=1.0, dtype="F64").rows(
         0, base.shape[0], base.numpy().reshape(len(base), -1)
     )
@@ -92,3 +94,21 @@ def test_what_else_is_beside_it_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as refused:
         formats.load(more)
     assert "OFT of OneTrainer with" in refused.value.details[0]
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 10.0])
+def test_outputs_are_rotated_by_sd_scripts_within_its_constraint(tmp_path: Path, alpha: float) -> None:
+    blocks = 0.1 * torch.randn(2, 5, 5, generator=torch.Generator().manual_seed(3))
+    name = LINEAR.replace("lora_unet_", "oft_unet_")
+    path = _stored(tmp_path, {f"{name}.oft_blocks": blocks, f"{name}.alpha": torch.tensor(alpha)})
+    base = torch.randn(10, 7, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+    delta = _delta(_update(path), base)
+
+    assert formats.detect(path) == ["kohya"]
+    q = blocks.double() - blocks.double().mT
+    q *= min(1.0, float(torch.tensor(alpha)) * 10 / float(q.norm()))
+    eye = torch.eye(5, dtype=torch.float64)
+    r = (eye + q) @ torch.linalg.inv(eye - q)
+    wanted = torch.einsum("knm,knp->kmp", r, base.reshape(2, 5, 7)).reshape(10, 7)
+    torch.testing.assert_close(base + delta, wanted, rtol=1e-6, atol=1e-7)

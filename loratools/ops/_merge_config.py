@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint
 from loratools.ops._replicated import Replication
+from loratools.ops._vocabulary import vocabulary_config, vocabulary_size
 
 _DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TASK_CLASSES = {
@@ -19,13 +20,6 @@ _TASK_CLASSES = {
 }
 # Heads of one row per label, as transformers names them.
 _LABEL_HEADS = ("classifier", "score", "classifier.out_proj", "classification_head.out_proj")
-
-
-def vocabulary_size(base: Checkpoint) -> int | None:
-    """Rows of the input embedding, by the base's config."""
-    found = _vocabulary_config(base.config)
-    size = found.get("vocab_size") if found is not None else None
-    return size if isinstance(size, int) else None
 
 
 def merged_configs(
@@ -84,16 +78,9 @@ def _text(config: Mapping[str, object]) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def _vocabulary_config(config: Mapping[str, object]) -> Mapping[str, object] | None:
-    """The part of a config that has the vocabulary's size: the top, or the text part of a model of several parts."""
-    text = config.get("text_config")
-    parts = (config, text if isinstance(text, Mapping) else {})
-    return next((part for part in parts if isinstance(part.get("vocab_size"), int)), None)
-
-
 def _resize_vocabulary(config: dict[str, object], base: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
     old = vocabulary_size(base)
-    part = _vocabulary_config(config)
+    part = vocabulary_config(config)
     if old is None or part is None:
         return
     sizes = {

@@ -15,9 +15,9 @@ from loratools.checkpoints import Checkpoint
 from loratools.errors import MismatchError, UnsupportedError
 from loratools.matching import Matches
 from loratools.naming.places import Place
-from loratools.ops._merge_config import vocabulary_size
 from loratools.ops._place_views import as_stored, as_updated
 from loratools.ops._same import same_bytes
+from loratools.ops._vocabulary import vocabulary_size
 from loratools.plan import Output, RowsReplaced, WeightedUpdate
 from loratools.tensors import FLOAT_DTYPES, LazyTensor, placed
 from loratools.updates.glora import GLoRABias

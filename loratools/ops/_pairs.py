@@ -10,19 +10,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from loratools.adapter import select_names
 from loratools.checkpoints import Checkpoint
 from loratools.errors import MismatchError, UnsupportedError
 from loratools.naming.conv1d import is_conv1d
-from loratools.naming.experts import fused_in_memory, stored_in_out
-from loratools.naming.in_memory import names_in_memory
-from loratools.naming.places import Alias, Place
+from loratools.naming.experts import stored_in_out
 from loratools.naming.renaming import best_renamings
+from loratools.ops._in_memory import Tensors, of_transformers_5, targets_of, with_fused_experts
 from loratools.ops._kinds import Kinds, Layer, is_embedding, kind_of
-from loratools.ops._merge_config import vocabulary_size
-from loratools.tensors import FLOAT_DTYPES, LazyTensor, placed, reshaped
+from loratools.ops._vocabulary import vocabulary_size
+from loratools.tensors import FLOAT_DTYPES, LazyTensor
 
 # A number between two dots: the layer that a tensor belongs to.
 _IN_LAYER = re.compile(r"(^|\.)\d+\.")
@@ -117,10 +115,10 @@ def line_up(
     ours, theirs = _with_tied(base, tuned), _with_tied(tuned, base)
     renamed, warnings = _renamed(ours, theirs, base, tuned)
     model_type = _model_type(base)
-    in_memory = not as_files and _of_transformers_5(base, tuned)
+    in_memory = not as_files and of_transformers_5(base, tuned)
     if in_memory:
-        ours, renamed = _with_fused_experts(base.config, ours, renamed)
-    targets = _targets(base, {**renamed, **ours}, in_memory=in_memory)
+        ours, renamed = with_fused_experts(base.config, ours, renamed)
+    targets = targets_of(base, {**renamed, **ours}, in_memory=in_memory)
     chosen = set(targets.values())
     if include or exclude:
         chosen = set(select_names(sorted(chosen), include, exclude))
@@ -217,51 +215,7 @@ def _model_type(checkpoint: Checkpoint) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _of_transformers_5(base: Checkpoint, tuned: Checkpoint) -> bool:
-    """Whether transformers 5 wrote the models, which names some modules otherwise in memory than in files: whoever
-    wrote them is taken for whoever will load the adapter."""
-    versions = [c.config.get("transformers_version") for c in (tuned, base)]
-    major = next((v for v in versions if isinstance(v, str)), "").partition(".")[0]
-    return major.isdigit() and int(major) >= 5
-
-
-def _targets(base: Checkpoint, names: Mapping[str, LazyTensor], *, in_memory: bool) -> dict[str, str]:
-    """Name of a tensor -> its module as the trainer's library names it, which is what an adapter is loaded by; or its
-    own name there, where it is neither a weight nor a bias."""
-    renamed = names_in_memory(base.config, {name: t.shape for name, t in names.items()}) if in_memory else {}
-    spoken = {stored: name for name, stored in renamed.items()}
-    return {name: spoken.get(name, name).removesuffix(".weight").removesuffix(".bias") for name in names}
-
-
-_Tensors: TypeAlias = Mapping[str, LazyTensor]
-
-
-def _with_fused_experts(config: Mapping[str, object], ours: _Tensors, theirs: _Tensors) -> tuple[_Tensors, _Tensors]:
-    """Both sides with the experts fused that are so in memory, where both have all of them."""
-    for name, alias in fused_in_memory(config, {n: t.shape for n, t in ours.items()}).items():
-        members = {place.weight for place in alias.places}
-        sides = [[side[m] for m in sorted(members) if m in side] for side in (ours, theirs)]
-        complete = all(len(s) == len(members) and len({t.dtype for t in s}) == 1 for s in sides)
-        plain = all(place == Place(place.weight, of=place.of) for place in alias.places)
-        if not complete or not plain or any(ours[m].shape != theirs[m].shape for m in members):
-            continue
-        ours, theirs = (
-            {n: t for n, t in side.items() if n not in members} | {name: _fused(alias, side)} for side in (ours, theirs)
-        )
-    return ours, theirs
-
-
-def _fused(alias: Alias, weights: _Tensors) -> LazyTensor:
-    """All experts' matrices as one tensor (experts, out, in)."""
-    _, outputs, inputs = alias.shape
-    blocks = [
-        ((place.of.expert or 0) * outputs + (place.of.rows.start if place.of.rows else 0), 0, weights[place.weight])
-        for place in alias.places
-    ]
-    return reshaped(placed((alias.shape[0] * outputs, inputs), blocks), alias.shape)
-
-
-def _with_tied(one: Checkpoint, other: Checkpoint) -> _Tensors:
+def _with_tied(one: Checkpoint, other: Checkpoint) -> Tensors:
     """The weights of `one`, with those that it ties and the other stores: a head may have come loose in training."""
     tied = {name: one.weights[source] for name, source in one.tied.items() if name in other.weights}
     return {**tied, **one.weights}
@@ -269,7 +223,7 @@ def _with_tied(one: Checkpoint, other: Checkpoint) -> _Tensors:
 
 def _renamed(
     ours: Mapping[str, LazyTensor], theirs: Mapping[str, LazyTensor], base: Checkpoint, tuned: Checkpoint
-) -> tuple[_Tensors, list[str]]:
+) -> tuple[Tensors, list[str]]:
     """The fine-tuned tensors by the base's names."""
     layers = {n: t.shape for n, t in theirs.items() if kind_of(n, t) in ("linear", "conv", "experts", "embedding")}
     winners, best = best_renamings(layers, {n: t.shape for n, t in ours.items()}, tuple.__eq__)

@@ -196,10 +196,8 @@ def test_heads_that_differ_are_taken_by_policy_and_named() -> None:
         combine(pair)
     with pytest.raises(MismatchError, match="different shapes"):
         combine([_with_head(one), _with_head(two[:2])], heads="average")
-    with pytest.raises(MismatchError, match="different rows"):
-        combine([_with_head(one, (1, 2, 3)), _with_head(one, (1, 2, 4))], heads="average")
     with pytest.raises(MismatchError, match="different values"):
-        combine([_with_head(one, (1, 2, 3)), _with_head(one, (1, 2, 4))])
+        combine([_with_head(one, (1, 2, 3)), _with_head(two, (1, 2, 4))])
 
 
 def test_command_takes_all_of_it(tmp_path: Path, sources: tuple[Path, Path]) -> None:

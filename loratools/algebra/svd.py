@@ -445,9 +445,7 @@ def _orthonormal_rows(y: Tensor, q: Tensor | None, noise: float) -> Tensor:
         if q is not None and q.shape[0]:
             y = torch.addmm(y, q.mT, q @ y, alpha=-1)
         wide = y.double()
-        values, vectors = torch.linalg.eigh(wide.mT @ wide)
-        keep = values > (0.5 if again else max(noise * noise, _least_square(values)))
-        rotate = vectors[:, keep] / values[keep].sqrt()
+        rotate = _whitening(wide, 0.5 if again else noise * noise)
         y = (wide @ rotate).float() if again else y @ rotate.float()
     return y.mT.contiguous()
 
@@ -455,16 +453,20 @@ def _orthonormal_rows(y: Tensor, q: Tensor | None, noise: float) -> Tensor:
 def _well_conditioned(x: Tensor) -> Tensor:
     """Return nearly orthonormal columns that span those of x: (m, at most block). What is multiplied with a delta needs
     no more, since the product is made orthonormal."""
-    wide = x.double()
-    values, vectors = torch.linalg.eigh(wide.mT @ wide)
-    keep = values > _least_square(values)
-    conditioned: Tensor = x @ (vectors[:, keep] / values[keep].sqrt()).float()
+    conditioned: Tensor = x @ _whitening(x.double(), 0.0).float()
     return conditioned
 
 
-def _least_square(values: Tensor) -> float:
-    """Squares: in a float32 column only parts above 1e-6 of its length carry information."""
-    return 1e-12 * max(float(values[-1]), 0.0)
+def _whitening(wide: Tensor, least: float) -> Tensor:
+    """Return what the columns of `wide` are multiplied with to become orthonormal, (block, at most block), in float64.
+
+    Directions whose length has a square of `least` or less are left out, and those lost in float32 rounding.
+    """
+    values, vectors = torch.linalg.eigh(wide.mT @ wide)
+    # Squares: in a float32 column only parts above 1e-6 of its length carry information. There may be no columns left.
+    keep = values > max([least, *(1e-12 * values[-1:]).tolist()])
+    rotate: Tensor = vectors[:, keep] / values[keep].sqrt()
+    return rotate
 
 
 class _Rows:

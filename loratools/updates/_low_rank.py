@@ -56,11 +56,6 @@ class LowRank(ABC):
         return weighted(b, a, weight, dtype)
 
 
-def lora_scale(alpha: float, rank: int, rslora: bool) -> float:
-    """alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
-    return alpha / (math.sqrt(rank) if rslora else rank)
-
-
 def weighted(b: Floats, a: Floats, weight: float, dtype: str) -> FactorDelta:
     """`weight * b @ a` of float64 factors, each rounded once to F32, or kept in F64."""
     import numpy as np

@@ -15,7 +15,7 @@ from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Update, lora
 from loratools.updates._faults import faulty
-from loratools.updates._low_rank import LowRank, lora_scale
+from loratools.updates._low_rank import LowRank
 from loratools.updates._peft import PeftModule
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class BDLoRA(LowRank):
 
     @property
     def scale(self) -> float:
-        return lora_scale(self.alpha, self.rank, self.rslora)
+        return lora.lora_scale(self.alpha, self.rank, self.rslora)
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:

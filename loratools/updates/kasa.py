@@ -14,8 +14,9 @@ from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Update, fits_shape
 from loratools.updates._faults import faulty
-from loratools.updates._low_rank import lora_scale, weighted
+from loratools.updates._low_rank import weighted
 from loratools.updates._peft import PeftModule
+from loratools.updates.lora import lora_scale
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors

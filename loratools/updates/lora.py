@@ -64,7 +64,7 @@ class LoRA:
         # A module of rank 0 (nothing changed there) has no scale to speak of.
         if self.rank == 0:
             return 0.0
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return lora_scale(self.alpha, self.rank, self.rslora)
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
@@ -119,6 +119,11 @@ class LoRA:
             left, right = left.T, right.T
         left = (left.reshape(left.shape[0], -1) * (self.scale * weight)).astype(kind)
         return left, np.ascontiguousarray(right.reshape(right.shape[0], -1), kind)
+
+
+def lora_scale(alpha: float, rank: int, rslora: bool) -> float:
+    """alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,8 +15,9 @@ from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Update
 from loratools.updates._faults import faulty
-from loratools.updates._low_rank import LowRank, lora_scale
+from loratools.updates._low_rank import LowRank
 from loratools.updates._peft import PeftModule
+from loratools.updates.lora import lora_scale
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats

@@ -36,17 +36,21 @@ def targets_of(base: Checkpoint, names: Mapping[str, LazyTensor], *, in_memory: 
 
 def with_fused_experts(config: Mapping[str, object], ours: Tensors, theirs: Tensors) -> tuple[Tensors, Tensors]:
     """Both sides with the experts fused that are so in memory, where both have all of them."""
+    fused: dict[str, Alias] = {}
+    apart: set[str] = set()
     for name, alias in fused_in_memory(config, {n: t.shape for n, t in ours.items()}).items():
         members = {place.weight for place in alias.places}
         sides = [[side[m] for m in sorted(members) if m in side] for side in (ours, theirs)]
         complete = all(len(s) == len(members) and len({t.dtype for t in s}) == 1 for s in sides)
         plain = all(place == Place(place.weight, of=place.of) for place in alias.places)
-        if not complete or not plain or any(ours[m].shape != theirs[m].shape for m in members):
-            continue
-        ours, theirs = (
-            {n: t for n, t in side.items() if n not in members} | {name: _fused(alias, side)} for side in (ours, theirs)
-        )
-    return ours, theirs
+        if complete and plain and all(ours[m].shape == theirs[m].shape for m in members):
+            fused[name] = alias
+            apart |= members
+    one, other = (
+        {n: t for n, t in side.items() if n not in apart} | {n: _fused(alias, side) for n, alias in fused.items()}
+        for side in (ours, theirs)
+    )
+    return one, other
 
 
 def _fused(alias: Alias, weights: Tensors) -> LazyTensor:

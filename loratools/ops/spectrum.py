@@ -72,7 +72,7 @@ class ModuleSpectrum:
     def energy(self, rank: int) -> float:
         """Share of the squared norm that a rank keeps."""
         kept = math.fsum(s * s for s in self.singular_values[:rank])
-        if (self.complete and rank >= len(self.singular_values)) or not (self.norm**2):
+        if (self.complete and rank >= len(self.singular_values)) or not self.norm**2:
             return 1.0
         return min(1.0, kept / self.norm**2)
 

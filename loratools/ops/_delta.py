@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loratools.errors import InputError
@@ -49,9 +50,11 @@ class Rounding:
 
 @dataclass(frozen=True, eq=False)
 class Decomposed:
-    """The matrices of a delta, one or one for each expert, as far as a rule went; None for a matrix of zeros."""
+    """The matrices of a delta, one or one for each expert, as far as a rule went; None for a matrix of zeros. And what
+    rounding has done to them."""
 
     parts: tuple[TruncatedSvd | None, ...]
+    rounding: Rounding
 
     @property
     def norm(self) -> float:
@@ -206,9 +209,7 @@ class Deltas:
         count, rows, columns = shape
         together = max(1, _BLOCK // max(1, rows * columns))
         self.pieces = [(start, min(start + together, count)) for start in range(0, count, together)]
-        self._identical: dict[int, int] = {}
         self._last: tuple[int, Tensor] | None = None
-        self.noise = noise_of(tuned)
         self.read(self.pieces[0])
 
     def read(self, piece: tuple[int, int]) -> Tensor:
@@ -223,21 +224,18 @@ class Deltas:
         name, base, tuned = self._of
         stacked = self.shape[0] > 1
         found = delta_of(name, base, tuned, (start, stop) if stacked else None).view(-1, *self.shape[1:])
-        if start not in self._identical:
-            self._identical[start] = _zeros_in(found)
         self._last = start, found
         return found
+
+    @cached_property
+    def noise(self) -> float:
+        """See `Rounding.noise`."""
+        return noise_of(self._of[2])
 
     @property
     def edge(self) -> float:
         """See `Rounding.edge`."""
         return Rounding(0, 0, self.noise).edge(self.shape[1:])
-
-    @property
-    def rounding(self) -> Rounding:
-        """What rounding has done, once all matrices have been read."""
-        assert len(self._identical) == len(self.pieces)
-        return Rounding(math.prod(self.shape), sum(self._identical.values()), self.noise)
 
 
 def _zeros_in(delta: Tensor) -> int:
@@ -290,15 +288,19 @@ def decomposed(
 
     options = {} if tolerance is None else {"tolerance": tolerance}
     parts: list[TruncatedSvd | None] = []
+    identical = 0
     for piece in deltas.pieces:
-        some = deltas.read(piece).to(device)
-        for found in truncated_svds(some, rule, seed=seed, exact=exact, **options):
+        some = deltas.read(piece)
+        identical += _zeros_in(some)
+        for found in truncated_svds(some.to(device), rule, seed=seed, exact=exact, **options):
             on_cpu = replace(found, u=found.u.cpu(), s=found.s.cpu(), vt=found.vt.cpu(), values=found.values.cpu())
             parts.append(on_cpu if found.norm else None)
-    return Decomposed(tuple(parts)) if any(parts) else None
+    if not any(parts):
+        return None
+    return Decomposed(tuple(parts), Rounding(math.prod(deltas.shape), identical, deltas.noise))
 
 
-def stored(deltas: Deltas, found: Decomposed, rank: int, rounding: Rounding, dtype: str) -> Extracted:
+def stored(deltas: Deltas, found: Decomposed, rank: int, dtype: str) -> Extracted:
     """The leading `rank` of a decomposition as factors in `dtype`, and their error against the delta."""
     import torch
 
@@ -320,7 +322,7 @@ def stored(deltas: Deltas, found: Decomposed, rank: int, rounding: Rounding, dty
         if found.parts[i] is not None
     ]
     error = math.sqrt(math.fsum(lost)) / norm
-    return Extracted(left, right, norm, error, found.gap_bound, found.gap_estimate, rounding)
+    return Extracted(left, right, norm, error, found.gap_bound, found.gap_estimate, found.rounding)
 
 
 def _residual(delta: Tensor, left: Tensor, right: Tensor, norm: float) -> float:

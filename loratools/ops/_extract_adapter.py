@@ -9,7 +9,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints import Checkpoint
 from loratools.formats._notes import names_digest
 from loratools.ops._pairs import Pair, Pairs
-from loratools.tensors import LazyTensor
+from loratools.tensors import LazyTensor, held
 from loratools.updates import Update
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
@@ -45,6 +45,11 @@ def adapter_of(
 
 # Where factors are kept until they are written: the same tensors, by the same names.
 Keep: TypeAlias = "Callable[[Mapping[str, Tensor]], dict[str, LazyTensor]]"
+
+
+def held_all(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
+    """Tensors kept in memory."""
+    return {name: held(values) for name, values in tensors.items()}
 
 
 def update_of(pair: Pair, left: Tensor, right: Tensor, keep: Keep) -> Update:

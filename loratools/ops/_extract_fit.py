@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from loratools.adapter import Adapter, Replacement
+from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint
-from loratools.ops._extract_adapter import adapter_of, update_of
-from loratools.ops._extract_work import Settings, embedding_declared, held_all, no_factors
+from loratools.ops._extract_adapter import adapter_of, held_all, update_of
+from loratools.ops._extract_replaced import replacements
+from loratools.ops._extract_work import Outcome, Settings, Unchanged, Whole, gets_factors, taken_whole
 from loratools.ops._pairs import Pair, Pairs
 from loratools.updates import Update
 
@@ -18,28 +20,20 @@ def outline(base: Checkpoint, tuned: Checkpoint, pairs: Pairs, changed: Iterable
     An embedding of which values decide whether it becomes factors is not in it.
     """
     factors: dict[Pair, Update] = {}
-    replaced: dict[str, Replacement] = {}
+    results: dict[Pair, Outcome] = dict.fromkeys(pairs.pairs, Unchanged())
     for pair in changed:
-        if pair.layer is not None and not no_factors(pair, settings):
+        if gets_factors(pair, settings):
             if pair.layer != "embedding" or settings.embeddings == "lora":
                 factors[pair] = _without_values(pair)
-        elif pair.declared is not None:
-            replaced[pair.name] = Replacement(pair.tuned, pair.declared)
-        elif pair.layer == "embedding" and settings.embeddings != "skip":
-            replaced[pair.name] = Replacement(pair.tuned, embedding_declared(pair))
-    for alone in pairs.alone:
-        if alone.declared is not None:
-            replaced[alone.name] = Replacement(alone.tensor, alone.declared)
-    found = adapter_of(base, pairs, factors, replaced)
-    return Adapter(found.updates, found.replacements, path=tuned.path, notes=found.notes)
+        elif (declared := taken_whole(pair, settings)) is not None:
+            results[pair] = Whole(None, declared)
+    replaced = {name: replacement for name, (replacement, _) in replacements(pairs, results).items()}
+    return replace(adapter_of(base, pairs, factors, replaced), path=tuned.path)
 
 
 def _without_values(pair: Pair) -> Update:
     import torch
 
     count, rows, columns = pair.matrices
-    left, right = (
-        torch.empty(count, rows, 1, device="meta"),
-        torch.empty(count, 1, columns, device="meta"),
-    )
+    left, right = torch.empty(count, rows, 1, device="meta"), torch.empty(count, 1, columns, device="meta")
     return update_of(pair, left, right, held_all)

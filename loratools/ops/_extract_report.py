@@ -9,7 +9,16 @@ from pathlib import Path
 
 from loratools.adapter import Adapter, Replacement
 from loratools.ops._extract_cost import Cost, cost_of
-from loratools.ops._extract_work import SKIPPED, Factored, Outcome, Settings, Unchanged, embedding_declared, no_factors
+from loratools.ops._extract_work import (
+    SKIPPED,
+    Factored,
+    Outcome,
+    Settings,
+    Unchanged,
+    gets_factors,
+    no_factors,
+    taken_whole,
+)
 from loratools.ops._pairs import Pair, Pairs
 from loratools.tensors import DTYPE_BITS
 
@@ -151,11 +160,11 @@ def reported(
 
 def planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[str]) -> ExtractReport:
     """What would be extracted, from headers alone."""
-    whole = {p for p in pairs.pairs if p.declared or (no_factors(p, settings) and settings.embeddings != "skip")}
-    chosen = [p for p in pairs.pairs if p.layer is not None and not no_factors(p, settings)]
+    whole = {p: declared for p in pairs.pairs if (declared := taken_whole(p, settings)) is not None}
+    chosen = [p for p in pairs.pairs if gets_factors(p, settings)]
     ranks = [settings.policy.planned(min(p.matrices[1:])) for p in chosen]
     modules = [ExtractedModule(p.target, rank, p.base.shape) for p, rank in zip(chosen, ranks, strict=True)]
-    replaced = [Replaced(p.name, p.declared or embedding_declared(p), p.tuned.shape, p.tuned.nbytes) for p in whole]
+    replaced = [Replaced(p.name, declared, p.tuned.shape, p.tuned.nbytes) for p, declared in whole.items()]
     replaced += [Replaced(a.name, a.declared, a.tensor.shape, a.tensor.nbytes) for a in pairs.alone if a.declared]
     nbytes = None
     if all(rank is not None for rank in ranks):

@@ -25,11 +25,11 @@ from loratools.ops._extract_adapter import Keep, update_of
 from loratools.ops._pairs import Pair
 from loratools.ops._ranks import RankPolicy
 from loratools.ops._same import same_bytes
-from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES, LazyTensor, held, reordered
+from loratools.tensors import DTYPE_BITS, FLOAT_DTYPES, LazyTensor, reordered
 from loratools.updates import Update
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 Embeddings = Literal["auto", "lora", "rows", "full", "skip"]
 
@@ -97,7 +97,6 @@ class _Seen:
 
     found: Decomposed
     vectors: Mapping[str, LazyTensor]
-    rounding: Rounding
     look: int
 
     @property
@@ -106,25 +105,19 @@ class _Seen:
 
     def whole(self) -> Decomposed:
         """The decomposition with its vectors."""
-        return Decomposed(
-            tuple(
-                replace(p, u=self.vectors[f"u{i}"].read(), vt=self.vectors[f"vt{i}"].read()) if p is not None else None
-                for i, p in enumerate(self.found.parts)
-            )
+        parts = tuple(
+            replace(p, u=self.vectors[f"u{i}"].read(), vt=self.vectors[f"vt{i}"].read()) if p is not None else None
+            for i, p in enumerate(self.found.parts)
         )
+        return replace(self.found, parts=parts)
 
 
-def _seen(found: Decomposed, rounding: Rounding, look: int, keep: Keep) -> _Seen:
+def _seen(found: Decomposed, look: int, keep: Keep) -> _Seen:
     parts = {i: p for i, p in enumerate(found.parts) if p is not None}
     vectors = keep({f"u{i}": p.u for i, p in parts.items()} | {f"vt{i}": p.vt for i, p in parts.items()})
     # Not a slice: that would hold all of it.
     bare = tuple(replace(p, u=p.u.new_empty(0), vt=p.vt.new_empty(0)) if p is not None else None for p in found.parts)
-    return _Seen(Decomposed(bare), vectors, rounding, look)
-
-
-def held_all(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
-    """Tensors kept in memory."""
-    return {name: held(values) for name, values in tensors.items()}
+    return _Seen(replace(found, parts=bare), vectors, look)
 
 
 def device_named(name: str) -> str:
@@ -143,6 +136,17 @@ def device_named(name: str) -> str:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"device '{name}' cannot be used: {reason}", hint="use --device cpu") from None
     return name
+
+
+def gets_factors(pair: Pair, settings: Settings) -> bool:
+    """Whether it is decomposed, should it have changed."""
+    return pair.layer is not None and not no_factors(pair, settings)
+
+
+def taken_whole(pair: Pair, settings: Settings) -> str | None:
+    """How it is declared, where it is known beforehand to be taken whole, should it have changed; None elsewhere."""
+    whole = no_factors(pair, settings) and settings.embeddings != "skip"
+    return pair.declared or (embedding_declared(pair) if whole else None)
 
 
 def no_factors(pair: Pair, settings: Settings) -> bool:
@@ -187,13 +191,14 @@ def outcomes(
     threads: int,
     other_bytes: int,
     progress: Callable[[int], None] | None,
-    look_at: Callable[[Sequence[Pair]], None] = lambda changed: None,
-    keep: Keep = held_all,
+    look_at: Callable[[Sequence[Pair]], None] | None,
+    keep: Keep,
 ) -> dict[Pair, Outcome]:
     """What becomes of each pair. `other_bytes`: of what the adapter holds besides them. `look_at` is told which pairs
     changed before anything is computed, and may raise. `keep`: where factors go."""
     changed, found = _compared(pairs, threads, progress)
-    look_at(changed)
+    if look_at is not None:
+        look_at(changed)
     with single_threaded_torch():
         work = _Work(replace(settings, device=device_named(settings.device)), threads, keep)
         look = None
@@ -248,16 +253,15 @@ class _Work:
 
     def first(self, pair: Pair, look: int | None) -> Outcome | _Seen:
         """The outcome, where it needs no others; `look`: the rank to decompose to where it does."""
-        if pair.layer is not None and not no_factors(pair, self.settings):
+        if gets_factors(pair, self.settings):
             return self._decomposed(pair, look)
         size = self._change(pair)
         if size == 0:
             return Unchanged()
-        declared = pair.declared or (embedding_declared(pair) if pair.layer == "embedding" else None)
-        if pair.layer == "embedding" and self.settings.embeddings == "skip":
+        if (declared := taken_whole(pair, self.settings)) is not None:
+            return self._whole(pair, size, declared, self._rows(pair))
+        if pair.layer == "embedding":
             return Left(size, SKIPPED)
-        if declared is not None:
-            return self._whole(pair, size, declared)
         return Left(size, pair.why or "values that have no difference")
 
     @staticmethod
@@ -269,17 +273,21 @@ class _Work:
             return None
         return change(pair.name, pair.base, pair.tuned)
 
-    def _whole(self, pair: Pair, size: float | None, declared: str) -> Whole:
-        """The tensor, or the rows of it that changed or are new, where those are less."""
+    def _rows(self, pair: Pair) -> tuple[int, ...] | None:
+        """The rows that changed or are new, where they may be stored in place of the tensor."""
         table = pair.by_rows and (pair.layer == "embedding" or pair.grown)
-        if table and self.settings.embeddings != "full":
-            rows = changed_rows(pair.base, pair.tuned)
-            if self.settings.embeddings == "rows" or rows_bytes(pair, rows) < pair.tuned.nbytes:
-                return Whole(size, "tokens", rows)
+        return changed_rows(pair.base, pair.tuned) if table and self.settings.embeddings != "full" else None
+
+    def _whole(self, pair: Pair, size: float | None, declared: str, rows: tuple[int, ...] | None) -> Whole:
+        """The tensor, or those rows of it where they are less."""
+        if rows is not None and (self.settings.embeddings == "rows" or rows_bytes(pair, rows) < pair.tuned.nbytes):
+            return Whole(size, "tokens", rows)
         return Whole(size, declared)
 
     def _decomposed(self, pair: Pair, look: int | None) -> Outcome | _Seen:
-        if pair.layer == "embedding" and (rows := self._few_rows(pair)) is not None:
+        rows = self._rows(pair) if pair.layer == "embedding" and self.settings.embeddings == "auto" else None
+        if rows is not None and self._no_more_than_factors(pair, rows):
+            # They are exact.
             return Whole(self._change(pair), "tokens", rows) if rows else Unchanged()
         deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
         with self.computing:
@@ -288,26 +296,21 @@ class _Work:
             found = decomposed(deltas, rule, tolerance=s.tolerance, seed=s.seed, exact=s.exact, device=s.device)
             if found is None:
                 return Unchanged()
-            rounding = deltas.rounding
             if look is not None:
-                return _seen(found, rounding, look, self.keep)
+                return _seen(found, look, self.keep)
             rank = len(found.spectrum)
             small = s.embeddings == "auto" and factor_bytes(pair, rank, s.dtype) >= pair.tuned.nbytes
             if pair.layer == "embedding" and small:
-                return self._whole(pair, found.norm, embedding_declared(pair))
-            return self._factored(pair, stored(deltas, found, rank, rounding, s.dtype))
+                return self._whole(pair, found.norm, embedding_declared(pair), rows)
+            return self._factored(pair, stored(deltas, found, rank, s.dtype))
 
     def _factored(self, pair: Pair, e: Extracted) -> Factored:
         update = update_of(pair, e.left, e.right, self.keep)
         return Factored(update, e.rank, e.norm, e.error, e.gap_bound, e.gap_estimate, e.rounding)
 
-    def _few_rows(self, pair: Pair) -> tuple[int, ...] | None:
-        """The rows that changed, where they take no more than factors would: they are exact."""
-        if not pair.by_rows or self.settings.embeddings != "auto":
-            return None
-        rows = changed_rows(pair.base, pair.tuned)
+    def _no_more_than_factors(self, pair: Pair, rows: tuple[int, ...]) -> bool:
         rank = self.settings.policy.planned(min(pair.matrices[1:])) or 1
-        return rows if rows_bytes(pair, rows) <= factor_bytes(pair, rank, self.settings.dtype) else None
+        return rows_bytes(pair, rows) <= factor_bytes(pair, rank, self.settings.dtype)
 
     def within_limits(self, found: Mapping[Pair, Outcome | _Seen], other_bytes: int) -> dict[Pair, Outcome]:
         """The outcomes, with ranks shared out over what is only decomposed yet."""
@@ -340,8 +343,7 @@ class _Work:
         def kept(pair: Pair) -> Outcome:
             deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
             with self.computing:
-                found = stored(deltas, seen[pair].whole(), given[pair], seen[pair].rounding, self.settings.dtype)
-                return self._factored(pair, found)
+                return self._factored(pair, stored(deltas, seen[pair].whole(), given[pair], self.settings.dtype))
 
         done = self.on(list(seen), kept)
         return {pair: done.get(pair, r) for pair, r in found.items()}  # type: ignore[misc]

@@ -15,16 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from loratools import formats
-from loratools.adapter import Replacement
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import UsageError
 from loratools.execution.local import worker_count
 from loratools.formats._base import Base
 from loratools.ops._arguments import stored_dtype
 from loratools.ops._delta import norm
-from loratools.ops._extract_adapter import adapter_of
+from loratools.ops._extract_adapter import adapter_of, held_all
 from loratools.ops._extract_doubts import doubts, nothing_error, resized, unwritable_lines
 from loratools.ops._extract_fit import outline
+from loratools.ops._extract_replaced import replacements
 from loratools.ops._extract_report import ExtractReport, Skipped, planned, reported
 from loratools.ops._extract_work import (
     Embeddings,
@@ -32,10 +32,7 @@ from loratools.ops._extract_work import (
     Left,
     Outcome,
     Settings,
-    Whole,
-    held_all,
     outcomes,
-    whole_of,
 )
 from loratools.ops._pairs import Alone, Pair, Pairs, line_up
 from loratools.ops._ranks import RankPolicy
@@ -133,13 +130,13 @@ def extract(
         # Hours of decomposing would end in the same error.
         formats.ensure_writable(outline(before, after, pairs, changed, settings), format, base=known)
 
-    look_at = ensure_writable if out is not None else lambda changed: None
+    look_at = ensure_writable if out is not None else None
     with ExitStack() as stack:
         # Of a large model the factors are gigabytes: they wait on the disk that they go to.
         keep = stack.enter_context(scratch_beside(Path(out))).keep if out is not None else held_all
         results = outcomes(pairs.pairs, settings, workers, new_bytes, progress, look_at, keep)
         factors = {p: r for p, r in results.items() if isinstance(r, Factored)}
-        replaced = _replacements(pairs, results)
+        replaced = replacements(pairs, results)
         everything = math.fsum(_square(r) for r in results.values())
         skipped = _skipped(pairs, results, everything)
         if not factors and not replaced:
@@ -160,32 +157,6 @@ def extract(
         adapter = formats.load(written, format=format, base=known)
         report = replace(report, output=written)
     return replace(report, adapter=adapter, warnings=tuple(warnings))
-
-
-def _replacements(pairs: Pairs, results: Mapping[Pair, Outcome]) -> dict[str, tuple[Replacement, float | None]]:
-    """Name of a weight -> what replaces it, and the norm of its change.
-
-    Of a module to save all tensors are stored, changed or not: PEFT loads such modules as a whole.
-    """
-    found: dict[str, tuple[Replacement, float | None]] = {}
-    for pair, result in results.items():
-        if isinstance(result, Whole):
-            found[_told(pair)] = Replacement(whole_of(pair, result), result.declared, result.rows), result.norm
-    for alone in pairs.alone:
-        if alone.declared is not None:
-            found[alone.name] = Replacement(alone.tensor, alone.declared), None
-    modules = {name.rpartition(".")[0] for name, (r, _) in found.items() if r.declared == "modules_to_save"}
-    for pair in results:
-        name = _told(pair)
-        if name.rpartition(".")[0] in modules:
-            found[name] = Replacement(pair.tuned, "modules_to_save"), found[name][1] if name in found else 0.0
-    return found
-
-
-def _told(pair: Pair) -> str:
-    """The name of its weight as an adapter has it: by the name of its module there."""
-    leaf = pair.name.rpartition(".")[2]
-    return f"{pair.target}.{leaf}" if leaf in ("weight", "bias") else pair.target
 
 
 def _skipped(pairs: Pairs, results: Mapping[Pair, Outcome], everything: float) -> list[Skipped]:

@@ -19,7 +19,7 @@ from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
-from loratools.ops._delta import Decomposed, Deltas, Rounding, decomposed
+from loratools.ops._delta import Decomposed, Deltas, decomposed
 from loratools.ops._extract_work import device_named
 from loratools.ops._factored import exact_factors, reason_against, refuse_together
 from loratools.ops._pairs import Pair, line_up
@@ -72,7 +72,7 @@ class ModuleSpectrum:
     def energy(self, rank: int) -> float:
         """Share of the squared norm that a rank keeps."""
         kept = math.fsum(s * s for s in self.singular_values[:rank])
-        if (self.complete and rank >= len(self.singular_values)) or not self.norm**2:
+        if (self.complete and rank >= len(self.singular_values)) or not (self.norm**2):
             return 1.0
         return min(1.0, kept / self.norm**2)
 
@@ -178,7 +178,7 @@ def spectrum(
             deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
             rule = Fixed(min(max_rank, *pair.matrices[1:]))
             seen = decomposed(deltas, rule, tolerance=tolerance, seed=seed, exact=exact, device=named)
-            found = None if seen is None else _of_pair(pair, seen, deltas.rounding)
+            found = None if seen is None else _of_pair(pair, seen)
         if progress is not None:
             progress(pair.nbytes)
         return found
@@ -221,7 +221,8 @@ def _of_adapter(adapter: Adapter, workers: int, progress: Callable[[int], None] 
         return run(list(adapter.updates.items()), work, threads=workers)
 
 
-def _of_pair(pair: Pair, seen: Decomposed, rounding: Rounding) -> ModuleSpectrum:
+def _of_pair(pair: Pair, seen: Decomposed) -> ModuleSpectrum:
+    rounding = seen.rounding
     from loratools.algebra.spectrum import gavish_donoho_cut
 
     values = seen.spectrum

@@ -21,7 +21,6 @@ from loratools.updates.full import Full
 from loratools.updates.ia3 import IA3
 from loratools.updates.lora import LoRA
 from loratools.updates.lycoris_oft import LycorisOFT
-from loratools.updates.oft import OFT
 
 _NAMES = {
     "loha": "LoHa", "lokr": "LoKr", "lycoris-glora": "GLoRA", "lycoris-oft": "OFT or BOFT", "ia3": "IA3",
@@ -30,6 +29,8 @@ _NAMES = {
 }  # fmt: skip
 
 
+# Spellings that have no file of their name in `updates/`.
+_FILES = {"onetrainer-oft": "oft"}
 # Kinds other than LoRA and whole differences that are written as LyCORIS does.
 WRITTEN = ("ia3", "loha", "lokr", "lycoris-glora", "lycoris-oft")
 
@@ -103,10 +104,11 @@ def _ia3_parts(update: IA3) -> dict[str, LazyTensor] | None:
 
 
 def _maker(kind: str) -> Callable[..., Mapping[str, Update]] | None:
-    """How a kind makes its updates of what LyCORIS stores; None where it does not."""
-    if kind not in registry.names("updates"):
+    """How a kind makes its updates of what LyCORIS and its like store; None where it does not."""
+    file = _FILES.get(kind, kind)
+    if file not in registry.names("updates"):
         return None
-    maker: Callable[..., Mapping[str, Update]] | None = getattr(registry.load("updates", kind), "from_lycoris", None)
+    maker: Callable[..., Mapping[str, Update]] | None = getattr(registry.load("updates", file), "from_lycoris", None)
     return maker
 
 
@@ -172,30 +174,6 @@ def _magnitude_of(magnitude: LazyTensor, out: int, into: int, *, peft: bool) -> 
     return None
 
 
-# OneTrainer has no other number of terms of the series than this.
-_TERMS = 5
-
-
-def _onetrainer_oft(module: Module, scale: Scale) -> Update:
-    """OneTrainer's `OFTModule`, read as it computes without COFT, of which its files do not tell: blocks of rotations
-    of the inputs, one of them for all where there is one."""
-    skew = _part(module, "R", "scaled")
-    if other := sorted(module.keys[part] for part in module.parts if part not in ("R", "scaled")):
-        raise NotReadError(f"OFT of OneTrainer with {quoted(other[0])}", unsupported=True)
-    scaled = module.parts.get("scaled")
-    made = OFT(
-        skew,
-        _TERMS,
-        shared=len(skew.shape) == 2 and skew.shape[0] == 1,
-        rooted=scaled is not None and scaled.elements == 1 and scaled.scalar() != 0,
-        kernels=True,
-    )
-    entries = skew.shape[1] if len(skew.shape) == 2 else 0
-    if not entries or not skew.shape[0] or made.block_size * (made.block_size - 1) // 2 != entries:
-        raise NotReadError(f"{quoted(module.keys['R'])} is {list(skew.shape)}, which is above the diagonal of no block")
-    return made
-
-
 def _full(module: Module, scale: Scale) -> Update:
     return Full(module.parts["diff"])
 
@@ -206,8 +184,4 @@ def _part(module: Module, part: str, other: str) -> LazyTensor:
     return module.parts[part]
 
 
-_READERS: Mapping[str, Callable[[Module, Scale], Update]] = {
-    "lora": _lora,
-    "full": _full,
-    "onetrainer-oft": _onetrainer_oft,
-}
+_READERS: Mapping[str, Callable[[Module, Scale], Update]] = {"lora": _lora, "full": _full}

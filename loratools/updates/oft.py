@@ -1,7 +1,8 @@
 """OFT: the inputs rotated in blocks, `W' = W R'` with R orthogonal, as PEFT trains it.
 
 Qiu et al., 2023, https://arxiv.org/abs/2306.07280; the series in place of Cayley's inverse: Qiu et al., 2025,
-https://arxiv.org/abs/2506.19847. `lycoris-oft` is the other one, which rotates outputs.
+https://arxiv.org/abs/2506.19847. OneTrainer's is nearly the same (`from_lycoris`); `lycoris-oft` is the other one,
+which rotates outputs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from loratools.errors import FormatError
+from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors import LazyTensor
 from loratools.updates import Delta, Shape, Update
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 PEFT_PARTS = ("oft_R", "oft_embedding_R")
 # The series converges in tens of terms or never; more than this is damage.
 _MOST_TERMS = 10_000
+# OneTrainer has no other number of them.
+_ONETRAINER_TERMS = 5
 PEFT_FIELDS = (
     "oft_block_size",
     "module_dropout",
@@ -154,9 +157,36 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
         embedding,
         shared,
     )
-    if made.block_size * (made.block_size - 1) // 2 != skew.shape[1] or (shared and skew.shape[0] != 1):
-        raise faulty(module.name, f"has oft_R {list(skew.shape)}, which is above the diagonal of no block")
+    _ensure_blocks(module.name, made)
     return {"": made}
+
+
+def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:
+    """The module's update as OneTrainer's `OFTModule` computes it without COFT, of which its files do not tell: blocks
+    of rotations of the inputs, one of them for all where there is one.
+
+    Raises:
+        FormatError: the entries of no block.
+        UnsupportedError: anything beside them.
+    """
+    skew, scaled = parts.get("oft_R.weight"), parts.get("oft_R.scaled_oft")
+    if skew is None or len(skew.shape) != 2 or 0 in skew.shape:
+        raise faulty(
+            name, f"has oft_R {list(skew.shape) if skew is not None else []}, which is above the diagonal of no block"
+        )
+    beside = sorted(part for part in parts if not part.startswith("oft_R."))
+    if beside or alpha is not None:
+        raise UnsupportedError(f"OFT of OneTrainer with {', '.join(beside) or 'alpha'}")
+    rooted = scaled is not None and scaled.elements == 1 and scaled.scalar() != 0
+    made = OFT(skew, _ONETRAINER_TERMS, shared=skew.shape[0] == 1, rooted=rooted, kernels=True)
+    _ensure_blocks(name, made)
+    return {"": made}
+
+
+def _ensure_blocks(name: str, made: OFT) -> None:
+    rows, entries = made.skew.shape
+    if made.block_size * (made.block_size - 1) // 2 != entries or (made.shared and rows != 1):
+        raise faulty(name, f"has oft_R {[rows, entries]}, which is above the diagonal of no block")
 
 
 def _is_before_0_18(version: object) -> bool:

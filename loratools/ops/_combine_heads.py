@@ -6,13 +6,12 @@ is taken (`first`), or their mean, weighted by the adapters' weights (`average`)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import MismatchError
-from loratools.ops._combine_rows import united
+from loratools.ops._combine_rows import mean_of, united
 from loratools.ops._reduce import widest
 from loratools.ops._same import same_bytes
 from loratools.tensors import LazyTensor, held, parse_float_dtype, torch_dtype
@@ -37,8 +36,8 @@ def combined_replacements(
         name for name in kept if not all(_alike(kept[name], sources[i][0].replacements[name]) for i in owners[name][1:])
     ]
     by_rows: dict[str, int] = {}
-    for name in differing:
-        pairs = [(sources[i][1], sources[i][0].replacements[name]) for i in owners[name]]
+    given = {name: [(sources[i][1], sources[i][0].replacements[name]) for i in owners[name]] for name in differing}
+    for name, pairs in given.items():
         if all(r.rows is not None for _, r in pairs):
             kept[name], by_rows[name] = united(name, pairs, policy)
     together = [name for name, count in by_rows.items() if not count]
@@ -54,8 +53,7 @@ def combined_replacements(
     if differing and policy == "average":
         for name in differing:
             if name not in by_rows:
-                pairs = [(sources[i][1], sources[i][0].replacements[name]) for i in owners[name]]
-                kept[name] = replace(kept[name], tensor=_mean(name, pairs))
+                kept[name] = replace(kept[name], tensor=_mean(name, given[name]))
         warnings.append(f"replaced weights that differ are averaged: {_listed(differing)}")
     elif differing:
         warnings += [
@@ -83,7 +81,6 @@ def _mean(name: str, owners: Sequence[tuple[float, Replacement]]) -> LazyTensor:
         )
     pairs = [(w, r.tensor) for w, r in owners]
     shapes = {t.shape for _, t in pairs}
-    total = math.fsum(w for w, _ in pairs)
     if len(shapes) > 1:
         told = " and ".join("x".join(map(str, s)) for s in sorted(shapes))
         raise MismatchError(f"'{name}' is replaced with weights of different shapes: {told}", hint="use --heads first")
@@ -91,11 +88,7 @@ def _mean(name: str, owners: Sequence[tuple[float, Replacement]]) -> LazyTensor:
         raise MismatchError(
             f"'{name}' is replaced with values that are no weights to average", hint="use --heads first"
         )
-    if not total:
-        raise MismatchError(f"the weights of the adapters that replace '{name}' sum to 0, and have no mean")
-    mean = pairs[0][1].read().double() * (pairs[0][0] / total)
-    for weight, tensor in pairs[1:]:
-        mean += tensor.read().double() * (weight / total)
+    mean = mean_of(f"'{name}'", [w for w, _ in pairs], (t.read().double() for _, t in pairs))
     return held(mean.to(torch_dtype(widest([t.dtype for _, t in pairs]))))
 
 

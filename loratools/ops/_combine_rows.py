@@ -7,7 +7,8 @@ their mean, weighted by the adapters' weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Replacement
@@ -37,16 +38,24 @@ def united(name: str, owners: Sequence[tuple[float, Replacement]], policy: str) 
             found.setdefault(row, []).append((weight, vector))
     differing = {row for row, given in found.items() if any(not torch.equal(given[0][1], v) for _, v in given[1:])}
     rows = tuple(sorted(found))
-    if policy == "average" and any(not math.fsum(w for w, _ in found[row]) for row in differing):
-        raise MismatchError(f"the weights of the adapters that replace rows of '{name}' sum to 0, and have no mean")
-    vectors = [_mean(found[row]) if row in differing and policy == "average" else found[row][0][1] for row in rows]
+    averaged = differing if policy == "average" else set()
+    vectors = [
+        mean_of(f"rows of '{name}'", *zip(*found[row], strict=True)) if row in averaged else found[row][0][1]
+        for row in rows
+    ]
     kind = torch_dtype(widest([r.tensor.dtype for _, r in owners]))
     return Replacement(held(torch.stack(vectors).to(kind)), owners[0][1].declared, rows), len(differing)
 
 
-def _mean(given: Sequence[tuple[float, Tensor]]) -> Tensor:
-    total = math.fsum(weight for weight, _ in given)
-    mean = given[0][1] * (given[0][0] / total)
-    for weight, vector in given[1:]:
-        mean = mean + vector * (weight / total)
-    return mean
+def mean_of(name: str, weights: Sequence[float], values: Iterable[Tensor]) -> Tensor:
+    """The weighted mean of float64 values, which are taken one at a time.
+
+    Raises:
+        MismatchError: the weights sum to 0.
+    """
+    import torch
+
+    total = math.fsum(weights)
+    if not total:
+        raise MismatchError(f"the weights of the adapters that replace {name} sum to 0, and have no mean")
+    return reduce(torch.add, (v * (weight / total) for weight, v in zip(weights, values, strict=True)))

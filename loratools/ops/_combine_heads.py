@@ -1,7 +1,8 @@
 """Weights that adapters replace as a whole, such as trained heads: deltas add, these do not.
 
 Equal ones are kept once. Of different ones either nothing is made (`refuse`), or that of the first adapter that has it
-is taken (`first`), or their mean, weighted by the adapters' weights (`average`); what happened is told by name.
+is taken (`first`), or their mean, weighted by the adapters' weights (`average`); what happened is told by name. Where
+all replace rows of a weight, that is so row by row (`_combine_rows`).
 """
 
 from __future__ import annotations
@@ -42,10 +43,14 @@ def combined_replacements(
             kept[name], by_rows[name] = united(name, pairs, policy)
     together = [name for name, count in by_rows.items() if not count]
     differing = [name for name in differing if name not in together]
+
+    def told(name: str) -> str:
+        return f"{name} ({by_rows[name]} of {len(kept[name].rows or ())} rows)" if name in by_rows else name
+
     if differing and policy == "refuse":
         raise MismatchError(
             f"{len(differing)} weights are replaced with different values, and a sum of those means nothing",
-            details=[f"{n}   " + ", ".join(f"'{sources[i][0].name}'" for i in owners[n]) for n in differing],
+            details=[f"{told(n)}   " + ", ".join(f"'{sources[i][0].name}'" for i in owners[n]) for n in differing],
             hint=f"take one with --heads first, their mean with --heads average, or leave them out with "
             f"--exclude '{differing[0]}'",
         )
@@ -54,12 +59,12 @@ def combined_replacements(
         for name in differing:
             if name not in by_rows:
                 kept[name] = replace(kept[name], tensor=_mean(name, given[name]))
-        warnings.append(f"replaced weights that differ are averaged: {_listed(differing)}")
+        warnings.append(f"replaced weights that differ are averaged: {_listed([told(n) for n in differing])}")
     elif differing:
         warnings += [
             f"replaced weights that differ are those of '{sources[i][0].name}': {_listed(names)}"
             for i in taking_part
-            if (names := [n for n in differing if owners[n][0] == i])
+            if (names := [told(n) for n in differing if owners[n][0] == i])
         ]
     lonely = [name for name in kept if len(owners[name]) < len(taking_part)]
     if lonely:

@@ -45,12 +45,14 @@ def test_rows_of_different_words_are_put_together() -> None:
 def test_a_row_that_two_replace_differently_follows_the_policy(policy: str, shared: torch.Tensor | None) -> None:
     sources = [(_adapter((7, 2), ONE), 0.25), (_adapter((9, 4, 2), TWO), 0.75)]
     if shared is None:
-        with pytest.raises(MismatchError, match="different values"):
+        with pytest.raises(MismatchError, match="different values") as refused:
             combine(sources, heads=policy)
+        assert refused.value.details[0].startswith(f"{NAME} (1 of 4 rows)   ")
         return
 
     report = combine(sources, heads=policy)
 
+    assert any("differ are" in text and text.endswith(f"{NAME} (1 of 4 rows)") for text in report.warnings)
     wanted = {2: shared, 4: TWO[1], 7: ONE[0], 9: TWO[0]}
     assert _rows(report.adapter) == {row: pytest.approx(values.tolist()) for row, values in wanted.items()}
 

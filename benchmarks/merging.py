@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from loratools import combine
 from loratools.adapter import Adapter
-from loratools.tensors import held
+from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
 
 CONTEXT, BATCH = 128, 8

@@ -5,12 +5,11 @@ Importing the package costs nothing: every public name is resolved on first use.
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
-
 # Read by type checkers as typing.TYPE_CHECKING; importing typing would be most of the cost of `import loratools`.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from loratools._version import __version__
     from loratools.adapter import Adapter
     from loratools.checkpoints import Checkpoint, open_checkpoint
     from loratools.errors import (
@@ -26,12 +25,12 @@ if TYPE_CHECKING:
         UsageError,
     )
     from loratools.formats import load, save
-    from loratools.ops.combine import combine
+    from loratools.ops.combine.verb import combine
     from loratools.ops.compare import compare
-    from loratools.ops.convert import convert
-    from loratools.ops.extract import extract
+    from loratools.ops.convert.verb import convert
+    from loratools.ops.extract.verb import extract
     from loratools.ops.inspect import Inspection, inspect
-    from loratools.ops.merge import merge
+    from loratools.ops.merge.verb import merge
     from loratools.ops.resize import resize
     from loratools.ops.spectrum import spectrum
 
@@ -51,13 +50,14 @@ _HOMES = {
     "UndecidedError": "errors",
     "UnsupportedError": "errors",
     "UsageError": "errors",
-    "combine": "ops.combine",
+    "__version__": "_version",
+    "combine": "ops.combine.verb",
     "compare": "ops.compare",
-    "convert": "ops.convert",
-    "extract": "ops.extract",
+    "convert": "ops.convert.verb",
+    "extract": "ops.extract.verb",
     "inspect": "ops.inspect",
     "load": "formats",
-    "merge": "ops.merge",
+    "merge": "ops.merge.verb",
     "open_checkpoint": "checkpoints",
     "resize": "ops.resize",
     "save": "formats",

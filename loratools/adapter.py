@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loratools.errors import UnsupportedError, UsageError
-from loratools.tensors import LazyTensor
-from loratools.updates import Update
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.protocol import Update
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 
 from loratools.adapter import Adapter
 from loratools.errors import MismatchError
-from loratools.naming.aliases import aliases
-from loratools.naming.conv1d import is_conv1d, is_known
-from loratools.naming.experts import stored_in_out
+from loratools.naming.language.aliases import aliases
+from loratools.naming.language.conv1d import is_conv1d, is_known
+from loratools.naming.language.experts import stored_in_out
 from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Renaming, Shapes, best_renamings
-from loratools.updates import Update, flow
 from loratools.updates.lora_experts import LoRAExperts
+from loratools.updates.parts.protocol import Update, flow
 
 _MISSING = "no such weight in the base"
 

@@ -10,7 +10,7 @@ from loratools.errors import MismatchError
 from loratools.matching import Matches, match
 from loratools.naming.places import Place
 from loratools.naming.renaming import Renaming
-from loratools.tensors import held
+from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
 from loratools.updates.shira import SHiRA
 

@@ -81,7 +81,7 @@ def test_version_is_in_one_place(tracked: list[Path]) -> None:
     assignment = re.compile(r"^(?:__version__|version)\s*(?::\s*\w+\s*)?=\s*[\"']\d", re.MULTILINE)
     sources = [file for file in tracked if file.suffix in {".py", ".toml", ".cfg"}]
     places = [file for file in sources if assignment.search(file.read_text(encoding="utf-8"))]
-    assert places == [ROOT / "loratools" / "__init__.py"]
+    assert places == [ROOT / "loratools" / "_version.py"]
 
 
 def test_license_is_apache_2_verbatim() -> None:

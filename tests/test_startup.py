@@ -56,7 +56,7 @@ def test_inspect_of_other_containers_imports_no_torch_or_numpy(file: str, tmp_pa
     import torch
 
     from loratools.storage.gguf_writer import write_gguf
-    from loratools.tensors import held
+    from loratools.tensors.lazy import held
 
     if file == "adapters.npz":
         np.savez(tmp_path / file, **{"q.lora_a": np.ones((6, 4)), "q.lora_b": np.ones((4, 10))})

@@ -14,7 +14,8 @@ from pathlib import Path
 from loratools import registry
 from loratools.errors import FormatError, UsageError
 from loratools.storage.files import quoted
-from loratools.tensors import FileId, LazyTensor
+from loratools.tensors.files import FileId
+from loratools.tensors.lazy import LazyTensor
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -128,7 +129,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if len(layouts) > 1:
         raise FormatError(f"{quoted(path)} could be stored as {' or '.join(layouts)}")
     if not layouts:
-        from loratools.checkpoints._others import refusal
+        from loratools.checkpoints.common.unsupported import refusal
 
         raise refusal(path)
     found: Checkpoint = registry.load("checkpoints", layouts[0]).open(path)

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from loratools.checkpoints import Checkpoint
-from loratools.checkpoints._model import open_model
-from loratools.checkpoints._paths import names_in
-from loratools.checkpoints._weights import (
+from loratools.checkpoints.common.model import open_model
+from loratools.checkpoints.common.paths import names_in
+from loratools.checkpoints.common.weights import (
     DIFFUSERS,
     TRANSFORMERS,
     TRANSFORMERS_PICKLED,

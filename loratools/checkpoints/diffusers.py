@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from loratools.checkpoints import Checkpoint
-from loratools.checkpoints._model import open_model, without_repetitions
-from loratools.checkpoints._paths import names_in
-from loratools.checkpoints._side_files import sort_out
-from loratools.checkpoints._tied import tied_weights
-from loratools.checkpoints._weights import (
+from loratools.checkpoints.common.model import open_model, without_repetitions
+from loratools.checkpoints.common.paths import names_in
+from loratools.checkpoints.common.side_files import sort_out
+from loratools.checkpoints.common.tied import tied_weights
+from loratools.checkpoints.common.weights import (
     DIFFUSERS,
     DIFFUSERS_PICKLED,
     TRANSFORMERS,
@@ -35,7 +35,7 @@ from loratools.errors import FormatError, InputError
 from loratools.quantization import recognise
 from loratools.storage.files import quoted
 from loratools.storage.json_file import read_json
-from loratools.tensors import LazyTensor
+from loratools.tensors.lazy import LazyTensor
 
 _INDEX = "model_index.json"
 _NAME = re.compile(r"[A-Za-z]\w*")

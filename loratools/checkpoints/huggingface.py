@@ -12,11 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from loratools.checkpoints import Checkpoint
-from loratools.checkpoints._model import open_model
-from loratools.checkpoints._others import is_adapter_file
-from loratools.checkpoints._paths import names_in
-from loratools.checkpoints._peek import is_mlx, is_original
-from loratools.checkpoints._weights import TRANSFORMERS, read_folder, read_one
+from loratools.checkpoints.common.model import open_model
+from loratools.checkpoints.common.paths import names_in
+from loratools.checkpoints.common.peek import is_mlx, is_original
+from loratools.checkpoints.common.unsupported import is_adapter_file
+from loratools.checkpoints.common.weights import TRANSFORMERS, read_folder, read_one
 
 
 def detect(path: Path) -> bool:

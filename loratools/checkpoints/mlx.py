@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from loratools.checkpoints import Checkpoint
-from loratools.checkpoints._model import open_model
-from loratools.checkpoints._others import is_adapter_file
-from loratools.checkpoints._paths import names_in
-from loratools.checkpoints._peek import is_mlx
-from loratools.checkpoints._weights import TRANSFORMERS, read_folder, read_one
+from loratools.checkpoints.common.model import open_model
+from loratools.checkpoints.common.paths import names_in
+from loratools.checkpoints.common.peek import is_mlx
+from loratools.checkpoints.common.unsupported import is_adapter_file
+from loratools.checkpoints.common.weights import TRANSFORMERS, read_folder, read_one
 
 _CHANNELS_LAST = "MLX keeps the channels of a kernel last, (out, *kernel, in)"
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from loratools.checkpoints import Checkpoint
-from loratools.checkpoints._others import is_adapter_file
-from loratools.checkpoints._peek import is_original
-from loratools.checkpoints._weights import Spelling, read_one
+from loratools.checkpoints.common.peek import is_original
+from loratools.checkpoints.common.unsupported import is_adapter_file
+from loratools.checkpoints.common.weights import Spelling, read_one
 from loratools.checkpoints.pytorch import said
 from loratools.quantization import recognise
 

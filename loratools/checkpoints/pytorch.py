@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from loratools.checkpoints import Checkpoint
-from loratools.checkpoints._model import open_model, without_repetitions
-from loratools.checkpoints._others import is_adapter_file
-from loratools.checkpoints._paths import names_in
-from loratools.checkpoints._peek import PICKLES, is_original
-from loratools.checkpoints._weights import (
+from loratools.checkpoints.common.model import open_model, without_repetitions
+from loratools.checkpoints.common.paths import names_in
+from loratools.checkpoints.common.peek import PICKLES, is_original
+from loratools.checkpoints.common.unsupported import is_adapter_file
+from loratools.checkpoints.common.weights import (
     DIFFUSERS,
     DIFFUSERS_PICKLED,
     TRANSFORMERS,

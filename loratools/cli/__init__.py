@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 import click
 
-from loratools import __version__
-from loratools.cli._errors import run, signals_raise
+from loratools._version import __version__
+from loratools.cli.common.errors import run, signals_raise
 
 # As people meet them; a verb that is not listed here comes after these.
 _ORDER = ("inspect", "merge", "extract", "combine", "resize", "convert", "spectrum", "compare", "formats", "methods")

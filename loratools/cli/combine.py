@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from loratools import registry
-from loratools.cli import _options as options
-from loratools.cli._output import Output
+from loratools.cli.common import options
+from loratools.cli.common.output import Output
 
 if TYPE_CHECKING:
-    from loratools.ops._arguments import RankFrom
+    from loratools.ops.common.arguments import RankFrom
 
 
 @click.command("combine")
@@ -110,7 +110,7 @@ def command(
       loratools combine a b c -o all --method ties --set density=0.3 --rank 16
       loratools combine --recipe blend.yaml -o blend
     """
-    from loratools.ops.combine import combine
+    from loratools.ops.combine.verb import combine
 
     with output.progress(None, "combining") as progress:
         report = combine(

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loratools.cli import _options as options
-from loratools.cli._output import Output
+from loratools.cli.common import options
+from loratools.cli.common.output import Output
 
 if TYPE_CHECKING:
-    from loratools.ops._extract_work import Embeddings
+    from loratools.ops.extract.outcomes import Embeddings
 
 
 @click.command("extract")
@@ -93,7 +93,7 @@ def command(
       loratools extract llama-3-8b my-finetune -o my-lora --max-size 100MB --json
     """
     from loratools.checkpoints import open_checkpoint
-    from loratools.ops.extract import extract
+    from loratools.ops.extract.verb import extract
 
     before, after = open_checkpoint(Path(base)), open_checkpoint(Path(tuned))
     total = sum(t.nbytes for side in (before, after) for t in side.stored.values())

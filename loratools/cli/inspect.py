@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loratools.cli._options import SOURCE, common, from_format, rank_from
-from loratools.cli._output import Output
+from loratools.cli.common.options import SOURCE, common, from_format, rank_from
+from loratools.cli.common.output import Output
 
 if TYPE_CHECKING:
-    from loratools.ops._arguments import RankFrom
+    from loratools.ops.common.arguments import RankFrom
 
 
 @click.command("inspect", short_help="Show what is in adapters and checkpoints.")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loratools.cli import _options as options
-from loratools.cli._output import Output
+from loratools.cli.common import options
+from loratools.cli.common.output import Output
 
 if TYPE_CHECKING:
-    from loratools.ops._arguments import RankFrom
+    from loratools.ops.common.arguments import RankFrom
 
 
 @click.command("merge")
@@ -70,7 +70,7 @@ def command(
       loratools merge llama-3-8b my-lora -o merged
       loratools merge llama-3-8b style=0.7 facts=0.3 -o merged --plan
     """
-    from loratools.ops import merge as op
+    from loratools.ops.merge import verb as op
 
     made = op.plan(
         base,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from loratools.cli._options import common
-from loratools.cli._output import Output
+from loratools.cli.common.options import common
+from loratools.cli.common.output import Output
 
 
 @click.command("methods", short_help="List the ways to combine adapters.")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loratools.cli import _options as options
-from loratools.cli._output import Output
+from loratools.cli.common import options
+from loratools.cli.common.output import Output
 
 if TYPE_CHECKING:
-    from loratools.ops._arguments import RankFrom
+    from loratools.ops.common.arguments import RankFrom
 
 
 @click.command("resize")

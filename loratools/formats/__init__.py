@@ -14,8 +14,8 @@ from typing import Literal, Protocol, cast
 from loratools import registry
 from loratools.adapter import Adapter
 from loratools.errors import FormatError, UndecidedError, UnsupportedError, UsageError
-from loratools.formats._base import Base
-from loratools.formats._source import (
+from loratools.formats.common.base import Base
+from loratools.formats.common.source import (
     AdapterSource,
     counted,
     find_adapters,
@@ -24,7 +24,7 @@ from loratools.formats._source import (
     open_source,
     shown,
 )
-from loratools.formats._spellings import is_learnt_word
+from loratools.formats.image_parts.spellings import is_learnt_word
 from loratools.storage.files import quoted
 
 __all__ = ["Base", "Format", "RankFrom", "Staged", "detect", "find_adapters", "load", "load_source", "save", "staged"]
@@ -143,7 +143,7 @@ def staged(
 ) -> Iterator[Staged]:
     """Write an adapter beside `out`; it takes its place when the block ends in order. Errors as of `save`."""
     from loratools.storage.commit import staged_file, staged_folder
-    from loratools.tensors import parse_float_dtype
+    from loratools.tensors.dtypes import parse_float_dtype
 
     entry = writer(format)
     stored = None if dtype is None else parse_float_dtype(dtype)

@@ -12,11 +12,14 @@ from pathlib import Path
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import UnsupportedError
-from loratools.formats._base import Base
-from loratools.formats._flat import left_out
-from loratools.formats._image_read import DENOISER, Located, Read
-from loratools.formats._image_read import read as read_image
-from loratools.formats._image_write import (
+from loratools.formats.common.base import Base
+from loratools.formats.common.scale import cast
+from loratools.formats.common.source import AdapterSource
+from loratools.formats.image_parts.flat_names import left_out
+from loratools.formats.image_parts.reading import DENOISER, Located, Read
+from loratools.formats.image_parts.reading import read as read_image
+from loratools.formats.image_parts.spellings import is_spelled, split
+from loratools.formats.image_parts.writing import (
     Stored,
     header_of,
     lay_out,
@@ -25,12 +28,9 @@ from loratools.formats._image_write import (
     plain_alpha,
     write_file,
 )
-from loratools.formats._scale import cast
-from loratools.formats._source import AdapterSource
-from loratools.formats._spellings import is_spelled, split
-from loratools.naming.families import Family
-from loratools.naming.flux import families
-from loratools.tensors import LazyTensor, held
+from loratools.naming.image.families import Family
+from loratools.naming.image.flux import families
+from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
 

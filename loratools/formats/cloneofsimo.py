@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import FormatError, UnsupportedError
-from loratools.formats._pairs import paired
-from loratools.formats._source import AdapterSource
+from loratools.formats.common.factor_pairs import paired
+from loratools.formats.common.source import AdapterSource
 from loratools.storage.files import quoted
 from loratools.storage.json_file import parse_json
-from loratools.tensors import LazyTensor
+from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora import LoRA
 
 _FACTOR = re.compile(r"(?P<model>unet|text_encoder):(?P<number>\d{1,5}):(?P<part>up|down)")

@@ -10,11 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from loratools.adapter import Adapter
-from loratools.formats._base import Base
-from loratools.formats._flat import encoder_part, left_out, without_spelling
-from loratools.formats._image_read import DENOISER, Located, Read
-from loratools.formats._image_read import read as read_image
-from loratools.formats._image_write import (
+from loratools.formats.common.base import Base
+from loratools.formats.common.scale import cast
+from loratools.formats.common.source import AdapterSource
+from loratools.formats.image_parts.flat_names import encoder_part, left_out, without_spelling
+from loratools.formats.image_parts.kinds import lycoris_alpha, lycoris_parts
+from loratools.formats.image_parts.reading import DENOISER, Located, Read
+from loratools.formats.image_parts.reading import read as read_image
+from loratools.formats.image_parts.spellings import is_spelled
+from loratools.formats.image_parts.writing import (
     ENCODERS,
     Stored,
     axis_magnitude,
@@ -25,12 +29,8 @@ from loratools.formats._image_write import (
     plain_alpha,
     write_file,
 )
-from loratools.formats._kinds import lycoris_alpha, lycoris_parts
-from loratools.formats._scale import cast
-from loratools.formats._source import AdapterSource
-from loratools.formats._spellings import is_spelled
-from loratools.naming.families import Family
-from loratools.tensors import LazyTensor, held
+from loratools.naming.image.families import Family
+from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
 

@@ -14,12 +14,15 @@ from pathlib import Path
 
 from loratools.adapter import Adapter
 from loratools.errors import FormatError
-from loratools.formats import _peft_config as fields
-from loratools.formats._base import Base
-from loratools.formats._flat import left_out
-from loratools.formats._image_read import Located, Read
-from loratools.formats._image_read import read as read_image
-from loratools.formats._image_write import (
+from loratools.formats.common.base import Base
+from loratools.formats.common.scale import cast
+from loratools.formats.common.source import AdapterSource
+from loratools.formats.image_parts.flat_names import left_out
+from loratools.formats.image_parts.kinds import Scale
+from loratools.formats.image_parts.reading import Located, Read
+from loratools.formats.image_parts.reading import read as read_image
+from loratools.formats.image_parts.spellings import grouped
+from loratools.formats.image_parts.writing import (
     Stored,
     Written,
     header_of,
@@ -29,16 +32,14 @@ from loratools.formats._image_write import (
     plain_alpha,
     write_file,
 )
-from loratools.formats._kinds import Scale
-from loratools.formats._peft_patterns import matches
-from loratools.formats._peft_written import most_common, pattern
-from loratools.formats._scale import cast
-from loratools.formats._source import AdapterSource
-from loratools.formats._spellings import grouped
-from loratools.naming.resolving import denoisers
+from loratools.formats.peft_parts import config as fields
+from loratools.formats.peft_parts.config_to_write import most_common, pattern
+from loratools.formats.peft_parts.patterns import matches
+from loratools.naming.image.resolving import denoisers
 from loratools.storage.files import quoted
 from loratools.storage.json_file import parse_json
-from loratools.tensors import LazyTensor, reshaped
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import reshaped
 from loratools.updates.lora import LoRA
 
 WRITES = ".safetensors"

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loratools.adapter import Adapter
-from loratools.formats import _flat
-from loratools.formats._base import Base
-from loratools.formats._image_write import family_of
-from loratools.formats._source import AdapterSource
-from loratools.formats._spellings import is_spelled
-from loratools.naming.families import Family
+from loratools.formats.common.base import Base
+from loratools.formats.common.source import AdapterSource
+from loratools.formats.image_parts import flat_names
+from loratools.formats.image_parts.spellings import is_spelled
+from loratools.formats.image_parts.writing import family_of
+from loratools.naming.image.families import Family
 
 WRITES = ".safetensors"
-_PREFIXES = _flat.Prefixes("kohya", ("lora_unet_", "lora_unet__", "oft_unet_"), lambda family: family.kohya)
+_PREFIXES = flat_names.Prefixes("kohya", ("lora_unet_", "lora_unet__", "oft_unet_"), lambda family: family.kohya)
 
 
 def detect(source: AdapterSource) -> bool:
@@ -30,17 +30,17 @@ def detect(source: AdapterSource) -> bool:
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; errors as of `_image_read.read`."""
-    return _flat.read(source, _PREFIXES)
+    return flat_names.read(source, _PREFIXES)
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why."""
-    return _flat.unwritable(adapter, _PREFIXES, base=base)
+    return flat_names.unwritable(adapter, _PREFIXES, base=base)
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
     """Write the file that sd-scripts, musubi-tuner, ComfyUI and the like read."""
-    return _flat.write(adapter, out, _PREFIXES, dtype=dtype, base=base, encoders=_encoders(adapter, base))
+    return flat_names.write(adapter, out, _PREFIXES, dtype=dtype, base=base, encoders=_encoders(adapter, base))
 
 
 def _encoders(adapter: Adapter, base: Base | None) -> Mapping[str, str]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import UnsupportedError
-from loratools.formats._pairs import paired
-from loratools.formats._source import AdapterSource, counted, shown
+from loratools.formats.common.factor_pairs import paired
+from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor
+from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora import LoRA
 
 _PARTS = ("lora_A", "lora_B")

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loratools.adapter import Adapter
-from loratools.formats import _flat
-from loratools.formats._base import Base
-from loratools.formats._source import AdapterSource
+from loratools.formats.common.base import Base
+from loratools.formats.common.source import AdapterSource
+from loratools.formats.image_parts import flat_names
 
 WRITES = ".safetensors"
-_PREFIXES = _flat.Prefixes("lycoris", ("lycoris_",), lambda family: "diffusers")
+_PREFIXES = flat_names.Prefixes("lycoris", ("lycoris_",), lambda family: "diffusers")
 
 
 def detect(source: AdapterSource) -> bool:
@@ -24,16 +24,16 @@ def detect(source: AdapterSource) -> bool:
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; errors as of `_image_read.read`."""
-    return _flat.read(source, _PREFIXES)
+    return flat_names.read(source, _PREFIXES)
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why: it wraps one model, so text encoders have no place."""
-    found = dict(_flat.unwritable(adapter, _PREFIXES, base=base))
+    found = dict(flat_names.unwritable(adapter, _PREFIXES, base=base))
     encoders = [name for name in adapter.updates if name.startswith("text_encoder")]
     return found | dict.fromkeys(encoders, "of a text encoder, in a file for one model")
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
     """Write the file that `lycoris.create_lycoris_from_weights` reads."""
-    return _flat.write(adapter, out, _PREFIXES, dtype=dtype, base=base, encoders={})
+    return flat_names.write(adapter, out, _PREFIXES, dtype=dtype, base=base, encoders={})

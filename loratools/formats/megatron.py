@@ -11,11 +11,12 @@ import re
 
 from loratools.adapter import Adapter
 from loratools.errors import MismatchError, UnsupportedError
-from loratools.formats._base import Base
-from loratools.formats._pairs import paired
-from loratools.formats._source import AdapterSource, counted, shown
+from loratools.formats.common.base import Base
+from loratools.formats.common.factor_pairs import paired
+from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor, reordered, rows
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import reordered, rows
 from loratools.updates.lora import LoRA
 
 _FACTOR = re.compile(

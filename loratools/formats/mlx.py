@@ -14,14 +14,15 @@ from pathlib import Path
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import FormatError, UnsupportedError
-from loratools.formats._base import Base
-from loratools.formats._notes import metadata_of, notes_of
-from loratools.formats._scale import cast, uniform
-from loratools.formats._source import CONFIG, AdapterSource, counted, shown
-from loratools.formats._stacks import items, stacked
-from loratools.naming.experts import Expert, expert_name, parse_expert, parse_stack, stack_name
+from loratools.formats.common.base import Base
+from loratools.formats.common.notes import metadata_of, notes_of
+from loratools.formats.common.scale import cast, uniform
+from loratools.formats.common.source import CONFIG, AdapterSource, counted, shown
+from loratools.formats.common.stacked_experts import items, stacked
+from loratools.naming.language.experts import Expert, expert_name, parse_expert, parse_stack, stack_name
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor, reshaped, transposed
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import reshaped, transposed
 from loratools.updates.lora import LoRA
 
 WRITES = "folder"

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loratools.adapter import Adapter
-from loratools.formats import _flat
-from loratools.formats._base import Base
-from loratools.formats._source import AdapterSource
+from loratools.formats.common.base import Base
+from loratools.formats.common.source import AdapterSource
+from loratools.formats.image_parts import flat_names
 
 WRITES = ".safetensors"
-_PREFIXES = _flat.Prefixes("onetrainer", ("lora_transformer_",), lambda family: "diffusers")
+_PREFIXES = flat_names.Prefixes("onetrainer", ("lora_transformer_",), lambda family: "diffusers")
 
 
 def detect(source: AdapterSource) -> bool:
@@ -24,12 +24,12 @@ def detect(source: AdapterSource) -> bool:
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; errors as of `_image_read.read`."""
-    return _flat.read(source, _PREFIXES)
+    return flat_names.read(source, _PREFIXES)
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why: those of UNets go to kohya."""
-    found = dict(_flat.unwritable(adapter, _PREFIXES, base=base))
+    found = dict(flat_names.unwritable(adapter, _PREFIXES, base=base))
     unet = [name for name in adapter.updates if name.startswith("unet.")]
     return found | dict.fromkeys(unet, "of a UNet, which OneTrainer stores as kohya does: --to kohya")
 
@@ -37,4 +37,4 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
     """Write the file that OneTrainer reads and ComfyUI too."""
     encoders = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"}
-    return _flat.write(adapter, out, _PREFIXES, dtype=dtype, base=base, encoders=encoders)
+    return flat_names.write(adapter, out, _PREFIXES, dtype=dtype, base=base, encoders=encoders)

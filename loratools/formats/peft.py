@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import FormatError, UnsupportedError
-from loratools.formats import _peft_config as fields
-from loratools.formats import _peft_kinds as kinds
-from loratools.formats._base import Base
-from loratools.formats._image_names import is_image
-from loratools.formats._notes import names_digest
-from loratools.formats._peft_keys import OF_TRAINING, PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
-from loratools.formats._peft_lora import kind_updates, lora_updates
-from loratools.formats._source import CONFIG, AdapterSource, counted, shown
+from loratools.formats.common.base import Base
+from loratools.formats.common.is_image import is_image
+from loratools.formats.common.notes import names_digest
+from loratools.formats.common.source import CONFIG, AdapterSource, counted, shown
+from loratools.formats.peft_parts import config as fields
+from loratools.formats.peft_parts import kinds
+from loratools.formats.peft_parts.keys import OF_TRAINING, PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
+from loratools.formats.peft_parts.lora import kind_updates, lora_updates
 from loratools.storage.files import quoted, read_bytes
-from loratools.tensors import FLOAT_DTYPES, LazyTensor
-from loratools.updates import Update
+from loratools.tensors.dtypes import FLOAT_DTYPES
+from loratools.tensors.lazy import LazyTensor
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
+from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,7 +151,7 @@ def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base |
     Raises:
         UnsupportedError: an update that is not LoRA, or values that `dtype` cannot hold.
     """
-    from loratools.formats._peft_written import config_to_write, factor_tensors, metadata_to_write
+    from loratools.formats.peft_parts.config_to_write import config_to_write, factor_tensors, metadata_to_write
     from loratools.storage.json_file import write_json
     from loratools.storage.safetensors_writer import write_safetensors
 
@@ -309,7 +310,7 @@ def _is_bias(adapter: Adapter, name: str) -> bool:
 def _cast(key: str, tensor: LazyTensor, dtype: str | None) -> Tensor | LazyTensor:
     if dtype is None or tensor.dtype == dtype or tensor.dtype not in FLOAT_DTYPES:
         return tensor
-    from loratools.tensors import torch_dtype
+    from loratools.tensors.dtypes import torch_dtype
 
     values = tensor.read()
     cast = values.to(torch_dtype(dtype))

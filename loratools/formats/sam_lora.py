@@ -12,10 +12,11 @@ import re
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import FormatError
-from loratools.formats._pairs import paired
-from loratools.formats._source import AdapterSource
+from loratools.formats.common.factor_pairs import paired
+from loratools.formats.common.source import AdapterSource
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor, placed
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import placed
 from loratools.updates.lora import LoRA
 
 _FACTOR = re.compile(r"w_(?P<part>[ab])_(?P<number>\d{3})(\.weight)?")

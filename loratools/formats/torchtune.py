@@ -12,13 +12,14 @@ from dataclasses import replace
 
 from loratools.adapter import Adapter
 from loratools.errors import FormatError, MismatchError, UnsupportedError
-from loratools.formats import _peft_config as fields
-from loratools.formats._base import Base
-from loratools.formats._pairs import paired
-from loratools.formats._source import CONFIG, AdapterSource, counted, shown
+from loratools.formats.common.base import Base
+from loratools.formats.common.factor_pairs import paired
+from loratools.formats.common.source import CONFIG, AdapterSource, counted, shown
+from loratools.formats.peft_parts import config as fields
 from loratools.naming.heads import heads_field, interleaving, inverse
 from loratools.storage.files import quoted
-from loratools.tensors import LazyTensor, reordered
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import reordered
 from loratools.updates.lora import LoRA
 
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_a\.weight|lora_b\.weight|magnitude)")

@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from loratools.adapter import Adapter
-from loratools.formats._base import Base
-from loratools.formats._flat import left_out
-from loratools.formats._fused import fused
-from loratools.formats._image_read import Located, Read
-from loratools.formats._image_read import read as read_image
-from loratools.formats._image_write import Stored, header_of, write_file
-from loratools.formats._scale import at_scale, cast
-from loratools.formats._source import AdapterSource
-from loratools.naming.families import Place
-from loratools.naming.flux import families
+from loratools.formats.common.base import Base
+from loratools.formats.common.scale import at_scale, cast
+from loratools.formats.common.source import AdapterSource
+from loratools.formats.image_parts.flat_names import left_out
+from loratools.formats.image_parts.fused import fused
+from loratools.formats.image_parts.reading import Located, Read
+from loratools.formats.image_parts.reading import read as read_image
+from loratools.formats.image_parts.writing import Stored, header_of, write_file
+from loratools.naming.image.families import Place
+from loratools.naming.image.flux import families
 from loratools.updates.lora import LoRA
 
 WRITES = ".safetensors"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loratools.methods import Laws, Option, Terms
-from loratools.methods._elementwise import JOIN, SPACE, density, sparse_sum
+from loratools.methods.common.elementwise import JOIN, SPACE, density, sparse_sum
 
 if TYPE_CHECKING:
     from loratools.methods import Combination

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loratools.errors import UsageError
 from loratools.methods import Laws, Option, Terms
-from loratools.methods._elementwise import JOIN, SPACE, density, sparse_sum
+from loratools.methods.common.elementwise import JOIN, SPACE, density, sparse_sum
 
 if TYPE_CHECKING:
     from loratools.methods import Combination

@@ -24,7 +24,7 @@ def combine(terms: Terms) -> Combination:
     import torch
 
     from loratools.algebra.lowrank import Factors
-    from loratools.methods._peft import equal_ranks
+    from loratools.methods.common.peft import equal_ranks
 
     equal_ranks(terms)
     total = math.fsum(terms.weights)

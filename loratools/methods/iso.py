@@ -27,7 +27,7 @@ def combine(terms: Terms, *, common: float) -> Combination:
     import torch
 
     from loratools.algebra.lowrank import Framed
-    from loratools.methods._spectral import cut, nearest_orthonormal
+    from loratools.methods.common.spectral import cut, nearest_orthonormal
 
     frame = terms.shared
     total = torch.stack(list(frame.cores)).sum(dim=0)

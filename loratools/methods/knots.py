@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loratools.methods import Laws, Terms
-from loratools.methods._elementwise import AVERAGE, JOIN, MAJORITY, density, sparse_sum
+from loratools.methods.common.elementwise import AVERAGE, JOIN, MAJORITY, density, sparse_sum
 
 if TYPE_CHECKING:
     from loratools.methods import Combination

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loratools.methods import Laws, Terms
-from loratools.methods._elementwise import JOIN
-from loratools.methods._peft import DENSITY, MAJORITY, ON
+from loratools.methods.common.elementwise import JOIN
+from loratools.methods.common.peft import DENSITY, MAJORITY, ON
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
@@ -22,7 +22,7 @@ OPTIONS = (DENSITY, JOIN, MAJORITY, ON)
 
 
 def combine(terms: Terms, *, density: float, join: str, majority: str, on: str) -> Combination:
-    from loratools.methods import _peft as peft
+    from loratools.methods.common import peft
 
     joined = peft.summed if join == "linear" else peft.elected(majority)
     return peft.merged(terms, on, peft.by_chance(density), joined)

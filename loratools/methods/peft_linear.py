@@ -18,6 +18,6 @@ LAWS = Laws(order=True, gauge=False, turns=True, alone=True)
 
 
 def combine(terms: Terms) -> Combination:
-    from loratools.methods import _peft as peft
+    from loratools.methods.common import peft
 
     return peft.merged(terms, "factors", peft.everything, peft.summed)

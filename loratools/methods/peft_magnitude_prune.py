@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loratools.methods import Laws, Terms
-from loratools.methods._peft import DENSITY, ON
+from loratools.methods.common.peft import DENSITY, ON
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
@@ -19,6 +19,6 @@ OPTIONS = (DENSITY, ON)
 
 
 def combine(terms: Terms, *, density: float, on: str) -> Combination:
-    from loratools.methods import _peft as peft
+    from loratools.methods.common import peft
 
     return peft.merged(terms, on, peft.by_magnitude(density), peft.summed)

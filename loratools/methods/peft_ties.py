@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loratools.methods import Laws, Terms
-from loratools.methods._peft import DENSITY, MAJORITY, ON
+from loratools.methods.common.peft import DENSITY, MAJORITY, ON
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
@@ -21,6 +21,6 @@ OPTIONS = (DENSITY, MAJORITY, ON)
 
 
 def combine(terms: Terms, *, density: float, majority: str, on: str) -> Combination:
-    from loratools.methods import _peft as peft
+    from loratools.methods.common import peft
 
     return peft.merged(terms, on, peft.by_magnitude(density), peft.elected(majority))

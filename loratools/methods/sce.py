@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loratools.methods import Laws, Terms
-from loratools.methods._elementwise import SPACE, density
-from loratools.methods._elementwise import space as space_of
+from loratools.methods.common.elementwise import SPACE, density
+from loratools.methods.common.elementwise import space as space_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,7 @@ def combine(terms: Terms, *, keep: int) -> Combination:
     import torch
 
     from loratools.algebra.lowrank import Framed
-    from loratools.methods._spectral import cut, nearest_orthonormal
+    from loratools.methods.common.spectral import cut, nearest_orthonormal
 
     if terms.weights == (1.0,) and not keep:
         return terms.factors[0]

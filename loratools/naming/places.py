@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.naming.heads import interleaving
-from loratools.tensors import Span
+from loratools.tensors.views import Span
 
 if TYPE_CHECKING:
     import numpy as np

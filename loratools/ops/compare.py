@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from loratools.adapter import Adapter, select_names
 from loratools.errors import MismatchError
 from loratools.execution.local import run, single_threaded_torch, worker_count
-from loratools.ops._arguments import AdapterSource, RankFrom, load_adapter
-from loratools.ops._combine_report import overlap
-from loratools.ops._experts import apart
-from loratools.ops._factored import exact_factors, is_vector, reason_against, refuse_together
-from loratools.ops._reduce import inner
-from loratools.ops._same import same_bytes
-from loratools.updates import flow
+from loratools.ops.combine.shares import overlap
+from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
+from loratools.ops.common.same import same_bytes
+from loratools.ops.lowrank.experts import apart
+from loratools.ops.lowrank.factors import exact_factors, is_vector, reason_against, refuse_together
+from loratools.ops.lowrank.reduce import inner
+from loratools.updates.parts.protocol import flow
 
 if TYPE_CHECKING:
     from torch import Tensor

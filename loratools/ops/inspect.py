@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from loratools import formats, registry
 from loratools.adapter import Adapter
 from loratools.errors import InputError, LoraToolsError
-from loratools.tensors import DTYPE_BITS, LazyTensor
-from loratools.updates import Update
+from loratools.tensors.dtypes import DTYPE_BITS
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
     from loratools.checkpoints import Checkpoint

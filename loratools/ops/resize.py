@@ -16,14 +16,21 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
-from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
-from loratools.ops._experts import apart, together
-from loratools.ops._factored import exact_factors, is_vector, layout_of, lora_notes, reason_against, refuse_together
-from loratools.ops._reduce import Limit, Module, Stored, overall_error, passed_through, reduced, update_dtype
+from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
+from loratools.ops.lowrank.experts import apart, together
+from loratools.ops.lowrank.factors import (
+    exact_factors,
+    is_vector,
+    layout_of,
+    lora_notes,
+    reason_against,
+    refuse_together,
+)
+from loratools.ops.lowrank.reduce import Limit, Module, Stored, overall_error, passed_through, reduced, update_dtype
 from loratools.storage.commit import check_output
-from loratools.tensors import DTYPE_BITS
-from loratools.updates import Update
+from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.updates.lora import LoRA
+from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
     from torch import Tensor

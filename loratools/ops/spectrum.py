@@ -18,15 +18,15 @@ from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
-from loratools.ops._arguments import RankFrom, load_adapter, stored_dtype
-from loratools.ops._delta import Decomposed, Deltas, decomposed
-from loratools.ops._extract_work import device_named
-from loratools.ops._factored import exact_factors, reason_against, refuse_together
-from loratools.ops._pairs import Pair, line_up
-from loratools.ops._ranks import ABOVE_EDGE, header_bytes
-from loratools.ops._same import same_bytes
-from loratools.tensors import DTYPE_BITS
-from loratools.updates import Update
+from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
+from loratools.ops.common.same import same_bytes
+from loratools.ops.extract.outcomes import device_named
+from loratools.ops.extract.rank_policy import ABOVE_EDGE, header_bytes
+from loratools.ops.finetune.delta import Decomposed, Deltas, decomposed
+from loratools.ops.finetune.pairs import Pair, line_up
+from loratools.ops.lowrank.factors import exact_factors, reason_against, refuse_together
+from loratools.tensors.dtypes import DTYPE_BITS
+from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
     from torch import Tensor

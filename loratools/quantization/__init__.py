@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loratools import registry
-from loratools.tensors import DTYPE_BITS, LazyTensor
+from loratools.tensors.dtypes import DTYPE_BITS
+from loratools.tensors.lazy import LazyTensor
 
 UNKNOWN = "unknown packed"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loratools.tensors import LazyTensor
+from loratools.tensors.lazy import LazyTensor
 
 _STATE = ".quant_state.bitsandbytes__"
 

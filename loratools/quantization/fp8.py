@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loratools.tensors import FLOAT8_DTYPES, LazyTensor
+from loratools.tensors.dtypes import FLOAT8_DTYPES
+from loratools.tensors.lazy import LazyTensor
 
 # Float8 tensors that belong to another scheme's weight: scales of NVFP4, the values of quanto and torchao.
 _NOT_WEIGHTS = ("scale", "scales", "scale_inv", "scale_2", "absmax", "._data", "_qdata", "scaled_fp8")

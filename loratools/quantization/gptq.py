@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loratools.quantization._packed import packs_outputs, quantised_modules
-from loratools.tensors import LazyTensor
+from loratools.quantization.common.packed import packs_outputs, quantised_modules
+from loratools.tensors.lazy import LazyTensor
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loratools.tensors import LazyTensor
+from loratools.tensors.lazy import LazyTensor
 
 # Fused experts are parameters of their own (`experts.gate_up_proj`), with `_weight_scale_2` behind their name.
 _SECOND_SCALES = ("_scale_2", "_weight_scale_2", "_global_scale")

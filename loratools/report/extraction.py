@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loratools.ops._extract_report import ExtractReport, Skipped
+from loratools.ops.extract.report import ExtractReport, Skipped
 from loratools.report.pairs import pairs
 from loratools.report.text import interval, number, plural, safe, shape, size
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from loratools.ops._merge_plan import MergePlan
-from loratools.ops.merge import MergeReport
+from loratools.ops.merge.plan import MergePlan
+from loratools.ops.merge.verb import MergeReport
 from loratools.report.pairs import pairs
 from loratools.report.text import number, plural, size
 from loratools.storage.files import free_space
-from loratools.updates import Update
+from loratools.updates.parts.protocol import Update
 
 _SHOWN = 5
 

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loratools.ops._reduce import Module
+from loratools.ops.lowrank.reduce import Module
 from loratools.ops.resize import ResizeReport
 from loratools.report.pairs import pairs
 from loratools.report.text import number, plural, ranks, safe, size

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from loratools.errors import UnsupportedError
 from loratools.storage.files import read_into
-from loratools.tensors import FLOAT_DTYPES, LazyTensor
+from loratools.tensors.dtypes import FLOAT_DTYPES
+from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from loratools.errors import ChangedInputError, InputError, LoraToolsError, MachineError, UsageError
 from loratools.storage import system
-from loratools.tensors import ByteRange, FileId
+from loratools.tensors.files import ByteRange, FileId
 
 # Descriptors of inputs kept open. Shards are read in order, so few are in use at once.
 _MOST_OPEN = 64

@@ -17,7 +17,9 @@ from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.files import identify, quoted, read_bytes, read_into
 from loratools.storage.sniff import describe
 from loratools.storage.stored import StoredTensor
-from loratools.tensors import DTYPE_BITS, ByteRange, FileId, LazyTensor
+from loratools.tensors.dtypes import DTYPE_BITS
+from loratools.tensors.files import ByteRange, FileId
+from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     from torch import Tensor

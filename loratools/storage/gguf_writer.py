@@ -16,7 +16,7 @@ from loratools.storage import system
 from loratools.storage.commit import staged_file
 from loratools.storage.files import copy_range, machine_error, quoted, write_at
 from loratools.storage.gguf_reader import PLAIN_TYPES
-from loratools.tensors import LazyTensor
+from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     from torch import Tensor

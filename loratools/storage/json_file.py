@@ -13,7 +13,7 @@ from pathlib import Path
 from loratools.errors import FormatError
 from loratools.storage import system
 from loratools.storage.files import identify, machine_error, quoted, read_bytes, write_at
-from loratools.tensors import ByteRange
+from loratools.tensors.files import ByteRange
 
 # The longest integer that could mean anything in a header or a configuration: 2^64 has 20 digits.
 _MOST_DIGITS = 20

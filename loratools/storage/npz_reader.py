@@ -14,7 +14,9 @@ from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.files import identify, quoted, read_bytes
 from loratools.storage.stored import StoredTensor, StridedTensor
 from loratools.storage.stored_zip import StoredZip
-from loratools.tensors import DTYPE_BITS, ByteRange, FileId, LazyTensor
+from loratools.tensors.dtypes import DTYPE_BITS
+from loratools.tensors.files import ByteRange, FileId
+from loratools.tensors.lazy import LazyTensor
 
 _AGAIN = "the file is damaged or was not written to the end; download or save it again"
 _MAGIC = b"\x93NUMPY"

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from loratools.errors import FormatError, LoraToolsError, UnsupportedError
 from loratools.storage.files import quoted, read_bytes
-from loratools.tensors import ByteRange
+from loratools.tensors.files import ByteRange
 
 _MAX_BYTES = 256 << 20
 # A tensor takes about 40 steps, so this is enough for 100,000 of them.

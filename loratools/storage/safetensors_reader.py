@@ -16,7 +16,9 @@ from loratools.storage.files import identify, quoted, read_bytes
 from loratools.storage.json_file import kind_of, parse_json
 from loratools.storage.sniff import ENOUGH, Sniffed, describe
 from loratools.storage.stored import StoredTensor
-from loratools.tensors import DTYPE_BITS, ByteRange, FileId, LazyTensor
+from loratools.tensors.dtypes import DTYPE_BITS
+from loratools.tensors.files import ByteRange, FileId
+from loratools.tensors.lazy import LazyTensor
 
 # From the format's description; not MiB.
 MAX_HEADER = 100_000_000

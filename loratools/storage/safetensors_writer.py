@@ -20,7 +20,9 @@ from loratools.storage import system
 from loratools.storage.commit import staged_file
 from loratools.storage.files import copy_range, machine_error, quoted, start_writeback, write_at
 from loratools.storage.safetensors_reader import MAX_HEADER
-from loratools.tensors import DTYPE_BITS, ByteRange, LazyTensor, dtype_name
+from loratools.tensors.dtypes import DTYPE_BITS, dtype_name
+from loratools.tensors.files import ByteRange
+from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     from torch import Tensor

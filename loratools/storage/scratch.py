@@ -13,7 +13,8 @@ from loratools.storage import system
 from loratools.storage.commit import scratch_folder
 from loratools.storage.files import close_inputs, identify, machine_error, write_at
 from loratools.storage.stored import stored
-from loratools.tensors import LazyTensor, dtype_name
+from loratools.tensors.dtypes import dtype_name
+from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loratools.storage.files import identify, quoted, read_bytes
-from loratools.tensors import ByteRange
+from loratools.tensors.files import ByteRange
 
 # Enough for the names of the first entries of a zip and for the mark of a tar at byte 257.
 ENOUGH = 1024

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from loratools.errors import UnsupportedError
 from loratools.storage.files import quoted, read_bytes, read_into
-from loratools.tensors import DTYPE_BITS, ByteRange, FileId, LazyTensor, torch_dtype
+from loratools.tensors.dtypes import DTYPE_BITS, torch_dtype
+from loratools.tensors.files import ByteRange, FileId
+from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.files import quoted, read_bytes
-from loratools.tensors import ByteRange, FileId
+from loratools.tensors.files import ByteRange, FileId
 
 _MAX_DIRECTORY = 64 << 20
 _AGAIN = "the file is damaged or was not written to the end; download or save it again"

@@ -18,7 +18,9 @@ from loratools.storage.pickle_machine import HINT, Machine, put_items
 from loratools.storage.sniff import ENOUGH, describe
 from loratools.storage.stored import StoredTensor, StridedTensor
 from loratools.storage.stored_zip import StoredZip
-from loratools.tensors import DTYPE_BITS, ByteRange, FileId, LazyTensor
+from loratools.tensors.dtypes import DTYPE_BITS
+from loratools.tensors.files import ByteRange, FileId
+from loratools.tensors.lazy import LazyTensor
 
 # Where training programs put the weights among other things; one such level is taken off.
 WRAPPERS = ("state_dict", "model", "module")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loratools.tensors import reshaped
-from loratools.updates import Update
-from loratools.updates._peft import PeftModule
-from loratools.updates._peft_fields import shaped
+from loratools.tensors.views import reshaped
 from loratools.updates.full import Full
+from loratools.updates.parts.peft_fields import shaped
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Update
 
 PEFT_PARTS = ("beft_bias",)
 PEFT_FIELDS = ("init_weights",)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Shape, Update
-from loratools.updates._deltas import dense
-from loratools.updates._faults import faulty
-from loratools.updates._peft import PeftModule
-from loratools.updates._rotations import cayley, times_blocks
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.deltas import dense
+from loratools.updates.parts.faults import faulty
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Delta, Shape, Update
+from loratools.updates.parts.rotations import cayley, times_blocks
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors

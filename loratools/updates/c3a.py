@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Shape, Update, fits_shape
-from loratools.updates._deltas import dense
-from loratools.updates._low_rank import NoAlpha
-from loratools.updates._peft import PeftModule
-from loratools.updates._peft_fields import shaped
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.deltas import dense
+from loratools.updates.parts.low_rank import NoAlpha
+from loratools.updates.parts.peft_fields import shaped
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Delta, Shape, Update, fits_shape
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors

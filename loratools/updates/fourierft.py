@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Update
-from loratools.updates._deltas import dense
-from loratools.updates._drawn import DrawnSpectrum
-from loratools.updates._peft import PeftModule
-from loratools.updates._peft_fields import integer, number, shaped
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.deltas import dense
+from loratools.updates.parts.drawn import DrawnSpectrum
+from loratools.updates.parts.peft_fields import integer, number, shaped
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Delta, Update
 
 PEFT_PARTS = ("fourierft_spectrum",)
 PEFT_FIELDS = ("n_frequency", "scaling", "random_loc_seed", "n_frequency_pattern", "init_weights")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor
-from loratools.updates import Delta, fits_shape
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.protocol import Delta, fits_shape
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
@@ -45,7 +45,7 @@ class Full:
         return None
 
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
-        from loratools.updates._deltas import dense
+        from loratools.updates.parts.deltas import dense
 
         values = read_array(self.diff, "F64")
         return dense(values.reshape(values.shape[0] if values.ndim else 1, -1), self.scale * weight, dtype)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Update, fits_shape
-from loratools.updates._faults import faulty
-from loratools.updates._low_rank import weighted
-from loratools.updates._peft import PeftModule
+from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora import lora_scale
+from loratools.updates.parts.faults import faulty
+from loratools.updates.parts.low_rank import weighted
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Delta, Update, fits_shape
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Update
-from loratools.updates._deltas import KroneckerDelta, dense
-from loratools.updates._faults import faulty
-from loratools.updates._magnitude import magnitude_axis, with_magnitude
-from loratools.updates._peft import PeftModule
+from loratools.tensors.lazy import LazyTensor
 from loratools.updates.loha import through_core
+from loratools.updates.parts.deltas import KroneckerDelta, dense
+from loratools.updates.parts.faults import faulty
+from loratools.updates.parts.magnitude import magnitude_axis, with_magnitude
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Delta, Update
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors

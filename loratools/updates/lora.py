@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Update, fits_shape
-from loratools.updates._peft import PeftModule
+from loratools.tensors.lazy import LazyTensor
 from loratools.updates.full import Full
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Delta, Update, fits_shape
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
@@ -91,8 +91,8 @@ class LoRA:
         return Factors(torch.from_numpy(b), torch.from_numpy(a))
 
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
-        from loratools.updates._deltas import FactorDelta
-        from loratools.updates._magnitude import with_magnitude
+        from loratools.updates.parts.deltas import FactorDelta
+        from loratools.updates.parts.magnitude import with_magnitude
 
         b, a = self._matrices("F64" if self.magnitude is not None else dtype, weight if self.magnitude is None else 1.0)
         if self.magnitude is None:

@@ -12,14 +12,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor, Span, columns_of, rows
-from loratools.updates import Delta, fits_shape
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import Span, columns_of, rows
 from loratools.updates.lora import LoRA
+from loratools.updates.parts.protocol import Delta, fits_shape
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
-    from loratools.updates._deltas import FactorDelta
+    from loratools.updates.parts.deltas import FactorDelta
 
 Packing = Literal["peft", "expert-major"]
 # How an expert of the parameter is stored in memory: (out, in) or (in, out); `module` and `inverted` leave it to the
@@ -76,7 +77,7 @@ class LoRAExperts:
         """`weight * dW` of one expert."""
         import numpy as np
 
-        from loratools.updates._deltas import FactorDelta
+        from loratools.updates.parts.deltas import FactorDelta
 
         rank = self.rank
         own = slice(index * rank, (index + 1) * rank)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.errors import UnsupportedError
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Update
-from loratools.updates._deltas import FactorDelta
-from loratools.updates._faults import faulty
+from loratools.tensors.lazy import LazyTensor
 from loratools.updates.loha import through_core
+from loratools.updates.parts.deltas import FactorDelta
+from loratools.updates.parts.faults import faulty
+from loratools.updates.parts.protocol import Delta, Update
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors

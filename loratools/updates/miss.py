@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Shape, Update
-from loratools.updates._deltas import FactorDelta, dense
-from loratools.updates._faults import faulty
-from loratools.updates._peft import PeftModule
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.deltas import FactorDelta, dense
+from loratools.updates.parts.faults import faulty
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Delta, Shape, Update
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from loratools.tensors import rows
-from loratools.updates import Update
-from loratools.updates._peft import PeftModule
-from loratools.updates._peft_fields import shaped, shared
+from loratools.tensors.views import rows
+from loratools.updates.parts.peft_fields import shaped, shared
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Update
 from loratools.updates.vera import UNSEEN_SIZES, VeRA
 
 PEFT_PARTS = ("pvera_lambda_b", "pvera_lambda_d")

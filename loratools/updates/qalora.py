@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor
-from loratools.updates import Update
-from loratools.updates._faults import faulty
-from loratools.updates._low_rank import LowRank
-from loratools.updates._peft import PeftModule
+from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora import lora_scale
+from loratools.updates.parts.faults import faulty
+from loratools.updates.parts.low_rank import LowRank
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats

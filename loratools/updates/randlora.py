@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor
-from loratools.updates import Shape, Update
-from loratools.updates._low_rank import LowRank
-from loratools.updates._peft import PeftModule
-from loratools.updates._peft_fields import number, shaped, shared
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.low_rank import LowRank
+from loratools.updates.parts.peft_fields import number, shaped, shared
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Shape, Update
 from loratools.updates.vera import UNSEEN_SIZES
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
-from loratools.tensors import LazyTensor, rows
-from loratools.updates import Delta, Shape, Update
-from loratools.updates._deltas import sparse
-from loratools.updates._integers import read_indices
-from loratools.updates._low_rank import NoAlpha
-from loratools.updates._peft import PeftModule
-from loratools.updates._peft_fields import shaped
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import rows
+from loratools.updates.parts.deltas import sparse
+from loratools.updates.parts.indices import read_indices
+from loratools.updates.parts.low_rank import NoAlpha
+from loratools.updates.parts.peft_fields import shaped
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Delta, Shape, Update
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from loratools.tensors import LazyTensor
-from loratools.updates import Delta, Update
-from loratools.updates._deltas import dense
-from loratools.updates._drawn import DrawnSpectrum
-from loratools.updates._peft import PeftModule
-from loratools.updates._peft_fields import chosen, integer, number, shaped
-from loratools.updates._wavelets import LOW_PASS
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.deltas import dense
+from loratools.updates.parts.drawn import DrawnSpectrum
+from loratools.updates.parts.peft_fields import chosen, integer, number, shaped
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Delta, Update
+from loratools.updates.parts.wavelets import LOW_PASS
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats

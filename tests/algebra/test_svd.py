@@ -178,7 +178,9 @@ def test_rank_deficient_delta_gives_as_many_vectors_as_asked_for(m, n, method, k
 
     found = truncated_svd(delta, 24)
 
-    assert found.method == method
+    # After one direction is found, only rounding is left of a delta of rank 1: whether the iteration gives up on it and
+    # leaves it to the exact method depends on the order in which this machine's BLAS adds up.
+    assert found.method in ({method, "gram"} if known == 1 else {method})
     assert_well_formed(found, m, n, 24)
     np.testing.assert_allclose(found.s, np.concatenate([1.0 / index(known), np.zeros(24 - known)]), atol=SUMS)
     assert found.gap_estimate == 0

@@ -107,7 +107,7 @@ def test_mlx_lm_stacks_experts_as_is_read_here(tmp_path: Path) -> None:
 
     stacked = mixtral.Model(args).sanitize(dict(single))
 
-    from loratools.naming.aliases import aliases
+    from loratools.naming.language.aliases import aliases
 
     known = aliases({"model_type": "mixtral"}, {name: tuple(value.shape) for name, value in stacked.items()})
     for name, value in single.items():

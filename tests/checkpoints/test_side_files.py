@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from loratools.checkpoints import LeftOut
-from loratools.checkpoints._side_files import sort_out, why_left_out
+from loratools.checkpoints.common.side_files import sort_out, why_left_out
 
 _ALONG = [
     "config.json", "generation_config.json", "configuration_deepseek.py", "modeling_deepseek.py",

@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 
 from loratools.checkpoints import open_checkpoint
-from loratools.checkpoints._tied import tied_weights
+from loratools.checkpoints.common.tied import tied_weights
 
 _TEXT = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 _SEQ = {

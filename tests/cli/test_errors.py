@@ -17,10 +17,10 @@ import factories
 import pytest
 from click.testing import CliRunner
 
-from loratools import __version__
+from loratools._version import __version__
 from loratools.cli import inspect as inspect_file
 from loratools.cli import verbs
-from loratools.cli._errors import Ended, run
+from loratools.cli.common.errors import Ended, run
 from loratools.errors import (
     FormatError,
     LoraToolsError,

@@ -7,7 +7,8 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from loratools import __version__, registry
+from loratools import registry
+from loratools._version import __version__
 from loratools.cli import verbs
 
 VERBS = registry.names("cli")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSI
 # Each block of rows takes a while, so that there is a middle to end it in.
 SLOW = """
 import sys, time
-import loratools.ops._merge_rows as rows
+import loratools.ops.merge.rows as rows
 write = rows.write_at
 def slowly(*args, **options):
     time.sleep(0.05)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.table import Table
 
-from loratools.cli._output import Output, ascii_only, console, print_rich
+from loratools.cli.common.output import Output, ascii_only, console, print_rich
 
 
 class Terminal(io.StringIO):

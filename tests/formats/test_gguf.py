@@ -15,9 +15,9 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import FormatError, MismatchError, UnsupportedError, UsageError
 from loratools.formats import Base
-from loratools.ops.convert import convert
-from loratools.ops.merge import merge
-from loratools.tensors import held
+from loratools.ops.convert.verb import convert
+from loratools.ops.merge.verb import merge
+from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
 
 gguf = pytest.importorskip("gguf")

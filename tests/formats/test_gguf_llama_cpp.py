@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loratools.ops.convert import convert
+from loratools.ops.convert.verb import convert
 
 # The server of llama.cpp in a wheel; it is heavy, and not everywhere.
 xllamacpp = pytest.importorskip("xllamacpp")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loratools import formats
 from loratools.errors import FormatError, UnsupportedError
-from loratools.ops.convert import convert
+from loratools.ops.convert.verb import convert
 from loratools.updates.lora import LoRA
 
 LLAMA = {
@@ -245,7 +245,7 @@ def test_a_merge_of_what_mlx_lm_saves_is_what_mlx_lm_computes(kind: str, base: P
     mlx_tuner = pytest.importorskip("mlx_lm.tuner.utils")
     from mlx.utils import tree_flatten
 
-    from loratools.ops.merge import merge
+    from loratools.ops.merge.verb import merge
 
     model, _ = mlx_utils.load_model(base)
     model.freeze()
@@ -277,7 +277,7 @@ def test_a_merge_of_what_mlx_lm_saves_is_what_mlx_lm_computes(kind: str, base: P
 
 def test_dora_is_for_all_modules_or_for_none(tmp_path: Path) -> None:
     from loratools.adapter import Adapter
-    from loratools.tensors import held
+    from loratools.tensors.lazy import held
 
     a, b = held(torch.ones(4, 6)), held(torch.ones(10, 4))
     plain, dora = LoRA(a, b, 4.0, "config"), LoRA(a, b, 4.0, "config", magnitude=held(torch.ones(10)))

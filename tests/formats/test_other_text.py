@@ -14,7 +14,7 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import FormatError, MismatchError, UnsupportedError
 from loratools.formats import Base
-from loratools.ops.convert import convert
+from loratools.ops.convert.verb import convert
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 HEADS, KEY_HEADS, SIZE, HIDDEN = 6, 2, 4, 10

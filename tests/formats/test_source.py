@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft_folders import Stored, factors
 from safetensors.torch import save_file
 
 from loratools import formats, registry
 from loratools.errors import FormatError, UndecidedError, UsageError
-
-from .conftest import Stored, factors
 
 
 def test_safetensors_wins_over_a_pickle_and_says_so(stored: Stored) -> None:

@@ -30,7 +30,7 @@ from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 
 import loratools
-from loratools.ops.merge import plan
+from loratools.ops.merge.verb import plan
 
 every_life = pytest.mark.parametrize("life", STORIES, indirect=True)
 WEIGHTS = {"one": (1.0,), "two": (0.7, -0.3)}

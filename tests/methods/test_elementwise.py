@@ -183,11 +183,11 @@ def test_entries_of_equal_size_at_the_threshold_are_all_kept() -> None:
 
 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    from loratools.methods import _elementwise
+    from loratools.methods.common import elementwise
 
     terms = _terms()
     whole = [make.run(name, terms) for name in ("ties", "sce", "breadcrumbs")]
-    monkeypatch.setattr(_elementwise, "_BLOCK", 3 * make.IN)
+    monkeypatch.setattr(elementwise, "_BLOCK", 3 * make.IN)
 
     for name, wanted in zip(("ties", "sce", "breadcrumbs"), whole, strict=True):
         _same(make.run(name, terms), wanted)

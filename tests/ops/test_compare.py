@@ -18,7 +18,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.cli import verbs
 from loratools.errors import MismatchError
 from loratools.ops.compare import compare, principal_angles
-from loratools.tensors import held
+from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
 
 SHAPES = {"a": (12, 9), "b": (8, 11)}

@@ -17,7 +17,7 @@ from loratools.adapter import Adapter
 from loratools.cli import verbs
 from loratools.errors import InputError, OutputExistsError, UsageError
 from loratools.ops.resize import resize
-from loratools.tensors import held
+from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from loratools import registry
 from loratools.quantization import UNKNOWN, Scheme, recognise
-from loratools.tensors import LazyTensor
+from loratools.tensors.lazy import LazyTensor
 
 Entries = dict[str, tuple[str, tuple[int, ...]]]
 

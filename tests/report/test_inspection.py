@@ -9,7 +9,7 @@ import factories
 import pytest
 import torch
 
-from loratools.cli._output import print_rich
+from loratools.cli.common.output import print_rich
 from loratools.ops.inspect import inspect
 from loratools.report.inspection import inspection_report
 

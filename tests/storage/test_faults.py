@@ -144,7 +144,7 @@ from pathlib import Path
 from loratools.storage.files import identify
 from loratools.storage.commit import staged_folder
 from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec
-from loratools.tensors import ByteRange
+from loratools.tensors.files import ByteRange
 base = identify(Path(sys.argv[1]))
 with staged_folder(Path(sys.argv[2]), overwrite=True, inputs=[base.path]) as staging:
     for i in range(20):
@@ -212,7 +212,7 @@ from loratools.storage.commit import staged_file
 from loratools.storage.files import identify
 from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec
 from loratools.storage import system
-from loratools.tensors import ByteRange
+from loratools.tensors.files import ByteRange
 base = identify(Path(sys.argv[1]))
 if sys.argv[3] == "late":
     system.allocate = lambda fd, size: None

@@ -14,7 +14,7 @@ import pytest
 
 from loratools.errors import ChangedInputError, MachineError, UsageError
 from loratools.storage import files, system
-from loratools.tensors import ByteRange
+from loratools.tensors.files import ByteRange
 
 CONTENT = bytes(range(256)) * 40
 
@@ -200,7 +200,7 @@ def test_many_inputs_are_read_under_a_low_limit_of_descriptors(tmp_path: Path) -
 import resource
 from pathlib import Path
 from loratools.storage import files
-from loratools.tensors import ByteRange
+from loratools.tensors.files import ByteRange
 resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
 paths = [Path({str(tmp_path)!r}) / str(i) for i in range(60)]
 for path in paths:

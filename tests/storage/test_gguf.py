@@ -12,7 +12,7 @@ import torch
 from loratools.errors import FormatError, InputError, UnsupportedError
 from loratools.storage.gguf_reader import read_gguf
 from loratools.storage.gguf_writer import write_gguf
-from loratools.tensors import held
+from loratools.tensors.lazy import held
 
 gguf = pytest.importorskip("gguf")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from loratools.errors import FormatError, InputError, MachineError, UsageError
 from loratools.storage.safetensors_reader import MAX_HEADER, read_header
-from loratools.tensors import DTYPE_BITS, torch_dtype
+from loratools.tensors.dtypes import DTYPE_BITS, torch_dtype
 
 TORCH_DTYPES = [name for name in DTYPE_BITS if not name.startswith(("F4", "F6"))]
 

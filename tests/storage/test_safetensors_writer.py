@@ -18,7 +18,9 @@ from loratools.errors import FormatError, InputError, MachineError
 from loratools.storage import system
 from loratools.storage.safetensors_reader import read_header
 from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec, layout, write_safetensors
-from loratools.tensors import DTYPE_BITS, held, torch_dtype, transposed
+from loratools.tensors.dtypes import DTYPE_BITS, torch_dtype
+from loratools.tensors.lazy import held
+from loratools.tensors.views import transposed
 
 DTYPES = [name for name in DTYPE_BITS if not name.startswith(("F4", "F6"))]
 

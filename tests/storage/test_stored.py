@@ -12,7 +12,8 @@ import torch
 from loratools.errors import UnsupportedError
 from loratools.storage.files import identify
 from loratools.storage.stored import StridedTensor, stored
-from loratools.tensors import DTYPE_BITS, ByteRange, torch_dtype
+from loratools.tensors.dtypes import DTYPE_BITS, torch_dtype
+from loratools.tensors.files import ByteRange
 
 
 def write(folder: Path, data: bytes) -> Path:

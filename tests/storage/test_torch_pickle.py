@@ -20,7 +20,7 @@ import torch
 
 from loratools.errors import FormatError, InputError, UnsupportedError, UsageError
 from loratools.storage.torch_pickle import read_pickle
-from loratools.tensors import DTYPE_BITS, torch_dtype
+from loratools.tensors.dtypes import DTYPE_BITS, torch_dtype
 
 DTYPES = [name for name in DTYPE_BITS if not name.startswith(("F4", "F6"))]
 SHARED = Path(__file__).parents[2].parent / "shared"

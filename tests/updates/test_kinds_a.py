@@ -25,10 +25,10 @@ from peft.tuners.lora.variants import QALoraLinearVariant  # noqa: E402
 import loratools  # noqa: E402
 from loratools import formats, registry  # noqa: E402
 from loratools.errors import FormatError, UnsupportedError  # noqa: E402
-from loratools.tensors import LazyTensor, held  # noqa: E402
-from loratools.updates import Update  # noqa: E402
-from loratools.updates._deltas import KroneckerDelta  # noqa: E402
-from loratools.updates._peft import PeftModule  # noqa: E402
+from loratools.tensors.lazy import LazyTensor, held  # noqa: E402
+from loratools.updates.parts.deltas import KroneckerDelta  # noqa: E402
+from loratools.updates.parts.peft_module import PeftModule  # noqa: E402
+from loratools.updates.parts.protocol import Update  # noqa: E402
 from tests.updates.test_peft_parity_a import (  # noqa: E402
     CASES,
     assert_equal_weights,

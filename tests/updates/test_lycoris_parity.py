@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from loratools import registry
 from loratools.errors import UnsupportedError
-from loratools.formats._kinds import Scale
-from loratools.formats._kinds import updates_of as formats_updates_of
-from loratools.formats._spellings import grouped
-from loratools.tensors import LazyTensor, held
-from loratools.updates import Update
+from loratools.formats.image_parts.kinds import Scale
+from loratools.formats.image_parts.kinds import updates_of as formats_updates_of
+from loratools.formats.image_parts.spellings import grouped
+from loratools.tensors.lazy import LazyTensor, held
+from loratools.updates.parts.protocol import Update
 
 # No two sizes are equal, but where a square is wanted.
 LAYERS: dict[str, Any] = {

@@ -47,13 +47,18 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Case:
-    """layers: what PEFT wraps. single: PEFT computes in float32. own_dtype: in the base's dtype, as does the kind."""
+    """layers: what PEFT wraps. single: PEFT computes in float32. own_dtype: in the base's dtype, as does the kind.
+
+    amplified: by how much its arithmetic enlarges the rounding of float32. Singular vectors of a float32 SVD move by
+    the rounding of the largest singular value over the gap to the next, in a direction that depends on the machine.
+    """
 
     config: Callable[..., Any]
     fields: dict[str, Any] = field(default_factory=dict)
     layers: tuple[str, ...] = ("linear",)
     single: bool = False
     own_dtype: bool = False
+    amplified: int = 1
 
 
 BOTH = ("linear", "conv1d")
@@ -88,7 +93,7 @@ CASES: dict[str, Case] = {
     "road-4": Case(peft.RoadConfig, {"variant": "road_4", "group_size": 4}),
     "hira": Case(peft.HiraConfig, {"r": 3, "rank_pattern": {"tall": 5}}, tuple(LAYERS)),
     "osf": Case(peft.OSFConfig, {"effective_rank": 3}, single=True, own_dtype=True),
-    "osf-half": Case(peft.OSFConfig, {}, single=True, own_dtype=True),
+    "osf-half": Case(peft.OSFConfig, {}, single=True, own_dtype=True, amplified=16),
     "tinylora": Case(peft.TinyLoraConfig, {"r": 3, "u": 5, "weight_tying": 0.0}, (*BOTH, "embedding")),
     "tinylora-tied": Case(peft.TinyLoraConfig, {"r": 3, "u": 5, "weight_tying": 0.34}, (*BOTH, "embedding")),
     "beft": Case(peft.BeftConfig, {"target_modules": ["wide", "tall"]}),
@@ -184,7 +189,7 @@ def test_merged_weights_are_those_of_peft(name: str, layers: str, tmp_path: Path
         for key, values in found.items():
             assert values.dtype == dtype
             within = torch.finfo(dtype).eps * (16 if case.own_dtype else 2)
-            within = max(within, torch.finfo(torch.float32).eps * 32 if case.single else 1e-13)
+            within = max(within, torch.finfo(torch.float32).eps * 32 * case.amplified if case.single else 1e-13)
             # Forward errors of a sum are relative to the largest that was added.
             bound = within * (expected[key].abs() + (expected[key] - before[key]).abs().max() + before[key].abs().max())
             if dtype != torch.float64 and not case.own_dtype:

@@ -12,9 +12,9 @@ peft = pytest.importorskip("peft")
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING  # noqa: E402
 
-from loratools.formats._peft_config import FIELDS, refusals  # noqa: E402
-from loratools.formats._peft_kinds import known_fields, refusal  # noqa: E402
-from loratools.updates._unmergeable import REASONS  # noqa: E402
+from loratools.formats.peft_parts.config import FIELDS, refusals  # noqa: E402
+from loratools.formats.peft_parts.kinds import known_fields, refusal  # noqa: E402
+from loratools.updates.parts.unmergeable import REASONS  # noqa: E402
 
 TYPES = sorted({str(kind.value) for kind in peft.PeftType} | {str(k.value) for k in PEFT_TYPE_TO_TUNER_MAPPING})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loratools.updates._deltas import DenseDelta, FactorDelta, SparseDelta, sparse
+from loratools.updates.parts.deltas import DenseDelta, FactorDelta, SparseDelta, sparse
 
 SHAPE = (7, 5)
 ALL = slice(None)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from loratools.updates._wavelets import LOW_PASS
+from loratools.updates.parts.wavelets import LOW_PASS
 
 # PEFT's tables of these are wrong, and adapters are trained with them.
 PEFTS_OWN = ("coif4", "coif5")

@@ -1,0 +1,212 @@
+"""Options that several verbs share, each defined once, and the types of their values.
+
+A verb's decorators, in order: `@click.command("resize")`, `@click.argument("adapter", type=SOURCE)`, the shared
+ones (`@out`, `@dtype`, ...), and last, nearest the function, `@common`, which gives it `output: Output`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from loratools.cli.common.output import Output
+from loratools.errors import UsageError
+
+if TYPE_CHECKING:
+    # Generic since click 8.2 or so, and only for type checkers: 8.1 cannot subscript it.
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_NOT_FINITE = re.compile(r"[+-]?(nan|inf(inity)?)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgtp]i?b?|b)?", re.ASCII | re.IGNORECASE)
+
+
+class Weighted(NamedTuple):
+    """An adapter argument: where it is, and what its delta is multiplied with."""
+
+    source: str
+    weight: float = 1.0
+
+
+def parse_weighted(text: str) -> Weighted:
+    """`style=0.7` -> ("style", 0.7). An argument that is the name of something that exists has no weight in it."""
+    source, equals, number = text.rpartition("=")
+    if not equals or os.path.lexists(text):
+        return Weighted(text)
+    if not _NUMBER.fullmatch(number) and not _NOT_FINITE.fullmatch(number):
+        return Weighted(text)
+    if not source:
+        raise UsageError(f"'{text}' has a weight and no adapter", hint="write ADAPTER=0.7")
+    weight = float(number)
+    if not math.isfinite(weight):
+        raise UsageError(f"the weight of '{source}' is {number}, which is not finite", hint=f"write {source}=0.7")
+    return Weighted(source, weight)
+
+
+def parse_size(text: str) -> int:
+    """`5GB` -> 5 x 10^9, `5GiB` -> 5 x 2^30, `4096` -> 4096 bytes."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"'{text}' is no size", hint="write a number and a unit: 500MB, 5GB, 5GiB")
+    unit = (found[2] or "B").upper()
+    if not unit.endswith("B"):
+        big = f"{found[1]}{unit[0]}"
+        raise UsageError(f"the unit of '{text}' can be read in two ways", hint=f"write {big}B (10^n) or {big}iB (2^n)")
+    power = "BKMGTP".index(unit[0])
+    # Exact for decimals, which floats are not: 0.3GB is 300,000,000 bytes.
+    whole, _, part = found[1].partition(".")
+    scale: int = (1024 if "I" in unit else 1000) ** power
+    size = int((whole or "0") + part) * scale // int("1" + "0" * len(part))
+    if size < 1:
+        raise UsageError(f"'{text}' is less than a byte")
+    return size
+
+
+def parse_share(text: str) -> float:
+    """A number in (0, 1]."""
+    if not _NUMBER.fullmatch(text.strip()):
+        percent = text.strip().removesuffix("%")
+        hint = f"did you mean {_as_share(float(percent))}?" if _NUMBER.fullmatch(percent) else None
+        raise UsageError(f"'{text}' is no share, a number above 0 and at most 1", hint=hint)
+    share = float(text)
+    if not 0 < share <= 1:
+        hint = f"did you mean {_as_share(share)}?" if 1 < share <= 100 else None
+        raise UsageError(f"{text.strip()} is no share, a number above 0 and at most 1", hint=hint)
+    return share
+
+
+def _as_share(percent: float) -> str:
+    return f"{percent / 100:.6g}"
+
+
+class _Parsed(_ParamType):
+    """A value that one function reads; its refusal is told with the name of the option."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self.parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.parse(value)
+        except UsageError as error:
+            if param is None or not isinstance(param, click.Option):
+                raise
+            raise UsageError(f"{param.opts[-1]}: {error.message}", hint=error.hint) from None
+
+
+def _parse_dtype(text: str) -> str:
+    from loratools.tensors.dtypes import parse_float_dtype
+
+    dtype = parse_float_dtype(text)
+    if dtype is None:
+        raise UsageError(f"'{text}' is no dtype to store weights in", hint="float32, bfloat16, float16 or float64")
+    return dtype
+
+
+def _parse_source(text: str) -> str:
+    if not text:
+        raise UsageError("an empty argument names no source")
+    return text
+
+
+def parse_setting(text: str) -> tuple[str, str]:
+    """`density=0.3` -> ("density", "0.3")."""
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals and value.strip()):
+        raise UsageError(f"'{text}' sets nothing", hint="write option=value, as in density=0.3")
+    return name.strip(), value.strip()
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """`1,0.5,0` -> (1.0, 0.5, 0.0)."""
+    words = [word.strip() for word in text.split(",")]
+    if bad := [word for word in words if not _NUMBER.fullmatch(word)]:
+        raise UsageError(f"'{bad[0]}' is no number", hint="write numbers with commas between them: 1,0.5,0")
+    return tuple(map(float, words))
+
+
+def parse_module_weight(text: str) -> tuple[str, tuple[float, ...]]:
+    """`*.q_proj=0.5` -> ("*.q_proj", (0.5,))."""
+    glob, equals, numbers = text.rpartition("=")
+    if not glob or not equals:
+        raise UsageError(f"'{text}' weighs nothing", hint="write GLOB=W, as in '*.q_proj=0.5'")
+    return glob, parse_numbers(numbers)
+
+
+def parse_rule(text: str) -> tuple[str, float]:
+    """`sv_fro=0.9` -> ("sv_fro", 0.9)."""
+    name, equals, number = text.partition("=")
+    if not equals or not _NUMBER.fullmatch(number.strip()):
+        raise UsageError(f"'{text}' is no rule and its number", hint="write NAME=F, as in sv_fro=0.9")
+    return name.strip(), float(number)
+
+
+SIZE = _Parsed("size", parse_size)
+SETTING = _Parsed("setting", parse_setting)
+NUMBERS = _Parsed("numbers", parse_numbers)
+MODULE_WEIGHT = _Parsed("weight", parse_module_weight)
+RULE = _Parsed("rule", parse_rule)
+SHARE = _Parsed("share", parse_share)
+WEIGHTED = _Parsed("adapter", parse_weighted)
+DTYPE = _Parsed("dtype", _parse_dtype)
+SOURCE = _Parsed("source", _parse_source)
+
+out = click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), metavar="PATH", help="Where to write."
+)
+overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output, once the new one is complete.")
+plan = click.option("--plan", is_flag=True, help="Print what would be done, and stop.")
+dtype = click.option(
+    "--dtype", type=DTYPE, metavar="DTYPE", help="Dtype to store: float32, bfloat16, float16, float64."
+)
+threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Workers to compute with.")
+device = click.option(
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="Compute on: cpu, cuda, cuda:N, or auto."
+)
+seed = click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of what is random.")
+include = click.option("--include", multiple=True, metavar="GLOB", help="Only targets that match; repeatable.")
+exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No targets that match; repeatable.")
+to_format = click.option(
+    "--format", default="peft", show_default=True, metavar="FORMAT", help="Format to write; see 'loratools formats'."
+)
+from_format = click.option(
+    "--from", "from_format", metavar="FORMAT", help="Format of the adapters, if detection is wrong."
+)
+rank_from = click.option(
+    "--rank-from",
+    type=click.Choice(["tensors", "config"]),
+    help="Where the rank that scales comes from, if tensors and config disagree.",
+)
+
+_JSON = click.option("--json", is_flag=True, help="Print one JSON document on stdout.")
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for.")
+_VERBOSE = click.option(
+    "-v", "--verbose", is_flag=True, help="Tell more: what was matched, and every detail of an error."
+)
+_DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+
+
+def common(command: _Command) -> Callable[..., Any]:
+    """What every verb takes: --json, -q, -v, --debug. The command gets them as `output`."""
+
+    @wraps(command)
+    def run(*args: Any, json: bool, quiet: bool, verbose: bool, debug: bool, **options: Any) -> Any:
+        # `debug` is for the error boundary, which reads the arguments itself: it also meets errors of parsing them.
+        verb = click.get_current_context().info_name or ""
+        return command(*args, output=Output(verb, json=json, quiet=quiet, verbose=verbose), **options)
+
+    return _JSON(_QUIET(_VERBOSE(_DEBUG(run))))

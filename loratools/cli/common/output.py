@@ -1,0 +1,198 @@
+"""The one sink: data to stdout, what is for people to stderr, and nothing but one JSON document with `--json`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import StringIO
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TextIO
+
+import click
+
+from loratools._version import __version__
+from loratools.errors import LoraToolsError
+from loratools.report.text import ascii_only, safe
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+SCHEMA_VERSION = 1
+# Where nobody looks at a terminal's width (a pipe, a file), lines are as long as they have to be.
+_UNBOUNDED = 1000
+# Below this a name per line is left of a table; a terminal that says less (0, in some) is not believed.
+_NARROWEST = 20
+# More details than this scroll the message itself off the screen; `-v` and `--json` give them all.
+_SHOWN_DETAILS = 10
+
+
+class Output(NamedTuple):
+    """What a command was asked to print: given to it as `output` by `_options.common`."""
+
+    verb: str
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def document(self, body: Mapping[str, object], error: LoraToolsError | None = None) -> None:
+        """Print the one JSON document of `--json`. Numbers that are not finite become null.
+
+        `error`: what went wrong all the same, where there is something to report beside it; `fail` must follow.
+        """
+        print_document(self.verb, {**body, "error": error_json(error)} if error is not None else body)
+
+    def fail(self, error: LoraToolsError) -> NoReturn:
+        """Tell the error and end with its code, after what there was to report has been printed."""
+        print_error(error)
+        raise click.exceptions.Exit(error.exit_code)
+
+    def table(self, *renderables: RenderableType) -> None:
+        """Print what was asked for, on stdout."""
+        print_rich(sys.stdout, *renderables)
+
+    def summary(self, *renderables: RenderableType) -> None:
+        """Tell how it went, on stderr."""
+        if not self.quiet:
+            print_rich(sys.stderr, *renderables)
+
+    def explain(self, text: str) -> None:
+        """Tell one line that only `-v` asks for, on stderr."""
+        if self.verbose and not self.quiet:
+            print_line(sys.stderr, safe(text))
+
+    def warn(self, text: str) -> None:
+        if not self.quiet:
+            print_line(sys.stderr, safe(text), label="warning", colour="yellow")
+
+    @contextmanager
+    def progress(self, total: int | None, description: str) -> Iterator[Callable[[int], None] | None]:
+        """A bar of bytes with rate and time left, on a terminal; yields what to call with the bytes just done.
+
+        Yields None where there is nobody to watch: a pipe, a file, `-q`.
+        """
+        if self.quiet or not animated(sys.stderr):
+            yield None
+            return
+        # Imported here: half of the start-up time of a short verb.
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as RateColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            DownloadColumn(),
+            RateColumn(),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=console(sys.stderr), transient=True, expand=True) as bars:
+            task = bars.add_task(safe(description), total=total)
+            yield lambda done: bars.advance(task, done)
+
+
+def animated(stream: TextIO) -> bool:
+    """Whether text on `stream` may move: a terminal that knows how to."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def coloured(stream: TextIO) -> bool:
+    return animated(stream) and not os.environ.get("NO_COLOR")
+
+
+def narrow(stream: TextIO) -> bool:
+    """Whether `stream` cannot show our typographic characters."""
+    try:
+        "×…–→".encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False
+
+
+def console(stream: TextIO, *, on: TextIO | None = None) -> Console:
+    """A rich console for `stream`, never reading markup or guessing highlights: names come from files.
+
+    `on`: where it writes instead, in the width and the colours of `stream`.
+    """
+    from rich.console import Console
+
+    return Console(
+        file=on or stream,
+        width=_width(stream),
+        force_terminal=animated(stream),
+        no_color=not coloured(stream),
+        markup=False,
+        highlight=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+
+
+def _width(stream: TextIO) -> int:
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said) > 0:
+        return max(int(said), _NARROWEST)
+    if not stream.isatty():
+        return _UNBOUNDED
+    try:
+        return max(os.get_terminal_size(stream.fileno()).columns, _NARROWEST)
+    except OSError:
+        return 80
+
+
+def print_rich(stream: TextIO, *renderables: RenderableType) -> None:
+    # Rich would draw other boxes for an ASCII terminal, and knows nothing of the other characters: it draws in full,
+    # and one place translates.
+    drawn = StringIO()
+    out = console(stream, on=drawn)
+    for renderable in renderables:
+        out.print(renderable)
+    # Rich pads lines to the width of the table; trailing blanks are noise in a file.
+    text = "\n".join(line.rstrip() for line in drawn.getvalue().split("\n"))
+    stream.write(ascii_only(text) if narrow(stream) else text)
+
+
+def print_line(stream: TextIO, text: str, *, label: str = "", colour: str = "") -> None:
+    """One line, not wrapped, after a coloured label. `text` must be safe already."""
+    if label:
+        start = f"{label}:"
+        text = f"{click.style(start, fg=colour, bold=True) if coloured(stream) else start} {text}"
+    stream.write((ascii_only(text) if narrow(stream) else text) + "\n")
+
+
+def print_error(error: LoraToolsError, *, details: int = _SHOWN_DETAILS) -> None:
+    """Tell the error on stderr, with so many of its details."""
+    print_line(sys.stderr, safe(error.message), label="error", colour="red")
+    for line in error.details[:details]:
+        print_line(sys.stderr, f"  {safe(line)}")
+    if len(error.details) > details:
+        print_line(sys.stderr, f"  … and {len(error.details) - details:,} more")
+    if error.hint:
+        print_line(sys.stderr, safe(error.hint), label="hint", colour="cyan")
+
+
+def error_json(error: LoraToolsError) -> dict[str, object]:
+    """The `error` member of a JSON document."""
+    return {"code": error.code, "message": error.message, "hint": error.hint, "details": list(error.details)}
+
+
+def print_document(verb: str | None, body: Mapping[str, object]) -> None:
+    import json
+
+    head = {"loratools": __version__, "schema_version": SCHEMA_VERSION, "verb": verb}
+    # ASCII with escapes: the same bytes whatever the terminal's encoding, and nothing in it that a terminal obeys.
+    sys.stdout.write(json.dumps(_finite({**head, **body}), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: object) -> object:
+    """`value` for JSON, which has no spelling for numbers that are not finite."""
+    match value:
+        case float():
+            return value if value - value == 0 else None
+        case dict():
+            return {str(k): _finite(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_finite(v) for v in value]
+        case None | bool() | int() | str():
+            return value
+        case _:
+            return str(value)

@@ -1,0 +1,98 @@
+"""Putting a scale or a rank where a format has a place for it: exact but for one rounding to the stored dtype.
+
+Every function gives an update with the same delta. What it multiplies it multiplies in float64, and rounds once; a
+power of two costs no rounding at all. What does not change keeps its tensor, and with it its bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loratools.errors import UnsupportedError
+from loratools.storage.files import quoted
+from loratools.tensors.dtypes import FLOAT_DTYPES, torch_dtype
+from loratools.tensors.lazy import LazyTensor, held
+from loratools.updates.lora import LoRA
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def at_scale(name: str, update: LoRA, scale: float, dtype: str | None = None) -> LoRA:
+    """The update with `alpha = scale * rank`, plain: what its own scale differs by is folded into B.
+
+    dtype: of the result's B where it changes; its own where it is None.
+    """
+    own = update.scale
+    if own == scale:
+        return replace(update, alpha=scale * update.rank, rslora=False)
+    if scale == 0 or not math.isfinite(own):
+        raise UnsupportedError(f"{quoted(name)} has a scale of {own}, which cannot be written as {scale}")
+    b = update.b.read().double() * (own / scale)
+    stored = narrowed(f"{name}: B with the scale in it", b, dtype or update.b.dtype)
+    return replace(update, b=held(stored), alpha=scale * update.rank, rslora=False)
+
+
+def at_rank(update: LoRA, rank: int) -> LoRA:
+    """The update with zeros added to A and B up to `rank`, and the same scale."""
+    import torch
+
+    more = rank - update.rank
+    if more == 0:
+        return update
+    a, b = update.a.read(), update.b.read()
+    a = torch.cat([a, a.new_zeros(more, *a.shape[1:])])
+    b = torch.cat([b, b.new_zeros(b.shape[0], more, *b.shape[2:])], dim=1)
+    return replace(update, a=held(a), b=held(b), alpha=update.scale * rank, rslora=False)
+
+
+def uniform(updates: Mapping[str, LoRA], dtype: str | None = None) -> tuple[dict[str, LoRA], int, float]:
+    """All at the largest rank, and at the most common scale: for what has one rank and one scale for all.
+
+    Returns:
+        the updates, that rank, and that scale
+    """
+    rank = max(u.rank for u in updates.values())
+    scale = most_common(u.scale for u in updates.values())
+    return {n: at_rank(at_scale(n, u, scale, dtype), rank) for n, u in updates.items()}, rank, scale
+
+
+def most_common(values: Iterable[float]) -> float:
+    """The most common value, and the smallest of several."""
+    counts = Counter(values)
+    return min(counts, key=lambda v: (-counts[v], v))
+
+
+def cast(name: str, tensor: LazyTensor, dtype: str | None) -> LazyTensor:
+    """The tensor in `dtype`, rounded once; as it is where that is None or not a floating one.
+
+    Raises:
+        UnsupportedError: values too large for it.
+    """
+    if dtype is None or tensor.dtype == dtype or tensor.dtype not in FLOAT_DTYPES:
+        return tensor
+    return held(narrowed(name, tensor.read().double(), dtype))
+
+
+def narrowed(name: str, values: Tensor, dtype: str) -> Tensor:
+    """float64 values in `dtype`.
+
+    Raises:
+        UnsupportedError: values too large for it.
+    """
+    import numpy as np
+    import torch
+
+    from loratools.algebra.rounding import STORAGE, narrow
+
+    # torch would round float64 to bfloat16 by way of float32, and so twice.
+    stored = np.empty(tuple(values.shape), STORAGE[dtype])
+    narrow(values.contiguous().numpy(), dtype, stored)
+    narrower = torch.from_numpy(stored).view(torch_dtype(dtype))
+    if bool((narrower.isinf() & values.isfinite()).any()):
+        raise UnsupportedError(f"{quoted(name)} has values too large for {dtype}", hint="choose bfloat16 or float32")
+    return narrower

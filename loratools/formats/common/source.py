@@ -1,0 +1,242 @@
+"""What an adapter's path leads to, opened once for all formats: the tensors' headers, and the config beside them.
+
+Knows which file of a folder to take, and what to say where there is none. Knows no format's keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from loratools.errors import FormatError, UsageError
+from loratools.formats.common.base import Base
+from loratools.storage.files import machine_error, quoted
+from loratools.tensors.dtypes import FLOAT8_DTYPES
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import in_float16
+
+CONFIG = "adapter_config.json"
+# PEFT's own names. It too prefers safetensors.
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# In order: the first that a folder has is read.
+ADAPTER_FILES = (
+    *WEIGHTS,
+    "adapter_model.pt",  # torchtune
+    "adapters.safetensors",  # MLX
+    "adapters.npz",
+    "pytorch_lora_weights.safetensors",  # diffusers
+    "pytorch_lora_weights.bin",
+)
+# A checkpoint of MLX in the folder of its training: the config there is its own.
+_NUMBERED = re.compile(r"\d+_adapters\.(safetensors|npz)")
+_LOOSE = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
+_MODEL = re.compile(r"(model|pytorch_model|diffusion_pytorch_model|consolidated).*\.(safetensors|bin|json|pth)")
+_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|trainer_state).*")
+# How far below a folder adapters are looked for: a run's checkpoint, and an adapter's name in it.
+_DEPTH = 2
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """An opened adapter.
+
+    `container`: safetensors, pickle, npz or gguf. `metadata`: the texts of a safetensors header. `other`: what else
+    there is besides tensors: entries of a pickle (None where they were not read), keys of a GGUF header.
+    `packed`: tensors of a GGUF file in a quantised type that is not decoded, with the type. `base`: what is known of
+    the model it is for, where a person has given it.
+    """
+
+    path: Path
+    folder: Path
+    file: Path
+    config: Mapping[str, object] | None
+    tensors: Mapping[str, LazyTensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    other: Mapping[str, object] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    container: str = "safetensors"
+    packed: Mapping[str, str] = field(default_factory=dict)
+    base: Base | None = None
+
+    @property
+    def config_is_its_own(self) -> bool:
+        """Whether the config is surely this file's: beside a file of any other name it may be another's."""
+        return self.config is not None and is_adapter_file(self.file.name)
+
+    @property
+    def declared(self) -> str | None:
+        """The format that the config itself names, so that nobody else has to be asked: PEFT writes its own type."""
+        own = self.config is not None and self.file.name in WEIGHTS and "peft_type" in self.config
+        return "peft" if own else None
+
+
+def open_source(path: str | Path, *, base: Base | None = None) -> AdapterSource:
+    """Open a folder or a file. Headers only.
+
+    Raises:
+        UsageError: there is nothing at `path`.
+        FormatError: there is no adapter in it, or it is no file of tensors.
+    """
+    path = _existing(path)
+    if not path.is_dir():
+        return _opened(path, path, [], base)
+    found = [path / name for name in ADAPTER_FILES if (path / name).is_file()] or loose_files(path)
+    if not found or (len(found) > 1 and found[0].name not in ADAPTER_FILES):
+        raise _no_weights(path)
+    warnings = [f"{quoted(path)} also holds '{other.name}', which is not read" for other in found[1:]]
+    if inner := [p for p in find_adapters(path) if p != path]:
+        names = shown([quoted(p.relative_to(path)) for p in inner])
+        warnings.append(f"{counted(len(inner), 'adapter')} in folders below are not read: {', '.join(names)}")
+    return _opened(path, found[0], warnings, base)
+
+
+def is_adapter_file(name: str) -> bool:
+    """Whether a file of this name is an adapter wherever it lies."""
+    return name in ADAPTER_FILES or _NUMBERED.fullmatch(name) is not None
+
+
+def find_adapters(folder: str | Path) -> list[Path]:
+    """Folders with an adapter in them: `folder` itself and those up to two levels below; checkpoints by number."""
+    found: list[Path] = []
+
+    def visit(here: Path, depth: int) -> None:
+        try:
+            inside = {p.name: p for p in here.iterdir()}
+            if any(name in inside and inside[name].is_file() for name in ADAPTER_FILES):
+                found.append(here)
+            inner = [p for p in inside.values() if not p.name.startswith(".") and p.is_dir()] if depth < _DEPTH else []
+        except OSError:
+            return  # what may not be looked into is not what was asked for
+        for each in sorted(inner, key=_natural):
+            visit(each, depth + 1)
+
+    visit(Path(folder), 0)
+    return found
+
+
+def loose_files(folder: Path) -> list[Path]:
+    """Files of tensors in `folder` under names of their own, which neither a model nor a training has."""
+    listed = _listed(folder)
+    if any(_MODEL.fullmatch(p.name) for p in listed):
+        return []
+    files = [p for p in listed if p.suffix.lower() in _LOOSE and not _TRAINING.fullmatch(p.name) and p.is_file()]
+    return sorted(files, key=_natural)
+
+
+def shown(lines: Sequence[str], most: int = 5) -> list[str]:
+    """The first few lines, and how many more there are."""
+    kept = list(lines[:most])
+    return [*kept, f"… and {len(lines) - most} more"] if len(lines) > most else kept
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def _existing(path: str | Path) -> Path:
+    given, path = str(path), Path(path)
+    try:
+        if path.exists():
+            return path
+    except PermissionError as error:
+        raise machine_error(error, "look at", path) from error
+    except (OSError, ValueError):
+        pass
+    hint = None
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not given.startswith(".") and not path.parent.exists():
+        hint = f"if it is a repository on the Hugging Face Hub, download it first: hf download {given} --local-dir DIR"
+    raise UsageError(f"there is no file or folder {quoted(given)}", hint=hint)
+
+
+def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> AdapterSource:
+    from loratools.storage.json_file import read_json
+
+    if file.name == CONFIG or file.suffix == ".json":
+        raise FormatError(f"{quoted(file)} holds no tensors", hint="give the folder, or the file with the weights")
+    beside = file.parent / CONFIG
+    config = read_json(beside) if beside.is_file() else None
+    if config is not None and not is_adapter_file(file.name):
+        warnings = [*warnings, f"rank and alpha are taken from '{CONFIG}' in the folder of {quoted(file)}"]
+    content = _content(file)
+    if short := {name: t for name, t in content.tensors.items() if t.dtype in FLOAT8_DTYPES}:
+        kinds = " and ".join(sorted({t.dtype for t in short.values()}))
+        warnings = [
+            *warnings,
+            f"{counted(len(short), 'tensor')} of {quoted(file)} are {kinds} and are read as float16, which is exact",
+        ]
+        content = replace(content, tensors={**content.tensors, **{n: in_float16(t) for n, t in short.items()}})
+    return replace(content, path=path, folder=file.parent, config=config, warnings=tuple(warnings), base=base)
+
+
+def _content(file: Path) -> AdapterSource:
+    """What is in the file itself. The content decides how it is read, not the name: a .bin may hold safetensors."""
+    from loratools.storage.sniff import describe
+
+    kind = found.what if (found := describe(file)) is not None else ""
+    opened = AdapterSource(file, file.parent, file, None, {})
+    if kind.endswith("pickle"):
+        from loratools.storage.torch_pickle import read_pickle
+
+        pickled = read_pickle(file)
+        other = pickled.other | dict.fromkeys(pickled.ignored)
+        return replace(opened, tensors=pickled.tensors, other=other, container="pickle")
+    if kind.endswith("(.npz)"):
+        from loratools.storage.npz_reader import read_npz
+
+        return replace(opened, tensors=read_npz(file), container="npz")
+    if kind == "a GGUF file":
+        from loratools.storage.gguf_reader import read_gguf
+
+        gguf = read_gguf(file)
+        return replace(opened, tensors=gguf.tensors, other=gguf.fields, container="gguf", packed=gguf.quantised)
+    from loratools.storage.safetensors_reader import read_header
+
+    header = read_header(file)
+    return replace(opened, tensors=header.tensors, metadata=header.metadata)
+
+
+def _no_weights(folder: Path) -> FormatError:
+    inner = find_adapters(folder)
+    if inner:
+        return FormatError(
+            f"{quoted(folder)} is no adapter; it has {counted(len(inner), 'adapter')} in folders below it",
+            details=shown([str(p.relative_to(folder)) for p in inner], 20),
+            hint=f"give one of them: {inner[-1]}",
+        )
+    names = sorted(p.name for p in _listed(folder))
+    if CONFIG in names:
+        return FormatError(
+            f"{quoted(folder)} has {CONFIG}, and no weights beside it: {' or '.join(WEIGHTS)} is missing",
+            hint="download it again, or let the training finish",
+        )
+    if any(_MODEL.fullmatch(n) for n in names):
+        return FormatError(
+            f"{quoted(folder)} is a model checkpoint, not an adapter",
+            details=shown(names),
+            hint="'loratools extract' takes an adapter out of a fine-tuned model; 'loratools spectrum' looks at one, "
+            "given with --base the model that it was trained from",
+        )
+    if not names:
+        return FormatError(f"{quoted(folder)} is empty; an adapter has {' or '.join(WEIGHTS)}")
+    weights = loose_files(folder)
+    return FormatError(
+        f"{quoted(folder)} has no {' or '.join(WEIGHTS)}"
+        + (f", and {len(weights)} files that might be meant" if weights else ""),
+        details=shown(names),
+        hint=f"give the file itself: {weights[0]}" if weights else None,
+    )
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise machine_error(error, "list", folder) from error
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """checkpoint-500 before checkpoint-1000."""
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", path.name) if p]

@@ -1,0 +1,154 @@
+"""Files whose keys are module names with underscores for their dots, after a prefix for the part of the pipeline.
+
+    lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight
+    lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha
+
+kohya, LyCORIS and OneTrainer have this in common; they differ in prefixes and in whose names they flatten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loratools.adapter import Adapter
+from loratools.formats.common.base import Base
+from loratools.formats.common.scale import cast
+from loratools.formats.common.source import AdapterSource, counted, shown
+from loratools.formats.image_parts.kinds import lycoris_alpha, lycoris_parts
+from loratools.formats.image_parts.reading import DENOISER, Located, Read
+from loratools.formats.image_parts.reading import read as read_image
+from loratools.formats.image_parts.spellings import is_spelled
+from loratools.formats.image_parts.writing import (
+    Stored,
+    Written,
+    axis_magnitude,
+    had_hashes,
+    header_of,
+    lay_out,
+    lora_parts,
+    pieces_alone,
+    plain_alpha,
+    write_file,
+)
+from loratools.naming.image.families import Family
+from loratools.storage.files import quoted
+from loratools.tensors.lazy import LazyTensor, held
+from loratools.updates.full import Full
+from loratools.updates.lora import LoRA
+
+# Longest first, so that `lora_unet__` (VideoX-Fun) is not taken for `lora_unet_`.
+_TEXT = {
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+    "lora_te_": "text_encoder",
+}
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """What stands before the names: of the denoiser (the first is written), and of text encoders."""
+
+    format: str
+    denoiser: tuple[str, ...]
+    spelling: Callable[[Family], str]
+
+    def claims(self, keys: Iterable[str]) -> bool:
+        """Whether any key has a prefix that no other format has."""
+        return any(key.startswith(self.denoiser) and is_spelled(key) for key in keys)
+
+    def locate(self, name: str) -> Located | None:
+        for prefix in self.denoiser:
+            if name.startswith(prefix):
+                return Located(DENOISER, name.removeprefix(prefix), flat=True)
+        for prefix, part in _TEXT.items():
+            if name.startswith(prefix):
+                return Located(part, name.removeprefix(prefix), flat=True)
+        return None
+
+
+def read(source: AdapterSource, prefixes: Prefixes) -> Adapter:
+    """The adapter; errors as of `_image_read.read`."""
+    return read_image(source, Read(prefixes.format, prefixes.locate, encoder_part, known_only=True))
+
+
+def encoder_part(part: str, family: Family | None) -> str:
+    """Of Flux, kohya counts T5 as the third text encoder and diffusers as the second: there is no other between."""
+    return "text_encoder_2" if part == "text_encoder_3" and family is not None and family.name == "flux" else part
+
+
+def unwritable(adapter: Adapter, prefixes: Prefixes, *, base: Base | None) -> dict[str, str]:
+    """Names that cannot be written, and why."""
+    found = lay_out(adapter, prefixes.spelling, base=base, dry=True)
+    problems = dict(found.problems)
+    problems |= without_spelling(adapter)
+    return problems | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
+
+
+def without_spelling(adapter: Adapter) -> dict[str, str]:
+    """Updates for which neither kohya nor LyCORIS nor ComfyUI has a spelling, and why."""
+    problems: dict[str, str] = {}
+    for name, update in adapter.updates.items():
+        if name.startswith("transformer_2."):
+            problems[name] = "of a second transformer, which has a file of its own"
+        elif isinstance(update, LoRA) and update.embedding:
+            problems[name] = "LoRA of an embedding"
+        elif not isinstance(update, LoRA | Full) and lycoris_parts(update) is None:
+            problems[name] = f"{update.kind}, which is not written here"
+    return problems
+
+
+def write(
+    adapter: Adapter,
+    out: Path,
+    prefixes: Prefixes,
+    *,
+    dtype: str | None,
+    base: Base | None,
+    encoders: Mapping[str, str],
+) -> tuple[str, ...]:
+    """Write the file. encoders: prefix by part of the pipeline."""
+    found = lay_out(adapter, prefixes.spelling, base=base)
+    modules, empty = pieces_alone(found.modules)
+    stored: Stored = {}
+    for module in modules:
+        prefix = encoders.get(module.part, prefixes.denoiser[0])
+        stored |= spelled(prefix + module.name.replace(".", "_"), module, dtype=dtype)
+    write_file(out, stored, header_of(adapter, found.family), hashed=had_hashes(adapter))
+    return left_out(empty)
+
+
+def left_out(empty: list[str]) -> tuple[str, ...]:
+    """What to say of modules in which nothing changes."""
+    if not empty:
+        return ()
+    names = ", ".join(shown([quoted(name) for name in empty]))
+    return (f"{counted(len(empty), 'module')} left out, where nothing changes: {names}",)
+
+
+def spelled(name: str, module: Written, *, dtype: str | None) -> Stored:
+    """A module's tensors as kohya and LyCORIS spell them; alpha as float32, which holds every one exactly enough."""
+    import torch
+
+    found: dict[str, LazyTensor] = {}
+    alpha: LazyTensor | None = None
+    if isinstance(module.weight, LoRA):
+        parts = lora_parts(module.weight, keep_mid=True)
+        spellings = {"A": "lora_down.weight", "B": "lora_up.weight", "mid": "lora_mid.weight"}
+        found |= {f"{name}.{spellings[part]}": tensor for part, tensor in parts.items()}
+        if (magnitude := axis_magnitude(module.weight)) is not None:
+            found[f"{name}.dora_scale"] = magnitude
+        alpha = held(torch.tensor(plain_alpha(module.weight)))
+    elif module.weight is not None and not isinstance(module.weight, Full):
+        found |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(module.weight) or {}).items()}
+        if (own := lycoris_alpha(module.weight)) is not None:
+            alpha = held(torch.tensor(own))
+    norm = isinstance(module.weight, Full) and len(module.weight.shape) == 1
+    if isinstance(module.weight, Full):
+        found[f"{name}.{'w_norm' if norm else 'diff'}"] = module.weight.diff
+    if module.bias is not None:
+        found[f"{name}.{'b_norm' if norm else 'diff_b'}"] = module.bias.diff
+    stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in found.items()}
+    return stored if alpha is None else stored | {f"{name}.alpha": alpha}

@@ -1,0 +1,215 @@
+"""Projections that one model has fused and another apart: updates cut into pieces and put together, exactly.
+
+apart    every piece shares A and gets its rows of B
+fused    A of all below each other and B block-diagonal: the ranks add; or one A, where all have the same
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from loratools.naming.image.families import Place, sizes
+from loratools.tensors.files import ByteRange
+from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.views import reordered, rows
+from loratools.updates.full import Full
+from loratools.updates.lora import LoRA
+from loratools.updates.parts.protocol import Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Update] | None:
+    """The update of each module that `place` means; None where this one cannot be cut.
+
+    columns: inputs of the module; also of the one that the update of a bias belongs to.
+    """
+    if len(place.targets) == 1 and not place.swap:
+        return {place.targets[0]: update}
+    rows = _rows_that_cut(update)
+    if rows is None:
+        return None
+    if len(place.targets) == 1:
+        # A module with another number of outputs has no halves of this kind.
+        return {place.targets[0]: _swapped(update) if rows == 2 * (columns or 0) else update}
+    if columns is None and place.split != "thirds":
+        return None
+    shares = sizes(place.split, rows, columns or 0, len(place.targets))
+    if shares is None:
+        return None
+    found: dict[str, Update] = {}
+    start = 0
+    for target, share in zip(place.targets, shares, strict=True):
+        found[target] = _rows(update, (start, start + share))
+        start += share
+    return found
+
+
+def why_not_fused(parts: Mapping[str, Mapping[str, Update]], place: Place) -> str | None:
+    """Why the updates of weights and biases of these parts cannot become one; None where they can."""
+    weights = [found["weight"] for found in parts.values() if "weight" in found]
+    loras = [u for u in weights if isinstance(u, LoRA)]
+    biases = [found["bias"] for found in parts.values() if "bias" in found]
+    if biases and len(biases) < len(place.targets):
+        return "a bias of some parts of a fused module only"
+    if len(loras) < len(parts):
+        return "parts of a fused module of other kinds than LoRA"
+    if any(u.mid is not None or len(u.a.shape) > 2 for u in loras):
+        return "convolutions are not fused"
+    if len({u.shape[1] for u in loras}) > 1:
+        return "parts of a fused module with different inputs"
+    dora = [u for u in loras if u.magnitude is not None]
+    if dora and (len(dora) < len(place.targets) or any(u.magnitude_of == "in" for u in dora)):
+        return "a magnitude (DoRA) of inputs, or of some parts only, has no place in a fused module"
+    return None
+
+
+def fused_bias(parts: Sequence[Full]) -> Full:
+    """One bias, from those of the parts in their order."""
+    return Full(_stacked([part.diff for part in parts]))
+
+
+def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | None]) -> LoRA:
+    """One LoRA of the module that `place` names, from those of its parts, which `why_not_fused` has nothing against.
+
+    missing: outputs of the parts that are not in `members`, in their places; None for those that are there.
+    """
+    present = [members[t] for t in place.targets if t in members]
+    magnitudes = [u.magnitude for u in present if u.magnitude is not None]
+    magnitude = _stacked(magnitudes) if magnitudes else None
+    first = present[0]
+    alike = all(u.scale == first.scale and u.rank == first.rank and _equal(u.a, first.a) for u in present[1:])
+    if alike and len(present) == len(place.targets):
+        b = _stacked([u.b for u in present])
+        return replace(first, b=b, magnitude=magnitude, magnitude_of="out")
+    rank = sum(u.rank for u in present)
+    scales = {u.scale for u in present}
+    source = first.alpha_source
+    b = _block_diagonal([members.get(t) for t in place.targets], missing, fold=len(scales) > 1)
+    alpha = float(rank) if len(scales) > 1 else scales.pop() * rank
+    return LoRA(_stacked([u.a for u in present]), b, alpha, source, magnitude=magnitude)
+
+
+def swapped_back(update: Update, place: Place, *, columns: int | None) -> Update:
+    """As the original has it, where its halves stand in another order."""
+    rows = _rows_that_cut(update)
+    return _swapped(update) if place.swap and rows is not None and rows == 2 * (columns or 0) else update
+
+
+def without_zeros(update: LoRA) -> LoRA:
+    """Of a piece of what was fused: without the rows of A that only other pieces use. Reads B."""
+    if not isinstance(update.b.source, _Piece):
+        return update
+    used = update.b.read().float().abs().sum(dim=0) != 0
+    if bool(used.all()):
+        return update
+    a, b = update.a.read()[used].contiguous(), update.b.read()[:, used].contiguous()
+    rank = int(used.sum())
+    return replace(update, a=held(a), b=held(b), alpha=update.scale * rank, rslora=False)
+
+
+def _rows_that_cut(update: Update) -> int | None:
+    """How many outputs it has, if they can be taken apart."""
+    if isinstance(update, LoRA) and not (update.magnitude is not None and update.magnitude_of == "in"):
+        return update.shape[0]
+    return update.shape[0] if isinstance(update, Full) and update.shape else None
+
+
+def _rows(update: Update, span: tuple[int, int]) -> Update:
+    if isinstance(update, Full):
+        return replace(update, diff=rows(update.diff, *span))
+    assert isinstance(update, LoRA)
+    magnitude = None if update.magnitude is None else rows(update.magnitude, *span)
+    b = rows(update.b, *span)
+    return replace(update, b=LazyTensor(b.shape, b.dtype, _Piece(b)), magnitude=magnitude)
+
+
+def _swapped(update: Update) -> Update:
+    if isinstance(update, Full):
+        return replace(update, diff=_halves(update.diff))
+    assert isinstance(update, LoRA)
+    magnitude = None if update.magnitude is None else _halves(update.magnitude)
+    return replace(update, b=_halves(update.b), magnitude=magnitude)
+
+
+def _block_diagonal(members: Sequence[LoRA | None], missing: Sequence[int | None], *, fold: bool) -> LazyTensor:
+    import torch
+
+    present = [u for u in members if u is not None]
+    dtype = torch.float32 if fold else present[0].b.read().dtype
+    rows = [u.b.shape[0] if u is not None else gap or 0 for u, gap in zip(members, missing, strict=True)]
+    out = torch.zeros(sum(rows), sum(u.rank for u in present), dtype=dtype)
+    row = column = 0
+    for update, count in zip(members, rows, strict=True):
+        if update is not None:
+            b = update.b.read()
+            block = (b.double() * update.scale).to(dtype) if fold else b.to(dtype)
+            out[row : row + count, column : column + update.rank] = block
+            column += update.rank
+        row += count
+    return held(out)
+
+
+def _equal(one: LazyTensor, other: LazyTensor) -> bool:
+    if one == other:
+        return True
+    return one.shape == other.shape and one.dtype == other.dtype and bool((one.read() == other.read()).all())
+
+
+def _stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
+    """The rows of all, one below the other. Parts of several dtypes become the widest."""
+    if len({part.dtype for part in parts}) > 1:
+        import torch
+
+        return held(torch.cat([part.read().double() for part in parts]).float())
+    rows = sum(part.shape[0] for part in parts)
+    return LazyTensor((rows, *parts[0].shape[1:]), parts[0].dtype, _Joined(tuple(parts)))
+
+
+def _halves(tensor: LazyTensor) -> LazyTensor:
+    """The second half of the rows, then the first."""
+    half = tensor.shape[0] // 2
+    return reordered(tensor, (*range(half, 2 * half), *range(half)))
+
+
+@dataclass(frozen=True)
+class _Joined:
+    parts: tuple[LazyTensor, ...]
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        import torch
+
+        pieces, at = [], 0
+        for part in self.parts:
+            first, last = max(start, at), min(stop, at + part.shape[0])
+            if first < last:
+                pieces.append(part.read_rows(first - at, last - at))
+            at += part.shape[0]
+        return torch.cat(pieces) if pieces else self.parts[0].read_rows(0, 0)
+
+    def scalar(self) -> float:
+        return float(self.read_rows(0, 1).double().item())
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of B that belong to one part of what is fused."""
+
+    of: LazyTensor
+
+    @property
+    def location(self) -> ByteRange | None:
+        return self.of.location
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        return self.of.read_rows(start, stop)
+
+    def scalar(self) -> float:
+        return self.of.scalar()

@@ -1,0 +1,188 @@
+"""From the parts that a file has for a module to updates, and back.
+
+LoRA and whole differences are made here. Any other kind makes its own, by `from_lycoris` in its file in `updates/`; one
+that has none, or no file, is recognised by its spelling and refused by its name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from loratools import registry
+from loratools.errors import FormatError, UnsupportedError
+from loratools.formats.image_parts.spellings import KINDS, Module
+from loratools.storage.files import quoted
+from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.views import reshaped
+from loratools.updates.full import Full
+from loratools.updates.ia3 import IA3
+from loratools.updates.lora import LoRA
+from loratools.updates.lycoris_oft import LycorisOFT
+from loratools.updates.parts.protocol import Update
+
+_NAMES = {
+    "loha": "LoHa", "lokr": "LoKr", "lycoris-glora": "GLoRA", "lycoris-oft": "OFT or BOFT", "ia3": "IA3",
+    "tlora": "T-LoRA",
+    "padding": "a weight of the base made larger (reshape_weight)",
+}  # fmt: skip
+
+
+# Spellings that have no file of their name in `updates/`.
+_FILES = {"onetrainer-oft": "oft"}
+# Kinds other than LoRA and whole differences that are written as LyCORIS does.
+WRITTEN = ("ia3", "loha", "lokr", "lycoris-glora", "lycoris-oft")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Alpha and where it is from; None for the rank, which is what all readers of these files assume."""
+
+    alpha: float | None
+    source: str
+    rslora: bool = False
+
+
+class NotReadError(Exception):
+    """Why the parts of a module make no update. `unsupported`: sound, but of a kind that is not read."""
+
+    def __init__(self, why: str, *, unsupported: bool = False) -> None:
+        super().__init__(why)
+        self.unsupported = unsupported
+
+
+def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
+    """What a module's parts mean, by what is to be added to its name: nothing, or `.bias`."""
+    kinds = module.kinds - {"full"}
+    if not module.kinds:
+        first = next(iter(module.keys.values()))
+        raise NotReadError(f"{quoted(first)} stands alone")
+    if unread := sorted(kind for kind in kinds if kind not in _READERS and _maker(kind) is None):
+        raise NotReadError(_NAMES.get(unread[0], unread[0]), unsupported=True)
+    if len(kinds) > 1 or ("diff" in module.parts and kinds):
+        raise NotReadError(f"parts of several kinds: {', '.join(quoted(key) for key in sorted(module.keys.values()))}")
+    if scale.alpha is not None and not math.isfinite(scale.alpha):
+        raise NotReadError(f"{quoted(module.name)} has an alpha of {scale.alpha}")
+    found: dict[str, Update] = {}
+    if bias := module.parts.get("diff_b") or module.parts.get("bias"):
+        found[".bias"] = Full(bias)
+    if kinds or "diff" in module.parts:
+        kind = next(iter(kinds), "full")
+        found |= {"": _READERS[kind](module, scale)} if kind in _READERS else _made(kind, module, scale)
+    return found
+
+
+def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:
+    """Its tensors by the suffixes of LyCORIS, and alpha not among them; None where it has no such spelling."""
+    spelled = {part: suffix for kind in ("any", update.kind) for suffix, part in KINDS.get(kind, {}).items()}
+    spelled["magnitude"] = ".dora_scale"
+    parts = update.parts
+    if isinstance(update, IA3):
+        return _ia3_parts(update)
+    if update.kind not in WRITTEN or any(part not in spelled for part in parts):
+        return None
+    # With both matrices whole, LyCORIS does not scale; and there is one layout of a kernel that only PEFT has.
+    whole = update.kind == "lokr" and "w1" in parts and "w2" in parts
+    if (whole and update.scale != 1) or getattr(update, "interleaved", False):
+        return None
+    return {spelled[part]: tensor for part, tensor in parts.items()}
+
+
+def lycoris_alpha(update: Update) -> float | None:
+    """What LyCORIS stores as alpha: of OFT the bound of the rotation."""
+    return update.constraint if isinstance(update, LycorisOFT) else update.alpha
+
+
+def _ia3_parts(update: IA3) -> dict[str, LazyTensor] | None:
+    import torch
+
+    # PEFT stores the numbers themselves, LyCORIS how far they are from 1.
+    if update.unchanged != 0:
+        return None
+    return {".weight": update.scales, ".on_input": held(torch.tensor(int(update.of == "in")))}
+
+
+def _maker(kind: str) -> Callable[..., Mapping[str, Update]] | None:
+    """How a kind makes its updates of what LyCORIS and its like store; None where it does not."""
+    file = _FILES.get(kind, kind)
+    if file not in registry.names("updates"):
+        return None
+    maker: Callable[..., Mapping[str, Update]] | None = getattr(registry.load("updates", file), "from_lycoris", None)
+    return maker
+
+
+def _made(kind: str, module: Module, scale: Scale) -> Mapping[str, Update]:
+    maker = _maker(kind)
+    assert maker is not None
+    parts = {key[len(module.name) + 1 :]: module.parts[part] for part, key in module.keys.items() if part != "alpha"}
+    if "magnitude" in module.parts:
+        parts = {k: t for k, t in parts.items() if t is not module.parts["magnitude"]}
+        magnitude = module.parts["magnitude"]
+        # Of one axis: a number for each output, as ComfyUI takes it.
+        parts["dora_scale"] = reshaped(magnitude, (*magnitude.shape, 1)) if len(magnitude.shape) == 1 else magnitude
+    parts = {k: t for k, t in parts.items() if k not in ("diff_b", "b_norm")}
+    try:
+        return maker(parts, scale.alpha, name=module.name)
+    except FormatError as error:
+        raise NotReadError("; ".join([error.message, *error.details])) from error
+    except UnsupportedError as error:
+        raise NotReadError(error.message, unsupported=True) from error
+
+
+def _lora(module: Module, scale: Scale) -> Update:
+    a, b, mid = _part(module, "A", "B"), _part(module, "B", "A"), module.parts.get("mid")
+    shapes = f"{quoted(module.name)} has {module.keys['A']} {list(a.shape)} and {module.keys['B']} {list(b.shape)}"
+    if len(a.shape) < 2 or len(b.shape) < 2 or 0 in (*a.shape, *b.shape):
+        raise NotReadError(f"{shapes}: empty, or no matrices")
+    if a.shape[0] != b.shape[1] or any(size != 1 for size in b.shape[2:]):
+        raise NotReadError(f"{shapes}, which make no product")
+    if mid is not None and (mid.shape[:2] != (a.shape[0], b.shape[1]) or any(size != 1 for size in a.shape[2:])):
+        raise NotReadError(f"{shapes}, and a core {list(mid.shape)} that does not go between them")
+    for part, tensor in module.parts.items():
+        if part != "alpha" and (tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL"):
+            raise NotReadError(f"{quoted(module.keys[part])} has dtype {tensor.dtype}, no number with a fraction")
+    # Trainers take an alpha of 0 for the rank, too.
+    alpha = scale.alpha or float(a.shape[0])
+    magnitude = module.parts.get("magnitude")
+    if magnitude is None:
+        return LoRA(a, b, alpha, scale.source, scale.rslora, mid=mid)
+    of = _magnitude_of(magnitude, b.shape[0], a.shape[1], peft="lora_magnitude_vector" in module.keys["magnitude"])
+    if of is None:
+        raise NotReadError(
+            f"{shapes}, and a magnitude {list(magnitude.shape)} that is neither of outputs nor of inputs"
+        )
+    return LoRA(
+        a,
+        b,
+        alpha,
+        scale.source,
+        scale.rslora,
+        mid=mid,
+        magnitude=reshaped(magnitude, (magnitude.elements,)),
+        magnitude_of=of,
+    )
+
+
+def _magnitude_of(magnitude: LazyTensor, out: int, into: int, *, peft: bool) -> Literal["out", "in"] | None:
+    """LyCORIS says the axis by the shape: (out, 1...) or (1, in, 1...). PEFT has outputs, also as (1, out, 1...)."""
+    shape = magnitude.shape
+    if magnitude.elements == out and (peft or shape[0] == out):
+        return "out"
+    if not peft and len(shape) > 1 and shape[0] == 1 and magnitude.elements == shape[1] == into:
+        return "in"
+    return None
+
+
+def _full(module: Module, scale: Scale) -> Update:
+    return Full(module.parts["diff"])
+
+
+def _part(module: Module, part: str, other: str) -> LazyTensor:
+    if part not in module.parts:
+        raise NotReadError(f"{quoted(module.keys.get(other, module.name))} has no partner: factor {part} is missing")
+    return module.parts[part]
+
+
+_READERS: Mapping[str, Callable[[Module, Scale], Update]] = {"lora": _lora, "full": _full}

@@ -1,0 +1,239 @@
+"""Reading of image formats, from what their keys are found to name: modules become updates under canonical names.
+
+Canonical are the names of diffusers and transformers, after the part of the pipeline: `unet.`, `transformer.`,
+`text_encoder.`, `text_encoder_2.`, …. A fused module becomes several updates. What cannot be cut keeps its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from loratools.adapter import Adapter, Replacement
+from loratools.errors import FormatError, UnsupportedError
+from loratools.formats.common.base import Base
+from loratools.formats.common.source import AdapterSource, counted, shown
+from loratools.formats.image_parts.fused import apart
+from loratools.formats.image_parts.kinds import NotReadError, Scale, updates_of
+from loratools.formats.image_parts.spellings import Module, grouped, is_learnt_word
+from loratools.naming.image.families import Family, Place
+from loratools.naming.image.resolving import denoisers, encoders, resolve, unflattened
+from loratools.storage.files import quoted
+from loratools.updates.parts.protocol import Update
+
+NOTES = "image"
+_EMBEDDING = "an embedding of a new word (textual inversion), which is no part of a LoRA"
+# In the header of what is written here: of which family the names are, which they do not always tell.
+FAMILY = "loratools.family"
+# What the part that removes the noise is called before the family is known.
+DENOISER = "denoiser"
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a module's name points: `part` of the pipeline, and the name in it.
+
+    flat    underscores stand for the dots
+    place   what it means, where the format itself knows; else it is looked up
+    """
+
+    part: str
+    name: str
+    flat: bool = False
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a format tells this file: how to find modules, and which part of the pipeline a text encoder is.
+
+    known_only   whether names that no table has are refused; else they are kept as they are, below `unknown`
+    """
+
+    format: str
+    locate: Callable[[str], Located | None]
+    encoder: Callable[[str, Family | None], str] = lambda part, family: part
+    scale: Callable[[str], Scale] | None = None
+    known_only: bool = False
+    unknown: str = "transformer."
+    families: tuple[Family, ...] = field(default_factory=denoisers)
+
+
+def read(source: AdapterSource, how: Read) -> Adapter:
+    """The adapter.
+
+    Raises:
+        FormatError: parts that do not fit together.
+        UnsupportedError: keys, kinds or names that are not read, all of them named.
+        UndecidedError: names with several meanings.
+    """
+    modules, rest, twice = grouped(source.tensors)
+    located = {name: how.locate(name) for name in modules}
+    strange = rest + [key for name, at in located.items() if at is None for key in modules[name].keys.values()]
+    if strange:
+        raise UnsupportedError(
+            f"{counted(len(strange), 'tensor')} of {quoted(source.file)} not read as {how.format}",
+            details=shown(
+                [f"{quoted(key)}{', ' + _EMBEDDING if is_learnt_word(key) else ''}" for key in sorted(strange)]
+            ),
+            hint="take the embeddings out into a file of their own; programs load them apart from a LoRA"
+            if all(is_learnt_word(key) for key in strange)
+            else "--from FORMAT, if it is another",
+        )
+    if twice:
+        raise FormatError(
+            f"{quoted(source.file)} has {counted(len(twice), 'part')} twice, in two spellings",
+            details=shown([quoted(key) for key in sorted(twice)]),
+        )
+    said = source.metadata.get(FAMILY)
+    model = source.metadata.get("ss_base_model_version") or source.metadata.get("modelspec.architecture")
+    places, families = _places(
+        modules, {n: at for n, at in located.items() if at is not None}, how, said or model, source.base
+    )
+    updates, replacements, warnings = _updates(source, modules, places, how)
+    if source.other:
+        entries = ", ".join(shown([quoted(name) for name in source.other]))
+        warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
+    names = [family.name for family in families]
+    notes = {"metadata": dict(source.metadata), "family": names[0] if len(names) == 1 else None, "source": how.format}
+    return Adapter(
+        updates=updates,
+        replacements=replacements,
+        format=how.format,
+        path=source.path,
+        base_model=model or None,
+        notes={NOTES: notes},
+        warnings=tuple(warnings),
+    )
+
+
+@dataclass(frozen=True)
+class _Meant:
+    """A module's place below `prefix`."""
+
+    prefix: str
+    place: Place
+
+
+def _places(
+    modules: Mapping[str, Module], located: Mapping[str, Located], how: Read, model: str | None, base: Base | None
+) -> tuple[dict[str, _Meant], tuple[Family, ...]]:
+    groups: dict[tuple[str, bool], dict[str, Located]] = {}
+    for name, at in located.items():
+        if at.place is None:
+            groups.setdefault((at.part, at.flat), {})[name] = at
+    found = {name: _Meant("transformer.", at.place) for name, at in located.items() if at.place is not None}
+    families: tuple[Family, ...] = how.families if len(how.families) == 1 else ()
+    for (part, flat), members in groups.items():
+        if part == DENOISER or part in ("unet", "transformer", "transformer_2"):
+            places, families = _denoiser(modules, members, how, model, base, flat=flat)
+            prefix = f"{families[0].component}." if families and part == DENOISER else f"{part}."
+            if part == DENOISER and not families:
+                prefix = how.unknown
+            found |= {name: _Meant(prefix, place) for name, place in places.items()}
+    family = families[0] if len(families) == 1 else None
+    for (part, flat), members in groups.items():
+        if part != DENOISER and part not in ("unet", "transformer", "transformer_2"):
+            sizes = {at.name: (None, None) for at in members.values()}
+            if flat or how.known_only:
+                places_of = resolve(sizes, encoders(), flat=flat).places
+            else:
+                places_of = {at.name: Place(at.name, (at.name,)) for at in members.values()}
+            prefix = f"{how.encoder(part, family)}."
+            found |= {name: _Meant(prefix, places_of[at.name]) for name, at in members.items()}
+    return found, families
+
+
+def _denoiser(
+    modules: Mapping[str, Module],
+    members: Mapping[str, Located],
+    how: Read,
+    model: str | None,
+    base: Base | None,
+    *,
+    flat: bool,
+) -> tuple[dict[str, Place], tuple[Family, ...]]:
+    sizes = {at.name: modules[name].sizes for name, at in members.items()}
+    try:
+        resolved = resolve(sizes, how.families, flat=flat, model=model)
+    except UnsupportedError:
+        if flat and base is not None and (dotted := unflattened(sizes, base.shapes)) is not None:
+            unflat = {name: Located(at.part, dotted[at.name]) for name, at in members.items()}
+            return _denoiser(modules, unflat, replace(how, known_only=False), model, None, flat=False)
+        if flat or how.known_only:
+            raise
+        # A model that no table has; with dots its names say all there is to say.
+        return {name: Place(at.name, (at.name,)) for name, at in members.items()}, ()
+    return {name: resolved.places[at.name] for name, at in members.items()}, resolved.families
+
+
+def _updates(
+    source: AdapterSource, modules: Mapping[str, Module], places: Mapping[str, _Meant], how: Read
+) -> tuple[dict[str, Update], dict[str, Replacement], list[str]]:
+    updates: dict[str, Update] = {}
+    replacements: dict[str, Replacement] = {}
+    unread: dict[str, list[str]] = {}
+    faults: list[str] = []
+    whole, zero = 0, []
+    for name, module in sorted(modules.items()):
+        meant = places[name]
+        if module.kinds == {"replacement"}:
+            target = f"{meant.prefix}{meant.place.targets[0]}.weight"
+            if len(meant.place.targets) > 1 or len(module.parts) > 1:
+                unread.setdefault("a weight of a fused module that is replaced", []).append(name)
+            else:
+                replacements[target] = Replacement(module.parts["weight"], "unlisted")
+            continue
+        try:
+            scale = _scale(module, name, how)
+            made = updates_of(module, scale)
+        except NotReadError as error:
+            if error.unsupported:
+                unread.setdefault(str(error), []).append(name)
+            else:
+                faults.append(str(error))
+            continue
+        if scale.alpha == 0 and any(update.alpha for update in made.values()):
+            zero.append(name)
+        for leaf, update in made.items():
+            pieces = apart(update, meant.place, columns=module.sizes[1])
+            if pieces is None:
+                whole += 1
+                pieces = {meant.place.name: update}
+            for target, piece in pieces.items():
+                full = f"{meant.prefix}{target}{leaf}"
+                if full in updates:
+                    faults.append(f"{quoted(full)} is named twice")
+                updates[full] = piece
+    if faults:
+        raise FormatError(
+            f"{quoted(source.file)} has {counted(len(faults), 'fault')} in its tensors",
+            details=shown(faults),
+            hint="save the adapter again, or download it again if it was cut off",
+        )
+    if unread:
+        raise UnsupportedError(
+            f"{quoted(source.path)} needs {counted(len(unread), 'thing')} not supported here",
+            details=[
+                f"{kind}: {quoted(names[0])}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+                for kind, names in sorted(unread.items())
+            ],
+        )
+    warnings = []
+    if zero:
+        warnings.append(
+            f"{counted(len(zero), 'module')} with an alpha of 0, which trainers take for the rank: "
+            f"{', '.join(shown([quoted(name) for name in zero]))}"
+        )
+    if whole:
+        warnings.append(f"{counted(whole, 'fused module')} that cannot be cut exactly keep their own names")
+    return updates, replacements, warnings
+
+
+def _scale(module: Module, name: str, how: Read) -> Scale:
+    alpha = module.parts.get("alpha")
+    if alpha is not None:
+        if alpha.elements != 1:
+            raise NotReadError(f"{quoted(module.keys['alpha'])} has {alpha.elements} values; one is needed")
+        return Scale(alpha.scalar(), "tensor")
+    return how.scale(name) if how.scale is not None else Scale(None, "assumed")

@@ -1,0 +1,133 @@
+"""How files of image models spell the tensors of a module: what follows its name, in one table for all kinds.
+
+    lora_unet_mid_block_attentions_0_proj_in.lora_down.weight    LoRA, factor A       kohya, LyCORIS, OneTrainer
+    transformer.proj_out.lora_A.weight                           LoRA, factor A       PEFT, diffusers, ai-toolkit
+    ….hada_w1_a                                                  LoHa                 LyCORIS
+
+Sources: the `weight_list` of each module of LyCORIS (f49d30d), and diffusers, ComfyUI and OneTrainer as read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from loratools.tensors.lazy import LazyTensor
+
+# kind, by its file in `updates/` where it has one -> suffix -> part. A part may be spelled in several ways, and belongs
+# to one kind; `any` goes with each.
+KINDS: Mapping[str, Mapping[str, str]] = {
+    "any": {
+        ".alpha": "alpha",
+        ".dora_scale": "magnitude",
+        ".lora_magnitude_vector": "magnitude",
+        ".lora_magnitude_vector.weight": "magnitude",
+        ".lora_magnitude_vector.default.weight": "magnitude",
+        ".magnitude": "magnitude",
+    },
+    "lora": {
+        ".lora_down.weight": "A",
+        ".lora_up.weight": "B",
+        ".lora_mid.weight": "mid",
+        ".lora_A.weight": "A",
+        ".lora_B.weight": "B",
+        ".lora_A.default.weight": "A",
+        ".lora_B.default.weight": "B",
+        ".lora_A": "A",
+        ".lora_B": "B",
+        ".lora.down.weight": "A",
+        ".lora.up.weight": "B",
+        ".lora_linear_layer.down.weight": "A",
+        ".lora_linear_layer.up.weight": "B",
+        "_lora.down.weight": "A",
+        "_lora.up.weight": "B",
+        ".lora_B.bias": "bias",
+        ".lora_B.default.bias": "bias",
+    },
+    "loha": {f".hada_{part}": part for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    "lokr": {f".lokr_{part}": part for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t1", "t2")},
+    "lycoris-glora": {f".{part}.weight": part for part in ("a1", "a2", "b1", "b2")} | {".bm.weight": "core"},
+    "lycoris-oft": {".oft_blocks": "blocks", ".rescale": "rescale"},
+    "onetrainer-oft": {".oft_R.weight": "R", ".oft_R.scaled_oft": "scaled"},
+    "tlora": {".q_layer.weight": "q", ".p_layer.weight": "p", ".lambda_layer": "lambda"},
+    "ia3": {".on_input": "on_input"},
+    "full": {".diff": "diff", ".diff_b": "diff_b", ".w_norm": "diff", ".b_norm": "diff_b"},
+    "replacement": {".set_weight": "weight"},
+    "padding": {".reshape_weight": "shape"},
+}
+_SUFFIXES = {suffix: (kind, part) for kind, parts in KINDS.items() for suffix, part in parts.items()}
+_LONGEST = sorted(_SUFFIXES, key=len, reverse=True)
+
+
+@dataclass
+class Module:
+    """What a file has for one module: `parts` and the keys that they are stored under."""
+
+    name: str
+    parts: dict[str, LazyTensor] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    kinds: set[str] = field(default_factory=set)
+
+    @property
+    def sizes(self) -> tuple[int | None, int | None]:
+        """Outputs and inputs, where the parts tell them."""
+        a, b, diff = (self.parts.get(part) for part in ("A", "B", "diff"))
+        if self.kinds >= {"lora"} and a is not None and b is not None and len(a.shape) > 1:
+            return b.shape[0], a.shape[1]
+        if diff is not None and len(diff.shape) > 1:
+            return diff.shape[0], diff.shape[1]
+        return None, None
+
+
+def split(key: str) -> tuple[str, str, str] | None:
+    """Module, kind and part of a key; None where no spelling of a part ends it."""
+    for suffix in _LONGEST:
+        if key.endswith(suffix) and len(key) > len(suffix):
+            return (key[: -len(suffix)], *_SUFFIXES[suffix])
+    return None
+
+
+def is_learnt_word(key: str) -> bool:
+    """Whether the key is an embedding of textual inversion: bundled with a LoRA (`bundle_emb.WORD.clip_l`), under its
+    token (`<s1>`), or in a file of its own (`emb_params`, `clip_l`, `clip_g`)."""
+    token = key.startswith("<") and key.endswith(">")
+    return token or key.startswith("bundle_emb.") or key in ("emb_params", "clip_l", "clip_g", "t5xxl")
+
+
+def is_spelled(key: str) -> bool:
+    """Whether the key ends as a part of an update does, and not only as one that goes with any kind."""
+    found = split(key)
+    return found is not None and found[1] != "any"
+
+
+def grouped(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, Module], list[str], list[str]]:
+    """Modules by name; keys that are no part of one; keys that say again what another has said."""
+    modules: dict[str, Module] = {}
+    rest: list[str] = []
+    twice: list[str] = []
+    for key, tensor in tensors.items():
+        found = split(key)
+        if found is None:
+            rest.append(key)
+            continue
+        name, kind, part = found
+        module = modules.setdefault(name, Module(name))
+        if part in module.parts:
+            twice.append(key)
+            continue
+        module.parts[part] = tensor
+        module.keys[part] = key
+        if kind != "any":
+            module.kinds.add(kind)
+    _with_ia3(modules, rest, tensors)
+    return modules, rest, twice
+
+
+def _with_ia3(modules: Mapping[str, Module], rest: list[str], tensors: Mapping[str, LazyTensor]) -> None:
+    # Its vector is called `weight`, like anything else: it counts only beside `on_input`.
+    for key in [k for k in rest if k.endswith(".weight")]:
+        module = modules.get(key.removesuffix(".weight"))
+        if module is not None and module.kinds == {"ia3"}:
+            module.parts["scales"] = tensors[key]
+            module.keys["scales"] = key
+            rest.remove(key)

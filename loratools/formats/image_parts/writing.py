@@ -1,0 +1,342 @@
+"""Writing of image formats: updates under canonical names become modules as a format names and spells them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from loratools.adapter import Adapter
+from loratools.formats.common.base import Base
+from loratools.formats.common.notes import metadata_of
+from loratools.formats.image_parts.fused import fused, fused_bias, swapped_back, why_not_fused, without_zeros
+from loratools.formats.image_parts.reading import FAMILY, NOTES
+from loratools.naming.image.families import Family, Fused, Place
+from loratools.naming.image.resolving import denoisers, family_named, hinted, narrowed
+from loratools.storage.files import read_bytes
+from loratools.tensors.dtypes import DTYPE_BITS
+from loratools.tensors.files import ByteRange, FileId
+from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.views import reshaped
+from loratools.updates.full import Full
+from loratools.updates.lora import LoRA
+from loratools.updates.parts.protocol import Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARTS = ("unet", "transformer", "transformer_2")
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+# Metadata that says something of the file itself: restated or left out, never copied.
+_OWN = (FAMILY, "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
+
+
+_CHUNK = 16 << 20
+# Which names a family is written with: one for all, or one that depends on it.
+Spelling: TypeAlias = str | Callable[[Family], str]
+
+
+@dataclass
+class Written:
+    """A module of the file to be: its name in its part of the pipeline, and what updates its weight and its bias."""
+
+    part: str
+    name: str
+    weight: Update | None = None
+    bias: Full | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All modules to be written, or why the ones in `problems` cannot be."""
+
+    modules: tuple[Written, ...]
+    family: Family | None
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+
+def lay_out(adapter: Adapter, spelling: Spelling, *, base: Base | None, dry: bool = False) -> Layout:
+    """The modules of `adapter` with the names of `spelling`: diffusers, original, or one of a family's own.
+
+    What is apart here and fused there is put together.
+
+    dry: only to see what stands against it. What would be put together is left out, and no values are read.
+    """
+    problems: dict[str, str] = {}
+    by_part: dict[str, dict[str, dict[str, Update]]] = {}
+    for target, update in adapter.updates.items():
+        part, dot, name = target.partition(".")
+        if part not in (*PARTS, *ENCODERS) or not dot:
+            problems[target] = "no name of a part of an image or video model"
+            continue
+        module, leaf = (name.removesuffix(".bias"), "bias") if _is_bias(update, name) else (name, "weight")
+        by_part.setdefault(part, {}).setdefault(module, {})[leaf] = update
+    modules: list[Written] = []
+    family: Family | None = None
+    for part, members in sorted(by_part.items()):
+        if part in ENCODERS:
+            modules += [_written(part, name, found) for name, found in members.items()]
+            continue
+        chosen = family_of(adapter, part, base, spelling=spelling)
+        if isinstance(chosen, str):
+            if spelling == "diffusers":
+                modules += [_written(part, name, found) for name, found in members.items()]
+                continue
+            problems |= dict.fromkeys(_targets(part, members), chosen)
+            continue
+        family = chosen
+        modules += _spelled(part, members, family, _spelling_of(family, spelling), problems, dry=dry)
+    return Layout(tuple(modules), family, problems)
+
+
+def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling: Spelling = "") -> Family | str:
+    """The family whose modules those of this part of the pipeline are, or why it cannot be told.
+
+    Several will do if they have the same names in this spelling.
+    """
+    names: dict[str, tuple[int | None, int | None]] = {}
+    for target, update in adapter.updates.items():
+        head, _, name = target.partition(".")
+        if head == part:
+            shape = update.shape
+            module = name.removesuffix(".bias") if _is_bias(update, name) else name
+            if module == name or module not in names:
+                names[module] = (shape[0], shape[1]) if len(shape) > 1 else (None, None)
+    knowing = [f for f in denoisers() if f.component in part and all(f.find(name) for name in names)]
+    if not knowing:
+        return "a name that no table of models here has"
+    knowing = [f for f in knowing if not (f.name == "sd" and _has(adapter, "text_encoder_2"))] or knowing
+    if base is not None and base.shapes and len(knowing) > 1:
+        counts = {f.name: sum(_known_in(f, name) for name in base.shapes) for f in knowing}
+        most = max(counts.values())
+        knowing = [f for f in knowing if counts[f.name] == most]
+    noted = adapter.notes.get(NOTES)
+    said = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
+    if said in knowing:
+        return said
+    left = hinted(adapter.base_model, narrowed(names, knowing))
+    if len(left) > 1 and not (spelling and _same_names(names, left, spelling)):
+        return f"it may be of {' or '.join(f.name for f in left)}; name the base: --base"
+    return left[0]
+
+
+def _spelling_of(family: Family, spelling: Spelling) -> str:
+    return spelling if isinstance(spelling, str) else spelling(family)
+
+
+def _same_names(names: Iterable[str], families: list[Family], spelling: Spelling) -> bool:
+    def written(family: Family, name: str) -> tuple[str, Place] | None:
+        back = family.back(name, _spelling_of(family, spelling))
+        return None if back is None else (back.name, back.place)
+
+    return all(len({written(family, name) for family in families}) == 1 for name in names)
+
+
+def _has(adapter: Adapter, part: str) -> bool:
+    return any(target.startswith(f"{part}.") for target in adapter.updates)
+
+
+def _known_in(family: Family, weight: str) -> bool:
+    module = weight.removesuffix(".weight").removeprefix("model.").removeprefix("diffusion_model.")
+    return family.find(module) is not None
+
+
+def _is_bias(update: Update, name: str) -> bool:
+    return isinstance(update, Full) and name.endswith(".bias") and len(update.shape) == 1
+
+
+def _written(part: str, name: str, found: Mapping[str, Update]) -> Written:
+    bias = found.get("bias")
+    return Written(part, name, found.get("weight"), bias if isinstance(bias, Full) else None)
+
+
+def _spelled(
+    part: str,
+    members: Mapping[str, Mapping[str, Update]],
+    family: Family,
+    spelling: str,
+    problems: dict[str, str],
+    *,
+    dry: bool,
+) -> list[Written]:
+    modules: list[Written] = []
+    together: dict[str, tuple[Place, dict[str, Mapping[str, Update]]]] = {}
+    for name, found in members.items():
+        place = family.find(name)
+        assert place is not None
+        if place.targets != (name,):  # kept whole, as it could not be cut
+            if spelling == "diffusers":
+                problems[f"{part}.{name}"] = "fused, and of a kind that cannot be cut exactly"
+            else:
+                modules.append(_written(part, name, found))
+            continue
+        back = family.back(name, spelling)
+        if back is None:
+            problems[f"{part}.{name}"] = f"no module of {family.name} as it was published"
+        elif len(back.place.targets) > 1:
+            together.setdefault(back.name, (back.place, {}))[1][name] = found
+        else:
+            modules.append(_turned(part, back, found))
+    for name, (place, parts) in sorted(together.items()):
+        why_not = why_not_fused(parts, place)
+        if why_not is not None:
+            problems |= dict.fromkeys(_targets(part, parts), why_not)
+        elif not dry:
+            modules.append(_together(part, name, place, parts, members))
+    return sorted(modules, key=lambda module: module.name)
+
+
+def _targets(part: str, members: Mapping[str, Mapping[str, Update]]) -> list[str]:
+    """The adapter's own names of these modules' updates."""
+    return [f"{part}.{name}{'.bias' if leaf == 'bias' else ''}" for name, found in members.items() for leaf in found]
+
+
+def _turned(part: str, back: Fused, found: Mapping[str, Update]) -> Written:
+    made = _written(part, back.name, found)
+    columns = None if made.weight is None or len(made.weight.shape) < 2 else made.weight.shape[1]
+    if made.weight is not None:
+        made.weight = swapped_back(made.weight, back.place, columns=columns)
+    if made.bias is not None:
+        turned = swapped_back(made.bias, back.place, columns=columns)
+        assert isinstance(turned, Full)
+        made.bias = turned
+    return made
+
+
+def _together(
+    part: str,
+    name: str,
+    place: Place,
+    parts: Mapping[str, Mapping[str, Update]],
+    members: Mapping[str, Mapping[str, Update]],
+) -> Written:
+    columns = next(iter(parts.values()))["weight"].shape[1]
+    kept = {target: found["weight"] for target, found in parts.items()}
+    loras = {target: u for target, u in kept.items() if isinstance(u, LoRA)}
+    gaps = [
+        None if t in loras else _outputs(t, i, place, loras, columns or 0, members) for i, t in enumerate(place.targets)
+    ]
+    biases = [bias for t in place.targets if t in parts and isinstance(bias := parts[t].get("bias"), Full)]
+    return Written(part, name, fused(loras, place, gaps), fused_bias(biases) if biases else None)
+
+
+def _outputs(
+    target: str,
+    index: int,
+    place: Place,
+    kept: Mapping[str, LoRA],
+    columns: int,
+    members: Mapping[str, Mapping[str, Update]],
+) -> int:
+    """Outputs of a part of a fused module for which the adapter has nothing."""
+    if place.split == "thirds":
+        return next(iter(kept.values())).shape[0]
+    if place.split == "grouped":
+        others = [u.shape[0] for t, u in kept.items() if t != place.targets[0]]
+        return columns if index == 0 else (others or [columns])[0]
+    if index < 3:
+        return columns
+    # The first layer of the MLP: as in another block, or as wide as all such models have it.
+    leaf = target.rpartition(".")[2]
+    seen = Counter(f["weight"].shape[0] for name, f in members.items() if name.endswith(f".{leaf}") and "weight" in f)
+    most = seen.most_common(1)
+    return (most[0][0] or 0) if most else 4 * columns
+
+
+# Tensors
+
+
+Stored = dict[str, "Tensor | LazyTensor"]
+
+
+def lora_parts(update: LoRA, *, keep_mid: bool) -> dict[str, LazyTensor]:
+    """A, B and the core as convolutions store them. Without a core of its own the format gets its product with A."""
+    a, b, mid = update.a, update.b, update.mid
+    kernel = len(a.shape) - 2
+    if mid is not None and not keep_mid:
+        import torch
+
+        core, inner = mid.read().double(), a.read().double().reshape(a.shape[0], -1)
+        made = torch.einsum("pq...,qi->pi...", core, inner).to(a.read().dtype)
+        a, mid, kernel = held(made), None, made.dim() - 2
+    if kernel and len(b.shape) == 2:
+        b = reshaped(b, (*b.shape, *(1,) * kernel))
+    found = {"A": a, "B": b}
+    return found if mid is None else found | {"mid": mid}
+
+
+def plain_alpha(update: LoRA) -> float:
+    """Alpha where the scale is alpha / rank, also of rsLoRA."""
+    return update.scale * update.rank if update.rslora else update.alpha
+
+
+def axis_magnitude(update: LoRA) -> LazyTensor | None:
+    """The magnitude with the axis in its shape, as LyCORIS stores it: (out, 1...) or (1, in, 1...)."""
+    if update.magnitude is None:
+        return None
+    ones = (1,) * (len(update.shape) - 2)
+    shape = (update.shape[0], 1) if update.magnitude_of == "out" else (1, update.shape[1])
+    return reshaped(update.magnitude, (*shape, *ones))
+
+
+def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
+    """Without what only the other pieces of a fused module use; and the names of those of which nothing is left."""
+    kept: list[Written] = []
+    empty: list[str] = []
+    for module in modules:
+        if isinstance(module.weight, LoRA):
+            module = replace(module, weight=without_zeros(module.weight))
+            assert isinstance(module.weight, LoRA)
+            if module.weight.rank == 0:
+                empty.append(f"{module.part}.{module.name}")
+                continue
+        kept.append(module)
+    return kept, empty
+
+
+def header_of(adapter: Adapter, family: Family | None) -> dict[str, str]:
+    """What the source said in its header that is still true; and the family, which names alone do not always tell."""
+    kept = {k: v for k, v in metadata_of(adapter).items() if k not in _OWN}
+    return {"format": "pt"} | kept | ({} if family is None else {FAMILY: family.name})
+
+
+def had_hashes(adapter: Adapter) -> bool:
+    """Whether the source told the hashes by which kohya's tools know a file."""
+    return "sshs_model_hash" in metadata_of(adapter)
+
+
+def write_file(path: Path, tensors: Stored, metadata: Mapping[str, str], *, hashed: bool = False) -> None:
+    """Write one file in the order of the safetensors library: wide types first, so that all are aligned, then by name.
+
+    hashed: with the `sshs_model_hash` and `sshs_legacy_hash` of sd-scripts. The first is SHA-256 of all that follows
+    the header; the second, of 64 KiB from the first MiB on of the same file with only the `ss_` texts in its header.
+    """
+    from loratools.storage.safetensors_reader import read_header
+    from loratools.storage.safetensors_writer import TensorSpec, layout, write_safetensors
+
+    def width(tensor: Tensor | LazyTensor) -> int:
+        return -(DTYPE_BITS[tensor.dtype] // 8 if isinstance(tensor, LazyTensor) else tensor.element_size())
+
+    ordered = {name: tensors[name] for name in sorted(tensors, key=lambda name: (width(tensors[name]), name))}
+    write_safetensors(path, ordered, metadata)
+    if not hashed:
+        return
+    header = read_header(path)
+    specs = [TensorSpec(name, t.dtype, t.shape) for name, t in header.tensors.items()]
+    trained = len(layout(specs, {k: v for k, v in metadata.items() if k.startswith("ss_")}).header)
+    size = header.file.size - header.data_offset
+    start = min(max(0, 0x100000 - trained), size)
+    legacy = _sha256(header.file, header.data_offset + start, min(0x10000, size - start))
+    model = _sha256(header.file, header.data_offset, size)
+    write_safetensors(path, ordered, {**metadata, "sshs_model_hash": model, "sshs_legacy_hash": legacy[:8]})
+
+
+def _sha256(file: FileId, offset: int, count: int) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for start in range(offset, offset + count, _CHUNK):
+        digest.update(read_bytes(ByteRange(file, start, min(_CHUNK, offset + count - start))))
+    return digest.hexdigest()

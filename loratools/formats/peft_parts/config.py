@@ -1,0 +1,260 @@
+"""What the fields of `adapter_config.json` mean to the mathematics, one row each; reading and checking their values.
+
+PEFT ignores a field that it does not know. Here it is the other way round: what is not known to be harmless, and is
+set to something, is refused, because the next variant of LoRA will be a flag as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from loratools import registry
+from loratools.errors import FormatError
+from loratools.formats.peft_parts import kinds
+from loratools.storage.files import quoted
+
+# A rank above this is damage, not a rank.
+MAX_RANK = 1 << 20
+# What PEFT takes where the field is absent.
+DEFAULT_RANK = 8
+DEFAULT_ALPHA = 8
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a field means, and for which values the adapter cannot be read; `refused` is None where it can for all."""
+
+    meaning: str
+    refused: Callable[[object], bool] | None = None
+    hint: str | None = None
+
+
+def _set(value: object) -> bool:
+    return bool(value)
+
+
+def _given(value: object) -> bool:
+    # PEFT takes even an empty mapping for "with default settings".
+    return value is not None and value is not False
+
+
+def _without(kind: str) -> Callable[[object], bool]:
+    """Set, and this installation has no such kind."""
+    return lambda value: _given(value) and value != [] and kind not in registry.names("updates")
+
+
+# The file in `updates/` for a variant, by the field that asks for it.
+VARIANTS = {"use_qalora": "qalora", "use_bdlora": "bdlora", "kasa_config": "kasa"}
+
+
+def variant(config: Mapping[str, object]) -> str:
+    """The file in `updates/` that knows what the factors mean."""
+    return next((kind for name, kind in VARIANTS.items() if _given(config.get(name))), "lora")
+
+
+def moves_the_base(config: Mapping[str, object]) -> str | None:
+    """The initialisation that also changed the base, so that the factors alone are no delta of the plain one."""
+    value = config.get("init_lora_weights")
+    return str(value) if isinstance(value, str) and _moves_the_base(value) else None
+
+
+_INITIAL = "save the adapter with path_initial_model_for_weight_conversion in PEFT, which makes it plain LoRA"
+
+
+def _moves_the_base(value: object) -> bool:
+    harmless = ("gaussian", "eva", "orthogonal", "mica")
+    return not (value is None or isinstance(value, bool) or (isinstance(value, str) and value.lower() in harmless))
+
+
+# Those whose base is W - scale * B0 @ A0 for the factors at the start, so that these undo them.
+_UNDONE = ("pissa", "olora", "corda", "lora_ga")
+
+
+def _has_no_undoing(value: object) -> bool:
+    known = isinstance(value, str) and value.lower().startswith(_UNDONE)
+    return _moves_the_base(value) and not known
+
+
+FIELDS: dict[str, Field] = {
+    # the scale
+    "r": Field("rank of the modules that rank_pattern does not name"),
+    "lora_alpha": Field("alpha of the modules that alpha_pattern does not name"),
+    "rank_pattern": Field("rank by module"),
+    "alpha_pattern": Field("alpha by module"),
+    "use_rslora": Field("scale is alpha / sqrt(rank)"),
+    # what is adapted: the tensors say it, so it is only written back
+    "target_modules": Field("modules with factors"),
+    "exclude_modules": Field("modules without"),
+    "layers_to_transform": Field("numbers of the layers with factors"),
+    "layers_pattern": Field("where the layer number stands"),
+    "modules_to_save": Field("modules that are replaced"),
+    "bias": Field("biases that are replaced"),
+    "fan_in_fan_out": Field("the base stores (in, out)"),
+    "ensure_weight_tying": Field("adapters of tied weights are tied"),
+    "modules_to_tie": Field("a value of a running model"),
+    "target_modules_to_tie": Field("a value of a running model"),
+    # what kind of LoRA it is
+    "use_dora": Field("DoRA: a magnitude for every output"),
+    "lora_bias": Field("a bias of its own in B"),
+    "use_qalora": Field("QALoRA: inputs pooled in groups", _without("qalora")),
+    "use_bdlora": Field("BD-LoRA: block-diagonal factors", _without("bdlora")),
+    "kasa_config": Field("KaSA: truncates the base", _without("kasa")),
+    "trainable_token_indices": Field("rows of an embedding replaced"),
+    "layer_replication": Field("layers of the base repeated; the numbers in names count them so"),
+    "target_parameters": Field("parameters adapted that belong to no linear layer, as in fused experts"),
+    "velora_config": Field("VeLoRA: compresses activations in training"),
+    "monteclora_config": Field("MonteCLoRA: samples in training"),
+    # records
+    "peft_type": Field("the kind of adapter"),
+    "task_type": Field("the head of the base"),
+    "auto_mapping": Field("class and library of the base"),
+    "peft_version": Field("who wrote it"),
+    "base_model_name_or_path": Field("the base"),
+    "revision": Field("version of the base"),
+    "base_model_class": Field("class of the base"),
+    "parent_library": Field("library of the base"),
+    "inference_mode": Field("whether it was being trained"),
+    "runtime_config": Field("settings of a running model"),
+    "unsloth_fixed": Field("a mark that Unsloth leaves"),
+    # training only
+    "lora_dropout": Field("dropout in training"),
+    "loftq_config": Field("settings of an initialisation"),
+    "eva_config": Field("settings of an initialisation"),
+    "corda_config": Field("settings of an initialisation"),
+    "lora_ga_config": Field("settings of an initialisation"),
+    "qalora_group_size": Field("a setting of QALoRA"),
+    "megatron_config": Field("parallel layers in training"),
+    "megatron_core": Field("parallel layers in training"),
+    "lora_dtype": Field("dtype in training (ms-swift)"),
+    "lorap_lr_ratio": Field("learning rates (ms-swift)"),
+    "lorap_emb_lr": Field("learning rates (ms-swift)"),
+    "merge_weights": Field("a setting of a running model (PEFT before 0.3)"),
+    # changes the mathematics, and is not read
+    "init_lora_weights": Field("an initialisation that also changes the base", _has_no_undoing, _INITIAL),
+    "arrow_config": Field("Arrow: routes tokens, so that there is nothing to merge", _given),
+    "alora_invocation_tokens": Field("aLoRA: acts after certain tokens only, so that there is nothing to merge", _set),
+    "enable_lora": Field("merged linear layers of PEFT before 0.3: B is a grouped convolution", _set),
+}
+
+
+def refusals(config: Mapping[str, object]) -> list[tuple[str, str, str | None]]:
+    """Every field whose value cannot be read: its name, a line that says so, and a hint."""
+    found: list[tuple[str, str, str | None]] = []
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        if (why := kinds.refusal(kind)) is not None:
+            found.append(("peft_type", f"peft_type = {shown_value(kind)}: {why}", None))
+        # The fields of another kind of adapter are that kind's business.
+        if why is None:
+            known = kinds.known_fields(kind)
+            found += [_unknown(name, value) for name, value in config.items() if value and name not in FIELDS | known]
+        return found
+    for name, value in config.items():
+        field = FIELDS.get(name)
+        if field is None:
+            if value:
+                found.append(_unknown(name, value))
+        elif field.refused is not None and field.refused(value):
+            found.append((name, f"{name} = {shown_value(value)}: {field.meaning}", field.hint))
+    return found
+
+
+def _unknown(name: str, value: object) -> tuple[str, str, str]:
+    line = f"{quoted(name)} = {shown_value(value)}: not a field known here, and it may change the result"
+    return name, line, "if it is harmless, remove it from adapter_config.json"
+
+
+def shown_value(value: object) -> str:
+    """A value as it stands in the file, on one line and not too long."""
+    return quoted(json.dumps(value, ensure_ascii=False))[1:-1]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The fields that the scale is made of. `alpha` is None where the config says nothing."""
+
+    rank: int | None
+    alpha: float | None
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    rslora: bool
+
+
+def scaling(config: Mapping[str, object]) -> Scaling:
+    """The fields that the scale is made of.
+
+    Raises:
+        FormatError: values that cannot be meant, all of them named.
+    """
+    wrong: list[str] = []
+
+    def rank(where: str, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_RANK:
+            wrong.append(f"{where} = {shown_value(value)}: a rank is a whole number from 1 to {MAX_RANK:,}")
+            return 1
+        return value
+
+    def alpha(where: str, value: object) -> float:
+        try:
+            number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number) or number == 0:
+            wrong.append(f"{where} = {shown_value(value)}: an alpha is a finite number other than 0")
+        return number
+
+    def mapping(where: str) -> Mapping[str, object]:
+        value = config.get(where)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            wrong.append(f"{where} = {shown_value(value)}: an object of names and numbers is needed")
+            return {}
+        return value
+
+    def flag(where: str) -> bool:
+        value = config.get(where, False)
+        if value is not None and not isinstance(value, bool):
+            wrong.append(f"{where} = {shown_value(value)}: true or false is needed")
+        return bool(value)
+
+    found = Scaling(
+        rank=rank("r", config["r"]) if "r" in config else None,
+        alpha=next((alpha(name, config[name]) for name in ("lora_alpha", "alpha") if name in config), None),
+        ranks={key: rank(f"rank_pattern[{quoted(key)}]", value) for key, value in mapping("rank_pattern").items()},
+        alphas={key: alpha(f"alpha_pattern[{quoted(key)}]", value) for key, value in mapping("alpha_pattern").items()},
+        rslora=flag("use_rslora"),
+    )
+    if config.get("bias", "none") not in ("none", "all", "lora_only"):
+        wrong.append(f"bias = {shown_value(config['bias'])}: none, all or lora_only is needed")
+    for name in ("modules_to_save",):
+        value = config.get(name)
+        if value is not None and not (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
+            wrong.append(f"{name} = {shown_value(value)}: a list of names is needed")
+    if wrong:
+        raise FormatError(
+            f"adapter_config.json has {len(wrong)} value{'s' if len(wrong) > 1 else ''} that cannot be meant",
+            details=wrong[:20],
+        )
+    return found
+
+
+def saved_modules(config: Mapping[str, object]) -> list[str]:
+    """The entries of `modules_to_save`, with those that PEFT adds by itself for a task."""
+    value = config.get("modules_to_save")
+    entries = [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
+    if config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"):
+        entries += [head for head in ("classifier", "score") if head not in entries]
+    return entries
+
+
+def covers(entry: str, module: str) -> bool:
+    """Whether PEFT finds `module`, or a module that it is part of, by an entry of `modules_to_save`.
+
+    PEFT compares ends of names, not whole segments: `score` also finds `my_score`.
+    """
+    parts = module.split(".")
+    return any(".".join(parts[: n + 1]).endswith(entry) for n in range(len(parts)))

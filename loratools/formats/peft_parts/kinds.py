@@ -1,0 +1,164 @@
+"""Which file in `updates/` knows the tensors of which `peft_type`, and how their keys are taken apart.
+
+Kinds other than LoRA store tensors below a module (`hada_w1_a`), and some below none (`base_model.vera_A`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from loratools import registry
+from loratools.errors import FormatError, UnsupportedError
+from loratools.formats.common.source import counted, shown
+from loratools.formats.peft_parts.keys import PREFIX
+from loratools.storage.files import quoted
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Update
+from loratools.updates.parts.unmergeable import REASONS
+
+# Where the two have the same name but for dashes and case, nothing needs to be said.
+_FILES = {"BONE": "miss"}
+# Types without updates, all that they store taking the place of something, and the fields that are theirs alone.
+REPLACING: Mapping[str, tuple[str, ...]] = {"LN_TUNING": (), "TRAINABLE_TOKENS": ("token_indices", "init_weights")}
+
+
+def refusal(peft_type: object) -> str | None:
+    """Why adapters of such a type are not read; None where they are."""
+    name = str(peft_type)
+    if name == "LORA" or name in REPLACING:
+        return None
+    # Variants of LoRA, and kinds that only others store, are no type of PEFT's: they list no fields.
+    if name.isupper() and _file(name) in registry.names("updates") and _fields(name) is not None:
+        return None
+    return REASONS.get(name, "not a kind known here")
+
+
+def known_fields(peft_type: object) -> dict[str, None]:
+    """Fields of the config that a kind that is read interprets, or knows to have no part in the result."""
+    return dict.fromkeys(_fields(str(peft_type)) or ())
+
+
+def _fields(peft_type: str) -> tuple[str, ...] | None:
+    if peft_type in REPLACING:
+        return REPLACING[peft_type]
+    listed: tuple[str, ...] | None = getattr(registry.load("updates", _file(peft_type)), "PEFT_FIELDS", None)
+    return listed
+
+
+def _file(peft_type: object) -> str:
+    name = str(peft_type)
+    return _FILES.get(name, name.lower().replace("_", "-"))
+
+
+@dataclass
+class Modules:
+    """What the keys of one file say: tensors by module and part, those below no module, and all other keys."""
+
+    parts: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    shared: dict[str, LazyTensor] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+
+def modules(tensors: Mapping[str, LazyTensor], peft_type: str) -> Modules:
+    """Take the keys of an adapter of this type apart.
+
+    Raises:
+        FormatError: several keys mean the same part of a module, as those of several adapters do.
+    """
+    if peft_type in REPLACING:
+        return Modules(others=list(tensors))
+    kind = registry.load("updates", _file(peft_type))
+    segments = {*kind.PEFT_PARTS, *getattr(kind, "PEFT_SHARED", ())}
+    roots = {segment.split(".")[0] for segment in segments}
+    found, twice = Modules(), list[str]()
+    for key, tensor in tensors.items():
+        names = key.split(".")
+        while names[:2] == PREFIX.split(".")[:2] and len(names) > 2:
+            names = names[2:]
+        at = next((i for i in range(len(names) - 1, -1, -1) if names[i] in roots), None)
+        if at is None:
+            found.others.append(key)
+            continue
+        module = ".".join(name for name in names[:at] if name != "base_layer")
+        part = ".".join(name for name in names[at:] if name not in ("default", "weight"))
+        if module in ("", "base_model", "model"):
+            found.shared[part] = tensor
+        else:
+            own = found.parts.setdefault(module, {})
+            if part in own:
+                twice.append(f"{module}.{part}")
+            own[part] = tensor
+    if twice:
+        raise FormatError(
+            f"{counted(len(twice), 'part')} of modules stored more than once",
+            details=shown([quoted(name)[1:-1] for name in twice]),
+            hint="save each adapter on its own, with PEFT's save_pretrained",
+        )
+    return found
+
+
+def updates(
+    found: Modules,
+    config: Mapping[str, object],
+    peft_type: str,
+    alphas: Mapping[str, tuple[float, str]],
+    ranks: Mapping[str, int | None],
+    path: object,
+) -> dict[str, Update]:
+    """The updates that a kind makes of its modules, by target.
+
+    Raises:
+        UnsupportedError: parts that the kind does not know, or a field that it does not support.
+        FormatError: parts that are missing or do not fit each other.
+    """
+    file = _file(peft_type)
+    kind = registry.load("updates", file)
+    known = {*kind.PEFT_PARTS, *getattr(kind, "PEFT_SHARED", ())}
+    if found.shared and not found.parts:
+        raise UnsupportedError(
+            f"{quoted(str(path))} has {', '.join(sorted(found.shared))}, which modules share, and nothing of a module",
+            hint=getattr(kind, "PEFT_SHARED_ALONE", "save the adapter again, or download it again if it was cut off"),
+        )
+    strange = [
+        f"{module}.{part}" for module, parts in found.parts.items() for part in parts if not _is_known(part, known)
+    ]
+    if strange:
+        raise UnsupportedError(
+            f"{quoted(str(path))} has tensors that are not known of {file}",
+            details=shown([quoted(name)[1:-1] for name in strange]),
+        )
+    _refuse_no_numbers(found, path, may_be_empty=getattr(kind, "PEFT_MAY_BE_EMPTY", False))
+    names = list(found.parts)
+    made: dict[str, Update] = {}
+    for module, parts in found.parts.items():
+        one = PeftModule(module, parts, config, ranks[module], *alphas[module], found.shared, names)
+        made |= {module + suffix: update for suffix, update in kind.from_peft(one).items()}
+    return made
+
+
+def _refuse_no_numbers(found: Modules, path: object, *, may_be_empty: bool) -> None:
+    """Raise FormatError where parts have no axes or no values, or hold no numbers with a fraction, as indices may and
+    what modules share, which may be sizes."""
+    tensors = [(f"{m}.{part}", tensor) for m, parts in found.parts.items() for part, tensor in parts.items()]
+    wrong = []
+    for name, tensor in [*tensors, *found.shared.items()]:
+        if not tensor.shape or (0 in tensor.shape and not may_be_empty):
+            wrong.append(f"{quoted(name)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
+        elif (
+            (tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL")
+            and "indices" not in name
+            and name not in found.shared
+        ):
+            wrong.append(f"{quoted(name)} has dtype {tensor.dtype}, which is no number with a fraction")
+    if wrong:
+        raise FormatError(
+            f"{quoted(str(path))} has {counted(len(wrong), 'tensor')} that cannot be what the kind needs",
+            details=shown(wrong),
+            hint="save the adapter again, or download it again if it was cut off",
+        )
+
+
+def _is_known(part: str, known: Iterable[str]) -> bool:
+    return any(part == name or part.startswith(f"{name}.") for name in known)

@@ -1,0 +1,269 @@
+"""The updates in a PEFT file whose config says LORA: which tensors belong together, and what rank and alpha they have.
+
+The rank of a module is its tensors', its scale is the config's. Factors of fused experts say nothing of how many
+experts there are, so there the rank is the config's too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loratools import registry
+from loratools.errors import FormatError, UnsupportedError
+from loratools.formats.common.source import CONFIG, AdapterSource, counted, shown
+from loratools.formats.peft_parts import config as fields
+from loratools.formats.peft_parts import kinds
+from loratools.formats.peft_parts.keys import Factor, Parsed
+from loratools.storage.files import quoted
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.lora_experts import LoRAExperts, Orientation
+from loratools.updates.parts.peft_module import PeftModule
+from loratools.updates.parts.protocol import Update
+
+_A = ("lora_A", "lora_embedding_A")
+_B = ("lora_B", "lora_embedding_B")
+# Parameters of one module in the order in which layers of experts register them: the first is wrapped innermost.
+_REGISTERED = ("gate_up_proj", "gate_proj", "w1", "input_linear", "up_proj", "w3", "down_proj", "w2", "output_linear")
+_OUT_PROJ = re.compile(r"\.base_layer\.out_proj\.lora_A")
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The tensors of one wrapper. `target` is what its weight is called; `parameter` where it is no `.weight`."""
+
+    target: str
+    parameter: bool
+    parts: Mapping[str, LazyTensor]
+
+
+def lora_updates(
+    source: AdapterSource, parsed: Mapping[str, Parsed], rank_from: str | None
+) -> tuple[dict[str, Update], list[str], list[str]]:
+    """Updates by target, doubts about their scale, and warnings.
+
+    Raises:
+        FormatError: factors that do not make a product, values that cannot be meant.
+        UnsupportedError: grouped convolutions; parameters whose order in their module is not known.
+    """
+    config = source.config or {}
+    numbers = fields.scaling(config)
+    variant = fields.variant(config)
+    groups = _groups(source, parsed, config, plain=variant == "lora")
+    ranks = {g.target: None if g.parameter else _rank(g) for g in groups}
+    alphas, said, doubts, warnings = _alphas(ranks, numbers, source.config, rank_from)
+    updates: dict[str, Update] = {}
+    for group in groups:
+        alpha, origin = alphas[group.target]
+        if group.parameter:
+            updates[group.target] = _experts(group, said[group.target], alpha, origin, numbers.rslora, config)
+            continue
+        module = PeftModule(group.target, group.parts, config, said[group.target], alpha, origin)
+        kind = registry.load("updates", variant)
+        made: Mapping[str, Update] = kind.from_peft(module)
+        updates |= {group.target + suffix: update for suffix, update in made.items()}
+    if any(_OUT_PROJ.search(key) for key in parsed):
+        warnings.append(
+            "PEFT adds the delta of an attention's out_proj twice, in training as in its merge; here it is added once"
+        )
+    return updates, doubts, warnings
+
+
+def _groups(
+    source: AdapterSource, parsed: Mapping[str, Parsed], config: Mapping[str, object], *, plain: bool
+) -> list[_Group]:
+    """Parts by module, checked to make a product; all problems are raised at once."""
+    problems: list[str] = []
+    grouped: list[str] = []
+    found: dict[tuple[str, int], dict[str, LazyTensor]] = {}
+    for key, factor in parsed.items():
+        if not isinstance(factor, Factor):
+            continue
+        tensor = source.tensors[key]
+        parts = found.setdefault((factor.module, factor.depth), {})
+        if factor.part in parts:
+            problems.append(f"{quoted(factor.module)} has more than one {factor.part}")
+        parts[factor.part] = tensor
+        matrix = factor.part in _A + _B
+        if not factor.module:
+            problems.append(f"{quoted(key)} names no module")
+        elif (len(tensor.shape) < 2 and matrix) or 0 in tensor.shape:
+            problems.append(f"{quoted(key)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
+        elif tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
+            problems.append(f"{quoted(key)} has dtype {tensor.dtype}, which is no number with a fraction")
+    for (module, _), parts in sorted(found.items()):
+        for first, second in zip(_A, _B, strict=True):
+            if (first in parts) != (second in parts):
+                has, lacks = (first, second) if first in parts else (second, first)
+                problems.append(f"{quoted(module)} has {has} without {lacks}")
+        if not any(name in parts for name in _A + _B):
+            problems.append(f"{quoted(module)} has {', '.join(sorted(parts))} without lora_A and lora_B")
+        for first, second in zip(_A, _B, strict=True):
+            if first in parts and second in parts and plain:
+                a, b = parts[first].shape, parts[second].shape
+                if len(a) > 2 and len(b) >= 2 and b[1] and a[0] != b[1] and a[0] % b[1] == 0:
+                    grouped.append(f"{quoted(module)} in {a[0] // b[1]} groups")
+                elif len(a) >= 2 and len(b) >= 2 and a[0] != b[1]:
+                    problems.append(
+                        f"{quoted(module)} has {first} {list(a)} and {second} {list(b)}, which have different ranks"
+                    )
+    if problems:
+        raise FormatError(
+            f"{quoted(source.file)} has {counted(len(problems), 'fault')} in its factors",
+            details=shown(problems),
+            hint="save the adapter again, or download it again if it was cut off",
+        )
+    if grouped:
+        raise UnsupportedError(
+            f"{quoted(source.file)} has LoRA of {counted(len(grouped), 'grouped convolution')}",
+            details=shown(grouped),
+            hint="A sees all channels, and the weight only those of its group: no change of the weight equals it",
+        )
+    return [group for module in sorted({module for module, _ in found}) for group in _of_module(module, found, config)]
+
+
+def _of_module(
+    module: str, found: Mapping[tuple[str, int], Mapping[str, LazyTensor]], config: Mapping[str, object]
+) -> list[_Group]:
+    """The wrapper of one module; or those of its parameters, which `target_parameters` names."""
+    depths = sorted(depth for name, depth in found if name == module)
+    listed = config.get("target_parameters")
+    names = [str(name) for name in listed] if isinstance(listed, list) else []
+    parameters = sorted({n.rpartition(".")[2] for n in names if _ends(module, n.rpartition(".")[0])}, key=registered)
+    if not parameters:
+        if depths != [0]:
+            raise FormatError(
+                f"'{module}' has factors of {len(depths)} parameters, and target_parameters names none of them"
+            )
+        return [_Group(module, False, found[module, 0])]
+    if len(parameters) != len(depths):
+        raise FormatError(
+            f"'{module}' has factors of {len(depths)} parameters, and target_parameters names {len(parameters)}: "
+            + ", ".join(parameters)
+        )
+    if len(parameters) > 1 and (unknown := [name for name in parameters if name not in _REGISTERED]):
+        raise UnsupportedError(
+            f"'{module}' has several parameters with factors, and it is not known which is whose: {', '.join(unknown)}",
+            hint="their names are not in the file; train each in an adapter of its own",
+        )
+    return [
+        _Group(module if name == "weight" else f"{module}.{name}", name != "weight", found[module, depth])
+        for name, depth in zip(parameters, reversed(depths), strict=True)
+    ]
+
+
+def _ends(module: str, name: str) -> bool:
+    return module == name or module.endswith(f".{name}")
+
+
+def registered(name: str) -> tuple[int, str]:
+    """Sorts the parameters of one module as it registers them."""
+    return (_REGISTERED.index(name) if name in _REGISTERED else len(_REGISTERED)), name
+
+
+def _rank(group: _Group) -> int:
+    return next(group.parts[name].shape[0] for name in _A if name in group.parts)
+
+
+def _experts(
+    group: _Group, rank: int | None, alpha: float, origin: str, rslora: bool, config: Mapping[str, object]
+) -> Update:
+    a, b = group.parts["lora_A"], group.parts["lora_B"]
+    rank = rank or fields.DEFAULT_RANK
+    if a.shape[0] % rank:
+        raise FormatError(
+            f"'{group.target}' has {a.shape[0]} rows in lora_A, which is no multiple of its rank {rank} in {CONFIG}"
+        )
+    experts = a.shape[0] // rank
+    return LoRAExperts(a, b, experts, alpha, origin, rslora, orientation=_orientation(config.get("peft_version")))
+
+
+def _orientation(version: object) -> Orientation | None:
+    """How the PEFT that trained the adapter took a parameter of three axes; it writes its version since 0.18."""
+    if version is None:
+        return "in-out"
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", str(version))
+    if numbers is None:
+        return None
+    found = tuple(map(int, numbers.groups()))
+    if found < (0, 19, 0):
+        return "in-out"
+    return "inverted" if found == (0, 19, 0) else "module"
+
+
+def _alphas(
+    ranks: Mapping[str, int | None],
+    numbers: fields.Scaling,
+    config: Mapping[str, object] | None,
+    rank_from: str | None,
+) -> tuple[dict[str, tuple[float, str]], dict[str, int | None], list[str], list[str]]:
+    """Alpha of every module and where it is from; the ranks that the config says; doubts; warnings.
+
+    ranks: those of the tensors; None where these do not tell.
+    """
+    names = list(ranks)
+    told: dict[str, int | None] = {}
+    rank_keys, alpha_keys = _keys("rank_pattern", numbers.ranks, names), _keys("alpha_pattern", numbers.alphas, names)
+    alphas: dict[str, tuple[float, str]] = {}
+    differing: dict[tuple[int, int], list[str]] = {}
+    for module, rank in ranks.items():
+        if keys := alpha_keys.get(module):
+            alpha, origin = numbers.alphas[keys[0]], "config"
+        elif numbers.alpha is not None:
+            alpha, origin = numbers.alpha, "config"
+        else:
+            alpha, origin = float(rank if config is None and rank else fields.DEFAULT_ALPHA), "assumed"
+        told[module] = said = numbers.ranks[keys[0]] if (keys := rank_keys.get(module)) else numbers.rank
+        if said is not None and rank is not None and said != rank:
+            differing.setdefault((said, rank), []).append(module)
+            if rank_from == "config":
+                # The scale is the config's; the rank stays the tensors'.
+                alpha = alpha * math.sqrt(rank) / math.sqrt(said) if numbers.rslora else alpha * rank / said
+        alphas[module] = alpha, origin
+    doubts = []
+    for (said, rank), modules in sorted(differing.items()):
+        more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+        doubts.append(f"{quoted(modules[0])}{more}: rank {rank} in the tensors, {said} in {CONFIG}")
+    warnings = _unused("rank_pattern", numbers.ranks, rank_keys) + _unused("alpha_pattern", numbers.alphas, alpha_keys)
+    torn = [module for module, keys in alpha_keys.items() if len({numbers.alphas[key] for key in keys}) > 1]
+    if torn and list(numbers.alphas) == sorted(numbers.alphas):
+        warnings.append(
+            f"alpha_pattern: keys with different values match {counted(len(torn), 'module')}, such as "
+            f"{quoted(torn[0])}; the first counts, but PEFT sorts them when it saves: training may have used another"
+        )
+    return alphas, told, [] if rank_from is not None else doubts, warnings
+
+
+def _keys(where: str, values: Mapping[str, float], names: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    if not values:
+        return {}
+    from loratools.formats.peft_parts.patterns import matches
+
+    return matches(values, names, where=where)
+
+
+def _unused(where: str, values: Mapping[str, float], found: Mapping[str, tuple[str, ...]]) -> list[str]:
+    used = {keys[0] for keys in found.values() if keys}
+    unused = [quoted(key) for key in values if key not in used]
+    if not unused:
+        return []
+    return [f"{where}: {len(unused)} of {counted(len(values), 'key')} used by no module: {', '.join(shown(unused))}"]
+
+
+def _is_numbers(values: object) -> bool:
+    return isinstance(values, Mapping) and all(type(v) in (int, float) and v > 0 for v in values.values())
+
+
+def kind_updates(source: AdapterSource, found: kinds.Modules, peft_type: str) -> dict[str, Update]:
+    """The updates of an adapter of another kind than LoRA; rank and alpha by the patterns that several of them have."""
+    if peft_type in kinds.REPLACING:
+        return {}
+    config = source.config or {}
+    # Other kinds use these names for other things as well: what is no rank or alpha is the kind's to read.
+    patterns = {name: config[name] for name in ("rank_pattern", "alpha_pattern") if _is_numbers(config.get(name))}
+    single = {name: config[name] for name in ("r", "lora_alpha", "alpha") if _is_numbers({"": config.get(name)})}
+    numbers = fields.scaling(patterns | single)
+    alphas, said, _, _ = _alphas(dict.fromkeys(found.parts), numbers, config, None)
+    return kinds.updates(found, source.config or {}, peft_type, alphas, said, source.path)

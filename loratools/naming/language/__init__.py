@@ -1,0 +1,1 @@
+"""Names of language models: on disk, in memory, fused, split, and as experts."""

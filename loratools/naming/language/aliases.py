@@ -1,0 +1,63 @@
+"""The other names that the weights of a base go by: those that its library gives them in memory.
+
+Adapters are trained on models in memory, whose modules need not be called, cut or turned as the files have them.
+Everything here is told of names and shapes, so that it holds for every model of a kind and not for those that somebody
+has thought of; what only a model's type tells is in tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from loratools.naming.image.original import is_original, original_aliases
+from loratools.naming.language.consolidated import consolidated_aliases, is_consolidated
+from loratools.naming.language.experts import expert_aliases
+from loratools.naming.language.renamed import names_in_memory
+from loratools.naming.language.split import split_aliases
+from loratools.naming.places import Alias, Place
+from loratools.naming.renaming import Shapes
+
+
+def aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
+    """Name in memory -> where it lies, for the weights of a base (stored name -> shape) that have another.
+
+    A stored name may be among them, where memory calls something else so, or has it the other way round.
+    """
+    if is_consolidated(shapes):
+        found = consolidated_aliases(config, shapes)
+        # Experts are fused in memory whatever the files are.
+        known = {name: alias.shape for name, alias in found.items()}
+        return found | {
+            name: _through(alias, found) for name, alias in _aliases({"model_type": "mixtral"}, known).items()
+        }
+    found = _aliases(config, shapes)
+    if is_original(shapes):
+        found |= original_aliases(shapes)
+    for part, own in config.items():
+        # A component of a pipeline, whose names begin with its own.
+        inside = {name[len(part) + 1 :]: shape for name, shape in shapes.items() if name.startswith(f"{part}.")}
+        if isinstance(own, Mapping) and inside:
+            found |= {f"{part}.{name}": _under(part, alias) for name, alias in aliases(own, inside).items()}
+    return found
+
+
+def _aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
+    found = expert_aliases(config, shapes)
+    found |= split_aliases(config, shapes)
+    known = {**shapes, **{name: alias.shape for name, alias in found.items()}}
+    renamed = {
+        new: found.get(old) or Alias(shapes[old], (Place(old),)) for new, old in names_in_memory(config, known).items()
+    }
+    return found | renamed
+
+
+def _under(part: str, alias: Alias) -> Alias:
+    return Alias(alias.shape, tuple(replace(place, weight=f"{part}.{place.weight}") for place in alias.places))
+
+
+def _through(alias: Alias, names: Mapping[str, Alias]) -> Alias:
+    """An alias of what are aliases themselves, each of one whole weight."""
+    inner = [names[place.weight].places[0] for place in alias.places]
+    places = [replace(p, weight=i.weight, order=p.order or i.order) for p, i in zip(alias.places, inner, strict=True)]
+    return Alias(alias.shape, tuple(places))

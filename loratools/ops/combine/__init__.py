@@ -1,0 +1,1 @@
+"""combine: make one adapter of several."""

@@ -1,0 +1,62 @@
+"""Rows that adapters replace, such as the vectors of new words: those of all adapters together.
+
+A row that only one adapter replaces is its. One that several replace with different values is that of the first, or
+their mean, weighted by the adapters' weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from loratools.adapter import Replacement
+from loratools.errors import MismatchError
+from loratools.ops.lowrank.reduce import widest
+from loratools.tensors.dtypes import torch_dtype
+from loratools.tensors.lazy import held
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def united(name: str, owners: Sequence[tuple[float, Replacement]], policy: str) -> tuple[Replacement, int]:
+    """The rows of all owners, sorted, and how many of them have different values; these by `policy`: `average`, or
+    else the first.
+
+    Raises:
+        MismatchError: rows of different widths, or weights that have no mean.
+    """
+    import torch
+
+    if len({r.tensor.shape[1:] for _, r in owners}) > 1:
+        raise MismatchError(f"the adapters replace rows of '{name}' with rows of different widths")
+    found: dict[int, list[tuple[float, Tensor]]] = {}
+    for weight, replacement in owners:
+        values = replacement.tensor.read().double()
+        for row, vector in zip(replacement.rows or (), values, strict=True):
+            found.setdefault(row, []).append((weight, vector))
+    differing = {row for row, given in found.items() if any(not torch.equal(given[0][1], v) for _, v in given[1:])}
+    rows = tuple(sorted(found))
+    averaged = differing if policy == "average" else set()
+    vectors = [
+        mean_of(f"rows of '{name}'", *zip(*found[row], strict=True)) if row in averaged else found[row][0][1]
+        for row in rows
+    ]
+    kind = torch_dtype(widest([r.tensor.dtype for _, r in owners]))
+    return Replacement(held(torch.stack(vectors).to(kind)), owners[0][1].declared, rows), len(differing)
+
+
+def mean_of(name: str, weights: Sequence[float], values: Iterable[Tensor]) -> Tensor:
+    """The weighted mean of float64 values, which are taken one at a time.
+
+    Raises:
+        MismatchError: the weights sum to 0.
+    """
+    import torch
+
+    total = math.fsum(weights)
+    if not total:
+        raise MismatchError(f"the weights of the adapters that replace {name} sum to 0, and have no mean")
+    return reduce(torch.add, (v * (weight / total) for weight, v in zip(weights, values, strict=True)))

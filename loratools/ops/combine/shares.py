@@ -1,0 +1,151 @@
+"""What a combination did to each adapter: measured on the values as they are stored, module by module and overall."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loratools.adapter import Adapter
+from loratools.ops.lowrank.reduce import Module, Reduced
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loratools.algebra.lowrank import Factors
+
+
+@dataclass(frozen=True)
+class Share:
+    """What an adapter says in the result, over all its targets; own is its delta at weight 1.
+
+    gain: `<result, own> / |own|^2`: 1 where the adapter is all there, the weight where nothing else overlaps.
+    gain_lost: how much of the gain the truncation and the storing cost.
+    interference: `|(result - own) on the row space of own| / |own|`: 0 where inputs that the adapter reacts to are
+        answered as by the adapter alone.
+    overlap: the share of its row space that lies in those of the others, `|R_i^T R_j|^2 / min(r_i, r_j)`, on average
+        over the others and over the targets.
+    overlap_baseline: the same of subspaces of those sizes at random.
+    None of an adapter that is zero, of one with weight 0, and of the overlap where no other has its targets.
+    """
+
+    path: str
+    weight: float
+    gain: float | None = None
+    gain_lost: float | None = None
+    interference: float | None = None
+    overlap: float | None = None
+    overlap_baseline: float | None = None
+
+    def as_json(self) -> dict[str, object]:
+        return {"path": self.path, "weight": self.weight, **_numbers(self)}
+
+
+@dataclass(frozen=True)
+class ModuleShare:
+    """The same of one target; `adapter` is the position among the arguments, from 0, `weight` that of this target."""
+
+    adapter: int
+    weight: float
+    gain: float | None
+    gain_lost: float | None
+    interference: float | None
+    overlap: float | None
+    overlap_baseline: float | None
+
+    def as_json(self) -> dict[str, object]:
+        return {"adapter": self.adapter, "weight": self.weight, **_numbers(self)}
+
+
+@dataclass(frozen=True)
+class CombinedModule(Module):
+    """A target of the result: its ranks and error, and what became of each adapter there."""
+
+    adapters: tuple[ModuleShare, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        return {**super().as_json(), "adapters": [a.as_json() for a in self.adapters]}
+
+
+@dataclass(frozen=True)
+class Part:
+    """An adapter's part in one target, as sums that add up over targets: `<result, own>`, the same of what was to be
+    stored, `|own|^2`, `|result - own|^2` on the row space of own, and of each other adapter overlap and baseline."""
+
+    index: int
+    weight: float
+    inner: float
+    wanted: float
+    own: float
+    interference: float
+    overlaps: tuple[tuple[float, float], ...]
+
+    def share(self) -> ModuleShare:
+        return ModuleShare(self.index, self.weight, *_ratios([self]))
+
+
+def parts_of(terms: Sequence[tuple[int, float, Factors]], found: Reduced) -> tuple[Part, ...]:
+    """The part of every adapter in one target; terms are its position, its weight, and its delta at weight 1."""
+    from loratools.algebra.lowrank import concatenate, row_space
+
+    result, owns = found.factors, [own for _, _, own in terms]
+    together = concatenate([(1.0, own) for own in owns])
+    ranks = [own.rank for own in owns]
+    products = _inners(result, together, ranks)
+    before = products if found.wanted is result else _inners(found.wanted, together, ranks)
+    spaces = [row_space(own) for own in owns]
+    parts = []
+    for i, ((index, weight, own), (rows, square)) in enumerate(zip(terms, spaces, strict=True)):
+        difference = result.b @ (result.a @ rows) - own.b @ (own.a @ rows)
+        others = [other for j, (other, _) in enumerate(spaces) if j != i]
+        interference = float(difference.square().sum())
+        overlaps = tuple(overlap(rows, other) for other in others if rows.shape[1] and other.shape[1])
+        parts.append(Part(index, weight, products[i], before[i], square, interference, overlaps))
+    return tuple(parts)
+
+
+def overlap(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """The share of two subspaces, given by orthonormal columns, that is common to both, and what it is at random.
+
+    Hu et al., 2021, section 7.2: `|one^T other|^2 / min(r, s)`, whose expectation is `max(r, s) / n`.
+    """
+    r, s, n = one.shape[1], other.shape[1], one.shape[0]
+    return float((one.mT @ other).square().sum()) / min(r, s), max(r, s) / n
+
+
+def share_of(index: int, adapter: Adapter, weight: float, parts: Sequence[Sequence[Part]]) -> Share:
+    own = [p for module in parts for p in module if p.index == index]
+    return Share(adapter.name, weight, *_ratios(own))
+
+
+def _ratios(parts: Sequence[Part]) -> tuple[float | None, float | None, float | None, float | None, float | None]:
+    own = math.fsum(p.own for p in parts)
+    if not own:
+        return None, None, None, None, None
+    gain = math.fsum(p.inner for p in parts) / own
+    lost = math.fsum(p.wanted - p.inner for p in parts) / own
+    interference = math.sqrt(math.fsum(p.interference for p in parts) / own)
+    pairs = [pair for p in parts for pair in p.overlaps]
+    if not pairs:
+        return gain, lost, interference, None, None
+    there, random = (math.fsum(pair[k] for pair in pairs) / len(pairs) for k in (0, 1))
+    return gain, lost, interference, there, random
+
+
+def _inners(found: Factors | Tensor, together: Factors, ranks: Sequence[int]) -> list[float]:
+    """`<found, own>` for several deltas, which stand side by side in `together` with these ranks."""
+    import torch
+
+    from loratools.algebra.lowrank import Factors
+
+    if isinstance(found, Factors):
+        by_term = ((found.b.mT @ together.b) * (found.a @ together.a.mT)).sum(dim=0)
+    else:
+        by_term = ((together.b.mT @ found) * together.a).sum(dim=1)
+    return [float(part.sum()) for part in torch.split(by_term, list(ranks))]
+
+
+def _numbers(share: Share | ModuleShare) -> dict[str, float | None]:
+    names = ("gain", "gain_lost", "interference", "overlap", "overlap_baseline")
+    return {name: getattr(share, name) for name in names}

@@ -1,0 +1,484 @@
+"""Combine weighted adapters into one, target by target, in core coordinates.
+
+    dW = method([(w_1, dW_1), (w_2, dW_2), ...])        `linear`: the exact weighted sum
+
+A method (`methods/`) sees what the adapters say of one target. Everything else is here: targets that only some
+adapters have, weights by module, what may follow a method, truncation, storing, what each adapter still says in the
+result, and what of the source's notes stays true.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from loratools import formats, methods, registry
+from loratools._version import __version__
+from loratools.adapter import Adapter, Replacement, select_names
+from loratools.errors import MismatchError, UsageError
+from loratools.execution.local import run, single_threaded_torch, worker_count
+from loratools.methods import Method, Terms, Value
+from loratools.ops.combine.heads import combined_replacements
+from loratools.ops.combine.recipe import Recipe, ingredients, overridden, read_recipe
+from loratools.ops.combine.shares import CombinedModule, Part, Share, parts_of, share_of
+from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
+from loratools.ops.lowrank.experts import Experts, apart, ensure_alike, together, zeros_like
+from loratools.ops.lowrank.factors import (
+    Layout,
+    exact_factors,
+    is_vector,
+    layout_of,
+    lora_notes,
+    reason_against,
+    refuse_together,
+)
+from loratools.ops.lowrank.reduce import Limit, Reduced, overall_error, passed_through, reduced, update_dtype, widest
+from loratools.storage.commit import check_output
+from loratools.tensors.lazy import held
+from loratools.updates.full import Full
+from loratools.updates.lora import LoRA
+from loratools.updates.lora_experts import LoRAExperts
+from loratools.updates.parts.protocol import Shape, Update, flow
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+    from loratools.methods import Combination
+
+
+@dataclass(frozen=True)
+class CombineReport:
+    """What a combination did, or of a plan what it would do: all is computed, and nothing written.
+
+    `output` and `residual` are None where nothing was written, `adapter` of a plan. `recipe` is what was asked for, in
+    full, and is in the metadata of what was written.
+    """
+
+    modules: tuple[CombinedModule, ...]
+    adapters: tuple[Share, ...]
+    error: float
+    output: Path | None
+    adapter: Adapter | None
+    bytes: int
+    warnings: tuple[str, ...] = ()
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    residual: Path | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """The document of `loratools combine --json`, without its head."""
+        return {
+            "modules": [m.as_json() for m in self.modules],
+            "adapters": [a.as_json() for a in self.adapters],
+            "error": self.error,
+            "bytes": self.bytes,
+            "recipe": dict(self.recipe),
+            "warnings": list(self.warnings),
+            "residual": str(self.residual) if self.residual is not None else None,
+            "output": str(self.output) if self.output is not None else None,
+        }
+
+
+def combine(
+    adapters: Sequence[AdapterArgument] | AdapterSource = (),
+    out: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    method: str | None = None,
+    options: Mapping[str, object] | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_rank: int | None = None,
+    module_weights: Mapping[str, float | Sequence[float]] | None = None,
+    block_weights: Sequence[Sequence[float]] = (),
+    heads: str | None = None,
+    calibrate: str | None = None,
+    norm_match: bool = False,
+    residual: str | Path | None = None,
+    seed: int | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    format: str = "peft",
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    plan: bool = False,
+) -> CombineReport:
+    """Return the combination of `adapters`, written to `out` where that is given.
+
+    adapters         paths, loaded adapters, or pairs of one of these and a weight (1 where none is given). The weight
+                     multiplies the delta; 0 means that the adapter takes no part.
+    recipe           a YAML file that says any of the following (`ops._recipe`); what is given here goes before it.
+    method, options  one of `loratools methods`, and what it lets be set. `linear` if nothing is said.
+    rank, energy     truncate each module to this rank, or to this share of its energy; otherwise ranks add up.
+    max_rank         with energy: no rank is above this.
+    module_weights   glob -> a further factor for modules that match, for all adapters or one for each. Where several
+                     globs match, the last one counts.
+    block_weights    kohya's lists of 12, 17, 20 or 26 numbers, one for all adapters or one for each.
+    heads            replaced weights that differ: refuse (as if nothing is said), first, or average.
+    calibrate        "svc": divide singular values by how often the adapters say the same (`algebra.calibration`).
+    norm_match       then scale each module to the norm `sum_i |w_i| |dW_i|`.
+    residual         also write there, as another adapter, what the truncation lost: the two together are exact.
+    seed             of what is random in a method.
+    dtype            of the stored factors; otherwise each module keeps the widest of its sources.
+    include, exclude globs over the names of all adapters together.
+    format           to write, whatever the adapters are read from.
+    plan             compute everything, and write nothing.
+
+    Computed in float64 and stored at scale 1. A module that only one adapter has, with weight 1, keeps its tensors
+    byte for byte, unless it is truncated or cast, or the method changes it. Errors are those of the stored values.
+
+    Raises:
+        MismatchError: adapters that give a target different shapes, or replace a weight with different values.
+        UnsupportedError: the scale of an adapter is uncertain, or an update has no factors.
+        InputError: values that are not finite, or that do not fit the dtype.
+        FormatError: a recipe that cannot be followed.
+        OutputExistsError: `out` exists, or is one of the inputs.
+    """
+    asked = {
+        "adapters": ingredients(adapters, module_weights or {}, block_weights),
+        "method": method,
+        "set": options,
+        "rank": rank,
+        "energy": energy,
+        "max_rank": max_rank,
+        "heads": heads,
+        "calibrate": calibrate,
+        "norm_match": norm_match,
+        "seed": seed,
+        "dtype": dtype,
+        "include": tuple(include),
+        "exclude": tuple(exclude),
+    }
+    followed = overridden(read_recipe(recipe) if recipe is not None else Recipe(), asked)
+    chosen = _Chosen.by(followed)
+    sources = load_weighted(
+        [(i.adapter, i.weight) for i in followed.adapters], rank_from=rank_from, from_format=from_format
+    )
+    taking_part = [i for i, (_, weight) in enumerate(sources) if weight]
+    inputs = [a.path for a, _ in sources if a.path is not None]
+    outputs = [formats.named(Path(path), format) for path in (out, residual) if path is not None]
+    for i, path in enumerate(outputs):
+        check_output(path, overwrite=overwrite, inputs=inputs)
+        if _together(path, outputs[:i]):
+            raise UsageError(
+                f"the residual '{path}' would be written over the combination, or inside of it",
+                hint="give --residual a place of its own",
+            )
+
+    selected = _selected(sources, followed.include, followed.exclude)
+    targets, layers, silent = _targets(sources, followed, selected, taking_part, chosen)
+    replacements, warnings = combined_replacements(sources, selected, taking_part, followed.heads)
+    warnings = [*_base_warnings(sources, taking_part), *warnings]
+    if silent:
+        warnings.append(f"{len(silent)} modules have weight 0 everywhere and are left out: {silent[0]}, ...")
+    warnings += [f"'{a.name}': {text}" for a, _ in sources for text in a.warnings]
+
+    def work(item: tuple[str, Sequence[_Term]]) -> _Combined:
+        combined = _combined(*item, chosen, rest=residual is not None)
+        if progress is not None:
+            progress(sum(t.nbytes for term in item[1] for t in term.update.parts.values()))
+        return combined
+
+    with single_threaded_torch():
+        results = run(list(targets.items()), work, threads=worker_count(threads))
+    updates = together({name: r.update for name, r in zip(targets, results, strict=True)}, layers)
+    told = followed.as_json()
+    result = _adapter([sources[i][0] for i in taking_part], updates, replacements, told)
+    if plan:
+        formats.ensure_writable(result, format)
+    elif out is not None:
+        warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs)
+    rest = {name: r.rest for name, r in zip(targets, results, strict=True) if r.rest is not None}
+    if residual is not None and not rest:
+        warnings.append("nothing was lost, so that there is no residual to write")
+    elif residual is not None and not plan:
+        left_over = replace(result, updates=_filled(rest, updates, layers), replacements={})
+        warnings += formats.save(left_over, Path(residual), format=format, overwrite=overwrite, inputs=inputs)
+    modules = tuple(r.module for r in results)
+    return CombineReport(
+        modules=modules,
+        adapters=tuple(share_of(i, a, w, [r.parts for r in results]) for i, (a, w) in enumerate(sources)),
+        error=overall_error(modules),
+        output=Path(out) if out is not None and not plan else None,
+        adapter=None if plan else result,
+        bytes=sum(t.nbytes for t in result.tensors().values()),
+        warnings=tuple(warnings),
+        recipe=told,
+        residual=Path(residual) if residual is not None and rest and not plan else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What is done to each target."""
+
+    method: Method
+    name: str
+    options: Mapping[str, Value]
+    limit: Limit
+    seed: int
+    dtype: str | None
+    calibrate: str | None
+    norm_match: bool
+    kinds_stay: bool = False
+
+    @classmethod
+    def by(cls, recipe: Recipe) -> _Chosen:
+        limit = Limit(rank=recipe.rank, energy=recipe.energy, max_rank=recipe.max_rank)
+        only = recipe.adapters[0] if len(recipe.adapters) == 1 else None
+        return cls(
+            method=cast(Method, registry.load("methods", recipe.method)),
+            name=recipe.method,
+            options=methods.settings(recipe.method, recipe.set),
+            limit=limit,
+            seed=recipe.seed,
+            dtype=stored_dtype(recipe.dtype) if recipe.dtype is not None else None,
+            calibrate=recipe.calibrate,
+            norm_match=recipe.norm_match,
+            # Formats hold adapters of one kind: only an adapter that comes back whole keeps another than LoRA.
+            kinds_stay=only is not None and only.weight == 1 and not (only.modules or only.blocks or limit.given),
+        )
+
+
+@dataclass(frozen=True)
+class _Term:
+    """What one adapter, the one at `index`, says of a target."""
+
+    index: int
+    weight: float
+    update: Update
+    whose: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Combined:
+    """A target of the result. `rest` is what it lost, where that is wanted and not nothing."""
+
+    update: Update
+    module: CombinedModule
+    parts: tuple[Part, ...]
+    rest: Update | None
+
+
+def _together(path: Path, others: Sequence[Path]) -> bool:
+    """Whether it is one of the others, or lies in one, or one in it."""
+    own = path.resolve()
+    return any(own == o or own in o.parents or o in own.parents for o in (p.resolve() for p in others))
+
+
+def _selected(sources: Sequence[tuple[Adapter, float]], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
+    """Names that --include and --exclude leave, of all adapters together: a glob need not match in each of them."""
+    every = sorted({name for a, _ in sources for name in (*a.updates, *a.replacements)})
+    return set(select_names(every, include, exclude) if include or exclude else every)
+
+
+def _targets(
+    sources: Sequence[tuple[Adapter, float]],
+    recipe: Recipe,
+    selected: set[str],
+    taking_part: Sequence[int],
+    chosen: _Chosen,
+) -> tuple[dict[str, list[_Term]], dict[str, Experts], list[str]]:
+    """The union of targets, sorted, each with the terms of the adapters that have it; layers of fused experts, whose
+    experts are targets; and the targets that none weighs."""
+    targets: dict[str, list[_Term]] = {}
+    layers: dict[str, Experts] = {}
+    for i in taking_part:
+        adapter, _ = sources[i]
+        weights = recipe.adapters[i].weights(adapter)
+        for name, update in adapter.updates.items():
+            if name not in selected:
+                continue
+            parts, fused = apart({name: update})
+            if fused:
+                ensure_alike(name, layers.setdefault(name, fused[name]), fused[name])
+            for part, own in parts.items():
+                terms = targets.setdefault(part, [])
+                if weights[name]:
+                    terms.append(_Term(i, weights[name], own, adapter.name))
+    silent = sorted(name for name, terms in targets.items() if not terms)
+    targets = {name: terms for name, terms in sorted(targets.items()) if terms}
+    every = [(name, t) for name, terms in targets.items() for t in terms]
+    refuse_together(
+        [f"{n} of '{t.whose}'   {why}" for n, t in every if (why := reason_against(t.update)) is not None], len(every)
+    )
+    misfits = [
+        f"{name}   " + ", ".join(f"'{t.whose}' {flow(t.update.shape)}" for t in terms)
+        for name, terms in targets.items()
+        if len({(_without_ones(t.update.shape), layout_of(t.update).embedding) for t in terms}) > 1
+    ]
+    if misfits:
+        raise MismatchError(
+            f"the adapters differ in the shape of {len(misfits)} of {len(targets)} modules",
+            details=misfits,
+            hint="they were trained on different models; leave such modules out with --exclude",
+        )
+    below = sorted({t.whose for terms in targets.values() for t in terms if t.weight < 0})
+    if below and not chosen.method.LAWS.negative:
+        raise UsageError(
+            f"the method '{chosen.name}' takes no negative weights, as that of '{below[0]}'",
+            hint="linear and most others do",
+        )
+    return targets, layers, silent
+
+
+def _base_warnings(sources: Sequence[tuple[Adapter, float]], taking_part: Sequence[int]) -> list[str]:
+    bases = {sources[i][0].base_model for i in taking_part} - {None}
+    if len(bases) < 2:
+        return []
+    return [f"the adapters name different base models: {', '.join(sorted(map(repr, bases)))}"]
+
+
+def _combined(name: str, terms: Sequence[_Term], chosen: _Chosen, *, rest: bool) -> _Combined:
+    factors = tuple(exact_factors(t.update, name, t.whose) for t in terms)
+    dtype = chosen.dtype or widest([update_dtype(t.update) for t in terms])
+    if is_vector(terms[0].update):
+        return _added(name, terms, factors, chosen, dtype)
+    said = Terms(name, factors, tuple(t.weight for t in terms), tuple(_scale(t.update) for t in terms), chosen.seed)
+    wanted = _finished(chosen.method.combine(said, **chosen.options), said, chosen)
+    source = next((t.update for t, f in zip(terms, factors, strict=True) if f is wanted), None)
+    found = reduced(
+        wanted,
+        chosen.limit,
+        name,
+        dtype,
+        unchanged=source if isinstance(source, LoRA) or chosen.kinds_stay else None,
+        unchanged_dtype=chosen.dtype,
+        layout=_common_layout([t.update for t in terms]),
+    )
+    parts = parts_of([(t.index, t.weight, f) for t, f in zip(terms, factors, strict=True)], found)
+    line = found.stored.module(name, sum(f.rank for f in factors), found.factors.rank)
+    module = CombinedModule(**vars(line), adapters=tuple(p.share() for p in parts))
+    left = _rest(found, said, chosen, name, dtype) if rest else None
+    return _Combined(found.stored.update, module, parts, left)
+
+
+def _added(name: str, terms: Sequence[_Term], factors: Sequence[Factors], chosen: _Chosen, dtype: str) -> _Combined:
+    """Differences of a bias or a norm: there is nothing but to add them up, whatever the method."""
+    import torch
+
+    if len(terms) == 1 and terms[0].weight == 1:
+        found = passed_through(terms[0].update, factors[0], name, chosen.dtype)
+    else:
+        columns = torch.stack([t.weight * (f.b @ f.a) for t, f in zip(terms, factors, strict=True)])
+        wanted = replace(factors[0], b=columns.sum(dim=0), a=torch.ones(1, 1, dtype=torch.float64))
+        found = passed_through(Full(held(wanted.b.reshape(-1))), wanted, name, dtype)
+    parts = parts_of([(t.index, t.weight, f) for t, f in zip(terms, factors, strict=True)], found)
+    parts = tuple(replace(p, overlaps=()) for p in parts)
+    module = CombinedModule(**vars(found.stored.module(name, None, None)), adapters=tuple(p.share() for p in parts))
+    return _Combined(found.stored.update, module, parts, None)
+
+
+def _scale(update: Update) -> float | None:
+    """The scale of a plain pair of factors; None of any other kind."""
+    plain = isinstance(update, LoRA) and update.mid is None and not update.embedding
+    return update.scale if plain else None
+
+
+def _without_ones(shape: Shape) -> Shape:
+    """The shape without a kernel of one element: such a convolution may be stored as a linear layer."""
+    return shape[:2] if all(size == 1 for size in shape[2:]) else shape
+
+
+def _common_layout(updates: Sequence[Update]) -> Layout:
+    return max((layout_of(u) for u in updates), key=lambda layout: len(layout.shape))
+
+
+def _finished(found: Combination, terms: Terms, chosen: _Chosen) -> Combination:
+    """What a method made, calibrated and brought to its size, where that is asked for."""
+    from loratools.algebra.calibration import calibrated, dense_svd
+    from loratools.algebra.lowrank import Factors, Framed, decompose, norm, truncate
+
+    if chosen.calibrate == "svc":
+        if isinstance(found, (Factors, Framed)):
+            core = decompose(found)
+            own = core.leading(len(core.s))
+        else:
+            own = dense_svd(found)
+        found = truncate(calibrated(own, terms.factors), len(own.s))
+    if chosen.norm_match:
+        size = math.fsum(abs(w) * norm(f) for w, f in zip(terms.weights, terms.factors, strict=True))
+        if isinstance(found, Framed):
+            now = float(found.core.norm())
+            return replace(found, core=found.core * (size / now)) if now else found
+        if isinstance(found, Factors):
+            now = norm(found)
+            return Factors(found.b * (size / now), found.a) if now and now != size else found
+        now = float(found.norm())
+        return found * (size / now) if now else found
+    return found
+
+
+def _rest(found: Reduced, terms: Terms, chosen: _Chosen, name: str, dtype: str) -> Update | None:
+    """What is to be added to the stored values to have all of it; None where that is rounding."""
+    from loratools.algebra.lowrank import EPS, Factors, concatenate, decompose, numerical_rank, truncate
+
+    approximates = getattr(chosen.method, "approximates", None)
+    whole = found.wanted if approximates is None else approximates(terms)
+    if not isinstance(whole, Factors):
+        raise UsageError(
+            f"what is lost of '{name}' has no low rank, and makes no adapter",
+            hint="work in small coordinates: --set space=core; or leave out --residual",
+        )
+    difference = concatenate([(1.0, whole), (-1.0, found.factors)])
+    core = decompose(difference)
+    rank = numerical_rank(core.s, (difference.out_features, difference.in_features), EPS)
+    if not rank or float(core.s[0]) <= 1e-12 * found.stored.norm:
+        return None
+    # Cancelled terms leave directions that are rounding: as large as the values that were subtracted, times epsilon.
+    rank = max(1, int((core.s > 1e-12 * max(found.stored.norm, float(core.s[0]))).sum()))
+    kept = truncate(core.leading(rank), rank)
+    layout = layout_of(found.stored.update)
+    return reduced(kept, Limit(), name, dtype, unchanged=None, unchanged_dtype=None, layout=layout).stored.update
+
+
+def _filled(
+    rest: Mapping[str, Update], updates: Mapping[str, Update], layers: Mapping[str, Experts]
+) -> dict[str, Update]:
+    """What was lost, with experts as one parameter; an expert that lost nothing has zeros there."""
+    found = dict(rest)
+    for name in layers:
+        if isinstance(whole := updates.get(name), LoRAExperts):
+            lost = [n for n in apart({name: whole})[0] if n in rest]
+            for part, own in apart({name: whole})[0].items() if lost else ():
+                found.setdefault(part, zeros_like(own))
+    return together(found, layers)
+
+
+def _adapter(
+    sources: Sequence[Adapter],
+    updates: Mapping[str, Update],
+    replacements: Mapping[str, Replacement],
+    recipe: Mapping[str, object],
+) -> Adapter:
+    """The result as an adapter, with those notes of the sources that still hold, and with its recipe."""
+    notes = lora_notes(_agreed([a.notes for a in sources]), updates)
+    text = json.dumps({"loratools": __version__, "verb": "combine", "recipe": recipe}, default=str)
+    return replace(
+        sources[0],
+        updates=updates,
+        replacements=replacements,
+        path=None,
+        base_model=next((a.base_model for a in sources if a.base_model is not None), None),
+        notes={**notes, "loratools": {"metadata": {"loratools": text}}},
+        warnings=(),
+    )
+
+
+def _agreed(notes: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """What all the sources say alike, at any depth; what they disagree on is true of none of them any more."""
+    first, *others = notes
+    found: dict[str, object] = {}
+    for key, value in first.items():
+        said = [other.get(key) for other in others]
+        if isinstance(value, Mapping) and all(isinstance(s, Mapping) for s in said):
+            found[key] = _agreed([value, *(cast("Mapping[str, object]", s) for s in said)])
+        elif all(s == value for s in said):
+            found[key] = value
+    return found

@@ -1,0 +1,87 @@
+"""Arguments as the verbs take them: an adapter by path or loaded, perhaps with a weight; a dtype in any spelling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from loratools import formats
+from loratools.adapter import Adapter
+from loratools.errors import UnsupportedError, UsageError
+from loratools.formats import Base
+from loratools.tensors.dtypes import parse_float_dtype
+
+AdapterSource: TypeAlias = str | Path | Adapter
+AdapterArgument: TypeAlias = AdapterSource | tuple[AdapterSource, float]
+RankFrom: TypeAlias = formats.RankFrom | None
+
+
+def load_adapter(
+    source: AdapterSource,
+    *,
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    moved: bool = False,
+    base: Base | None = None,
+) -> Adapter:
+    """The adapter, with a scale that is certain; errors as of `formats.load`.
+
+    moved: whether it may belong to a base that its initialisation has changed.
+    base: what is known of the model it is for; some formats need its names and sizes.
+
+    Raises:
+        UnsupportedError: it does, and may not.
+    """
+    if not isinstance(source, Adapter):
+        source = formats.load(Path(source), format=from_format, rank_from=rank_from, base=base)
+    source.require_scale()
+    if source.moved_base is not None and not moved:
+        raise UnsupportedError(
+            f"'{source.name}' began with {source.moved_base}, which changed the base: its factors are no delta of it",
+            hint="merge takes the adapter as it was before training off again: --initial PATH",
+        )
+    return source
+
+
+def load_weighted(
+    arguments: Sequence[AdapterArgument] | AdapterSource,
+    *,
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    moved: bool = False,
+    base: Base | None = None,
+) -> list[tuple[Adapter, float]]:
+    """Every adapter with its weight, 1 where none is given; a single one may come without a list.
+
+    Raises:
+        UsageError: there is none, a weight is not finite, or all are 0.
+    """
+    if isinstance(arguments, (str, Path, Adapter)):
+        arguments = [arguments]
+    if not arguments:
+        raise UsageError("no adapter is given")
+    pairs = [a if isinstance(a, tuple) else (a, 1.0) for a in arguments]
+    for source, weight in pairs:
+        if not math.isfinite(weight):
+            name = source.name if isinstance(source, Adapter) else source
+            raise UsageError(f"the weight of '{name}' is {weight}, which is not finite")
+    if not any(weight for _, weight in pairs):
+        raise UsageError("every adapter has weight 0, so there is nothing to do")
+    return [
+        (load_adapter(s, rank_from=rank_from, from_format=from_format, moved=moved, base=base), float(w))
+        for s, w in pairs
+    ]
+
+
+def stored_dtype(name: str) -> str:
+    """The dtype to store weights in, as safetensors spells it.
+
+    Raises:
+        UsageError: weights are not stored in it.
+    """
+    found = parse_float_dtype(name)
+    if found is None:
+        raise UsageError(f"weights cannot be stored as '{name}'", hint="choose float32, bfloat16, float16 or float64")
+    return found

@@ -1,0 +1,47 @@
+"""Whether two tensors are the same, byte for byte."""
+
+from __future__ import annotations
+
+from loratools.storage.files import read_into
+from loratools.tensors.lazy import LazyTensor
+
+# A tensor that changed shows it early, so the first look is short; then pieces that stay in the cache.
+_FIRST_LOOK = 1 << 16
+_LOOK = 1 << 20
+# Of a view: some read a whole tensor for any range of their rows.
+_VIEWED = 1 << 26
+
+
+def same_bytes(first: LazyTensor, second: LazyTensor) -> bool:
+    """Whether dtype, shape and every byte are equal: a NaN equals itself, and 0 is not -0.
+
+    Bytes in files are compared as they stream by, without torch.
+    """
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    a, b = first.location, second.location
+    if a is None or b is None:
+        return _same_values(first, second)
+    start, step = 0, _FIRST_LOOK
+    while start < a.nbytes:
+        size = min(step, a.nbytes - start)
+        left, right = bytearray(size), bytearray(size)
+        read_into(a, start, left)
+        read_into(b, start, right)
+        if left != right:
+            return False
+        start, step = start + size, _LOOK
+    return True
+
+
+def _same_values(first: LazyTensor, second: LazyTensor) -> bool:
+    import torch
+
+    rows = first.shape[0] if first.shape else 1
+    step = max(1, _VIEWED * rows // max(1, first.nbytes))
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        pieces = (t.read_rows(start, stop) if t.shape else t.read() for t in (first, second))
+        if not torch.equal(*(piece.reshape(-1).view(torch.uint8) for piece in pieces)):
+            return False
+    return True

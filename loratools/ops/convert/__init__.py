@@ -1,0 +1,1 @@
+"""convert: write an adapter in another format."""

@@ -1,0 +1,85 @@
+"""An adapter as inference servers load it: one rank, one plain alpha, no patterns, no rsLoRA, no whole weights.
+
+vLLM and SGLang multiply every module with the config's alpha / r, and read neither rank_pattern nor alpha_pattern
+(vLLM's PEFTHelper, SGLang's LoRAAdapter); SGLang does not read use_rslora either, and takes no error for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from loratools.adapter import Adapter
+from loratools.errors import UsageError
+from loratools.formats.common.notes import names_digest, notes_of
+from loratools.formats.common.scale import uniform
+from loratools.formats.common.source import counted
+from loratools.updates.lora import LoRA
+
+
+@dataclass(frozen=True)
+class Server:
+    """`largest`: the largest rank it can be told to take; `usual`: the largest untold; `option`: how to tell it."""
+
+    largest: int | None = None
+    usual: int | None = None
+    option: str = ""
+
+
+SERVERS: dict[str, Server] = {
+    "lorax": Server(),
+    "sglang": Server(),
+    "tensorrt-llm": Server(usual=64, option="--max_lora_rank"),
+    "tgi": Server(),
+    "vllm": Server(largest=512, usual=16, option="--max-lora-rank"),
+}
+# What a server would apply to the base besides factors, or refuse, stays out of the config.
+_FIELDS = ("task_type", "revision", "base_model_name_or_path", "auto_mapping", "peft_version")
+
+
+def server(name: str) -> Server:
+    """The server of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in SERVERS:
+        raise UsageError(f"no server named '{name}'; there are: {', '.join(SERVERS)}")
+    return SERVERS[name]
+
+
+def unservable(adapter: Adapter, name: str) -> dict[str, str]:
+    """What the server does not load, and why."""
+    largest = server(name).largest
+    found = dict.fromkeys(adapter.replacements, f"{name} loads factors and no whole weights")
+    for target, update in adapter.updates.items():
+        if not isinstance(update, LoRA):
+            found[target] = f"{name} loads no {update.kind}"
+        elif set(update.parts) != {"A", "B"} or len(update.a.shape) != 2:
+            found[target] = f"{name} loads no LoRA with {', '.join(sorted(update.parts))} of this shape"
+        elif largest is not None and update.rank > largest:
+            found[target] = f"rank {update.rank}, and {name} takes {largest} at most: resize it first"
+    return found
+
+
+def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, list[str]]:
+    """The adapter as the server loads it, with equal deltas, and what a person should know."""
+    updates = {n: u for n, u in adapter.updates.items() if isinstance(u, LoRA) and u.rank > 0}
+    if not updates:
+        return adapter, []
+    same, rank, scale = uniform(updates, dtype)
+    warnings = []
+    if padded := sum(u.rank != rank for u in updates.values()):
+        warnings.append(f"{counted(padded, 'module')} filled up with zeros to rank {rank}: {name} has one for all")
+    if folded := sum(u.scale != scale for u in updates.values()):
+        warnings.append(f"the scale of {counted(folded, 'module')} is folded into B: {name} has one for all")
+    known = server(name)
+    if known.usual is not None and rank > known.usual:
+        warnings.append(f"{name} takes rank {known.usual} unless it is told otherwise: {known.option} {rank}")
+    said: Mapping[str, object] = notes_of(adapter, "peft", "config") or {}
+    config: dict[str, object] = {k: said[k] for k in _FIELDS if k in said}
+    # By the last part of their names, which is what servers look at; a longer name is no error, and not understood.
+    config |= {"target_modules": sorted({n.rpartition(".")[2] for n in same}), "bias": "none"}
+    metadata = dict(notes_of(adapter, "peft", "metadata") or {})
+    notes = {**adapter.notes, "peft": {"config": config, "metadata": metadata, "names": names_digest(same, {})}}
+    return replace(adapter, updates=same, notes=notes), warnings

@@ -1,0 +1,315 @@
+"""Write an adapter in another format: read, write, read back, compare, and only then move it into place.
+
+Nothing is lost without a word: what the target has no place for is refused by name, or listed where that was allowed;
+texts and fields that the source carried are listed as kept, written anew, or dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loratools import formats
+from loratools.adapter import Adapter
+from loratools.errors import InputError, LoraToolsError, MismatchError, UnsupportedError, UsageError
+from loratools.formats import Base
+from loratools.formats.common.source import counted, shown
+from loratools.matching import match
+from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
+from loratools.ops.common.base import open_base
+from loratools.ops.convert.experts import unpacked
+from loratools.ops.convert.fit import fitted
+from loratools.ops.convert.serve import served, unservable
+from loratools.ops.convert.verify import Checked, compare
+from loratools.storage.commit import check_output
+from loratools.storage.files import quoted
+from loratools.tensors.dtypes import DTYPE_BITS, FLOAT_DTYPES
+from loratools.updates.loha import LoHa
+from loratools.updates.lokr import LoKr
+from loratools.updates.lora import LoRA
+from loratools.updates.lora_experts import LoRAExperts
+from loratools.updates.lycoris_glora import LycorisGLoRA
+
+# Fields of configs that say what the tensors and their scale say as well: every format writes these in its own way.
+_INTERPRETED = frozenset({
+    "peft_type", "peft_version", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias",
+    "fan_in_fan_out", "inference_mode", "init_lora_weights", "base_model_name_or_path", "lora_parameters",
+    "fine_tune_type", "num_layers", "model", "format", "loratools.family", "lora_adapter_metadata",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Something of the source that is not in the result: a module, a replaced weight, or a metadata entry."""
+
+    what: str
+    name: str
+    why: str
+
+    def as_json(self) -> dict[str, object]:
+        return {"what": self.what, "name": self.name, "why": self.why}
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion did. `modules` and `max_relative_error` are empty where it was only planned."""
+
+    source_format: str
+    target_format: str
+    tensors_in: int
+    tensors_out: int
+    modules: tuple[Checked, ...]
+    max_relative_error: float | None
+    dropped: tuple[Dropped, ...]
+    kept: tuple[str, ...]
+    recomputed: tuple[str, ...]
+    bytes: int | None
+    output: Path | None
+    warnings: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """The document of `loratools convert --json`, without its head."""
+        return {
+            "source_format": self.source_format,
+            "target_format": self.target_format,
+            "tensors_in": self.tensors_in,
+            "tensors_out": self.tensors_out,
+            "max_relative_error": self.max_relative_error,
+            "modules": [{"name": m.name, "error": m.error} for m in self.modules],
+            "dropped": [d.as_json() for d in self.dropped],
+            "metadata": {"kept": list(self.kept), "recomputed": list(self.recomputed)},
+            "bytes": self.bytes,
+            "warnings": list(self.warnings),
+            "output": str(self.output) if self.output is not None else None,
+        }
+
+
+def convert(
+    adapter: str | Path | Adapter,
+    out: str | Path,
+    *,
+    to: str,
+    base: str | Path | Base | None = None,
+    dtype: str | None = None,
+    allow_partial: bool = False,
+    alpha: float | None = None,
+    serve: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    from_format: str | None = None,
+    rank_from: RankFrom = None,
+    overwrite: bool = False,
+    plan: bool = False,
+) -> ConvertReport:
+    """Write the adapter as format `to`, read it back, and commit it if its products are those of the source.
+
+    base     the model it is for: a checkpoint, or a folder with its config.json. Some formats need its names or sizes.
+    dtype    of the stored factors; otherwise each module keeps its own.
+    allow_partial   leave out, and list, what the format cannot hold.
+    alpha    of the modules whose file does not say theirs; without it their scale is assumed to be 1.
+    serve    as this server loads it (vllm, sglang, ...): one rank and one alpha for all, exactly; only for peft.
+    plan     say what would be left out, from headers alone; nothing is written.
+
+    Raises:
+        UsageError: no such format, or one that is not written.
+        UnsupportedError: something that the format cannot hold, named; an uncertain scale.
+        InputError: values that are not finite.
+        OutputExistsError: `out` exists, or is the input.
+    """
+    entry = formats.writer(to)
+    out = formats.named(Path(out), to)
+    cast_to = stored_dtype(dtype) if dtype is not None else None
+    known = open_base(base) if isinstance(base, str | Path) else base
+    # PEFT's own config keeps what says that the base was changed; no other place does.
+    keeps = to == "peft" and serve is None
+    source = load_adapter(adapter, rank_from=rank_from, from_format=from_format, moved=keeps, base=known)
+    inputs = [source.path] if source.path is not None else []
+    check_output(out, overwrite=overwrite, inputs=inputs)
+    warnings = list(source.warnings)
+    everything = source
+    source = with_alpha(source.selected(include, exclude), alpha)
+    unchosen = {
+        name: "left out by --include or --exclude"
+        for name in [*everything.updates, *everything.replacements]
+        if name not in source.updates and name not in source.replacements
+    }
+    if assumed := _assumed(source):
+        warnings.append(
+            f"the scale of {counted(len(assumed), 'module')} is not stored and is assumed to be that of alpha "
+            f"{_shown_alphas(source, assumed)}: if it was trained with another, give it with --alpha"
+        )
+    tensors_in = len(source.tensors())
+    source = unpacked(source, entry.unwritable(source, base=known), known)
+    whole = source
+    fit = fitted(source, known)
+    source = fit.adapter
+    if fit.pieces:
+        count = sum(name not in source.updates for name in whole.updates)
+        warnings.append(f"{counted(count, 'module')} split or joined, as the base has them")
+    warnings += _not_in_base(source, known)
+    unwritable = dict(entry.unwritable(source, base=known))
+    if serve is not None:
+        if to != "peft":
+            raise UsageError(f"--serve is for --to peft, which is what servers load, and not for {to}")
+        unwritable |= unservable(source, serve)
+    if unwritable and not allow_partial:
+        raise UnsupportedError(
+            f"{counted(len(unwritable), 'part')} of {quoted(source.name)} cannot be written as {to}",
+            details=[f"{name}: {why}" for name, why in sorted(unwritable.items())],
+            hint="leave them out, and have them listed, with --allow-partial",
+        )
+    source = _without(source, unwritable)
+    if not source.updates and not source.replacements:
+        raise UnsupportedError(f"nothing of {quoted(source.name)} can be written as {to}")
+    dropped = [
+        Dropped("weight" if name in everything.replacements else "module", name, why)
+        for name, why in sorted({**unchosen, **unwritable}.items())
+    ]
+    if plan:
+        return ConvertReport(
+            source.format, to, tensors_in, len(source.tensors()), (), None, tuple(dropped), (), (),
+            _planned_bytes(source, cast_to), None, tuple(warnings),
+        )  # fmt: skip
+    if serve is not None:
+        source, more = served(source, serve, cast_to)
+        warnings += more
+    with formats.staged(
+        source, out, format=to, dtype=cast_to, overwrite=overwrite, inputs=inputs, base=known
+    ) as written:
+        try:
+            result = formats.load(written.path, format=to, base=known)
+        except LoraToolsError as error:
+            raise RuntimeError(f"what was written as {to} could not be read back: {error}") from error
+        checked = compare(whole, result, fit.pieces, unwritable)
+        _refuse_wrong(checked, whole, to)
+        kept, recomputed, lost = _metadata(source, result)
+        nbytes = sum(t.nbytes for t in result.tensors().values())
+    return ConvertReport(
+        source_format=source.format,
+        target_format=to,
+        tensors_in=tensors_in,
+        tensors_out=len(result.tensors()),
+        modules=tuple(checked),
+        max_relative_error=max((c.error for c in checked), default=0.0),
+        dropped=(*dropped, *(Dropped("metadata", name, f"{to} has no place for it") for name in lost)),
+        kept=tuple(kept),
+        recomputed=tuple(recomputed),
+        bytes=nbytes,
+        output=out,
+        warnings=(*warnings, *written.warnings),
+    )
+
+
+def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
+    """The adapter with `alpha` where its files do not say one.
+
+    Raises:
+        UsageError: they all say it, or it is no scale.
+    """
+    if alpha is None:
+        return adapter
+    if not math.isfinite(alpha) or alpha == 0:
+        raise UsageError(f"an alpha of {alpha:g} is no scale")
+    assumed = _assumed(adapter)
+    if not assumed:
+        raise UsageError(f"{quoted(adapter.name)} says its own alpha, so that there is none to give with --alpha")
+    told = {n: replace(u, alpha=alpha, alpha_source="config") for n, u in assumed.items()}
+    return replace(adapter, updates={**adapter.updates, **told})
+
+
+def _assumed(adapter: Adapter) -> dict[str, LoRA | LoRAExperts | LoHa | LoKr | LycorisGLoRA]:
+    """Updates scaled by an alpha that nobody has said. A whole difference has none; not every LoKr has a use of it."""
+    return {
+        name: update
+        for name, update in adapter.updates.items()
+        if isinstance(update, LoRA | LoRAExperts | LoHa | LoKr | LycorisGLoRA)
+        and update.alpha_source == "assumed"
+        and not (isinstance(update, LoKr) and update.unscaled)
+    }
+
+
+def _not_in_base(adapter: Adapter, base: Base | None) -> list[str]:
+    """What to say of modules that the given base has no place for: they are written all the same."""
+    if base is None or not base.shapes:
+        return []
+    try:
+        left = match(adapter, base.shapes, config=base.config).leftovers
+    except MismatchError as error:
+        return [f"it is not clear whether the adapter fits {quoted(base.name)}: {error.message}"]
+    if not left:
+        return []
+    total = counted(len(adapter.updates) + len(adapter.replacements), "part")
+    names = "; ".join(shown([str(name) for name in left], 3))
+    return [f"{len(left)} of {total} without a place in {quoted(base.name)}: {names}"]
+
+
+def _without(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
+    if not names:
+        return adapter
+    return replace(
+        adapter,
+        updates={n: u for n, u in adapter.updates.items() if n not in names},
+        replacements={n: r for n, r in adapter.replacements.items() if n not in names},
+    )
+
+
+def _refuse_wrong(checked: Sequence[Checked], source: Adapter, to: str) -> None:
+    wrong = [c for c in checked if not c.explained]
+    if wrong:
+        _refuse_not_finite(source)
+        lines = [f"{quoted(c.name)}: relative error {c.error:.3g}" for c in wrong]
+        # Our own mistake, not the input's: nothing is committed.
+        raise RuntimeError(
+            f"what was written as {to} is not what was read, beyond rounding, in {len(wrong)} of {len(checked)} parts; "
+            f"nothing was kept: {'; '.join(shown(lines))}"
+        )
+
+
+def _refuse_not_finite(source: Adapter) -> None:
+    """Raise InputError where values are not finite: no comparison holds then, and the mistake is not ours."""
+    bad = [
+        quoted(name)
+        for name, tensor in source.tensors().items()
+        if tensor.dtype in FLOAT_DTYPES and not tensor.read().isfinite().all()
+    ]
+    if bad:
+        raise InputError(
+            f"{counted(len(bad), 'tensor')} of {quoted(source.name)} not finite: nan or infinity among the values",
+            details=shown(bad),
+            hint="the training run diverged; take an earlier checkpoint, or leave these out with --exclude",
+        )
+
+
+def _metadata(source: Adapter, result: Adapter) -> tuple[list[str], list[str], list[str]]:
+    """Names of what the source said beside its tensors: kept, written anew, dropped."""
+    said, says = _said(source), _said(result)
+    kept = [name for name, value in said.items() if says.get(name) == value]
+    recomputed = [name for name, value in said.items() if name in says and says[name] != value]
+    return kept, recomputed, [name for name in said if name not in says]
+
+
+def _said(adapter: Adapter) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for notes in adapter.notes.values():
+        for part in ("metadata", "config"):
+            entries = notes.get(part) if isinstance(notes, Mapping) else None
+            if isinstance(entries, Mapping):
+                found |= {str(k): v for k, v in entries.items() if v and k not in _INTERPRETED}
+    if adapter.base_model is not None:
+        found["base model"] = adapter.base_model
+    return dict(sorted(found.items()))
+
+
+def _shown_alphas(adapter: Adapter, names: Iterable[str]) -> str:
+    alphas = {adapter.updates[n].alpha for n in names} - {None}
+    return ", ".join(shown([f"{alpha:g}" for alpha in sorted(a for a in alphas if a is not None)]))
+
+
+def _planned_bytes(adapter: Adapter, dtype: str | None) -> int:
+    def stored(kind: str) -> str:
+        return dtype if dtype is not None and kind in FLOAT_DTYPES else kind
+
+    return sum(t.elements * DTYPE_BITS[stored(t.dtype)] // 8 for t in adapter.tensors().values())

@@ -1,0 +1,201 @@
+"""Whether what was written is what was to be written: `dW x` of both, module by module, on random x, in float64.
+
+The bound is what rounding to the stored dtypes explains: B and A are each rounded once, a scale may be folded into one
+of them, and alpha is stored in float32 at least. An error beyond it is no rounding but a mistake, of the writer or of
+the reader, and nothing is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from loratools.adapter import Adapter
+from loratools.tensors.dtypes import FLOAT_DTYPES
+from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.views import reshaped
+from loratools.updates.lora import LoRA
+from loratools.updates.parts.protocol import Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loratools.algebra.lowrank import Factors
+
+_SAMPLES = 4
+# Half the smallest number of the dtype that is not zero: what an entry below its normal range may lose.
+_SMALLEST = {"F64": 2.0**-1075, "F32": 2.0**-150, "F16": 2.0**-25, "BF16": 2.0**-134}
+# Roundings that one product may go through: of B, of A, of a scale folded in where it was fitted, and of alpha.
+_ROUNDINGS = 4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a source's module (`source_rows`, all if None), and where in which module of the result they are."""
+
+    module: str
+    source_rows: tuple[int, int] | None = None
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A module of the result: relative error, and whether rounding explains it."""
+
+    name: str
+    error: float
+    explained: bool
+
+
+def compare(
+    source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, ...]], left_out: Collection[str] = ()
+) -> list[Checked]:
+    """The error of every module and every replaced weight of the result.
+
+    pieces: where the modules of the source went; those that are not in it kept their name.
+    left_out: what is to be missing: modules by the names that they would have in the result, and replaced weights.
+    """
+    made: dict[str, list[tuple[str, Piece]]] = {name: [] for name in result.updates}
+    lost: list[Checked] = []
+    for name, update in source.updates.items():
+        if update.rank == 0:
+            continue  # nothing changes there, and most formats have no way to write that
+        if not _all_rows_went(update, pieces.get(name)):
+            lost.append(Checked(name, float("inf"), False))
+        for piece in pieces.get(name, (Piece(name),)):
+            if piece.module in left_out:
+                continue
+            if piece.module in made:
+                made[piece.module].append((name, piece))
+            elif not _is_zero(update):
+                lost.append(Checked(name, float("inf"), False))
+    checked = [_checked_update(source, name, result.updates[name], parts) for name, parts in made.items()]
+    for name, replacement in result.replacements.items():
+        of = source.replacements.get(name)
+        checked.append(_checked_tensor(name, of.tensor if of is not None else None, replacement.tensor))
+    lost += [Checked(n, float("inf"), False) for n in source.replacements if n not in (*left_out, *result.replacements)]
+    return sorted([*checked, *lost], key=lambda c: c.name)
+
+
+def _is_zero(update: Update) -> bool:
+    """Whether it changes nothing: parts of a fused module that were never trained are left out when it is cut."""
+    factors = update.factors()
+    return factors is not None and not bool(factors.b.any() and factors.a.any())
+
+
+def _all_rows_went(update: Update, pieces: tuple[Piece, ...] | None) -> bool:
+    """Whether the rows that are in no piece are zero."""
+    if pieces is None or any(piece.source_rows is None for piece in pieces):
+        return True
+    factors = _product(update)
+    if factors is None:
+        return False
+    import torch
+
+    left = torch.ones(factors.out_features, dtype=torch.bool)
+    for piece in pieces:
+        left[slice(*(piece.source_rows or (None,)))] = False
+    return not bool(factors.b[left].any())
+
+
+def _checked_update(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked:
+    if len(parts) == 1 and parts[0][1].source_rows is None and parts[0][1].rows is None:
+        of = source.updates[parts[0][0]]
+        if not isinstance(of, LoRA) or not isinstance(result, LoRA):
+            # No product of two factors: its parts say what it is, and whatever is multiplied is among them.
+            return _checked_parts(name, of, result)
+        if of.shape != result.shape:
+            return Checked(name, float("inf"), False)
+    beside = _checked_magnitude(source, name, result, parts)
+    import torch
+
+    found = _product(result)
+    if found is None:
+        return Checked(name, float("inf"), False)
+    x = torch.randn(found.in_features, _SAMPLES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = torch.zeros(found.out_features, _SAMPLES, dtype=torch.float64)
+    room = torch.zeros_like(wanted)
+    unit, smallest = _precision(result.parts.values())
+    for original, piece in parts:
+        factors = _product(source.updates[original])
+        rows, into = slice(*(piece.source_rows or (None,))), slice(*(piece.rows or (None,)))
+        if factors is None or factors.in_features != found.in_features:
+            return Checked(name, float("inf"), False)
+        b = factors.b[rows]
+        if b.shape[0] != wanted[into].shape[0]:
+            return Checked(name, float("inf"), False)
+        wanted[into] += b @ (factors.a @ x)
+        room[into] += _rounding_error(b, factors, x, unit, smallest, result.scale)
+    error = (found.b @ (found.a @ x) - wanted).norm()
+    size = wanted.norm()
+    product = Checked(name, float(error / size) if size else float(error), bool(error <= room.norm()))
+    return product if beside is None else max(product, beside, key=lambda c: (not c.explained, c.error))
+
+
+def _product(update: Update) -> Factors | None:
+    """The factors of the product, of DoRA the one below its magnitude."""
+    if isinstance(update, LoRA) and update.magnitude is not None:
+        update = replace(update, magnitude=None)
+    return update.factors()
+
+
+def _checked_magnitude(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked | None:
+    """The magnitudes of DoRA, put together from those of the source; None where there are none."""
+    wanted = []
+    for original, piece in sorted(parts, key=lambda p: (p[1].rows or (0, 0))[0]):
+        of = source.updates[original]
+        if isinstance(of, LoRA) and of.magnitude is not None:
+            if not isinstance(result, LoRA) or of.magnitude_of != result.magnitude_of:
+                return Checked(name, float("inf"), False)
+            # Formats give it axes of 1, or none.
+            wanted.append(
+                reshaped(of.magnitude, (of.magnitude.elements,)).read()[slice(*(piece.source_rows or (None,)))]
+            )
+    found = result.magnitude if isinstance(result, LoRA) else None
+    if not wanted and found is None:
+        return None
+    if not wanted or found is None:
+        return Checked(name, float("inf"), False)
+    import torch
+
+    return _checked_tensor(name, held(torch.cat(wanted)), reshaped(found, (found.elements,)))
+
+
+def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smallest: float, scale: float) -> Tensor:
+    inner = factors.a.abs() @ x.abs()
+    through_a = smallest * b.abs().sum(1, keepdim=True) * x.abs().sum(0)
+    through_b = smallest * abs(scale) * inner.sum(0)
+    # A few units of float64 for the products themselves.
+    return (_ROUNDINGS * unit + 2.0**-45) * (b.abs() @ inner) + through_a + through_b
+
+
+def _checked_parts(name: str, source: Update, result: Update) -> Checked:
+    if source.kind != result.kind or source.parts.keys() != result.parts.keys() or source.rank != result.rank:
+        return Checked(name, float("inf"), False)
+    each = [_checked_tensor(name, source.parts[part], result.parts[part]) for part in source.parts]
+    unit, _ = _precision(result.parts.values())
+    scales = abs(source.scale - result.scale) / abs(source.scale) if source.scale else abs(result.scale)
+    worst = max([scales, *(c.error for c in each)])
+    return Checked(name, worst, all(c.explained for c in each) and scales <= max(unit, 2.0**-23))
+
+
+def _checked_tensor(name: str, source: LazyTensor | None, result: LazyTensor) -> Checked:
+    if source is None or source.shape != result.shape:
+        return Checked(name, float("inf"), False)
+    if source.dtype not in FLOAT_DTYPES or result.dtype not in FLOAT_DTYPES:
+        same = source.dtype == result.dtype and bool((source.read() == result.read()).all())
+        return Checked(name, 0.0 if same else float("inf"), same)
+    wanted, found = source.read().double(), result.read().double()
+    unit, smallest = _precision([result])
+    error, size = (found - wanted).norm(), wanted.norm()
+    room = unit * size + smallest * wanted.numel() ** 0.5
+    return Checked(name, float(error / size) if size else float(error), bool(error <= room))
+
+
+def _precision(tensors: Iterable[LazyTensor]) -> tuple[float, float]:
+    """The largest unit roundoff and smallest number among the dtypes of these tensors."""
+    from loratools.algebra.rounding import unit_roundoff
+
+    dtypes = {t.dtype for t in tensors if t.dtype in FLOAT_DTYPES} or {"F32"}
+    return max(unit_roundoff(d) for d in dtypes), max(_SMALLEST[d] for d in dtypes)

@@ -1,0 +1,1 @@
+"""extract: make an adapter from a fine-tuned checkpoint and its base."""

@@ -1,0 +1,144 @@
+"""How large the modules of an extraction may become: a rule for each, and limits on all of them together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loratools.errors import UsageError
+from loratools.ops.lowrank.reduce import Limit
+from loratools.tensors.dtypes import DTYPE_BITS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loratools.algebra.rank_rules import RankRule
+
+# A singular value counts as more than noise from this multiple of the edge on: the largest of a random matrix lies a
+# little to either side of it (Tracy and Widom).
+ABOVE_EDGE = 1.02
+# Where only the whole is limited, each module is first looked at to so many times the rank that all could have.
+GENEROUS = 3
+_LEAST_LOOK = 16
+
+
+@dataclass(frozen=True)
+class RankPolicy:
+    """One rule for each module (rank, energy, error or noise_edge), and limits: of each module, and of all.
+
+    max_size is of the file of weights, in bytes; max_params of everything stored in it.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    error: float | None = None
+    noise_edge: bool = False
+    max_rank: int | None = None
+    max_size: int | None = None
+    max_params: int | None = None
+
+    def __post_init__(self) -> None:
+        Limit(self.rank, self.energy, self.error)
+        if self.noise_edge and (self.rank, self.energy, self.error) != (None, None, None):
+            raise UsageError("--noise-edge and another rule for the rank exclude each other", hint="give one of them")
+        for name in ("max_rank", "max_size", "max_params"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value} is not positive")
+        if not any(vars(self).values()):
+            raise UsageError(
+                "no rank to extract",
+                hint="give --rank, --energy, --error, --noise-edge, --max-size or --max-params; "
+                "'loratools spectrum TUNED --base BASE' shows what each rank would keep",
+            )
+
+    @property
+    def limits_all(self) -> bool:
+        """Whether modules must be seen together before any has its rank."""
+        return self.max_size is not None or self.max_params is not None
+
+    def planned(self, smaller: int) -> int | None:
+        """The rank of a module with this smaller side; None where its values decide."""
+        if self.limits_all or (self.energy, self.error, self.noise_edge) != (None, None, False):
+            return None
+        return min(smaller, self.rank or smaller, self.max_rank or smaller)
+
+    def most(self, smaller: int) -> int:
+        """No module of this smaller side gets a higher rank."""
+        return min(smaller, self.rank or smaller, self.max_rank or smaller)
+
+    def rule(self, smaller: int, edge: float, look: int | None = None) -> RankRule:
+        """What chooses the rank of a module with this smaller side and this edge of noise; at most `look`."""
+        from loratools.algebra.rank_rules import Above, AtMost, Fixed, lost_for_energy, lost_for_error
+
+        most = min(self.most(smaller), look or smaller)
+        if self.energy is not None:
+            return AtMost(lost_for_energy(self.energy), most)
+        if self.error is not None:
+            return AtMost(lost_for_error(self.error), most)
+        if self.noise_edge:
+            return AtMost(Above(ABOVE_EDGE * edge), most)
+        return Fixed(most)
+
+    def first_look(self, costs: Sequence[int], dtype: str) -> int:
+        """The rank up to which modules are decomposed before the limits of all are shared out.
+
+        costs: parameters of one unit of rank, of all modules that may have changed.
+        """
+        budget = min(self.max_params or _ENDLESS, (self.max_size or _ENDLESS) * 8 // DTYPE_BITS[dtype])
+        return max(_LEAST_LOOK, GENEROUS * budget // max(1, sum(costs)))
+
+    def shared_out(
+        self,
+        names: Sequence[str],
+        spectra: Sequence[Tensor],
+        costs: Sequence[int],
+        replaced: Mapping[str, int],
+        dtype: str,
+        replaced_bytes: int,
+    ) -> list[int]:
+        """The ranks of modules with these spectra (as far as their rules allow) within the limits of all.
+
+        replaced: parameters of what is stored whole, by name.
+
+        Raises:
+            UsageError: rank 1 wherever something changed is too large already.
+        """
+        from loratools.algebra.allocation import allocate, least_budget
+
+        found = [len(s) for s in spectra]
+        for option, budget, per_unit, taken in (
+            ("--max-params", self.max_params, 1, sum(replaced.values())),
+            ("--max-size", self.max_size, DTYPE_BITS[dtype] // 8, replaced_bytes + header_bytes([*names, *replaced])),
+        ):
+            if budget is None:
+                continue
+            units = [cost * per_unit for cost in costs]
+            least = taken + least_budget(spectra, units)
+            if budget < least:
+                of_it = f", {_amount(option, taken)} of it for what is stored whole and for names" if taken else ""
+                raise UsageError(
+                    f"{option} {_amount(option, budget)} is too little: rank 1 in each of {len(names)} changed modules "
+                    f"takes {_amount(option, least)}{of_it}",
+                    hint="allow more, or choose modules with --include and --exclude",
+                )
+            ranks = allocate(spectra, units, budget - taken, maximum=found)
+            found = [min(a, b) for a, b in zip(found, ranks, strict=True)]
+        return found
+
+
+_ENDLESS = 1 << 62
+
+
+def header_bytes(names: Sequence[str]) -> int:
+    """No file of weights with A and B of these modules has a longer header."""
+    entry = {"dtype": "BF16", "shape": [1 << 24] * 4, "data_offsets": [1 << 40] * 2}
+    key = "base_model.model.{}.base_layer.lora_A.weight"
+    longest = sum(2 * len(json.dumps({key.format(name): entry})) for name in names)
+    return longest + 256
+
+
+def _amount(option: str, value: int) -> str:
+    return f"{value:,} {'bytes' if option == '--max-size' else 'parameters'}"

@@ -1,0 +1,35 @@
+"""What of an extraction takes the place of the base's weights: by names, whole or by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loratools.adapter import Replacement
+from loratools.ops.extract.outcomes import Outcome, Whole, whole_of
+from loratools.ops.finetune.pairs import Pair, Pairs
+
+
+def replacements(pairs: Pairs, results: Mapping[Pair, Outcome]) -> dict[str, tuple[Replacement, float | None]]:
+    """Name of a weight -> what replaces it, and the norm of its change.
+
+    Of a module to save all tensors are stored, changed or not: PEFT loads such modules as a whole.
+    """
+    found: dict[str, tuple[Replacement, float | None]] = {}
+    for pair, result in results.items():
+        if isinstance(result, Whole):
+            found[_told(pair)] = Replacement(whole_of(pair, result), result.declared, result.rows), result.norm
+    for alone in pairs.alone:
+        if alone.declared is not None:
+            found[alone.name] = Replacement(alone.tensor, alone.declared), None
+    modules = {name.rpartition(".")[0] for name, (r, _) in found.items() if r.declared == "modules_to_save"}
+    for pair in results:
+        name = _told(pair)
+        if name.rpartition(".")[0] in modules:
+            found[name] = Replacement(pair.tuned, "modules_to_save"), found[name][1] if name in found else 0.0
+    return found
+
+
+def _told(pair: Pair) -> str:
+    """The name of its weight as an adapter has it: by the name of its module there."""
+    leaf = pair.name.rpartition(".")[2]
+    return f"{pair.target}.{leaf}" if leaf in ("weight", "bias") else pair.target

@@ -1,0 +1,195 @@
+"""What an extraction did, or of a plan what it would do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loratools.adapter import Adapter, Replacement
+from loratools.ops.extract.cost import Cost, cost_of
+from loratools.ops.extract.outcomes import (
+    SKIPPED,
+    Factored,
+    Outcome,
+    Settings,
+    Unchanged,
+    gets_factors,
+    no_factors,
+    taken_whole,
+)
+from loratools.ops.finetune.pairs import Pair, Pairs
+from loratools.tensors.dtypes import DTYPE_BITS
+
+
+@dataclass(frozen=True)
+class ExtractedModule:
+    """A line of the report. `energy` is the captured share of `norm` squared, `error` the relative Frobenius error,
+    both of the factors as stored; the gaps say how much of the energy a better decomposition of this rank could still
+    capture: at most, and probably. `identical` is the share of weights that are bit for bit the base's, `noise_edge`
+    the singular value that rounding to the tuned dtype may have made up. None in a plan; the rank too, where values
+    decide."""
+
+    name: str
+    rank: int | None
+    shape: tuple[int, ...] = ()
+    energy: float | None = None
+    error: float | None = None
+    gap_bound: float | None = None
+    gap_estimate: float | None = None
+    norm: float | None = None
+    identical: float | None = None
+    noise_edge: float | None = None
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A tensor that the adapter holds whole: how it is declared (`adapter.Replacement`), its shape, the `norm` of its
+    change and its `share` of the squared norm of all changes; None of what the base does not have."""
+
+    name: str
+    declared: str
+    shape: tuple[int, ...]
+    bytes: int
+    norm: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A tensor that changed and is not in the adapter: why, how large the change is, and its `share` of the squared
+    norm of all changes. None where that is not known: numbers that are not weights, or a tensor that only one has."""
+
+    name: str
+    why: str
+    norm: float | None
+    share: float | None
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What an extraction did. `energy` and `error` are over the extracted modules, `change_captured` is the share of
+    all that changed. `identical` is the share of the weights of changed modules that are bit for bit the base's.
+    `output` is None where nothing was written, `adapter` where it was only planned, `cost` where it was not."""
+
+    modules: tuple[ExtractedModule, ...]
+    energy: float | None
+    error: float | None
+    change_captured: float | None
+    identical: float | None
+    skipped: tuple[Skipped, ...]
+    replacements: tuple[Replaced, ...]
+    unchanged: int | None
+    output: Path | None
+    adapter: Adapter | None
+    bytes: int | None
+    warnings: tuple[str, ...] = ()
+    cost: Cost | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """The document of `loratools extract --json`, without its head."""
+        fields = ("name", "rank", "shape", "energy", "error", "gap_bound", "gap_estimate", "norm", "identical")
+        plan = {} if self.cost is None else {"memory": self.cost.memory, "seconds_estimate": self.cost.seconds}
+        return {
+            "modules": [{f: getattr(m, f) for f in (*fields, "noise_edge")} for m in self.modules],
+            "energy": self.energy,
+            "error": self.error,
+            "change_captured": self.change_captured,
+            "identical": self.identical,
+            "skipped": [{"name": s.name, "why": s.why, "norm": s.norm, "share": s.share} for s in self.skipped],
+            "unchanged": self.unchanged,
+            "replacements": [
+                {f: getattr(r, f) for f in ("name", "declared", "shape", "bytes", "norm", "share")}
+                for r in self.replacements
+            ],
+            "bytes": self.bytes,
+            **plan,
+            "warnings": list(self.warnings),
+            "output": str(self.output) if self.output is not None else None,
+        }
+
+
+def reported(
+    pairs: Pairs,
+    results: Mapping[Pair, Outcome],
+    factors: Mapping[Pair, Factored],
+    replaced: Mapping[str, tuple[Replacement, float | None]],
+    skipped: Sequence[Skipped],
+    everything: float,
+    adapter: Adapter,
+) -> ExtractReport:
+    """What was measured, put together; `everything`: the squared norm of all that changed."""
+    modules = [
+        ExtractedModule(
+            name=p.target,
+            rank=e.rank,
+            shape=p.base.shape,
+            energy=max(0.0, 1 - e.error**2),
+            error=e.error,
+            gap_bound=e.gap_bound,
+            gap_estimate=e.gap_estimate,
+            norm=e.norm,
+            identical=e.rounding.identical / max(1, e.rounding.elements),
+            noise_edge=e.rounding.edge(p.matrices[1:]),
+        )
+        for p, e in factors.items()
+    ]
+    total = math.fsum(e.norm**2 for e in factors.values())
+    lost = math.fsum((e.norm * e.error) ** 2 for e in factors.values())
+    whole = math.fsum(n**2 for _, n in replaced.values() if n is not None)
+    elements = sum(e.rounding.elements for e in factors.values())
+    taken = [
+        Replaced(name, r.declared, r.tensor.shape, r.tensor.nbytes, n, n**2 / everything if n is not None else None)
+        for name, (r, n) in replaced.items()
+    ]
+    return ExtractReport(
+        modules=tuple(sorted(modules, key=_name)),
+        energy=max(0.0, 1 - lost / total) if total else None,
+        error=math.sqrt(lost / total) if total else None,
+        change_captured=max(0.0, (total - lost + whole) / everything) if everything else None,
+        identical=sum(e.rounding.identical for e in factors.values()) / elements if elements else None,
+        skipped=tuple(skipped),
+        replacements=tuple(sorted(taken, key=_name)),
+        unchanged=sum(isinstance(r, Unchanged) for r in results.values()),
+        output=None,
+        adapter=None,
+        bytes=sum(t.nbytes for t in adapter.tensors().values()),
+    )
+
+
+def planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[str]) -> ExtractReport:
+    """What would be extracted, from headers alone."""
+    whole = {p: declared for p in pairs.pairs if (declared := taken_whole(p, settings)) is not None}
+    chosen = [p for p in pairs.pairs if gets_factors(p, settings)]
+    ranks = [settings.policy.planned(min(p.matrices[1:])) for p in chosen]
+    modules = [ExtractedModule(p.target, rank, p.base.shape) for p, rank in zip(chosen, ranks, strict=True)]
+    replaced = [Replaced(p.name, declared, p.tuned.shape, p.tuned.nbytes) for p, declared in whole.items()]
+    replaced += [Replaced(a.name, a.declared, a.tensor.shape, a.tensor.nbytes) for a in pairs.alone if a.declared]
+    nbytes = None
+    if all(rank is not None for rank in ranks):
+        per_rank = [count * (rows + columns) for count, rows, columns in (p.matrices for p in chosen)]
+        stored = sum((rank or 0) * cost for rank, cost in zip(ranks, per_rank, strict=True))
+        nbytes = stored * DTYPE_BITS[settings.dtype] // 8 + sum(r.bytes for r in replaced)
+    skipped = [Skipped(p.name, p.why, None, None) for p in pairs.pairs if p.why is not None]
+    skipped += [Skipped(p.name, SKIPPED, None, None) for p in pairs.pairs if p not in whole and no_factors(p, settings)]
+    skipped += [Skipped(a.name, a.why, None, None) for a in pairs.alone if a.declared is None]
+    return ExtractReport(
+        modules=tuple(modules),
+        energy=None,
+        error=None,
+        change_captured=None,
+        identical=None,
+        skipped=tuple(sorted(skipped, key=_name)),
+        replacements=tuple(sorted(replaced, key=_name)),
+        unchanged=None,
+        output=None,
+        adapter=None,
+        bytes=nbytes,
+        warnings=tuple(warnings),
+        cost=cost_of(pairs.pairs, settings.policy, workers),
+    )
+
+
+def _name(entry: Skipped | Replaced | ExtractedModule) -> str:
+    return entry.name

@@ -1,0 +1,171 @@
+"""Extract an adapter from a fine-tuned checkpoint: each changed weight as the best product of small rank.
+
+    tuned - base  ~  B @ A          per tensor, streamed from both sides, by certified truncated SVD (`algebra.svd`)
+
+Norms, biases and new heads are taken whole, as an adapter can hold them. What changed and is in neither is measured and
+listed: an adapter that leaves out a part of a fine-tune must say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from loratools import formats
+from loratools.checkpoints import Checkpoint, open_checkpoint
+from loratools.errors import UsageError
+from loratools.execution.local import worker_count
+from loratools.formats.common.base import Base
+from loratools.ops.common.arguments import stored_dtype
+from loratools.ops.extract.adapter import adapter_of, held_all
+from loratools.ops.extract.outcomes import Embeddings, Factored, Left, Outcome, Settings, outcomes
+from loratools.ops.extract.outline import outline
+from loratools.ops.extract.rank_policy import RankPolicy
+from loratools.ops.extract.replacements import replacements
+from loratools.ops.extract.report import ExtractReport, Skipped, planned, reported
+from loratools.ops.extract.warnings import doubts, nothing_error, resized, unwritable_lines
+from loratools.ops.finetune.delta import norm
+from loratools.ops.finetune.pairs import Alone, Pair, Pairs, line_up
+from loratools.storage.commit import check_output
+from loratools.storage.scratch import scratch_beside
+from loratools.tensors.dtypes import FLOAT_DTYPES
+
+__all__ = ["ExtractReport", "extract"]
+
+
+def extract(
+    base: str | Path | Checkpoint,
+    tuned: str | Path | Checkpoint,
+    out: str | Path | None = None,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    error: float | None = None,
+    noise_edge: bool = False,
+    max_rank: int | None = None,
+    max_size: int | None = None,
+    max_params: int | None = None,
+    embeddings: Embeddings = "auto",
+    whole: Sequence[str] = (),
+    dtype: str = "F32",
+    tolerance: float | None = None,
+    exact: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "auto",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    overwrite: bool = False,
+    format: str = "peft",
+    progress: Callable[[int], None] | None = None,
+    plan: bool = False,
+) -> ExtractReport:
+    """Return the adapter that turns `base` into nearly `tuned`, written to `out` where that is given.
+
+    At most one rule chooses the rank of each module, clipped to the smaller side of a matrix:
+
+    rank        this rank.
+    energy      the smallest that keeps this share of the squared Frobenius norm of the module's change.
+    error       the smallest with at most this relative Frobenius error.
+    noise_edge  as many directions as rise above what rounding to the dtype of `tuned` does to every weight.
+
+    Limits go together with a rule, or stand alone:
+
+    max_rank    no module gets a higher one.
+    max_size    bytes of the file of weights; ranks are shared out so that all modules together lose least.
+    max_params  the same, for the number of parameters.
+
+    embeddings  tables of vectors as factors (lora), as the rows that changed or are new (rows), whole (full), not at
+                all (skip), or as what is smallest (auto). All but factors are exact.
+    whole       globs: modules that are stored as the fine-tune has them, which is exact; where no low rank will do.
+    tolerance   share of the captured energy that a better decomposition may probably still find (default: that of
+                `algebra.svd`). Smaller takes more passes over each delta.
+    exact       no randomised method: slower by the size of the matrix over the rank.
+    seed        of the random start. Equal inputs and seed give equal bytes, whatever the number of threads.
+    threads     tensors worked on at once, and so held in memory; one per CPU by default.
+    device      what decomposes: cpu, cuda, cuda:N, or auto.
+    format      to write; what it cannot hold is an error, and can be left out with `exclude`.
+    plan        list what would be extracted, from headers alone: of tables of vectors all rows, since values decide.
+
+    A tensor whose bytes are the same on both sides is not decoded. Scale is 1, and B and A have equal norms.
+
+    Raises:
+        UsageError: no rule and no limit, or a limit that rank 1 everywhere exceeds.
+        InputError: nothing changed, or values that are not finite.
+        MismatchError: names or shapes of the two checkpoints do not line up.
+        UnsupportedError: one of them is quantised.
+        OutputExistsError: `out` exists, or is one of the inputs.
+    """
+    policy = RankPolicy(rank, energy, error, noise_edge, max_rank, max_size, max_params)
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise UsageError(f"tolerance {tolerance:g} is not between 0 and 1")
+    settings = Settings(policy, embeddings, stored_dtype(dtype), tolerance, exact, seed, device)
+    before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, tuned))
+    inputs = [before.path, after.path]
+    if out is not None:
+        check_output(formats.named(Path(out), format), overwrite=overwrite, inputs=inputs)
+    pairs = line_up(before, after, include=include, exclude=exclude, whole=whole, as_files=format != "peft")
+    warnings = [*pairs.warnings, *(f"'{c.name}': {text}" for c in (before, after) for text in c.warnings)]
+    workers = worker_count(threads)
+    known = Base({name: w.shape for name, w in before.weights.items()}, before.config, before.path)
+    if plan:
+        adapter = outline(before, after, pairs, pairs.pairs, settings)
+        warnings += unwritable_lines(formats.writer(format).unwritable(adapter, base=known), format)
+        return planned(pairs, settings, workers, warnings)
+
+    new = [a for a in pairs.alone if a.declared is not None]
+    new_bytes = sum(a.tensor.nbytes for a in new)
+
+    def ensure_writable(changed: Sequence[Pair]) -> None:
+        # Hours of decomposing would end in the same error.
+        formats.ensure_writable(outline(before, after, pairs, changed, settings), format, base=known)
+
+    look_at = ensure_writable if out is not None else None
+    with ExitStack() as stack:
+        # Of a large model the factors are gigabytes: they wait on the disk that they go to.
+        keep = stack.enter_context(scratch_beside(Path(out))).keep if out is not None else held_all
+        results = outcomes(pairs.pairs, settings, workers, new_bytes, progress, look_at, keep)
+        factors = {p: r for p, r in results.items() if isinstance(r, Factored)}
+        replaced = replacements(pairs, results)
+        everything = math.fsum(_square(r) for r in results.values())
+        skipped = _skipped(pairs, results, everything)
+        if not factors and not replaced:
+            raise nothing_error(before, after, skipped)
+        updates = {p: r.update for p, r in factors.items()}
+        adapter = adapter_of(before, pairs, updates, {name: r for name, (r, _) in replaced.items()})
+        report = reported(pairs, results, factors, replaced, skipped, everything, adapter)
+        if settings.embeddings == "lora" and (tied := [p.name for p, r in results.items() if p.followed and r.norm]):
+            warnings.append(
+                f"'{tied[0]}' is taken whole: a tied head follows it, and PEFT would add factors to one of the two only"
+            )
+        warnings += resized(results)
+        warnings += doubts(report, factors, settings)
+        if out is not None:
+            warnings += formats.save(adapter, out, format=format, overwrite=overwrite, inputs=inputs, base=known)
+    if out is not None:
+        written = formats.named(Path(out), format)
+        adapter = formats.load(written, format=format, base=known)
+        report = replace(report, output=written)
+    return replace(report, adapter=adapter, warnings=tuple(warnings))
+
+
+def _skipped(pairs: Pairs, results: Mapping[Pair, Outcome], everything: float) -> list[Skipped]:
+    """What changed and was not extracted, with its share of all that changed."""
+    found = [
+        Skipped(p.name, r.why, r.norm, r.norm**2 / everything if r.norm is not None else None)
+        for p, r in results.items()
+        if isinstance(r, Left)
+    ]
+    found += [Skipped(a.name, a.why, _norm_of(a), None) for a in pairs.alone if a.declared is None]
+    return sorted(found, key=lambda s: s.name)
+
+
+def _square(result: Outcome) -> float:
+    return (result.norm or 0.0) ** 2
+
+
+def _norm_of(alone: Alone) -> float | None:
+    return norm(alone.name, alone.tensor) if alone.tensor.dtype in FLOAT_DTYPES else None

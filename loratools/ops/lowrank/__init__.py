@@ -1,0 +1,1 @@
+"""Deltas as exact factors: what combine, resize, compare and spectrum share."""

@@ -1,0 +1,166 @@
+"""An update as a product of factors, and a product as a LoRA of the same layer.
+
+What depends on the weights of its base has no product of its own, and is refused by name. A whole difference has one
+all the same: itself times the unit matrix, exactly; its rank is then the smaller of its sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from loratools.errors import InputError, UnsupportedError
+from loratools.tensors.lazy import LazyTensor, held
+from loratools.updates.lora import LoRA
+from loratools.updates.parts.protocol import Shape, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loratools.algebra.lowrank import Factors
+
+# Products of factors beyond this are no update of a weight: float32 ends there.
+_LARGEST = 3e38
+# Fields of adapter_config.json that PEFT knows of every kind.
+_COMMON_FIELDS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "modules_to_save",
+        "peft_version",
+        "revision",
+        "target_modules",
+        "task_type",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a layer stores its weight: (out, in), (out, in, *kernel), or (tokens, width) of an embedding."""
+
+    shape: Shape
+    embedding: bool = False
+
+    def lora(self, b: Tensor, a: Tensor) -> LoRA:
+        """`b: (rows, rank)`, `a: (rank, columns)` of the weight as a matrix, as the update of this layer at scale 1."""
+        rank = a.shape[0]
+        if self.embedding:
+            a, b = b.mT, a.mT
+        elif len(self.shape) > 2:
+            a = a.reshape(rank, *[size or 1 for size in self.shape[1:]])
+            b = b.reshape(*b.shape, *[1] * (len(self.shape) - 2))
+        return LoRA(held(a.contiguous()), held(b.contiguous()), float(rank), "config", embedding=self.embedding)
+
+
+def layout_of(update: Update) -> Layout:
+    return Layout(update.shape, isinstance(update, LoRA) and update.embedding)
+
+
+def is_vector(update: Update) -> bool:
+    """Whether it changes a bias or a norm, which has no rank."""
+    return len(update.shape) < 2
+
+
+def exact_factors(update: Update, name: str, whose: str) -> Factors:
+    """Factors of the update in float64, scale included; of a vector its values, as one column.
+
+    Raises:
+        UnsupportedError: it depends on the weights of its base, or its tensors do not tell a matrix.
+        InputError: values that are not finite, named.
+    """
+    factors = update.factors()
+    if factors is None:
+        factors = _whole(update, name, whose)
+    # A sum in float64 of finite values from a file is finite, and several times faster to look at.
+    suspect = not math.isfinite(float(factors.b.sum()) + float(factors.a.sum()))
+    if suspect and not (factors.b.isfinite().all() and factors.a.isfinite().all()):
+        parts = [f"{name}.{part}" for part, tensor in update.parts.items() if not tensor.read().isfinite().all()]
+        raise InputError(
+            f"'{whose}' has values that are not finite",
+            details=parts or [f"{name}: scale {update.scale}"],
+            hint="the training diverged, or the file is damaged; choose other modules with --exclude",
+        )
+    largest = float(factors.b.abs().amax() * factors.a.abs().amax()) if factors.a.numel() and factors.b.numel() else 0.0
+    if not largest < _LARGEST:
+        raise InputError(
+            f"'{name}' of '{whose}' would reach {largest:.4g}, which no trained weight does",
+            hint="look at the adapter's alpha",
+        )
+    return factors
+
+
+def reason_against(update: Update) -> str | None:
+    """Why an update has no factors, in a few words; None where it has, or where it can be turned into some."""
+    if update.needs_base:
+        if isinstance(update, LoRA):
+            return "DoRA: its delta depends on the weights of the base"
+        return f"{update.kind}: its delta depends on the weights of the base"
+    if None in update.shape:
+        return f"{update.kind}: its tensors do not tell the shape of its weight"
+    return None
+
+
+def refuse_together(reasons: list[str], count: int) -> None:
+    """Raise UnsupportedError with one line for each update that has no factors, if there is any."""
+    if reasons:
+        raise UnsupportedError(
+            f"{len(reasons)} of {count} updates have no delta of their own to compute with",
+            details=reasons,
+            hint="leave them out with --exclude; or merge the adapter into its base and extract a LoRA from the result",
+        )
+
+
+def lora_notes(notes: Mapping[str, object], updates: Mapping[str, Update]) -> dict[str, object]:
+    """What the source said that is still true of an adapter whose updates are LoRA now.
+
+    A config of another kind of PEFT's is left with the fields that all kinds have.
+    """
+    peft = notes.get("peft")
+    config = peft.get("config") if isinstance(peft, Mapping) else None
+    if not isinstance(config, Mapping) or config.get("peft_type", "LORA") == "LORA":
+        return dict(notes)
+    if not all(u.kind in ("lora", "lora-experts") for u in updates.values()):
+        return dict(notes)
+    assert isinstance(peft, Mapping)
+    return {**notes, "peft": {**peft, "config": {k: v for k, v in config.items() if k in _COMMON_FIELDS}}}
+
+
+def _whole(update: Update, name: str, whose: str) -> Factors:
+    import torch
+
+    from loratools.algebra.lowrank import Factors
+
+    if (why := reason_against(update)) is not None:
+        raise UnsupportedError(
+            f"'{name}' of '{whose}' has no delta of its own to compute with ({why})",
+            hint="leave it out with --exclude; or merge the adapter into its base and extract a LoRA from the result",
+        )
+    delta = update.prepare(_no_base(update), weight=1.0, dtype="F64")
+    rows, columns = delta.shape
+    values = torch.from_numpy(delta.rows(0, rows)).double().reshape(rows, columns)
+    if columns <= rows:
+        return Factors(values, torch.eye(columns, dtype=torch.float64))
+    return Factors(torch.eye(rows, dtype=torch.float64), values)
+
+
+class _Unread:
+    """The values of a base that no kind without `needs_base` may ask for."""
+
+    location = None
+
+    def read_rows(self, start: int, stop: int) -> NoReturn:
+        raise AssertionError("an update that needs no base has read it")
+
+    def scalar(self) -> NoReturn:
+        raise AssertionError("an update that needs no base has read it")
+
+
+def _no_base(update: Update) -> LazyTensor:
+    return LazyTensor(tuple(size or 0 for size in update.shape), "F32", _Unread())

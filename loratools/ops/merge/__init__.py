@@ -1,0 +1,1 @@
+"""merge: add weighted adapters to the weights of a checkpoint, file to file."""

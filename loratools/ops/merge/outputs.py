@@ -1,0 +1,150 @@
+"""What a verb will do, worked out from headers alone: outputs, and the work units that make them.
+
+A plan is data: it can be printed (`--plan`), compared, and run by any of `execution/`.
+Every work unit owns byte ranges that no other unit writes, so units run in any order, on any worker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from loratools.naming.places import Place
+from loratools.tensors.dtypes import DTYPE_BITS
+from loratools.tensors.files import ByteRange
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.protocol import Update
+
+
+@dataclass(frozen=True)
+class WeightedUpdate:
+    """An update on its way into a weight: whose it is, times what, and where in the stored tensor it goes."""
+
+    adapter: int
+    update: Update
+    weight: float
+    place: Place
+
+
+@dataclass(frozen=True)
+class RowsReplaced:
+    """Rows of a tensor that an adapter replaces: `values: (len(rows), ...)`."""
+
+    adapter: int
+    rows: tuple[int, ...]
+    values: LazyTensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of the result.
+
+    values    what it is made from: the base's tensor, or the adapter's replacement
+    updates   what is added to it; none for a tensor that is only copied, cast or put in place
+    patches   rows of `values` that are replaced before anything is added
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: LazyTensor
+    updates: tuple[WeightedUpdate, ...] = ()
+    patches: tuple[RowsReplaced, ...] = ()
+    replaced_by: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+    # Asked for at every block of rows: kept, or asking costs as much as a tenth of the sums.
+    @cached_property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns as which it is merged: those of all experts one below the other, where it holds several."""
+        experts = any(u.place.at.expert is not None for u in self.updates)
+        axes = 2 if experts else min(1, len(self.shape))
+        return math.prod(self.shape[:axes]), math.prod(self.shape[axes:])
+
+    @property
+    def rows(self) -> int:
+        return self.matrix[0]
+
+    @property
+    def columns(self) -> int:
+        """Elements in a row."""
+        return self.matrix[1]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is merged in one piece, since an update of it has to see all of it first, or makes all of it at
+        once (`whole_delta`), which it would do again for every piece."""
+        return any(u.update.needs_base or getattr(u.update, "whole_delta", False) for u in self.updates)
+
+    @cached_property
+    def row_bytes(self) -> int:
+        return self.columns * DTYPE_BITS[self.dtype] // 8
+
+    @property
+    def copied(self) -> ByteRange | None:
+        """Where its bytes lie ready to be copied; None where they must be computed."""
+        changed = bool(self.updates or self.patches)
+        same = self.dtype == self.values.dtype and self.shape == self.values.shape
+        return self.values.location if same and not changed else None
+
+    @property
+    def touched(self) -> bool:
+        return bool(self.updates) or bool(self.patches) or self.replaced_by is not None
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One weight file of the result, its tensors in the order in which they are stored.
+
+    prefix  what the names of its tensors lose on their way into the file (`unet.`, of a component of a pipeline)
+    index   the file that says which of its fellows has which tensor; None where there is none
+    """
+
+    name: str
+    metadata: Mapping[str, str]
+    outputs: tuple[Output, ...]
+    prefix: str = ""
+    index: str | None = None
+
+    def stored_name(self, output: Output) -> str:
+        return output.name.removeprefix(self.prefix)
+
+
+@dataclass(frozen=True)
+class CopyUnit:
+    """Bytes start:stop of an output, which go over as they are from `source`."""
+
+    file: int
+    output: Output
+    source: ByteRange
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class RowsUnit:
+    """Rows start:stop of an output, to be computed."""
+
+    file: int
+    output: Output
+    start: int
+    stop: int
+
+
+WorkUnit = CopyUnit | RowsUnit
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file beside the weights: copied from `source`, or written with the given `text`. `origin`: whose it is."""
+
+    name: str
+    source: Path | None = None
+    text: str | None = None
+    origin: str = "base"

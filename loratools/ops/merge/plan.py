@@ -1,0 +1,363 @@
+"""What a merge will do: every tensor of the result, where it comes from, and what beside the weights comes along.
+
+Built from headers and configs; no values are read, save to compare two adapters that replace the same weight.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from loratools.adapter import Adapter
+from loratools.checkpoints import Checkpoint, Component
+from loratools.errors import MachineError, MismatchError, UnsupportedError
+from loratools.matching import Leftover, Matches, match
+from loratools.ops.merge.config import merged_configs
+from loratools.ops.merge.layer_replication import replicated, replication
+from loratools.ops.merge.outputs import CopyUnit, Output, OutputFile, PlannedFile, RowsUnit, WorkUnit
+from loratools.ops.merge.resolve import resolve
+from loratools.ops.merge.side_files import planned_side_files
+from loratools.storage.files import free_space, quoted
+from loratools.storage.safetensors_writer import TensorSpec, layout
+
+# A unit is what one worker does at a time: large enough to be worth a hand-over, small enough to share one big tensor.
+_UNIT_BYTES = 32 << 20
+# Measured: a process that has imported numpy, and what a worker holds beside its factors.
+_PROCESS_BYTES = 40 << 20
+_BLOCKS_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """`weights[i]` is the weight of `adapters[i]`, in the order given; `matches[i]` is where its names go, which is
+    nowhere for an adapter of weight 0."""
+
+    base: Checkpoint
+    adapters: tuple[Adapter, ...]
+    weights: tuple[float, ...]
+    matches: tuple[Matches, ...]
+    files: tuple[OutputFile, ...]
+    side_files: tuple[PlannedFile, ...]
+    added: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def active(self) -> list[tuple[Adapter, float]]:
+        """The adapters that take part, with their weights."""
+        return [(a, w) for a, w in zip(self.adapters, self.weights, strict=True) if w]
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return tuple(o for f in self.files for o in f.outputs)
+
+    @property
+    def leftovers(self) -> tuple[Leftover, ...]:
+        return tuple(left for m in self.matches for left in m.leftovers)
+
+    @property
+    def with_index(self) -> bool:
+        return any(f.index is not None for f in self.files)
+
+    @cached_property
+    def bytes_written(self) -> int:
+        return sum(file_size(f) for f in self.files)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that each of the processes of the merge will hold at most, about."""
+        factors = max(
+            (sum(t.nbytes for u in o.updates for t in u.update.parts.values()) for o in self.outputs), default=0
+        )
+        # A kind that looks at its whole weight, or makes its delta whole, holds them in float64: base, result, and
+        # what it works with.
+        whole = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.whole), default=0)
+        return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + whole
+
+    def as_json(self, out: Path) -> dict[str, object]:
+        """The document of `loratools merge --plan --json`, without its head."""
+        touched = [o for o in self.outputs if o.touched]
+        return {
+            "plan": {
+                "base": str(self.base.path),
+                "adapters": [
+                    {
+                        "path": a.name,
+                        "weight": w,
+                        "format": a.format,
+                        "renaming": str(m.renaming) if m.renaming else None,
+                    }
+                    for a, w, m in zip(self.adapters, self.weights, self.matches, strict=True)
+                ],
+                "matches": [
+                    {
+                        "adapter": i,
+                        "target": target,
+                        "weight": place.weight,
+                        "part": str(place.at) or None,
+                        "transposed": place.transposed,
+                        "rank": self.adapters[i].updates[target].rank,
+                        "scale": self.adapters[i].updates[target].scale,
+                    }
+                    for i, m in enumerate(self.matches)
+                    for target, places in m.updates.items()
+                    for place in places
+                ],
+                "leftovers": [{"name": left.name, "why": left.why} for left in self.leftovers],
+                "targets": sum(1 for o in touched if o.updates),
+                "replacements": [o.name for o in touched if o.replaced_by is not None],
+                "added": list(self.added),
+                "untouched": len(self.outputs) - len(touched),
+                "files": [{"name": f.name, "tensors": len(f.outputs), "bytes": file_size(f)} for f in self.files],
+                "side_files": [
+                    {"name": f.name, "from": f.origin if f.text is None else "written anew"} for f in self.side_files
+                ],
+                "not_copied": [{"name": left.name, "why": left.why} for left in self.base.left_out],
+                "bytes": self.bytes_written,
+                "memory": self.memory,
+                "disk_free": free_space(out.parent),
+                "warnings": list(self.warnings),
+            },
+            "output": str(out),
+        }
+
+    def require_space(self, out: Path) -> None:
+        """Raise MachineError where the disk of `out` cannot take the result; checked before anything is written."""
+        needed = self.bytes_written + sum(f.source.stat().st_size for f in self.side_files if f.source is not None)
+        free = free_space(out.parent)
+        if needed > free:
+            raise MachineError(
+                f"{needed:,} bytes are needed on the disk of {quoted(out)}, and {free:,} are free",
+                hint="free some space, or write to another disk",
+            )
+
+
+def plan_merge(
+    base: Checkpoint,
+    adapters: Sequence[tuple[Adapter, float]],
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int | None = None,
+    allow_partial: bool = False,
+) -> MergePlan:
+    """Plan the merge of weighted adapters into `base`.
+
+    Raises:
+        UnsupportedError: the base is quantised.
+        MismatchError: something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
+    """
+    if base.quantization is not None:
+        raise UnsupportedError(
+            f"the base '{base.path}' is quantised ({base.quantization})",
+            hint="a delta cannot be added to packed or scaled numbers; merge into the model that it was made from",
+        )
+    active = [(a, w) for a, w in adapters if w]
+    deeper = replication([a for a, _ in active])
+    base = base if deeper is None else replicated(base, deeper)
+    shapes = _shapes(base)
+    # One of weight 0 is absent, and keeps its place in the list: positions are told in reports.
+    matches = [match(a, shapes, config=base.config) if w else Matches({}, {}, {}, ()) for a, w in adapters]
+    _refuse_leftovers(adapters, matches, allow_partial=allow_partial, base=base)
+    _refuse_fixed(base, matches)
+    result = resolve(base, adapters, matches, dtype=dtype)
+    if result.untied and base.config_file is None:
+        raise UnsupportedError(
+            f"{', '.join(result.untied)} would no longer be tied, which the config of a component of '{base.path}' "
+            "would have to say",
+            hint="merge into the folder of that component",
+        )
+    files = _files(base, result.outputs, max_shard_bytes)
+    shapes = {name: output.shape for name, output in result.outputs.items()}
+    configs, config_warnings = merged_configs(
+        base, [a for a, _ in active], shapes, dtype=dtype, untied=result.untied, deeper=deeper
+    )
+    side_files, side_warnings = planned_side_files(base, [a for a, _ in active], configs)
+    every_warning = [
+        *base.warnings,
+        *(w for a, _ in active for w in a.warnings),
+        *(w for m in matches for w in m.warnings),
+        *(_other_base(a, base) for a, _ in active),
+        *(f"'{a.name}' has weight 0 and is left out" for a, w in adapters if w == 0),
+        *(
+            f"the weight {w:g} of '{a.name}' does not apply to its {len(a.replacements)} replaced tensors"
+            for a, w in active
+            if w != 1 and a.replacements
+        ),
+        *result.warnings,
+        *config_warnings,
+        *side_warnings,
+    ]
+    return MergePlan(
+        base,
+        tuple(a for a, _ in adapters),
+        tuple(w for _, w in adapters),
+        tuple(matches),
+        files,
+        side_files,
+        result.added,
+        tuple(dict.fromkeys(w for w in every_warning if w)),
+    )
+
+
+def specs(file: OutputFile) -> list[TensorSpec]:
+    return [TensorSpec(file.stored_name(o), o.dtype, o.shape) for o in file.outputs]
+
+
+def file_size(file: OutputFile) -> int:
+    return layout(specs(file), file.metadata).size
+
+
+def work_units(plan: MergePlan) -> list[WorkUnit]:
+    """Every byte of every output file, in exactly one unit, in file order."""
+    units: list[WorkUnit] = []
+    for i, file in enumerate(plan.files):
+        for output in file.outputs:
+            source = output.copied
+            if source is not None:
+                units += [
+                    CopyUnit(i, output, source, start, min(start + _UNIT_BYTES, source.nbytes))
+                    for start in range(0, source.nbytes, _UNIT_BYTES)
+                ]
+            else:
+                rows = output.rows
+                step = rows if output.whole else max(1, _UNIT_BYTES // max(1, output.row_bytes))
+                units += [RowsUnit(i, output, start, min(start + step, rows)) for start in range(0, rows, max(1, step))]
+    return units
+
+
+def _shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
+    shapes = {name: t.shape for name, t in base.weights.items()}
+    return shapes | {name: shapes[source] for name, source in base.tied.items()}
+
+
+def _refuse_leftovers(
+    adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches], *, allow_partial: bool, base: Checkpoint
+) -> None:
+    for (adapter, _), found in zip(adapters, matches, strict=True):
+        total = len(adapter.updates) + len(adapter.replacements)
+        if total == 0:
+            raise MismatchError(f"'{adapter.name}' holds no updates and no replaced tensors")
+        left = found.leftovers
+        nothing_fits = not found.updates and not found.replacements
+        if not left or (allow_partial and not nothing_fits):
+            continue
+        hints = [f"the adapter names its base as '{adapter.base_model}'"] if adapter.base_model else []
+        if nothing_fits:
+            hints.append(f"names of this base look like: {', '.join(list(base.weights)[:3])}")
+        else:
+            hints.append("what does not fit can be left out with --allow-partial")
+        raise MismatchError(
+            f"{len(left)} of {total} names in '{adapter.name}' do not fit '{base.path}'",
+            details=[str(one) for one in left],
+            hint="; ".join(hints),
+        )
+
+
+def _refuse_fixed(base: Checkpoint, matches: Sequence[Matches]) -> None:
+    fixed = {
+        place.weight: base.fixed[place.weight]
+        for m in matches
+        for places in (*m.updates.values(), *m.replacements.values())
+        for place in places
+        if place.weight in base.fixed
+    }
+    if fixed:
+        raise UnsupportedError(
+            f"{len(fixed)} weights of '{base.path}' are stored in a way that nothing can be added to",
+            details=[f"{name}   {why}" for name, why in sorted(fixed.items())],
+            hint="leave them out with --exclude, or merge into the model as it was before its conversion",
+        )
+
+
+def _files(base: Checkpoint, outputs: Mapping[str, Output], max_shard_bytes: int | None) -> tuple[OutputFile, ...]:
+    """The base's own files, new tensors at the end of the last one; or files of at most `max_shard_bytes`.
+
+    Each component of the base has files of its own.
+    """
+    files: list[OutputFile] = []
+    for component in base.components:
+        own = [o for name, o in outputs.items() if _component_of(name, base) is component]
+        cut = _own_files(component, own) if max_shard_bytes is None else _cut_files(component, own, max_shard_bytes)
+        files += cut
+    return tuple(files)
+
+
+def _component_of(name: str, base: Checkpoint) -> Component:
+    """The one whose prefix the name has; a name without any belongs to the first."""
+    return next((c for c in base.components if c.prefix and name.startswith(c.prefix)), base.components[0])
+
+
+def _own_files(component: Component, outputs: Sequence[Output]) -> list[OutputFile]:
+    """As the component has them; what it has not got is put at the end of the last one."""
+    left = {o.name: o for o in outputs}
+    groups = [
+        [left.pop(component.prefix + n) for n in f.tensors if component.prefix + n in left] for f in component.files
+    ]
+    groups[-1] += left.values()
+    index = component.index_name if component.index is not None else None
+    return [
+        OutputFile(f.saved_as, dict(f.metadata), tuple(group), component.prefix, index)
+        for f, group in zip(component.files, groups, strict=True)
+    ]
+
+
+def _cut_files(component: Component, outputs: Sequence[Output], max_shard_bytes: int) -> list[OutputFile]:
+    groups: list[list[Output]] = [[]]
+    filled = 0
+    for output in outputs:
+        if groups[-1] and filled + output.nbytes > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(output)
+        filled += output.nbytes
+    metadata = dict(component.files[0].metadata) or {"format": "pt"}
+    stem, count = component.folder + component.stem, len(groups)
+    if count == 1:
+        return [OutputFile(f"{stem}.safetensors", metadata, tuple(groups[0]), component.prefix)]
+    return [
+        OutputFile(
+            f"{stem}-{i:05d}-of-{count:05d}.safetensors", metadata, tuple(g), component.prefix, component.index_name
+        )
+        for i, g in enumerate(groups, 1)
+    ]
+
+
+def index_texts(plan: MergePlan) -> dict[str, str]:
+    """The indexes of the result: name -> text."""
+    texts: dict[str, str] = {}
+    for component in plan.base.components:
+        files = [f for f in plan.files if f.index == component.index_name]
+        if not files:
+            continue
+        outputs = [o for f in files for o in f.outputs]
+        metadata = dict(component.index or {})
+        metadata["total_size"] = sum(o.nbytes for o in outputs)
+        if "total_parameters" in metadata:
+            metadata["total_parameters"] = sum(math.prod(o.shape) for o in outputs)
+        weight_map = {f.stored_name(o): f.name.removeprefix(component.folder) for f in files for o in f.outputs}
+        document = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+        texts[component.index_name] = json.dumps(document, indent=2) + "\n"
+    return texts
+
+
+def _other_base(adapter: Adapter, base: Checkpoint) -> str | None:
+    """A warning where the adapter names another base than the one it is merged into."""
+    if not adapter.base_model:
+        return None
+    own = base.config.get("_name_or_path")
+    # A hub cache keeps `owner/name` in .../models--owner--name/snapshots/<revision>.
+    cached = [
+        p.removeprefix("models--").replace("--", "/") for p in base.path.absolute().parts if p.startswith("models--")
+    ]
+    known = [str(base.path.absolute()), *([own] if isinstance(own, str) and own else []), *cached]
+    last = {_last(k) for k in known}
+    if _last(adapter.base_model) in last:
+        return None
+    return f"'{adapter.name}' names its base as '{adapter.base_model}', not as '{_last(str(base.path.absolute()))}'"
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()

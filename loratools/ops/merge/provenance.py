@@ -1,0 +1,77 @@
+"""`loratools.json`, beside a merged model: what went into it, and what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from loratools._version import __version__
+from loratools.adapter import Adapter
+from loratools.ops.merge.plan import MergePlan
+from loratools.storage.files import identify, read_bytes, sha256
+from loratools.tensors.files import ByteRange, FileId
+
+# A base is too large to be hashed whole at each merge: its header, which names every tensor, and pieces from all over.
+_PIECES = 64
+_PIECE_BYTES = 1 << 16
+
+
+def inputs_record(made: MergePlan) -> dict[str, object]:
+    """What goes into the merge: base and adapters, with their hashes and weights."""
+    return {
+        "base": {
+            "path": _shown(made.base.path),
+            "files": [
+                {
+                    "name": f.name,
+                    "bytes": f.file.size,
+                    "fingerprint": fingerprint(f.file, f.header_bytes),
+                }
+                for f in made.base.files
+            ],
+        },
+        "adapters": [
+            {
+                "path": _shown(a.path) if a.path is not None else None,
+                "weight": w,
+                "format": a.format,
+                "base_model": a.base_model,
+                "files": _adapter_files(a),
+            }
+            for a, w in zip(made.adapters, made.weights, strict=True)
+        ],
+        "side_files": {f.name: f.origin if f.text is None else "written anew" for f in made.side_files},
+        "not_copied": {left.name: left.why for left in made.base.left_out},
+    }
+
+
+def provenance_text(inputs: dict[str, object], report: dict[str, object]) -> str:
+    """JSON of version, inputs, and the report without its list of tensors."""
+    result = {k: v for k, v in report.items() if k not in ("adapters", "tensors", "output", "seconds")}
+    document = {"loratools": __version__, "verb": "merge", **inputs, "result": result}
+    return json.dumps(document, indent=2) + "\n"
+
+
+def fingerprint(file: FileId, header_bytes: int) -> str:
+    """SHA-256 of a weight file's size, header, and 64 pieces of 64 KiB spread evenly over its values."""
+    digest = hashlib.sha256(file.size.to_bytes(8, "little"))
+    whole = ByteRange(file, 0, file.size)
+    digest.update(read_bytes(whole, 0, header_bytes))
+    values = file.size - header_bytes
+    for i in range(_PIECES):
+        start = header_bytes + i * values // _PIECES
+        digest.update(read_bytes(whole, start, min(start + _PIECE_BYTES, file.size)))
+    return "sha256-sampled:" + digest.hexdigest()
+
+
+def _adapter_files(adapter: Adapter) -> list[dict[str, object]]:
+    """Every file of the adapter that its tensors lie in, and its config, hashed whole."""
+    files = {t.location.file.path for t in adapter.tensors().values() if t.location is not None}
+    files |= {p.with_name("adapter_config.json") for p in files if p.with_name("adapter_config.json").is_file()}
+    return [{"name": p.name, "bytes": identify(p).size, "sha256": sha256(p)} for p in sorted(files)]
+
+
+def _shown(path: Path) -> str:
+    """The name of the folder or file, without where it happens to lie on this machine."""
+    return path.absolute().name

@@ -1,0 +1,342 @@
+"""The arithmetic of a merge: rows of the base plus rows of the updates, in float32, rounded once.
+
+Blocks are small enough that the base's rows, the delta, the sum and the result stay in one core's cache; larger ones
+ran at half the speed. Their size is fixed, so that the bytes of the result do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from loratools.errors import InputError
+from loratools.naming.places import Place
+from loratools.ops.merge.outputs import Output, RowsReplaced, RowsUnit, WeightedUpdate
+from loratools.ops.merge.views import as_updated
+from loratools.storage.arrays import read_array
+from loratools.storage.files import reading, write_at
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import Span, reshaped
+from loratools.updates.lora_experts import LoRAExperts
+from loratools.updates.parts.deltas import FactorDelta, joined
+from loratools.updates.parts.protocol import Delta
+
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
+
+_BLOCK_ELEMENTS = 48 << 10
+# Of a unit of more than a few blocks, every fourth is measured: a sample of millions, at a quarter of the cost.
+_FEW = 16
+_MEASURED = 4
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What became of an update: sums over weights, that add up over units.
+
+    along     <merged - base, dW>
+    energy    <dW, dW>
+    still     weights whose stored value is what it was
+    """
+
+    along: float = 0.0
+    energy: float = 0.0
+    still: float = 0.0
+    weights: float = 0.0
+
+    def __add__(self, other: Gain) -> Gain:
+        return Gain(
+            self.along + other.along,
+            self.energy + other.energy,
+            self.still + other.still,
+            self.weights + other.weights,
+        )
+
+    def spread_over(self, weights: int) -> Gain:
+        """What was measured on some of so many weights, taken for all of them: samples count by what they stand for."""
+        if not self.weights or self.weights == weights:
+            return self
+        share = weights / self.weights
+        return Gain(self.along * share, self.energy * share, self.still * share, weights)
+
+    @property
+    def gain(self) -> float | None:
+        """1 where all of the update survived the rounding, 0 where none did; None where there was no update."""
+        return self.along / self.energy if self.energy > 0 else None
+
+    @property
+    def unchanged_share(self) -> float | None:
+        return self.still / self.weights if self.weights else None
+
+
+def compute_dtype(output: Output) -> str:
+    """float32, save for weights stored in float64."""
+    return "F64" if "F64" in (output.dtype, output.values.dtype) else "F32"
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A delta, turned and cut as it is stored, and where in the matrix of an output it goes: its rows and columns."""
+
+    delta: Delta
+    start: int
+    stop: int
+    columns: slice
+    everywhere: bool
+
+    @property
+    def terms(self) -> int:
+        return self.delta.terms
+
+    def within(self, start: int, stop: int) -> tuple[int, int] | None:
+        """The rows among start:stop of the output that it is a part of."""
+        first, last = max(start, self.start), min(stop, self.stop)
+        return (first, last) if first < last else None
+
+    def add_to(self, total: Floats, start: int, base: Floats) -> None:
+        """Add its share to rows of the output that begin at `start`."""
+        if (rows := self.within(start, start + len(total))) is not None:
+            here = slice(rows[0] - start, rows[1] - start), self.columns
+            total[here] += self.delta.rows(rows[0] - self.start, rows[1] - self.start, base[here])
+
+    def add_magnitude_to(self, total: Floats, start: int, base: Floats) -> None:
+        if (rows := self.within(start, start + len(total))) is not None:
+            here = slice(rows[0] - start, rows[1] - start), self.columns
+            total[here] += self.delta.magnitude(rows[0] - self.start, rows[1] - self.start, base[here])
+
+
+def prepared(output: Output, dtype: str, start: int, stop: int) -> list[Placed]:
+    """The updates of rows start:stop of one output, ready to give their rows; all factors that go everywhere as one."""
+    import numpy as np
+
+    placed: list[Placed] = []
+    # An absurd alpha is told of when the sums are looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for weighted in output.updates:
+            first, last, columns, everywhere = _bounds(output, weighted.place)
+            if first < stop and start < last:
+                placed.append(Placed(_delta(output, weighted, dtype), first, last, columns, everywhere))
+    factored = [p.delta for p in placed if p.everywhere and isinstance(p.delta, FactorDelta)]
+    if not factored:
+        return placed
+    first_one = Placed(joined(factored), 0, output.rows, slice(None), True)
+    return [first_one, *(p for p in placed if not (p.everywhere and isinstance(p.delta, FactorDelta)))]
+
+
+def _bounds(output: Output, place: Place) -> tuple[int, int, slice, bool]:
+    """First and last row of the output's matrix at which a place lies, its columns, and whether that is everything."""
+    rows, columns = output.matrix
+    each = output.shape[1] if place.at.expert is not None else rows
+    first = each * (place.at.expert or 0)
+    span = place.at.rows or Span(0, each)
+    assert span.step == 1, "rows that lie apart are columns of the transpose"
+    chosen = place.at.columns.slice if place.at.columns is not None else slice(None)
+    everywhere = len(span) == rows and (place.at.columns is None or len(place.at.columns) == columns)
+    return first + span.start, first + span.stop, chosen, everywhere
+
+
+def _delta(output: Output, weighted: WeightedUpdate, dtype: str) -> Delta:
+    place, update = weighted.place, weighted.update
+    delta: Delta
+    if isinstance(update, LoRAExperts):
+        assert place.of.expert is not None
+        delta = update.prepare_expert(place.of.expert, weight=weighted.weight, dtype=dtype)
+    else:
+        delta = update.prepare(as_updated(output.values, place), weight=weighted.weight, dtype=dtype)
+    if place.of.rows is not None or place.of.columns is not None:
+        # A kind that looks at its whole weight has been given a part of it: matching leaves those out.
+        delta = delta.part(_slice(place.of.rows), _slice(place.of.columns))
+    if place.order is not None:
+        delta = delta.part(place.order(delta.shape[0]), slice(None))
+    return delta.turned() if place.transposed else delta
+
+
+def _slice(span: Span | None) -> slice:
+    return span.slice if span is not None else slice(None)
+
+
+def merge_rows(unit: RowsUnit, fd: int, offset: int) -> Gain:
+    """Compute the rows of `unit` and write them to `fd`; `offset` is where the whole tensor begins.
+
+    Raises:
+        InputError: a weight does not fit the stored dtype, or is not finite in the base.
+    """
+    import numpy as np
+
+    output = unit.output
+    dtype = compute_dtype(output)
+    deltas = prepared(output, dtype, unit.start, unit.stop)
+    step = max(1, _BLOCK_ELEMENTS // max(1, output.columns))
+    blocks = range(unit.start, unit.stop, step)
+    every = _MEASURED if len(blocks) > _FEW else 1
+    gain = Gain()
+    # What is not finite is looked for below; numpy's warning would only say that it is there.
+    with np.errstate(over="ignore", invalid="ignore"), _rows_of(reshaped(output.values, output.matrix)) as read:
+        for i, start in enumerate(blocks):
+            stop = min(start + step, unit.stop)
+            block = _blocks.sized(output, dtype, stop - start)
+            read(start, stop, block)
+            _patch(output.patches, start, block.base)
+            if deltas:
+                _add(deltas, start, stop, block, output)
+                if i % every == 0:
+                    alone = deltas[0].delta if len(output.updates) == 1 and deltas[0].everywhere else None
+                    gain += _gain(alone, start, stop, block)
+            else:
+                _cast(block, output)
+            write_at(fd, block.stored_bytes, offset + start * output.row_bytes)
+    return gain.spread_over((unit.stop - unit.start) * output.columns)
+
+
+@contextmanager
+def _rows_of(values: LazyTensor) -> Iterator[Callable[[int, int, _Block], None]]:
+    """A function that fills the `base` of a block with the values of some rows."""
+    from loratools.algebra.rounding import widen
+
+    if values.location is None:
+
+        def read(start: int, stop: int, block: _Block) -> None:
+            block.base[...] = read_array(values, block.dtype, start, stop).reshape(block.base.shape)
+
+        yield read
+        return
+    with reading(values.location) as read_bytes:
+
+        def read(start: int, stop: int, block: _Block) -> None:
+            read_bytes(start * block.raw_row_bytes, block.raw_bytes)
+            widen(block.raw, values.dtype, block.base)
+
+        yield read
+
+
+def read_rows(output: Output, dtype: str, start: int, stop: int) -> Floats:
+    """Rows start:stop of what updates are added to, in F32 or F64."""
+    base = read_array(reshaped(output.values, output.matrix), dtype, start, stop)
+    _patch(output.patches, start, base)
+    return base
+
+
+def _patch(patches: Sequence[RowsReplaced], start: int, base: Floats) -> None:
+    """Put the rows that are replaced among those of `base`, which begin at `start`."""
+    for patch in patches:
+        for i, row in enumerate(patch.rows):
+            if start <= row < start + len(base):
+                base[row - start] = read_array(patch.values, "F64", i, i + 1).reshape(-1)
+
+
+def _add(deltas: Sequence[Placed], start: int, stop: int, block: _Block, output: Output) -> None:
+    """Fill `block.stored` with base + delta, rounded once."""
+    import numpy as np
+
+    from loratools.algebra.rounding import narrow
+
+    delta, rest = block.delta, deltas
+    if deltas[0].everywhere:
+        deltas[0].delta.rows(start, stop, block.base, out=delta)
+        rest = deltas[1:]
+    else:
+        delta[...] = 0
+    for other in rest:
+        other.add_to(delta, start, block.base)
+    exact = np.add(block.base, delta, out=block.exact)
+    narrow(exact, output.dtype, block.stored, rounded=block.moved, keep_nan=False)
+    # An infinity or nan anywhere makes this sum not finite, so it serves as the check of every weight.
+    largest = float(np.vdot(exact, exact))
+    if not largest < float("inf") or (output.dtype == "F16" and not np.isfinite(block.moved).all()):
+        _refuse(output, block.base, block.base + delta)
+
+
+def _gain(alone: Delta | None, start: int, stop: int, block: _Block) -> Gain:
+    """What became of the update in a block that has just been filled; `alone`: where it is of one adapter only."""
+    import numpy as np
+
+    moved = np.subtract(block.moved, block.base, out=block.moved)
+    # The cheap way is a difference of large numbers where the deltas of several adapters cancel.
+    energy = alone.energy(start, stop) if alone is not None else None
+    energy = float(np.vdot(block.delta, block.delta)) if energy is None else energy
+    changed = int(np.count_nonzero(np.not_equal(moved, 0, out=block.mask)))
+    return Gain(float(np.vdot(moved, block.delta)), energy, moved.size - changed, moved.size)
+
+
+def _cast(block: _Block, output: Output) -> None:
+    """Fill `block.stored` with the base's values, or those that replace them, in another dtype."""
+    import numpy as np
+
+    from loratools.algebra.rounding import narrow
+
+    narrow(block.base, output.dtype, block.stored, rounded=block.moved)
+    finite = np.isfinite(block.base)
+    if not np.isfinite(block.moved[finite]).all():
+        _refuse(output, block.base[finite], block.base[finite])
+
+
+def _refuse(output: Output, base: Floats, exact: Floats) -> NoReturn:
+    """Say what is not finite: the base, the result, or only the sum of squares of the update."""
+    import numpy as np
+
+    from loratools.algebra.rounding import LARGEST
+
+    if not np.isfinite(base).all():
+        raise InputError(f"'{output.name}' of the base holds values that are not finite")
+    if np.isnan(exact).any():
+        raise InputError(
+            f"'{output.name}' would hold values that are no numbers",
+            hint="look for an absurd alpha, or a vector of length zero that is divided by",
+        )
+    largest, limit = float(abs(exact).max()), LARGEST[output.dtype]
+    if largest <= limit:
+        raise InputError(
+            f"'{output.name}' would reach {largest:.4g}, which no trained weight does",
+            hint="look at the adapter's alpha and weight",
+        )
+    raise InputError(
+        f"'{output.name}' would reach {largest:.4g}, and {output.dtype} ends at {limit:.4g}",
+        hint="look at the adapter's alpha and weight, or store the result with --dtype bfloat16 or float32",
+    )
+
+
+class _Block:
+    """Memory for one block, reused from block to block: fresh memory would cost more in page faults than the sums.
+
+    raw       as read                 base     the same in the dtype of the sums
+    delta     the updates' rows       exact    base + delta
+    moved     what the stored value is worth, then how far it is from the base
+    stored    as written
+    """
+
+    def __init__(self, read_as: str, stored_as: str, dtype: str, rows: int, columns: int) -> None:
+        import numpy as np
+
+        from loratools.algebra.rounding import STORAGE
+
+        self.key = (read_as, stored_as, dtype, rows, columns)
+        self.dtype = dtype
+        shape = (rows, columns)
+        self.raw = np.empty(shape, STORAGE[read_as])
+        self.raw_bytes = self.raw.reshape(-1).view(np.uint8).data
+        self.raw_row_bytes = columns * self.raw.itemsize
+        self.base: Floats = np.empty(shape, STORAGE[dtype])
+        self.delta: Floats = np.empty(shape, STORAGE[dtype])
+        self.exact: Floats = np.empty(shape, STORAGE[dtype])
+        self.moved: Floats = np.empty(shape, STORAGE[dtype])
+        self.mask = np.empty(shape, np.bool_)
+        self.stored = np.empty(shape, STORAGE[stored_as])
+        self.stored_bytes = self.stored.reshape(-1).view(np.uint8).data
+
+
+class _ThreadBlocks(threading.local):
+    """Each worker's own: those of the last shape of block, since blocks of one shape follow each other."""
+
+    last: _Block | None = None
+
+    def sized(self, output: Output, dtype: str, rows: int) -> _Block:
+        key = (output.values.dtype, output.dtype, dtype, rows, output.columns)
+        if self.last is None or self.last.key != key:
+            self.last = _Block(*key)
+        return self.last
+
+
+_blocks = _ThreadBlocks()

@@ -1,0 +1,377 @@
+"""Merge weighted adapters into a checkpoint, file to file, in the memory of a few blocks.
+
+    W' = round(W + sum of weight * dW)
+
+The sum is formed in float32 (float64 for float64 weights) and rounded once, however many adapters there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from loratools import registry
+from loratools.checkpoints import open_checkpoint
+from loratools.errors import InputError
+from loratools.execution import Runner
+from loratools.execution.local import worker_count
+from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
+from loratools.ops.common.base import base_of
+from loratools.ops.merge.initial import with_experts, with_initial
+from loratools.ops.merge.outputs import CopyUnit, OutputFile, WorkUnit
+from loratools.ops.merge.plan import MergePlan, index_texts, plan_merge, specs, work_units
+from loratools.ops.merge.provenance import inputs_record, provenance_text
+from loratools.ops.merge.rows import Gain, merge_rows
+from loratools.ops.merge.verify import error_ratio, require_right
+from loratools.storage.arrays import read_array
+from loratools.storage.commit import check_output, staged_folder
+from loratools.storage.files import copy_range, ensure_unchanged, identify, start_writeback
+from loratools.storage.safetensors_writer import SafetensorsWriter
+from loratools.tensors.dtypes import FLOAT_DTYPES
+from loratools.tensors.files import ByteRange
+from loratools.tensors.lazy import LazyTensor
+
+# Elements looked at in one go.
+_LOOK = 1 << 18
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """`adapters`: positions of those that changed it, in the order given."""
+
+    name: str
+    adapters: tuple[int, ...]
+    gain: float | None
+    max_error_ratio: float | None
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did. Shares and ratios are over touched weights; None where there was nothing to measure.
+
+    `gain` and `unchanged_share` are measured on every block of 49,152 weights where a unit of work (32 MiB) has up to
+    16 of them, and on every fourth where it has more. `max_error_ratio` is of nine rows in each unit.
+    """
+
+    output: Path
+    adapters: tuple[tuple[str, float], ...]
+    tensors: tuple[MergedTensor, ...]
+    targets: int
+    untouched: int
+    replaced: int
+    added: tuple[str, ...]
+    bytes: int
+    seconds: float
+    gain: float | None
+    unchanged_share: float | None
+    max_error_ratio: float | None
+    verified: bool
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """The document of `loratools merge --json`, without its head."""
+        return {
+            "adapters": [{"path": path, "weight": weight} for path, weight in self.adapters],
+            "targets": self.targets,
+            "untouched": self.untouched,
+            "replaced": self.replaced,
+            "added": list(self.added),
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+            "gain": self.gain,
+            "unchanged_share": self.unchanged_share,
+            "max_error_ratio": self.max_error_ratio,
+            "verified": self.verified,
+            "tensors": [
+                {"name": t.name, "adapters": list(t.adapters), "gain": t.gain, "max_error_ratio": t.max_error_ratio}
+                for t in self.tensors
+            ],
+            "left_out": list(self.left_out),
+            "warnings": list(self.warnings),
+            "output": str(self.output),
+        }
+
+
+def merge(
+    base: str | Path,
+    adapters: Sequence[AdapterArgument] | AdapterSource,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int | None = None,
+    allow_partial: bool = False,
+    overwrite: bool = False,
+    verify: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    initial: Sequence[AdapterSource] = (),
+    expert_packing: str | None = None,
+    expert_orientation: str | None = None,
+    threads: int | None = None,
+    execution: str = "local",
+    progress: Callable[[int], None] | None = None,
+) -> MergeReport:
+    """Write `base` with the weighted sum of `adapters` added, as a checkpoint of the same layout at `out`.
+
+    adapters         paths, loaded adapters, or pairs of one of these and a weight (1 where none is given).
+    dtype            what weights are stored in; the base's own where it is None.
+    max_shard_bytes  start a new weight file before one grows beyond this; the base's own files where it is None.
+    allow_partial    leave out what finds no place in the base, and report it, in place of failing.
+    verify           read rows of every merged tensor back and compare them with float64 arithmetic.
+    include, exclude globs on the names of the adapters' targets and replaced weights.
+    rank_from        tensors or config: which rank scales, where the two disagree.
+    initial          for each adapter whose initialisation changed the base (PiSSA, OLoRA, CorDA, LoRA-GA), the adapter
+                     as it was before training, in the same order: it is taken off again.
+    expert_packing   peft or expert-major: how the experts of a fused parameter share the columns of B.
+    expert_orientation  out-in or in-out: how square fused experts are stored, where the adapter does not tell.
+    threads          workers; as many as there are CPUs where it is None. The result does not depend on it.
+    execution        local: threads of this process; forked: processes, faster, for a program without other threads.
+    progress         called with the number of bytes just written, on the thread of the caller.
+
+    Weights that no adapter touches keep their bytes. Nothing appears at `out` before all of it is there.
+
+    Raises:
+        UsageError: an argument cannot be meant; the output exists; an input does not.
+        InputError: an input is damaged, unsafe or not supported, or the inputs do not fit each other.
+        MachineError: disk full, no permission, or an input that changed meanwhile.
+    """
+    made = plan(
+        base,
+        adapters,
+        out,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        allow_partial=allow_partial,
+        overwrite=overwrite,
+        include=include,
+        exclude=exclude,
+        rank_from=rank_from,
+        from_format=from_format,
+        initial=initial,
+        expert_packing=expert_packing,
+        expert_orientation=expert_orientation,
+    )
+    return run(made, out, overwrite=overwrite, verify=verify, threads=threads, execution=execution, progress=progress)
+
+
+def plan(
+    base: str | Path,
+    adapters: Sequence[AdapterArgument] | AdapterSource,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int | None = None,
+    allow_partial: bool = False,
+    overwrite: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    initial: Sequence[AdapterSource] = (),
+    expert_packing: str | None = None,
+    expert_orientation: str | None = None,
+) -> MergePlan:
+    """Work out from headers what `merge` would do, writing nothing; arguments and errors as there."""
+    base, out = Path(base), Path(out)
+    stored = stored_dtype(dtype) if dtype is not None else None
+    checkpoint = open_checkpoint(base)
+    known = base_of(checkpoint)
+    loaded = load_weighted(adapters, rank_from=rank_from, from_format=from_format, moved=True, base=known)
+    loaded = with_initial(loaded, initial, rank_from=rank_from)
+    loaded = [(with_experts(a, packing=expert_packing, orientation=expert_orientation), w) for a, w in loaded]
+    inputs = [base, *(a.path for a, _ in loaded if a.path is not None)]
+    check_output(out, overwrite=overwrite, inputs=inputs)
+    return plan_merge(
+        checkpoint,
+        [(a.selected(include, exclude), w) for a, w in loaded],
+        dtype=stored,
+        max_shard_bytes=max_shard_bytes,
+        allow_partial=allow_partial,
+    )
+
+
+def run(
+    made: MergePlan,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    verify: bool = True,
+    threads: int | None = None,
+    execution: str = "local",
+    progress: Callable[[int], None] | None = None,
+) -> MergeReport:
+    """Do what the plan says; arguments and errors as of `merge`."""
+    began = time.monotonic()
+    out = Path(out)
+    inputs = [made.base.path, *(a.path for a in made.adapters if a.path is not None)]
+    check_output(out, overwrite=overwrite, inputs=inputs)
+    made.require_space(out)
+    _refuse_not_finite({a.name: {n: r.tensor for n, r in a.replacements.items()} for a, _ in made.active})
+    run_units, workers = registry.load("execution", execution).run, worker_count(threads)
+    with staged_folder(out, overwrite=overwrite, inputs=inputs) as staging:
+        try:
+            written, record = _write_weights(made, staging, run_units, workers, verify, progress or (lambda _: None))
+        except InputError:
+            # Where the adapters are to blame, all of their bad tensors are named, not the first weight that suffered.
+            _refuse_not_finite({a.name: a.tensors() for a, _ in made.active})
+            raise
+        require_right({name: w.ratio for name, w in written.items()})
+        report = _report(made, out, written, verify)
+        _write_side_files(made, staging, provenance_text(record, report.as_json()))
+        for file in {f.file for f in made.base.files}:
+            ensure_unchanged(file)
+        # Last of all: whoever sees an index may rely on every shard that it names.
+        for name, text in index_texts(made).items():
+            (staging / name).write_text(text, encoding="utf-8")
+    return replace(report, seconds=round(time.monotonic() - began, 3))
+
+
+def _refuse_not_finite(tensors: Mapping[str, Mapping[str, LazyTensor]]) -> None:
+    """Raise InputError where values are not finite, naming every tensor by whose it is."""
+    bad = [
+        f"'{whose}'   {name}"
+        for whose, named in tensors.items()
+        for name, tensor in named.items()
+        if tensor.dtype in FLOAT_DTYPES and not _is_finite(tensor)
+    ]
+    if bad:
+        raise InputError(
+            f"{len(bad)} tensors of the adapters hold values that are not finite",
+            details=bad,
+            hint="the training run diverged; take an earlier checkpoint, or leave these out with --exclude",
+        )
+
+
+def _is_finite(tensor: LazyTensor) -> bool:
+    """Whether all values are, read in blocks of rows: a saved embedding may be larger than all else that is held."""
+    import numpy as np
+
+    rows = tensor.shape[0] if tensor.shape else 1
+    step = max(1, _LOOK // max(1, tensor.elements // max(1, rows)))
+    return all(np.isfinite(read_array(tensor, "F32", i, min(i + step, rows))).all() for i in range(0, rows, step))
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What was measured on written rows: what became of the update, and the largest error as a share of the bound."""
+
+    gain: Gain = field(default_factory=Gain)
+    ratio: float = 0.0
+
+    def __add__(self, other: _Written) -> _Written:
+        return _Written(self.gain + other.gain, max(self.ratio, other.ratio))
+
+
+def _write_weights(
+    made: MergePlan, folder: Path, run_units: Runner, threads: int, verify: bool, progress: Callable[[int], None]
+) -> tuple[dict[str, _Written], dict[str, object]]:
+    """Write every weight file to `folder`; what was measured, by tensor, and the record of the inputs."""
+    units = work_units(made)
+    left = Counter(u.file for u in units)
+    written = {o.name: _Written() for o in made.outputs}
+
+    for file in made.files:
+        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        # Files are flushed by a thread of their own, so that the disk works on one while the next is computed. It is
+        # started when the first unit is done: workers are forked before there are threads.
+        background = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="loratools-flush"))
+        writers = [stack.enter_context(SafetensorsWriter(folder / f.name, specs(f), f.metadata)) for f in made.files]
+        finished: list[Future[None]] = []
+        records: list[Future[dict[str, object]]] = []
+
+        def work(unit: WorkUnit) -> _Written:
+            return _write_unit(unit, made.files[unit.file], writers[unit.file], verify)
+
+        def done(unit: WorkUnit, _: _Written) -> None:
+            if not records:
+                records.append(background.submit(inputs_record, made))
+            name, (start, nbytes) = made.files[unit.file].stored_name(unit.output), _span(unit)
+            writers[unit.file].account(name, start, nbytes)
+            left[unit.file] -= 1
+            if not left[unit.file]:
+                finished.append(background.submit(writers[unit.file].finish))
+            progress(nbytes)
+
+        # Added up in the order of the units, whatever the order in which they were done.
+        for unit, measured in zip(units, run_units(units, work, threads=threads, done=done), strict=True):
+            written[unit.output.name] += measured
+        for future in finished:
+            future.result()
+        return written, records[0].result() if records else inputs_record(made)
+
+
+def _span(unit: WorkUnit) -> tuple[int, int]:
+    """Where in its tensor the unit's bytes begin, and how many they are."""
+    each = 1 if isinstance(unit, CopyUnit) else unit.output.row_bytes
+    return unit.start * each, (unit.stop - unit.start) * each
+
+
+def _write_unit(unit: WorkUnit, file: OutputFile, writer: SafetensorsWriter, verify: bool) -> _Written:
+    offset, (start, nbytes) = writer.offset(file.stored_name(unit.output)), _span(unit)
+    if isinstance(unit, CopyUnit):
+        piece = ByteRange(unit.source.file, unit.source.offset + start, nbytes)
+        copy_range(piece, writer.fd, offset + start, path=writer.path)
+        return _Written()
+    gain = merge_rows(unit, writer.fd, offset)
+    start_writeback(writer.fd, offset + start, nbytes)
+    ratio = error_ratio(unit, writer.fd, offset) if verify and unit.output.touched else 0.0
+    return _Written(gain, ratio)
+
+
+def _write_side_files(made: MergePlan, staging: Path, provenance: str) -> None:
+    for file in made.side_files:
+        path = staging / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if file.text is not None:
+            path.write_text(file.text, encoding="utf-8")
+        elif file.source is not None:
+            found = identify(file.source)
+            with path.open("xb") as opened:
+                copy_range(ByteRange(found, 0, found.size), opened.fileno(), 0, path=path)
+    (staging / "loratools.json").write_text(provenance, encoding="utf-8")
+
+
+def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verified: bool) -> MergeReport:
+    touched = [o for o in made.outputs if o.touched]
+    updated = [o for o in touched if o.updates]
+    total = sum((written[o.name].gain for o in updated), Gain())
+    tensors = []
+    for o in touched:
+        who = {u.adapter for u in o.updates} | ({o.replaced_by} if o.replaced_by is not None else set())
+        measured = written[o.name]
+        ratio = measured.ratio if verified else None
+        tensors.append(MergedTensor(o.name, tuple(sorted(who)), measured.gain.gain if o.updates else None, ratio))
+    warnings = list(made.warnings)
+    if updated and total.energy == 0:
+        warnings.append("every delta is zero: the adapters are untrained, and the result equals the base")
+    elif total.gain is not None and total.gain < 0.99:
+        warnings.append(
+            f"{1 - total.gain:.1%} of the update is lost to rounding, being small against the spacing of the stored "
+            "dtype; --dtype float32 keeps it"
+        )
+    return MergeReport(
+        output=out,
+        adapters=tuple((a.name, w) for a, w in zip(made.adapters, made.weights, strict=True)),
+        tensors=tuple(tensors),
+        targets=len(updated),
+        untouched=len(made.outputs) - len(touched),
+        replaced=len([o for o in touched if o.replaced_by is not None and o.name not in made.added]),
+        added=made.added,
+        bytes=made.bytes_written,
+        seconds=0.0,
+        gain=total.gain,
+        unchanged_share=total.unchanged_share,
+        max_error_ratio=max((t.max_error_ratio or 0.0 for t in tensors), default=None) if verified else None,
+        verified=verified,
+        left_out=tuple(left.name for left in made.leftovers),
+        warnings=tuple(warnings),
+    )

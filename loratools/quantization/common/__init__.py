@@ -1,0 +1,1 @@
+"""What schemes of quantised weights share."""

@@ -1,0 +1,50 @@
+"""The dtypes of tensors: their safetensors names, their sizes in bits, and torch's names for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import dtype as TorchDtype
+
+# Every dtype of the safetensors format, with its width in bits (F4 and F6 are packed).
+DTYPE_BITS: dict[str, int] = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+
+_TORCH_NAMES: dict[str, str] = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
+    "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+_FROM_TORCH = {name: dtype for dtype, name in _TORCH_NAMES.items()}
+
+# The floating dtypes that weights and factors are stored in; `--dtype` takes the torch spelling.
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+# Floating numbers of 8 bits; F8_E8M0 has no mantissa, and is only ever a scale.
+FLOAT8_DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+
+
+def torch_dtype(dtype: str) -> TorchDtype:
+    """The torch dtype of a safetensors spelling; KeyError for the packed ones that torch has no tensors of."""
+    import torch
+
+    found: TorchDtype = getattr(torch, _TORCH_NAMES[dtype])
+    return found
+
+
+def dtype_name(dtype: TorchDtype) -> str:
+    """The safetensors spelling of a torch dtype."""
+    return _FROM_TORCH[str(dtype).removeprefix("torch.")]
+
+
+def parse_float_dtype(name: str) -> str | None:
+    """`bfloat16`, `bf16` or `BF16` -> `BF16`; None where `name` is no floating dtype that weights are stored in."""
+    aliases = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "half": "F16", "float": "F32", "double": "F64"}
+    lower = name.lower()
+    found = aliases.get(lower) or _FROM_TORCH.get(lower) or name.upper()
+    return found if found in FLOAT_DTYPES else None

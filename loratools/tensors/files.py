@@ -1,0 +1,25 @@
+"""Where the bytes of a tensor are: a file as it was when it was first read, and a range of its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FileId:
+    """A file as it was when it was first read, so that a later read can tell that it has changed."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Where a contiguous, little-endian, row-major tensor lies."""
+
+    file: FileId
+    offset: int
+    nbytes: int

@@ -1,0 +1,208 @@
+"""Views of lazy tensors: transposed, sliced, reshaped, reordered. A view reads values and never computes with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loratools.tensors.dtypes import DTYPE_BITS, FLOAT8_DTYPES, torch_dtype
+from loratools.tensors.files import ByteRange
+from loratools.tensors.lazy import LazyTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """Every `step`-th of start:stop along one axis."""
+
+    start: int
+    stop: int
+    step: int = 1
+
+    def __len__(self) -> int:
+        return len(range(self.start, self.stop, self.step))
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop, self.step)
+
+
+class _View:
+    """Source of a view: a value, equal to another that views the same in the same way.
+
+    No dataclass for each: to make one costs as much as reading a header, at every start of the program.
+    """
+
+    def __init__(self, *how: Any) -> None:
+        self._how = how
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and isinstance(other, _View) and other._how == self._how
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._how))
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        raise NotImplementedError
+
+    def scalar(self) -> float:
+        return float(self.read_rows(0, 1).double().item())
+
+
+class _Transposed(_View):
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        (of,) = self._how
+        values: Tensor = of.read()[:, start:stop].T.contiguous()
+        return values
+
+
+class _Rows(_View):
+    @property
+    def location(self) -> ByteRange | None:
+        of, first, last = self._how
+        whole: ByteRange | None = of.location
+        row_bits = math.prod(of.shape[1:]) * DTYPE_BITS[of.dtype]
+        if whole is None or row_bits % 8:
+            return None
+        return ByteRange(whole.file, whole.offset + first * row_bits // 8, (last - first) * row_bits // 8)
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        of, first, _ = self._how
+        values: Tensor = of.read_rows(first + start, first + stop)
+        return values
+
+
+class _Columns(_View):
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        of, span = self._how
+        values: Tensor = of.read_rows(start, stop)[:, span.slice].contiguous()
+        return values
+
+
+class _Reshaped(_View):
+    @property
+    def location(self) -> ByteRange | None:
+        found: ByteRange | None = self._how[0].location
+        return found
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        of, shape = self._how
+        size, inner = math.prod(shape[1:]), math.prod(of.shape[1:])
+        values: Tensor
+        if not size or not inner or not shape:
+            values = of.read().reshape(shape or (1,))[start:stop]
+            return values
+        first, last = start * size // inner, -(-stop * size // inner)
+        skipped = start * size - first * inner
+        values = of.read_rows(first, last).flatten()[skipped : skipped + (stop - start) * size]
+        return values
+
+    def scalar(self) -> float:
+        return float(self._how[0].scalar())
+
+
+class _Reordered(_View):
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        import torch
+
+        of, order = self._how
+        wanted = order[start:stop]
+        if 2 * len(wanted) >= of.shape[0]:
+            values: Tensor = of.read()[list(wanted)]
+            return values
+        pieces = [of.read_rows(first, last) for first, last in _runs(wanted)]
+        return torch.cat(pieces) if pieces else of.read_rows(0, 0)
+
+
+class _Float16(_View):
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        values: Tensor = self._how[0].read_rows(start, stop).to(torch_dtype("F16"))
+        return values
+
+
+class _Placed(_View):
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        import torch
+
+        (_, columns), blocks = self._how
+        values = torch.zeros(stop - start, columns, dtype=torch_dtype(blocks[0][2].dtype))
+        for row, column, block in blocks:
+            first, last = max(start, row), min(stop, row + block.shape[0])
+            if first < last:
+                inside = block.read_rows(first - row, last - row)
+                values[first - start : last - start, column : column + block.shape[1]] = inside
+        return values
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Numbers that follow each other as ranges: first and one past the last."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number:
+            found[-1] = found[-1][0], number + 1
+        else:
+            found.append((number, number + 1))
+    return found
+
+
+def transposed(tensor: LazyTensor) -> LazyTensor:
+    """View of a matrix (rows, columns) as (columns, rows). Any range of its rows reads the whole matrix."""
+    rows, columns = tensor.shape
+    return LazyTensor((columns, rows), tensor.dtype, _Transposed(tensor))
+
+
+def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
+    """View of rows start:stop of the first axis; it has a place in the file where the tensor has one."""
+    if not 0 <= start <= stop <= tensor.shape[0]:
+        raise IndexError(f"rows {start}:{stop} of {tensor.shape[0]}")
+    if (start, stop) == (0, tensor.shape[0]):
+        return tensor
+    return LazyTensor((stop - start, *tensor.shape[1:]), tensor.dtype, _Rows(tensor, start, stop))
+
+
+def columns_of(tensor: LazyTensor, span: Span) -> LazyTensor:
+    """View of some columns, along the second axis. Any range of its rows reads whole rows."""
+    rows, columns, *inner = tensor.shape
+    if span == Span(0, columns):
+        return tensor
+    return LazyTensor((rows, len(span), *inner), tensor.dtype, _Columns(tensor, span))
+
+
+def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    """View of the same values, in the same order, under another shape of as many elements."""
+    if shape == tensor.shape:
+        return tensor
+    if math.prod(shape) != tensor.elements:
+        raise ValueError(f"{tensor.shape} has no view of shape {shape}")
+    return LazyTensor(shape, tensor.dtype, _Reshaped(tensor, shape))
+
+
+def reordered(tensor: LazyTensor, order: tuple[int, ...]) -> LazyTensor:
+    """View of a selection of rows, each by its number, in any order. Many of them are read as the whole tensor."""
+    return LazyTensor((len(order), *tensor.shape[1:]), tensor.dtype, _Reordered(tensor, order))
+
+
+def in_float16(tensor: LazyTensor) -> LazyTensor:
+    """View of numbers of 8 bits as float16, which holds all of them exactly."""
+    if tensor.dtype not in FLOAT8_DTYPES:
+        raise ValueError(f"{tensor.dtype} has no exact view in float16")
+    return LazyTensor(tensor.shape, "F16", _Float16(tensor))
+
+
+def placed(shape: tuple[int, int], blocks: Sequence[tuple[int, int, LazyTensor]]) -> LazyTensor:
+    """View of a matrix that is zero but for blocks of one dtype, each at its first row and column."""
+    dtypes = {block.dtype for _, _, block in blocks}
+    if len(dtypes) != 1:
+        raise ValueError(f"blocks of {sorted(dtypes)}")
+    for row, column, block in blocks:
+        if len(block.shape) != 2 or row + block.shape[0] > shape[0] or column + block.shape[1] > shape[1]:
+            raise ValueError(f"a block {block.shape} at {row}, {column} is not inside {shape}")
+    return LazyTensor(shape, dtypes.pop(), _Placed(shape, tuple(blocks)))

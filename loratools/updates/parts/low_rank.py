@@ -1,0 +1,65 @@
+"""What kinds share whose delta is a product of two factors that need no base, whatever the factors are made of."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.deltas import FactorDelta
+from loratools.updates.parts.protocol import Delta, Shape, fits_shape
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
+
+
+class NoAlpha:
+    """The fields of kinds without an alpha."""
+
+    alpha: ClassVar[None] = None
+    alpha_source: ClassVar[str] = "assumed"
+    scale: ClassVar[float] = 1.0
+
+
+class LowRank(ABC):
+    """`matrices` makes the two factors; all else follows."""
+
+    needs_base: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape: ...
+
+    @abstractmethod
+    def matrices(self, rows: int, columns: int) -> tuple[Floats, Floats]:
+        """`b: (rows, rank)` with the scale in it, `a: (rank, columns)`, in float64, of a weight of that shape."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return fits_shape(self.shape, shape)
+
+    def factors(self) -> Factors | None:
+        """None where the tensors, cut to the size of the base's weight, do not tell it."""
+        import torch
+
+        from loratools.algebra.lowrank import Factors
+
+        rows, columns = self.shape
+        if rows is None or columns is None:
+            return None
+        b, a = self.matrices(rows, columns)
+        return Factors(torch.from_numpy(b), torch.from_numpy(a))
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        b, a = self.matrices(base.shape[0], math.prod(base.shape[1:]))
+        return weighted(b, a, weight, dtype)
+
+
+def weighted(b: Floats, a: Floats, weight: float, dtype: str) -> FactorDelta:
+    """`weight * b @ a` of float64 factors, each rounded once to F32, or kept in F64."""
+    import numpy as np
+
+    kind = np.float64 if dtype == "F64" else np.float32
+    scaled = b if weight == 1 else b * weight
+    return FactorDelta(np.ascontiguousarray(scaled, kind), np.ascontiguousarray(a, kind))

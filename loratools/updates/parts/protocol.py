@@ -1,0 +1,115 @@
+"""What an adapter does to one weight: one file per kind, and the protocol they share.
+
+Every update is its **delta against the unmodified base**, so that the deltas of several adapters add, in any order.
+Nothing here imports torch until values are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from loratools.tensors.lazy import LazyTensor
+
+if TYPE_CHECKING:
+    from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
+    from loratools.updates.parts.deltas import Index
+
+# Sizes of a weight as the layer computes with it: (out, in), (out, in, *kernel), (tokens, width) of an embedding,
+# (experts, out, in), (n,) of a bias. None where the update's own tensors do not tell.
+Shape: TypeAlias = tuple[int | None, ...]
+
+
+class Update(Protocol):
+    """One kind's tensors and numbers for one weight; a frozen value."""
+
+    @property
+    def kind(self) -> str:
+        """The name of its file in `updates/`, with dashes."""
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the weight that it updates, as the layer computes with it."""
+
+    @property
+    def rank(self) -> int | None:
+        """None where the kind has nothing that is called so."""
+
+    @property
+    def alpha(self) -> float | None: ...
+
+    @property
+    def alpha_source(self) -> str:
+        """Where alpha comes from: config, tensor, metadata or assumed."""
+
+    @property
+    def scale(self) -> float:
+        """What multiplies the delta, or the part of it that has a scale; 1 where the kind has none."""
+
+    @property
+    def parts(self) -> Mapping[str, LazyTensor]:
+        """Its tensors, by the name that the kind's own file gives them."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the delta depends on the weight that it is added to."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can be an update of a weight of this shape (`fits_shape` does for most kinds)."""
+
+    def factors(self) -> Factors | None:
+        """`b: (out, rank)`, `a: (rank, in x kernel)` with the scale in `b`, in float64, whose product is the delta.
+
+        None where it is not low rank, where the tensors do not tell its shape, or where it depends on the base.
+        """
+
+    def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
+        """Read what is needed to give rows of `weight * delta`.
+
+        base: the unmodified weight, in the orientation of `shape`; read only where `needs_base`.
+        dtype: F32 or F64, what is computed in.
+        """
+
+
+class Delta(Protocol):
+    """A weighted delta as a matrix that gives its rows as numpy arrays.
+
+    numpy and not torch, which takes longer to import than a model of a billion weights takes to merge.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def terms(self) -> int:
+        """Products summed in one entry: the `r` of the error bound."""
+
+    def rows(self, start: int, stop: int, base: Floats | None = None, *, out: Floats | None = None) -> Floats:
+        """Rows start:stop, (stop - start, columns), in the dtype that it was prepared in; into `out` if it is given.
+
+        base: the same rows of the unmodified weight, in the same dtype, for kinds that need them.
+        """
+
+    def energy(self, start: int, stop: int) -> float | None:
+        """Sum of the squares of these rows, where it is to be had without forming them."""
+
+    def magnitude(self, start: int, stop: int, base: Floats | None = None) -> Floats:
+        """Upper bound of the absolute values that rounding errors of these rows are proportional to: sum |b| |a|."""
+
+    def turned(self) -> Delta:
+        """Its transpose."""
+
+    def part(self, rows: Index, columns: Index) -> Delta:
+        """Some of its rows and columns, in that order."""
+
+
+def flow(shape: Shape) -> str:
+    """`(out, in)` as people read a layer: in -> out; any other shape as its sizes."""
+    sizes = ["?" if size is None else str(size) for size in shape]
+    return f"{sizes[1]} -> {sizes[0]}" if len(sizes) == 2 else "x".join(sizes) or "a scalar"
+
+
+def fits_shape(expected: Shape, shape: tuple[int, ...]) -> bool:
+    """Whether the two agree wherever `expected` tells."""
+    return len(expected) == len(shape) and all(e is None or e == s for e, s in zip(expected, shape, strict=True))

@@ -1,0 +1,86 @@
+import time
+
+import pytest
+from peft_folders import Stored, factors
+
+from loratools import formats
+from loratools.errors import FormatError
+from loratools.formats.peft_parts import patterns
+from loratools.formats.peft_parts.patterns import matches
+
+NAMES = ["layers.0.q_proj", "layers.1.q_proj", "layers.11.q_proj", "q_proj", "layers.0.q_projection"]
+
+
+@pytest.mark.parametrize(
+    ("key", "matched"),
+    [
+        ("q_proj", [0, 1, 2, 3]),
+        ("layers.0.q_proj", [0]),
+        ("1.q_proj", [1]),  # not layer 11: a key begins the name, or follows a dot
+        ("layers.1..q_proj", [2]),  # a dot is any character
+        ("^q_proj", [3]),
+        ("^layers\\.0\\.q_proj", [0]),
+        ("layers\\.\\d\\.q_proj", [0, 1]),
+        ("layers\\.\\d+\\.q_proj", [0, 1, 2]),
+        ("(0|11)\\.q_proj", [0, 2]),
+        ("q_pro", []),
+        ("", []),
+        (".*", [0, 1, 2, 3, 4]),
+    ],
+)
+def test_a_key_is_matched_from_the_end_and_by_whole_segments(key: str, matched: list[int]) -> None:
+    found = matches([key], NAMES, where="rank_pattern")
+
+    assert [i for i, name in enumerate(NAMES) if found[name]] == matched
+
+
+def test_keys_that_match_come_in_the_order_of_the_file() -> None:
+    found = matches(["q_.*", "q_proj", "layers.0.q_proj", "(q|k)_proj"], NAMES, where="rank_pattern")
+
+    assert found["layers.0.q_proj"] == ("q_.*", "q_proj", "layers.0.q_proj", "(q|k)_proj")
+    assert found["layers.0.q_projection"] == ("q_.*",)
+
+
+def test_a_name_that_is_no_regex_for_itself_is_still_found() -> None:
+    assert matches(["a+b"], ["a+b", "aab"], where="rank_pattern") == {"a+b": ("a+b",), "aab": ("a+b",)}
+
+
+@pytest.mark.parametrize("key", ["(", "(q", "q)", "[", "*q", "q{2}{3}", "(?P<a", "(" * 5000, "q\\"])
+def test_a_key_that_is_no_regex_is_refused_by_name(key: str, stored: Stored) -> None:
+    with pytest.raises(FormatError, match=r"rank_pattern: '.*' is no regular expression"):
+        formats.load(stored(rank_pattern={"v_proj": 4, key: 4}))
+
+
+@pytest.mark.parametrize("key", ["(a+)+$", "(a|a)*b", "(.*)*(.*)*(.*)*x", "((a?){25})a{25}b"])
+def test_a_regex_that_takes_years_is_stopped_and_named(
+    key: str, stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "TIMEOUT_SECONDS", 0.5)
+    folder = stored(factors("a" * 60 + "!"), alpha_pattern={".*fine": 3, key: 4, ".*fine_too": 3})
+
+    with pytest.raises(FormatError) as raised:
+        formats.load(folder)
+
+    assert raised.value.message == (
+        f"alpha_pattern: the regular expression '{key}' takes more than 0.5 seconds on 1 module names"
+    )
+
+
+def test_alternatives_that_take_years_are_stopped_within_five_seconds(stored: Stored) -> None:
+    started = time.monotonic()
+
+    with pytest.raises(FormatError, match="takes more than 2 seconds"):
+        formats.load(stored(factors("a" * 40 + "!"), alpha_pattern={"(a|a)" * 40: 3}))
+
+    assert time.monotonic() - started < 5
+
+
+def test_a_pattern_that_names_every_module_is_soon_matched() -> None:
+    names = [f"model.layers.{n}.{m}_proj" for n in range(80) for m in "qkvogud"]
+    started = time.monotonic()
+
+    found = matches(names, names, where="rank_pattern")
+
+    assert all(name in keys for name, keys in found.items())
+    # 560 x 560 regular expressions would take more than a quarter of a second.
+    assert time.monotonic() - started < 0.25

@@ -1,0 +1,73 @@
+"""Fused experts taken apart: each expert's dense delta by PEFT's formula, in float64."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from loratools import formats
+from loratools.errors import UnsupportedError
+from loratools.ops.convert.verb import convert
+
+EXPERTS, RANK, HIDDEN, INNER = 3, 2, 10, 7
+BASE = formats.Base({}, {"model_type": "qwen3_moe", "hidden_size": HIDDEN, "num_experts": EXPERTS})
+
+
+def fused(folder: Path, sizes: dict[str, tuple[int, int]]) -> tuple[Path, dict[str, Tensor]]:
+    """A PEFT folder with target_parameters, and `scale * B[:, :, e] A[e]` of every expert of every parameter."""
+    tensors, deltas = {}, {}
+    generator = torch.Generator().manual_seed(0)
+    # The parameter that is registered first is wrapped innermost.
+    for infix, (name, (out, into)) in zip((".base_layer", ""), sizes.items(), strict=True):
+        a = torch.randn(EXPERTS * RANK, into, generator=generator, dtype=torch.float64)
+        b = torch.randn(out, RANK * EXPERTS, generator=generator, dtype=torch.float64)
+        key = f"base_model.model.model.layers.0.mlp.experts{infix}"
+        tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = a, b
+        deltas[name] = 3 / RANK * torch.einsum("ore,eri->eoi", b.view(out, RANK, EXPERTS), a.view(EXPERTS, RANK, into))
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA", "r": RANK, "lora_alpha": 3, "target_modules": [], "peft_version": "0.19.1",
+        "target_parameters": [f"mlp.experts.{name}" for name in sizes],
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder, deltas
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("to", ["mlx", "gguf"])
+def test_every_expert_gets_its_own_part(to: str, turned: bool, tmp_path: Path) -> None:
+    sizes = {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
+    source, deltas = fused(tmp_path / "in", {n: s[::-1] if turned else s for n, s in sizes.items()})
+    out = tmp_path / ("out.gguf" if to == "gguf" else "out")
+
+    report = convert(source, out, to=to, base=BASE, dtype="float32")
+
+    found = formats.load(out, base=BASE)
+    assert len(found.updates) == 3 * EXPERTS
+    for e in range(EXPERTS):
+        up, down = (deltas[n][e].T if turned else deltas[n][e] for n in sizes)
+        wanted = {"gate_proj": up[:INNER], "up_proj": up[INNER:], "down_proj": down}
+        for role, delta in wanted.items():
+            factors = found.updates[f"model.layers.0.mlp.experts.{e}.{role}"].factors()
+            assert factors is not None
+            torch.testing.assert_close(factors.b @ factors.a, delta, rtol=1e-5, atol=1e-5)
+    assert report.max_relative_error is not None
+    assert report.max_relative_error < 2.0**-22
+
+
+def test_without_the_sizes_of_the_base_fused_experts_are_refused_by_name(tmp_path: Path) -> None:
+    source, _ = fused(tmp_path / "in", {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)})
+
+    with pytest.raises(UnsupportedError) as raised:
+        convert(source, tmp_path / "out", to="mlx")
+
+    assert raised.value.details == (
+        "model.layers.0.mlp.experts.down_proj: mlx-lm has no lora-experts",
+        "model.layers.0.mlp.experts.gate_up_proj: mlx-lm has no lora-experts",
+    )

@@ -38,6 +38,7 @@ from loratools.formats.peft_parts.patterns import matches
 from loratools.naming.image.resolving import denoisers
 from loratools.storage.files import quoted
 from loratools.storage.json_file import parse_json
+from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
 from loratools.updates.lora import LoRA
@@ -157,7 +158,8 @@ class _FromHeader:
             config = {k.removeprefix(f"{part}."): v for k, v in flat.items() if k.startswith(f"{part}.")}
             numbers = fields.scaling(config)
             inside = {name.partition(".")[2]: name for name in modules if name.partition(".")[0] == part}
-            found = matches(numbers.alphas, list(inside), where="alpha_pattern") if numbers.alphas else {}
+            regexes = UntrustedRegexes(list(inside))
+            found = matches(numbers.alphas, regexes, where="alpha_pattern") if numbers.alphas else {}
             for inner, name in inside.items():
                 keys = found.get(inner)
                 alpha = numbers.alphas[keys[0]] if keys else numbers.alpha

@@ -16,6 +16,7 @@ from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts.keys import PREFIX
 from loratools.formats.peft_parts.lora import registered
 from loratools.formats.peft_parts.patterns import matches
+from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
@@ -137,7 +138,7 @@ def pattern(values: Mapping[str, int | float], default: float, bare: Collection[
     plain = {f"{re.escape(t)}{_WEIGHT}" if t in bare else t: value for t, value in different.items()}
     if not plain:
         return {}
-    found = matches(plain, list(values), where="a pattern to be written")
+    found = matches(plain, UntrustedRegexes(list(values)), where="a pattern to be written")
     if all((plain[keys[0]] if keys else default) == values[target] for target, keys in found.items()):
         return plain
     # A short name is also the end of a longer one.

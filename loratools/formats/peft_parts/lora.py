@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loratools import registry
@@ -18,6 +18,7 @@ from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts import kinds
 from loratools.formats.peft_parts.keys import Factor, Parsed
 from loratools.storage.files import quoted
+from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora_experts import LoRAExperts, Orientation
 from loratools.updates.parts.peft_module import PeftModule
@@ -205,7 +206,9 @@ def _alphas(
     """
     names = list(ranks)
     told: dict[str, int | None] = {}
-    rank_keys, alpha_keys = _keys("rank_pattern", numbers.ranks, names), _keys("alpha_pattern", numbers.alphas, names)
+    regexes = UntrustedRegexes(names)
+    rank_keys = _keys("rank_pattern", numbers.ranks, regexes)
+    alpha_keys = _keys("alpha_pattern", numbers.alphas, regexes)
     alphas: dict[str, tuple[float, str]] = {}
     differing: dict[tuple[int, int], list[str]] = {}
     for module, rank in ranks.items():
@@ -236,12 +239,12 @@ def _alphas(
     return alphas, told, [] if rank_from is not None else doubts, warnings
 
 
-def _keys(where: str, values: Mapping[str, float], names: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+def _keys(where: str, values: Mapping[str, float], regexes: UntrustedRegexes) -> Mapping[str, tuple[str, ...]]:
     if not values:
         return {}
     from loratools.formats.peft_parts.patterns import matches
 
-    return matches(values, names, where=where)
+    return matches(values, regexes, where=where)
 
 
 def _unused(where: str, values: Mapping[str, float], found: Mapping[str, tuple[str, ...]]) -> list[str]:

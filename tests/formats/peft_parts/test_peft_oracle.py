@@ -24,6 +24,7 @@ from loratools.errors import UnsupportedError  # noqa: E402
 from loratools.formats.peft_parts.config import FIELDS  # noqa: E402
 from loratools.formats.peft_parts.keys import BARE_PARTS, FOREIGN  # noqa: E402
 from loratools.formats.peft_parts.patterns import matches  # noqa: E402
+from loratools.storage.untrusted_regex import UntrustedRegexes  # noqa: E402
 from loratools.updates.lora import LoRA  # noqa: E402
 
 VOCABULARY = 23
@@ -449,7 +450,10 @@ def assert_same_as_peft(names: list[str], keys: list[str]) -> None:
 
     pattern = dict.fromkeys(keys, 0)
     theirs = {name: key if (key := get_pattern_key(pattern, name)) in pattern else None for name in names}
-    ours = {name: keys[0] if keys else None for name, keys in matches(pattern, names, where="rank_pattern").items()}
+    ours = {
+        name: keys[0] if keys else None
+        for name, keys in matches(pattern, UntrustedRegexes(names), where="rank_pattern").items()
+    }
     assert ours == theirs
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import peers
 import pytest
 import torch
 from checkpoints.merging import assert_added, save_adapter
@@ -91,9 +92,11 @@ def test_kernels_with_their_channels_last_are_refused_by_name(base: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@peers.needs("mlx", "mlx_lm")
 def test_mlx_lm_stacks_experts_as_is_read_here(tmp_path: Path) -> None:
-    mx = pytest.importorskip("mlx.core")
-    mixtral = pytest.importorskip("mlx_lm.models.mixtral")
+    import mlx.core as mx
+    import mlx_lm.models.mixtral as mixtral
+
     args = mixtral.ModelArgs(
         model_type="mixtral", vocab_size=11, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, num_local_experts=EXPERTS, num_experts_per_tok=2,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import factories
 import numpy as np
+import peers
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ from loratools.ops.merge.verb import merge
 from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
 
-gguf = pytest.importorskip("gguf")
+gguf = peers.load("gguf")
 
 HEADS, KEY_HEADS, SIZE, HIDDEN = 3, 1, 4, 12
 SHAPES = {
@@ -83,6 +84,7 @@ def wanted(adapter: Path, *, permuted: bool) -> dict[str, np.ndarray]:
     return made
 
 
+@peers.needs("gguf")
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
 @pytest.mark.parametrize("case", ["plain", "ranks", "rslora", "alphas"])
 def test_llama_cpp_adds_what_peft_adds(case: str, model_type: str, tmp_path: Path) -> None:
@@ -128,6 +130,7 @@ def test_a_plain_adapter_comes_back_without_a_bit_changed(tmp_path: Path) -> Non
     assert formats.load(tmp_path / "back").base_model == "tiny/base"
 
 
+@peers.needs("gguf")
 def test_experts_are_stacked_with_zeros_for_those_left_alone(tmp_path: Path) -> None:
     names = [f"model.layers.0.mlp.experts.{e}.up_proj" for e in (0, 2)]
     source = factories.adapter_folder(
@@ -147,6 +150,7 @@ def test_experts_are_stacked_with_zeros_for_those_left_alone(tmp_path: Path) -> 
     assert not delta[[1, 3]].any()
 
 
+@peers.needs("gguf")
 def test_the_embedding_is_looked_up_in_a_turned_round(tmp_path: Path) -> None:
     a, b = torch.randn(4, 13), torch.randn(12, 4)
     update = LoRA(held(a), held(b), 6.0, "config", embedding=True)
@@ -208,6 +212,7 @@ def test_rows_are_uncertain_without_the_heads_of_the_base(tmp_path: Path) -> Non
     assert formats.load(tmp_path / "qwen.gguf").doubts == ()
 
 
+@peers.needs("gguf")
 def test_what_gguf_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     source = factories.adapter_folder(
         tmp_path / "in",
@@ -261,6 +266,7 @@ def foreign(path: Path, tensors: dict[str, np.ndarray], *, alpha: float | None =
     return path
 
 
+@peers.needs("gguf")
 @pytest.mark.parametrize(
     ("alpha", "scale", "source"), [(8.0, 2.0, "metadata"), (0.0, 1.0, "metadata"), (None, 1.0, "assumed")]
 )
@@ -273,6 +279,7 @@ def test_alpha_0_means_a_scale_of_1(alpha: float | None, scale: float, source: s
     assert (update.scale, update.alpha_source, update.shape) == (scale, source, (10, 6))
 
 
+@peers.needs("gguf")
 def test_faults_of_a_file_are_named(tmp_path: Path) -> None:
     a, b = np.ones((4, 6), np.float32), np.ones((10, 4), np.float32)
     with pytest.raises(FormatError) as raised:
@@ -290,6 +297,7 @@ def test_faults_of_a_file_are_named(tmp_path: Path) -> None:
         formats.load(foreign(tmp_path / "6.gguf", {"blk.1.x.weight.lora_a": a}, type="control"))
 
 
+@peers.needs("gguf")
 def test_a_whole_model_is_no_adapter(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     writer.add_type("model")

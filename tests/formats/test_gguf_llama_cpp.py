@@ -6,17 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peers
+import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from loratools.ops.convert.verb import convert
 
 # The server of llama.cpp in a wheel; it is heavy, and not everywhere.
-xllamacpp = pytest.importorskip("xllamacpp")
-gguf = pytest.importorskip("gguf")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+pytestmark = peers.needs("xllamacpp", "gguf")
+xllamacpp = peers.load("xllamacpp")
+gguf = peers.load("gguf")
 
 VOCABULARY, HIDDEN, HEADS, KEY_HEADS, LAYERS = 263, 64, 4, 2, 2
 PROMPT = [1, 70, 100, 33, 259, 90, 200, 14]

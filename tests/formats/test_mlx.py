@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import factories
+import peers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -166,12 +167,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@peers.needs("mlx", "mlx_lm")
 @pytest.mark.parametrize("case", ["plain", "patterns", "some layers"])
 def test_mlx_lm_computes_what_peft_computes(case: str, base: Path, tmp_path: Path) -> None:
-    mx = pytest.importorskip("mlx.core")
-    mlx_utils = pytest.importorskip("mlx_lm.utils")
-    mlx_tuner = pytest.importorskip("mlx_lm.tuner.utils")
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    import mlx.core as mx
+    import mlx_lm.tuner.utils as mlx_tuner
+    import mlx_lm.utils as mlx_utils
+    import peft
+    import transformers
+
     shapes = {"self_attn.q_proj": (12, 12), "self_attn.v_proj": (4, 12), "mlp.down_proj": (12, 20)}
     options: dict[str, object] = {"config": {"target_modules": ["q_proj", "v_proj", "down_proj"]}}
     modules = factories.layered(2, shapes)
@@ -209,14 +213,16 @@ def mlx_leaves(model: object) -> list[tuple[str, object]]:
     return list(tree_flatten(model.parameters()))  # type: ignore[attr-defined]
 
 
+@peers.needs("mlx", "mlx_lm")
 def test_what_mlx_lm_saves_is_read_to_what_it_computes(base: Path, tmp_path: Path) -> None:
-    mx = pytest.importorskip("mlx.core")
-    mlx_utils = pytest.importorskip("mlx_lm.utils")
-    mlx_tuner = pytest.importorskip("mlx_lm.tuner.utils")
+    import mlx.core as mx
+    import mlx_lm.tuner.utils as mlx_tuner
+    import mlx_lm.utils as mlx_utils
+    import peft
+    import transformers
     from mlx.utils import tree_flatten
     from mlx_lm.utils import save_config
 
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     model, _ = mlx_utils.load_model(base)
     model.freeze()
     config = {"rank": 3, "scale": 1.7, "dropout": 0.0}
@@ -238,11 +244,12 @@ def test_what_mlx_lm_saves_is_read_to_what_it_computes(base: Path, tmp_path: Pat
     torch.testing.assert_close(found, torch.tensor(model(mx.array(tokens)).tolist()), rtol=1e-4, atol=1e-4)
 
 
+@peers.needs("mlx", "mlx_lm")
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_a_merge_of_what_mlx_lm_saves_is_what_mlx_lm_computes(kind: str, base: Path, tmp_path: Path) -> None:
-    mx = pytest.importorskip("mlx.core")
-    mlx_utils = pytest.importorskip("mlx_lm.utils")
-    mlx_tuner = pytest.importorskip("mlx_lm.tuner.utils")
+    import mlx.core as mx
+    import mlx_lm.tuner.utils as mlx_tuner
+    import mlx_lm.utils as mlx_utils
     from mlx.utils import tree_flatten
 
     from loratools.ops.merge.verb import merge

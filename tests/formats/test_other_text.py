@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import peers
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -236,8 +237,11 @@ def test_cloneofsimo_numbers_are_modules_of_stable_diffusion(tmp_path: Path) -> 
         formats.load(tmp_path / "less.safetensors")
 
 
+@peers.needs("diffusers")
 def test_the_names_of_cloneofsimo_are_diffusers_and_transformers_own(tmp_path: Path) -> None:
-    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    import diffusers
+    import transformers
+
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=(32, 32, 64, 64), cross_attention_dim=24, norm_num_groups=8, attention_head_dim=8
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
 import torch
 from torch import Tensor
@@ -167,7 +168,9 @@ def output(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[
+    pytest.param(name, marks=peers.needs("diffusers")) if name in ("unet", "flux") else name for name in FAMILIES
+])  # fmt: skip
 def family(request: pytest.FixtureRequest) -> Family:
     return FAMILIES[request.param]
 
@@ -197,8 +200,10 @@ def test_merged_model_computes_what_pefts_unmerged_one_does(family: Family, tmp_
     assert difference < 1e-3 * effect
 
 
+@peers.needs("diffusers")
 def test_adapters_of_denoiser_and_text_encoder_merge_into_one_pipeline(tmp_path: Path) -> None:
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+
     torch.manual_seed(12)
     models = {"unet": unet(), "text_encoder": hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT, eos_token_id=8))}
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}

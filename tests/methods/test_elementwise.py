@@ -5,15 +5,17 @@ dense singular value decompositions."""
 from __future__ import annotations
 
 import method_terms as make
+import peers
 import pytest
 import torch
-from mergekit.merge_methods import generalized_task_arithmetic as mergekit_ties
-from mergekit.merge_methods import sce as mergekit_sce
-from mergekit.sparsify import magnitude as mergekit_magnitude
-from mergekit.sparsify import magnitude_outliers
 from torch import Tensor
 
 from loratools.methods import Terms
+
+mergekit_ties = peers.load("mergekit.merge_methods.generalized_task_arithmetic")
+mergekit_sce = peers.load("mergekit.merge_methods.sce")
+mergekit_magnitude = peers.load("mergekit.sparsify").magnitude
+magnitude_outliers = peers.load("mergekit.sparsify").magnitude_outliers
 
 WEIGHTS = (0.5, 1.25, -0.75)
 
@@ -52,6 +54,7 @@ def test_ties_in_full_space_is_its_definition(density: float, average: str) -> N
     _same(found, _ties(make.deltas(terms), density, average))
 
 
+@peers.needs("mergekit")
 @pytest.mark.parametrize("majority", ["sum", "count"])
 def test_ties_is_mergekits(majority: str) -> None:
     terms = _terms()
@@ -72,6 +75,7 @@ def test_ties_is_mergekits(majority: str) -> None:
     assert not found[votes == 0].any()
 
 
+@peers.needs("mergekit")
 def test_magnitude_and_breadcrumbs_are_mergekits() -> None:
     terms = _terms()
     stack = make.deltas(terms)
@@ -83,6 +87,7 @@ def test_magnitude_and_breadcrumbs_are_mergekits() -> None:
         _same(found, wanted)  # type: ignore[arg-type]
 
 
+@peers.needs("mergekit")
 def test_sce_is_mergekits() -> None:
     terms = _terms()
     stack = torch.stack(make.deltas(terms))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 
 import method_terms as make
+import peers
 import pytest
 import torch
-from mergekit.merge_methods.karcher import karcher_merge_tensors
-from mergekit.merge_methods.slerp import slerp as mergekit_slerp
 from torch import Tensor
 
 from loratools.errors import UsageError
 from loratools.methods import Terms
+
+karcher_merge_tensors = peers.load("mergekit.merge_methods.karcher").karcher_merge_tensors
+mergekit_slerp = peers.load("mergekit.merge_methods.slerp").slerp
 
 
 def _same(found: Tensor, wanted: Tensor, rtol: float = 1e-10) -> None:
@@ -42,6 +44,7 @@ def test_linear_of_one_at_weight_one_is_the_very_same_object() -> None:
     assert linear.combine(make.make_terms((2,), weights=(2.0,))) is not terms.factors[0]
 
 
+@peers.needs("mergekit")
 @pytest.mark.parametrize("t", [0.2, 0.5, 0.9])
 def test_slerp_is_mergekits(t: float) -> None:
     terms = make.make_terms((2, 3), weights=(1 - t, t))
@@ -64,6 +67,7 @@ def test_slerp_is_between_two() -> None:
         make.run("slerp", make.make_terms((2, 2, 2)))
 
 
+@peers.needs("mergekit")
 def test_karcher_is_mergekits_and_for_two_the_arc() -> None:
     terms = make.make_terms((2, 3, 4), weights=(0.5, 0.2, 0.3))
     wanted = karcher_merge_tensors([_own(terms, i) for i in range(3)], list(terms.weights), max_iter=200, tol=1e-13)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import peers
 import pytest
 
 from loratools.naming import gguf as names
 
-gguf = pytest.importorskip("gguf")
+pytestmark = peers.needs("gguf")
+gguf = peers.load("gguf")
 
 
 @pytest.mark.parametrize("model_type", sorted(names.BY_MODEL_TYPE))

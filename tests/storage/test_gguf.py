@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import peers
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from loratools.storage.gguf_reader import read_gguf
 from loratools.storage.gguf_writer import write_gguf
 from loratools.tensors.lazy import held
 
-gguf = pytest.importorskip("gguf")
+gguf = peers.load("gguf")
 
 
 def written(path: Path, *, tensors: dict[str, np.ndarray], raw: dict[str, object] | None = None) -> Path:
@@ -35,6 +36,7 @@ def written(path: Path, *, tensors: dict[str, np.ndarray], raw: dict[str, object
     return path
 
 
+@peers.needs("gguf")
 def test_what_the_gguf_package_writes_is_read(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tensors = {
@@ -58,6 +60,7 @@ def test_what_the_gguf_package_writes_is_read(tmp_path: Path) -> None:
     assert np.array_equal(found.tensors["a.weight"].read_rows(1, 3).numpy(), tensors["a.weight"][1:3])
 
 
+@peers.needs("gguf")
 def test_q8_0_is_decoded_as_the_gguf_package_does_and_other_types_are_named(tmp_path: Path) -> None:
     values = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
     packed = {
@@ -75,6 +78,7 @@ def test_q8_0_is_decoded_as_the_gguf_package_does_and_other_types_are_named(tmp_
     assert np.array_equal(found.tensors["Q8_0"].read_rows(2, 4).numpy(), wanted[2:4])
 
 
+@peers.needs("gguf")
 def test_what_is_written_the_gguf_package_reads(tmp_path: Path) -> None:
     tensors = {"x": torch.randn(3, 5), "y": torch.randn(2, 3, 4).half(), "z": torch.randn(7, 2).bfloat16()}
 
@@ -96,6 +100,7 @@ def test_what_is_written_the_gguf_package_reads(tmp_path: Path) -> None:
     assert read_gguf(tmp_path / "x.gguf").tensors.keys() == tensors.keys()
 
 
+@peers.needs("gguf")
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = written(tmp_path / "x.gguf", tensors={"a": np.ones((3, 8), np.float32)}).read_bytes()
     cut = tmp_path / "cut.gguf"

@@ -21,15 +21,7 @@ import peft  # noqa: E402
 import peft.tuners.boft.layer as boft_layer  # noqa: E402
 from peft import PeftModel, get_peft_model  # noqa: E402
 from peft.tuners.lora.variants import QALoraLinearVariant  # noqa: E402
-
-import loratools  # noqa: E402
-from loratools import formats, registry  # noqa: E402
-from loratools.errors import FormatError, UnsupportedError  # noqa: E402
-from loratools.tensors.lazy import LazyTensor, held  # noqa: E402
-from loratools.updates.parts.deltas import KroneckerDelta  # noqa: E402
-from loratools.updates.parts.peft_module import PeftModule  # noqa: E402
-from loratools.updates.parts.protocol import Update  # noqa: E402
-from tests.updates.test_peft_parity_a import (  # noqa: E402
+from updates.test_peft_parity_a import (  # noqa: E402
     CASES,
     assert_equal_weights,
     base_model,
@@ -38,6 +30,14 @@ from tests.updates.test_peft_parity_a import (  # noqa: E402
     tolerance,
     trained,
 )
+
+import loratools  # noqa: E402
+from loratools import formats, registry  # noqa: E402
+from loratools.errors import FormatError, UnsupportedError  # noqa: E402
+from loratools.tensors.lazy import LazyTensor, held  # noqa: E402
+from loratools.updates.parts.deltas import KroneckerDelta  # noqa: E402
+from loratools.updates.parts.peft_module import PeftModule  # noqa: E402
+from loratools.updates.parts.protocol import Update  # noqa: E402
 
 # One of each kind, on a layer that has a bias and no two sizes alike.
 ONE_OF_EACH = (

@@ -10,17 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import peers
 import pytest
 import torch
-from lycoris.modules.boft import ButterflyOFTModule
-from lycoris.modules.diag_oft import DiagOFTModule
-from lycoris.modules.full import FullModule
-from lycoris.modules.glora import GLoRAModule
-from lycoris.modules.ia3 import IA3Module
-from lycoris.modules.locon import LoConModule
-from lycoris.modules.loha import LohaModule
-from lycoris.modules.lokr import LokrModule
-from lycoris.modules.norms import NormModule
 from torch import Tensor, nn
 
 from loratools import registry
@@ -30,6 +22,17 @@ from loratools.formats.image_parts.kinds import updates_of as formats_updates_of
 from loratools.formats.image_parts.spellings import grouped
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.parts.protocol import Update
+
+pytestmark = peers.needs("lycoris")
+ButterflyOFTModule = peers.load("lycoris.modules.boft").ButterflyOFTModule
+DiagOFTModule = peers.load("lycoris.modules.diag_oft").DiagOFTModule
+FullModule = peers.load("lycoris.modules.full").FullModule
+GLoRAModule = peers.load("lycoris.modules.glora").GLoRAModule
+IA3Module = peers.load("lycoris.modules.ia3").IA3Module
+LoConModule = peers.load("lycoris.modules.locon").LoConModule
+LohaModule = peers.load("lycoris.modules.loha").LohaModule
+LokrModule = peers.load("lycoris.modules.lokr").LokrModule
+NormModule = peers.load("lycoris.modules.norms").NormModule
 
 # No two sizes are equal, but where a square is wanted.
 LAYERS: dict[str, Any] = {

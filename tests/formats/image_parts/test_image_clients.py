@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -143,6 +144,7 @@ def convert(source: Path, out: Path, to: str) -> Path:
     return out
 
 
+@peers.needs("diffusers")
 def test_sd15_from_kohya_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
     base, encoder = unet(UNET), text_encoder()
     made = factors(base.named_modules())
@@ -165,6 +167,7 @@ def test_sd15_from_kohya_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
     assert all(torch.equal(again[key], stored[key]) for key in stored)
 
 
+@peers.needs("diffusers")
 def test_sd15_written_as_kohya_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
     base = unet(UNET)
     # With alphas that differ by module, diffusers takes most of them at the most common one.
@@ -176,6 +179,7 @@ def test_sd15_written_as_kohya_runs_in_diffusers_as_computed(tmp_path: Path) -> 
     close(run_unet(pipe.unet, UNET), run_unet(merged(base, made), UNET))
 
 
+@peers.needs("diffusers")
 def test_sdxl_with_ldm_names_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
     from loratools.naming.image.resolving import family_named
 
@@ -209,6 +213,7 @@ def test_sdxl_with_ldm_names_runs_in_diffusers_as_computed(tmp_path: Path) -> No
     assert "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_A.weight" in load_file(comfy)
 
 
+@peers.needs("diffusers")
 def test_sdxl_written_as_kohya_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
     base, encoder = unet(SDXL), text_encoder(12)
     made = factors(((n, m) for n, m in base.named_modules() if "attn" in n or ".ff." in n), ranks=1)
@@ -227,6 +232,7 @@ def test_sdxl_written_as_kohya_runs_in_diffusers_as_computed(tmp_path: Path) -> 
     close(run_text(pipe.text_encoder_2), run_text(merged(encoder, text)))
 
 
+@peers.needs("diffusers")
 def test_flux_written_as_kohya_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
     base = flux()
     # Of single blocks, diffusers cuts at the widths of the real model; what lies outside of blocks, it names wrongly.
@@ -249,6 +255,7 @@ def as_diffusers(made: Factors, part: str) -> dict[str, torch.Tensor]:
     return stored
 
 
+@peers.needs("diffusers")
 @pytest.mark.parametrize("through", ["kohya", "comfy", "onetrainer", "lycoris", "bfl", "diffusers"])
 def test_flux_goes_through_every_format_and_runs_in_diffusers_as_computed(tmp_path: Path, through: str) -> None:
     base = flux()
@@ -291,6 +298,7 @@ def run_flux(model: torch.nn.Module) -> torch.Tensor:
         ).sample
 
 
+@peers.needs("diffusers", "lycoris")
 @pytest.mark.parametrize("kohya_names", [True, False])
 def test_locon_made_by_lycoris_with_cores_runs_in_diffusers_as_lycoris_does(tmp_path: Path, kohya_names: bool) -> None:
     from lycoris import LycorisNetwork, create_lycoris
@@ -316,6 +324,7 @@ def test_locon_made_by_lycoris_with_cores_runs_in_diffusers_as_lycoris_does(tmp_
     close(run_unet(pipe.unet, UNET), expected)
 
 
+@peers.needs("diffusers")
 def test_dora_of_outputs_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
     base = unet(UNET)
     made = factors((n, m) for n, m in base.named_modules() if n.endswith(("attn1.to_q", "proj_in")))
@@ -339,6 +348,7 @@ def test_dora_of_outputs_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
     assert all(torch.equal(again[key], stored[key]) for key in stored)
 
 
+@peers.needs("diffusers")
 def test_what_diffusers_saves_itself_is_read_with_its_alphas(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import peers
 import pytest
 import torch
+from formats.image_parts.test_image_clients import UNET, unet
 from safetensors.torch import load_file, save_file
 
 import loratools
 from loratools import formats
-from tests.formats.image_parts.test_image_clients import UNET, unet
 
 NAMES = [r".*mid_block.*conv1", r".*attn1\.to_q", r".*ff\.net\.2"]
 # What LyCORIS calls otherwise than we.
@@ -49,6 +50,7 @@ def trained(
     return stored
 
 
+@peers.needs("diffusers", "lycoris")
 @pytest.mark.parametrize(
     ("case", "prefix"), [(case, ("lycoris_", "lora_unet_")[i % 2]) for i, case in enumerate(ALGORITHMS)]
 )
@@ -70,7 +72,7 @@ def test_kinds_of_lycoris_go_through_the_formats_and_back(tmp_path: Path, case: 
 
 @pytest.mark.parametrize("name", ["anima_lora_lokr", "qwen_image_lora_kohya"])
 def test_names_of_public_lokr_files_are_found(tmp_path: Path, name: str) -> None:
-    from tests.formats.image_parts.test_image_read import KEY_SHAPES
+    from formats.image_parts.test_image_read import KEY_SHAPES
 
     if KEY_SHAPES is None:
         pytest.skip("the key lists of public files lie in ../shared, which is not here")

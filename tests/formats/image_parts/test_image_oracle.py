@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peers
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -102,6 +103,7 @@ def adapter_of(cls: str, config: dict[str, object], without: tuple[str, ...]) ->
     return Adapter(updates), products
 
 
+@peers.needs("diffusers")
 @pytest.mark.parametrize("case", CASES)
 def test_diffusers_makes_the_same_products_of_the_authors_names(case: str, tmp_path: Path) -> None:
     from diffusers.loaders import lora_conversion_utils
@@ -133,6 +135,7 @@ def _unscaled(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v for k, v in stored.items() if not k.endswith(".alpha")}
 
 
+@peers.needs("diffusers")
 def test_cutting_apart_again_gives_back_every_factor(tmp_path: Path) -> None:
     adapter, products = adapter_of("FluxTransformer2DModel", {**FLUX, "num_layers": 2, "num_single_layers": 3}, ())
     formats.save(adapter, tmp_path / "one.safetensors", format="kohya")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peers
 import pytest
 import torch
 
@@ -70,6 +71,7 @@ def built() -> dict[str, dict[str, torch.nn.Module]]:
         return {name: modules(getattr(diffusers, cls)(**config)) for name, (cls, config) in MODELS.items()}
 
 
+@peers.needs("diffusers")
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer_of_the_model_is_in_the_table_of_its_family(
     name: str, built: dict[str, dict[str, torch.nn.Module]]
@@ -82,6 +84,7 @@ def test_every_layer_of_the_model_is_in_the_table_of_its_family(
         assert place.targets == (module,)
 
 
+@peers.needs("diffusers")
 @pytest.mark.parametrize("name", MODELS)
 def test_flattened_names_are_told_apart(name: str, built: dict[str, dict[str, torch.nn.Module]]) -> None:
     table = family(name)
@@ -91,6 +94,7 @@ def test_flattened_names_are_told_apart(name: str, built: dict[str, dict[str, to
         assert place.targets == (module,)
 
 
+@peers.needs("diffusers")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("flat", [False, True])
 def test_names_of_the_first_publication_come_back(
@@ -112,6 +116,7 @@ def test_a_number_that_the_model_does_not_have_is_not_known() -> None:
     assert family("flux").find("double_blocks_3_img_mlp_1", flat=True) is None
 
 
+@peers.needs("diffusers")
 @pytest.mark.parametrize(("name", "config"), [("sd", SD), ("sdxl", SDXL)])
 def test_diffusers_reads_the_ldm_names_of_every_layer_the_same(
     name: str, config: dict[str, object], built: dict[str, dict[str, torch.nn.Module]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ from loratools.naming.places import Alias
 from loratools.ops.merge.views import as_updated
 from loratools.tensors.lazy import held
 
-diffusers = pytest.importorskip("diffusers", reason="needs the oracles extra")
+diffusers = peers.load("diffusers")
 
 
 def assembled(alias: Alias, stored: dict[str, Tensor]) -> Tensor:
@@ -64,6 +65,7 @@ def flux() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return original, convert({name: t.clone() for name, t in original.items()})
 
 
+@peers.needs("diffusers")
 def test_every_weight_of_flux_is_found_with_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
     original, converted = flux_at_its_width(monkeypatch)
 

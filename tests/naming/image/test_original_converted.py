@@ -6,33 +6,33 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
 import torch
-from torch import Tensor
-
-pytest.importorskip("diffusers")
-
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
-from diffusers.loaders import single_file_utils as converting
 from naming.language.test_aliases import assembled
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import loratools
 from loratools.naming.image.original import original_aliases
 from loratools.naming.image.resolving import family_named
 
+pytestmark = peers.needs("diffusers")
+diffusers = peers.load("diffusers")
+converting = peers.load("diffusers.loaders.single_file_utils")
+
 PREFIX = "model.diffusion_model."
 
 
-def unet(**more: Any) -> UNet2DConditionModel:
-    return UNet2DConditionModel(sample_size=8, norm_num_groups=2, layers_per_block=2, **more)
+def unet(**more: Any) -> diffusers.UNet2DConditionModel:
+    return diffusers.UNet2DConditionModel(sample_size=8, norm_num_groups=2, layers_per_block=2, **more)
 
 
-def sd1() -> UNet2DConditionModel:
+def sd1() -> diffusers.UNet2DConditionModel:
     return unet(block_out_channels=(4, 6, 8, 8), cross_attention_dim=768, attention_head_dim=2)
 
 
-def sdxl() -> UNet2DConditionModel:
+def sdxl() -> diffusers.UNet2DConditionModel:
     return unet(
         block_out_channels=(4, 6, 8), cross_attention_dim=2048, attention_head_dim=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -89,7 +89,7 @@ def test_an_adapter_of_diffusers_merged_into_a_single_file_computes_what_it_did(
     save_file(checkpoint, tmp_path / "sd.safetensors")
     config = {**model.config, "num_class_embeds": None}
 
-    def loaded(values: dict[str, Tensor]) -> UNet2DConditionModel:
+    def loaded(values: dict[str, Tensor]) -> diffusers.UNet2DConditionModel:
         made = sd1().eval()
         made.load_state_dict({n: 0.3 * t for n, t in converting.convert_ldm_unet_checkpoint(values, config).items()})
         return made.double()
@@ -114,7 +114,7 @@ def test_an_adapter_of_diffusers_merged_into_a_single_file_computes_what_it_did(
 
 
 def test_flux_is_found_as_diffusers_converts_it() -> None:
-    model = FluxTransformer2DModel(
+    model = diffusers.FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=19, num_single_layers=38, attention_head_dim=4, num_attention_heads=2,
         joint_attention_dim=10, pooled_projection_dim=6, axes_dims_rope=(2, 2, 0), guidance_embeds=True,
     )  # fmt: skip

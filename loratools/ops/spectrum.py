@@ -24,6 +24,7 @@ from loratools.ops.extract.outcomes import device_named
 from loratools.ops.extract.rank_policy import ABOVE_EDGE, header_bytes
 from loratools.ops.finetune.delta import Decomposed, Deltas, decomposed
 from loratools.ops.finetune.pairs import Pair, line_up
+from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import exact_factors, reason_against, refuse_together
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.updates.parts.protocol import Update
@@ -213,12 +214,14 @@ def _of_adapter(adapter: Adapter, workers: int, progress: Callable[[int], None] 
         own = tuple(size for size in update.shape if size is not None)
         return _module(name, own, values, 0.0, shape, epsilon, complete=True, count=1)
 
-    why_not = {name: reason_against(u) for name, u in adapter.updates.items()}
+    # Each of the experts that one parameter holds is a matrix of its own, with a spectrum of its own.
+    updates, _ = apart(adapter.updates)
+    why_not = {name: reason_against(u) for name, u in updates.items()}
     refuse_together([f"{name}   {why}" for name, why in why_not.items() if why is not None], len(why_not))
-    if not adapter.updates:
+    if not updates:
         raise InputError(f"'{adapter.name}' has no updates, only replaced weights: there is no spectrum")
     with single_threaded_torch():
-        return run(list(adapter.updates.items()), work, threads=workers)
+        return run(list(updates.items()), work, threads=workers)
 
 
 def _of_pair(pair: Pair, seen: Decomposed) -> ModuleSpectrum:

@@ -159,6 +159,35 @@ FAMILIES: dict[str, Family] = {
     "flux": Family(flux, {"target_modules": ["to_q", "add_k_proj", "proj_mlp", "proj_out", "norm.linear"]}, flows),
 }  # fmt: skip
 
+# Mixtures of experts adapted by the names of their modules, as people write them: PEFT 0.21 turns these into the
+# parameters that transformers 5 has, and stores `target_parameters` without a path.
+BY_NAME = {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}
+MIXTURES: dict[str, Callable[[], Any]] = {
+    "qwen3_moe": causal("qwen3_moe", num_experts=3, num_experts_per_tok=2, moe_intermediate_size=10, head_dim=4),
+    "mixtral": causal("mixtral", num_local_experts=3),
+    "olmoe": causal("olmoe", num_experts=3, num_experts_per_tok=2),
+    "glm4_moe": causal("glm4_moe", n_routed_experts=3, num_experts_per_tok=2, moe_intermediate_size=10, head_dim=4,
+                       first_k_dense_replace=1, n_group=1, topk_group=1),
+    "deepseek_v3": causal("deepseek_v3", n_routed_experts=3, num_experts_per_tok=2, moe_intermediate_size=10, n_group=1,
+                          topk_group=1, first_k_dense_replace=1, q_lora_rank=6, kv_lora_rank=5, qk_nope_head_dim=4,
+                          qk_rope_head_dim=4, v_head_dim=4, num_key_value_heads=4),
+    "ernie4_5_moe": causal("ernie4_5_moe", moe_num_experts=3, moe_k=2, moe_intermediate_size=10),
+    "minimax_m2": causal("minimax_m2", num_local_experts=3, num_experts_per_tok=2, head_dim=4),
+    "hunyuan_v1_moe": causal("hunyuan_v1_moe", num_experts=3, moe_topk=2, head_dim=4),
+}  # fmt: skip
+FAMILIES |= {f"{name} by name": Family(made, BY_NAME, options=EAGER) for name, made in MIXTURES.items()}
+FAMILIES |= {
+    f"{name} all linear": Family(MIXTURES[name], options=EAGER) for name in ("qwen3_moe", "olmoe", "deepseek_v3")
+}
+FAMILIES["qwen3_moe down alone"] = Family(
+    MIXTURES["qwen3_moe"], {"target_modules": ["q_proj", "down_proj"]}, options=EAGER
+)
+FAMILIES["qwen3_moe by a pattern"] = Family(
+    MIXTURES["qwen3_moe"],
+    {"target_modules": r".*\.(q|k)_proj", "target_parameters": ["gate_up_proj"]},
+    options=EAGER,
+)
+
 
 def output(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     with torch.no_grad():

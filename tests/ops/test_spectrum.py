@@ -116,6 +116,30 @@ def test_an_adapter_has_the_singular_values_of_its_products(tmp_path: Path) -> N
     assert (report.knee, report.why) == (4, "rank 4 holds all of the change, to rounding")
 
 
+def test_each_of_several_fused_experts_has_the_singular_values_of_its_own_product(tmp_path: Path) -> None:
+    experts, rank, out, inner = 3, 2, 10, 6
+    generator = torch.Generator().manual_seed(3)
+    a = torch.randn(experts * rank, inner, generator=generator)
+    b = torch.randn(out, rank * experts, generator=generator)
+    name = "model.layers.0.mlp.experts"
+    folder = factories.adapter_folder(
+        tmp_path / "adapter",
+        values={name: (a, b)},
+        rank=rank,
+        alpha=6,
+        config={"target_modules": [], "target_parameters": ["experts.up_proj"]},
+    )
+
+    report = spectrum(folder)
+
+    assert [m.name for m in report.modules] == [f"{name}.up_proj[{i}]" for i in range(experts)]
+    for i, module in enumerate(report.modules):
+        # PEFT keeps the rows of A by expert, and the columns of B by rank and then by expert.
+        delta = 3.0 * b[:, i::experts].double() @ a[i * rank : (i + 1) * rank].double()
+        expected = torch.linalg.svdvals(delta)[:rank]
+        assert module.singular_values == pytest.approx(expected.tolist(), rel=1e-6)
+
+
 def test_a_knee_is_where_twice_the_rank_is_no_use(tmp_path: Path) -> None:
     modules = {"model.layers.0.mlp.up_proj": (230, 210)}
     shape = next(iter(modules.values()))

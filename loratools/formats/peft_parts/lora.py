@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from loratools import registry
@@ -122,17 +122,32 @@ def _groups(
             details=shown(grouped),
             hint="A sees all channels, and the weight only those of its group: no change of the weight equals it",
         )
-    return [group for module in sorted({module for module, _ in found}) for group in _of_module(module, found, config)]
+    modules = sorted({module for module, _ in found})
+    adapted = _adapted_modules(modules, config) if config.get("target_parameters") else modules
+    return [group for module in modules for group in _of_module(module, found, config, adapted)]
 
 
 def _of_module(
-    module: str, found: Mapping[tuple[str, int], Mapping[str, LazyTensor]], config: Mapping[str, object]
+    module: str,
+    found: Mapping[tuple[str, int], Mapping[str, LazyTensor]],
+    config: Mapping[str, object],
+    adapted_modules: Collection[str],
 ) -> list[_Group]:
-    """The wrapper of one module; or those of its parameters, which `target_parameters` names."""
+    """The wrapper of one module; or those of its parameters, which `target_parameters` names.
+
+    PEFT looks for a parameter by the end of its name, so an entry may be a parameter's own name without any path
+    (`gate_up_proj`), as PEFT 0.21 itself writes for models of experts. Such an entry can only mean a module that has
+    several wrappers, or that no entry of `target_modules` explains.
+
+    adapted_modules: those that `target_modules` explains.
+    """
     depths = sorted(depth for name, depth in found if name == module)
     listed = config.get("target_parameters")
     names = [str(name) for name in listed] if isinstance(listed, list) else []
-    parameters = sorted({n.rpartition(".")[2] for n in names if _ends(module, n.rpartition(".")[0])}, key=registered)
+    named = {n.rpartition(".")[2] for n in names if "." in n and _ends(module, n.rpartition(".")[0])}
+    if len(named) < len(depths) and (depths != [0] or module not in adapted_modules):
+        named |= {n for n in names if "." not in n}
+    parameters = sorted(named, key=registered)
     if not parameters:
         if depths != [0]:
             raise FormatError(
@@ -153,6 +168,16 @@ def _of_module(
         _Group(module if name == "weight" else f"{module}.{name}", name != "weight", found[module, depth])
         for name, depth in zip(parameters, reversed(depths), strict=True)
     ]
+
+
+def _adapted_modules(modules: Sequence[str], config: Mapping[str, object]) -> Collection[str]:
+    """The modules that `target_modules` names: by their last segments where it is a list, whole where it is a regex."""
+    listed = config.get("target_modules")
+    if isinstance(listed, str):
+        (matched,) = UntrustedRegexes(modules).match([listed], where="target_modules")
+        return matched
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    return {module for module in modules if any(_ends(module, name) for name in names)}
 
 
 def _ends(module: str, name: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from loratools._version import __version__
-from loratools.cli.common.errors import run, signals_raise
+from loratools.cli.common.errors import NoVerb, run, signals_raise
 
 # As people meet them; a verb that is not listed here comes after these.
 _ORDER = ("inspect", "merge", "extract", "combine", "resize", "convert", "spectrum", "compare", "formats", "methods")
@@ -43,6 +43,11 @@ class Verbs(click.Group):
         rows = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Verbs"):
             formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in rows if command])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            raise NoVerb(ctx.get_help())
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import product
 from operator import itemgetter
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from loratools.report.text import safe
 
@@ -20,7 +21,8 @@ _SHORTEST_RUN = 3
 _SHORTEST_STEPPED_RUN = 4
 
 
-class Group(NamedTuple, Generic[_Item]):
+@dataclass(frozen=True)
+class Group(Generic[_Item]):
     """`name`: all names of the group in one, safe to print. `items` in natural order."""
 
     name: str

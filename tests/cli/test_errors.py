@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import factories
 import pytest
-from click.testing import CliRunner
+from cli_runner import CliRunner
 
 from loratools._version import __version__
 from loratools.cli import inspect as inspect_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from click.testing import CliRunner
+from cli_runner import CliRunner
 
 from loratools import registry
 from loratools._version import __version__

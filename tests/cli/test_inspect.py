@@ -7,7 +7,7 @@ from pathlib import Path
 
 import factories
 import pytest
-from click.testing import CliRunner
+from cli_runner import CliRunner
 
 import loratools
 from loratools import registry

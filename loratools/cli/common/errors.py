@@ -26,6 +26,14 @@ class Ended(BaseException):
         self.exit_code = 128 + number
 
 
+class NoVerb(Exception):  # noqa: N818 - a way out, as SystemExit
+    """There are no arguments at all: the help is printed on stderr, and the exit code is 2 with every click."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.help = text
+
+
 def signals_raise() -> None:
     """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does. What the parent ignores (nohup) stays ignored."""
     for name in ("SIGTERM", "SIGHUP"):
@@ -58,8 +66,8 @@ def run(body: Callable[[], object], args: Sequence[str], verb: str | None) -> in
         return 130
     except Ended as end:
         return end.exit_code
-    except click.exceptions.NoArgsIsHelpError as asked:
-        print_line(sys.stderr, asked.format_message())
+    except NoVerb as asked:
+        print_line(sys.stderr, asked.help)
         return 2
     except Exception as raised:
         if "--debug" in flags:
@@ -116,7 +124,7 @@ def _usage(raised: click.UsageError) -> UsageError:
                 hint = f"did you mean {' or '.join(sorted(raised.possibilities))}?"
         case click.MissingParameter() if raised.param is not None and context is not None:
             param = raised.param
-            name = " / ".join(param.opts) if isinstance(param, click.Option) else param.make_metavar(context)
+            name = " / ".join(param.opts) if isinstance(param, click.Option) else param.human_readable_name
             message = f"{name} is missing"
             hint = context.get_usage().replace("Usage:", "usage:", 1)
     if message[1:2].islower():

@@ -9,7 +9,7 @@ from pathlib import Path
 import factories
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_runner import CliRunner
 from safetensors.torch import load_file, save_file
 
 from loratools import formats

@@ -122,38 +122,58 @@ def _groups(
             details=shown(grouped),
             hint="A sees all channels, and the weight only those of its group: no change of the weight equals it",
         )
-    modules = sorted({module for module, _ in found})
-    adapted = _adapted_modules(modules, config) if config.get("target_parameters") else modules
-    return [group for module in modules for group in _of_module(module, found, config, adapted)]
+    by_module: dict[str, dict[int, Mapping[str, LazyTensor]]] = {}
+    for (module, depth), parts in sorted(found.items(), key=lambda item: item[0]):
+        by_module.setdefault(module, {})[depth] = parts
+    listed = config.get("target_parameters")
+    parameters = _TargetParameters([str(name) for name in listed] if isinstance(listed, list) else [])
+    adapted = _adapted_modules(list(by_module), config) if listed else by_module
+    return [
+        group
+        for module, wrappers in by_module.items()
+        for group in _of_module(module, wrappers, parameters.of(module, len(wrappers), module in adapted))
+    ]
 
 
-def _of_module(
-    module: str,
-    found: Mapping[tuple[str, int], Mapping[str, LazyTensor]],
-    config: Mapping[str, object],
-    adapted_modules: Collection[str],
-) -> list[_Group]:
-    """The wrapper of one module; or those of its parameters, which `target_parameters` names.
+class _TargetParameters:
+    """What `target_parameters` names, by the ends of the names of modules.
 
     PEFT looks for a parameter by the end of its name, so an entry may be a parameter's own name without any path
     (`gate_up_proj`), as PEFT 0.21 itself writes for models of experts. Such an entry can only mean a module that has
     several wrappers, or that no entry of `target_modules` explains.
-
-    adapted_modules: those that `target_modules` explains.
     """
-    depths = sorted(depth for name, depth in found if name == module)
-    listed = config.get("target_parameters")
-    names = [str(name) for name in listed] if isinstance(listed, list) else []
-    named = {n.rpartition(".")[2] for n in names if "." in n and _ends(module, n.rpartition(".")[0])}
-    if len(named) < len(depths) and (depths != [0] or module not in adapted_modules):
-        named |= {n for n in names if "." not in n}
-    parameters = sorted(named, key=registered)
+
+    def __init__(self, listed: Sequence[str]) -> None:
+        self._without_path = {name for name in listed if "." not in name}
+        self._by_end: dict[str, set[str]] = {}
+        for name in listed:
+            module, _, parameter = name.rpartition(".")
+            if module:
+                self._by_end.setdefault(module, set()).add(parameter)
+
+    def of(self, module: str, wrappers: int, adapted: bool) -> list[str]:
+        """The parameters of one module, in the order in which it registers them.
+
+        wrappers: how many it has. adapted: whether `target_modules` explains it.
+        """
+        named = {name for end in _ends_of(module) for name in self._by_end.get(end, ())} if self._by_end else set()
+        if len(named) < wrappers and (wrappers > 1 or not adapted):
+            named |= self._without_path
+        return sorted(named, key=registered)
+
+
+def _of_module(module: str, wrappers: Mapping[int, Mapping[str, LazyTensor]], parameters: list[str]) -> list[_Group]:
+    """The wrapper of one module; or those of its parameters, which `target_parameters` names.
+
+    wrappers: the parts of each, by how many others it is inside of, ascending.
+    """
+    depths = list(wrappers)
     if not parameters:
         if depths != [0]:
             raise FormatError(
                 f"'{module}' has factors of {len(depths)} parameters, and target_parameters names none of them"
             )
-        return [_Group(module, False, found[module, 0])]
+        return [_Group(module, False, wrappers[0])]
     if len(parameters) != len(depths):
         raise FormatError(
             f"'{module}' has factors of {len(depths)} parameters, and target_parameters names {len(parameters)}: "
@@ -165,7 +185,7 @@ def _of_module(
             hint="their names are not in the file; train each in an adapter of its own",
         )
     return [
-        _Group(module if name == "weight" else f"{module}.{name}", name != "weight", found[module, depth])
+        _Group(module if name == "weight" else f"{module}.{name}", name != "weight", wrappers[depth])
         for name, depth in zip(parameters, reversed(depths), strict=True)
     ]
 
@@ -176,12 +196,13 @@ def _adapted_modules(modules: Sequence[str], config: Mapping[str, object]) -> Co
     if isinstance(listed, str):
         (matched,) = UntrustedRegexes(modules).match([listed], where="target_modules")
         return matched
-    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-    return {module for module in modules if any(_ends(module, name) for name in names)}
+    names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+    return {module for module in modules if not names.isdisjoint(_ends_of(module))}
 
 
-def _ends(module: str, name: str) -> bool:
-    return module == name or module.endswith(f".{name}")
+def _ends_of(module: str) -> list[str]:
+    """The name of a module, and what follows each of its dots."""
+    return [module, *(module[at + 1 :] for at, character in enumerate(module) if character == ".")]
 
 
 def registered(name: str) -> tuple[int, str]:

@@ -56,7 +56,11 @@ def attention() -> dict[str, tuple[int, int]]:
 
 
 def experts(count: int) -> dict[str, tuple[int, int]]:
-    sides = {"gate_proj": (INTERMEDIATE, HIDDEN), "up_proj": (INTERMEDIATE, HIDDEN), "down_proj": (HIDDEN, INTERMEDIATE)}
+    sides = {
+        "gate_proj": (INTERMEDIATE, HIDDEN),
+        "up_proj": (INTERMEDIATE, HIDDEN),
+        "down_proj": (HIDDEN, INTERMEDIATE),
+    }
     return {f"mlp.experts.{expert}.{name}": shape for expert in range(count) for name, shape in sides.items()}
 
 
@@ -116,9 +120,7 @@ def checkpoint(folder: Path, size: Size, *, tuned: bool) -> Path:
             if tuned and len(shape) == 2 and ".layers." in name and not name.endswith("mlp.gate.weight"):
                 rows, columns = shape
                 base = struct.unpack(f"<{rows * columns}f", data)
-                left, right = (
-                    struct.unpack(f"<{2 * n}f", values(name, 2 * n, n, 0.1)) for n in (rows, columns)
-                )
+                left, right = (struct.unpack(f"<{2 * n}f", values(name, 2 * n, n, 0.1)) for n in (rows, columns))
                 data = struct.pack(
                     f"<{rows * columns}f",
                     *(
@@ -203,7 +205,10 @@ def benchmark() -> None:
     ratio = counts[full] / counts[quarter]
     rows, results = [], {}
     for name in names:
-        runs = {size: [bench.run(sides[size][name], data / "logs" / "scale.log") for _ in range(given.rounds)] for size in sides}
+        runs = {
+            size: [bench.run(sides[size][name], data / "logs" / "scale.log") for _ in range(given.rounds)]
+            for size in sides
+        }
         seconds = {size: statistics.median(run.seconds for run in runs[size]) for size in sides}
         peaks = {size: statistics.median(run.peak_bytes for run in runs[size]) for size in sides}
         relative = seconds[full] / seconds[quarter] / ratio

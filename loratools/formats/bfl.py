@@ -13,7 +13,6 @@ from pathlib import Path
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import UnsupportedError
 from loratools.formats.common.base import Base
-from loratools.formats.common.scale import cast
 from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts.flat_names import left_out
 from loratools.formats.image_parts.reading import DENOISER, Located, Read
@@ -30,6 +29,7 @@ from loratools.formats.image_parts.writing import (
 )
 from loratools.naming.image.families import Family
 from loratools.naming.image.flux import families
+from loratools.storage.casting import cast
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from loratools.adapter import Adapter
 from loratools.formats.common.base import Base
-from loratools.formats.common.scale import cast
 from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts.flat_names import encoder_part, left_out, without_spelling
 from loratools.formats.image_parts.kinds import lycoris_alpha, lycoris_parts
@@ -30,6 +29,7 @@ from loratools.formats.image_parts.writing import (
     write_file,
 )
 from loratools.naming.image.families import Family
+from loratools.storage.casting import cast
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA

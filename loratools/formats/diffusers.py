@@ -15,7 +15,6 @@ from pathlib import Path
 from loratools.adapter import Adapter
 from loratools.errors import FormatError
 from loratools.formats.common.base import Base
-from loratools.formats.common.scale import cast
 from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts.flat_names import left_out
 from loratools.formats.image_parts.kinds import Scale
@@ -36,6 +35,7 @@ from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts.config_to_write import most_common, pattern
 from loratools.formats.peft_parts.patterns import matches
 from loratools.naming.image.resolving import denoisers
+from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.storage.json_file import parse_json
 from loratools.storage.untrusted_regex import UntrustedRegexes

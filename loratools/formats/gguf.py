@@ -16,12 +16,13 @@ from pathlib import Path
 from loratools.adapter import Adapter
 from loratools.errors import FormatError, MismatchError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
-from loratools.formats.common.scale import at_rank, at_scale, cast, most_common
+from loratools.formats.common.scale import at_rank, at_scale, most_common
 from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.common.stacked_experts import items, stacked
 from loratools.naming import gguf as names
 from loratools.naming.heads import heads_field, interleaving, inverse
 from loratools.naming.language.experts import Expert, expert_name, parse_expert
+from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reordered, transposed

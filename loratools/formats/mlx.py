@@ -16,10 +16,11 @@ from loratools.adapter import Adapter, Replacement
 from loratools.errors import FormatError, UnsupportedError
 from loratools.formats.common.base import Base
 from loratools.formats.common.notes import metadata_of, notes_of
-from loratools.formats.common.scale import cast, uniform
+from loratools.formats.common.scale import uniform
 from loratools.formats.common.source import CONFIG, AdapterSource, counted, shown
 from loratools.formats.common.stacked_experts import items, stacked
 from loratools.naming.language.experts import Expert, expert_name, parse_expert, parse_stack, stack_name
+from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped, transposed

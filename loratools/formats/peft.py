@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import FormatError, UnsupportedError
@@ -21,16 +20,13 @@ from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts import kinds
 from loratools.formats.peft_parts.keys import OF_TRAINING, PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
 from loratools.formats.peft_parts.lora import kind_updates, lora_updates
+from loratools.storage.casting import cast
 from loratools.storage.files import quoted, read_bytes
-from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
 from loratools.updates.parts.protocol import Update
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 WRITES = "folder"
 
@@ -167,7 +163,7 @@ def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base |
             key = f"{module}.base_layer.{leaf}" if module in updates else name
             tensors[PREFIX + key] = replacement.tensor
     metadata = {"format": "pt", **metadata_to_write(adapter)}
-    stored = {key: _cast(key, tensor, dtype) for key, tensor in sorted(tensors.items())}
+    stored = {key: cast(key, tensor, dtype) for key, tensor in sorted(tensors.items())}
     write_safetensors(out_folder / "adapter_model.safetensors", stored, dict(sorted(metadata.items())))
     write_json(out_folder / CONFIG, config_to_write(adapter, updates), sort=True)
     if not left_out:
@@ -305,15 +301,3 @@ def _is_bias(adapter: Adapter, name: str) -> bool:
     if not name.endswith(".bias") or not isinstance(own, Full) or not isinstance(partner, LoRA):
         return False
     return own.scale == partner.scale and partner.magnitude is None and not partner.embedding
-
-
-def _cast(key: str, tensor: LazyTensor, dtype: str | None) -> Tensor | LazyTensor:
-    if dtype is None or tensor.dtype == dtype or tensor.dtype not in FLOAT_DTYPES:
-        return tensor
-    from loratools.tensors.dtypes import torch_dtype
-
-    values = tensor.read()
-    cast = values.to(torch_dtype(dtype))
-    if bool((cast.isinf() & values.isfinite()).any()):
-        raise UnsupportedError(f"{quoted(key)} has values too large for {dtype}", hint="choose bfloat16 or float32")
-    return cast

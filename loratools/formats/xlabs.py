@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loratools.adapter import Adapter
 from loratools.formats.common.base import Base
-from loratools.formats.common.scale import at_scale, cast
+from loratools.formats.common.scale import at_scale
 from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts.flat_names import left_out
 from loratools.formats.image_parts.fused import fused
@@ -21,6 +21,7 @@ from loratools.formats.image_parts.reading import read as read_image
 from loratools.formats.image_parts.writing import Stored, header_of, write_file
 from loratools.naming.image.families import Place
 from loratools.naming.image.flux import families
+from loratools.storage.casting import cast
 from loratools.updates.lora import LoRA
 
 WRITES = ".safetensors"

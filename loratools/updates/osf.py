@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
-from loratools.tensors.dtypes import torch_dtype
+from loratools.storage.casting import rounded
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.deltas import dense
 from loratools.updates.parts.low_rank import NoAlpha
@@ -72,8 +72,8 @@ class OSF(NoAlpha):
 def _rounded(values: Floats, dtype: str) -> Floats:
     import torch
 
-    rounded: Floats = torch.from_numpy(values).to(torch_dtype(dtype)).double().numpy()
-    return rounded
+    stored: Floats = rounded(torch.from_numpy(values), dtype).double().numpy()
+    return stored
 
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:

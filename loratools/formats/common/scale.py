@@ -10,16 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from loratools.errors import UnsupportedError
+from loratools.storage.casting import narrowed
 from loratools.storage.files import quoted
-from loratools.tensors.dtypes import FLOAT_DTYPES, torch_dtype
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def at_scale(name: str, update: LoRA, scale: float, dtype: str | None = None) -> LoRA:
@@ -65,34 +61,3 @@ def most_common(values: Iterable[float]) -> float:
     """The most common value, and the smallest of several."""
     counts = Counter(values)
     return min(counts, key=lambda v: (-counts[v], v))
-
-
-def cast(name: str, tensor: LazyTensor, dtype: str | None) -> LazyTensor:
-    """The tensor in `dtype`, rounded once; as it is where that is None or not a floating one.
-
-    Raises:
-        UnsupportedError: values too large for it.
-    """
-    if dtype is None or tensor.dtype == dtype or tensor.dtype not in FLOAT_DTYPES:
-        return tensor
-    return held(narrowed(name, tensor.read().double(), dtype))
-
-
-def narrowed(name: str, values: Tensor, dtype: str) -> Tensor:
-    """float64 values in `dtype`.
-
-    Raises:
-        UnsupportedError: values too large for it.
-    """
-    import numpy as np
-    import torch
-
-    from loratools.algebra.rounding import STORAGE, narrow
-
-    # torch would round float64 to bfloat16 by way of float32, and so twice.
-    stored = np.empty(tuple(values.shape), STORAGE[dtype])
-    narrow(values.contiguous().numpy(), dtype, stored)
-    narrower = torch.from_numpy(stored).view(torch_dtype(dtype))
-    if bool((narrower.isinf() & values.isfinite()).any()):
-        raise UnsupportedError(f"{quoted(name)} has values too large for {dtype}", hint="choose bfloat16 or float32")
-    return narrower

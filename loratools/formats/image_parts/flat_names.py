@@ -14,7 +14,6 @@ from pathlib import Path
 
 from loratools.adapter import Adapter
 from loratools.formats.common.base import Base
-from loratools.formats.common.scale import cast
 from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.image_parts.kinds import lycoris_alpha, lycoris_parts
 from loratools.formats.image_parts.reading import DENOISER, Located, Read
@@ -33,6 +32,7 @@ from loratools.formats.image_parts.writing import (
     write_file,
 )
 from loratools.naming.image.families import Family
+from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.full import Full

@@ -15,6 +15,7 @@ from loratools.formats.image_parts.fused import fused, fused_bias, swapped_back,
 from loratools.formats.image_parts.reading import FAMILY, NOTES
 from loratools.naming.image.families import Family, Fused, Place
 from loratools.naming.image.resolving import denoisers, family_named, hinted, narrowed
+from loratools.storage.casting import rounded
 from loratools.storage.files import read_bytes
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.files import ByteRange, FileId
@@ -259,8 +260,8 @@ def lora_parts(update: LoRA, *, keep_mid: bool) -> dict[str, LazyTensor]:
         import torch
 
         core, inner = mid.read().double(), a.read().double().reshape(a.shape[0], -1)
-        made = torch.einsum("pq...,qi->pi...", core, inner).to(a.read().dtype)
-        a, mid, kernel = held(made), None, made.dim() - 2
+        product = torch.einsum("pq...,qi->pi...", core, inner)
+        a, mid, kernel = held(rounded(product, a.dtype)), None, product.dim() - 2
     if kernel and len(b.shape) == 2:
         b = reshaped(b, (*b.shape, *(1,) * kernel))
     found = {"A": a, "B": b}

@@ -15,7 +15,8 @@ from loratools.errors import MismatchError
 from loratools.ops.combine.rows import mean_of, united
 from loratools.ops.common.same import same_bytes
 from loratools.ops.lowrank.reduce import widest
-from loratools.tensors.dtypes import parse_float_dtype, torch_dtype
+from loratools.storage.casting import narrowed
+from loratools.tensors.dtypes import parse_float_dtype
 from loratools.tensors.lazy import LazyTensor, held
 
 
@@ -95,7 +96,7 @@ def _mean(name: str, owners: Sequence[tuple[float, Replacement]]) -> LazyTensor:
             f"'{name}' is replaced with values that are no weights to average", hint="use --heads first"
         )
     mean = mean_of(f"'{name}'", [w for w, _ in pairs], (t.read().double() for _, t in pairs))
-    return held(mean.to(torch_dtype(widest([t.dtype for _, t in pairs]))))
+    return held(narrowed(name, mean, widest([t.dtype for _, t in pairs])))
 
 
 def _listed(names: Sequence[str]) -> str:

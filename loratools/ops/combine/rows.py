@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from loratools.adapter import Replacement
 from loratools.errors import MismatchError
 from loratools.ops.lowrank.reduce import widest
-from loratools.tensors.dtypes import torch_dtype
+from loratools.storage.casting import narrowed
 from loratools.tensors.lazy import held
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def united(name: str, owners: Sequence[tuple[float, Replacement]], policy: str) 
         mean_of(f"rows of '{name}'", *zip(*found[row], strict=True)) if row in averaged else found[row][0][1]
         for row in rows
     ]
-    kind = torch_dtype(widest([r.tensor.dtype for _, r in owners]))
-    return Replacement(held(torch.stack(vectors).to(kind)), owners[0][1].declared, rows), len(differing)
+    stored = narrowed(name, torch.stack(vectors), widest([r.tensor.dtype for _, r in owners]))
+    return Replacement(held(stored), owners[0][1].declared, rows), len(differing)
 
 
 def mean_of(name: str, weights: Sequence[float], values: Iterable[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loratools.errors import InputError
+from loratools.storage.casting import rounded
 from loratools.tensors.dtypes import torch_dtype
 from loratools.tensors.lazy import LazyTensor
 
@@ -312,8 +313,8 @@ def stored(deltas: Deltas, found: Decomposed, rank: int, dtype: str) -> Extracte
     for i, part in enumerate(found.parts):
         if part is not None:
             root = part.s[:rank].sqrt()
-            left[i, :, : len(root)] = (part.u[:, :rank] * root).to(kind)
-            right[i, : len(root)] = (root[:, None] * part.vt[:rank]).to(kind)
+            left[i, :, : len(root)] = rounded(part.u[:, :rank] * root, dtype)
+            right[i, : len(root)] = rounded(root[:, None] * part.vt[:rank], dtype)
     norm = found.norm
     lost = [
         _residual(matrix, left[i], right[i], norm) ** 2

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from loratools.errors import InputError, UsageError
 from loratools.ops.lowrank.factors import Layout, exact_factors
-from loratools.tensors.dtypes import DTYPE_BITS, parse_float_dtype, torch_dtype
+from loratools.storage.casting import narrowed
+from loratools.storage.files import quoted
+from loratools.tensors.dtypes import DTYPE_BITS, parse_float_dtype
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.lora import LoRA
 from loratools.updates.parts.protocol import Update
@@ -183,8 +185,9 @@ def passed_through(update: Update, factors: Factors, name: str, dtype: str | Non
     if dtype is None or {t.dtype for t in update.parts.values()} == {dtype}:
         return Reduced(Stored(update, size, 0.0), factors, factors)
     tensors = {f.name: getattr(update, f.name) for f in fields(update)}  # type: ignore[arg-type]
-    cast = {n: _cast(t, dtype, name) for n, t in tensors.items() if isinstance(t, LazyTensor)}
-    stored = replace(update, **cast)  # type: ignore[type-var]
+    values = {n: t.read() for n, t in tensors.items() if isinstance(t, LazyTensor)}
+    _ensure_finite(name, *values.values())
+    stored = replace(update, **{n: held(narrowed(name, v, dtype)) for n, v in values.items()})  # type: ignore[type-var]
     kept = stored.factors() or exact_factors(stored, name, "")
     return Reduced(Stored(stored, size, _norm(_difference(factors, kept))), kept, factors)
 
@@ -297,24 +300,16 @@ def _without_noise(core: Core, factors: Factors) -> Core:
 
 
 def _stored_as(factors: Factors, name: str, dtype: str, layout: Layout | None) -> LoRA:
-    b, a = (t.to(torch_dtype(dtype)) for t in (factors.b, factors.a))
-    _ensure_fits(name, dtype, bool(a.isfinite().all() and b.isfinite().all()))
+    _ensure_finite(name, factors.b, factors.a)
+    b, a = (narrowed(name, t, dtype) for t in (factors.b, factors.a))
     return (layout or Layout((b.shape[0], a.shape[1]))).lora(b, a)
 
 
-def _cast(tensor: LazyTensor, dtype: str, name: str) -> LazyTensor:
-    values = tensor.read().to(torch_dtype(dtype))
-    _ensure_fits(name, dtype, bool(values.isfinite().all()))
-    return held(values)
-
-
-def _ensure_fits(name: str, dtype: str, fits: bool) -> None:
-    if not fits:
+def _ensure_finite(name: str, *values: Tensor) -> None:
+    if not all(bool(v.isfinite().all()) for v in values):
         raise InputError(
-            f"'{name}' has values beyond the range of {str(torch_dtype(dtype)).removeprefix('torch.')}",
-            hint="store it with --dtype float32 or bfloat16"
-            if dtype == "F16"
-            else "look at the weights that it is given, and at the adapter's alpha",
+            f"{quoted(name)} has values that are not finite",
+            hint="look at the weights that it is given, and at the adapter's alpha",
         )
 
 

@@ -229,7 +229,8 @@ def test_each_tensor_keeps_its_own_dtype_without_one(tmp_path: Path) -> None:
 def test_values_that_a_dtype_cannot_hold_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
     large = replace(lora(), a=held(torch.full((4, 6), 1e6)))
 
-    with pytest.raises(UnsupportedError, match=r"'base_model.model.q.lora_A.weight' has values too large for F16"):
+    match = "'base_model.model.q.lora_A.weight' has values beyond the range of float16"
+    with pytest.raises(UnsupportedError, match=match):
         formats.save(Adapter({"q": large}), tmp_path / "out", dtype="float16")
 
     assert list(tmp_path.iterdir()) == []

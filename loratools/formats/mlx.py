@@ -150,7 +150,7 @@ def _is_mlx(config: Mapping[str, object] | None) -> bool:
 
 
 def _is_full(source: AdapterSource) -> bool:
-    return source.config_is_its_own and _is_mlx(source.config) and (source.config or {})["fine_tune_type"] == "full"
+    return source.config_is_its_own and _is_mlx(source.config) and (source.config or {}).get("fine_tune_type") == "full"
 
 
 def _parse(key: str) -> tuple[str, str] | None:

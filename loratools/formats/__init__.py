@@ -142,7 +142,7 @@ def staged(
     base: Base | None = None,
 ) -> Iterator[Staged]:
     """Write an adapter beside `out`; it takes its place when the block ends in order. Errors as of `save`."""
-    from loratools.storage.commit import staged_file, staged_folder
+    from loratools.storage.commit import require_files, staged_file, staged_folder
     from loratools.tensors.dtypes import parse_float_dtype
 
     entry = writer(format)
@@ -154,7 +154,10 @@ def staged(
     ensure_writable(adapter, format, base=base)
     place = staged_folder if entry.WRITES == FOLDER else staged_file
     with place(named(Path(out), format), overwrite=overwrite, inputs=[Path(p) for p in inputs]) as path:
-        yield Staged(path, entry.write(adapter, path, dtype=stored, base=base))
+        warnings = entry.write(adapter, path, dtype=stored, base=base)
+        names = [p.name for p in path.iterdir()] if path.is_dir() else []
+        yield Staged(path, warnings)
+        require_files(path, Path(out), names)
 
 
 def ensure_writable(adapter: Adapter, format: str, *, base: Base | None = None) -> None:

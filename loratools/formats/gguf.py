@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from loratools._version import __version__
 from loratools.adapter import Adapter
 from loratools.errors import FormatError, MismatchError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
@@ -24,6 +25,7 @@ from loratools.naming.heads import heads_field, interleaving, inverse
 from loratools.naming.language.experts import Expert, expert_name, parse_expert
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
+from loratools.storage.ownership import MARK
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reordered, transposed
 from loratools.updates.lora import LoRA
@@ -180,6 +182,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         "general.type": "adapter",
         "adapter.type": "lora",
         "adapter.lora.alpha": alpha,
+        MARK: __version__,
     }
     if adapter.base_model is not None:
         fields |= {"general.base_model.count": 1, "general.base_model.0.name": adapter.base_model}

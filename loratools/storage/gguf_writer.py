@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from loratools.errors import UnsupportedError
 from loratools.storage import system
-from loratools.storage.commit import staged_file
+from loratools.storage.commit import rewritten_file
 from loratools.storage.files import copy_range, machine_error, quoted, write_at
 from loratools.storage.gguf_reader import PLAIN_TYPES
 from loratools.tensors.lazy import LazyTensor
@@ -33,7 +33,7 @@ def write_gguf(path: Path, fields: Mapping[str, str | int | float], tensors: Map
         MachineError: the disk is full or failed.
     """
     header, offsets = _header(fields, tensors)
-    with staged_file(path, overwrite=True, inputs=()) as staged:
+    with rewritten_file(path) as staged:
         try:
             fd = system.create(staged)
         except OSError as error:

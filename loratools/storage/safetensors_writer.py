@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from loratools.errors import InputError, MachineError
 from loratools.storage import system
-from loratools.storage.commit import staged_file
+from loratools.storage.commit import rewritten_file
 from loratools.storage.files import copy_range, machine_error, quoted, start_writeback, write_at
 from loratools.storage.safetensors_reader import MAX_HEADER
 from loratools.tensors.dtypes import DTYPE_BITS, dtype_name
@@ -209,7 +209,7 @@ class SafetensorsWriter:
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str]) -> None:
     """Write one file that appears complete or not at all; a file that is there is replaced."""
     with (
-        staged_file(path, overwrite=True, inputs=()) as staged,
+        rewritten_file(path) as staged,
         SafetensorsWriter(staged, [_spec(name, tensor) for name, tensor in tensors.items()], metadata) as writer,
     ):
         for name, tensor in tensors.items():

@@ -25,6 +25,8 @@ _UNSUPPORTED = frozenset(
     for name in ("EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EINVAL", "EXDEV", "ETXTBSY", "EBADF", "EPERM", "ENOTTY")
     if hasattr(errno, name)
 )
+# What a file system answers that has no second names for files, or no more of them.
+UNSUPPORTED_LINKS = _UNSUPPORTED | {errno.EMLINK}
 # Without pread and pwrite (Windows) the position belongs to the descriptor, so one thread at a time.
 _position = threading.Lock()
 
@@ -35,6 +37,11 @@ def stat(path: Path) -> os.stat_result:
 
 def lstat(path: Path) -> os.stat_result:
     return os.lstat(path)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything under the name, be it a link that leads nowhere."""
+    return os.path.lexists(path)
 
 
 def fstat(fd: int) -> os.stat_result:
@@ -183,6 +190,38 @@ def replace(source: Path, target: Path) -> None:
 
 def hard_link(source: Path, target: Path) -> None:
     os.link(source, target)
+
+
+def hard_link_unfollowed(source: Path, target: Path) -> None:
+    """Give a file, or a link itself, a second name."""
+    os.link(source, target, follow_symlinks=os.link not in os.supports_follow_symlinks)
+
+
+def is_mount_point(path: Path) -> bool:
+    """Whether something is mounted there: such a folder cannot be renamed, nor another one put in its place."""
+    if os.path.ismount(path):
+        return True
+    try:
+        # A bind mount from the same file system, which containers have, is not told apart by its device.
+        with open("/proc/self/mountinfo", "rb") as mounts:  # noqa: PTH123
+            points = {line.split(b" ")[4] for line in mounts}
+    except OSError:
+        return False
+    escaped = os.fsencode(path)
+    for character in b"\\ \t\n":
+        escaped = escaped.replace(bytes([character]), b"\\%03o" % character)
+    return escaped in points
+
+
+def may_write(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def copy_attributes(source: Path, target: Path) -> None:
+    """Give `target` the mode, times and extended attributes of `source`."""
+    import shutil
+
+    shutil.copystat(source, target)
 
 
 def exchange(first: Path, second: Path) -> bool:

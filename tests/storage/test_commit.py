@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from loratools.errors import MachineError, OutputExistsError, UsageError
 from loratools.storage import commit, system
-from loratools.storage.commit import check_output, staged_file, staged_folder, stale_staging
+from loratools.storage.commit import Replacement, check_output, staged_file, staged_folder, stale_staging
+from loratools.storage.ownership import MARK, RECORD, write_record
+from loratools.storage.safetensors_writer import write_safetensors
 
 
 @pytest.fixture(params=["exchange", "rename aside"])
@@ -22,6 +26,13 @@ def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "rename aside":
         monkeypatch.setattr(system, "exchange", lambda *_: False)
     return str(request.param)
+
+
+def written(folder: Path, text: str) -> None:
+    """A folder as loratools leaves it."""
+    folder.mkdir(exist_ok=True)
+    fill(folder, text)
+    write_record(folder)
 
 
 def fill(folder: Path, text: str) -> None:
@@ -32,7 +43,7 @@ def fill(folder: Path, text: str) -> None:
 
 def content(path: Path) -> object:
     if path.is_dir():
-        return {child.name: content(child) for child in path.iterdir()}
+        return {child.name: content(child) for child in path.iterdir() if child.name != RECORD}
     return path.read_text() if path.exists() else None
 
 
@@ -68,8 +79,7 @@ def test_failed_block_leaves_nothing(tmp_path: Path, error: type[BaseException])
 
 
 def test_failed_block_leaves_the_old_output(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    fill(tmp_path / "out", "old")
+    written(tmp_path / "out", "old")
 
     with (
         pytest.raises(ZeroDivisionError),
@@ -82,10 +92,10 @@ def test_failed_block_leaves_the_old_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("swap")
-def test_overwrite_swaps_the_whole_folder(tmp_path: Path) -> None:
+def test_overwrite_replaces_all_that_loratools_wrote(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir(mode=0o750)
-    fill(tmp_path / "out", "old")
     (tmp_path / "out" / "stale.safetensors").touch()
+    written(tmp_path / "out", "old")
 
     with staged_folder(tmp_path / "out", overwrite=True, inputs=()) as staging:
         fill(staging, "new")
@@ -95,9 +105,161 @@ def test_overwrite_swaps_the_whole_folder(tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
 
 
+@pytest.mark.usefixtures("swap")
+def test_overwrite_keeps_what_others_wrote_and_the_very_same_files(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    written(out, "old")
+    (out / "notes.txt").write_text("mine")
+    (out / "sub" / "mine.txt").write_text("mine too")
+    (out / "checkpoint-500" / "deep").mkdir(parents=True)
+    (out / "checkpoint-500" / "adapter_model.safetensors").write_text("precious")
+    (out / "checkpoint-500" / "deep" / "link").symlink_to("nowhere")
+    (out / "empty").mkdir(mode=0o710)
+    inode = (out / "notes.txt").stat().st_ino
+
+    assert check_output(out, overwrite=True, inputs=()) == Replacement(
+        ("config.json", RECORD, "sub/model.safetensors"),
+        ("checkpoint-500/", "empty/", "notes.txt", "sub/mine.txt"),
+    )
+    with staged_folder(out, overwrite=True, inputs=()) as staging:
+        fill(staging, "new")
+        (out / "at-the-last-moment.txt").write_text("mine as well")
+
+    assert content(out / "sub") == {"model.safetensors": "new", "mine.txt": "mine too"}
+    assert (out / "config.json").read_text() == "new"
+    assert (out / "notes.txt").stat().st_ino == inode
+    assert (out / "at-the-last-moment.txt").read_text() == "mine as well"
+    assert (out / "checkpoint-500" / "adapter_model.safetensors").read_text() == "precious"
+    assert (out / "checkpoint-500" / "deep" / "link").readlink() == Path("nowhere")
+    assert (out / "empty").stat().st_mode & 0o777 == 0o710
+    assert hidden(tmp_path) == []
+
+
+def test_what_others_wrote_is_never_removed_though_it_came_after_the_last_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    written(out, "old")
+    exchange = system.exchange
+
+    def late(first: Path, second: Path) -> bool:
+        (second / "sub" / "late.txt").write_text("mine")
+        return exchange(first, second)
+
+    monkeypatch.setattr(system, "exchange", late)
+    with staged_folder(out, overwrite=True, inputs=()) as staging:
+        fill(staging, "new")
+
+    assert content(out / "sub") == {"model.safetensors": "new", "late.txt": "mine"}
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "sub"])
+def test_new_file_under_the_name_of_a_foreign_one_is_refused(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    written(out, "old")
+    if name == "config.json":
+        (out / name).write_text("edited by a person")
+    else:
+        for path in (out / "sub" / "model.safetensors", out / "sub"):
+            path.unlink() if path.is_file() else path.rmdir()
+        (out / "sub").write_text("a file where a folder must be")
+    before = content(out)
+
+    with pytest.raises(OutputExistsError) as early:
+        check_output(out, overwrite=True, inputs=(), names=["config.json", "sub/model.safetensors"])
+    assert early.value.details == (name,)
+    with pytest.raises(OutputExistsError) as caught, staged_folder(out, overwrite=True, inputs=()) as staging:
+        fill(staging, "new")
+
+    assert caught.value.exit_code == 2
+    assert caught.value.details == (name,)
+    assert content(out) == before
+    assert hidden(tmp_path) == []
+
+
+def test_foreign_files_that_cannot_be_kept_refuse_the_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    written(tmp_path / "out", "old")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(system, "hard_link_unfollowed", refuse)
+    with (
+        pytest.raises(OutputExistsError, match="cannot keep") as caught,
+        staged_folder(tmp_path / "out", overwrite=True, inputs=()) as staging,
+    ):
+        fill(staging, "new")
+
+    assert caught.value.details == ("notes.txt",)
+    assert content(tmp_path) == {"out": {**complete("old"), "notes.txt": "mine"}}
+
+
+def test_removed_staging_folder_is_the_error(tmp_path: Path) -> None:
+    for error in (None, FileNotFoundError("gone"), RuntimeError("a consequence")):
+        with (
+            pytest.raises(MachineError, match="removed meanwhile"),
+            staged_folder(tmp_path / "out", overwrite=False, inputs=()) as staging,
+        ):
+            shutil.rmtree(staging)
+            staging.mkdir()
+            fill(staging, "half")
+            if error is not None:
+                raise error
+    with (
+        pytest.raises(MachineError, match="removed meanwhile"),
+        staged_file(tmp_path / "out", overwrite=False, inputs=()) as staged,
+    ):
+        staged.write_text("x")
+        staged.unlink()
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_folder_that_cannot_be_renamed_is_filled_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    inode = out.stat().st_ino
+    monkeypatch.setattr(system, "is_mount_point", lambda path: path == out)
+    renamed: list[str] = []
+    rename = system.rename
+    monkeypatch.setattr(system, "rename", lambda a, b: (renamed.append(b.name), rename(a, b)))
+
+    with pytest.raises(ZeroDivisionError), staged_folder(out, overwrite=False, inputs=()) as staging:
+        fill(staging, "half")
+        raise ZeroDivisionError
+    assert list(out.iterdir()) == []
+    with staged_folder(out, overwrite=False, inputs=()) as staging:
+        fill(staging, "new")
+        (staging / "model.safetensors.index.json").write_text("{}")
+
+    assert {**complete("new"), "model.safetensors.index.json": "{}"} == content(out)
+    assert renamed == ["config.json", "sub", "model.safetensors.index.json", RECORD]
+    assert out.stat().st_ino == inode
+    assert hidden(tmp_path) == []
+    with pytest.raises(UsageError, match="mount point"):
+        check_output(out, overwrite=True, inputs=())
+
+
+def test_single_file_is_replaced_only_where_it_says_that_loratools_wrote_it(tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    write_safetensors(out, {"x": torch.ones(3)}, {"format": "pt"})
+    with pytest.raises(OutputExistsError, match="not written by loratools"):
+        check_output(out, overwrite=True, inputs=())
+    write_safetensors(out, {"x": torch.ones(3)}, {MARK: "0.1"})
+
+    assert check_output(out, overwrite=True, inputs=()) == Replacement(("out.safetensors",))
+    with staged_file(out, overwrite=True, inputs=()) as staged:
+        staged.write_text("new")
+    assert out.read_text() == "new"
+
+
 def test_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "out").mkdir()
-    fill(tmp_path / "out", "old")
+    written(tmp_path / "out", "old")
     monkeypatch.setattr(system, "exchange", lambda *_: False)
     real, calls = system.rename, []
 
@@ -127,7 +289,7 @@ def test_run_killed_between_two_renames_is_repaired_by_the_next(tmp_path: Path) 
 
 def test_file_output_appears_complete_and_keeps_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "target").write_text("old")
+    write_safetensors(tmp_path / "elsewhere" / "target", {}, {MARK: "0.1"})
     (tmp_path / "elsewhere" / "target").chmod(0o640)
     (tmp_path / "link").symlink_to("elsewhere/target")
 
@@ -142,9 +304,8 @@ def test_file_output_appears_complete_and_keeps_a_link(tmp_path: Path) -> None:
 
 
 def test_existing_outputs_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "model.safetensors").touch()
+    write_safetensors(tmp_path / "file", {}, {MARK: "0.1"})
+    written(tmp_path / "folder", "old")
     (tmp_path / "empty").mkdir()
 
     for name in ("file", "folder"):
@@ -162,7 +323,7 @@ def test_existing_outputs_are_refused_with_the_way_out(tmp_path: Path) -> None:
 
 
 def test_file_in_the_way_of_a_folder_is_refused_and_vice_versa(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+    write_safetensors(tmp_path / "file", {}, {MARK: "0.1"})
     (tmp_path / "folder").mkdir()
 
     with pytest.raises(UsageError, match="is a file"), staged_folder(tmp_path / "file", overwrite=True, inputs=()):
@@ -173,12 +334,15 @@ def test_file_in_the_way_of_a_folder_is_refused_and_vice_versa(tmp_path: Path) -
         check_output(tmp_path / "file" / "deeper" / "out", overwrite=False, inputs=())
 
 
-@pytest.mark.parametrize("names", [["notes.txt", "photos"], ["model.safetensors", ".git"]])
-def test_folder_that_is_no_model_is_never_replaced(tmp_path: Path, names: list[str]) -> None:
+@pytest.mark.parametrize("names", [["notes.txt", "photos"], ["config.json", "src"], ["model.safetensors", ".git"]])
+@pytest.mark.parametrize("record", [None, "not JSON", '{"loratools": "0.1"}', '{"files": {"config.json": {}}}'])
+def test_folder_without_our_record_is_never_replaced(tmp_path: Path, names: list[str], record: str | None) -> None:
     for name in names:
         (tmp_path / "home" / name).mkdir(parents=True)
+    if record is not None:
+        (tmp_path / "home" / RECORD).write_text(record)
 
-    with pytest.raises(OutputExistsError, match="does not look like a model"):
+    with pytest.raises(OutputExistsError, match="no record"):
         check_output(tmp_path / "home", overwrite=True, inputs=())
 
 
@@ -339,7 +503,7 @@ def test_everything_is_flushed_before_and_the_folder_after_the_rename(
         fill(staging, "new")
         monkeypatch.setattr(system, "os", Recorder())
 
-    assert events == [
+    assert [event for event in events if event != f"fsync {RECORD}"] == [
         "fsync config.json", "fsync model.safetensors", "fsync sub", "fsync staging", "rename out",
         f"fsync {tmp_path.name}",
     ]  # fmt: skip

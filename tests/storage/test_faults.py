@@ -18,6 +18,7 @@ from loratools.errors import LoraToolsError
 from loratools.storage import files, system
 from loratools.storage.commit import staged_folder, stale_staging
 from loratools.storage.json_file import write_json
+from loratools.storage.ownership import MARK, RECORD, write_record
 from loratools.storage.safetensors_reader import read_header
 from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec, write_safetensors
 
@@ -98,9 +99,13 @@ def test_failure_of_any_call_leaves_old_or_new(
         if old == "old output" and job is write_folder:
             out.mkdir()
             (out / "model.safetensors").write_bytes(b"old")
+            (out / "notes.txt").write_text("a person's")
+            write_record(out)
+            (out / "notes.txt").write_text("changed by a person")
         elif old == "old output":
             out.write_bytes(b"old")
         before = snapshot(out)
+        kept = {"notes.txt": b"changed by a person"} if out.is_dir() else {}
         files.close_inputs()
         faulty = FaultyOs(n, code)
         monkeypatch.setattr(system, "os", faulty)
@@ -113,8 +118,9 @@ def test_failure_of_any_call_leaves_old_or_new(
         finally:
             monkeypatch.setattr(system, "os", os)
         after = snapshot(out)
-        assert after in (before, new), (n, faulty.failed)
-        assert raised or after == new, (n, faulty.failed)
+        expected = {**new, **kept} if isinstance(new, dict) else new
+        assert after in (before, expected), (n, faulty.failed)
+        assert raised or after == expected, (n, faulty.failed)
         assert [path.name for path in place.iterdir() if path != out] == [], (n, faulty.failed)
         assert base.read_bytes() == base_bytes
         failures += raised
@@ -170,7 +176,7 @@ def test_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path, afte
 
     whole = run_whole()
     good = snapshot(out)
-    assert len(good) == 20  # type: ignore[arg-type]
+    assert len(good) == 20 + len([RECORD])  # type: ignore[arg-type]
     if not replacing:
         subprocess.run(["rm", "-r", str(out)], check=True)
 
@@ -230,7 +236,8 @@ except MachineError as error:
 @pytest.mark.parametrize("when", ["early", "late"])
 def test_full_disk_is_said_before_any_work_and_leaves_the_old_output(tmp_path: Path, when: str) -> None:
     (tmp_path / "base").write_bytes(b"\7" * 300_000)
-    (tmp_path / "out").write_bytes(b"old")
+    write_safetensors(tmp_path / "out", {}, {MARK: "0.1"})
+    old = (tmp_path / "out").read_bytes()
 
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path / "base"), str(tmp_path / "out"), when],
@@ -241,7 +248,7 @@ def test_full_disk_is_said_before_any_work_and_leaves_the_old_output(tmp_path: P
     assert ("started" in done.stdout) == (when == "late")
     assert (" bytes are needed" in done.stdout) == (when == "early")
     assert "hint: " in done.stdout
-    assert snapshot(tmp_path) == {"base": b"\7" * 300_000, "out": b"old"}
+    assert snapshot(tmp_path) == {"base": b"\7" * 300_000, "out": old}
 
 
 def test_input_changed_during_the_copy_leaves_no_output(tmp_path: Path) -> None:

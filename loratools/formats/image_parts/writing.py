@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from loratools._version import __version__
 from loratools.adapter import Adapter
 from loratools.formats.common.base import Base
 from loratools.formats.common.notes import metadata_of
@@ -17,6 +18,7 @@ from loratools.naming.image.families import Family, Fused, Place
 from loratools.naming.image.resolving import denoisers, family_named, hinted, narrowed
 from loratools.storage.casting import rounded
 from loratools.storage.files import read_bytes
+from loratools.storage.ownership import MARK
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.files import ByteRange, FileId
 from loratools.tensors.lazy import LazyTensor, held
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 PARTS = ("unet", "transformer", "transformer_2")
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Metadata that says something of the file itself: restated or left out, never copied.
-_OWN = (FAMILY, "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
+_OWN = (FAMILY, MARK, "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
 
 
 _CHUNK = 16 << 20
@@ -300,7 +302,7 @@ def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
 def header_of(adapter: Adapter, family: Family | None) -> dict[str, str]:
     """What the source said in its header that is still true; and the family, which names alone do not always tell."""
     kept = {k: v for k, v in metadata_of(adapter).items() if k not in _OWN}
-    return {"format": "pt"} | kept | ({} if family is None else {FAMILY: family.name})
+    return {"format": "pt", MARK: __version__} | kept | ({} if family is None else {FAMILY: family.name})
 
 
 def had_hashes(adapter: Adapter) -> bool:

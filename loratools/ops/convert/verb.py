@@ -37,7 +37,8 @@ _INTERPRETED = frozenset({
     "peft_type", "peft_version", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias",
     "fan_in_fan_out", "inference_mode", "init_lora_weights", "base_model_name_or_path", "lora_parameters",
-    "fine_tune_type", "num_layers", "model", "format", "loratools.family", "lora_adapter_metadata",
+    "fine_tune_type", "num_layers", "model", "format", "loratools.family", "loratools.version",
+    "lora_adapter_metadata",
 })  # fmt: skip
 
 

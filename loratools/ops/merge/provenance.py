@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from loratools._version import __version__
 from loratools.adapter import Adapter
 from loratools.ops.merge.plan import MergePlan
-from loratools.storage.files import identify, read_bytes, sha256
-from loratools.tensors.files import ByteRange, FileId
-
-# A base is too large to be hashed whole at each merge: its header, which names every tensor, and pieces from all over.
-_PIECES = 64
-_PIECE_BYTES = 1 << 16
+from loratools.storage.files import fingerprint, identify, sha256
 
 
 def inputs_record(made: MergePlan) -> dict[str, object]:
@@ -51,18 +45,6 @@ def provenance_text(inputs: dict[str, object], report: dict[str, object]) -> str
     result = {k: v for k, v in report.items() if k not in ("adapters", "tensors", "output", "seconds")}
     document = {"loratools": __version__, "verb": "merge", **inputs, "result": result}
     return json.dumps(document, indent=2) + "\n"
-
-
-def fingerprint(file: FileId, header_bytes: int) -> str:
-    """SHA-256 of a weight file's size, header, and 64 pieces of 64 KiB spread evenly over its values."""
-    digest = hashlib.sha256(file.size.to_bytes(8, "little"))
-    whole = ByteRange(file, 0, file.size)
-    digest.update(read_bytes(whole, 0, header_bytes))
-    values = file.size - header_bytes
-    for i in range(_PIECES):
-        start = header_bytes + i * values // _PIECES
-        digest.update(read_bytes(whole, start, min(start + _PIECE_BYTES, file.size)))
-    return "sha256-sampled:" + digest.hexdigest()
 
 
 def _adapter_files(adapter: Adapter) -> list[dict[str, object]]:

@@ -29,7 +29,7 @@ from loratools.ops.merge.provenance import inputs_record, provenance_text
 from loratools.ops.merge.rows import Gain, merge_rows
 from loratools.ops.merge.verify import error_ratio, require_right
 from loratools.storage.arrays import read_array
-from loratools.storage.commit import check_output, staged_folder
+from loratools.storage.commit import check_output, require_files, staged_folder
 from loratools.storage.files import copy_range, ensure_unchanged, identify, start_writeback
 from loratools.storage.safetensors_writer import SafetensorsWriter
 from loratools.tensors.dtypes import FLOAT_DTYPES
@@ -189,13 +189,20 @@ def plan(
     loaded = [(with_experts(a, packing=expert_packing, orientation=expert_orientation), w) for a, w in loaded]
     inputs = [base, *(a.path for a, _ in loaded if a.path is not None)]
     check_output(out, overwrite=overwrite, inputs=inputs)
-    return plan_merge(
+    made = plan_merge(
         checkpoint,
         [(a.selected(include, exclude), w) for a, w in loaded],
         dtype=stored,
         max_shard_bytes=max_shard_bytes,
         allow_partial=allow_partial,
     )
+    check_output(out, overwrite=overwrite, inputs=inputs, names=_names(made))
+    return made
+
+
+def _names(made: MergePlan) -> list[str]:
+    """The files that will be in the output, without its record."""
+    return [*(f.name for f in made.files), *(f.name for f in made.side_files), *index_texts(made)]
 
 
 def run(
@@ -231,6 +238,7 @@ def run(
         # Last of all: whoever sees an index may rely on every shard that it names.
         for name, text in index_texts(made).items():
             (staging / name).write_text(text, encoding="utf-8")
+        require_files(staging, out, _names(made))
     return replace(report, seconds=round(time.monotonic() - began, 3))
 
 

@@ -915,7 +915,7 @@ def test_an_untrained_adapter_is_merged_with_a_warning_that_nothing_changed(tmp_
     assert any("untrained" in w for w in report.warnings)
 
 
-def test_an_existing_output_stays_unless_overwrite_and_is_then_swapped(tmp_path: Path) -> None:
+def test_an_existing_output_stays_unless_overwrite_which_keeps_what_others_wrote(tmp_path: Path) -> None:
     base, folder = base_and_adapter(tmp_path)
     merge(base, [folder], tmp_path / "out")
     first = (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -925,10 +925,32 @@ def test_an_existing_output_stays_unless_overwrite_and_is_then_swapped(tmp_path:
     assert caught.value.exit_code == 2
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == first
 
-    (tmp_path / "out" / "stale.safetensors").write_bytes(b"")
+    (tmp_path / "out" / "checkpoint-500").mkdir()
+    (tmp_path / "out" / "checkpoint-500" / "adapter_model.safetensors").write_bytes(b"precious")
     merge(base, [(folder, 2.0)], tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() != first
-    assert not (tmp_path / "out" / "stale.safetensors").exists()
+    second = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert second != first
+    assert (tmp_path / "out" / "checkpoint-500" / "adapter_model.safetensors").read_bytes() == b"precious"
+
+    (tmp_path / "out" / "config.json").write_text("{}")
+    with pytest.raises(OutputExistsError) as caught:
+        merge(base, [folder], tmp_path / "out", overwrite=True)
+    assert caught.value.details == ("config.json",)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == second
+
+
+def test_files_removed_from_what_is_being_written_end_the_merge(tmp_path: Path) -> None:
+    base, folder = base_and_adapter(tmp_path)
+
+    def remove(nbytes: int) -> None:
+        for path in tmp_path.glob(".out.loratools-*/*.safetensors"):
+            path.unlink()
+
+    with pytest.raises(MachineError, match="removed meanwhile"):
+        merge(base, [folder], tmp_path / "out", progress=remove)
+
+    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob(".out*")) == []
 
 
 @pytest.mark.parametrize("where", ["base", "style", "base/merged"])

@@ -10,6 +10,7 @@ import click
 from loratools import registry
 from loratools.cli.common import options
 from loratools.cli.common.output import Output
+from loratools.cli.common.replaced import replaced_rows, with_replaced
 
 if TYPE_CHECKING:
     from loratools.ops.common.arguments import RankFrom
@@ -143,11 +144,12 @@ def command(
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
-        output.document(report.as_json())
+        document = report.as_json()
+        output.document(with_replaced(document, out, overwrite=overwrite) if plan else document)
         return
     from loratools.report.combination import combine_plan, combine_summary
 
     if plan:
-        output.table(*combine_plan(report, out, every=output.verbose))
+        output.table(*combine_plan(report, out, every=output.verbose), *replaced_rows(out, overwrite=overwrite))
     else:
         output.summary(*combine_summary(report, every=output.verbose))

@@ -9,6 +9,7 @@ import click
 
 from loratools.cli.common import options
 from loratools.cli.common.output import Output
+from loratools.cli.common.replaced import replaced_rows, with_replaced
 
 if TYPE_CHECKING:
     from loratools.ops.common.arguments import RankFrom
@@ -80,13 +81,14 @@ def command(
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
-        output.document(report.as_json())
+        document = report.as_json()
+        output.document(with_replaced(document, out, overwrite=overwrite) if plan else document)
         return
     from loratools.report.conversion import conversion_summary, dropped_lines
 
     for line in dropped_lines(report, every=output.verbose):
         output.warn(line)
     if plan:
-        output.table(*conversion_summary(report, out))
+        output.table(*conversion_summary(report, out), *replaced_rows(out, overwrite=overwrite))
     else:
         output.summary(*conversion_summary(report, out))

@@ -9,6 +9,7 @@ import click
 
 from loratools.cli.common import options
 from loratools.cli.common.output import Output
+from loratools.cli.common.replaced import replaced_rows, with_replaced
 
 if TYPE_CHECKING:
     from loratools.ops.extract.outcomes import Embeddings
@@ -132,11 +133,12 @@ def command(
         for line in [] if plan else skipped_lines(report.skipped, every=output.verbose):
             output.warn(line)
     if output.json:
-        output.document(report.as_json())
+        document = report.as_json()
+        output.document(with_replaced(document, out, overwrite=overwrite) if plan else document)
         return
     from loratools.report.extraction import extract_plan, extract_summary
 
     if plan:
-        output.table(*extract_plan(report, out))
+        output.table(*extract_plan(report, out), *replaced_rows(out, overwrite=overwrite))
     else:
         output.summary(*extract_summary(report))

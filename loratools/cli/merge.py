@@ -9,6 +9,7 @@ import click
 
 from loratools.cli.common import options
 from loratools.cli.common.output import Output
+from loratools.cli.common.replaced import replaced_rows, with_replaced
 
 if TYPE_CHECKING:
     from loratools.ops.common.arguments import RankFrom
@@ -90,11 +91,11 @@ def command(
     )
     if plan:
         if output.json:
-            output.document(made.as_json(out))
+            output.document(with_replaced(made.as_json(out), out, overwrite=overwrite))
         else:
             from loratools.report.merge import plan_table
 
-            output.table(*plan_table(made, out))
+            output.table(*plan_table(made, out), *replaced_rows(out, overwrite=overwrite))
         return
     for warning in made.warnings:
         output.warn(warning)

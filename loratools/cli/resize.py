@@ -9,6 +9,7 @@ import click
 
 from loratools.cli.common import options
 from loratools.cli.common.output import Output
+from loratools.cli.common.replaced import replaced_rows, with_replaced
 
 if TYPE_CHECKING:
     from loratools.ops.common.arguments import RankFrom
@@ -96,11 +97,12 @@ def command(
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
-        output.document(report.as_json())
+        document = report.as_json()
+        output.document(with_replaced(document, out, overwrite=overwrite) if plan else document)
         return
     from loratools.report.resizing import resize_plan, resize_summary
 
     if plan:
-        output.table(*resize_plan(report, out))
+        output.table(*resize_plan(report, out), *replaced_rows(out, overwrite=overwrite))
     else:
         output.summary(*resize_summary(report))

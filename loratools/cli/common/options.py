@@ -168,7 +168,7 @@ SOURCE = _Parsed("source", _parse_source)
 out = click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), metavar="PATH", help="Where to write."
 )
-overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output, once the new one is complete.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace the files that loratools wrote.")
 plan = click.option("--plan", is_flag=True, help="Print what would be done, and stop.")
 dtype = click.option(
     "--dtype", type=DTYPE, metavar="DTYPE", help="Dtype to store: float32, bfloat16, float16, float64."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loratools.cli.common import options
+from loratools.cli.common.held import holds_inputs
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 @options.plan
 @options.overwrite
 @options.common
+@holds_inputs
 def command(
     base: str,
     tuned: str,

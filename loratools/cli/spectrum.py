@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loratools.cli.common import options
+from loratools.cli.common.held import holds_inputs
 from loratools.cli.common.output import Output
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @options.from_format
 @options.rank_from
 @options.common
+@holds_inputs
 def command(
     source: str,
     *,

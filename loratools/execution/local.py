@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from itertools import islice
 from typing import TypeVar
 
@@ -62,7 +63,8 @@ def run(
             # A short queue: after an error or an interrupt there is little left to wait for.
             while True:
                 for i, unit in islice(todo, 2 * threads - len(waiting)):
-                    waiting[pool.submit(work, unit)] = i
+                    # What is held for the caller (its inputs) is held for the threads as well.
+                    waiting[pool.submit(copy_context().run, work, unit)] = i
                 if not waiting:
                     break
                 for future in wait(waiting, return_when=FIRST_COMPLETED)[0]:

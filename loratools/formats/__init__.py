@@ -26,6 +26,7 @@ from loratools.formats.common.source import (
 )
 from loratools.formats.image_parts.spellings import is_learnt_word
 from loratools.storage.files import quoted
+from loratools.storage.held_inputs import holding_inputs
 
 __all__ = ["Base", "Format", "RankFrom", "Staged", "detect", "find_adapters", "load", "load_source", "save", "staged"]
 
@@ -106,6 +107,7 @@ def find_files(folder: Path) -> list[Path]:
     return found
 
 
+@holding_inputs()
 def save(
     adapter: Adapter,
     out: str | Path,

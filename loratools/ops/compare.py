@@ -19,6 +19,7 @@ from loratools.ops.common.same import same_bytes
 from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import exact_factors, is_vector, reason_against, refuse_together
 from loratools.ops.lowrank.reduce import inner
+from loratools.storage.held_inputs import holding_inputs
 from loratools.updates.parts.protocol import flow
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class Comparison:
         }
 
 
+@holding_inputs()
 def compare(
     first: AdapterSource,
     second: AdapterSource,

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from loratools import formats, registry
 from loratools.adapter import Adapter
 from loratools.errors import InputError, LoraToolsError
+from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.protocol import Update
@@ -239,11 +241,17 @@ def inspect(
         progress: called with the number of bytes just read, with `values`.
     """
     options = _Options(values, format, rank_from, progress or (lambda done: None))
+    # Of headers alone nothing is computed that a later change could contradict.
+    with holding_inputs() if values else nullcontext():
+        return Inspection(tuple(_entries(sources, options)))
+
+
+def _entries(sources: Sequence[str | Path], options: _Options) -> list[Entry]:
     entries: list[Entry] = []
     for source in sources:
         path = Path(source)
         try:
-            found = _members(path, format)
+            found = _members(path, options.format)
         except (LoraToolsError, OSError) as error:
             if len(sources) == 1:
                 raise
@@ -258,7 +266,7 @@ def inspect(
                 if len(sources) == len(found) == 1:
                     raise
                 entries.append(FailedEntry(shown, _told(error)))
-    return Inspection(tuple(entries))
+    return entries
 
 
 class _Options(NamedTuple):

@@ -28,6 +28,7 @@ from loratools.ops.lowrank.factors import (
 )
 from loratools.ops.lowrank.reduce import Limit, Module, Stored, overall_error, passed_through, reduced, update_dtype
 from loratools.storage.commit import check_output
+from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.updates.lora import LoRA
 from loratools.updates.parts.protocol import Update
@@ -67,6 +68,7 @@ class ResizeReport:
         }
 
 
+@holding_inputs()
 def resize(
     adapter: str | Path | Adapter,
     out: str | Path | None = None,

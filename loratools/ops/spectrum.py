@@ -26,6 +26,7 @@ from loratools.ops.finetune.delta import Decomposed, Deltas, decomposed
 from loratools.ops.finetune.pairs import Pair, line_up
 from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import exact_factors, reason_against, refuse_together
+from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.updates.parts.protocol import Update
 
@@ -126,6 +127,7 @@ class SpectrumReport:
         }
 
 
+@holding_inputs()
 def spectrum(
     source: str | Path | Adapter | Checkpoint,
     base: str | Path | Checkpoint | None = None,

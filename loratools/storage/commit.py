@@ -25,6 +25,7 @@ from pathlib import Path
 from loratools.errors import LoraToolsError, MachineError, OutputExistsError, UsageError
 from loratools.storage import system
 from loratools.storage.files import machine_error, quoted
+from loratools.storage.held_inputs import hold_no, require_unchanged
 from loratools.storage.ownership import (
     RECORD,
     entries_below,
@@ -67,6 +68,7 @@ def check_output(out: Path, *, overwrite: bool, inputs: Sequence[Path], names: I
     found = _stat_or_none(real)
     for given in inputs:
         _check_apart(out, real, found, given)
+    hold_no(real)
     if found is None:
         _check_parents(out, real)
         return Replacement()
@@ -161,6 +163,7 @@ def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iter
             staging.require(out)
             write_record(staging.path)
             _flush(staging.path)
+            require_unchanged()
             if inside:
                 _fill_in_place(out, staging.path, real)
             else:
@@ -185,6 +188,7 @@ def staged_file(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterat
     check_output(out, overwrite=overwrite, inputs=inputs)
     with _staged_file(out, overwrite=overwrite) as staged:
         yield staged
+        require_unchanged()
 
 
 @contextmanager
@@ -349,6 +353,7 @@ def _staging(out: Path, real: Path, *, inside: bool = False) -> Iterator[_Stagin
                 if _owner_is_gone(stale):
                     _remove(stale)
             system.make_folder(path)
+            hold_no(path)
             try:
                 staging = _Staging(path, real, system.lock_folder(path))
             except BaseException:

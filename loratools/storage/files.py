@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from loratools.errors import ChangedInputError, InputError, LoraToolsError, MachineError, UsageError
@@ -30,6 +31,9 @@ _WORTH_WRITEBACK = 1 << 20
 # A model is too large to be hashed whole at each run: its header, which names every tensor, and pieces from all over.
 _PIECES = 64
 _PIECE_BYTES = 1 << 16
+
+# Called with every file that is identified or read in this context (`held_inputs`).
+observed: ContextVar[Callable[[FileId], None] | None] = ContextVar("observed", default=None)
 
 _FULL = {
     getattr(errno, name): words
@@ -101,7 +105,10 @@ def identify(path: Path) -> FileId:
         kinds = ((stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"))
         kind = next((words for test, words in kinds if test(found.st_mode)), "a device")
         raise InputError(f"{quoted(path)} is {kind}; a regular file is needed", hint="copy its content to a file first")
-    return _file_id(path, found)
+    file = _file_id(path, found)
+    if (observer := observed.get()) is not None:
+        observer(file)
+    return file
 
 
 def read_bytes(location: ByteRange, start: int = 0, stop: int | None = None) -> bytes:
@@ -220,16 +227,6 @@ def advise_sequential(location: ByteRange) -> None:
         system.advise(fd, location.offset, location.nbytes, "SEQUENTIAL")
 
 
-def ensure_unchanged(file: FileId) -> None:
-    """Check that the file that was read is still what it was when it was identified.
-
-    Raises:
-        ChangedInputError: it was written to.
-    """
-    with _inputs.borrow(file) as fd:
-        _compare(file, system.fstat(fd))
-
-
 def close_inputs() -> None:
     """Close the descriptors kept for inputs; those in use are closed after their use."""
     _inputs.close()
@@ -264,17 +261,17 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(file: FileId, header_bytes: int = 0) -> str:
-    """SHA-256 of a file's size, header, and 64 pieces of 64 KiB spread evenly over the rest: all of a small file."""
+def fingerprint(file: FileId, header_bytes: int = 0, *, pieces: int = _PIECES, piece_bytes: int = _PIECE_BYTES) -> str:
+    """SHA-256 of a file's size, header, and pieces (64 of 64 KiB) spread evenly over the rest: all of a small file."""
     from hashlib import sha256 as new
 
     digest = new(file.size.to_bytes(8, "little"))
     whole = ByteRange(file, 0, file.size)
     digest.update(read_bytes(whole, 0, header_bytes))
     values = file.size - header_bytes
-    for i in range(_PIECES):
-        start = header_bytes + i * values // _PIECES
-        digest.update(read_bytes(whole, start, min(start + _PIECE_BYTES, file.size)))
+    for i in range(pieces):
+        start = header_bytes + i * values // pieces
+        digest.update(read_bytes(whole, start, min(start + piece_bytes, file.size)))
     return "sha256-sampled:" + digest.hexdigest()
 
 
@@ -341,6 +338,8 @@ class _Inputs:
 
     @contextmanager
     def borrow(self, file: FileId) -> Iterator[int]:
+        if (observer := observed.get()) is not None:
+            observer(file)
         with self._lock:
             opened = self._opened.get(file)
             if opened is None:

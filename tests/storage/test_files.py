@@ -139,18 +139,6 @@ def test_input_that_shrinks_while_open_raises_instead_of_killing(location: ByteR
     system.close(fd)
 
 
-def test_input_rewritten_while_open_is_noticed_at_the_end(location: ByteRange) -> None:
-    files.read_bytes(location)
-    files.ensure_unchanged(location.file)
-
-    with location.file.path.open("r+b") as file:
-        file.write(b"other")
-    os.utime(location.file.path, ns=(0, location.file.mtime_ns + 1))
-
-    with pytest.raises(ChangedInputError, match="rewritten"):
-        files.ensure_unchanged(location.file)
-
-
 def test_replaced_input_keeps_its_old_bytes_while_open(location: ByteRange) -> None:
     files.read_bytes(location, 0, 1)
     location.file.path.unlink()

@@ -38,6 +38,7 @@ from loratools.ops.lowrank.factors import (
 )
 from loratools.ops.lowrank.reduce import Limit, Reduced, overall_error, passed_through, reduced, update_dtype, widest
 from loratools.storage.commit import check_output
+from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.lazy import held
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
@@ -81,6 +82,7 @@ class CombineReport:
         }
 
 
+@holding_inputs()
 def combine(
     adapters: Sequence[AdapterArgument] | AdapterSource = (),
     out: str | Path | None = None,

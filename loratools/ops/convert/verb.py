@@ -25,6 +25,7 @@ from loratools.ops.convert.serve import served, unservable
 from loratools.ops.convert.verify import Checked, compare
 from loratools.storage.commit import check_output
 from loratools.storage.files import quoted
+from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS, FLOAT_DTYPES
 from loratools.updates.loha import LoHa
 from loratools.updates.lokr import LoKr
@@ -88,6 +89,7 @@ class ConvertReport:
         }
 
 
+@holding_inputs()
 def convert(
     adapter: str | Path | Adapter,
     out: str | Path,

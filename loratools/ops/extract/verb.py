@@ -30,12 +30,14 @@ from loratools.ops.extract.warnings import doubts, nothing_error, resized, unwri
 from loratools.ops.finetune.delta import norm
 from loratools.ops.finetune.pairs import Alone, Pair, Pairs, line_up
 from loratools.storage.commit import check_output
+from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.scratch import scratch_beside
 from loratools.tensors.dtypes import FLOAT_DTYPES
 
 __all__ = ["ExtractReport", "extract"]
 
 
+@holding_inputs()
 def extract(
     base: str | Path | Checkpoint,
     tuned: str | Path | Checkpoint,

@@ -30,7 +30,8 @@ from loratools.ops.merge.rows import Gain, merge_rows
 from loratools.ops.merge.verify import error_ratio, require_right
 from loratools.storage.arrays import read_array
 from loratools.storage.commit import check_output, require_files, staged_folder
-from loratools.storage.files import copy_range, ensure_unchanged, identify, start_writeback
+from loratools.storage.files import copy_range, identify, start_writeback
+from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.safetensors_writer import SafetensorsWriter
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.files import ByteRange
@@ -98,6 +99,7 @@ class MergeReport:
         }
 
 
+@holding_inputs()
 def merge(
     base: str | Path,
     adapters: Sequence[AdapterArgument] | AdapterSource,
@@ -197,6 +199,9 @@ def plan(
         allow_partial=allow_partial,
     )
     check_output(out, overwrite=overwrite, inputs=inputs, names=_names(made))
+    for side_file in made.side_files:
+        if side_file.source is not None:
+            identify(side_file.source)  # held to what it is now, though it is copied last
     return made
 
 
@@ -205,6 +210,7 @@ def _names(made: MergePlan) -> list[str]:
     return [*(f.name for f in made.files), *(f.name for f in made.side_files), *index_texts(made)]
 
 
+@holding_inputs()
 def run(
     made: MergePlan,
     out: str | Path,
@@ -233,8 +239,6 @@ def run(
         require_right({name: w.ratio for name, w in written.items()})
         report = _report(made, out, written, verify)
         _write_side_files(made, staging, provenance_text(record, report.as_json()))
-        for file in {f.file for f in made.base.files}:
-            ensure_unchanged(file)
         # Last of all: whoever sees an index may rely on every shard that it names.
         for name, text in index_texts(made).items():
             (staging / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,145 @@
+"""Every verb holds every input to what it was: one rewritten in place while it runs ends it with 5, nothing written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import factories
+import pytest
+
+import loratools
+from loratools.errors import LoraToolsError
+from loratools.storage import files, held_inputs, system
+
+VERBS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "merge": (
+        lambda at: loratools.merge(at / "base", [at / "one"], at / "out"),
+        ("base/model.safetensors", "base/config.json", "base/tokenizer.json", "one/adapter_model.safetensors",
+         "one/adapter_config.json"),
+    ),
+    "extract": (
+        lambda at: loratools.extract(at / "base", at / "tuned", at / "out", rank=2),
+        ("base/model.safetensors", "base/config.json", "tuned/model.safetensors", "tuned/config.json"),
+    ),
+    "combine": (
+        lambda at: loratools.combine([at / "one", at / "two"], at / "out"),
+        ("one/adapter_model.safetensors", "one/adapter_config.json", "two/adapter_model.safetensors"),
+    ),
+    "resize": (
+        lambda at: loratools.resize(at / "one", at / "out", rank=2),
+        ("one/adapter_model.safetensors", "one/adapter_config.json"),
+    ),
+    "convert": (
+        lambda at: loratools.convert(at / "one", at / "out", to="mlx", base=at / "base"),
+        ("one/adapter_model.safetensors", "one/adapter_config.json", "base/model.safetensors", "base/config.json"),
+    ),
+    "compare": (
+        lambda at: loratools.compare(at / "one", at / "two"),
+        ("one/adapter_model.safetensors", "two/adapter_config.json"),
+    ),
+    "spectrum": (
+        lambda at: loratools.spectrum(at / "tuned", base=at / "base"),
+        ("base/model.safetensors", "tuned/model.safetensors", "tuned/config.json"),
+    ),
+    "inspect": (
+        lambda at: loratools.inspect(at / "one", values=True),
+        ("one/adapter_model.safetensors", "one/adapter_config.json"),
+    ),
+    "save": (
+        lambda at: loratools.save(loratools.load(at / "one"), at / "out"),
+        ("one/adapter_model.safetensors",),
+    ),
+}  # fmt: skip
+CASES = [(verb, victim) for verb, (_, victims) in VERBS.items() for victim in victims]
+
+
+class Reads:
+    """Which file each read is of, hashing left out; before read number `at`, `victim` is rewritten, its times kept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int = -1, victim: Path = Path()) -> None:
+        self.paths: list[str] = []
+        self.rewritten = False
+        self.hashing = False
+        real, digest = system.read_into, held_inputs.fingerprint
+
+        def read(fd: int, buffer: memoryview, offset: int) -> int:
+            if self.hashing:
+                return real(fd, buffer, offset)
+            if len(self.paths) == at:
+                rewrite(victim)
+                self.rewritten = True
+            self.paths.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+            return real(fd, buffer, offset)
+
+        def hashed(*args: Any, **kwargs: Any) -> str:
+            self.hashing = True
+            try:
+                return digest(*args, **kwargs)
+            finally:
+                self.hashing = False
+
+        monkeypatch.setattr(system, "read_into", read)
+        monkeypatch.setattr(held_inputs, "fingerprint", hashed)
+
+
+def rewrite(path: Path) -> None:
+    """The last bytes become others: values of weights, the closing brace of a config."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(before.st_size - 1)
+        last = file.read(1)
+        file.seek(before.st_size - 1)
+        file.write(bytes([last[0] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    factories.checkpoint_folder(tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").write_text('{"version": "1.0"}')
+    for seed, name in enumerate(("one", "two")):
+        factories.adapter_folder(tmp_path / name, seed=seed)
+    loratools.merge(tmp_path / "base", [tmp_path / "one"], tmp_path / "tuned")
+    files.close_inputs()
+    return tmp_path
+
+
+def test_every_verb_is_listed() -> None:
+    verbs = {name for name in loratools.__all__ if name.islower() and callable(getattr(loratools, name))}
+    assert verbs - {"load", "open_checkpoint"} == set(VERBS)  # these two compute nothing
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks the system which file a descriptor is of")
+@pytest.mark.parametrize(("verb", "victim"), CASES)
+def test_input_rewritten_during_the_run_ends_it(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, verb: str, victim: str
+) -> None:
+    run = VERBS[verb][0]
+    with monkeypatch.context() as patched:
+        seen = Reads(patched)
+        run(inputs)
+    if (inputs / "out").exists():
+        (inputs / "out").rename(inputs / "before")
+    # An extraction looks at what it has written when all is done.
+    last = max(i for i, path in enumerate(seen.paths) if not path.startswith(f"{inputs / 'out'}/"))
+    # What is copied inside the kernel is read by nobody here; what is saved was opened before.
+    opened = seen.paths.index(str(inputs / victim)) if str(inputs / victim) in seen.paths and verb != "save" else last
+    files.close_inputs()
+
+    # Once when it has just been opened, once before the last read of all.
+    for at in {min(opened + 1, last), last}:
+        original = (inputs / victim).read_bytes()
+        with monkeypatch.context() as patched:
+            rewriting = Reads(patched, at, inputs / victim)
+            with pytest.raises(LoraToolsError) as caught:
+                run(inputs)
+        assert rewriting.rewritten
+        assert caught.value.exit_code == 5
+        assert any(victim in line for line in caught.value.details)
+        assert not (inputs / "out").exists()
+        assert [path.name for path in inputs.iterdir() if path.name.startswith(".")] == []
+        (inputs / victim).write_bytes(original)
+        files.close_inputs()

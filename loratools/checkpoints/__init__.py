@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loratools import registry
-from loratools.errors import FormatError, UsageError
+from loratools.errors import FormatError, UnsupportedError, UsageError
+from loratools.quantization import Quantisation
 from loratools.storage.files import quoted
 from loratools.tensors.files import FileId
 from loratools.tensors.lazy import LazyTensor
@@ -86,7 +87,7 @@ class Checkpoint:
 
     `stored` are the tensors on disk, in file order; `weights` the logical ones, the same unless they are quantised.
     `tied` are weights that are absent on disk because they follow a stored one: `lm_head.weight` -> the embedding.
-    `quantization` is the scheme's name; None where the weights are plain numbers.
+    `quantisation` is how its weights are packed, decided for each; None where all are plain numbers.
     `config_file` is the name of the file that `config` is from; None where it is from several, one for each component.
     `fixed` are weights that nothing can be added to, and why not.
     """
@@ -99,7 +100,7 @@ class Checkpoint:
     config: Mapping[str, object] = field(default_factory=dict)
     config_file: str | None = "config.json"
     tied: Mapping[str, str] = field(default_factory=dict)
-    quantization: str | None = None
+    quantisation: Quantisation | None = None
     fixed: Mapping[str, str] = field(default_factory=dict)
     side_files: tuple[SideFile, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
@@ -109,6 +110,21 @@ class Checkpoint:
     def name(self) -> str:
         """How messages call it."""
         return str(self.path)
+
+    @property
+    def quantization(self) -> str | None:
+        """The schemes that its weights are packed by; None where the weights are plain numbers."""
+        return self.quantisation.name if self.quantisation is not None else None
+
+    def require_readable(self) -> None:
+        """Raise UnsupportedError where a weight is packed in a way that is not unpacked, naming every one."""
+        refused = self.quantisation.refused if self.quantisation is not None else ()
+        if refused:
+            raise UnsupportedError(
+                f"{len(refused)} weights of {quoted(self.path)} are quantised in a way that is not read",
+                details=refused,
+                hint="give the model that it was quantised from",
+            )
 
     @property
     def files(self) -> tuple[WeightFile, ...]:

@@ -32,7 +32,7 @@ from loratools.checkpoints.common.weights import (
 )
 from loratools.checkpoints.pytorch import said
 from loratools.errors import FormatError, InputError
-from loratools.quantization import recognise
+from loratools.quantization import Quantisation, recognise
 from loratools.storage.files import quoted
 from loratools.storage.json_file import read_json
 from loratools.tensors.lazy import LazyTensor
@@ -82,6 +82,7 @@ def _pipeline(path: Path) -> Checkpoint:
     stored = {n: tensor for weights in found for n, tensor in weights.component.tensors.items()}
     if not stored:
         raise FormatError(f"none of the components of the pipeline {quoted(path)} has weights")
+    quantisation = _quantisation(found, configs)
     own = frozenset(name for weights in found for name in weights.own)
     side_files, left_out = sort_out(path, own, parts=frozenset(names))
     return Checkpoint(
@@ -89,11 +90,11 @@ def _pipeline(path: Path) -> Checkpoint:
         layout="diffusers",
         components=tuple(weights.component for weights in found),
         stored=stored,
-        weights=stored,
+        weights=quantisation.logical(stored) if quantisation is not None else stored,
         config=configs,
         config_file=None,
         tied=_tied(found, configs),
-        quantization=_quantization(found, configs),
+        quantisation=quantisation,
         side_files=side_files,
         left_out=left_out,
         warnings=tuple(w for weights in found for w in (*weights.warnings, *_pickled(path, weights))),
@@ -144,9 +145,18 @@ def _tied(found: list[Weights], configs: Mapping[str, object]) -> dict[str, str]
     return tied
 
 
-def _quantization(found: list[Weights], configs: Mapping[str, object]) -> str | None:
-    schemes = [recognise(tensors, config) for _, tensors, config in _each(found, configs)]
-    return next((scheme.name for scheme in schemes if scheme is not None), None)
+def _quantisation(found: list[Weights], configs: Mapping[str, object]) -> Quantisation | None:
+    """How the weights of the components are packed, by the names that they have in the pipeline."""
+    each = [(prefix, recognise(tensors, config)) for prefix, tensors, config in _each(found, configs)]
+    packed = [one.with_prefix(prefix) for prefix, one in each if one is not None]
+    if not packed:
+        return None
+    return Quantisation(
+        {name: weight for one in packed for name, weight in one.weights.items()},
+        {name: weight for one in packed for name, weight in one.unreadable.items()},
+        tuple(name for one in packed for name in one.markers),
+        next((one.declared for one in packed if one.declared is not None), None),
+    )
 
 
 def _each(

@@ -31,13 +31,13 @@ def open(path: Path) -> Checkpoint:
     """
     weights = read_one(path, Spelling(path.stem, path.suffix))
     stored = weights.component.tensors
-    scheme = recognise(stored, {})
+    quantisation = recognise(stored, {})
     return Checkpoint(
         path=path,
         layout="original",
         components=(weights.component,),
         stored=stored,
-        weights=stored,
-        quantization=scheme.name if scheme is not None else None,
+        weights=quantisation.logical(stored) if quantisation is not None else stored,
+        quantisation=quantisation,
         warnings=(*weights.warnings, *([] if path.suffix == ".safetensors" else [said(path)])),
     )

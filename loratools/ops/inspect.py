@@ -146,23 +146,35 @@ class AdapterEntry(NamedTuple):
         }
 
 
+class QuantisedEntry(NamedTuple):
+    """Weights of a checkpoint that are quantised in one way. `why` they are not read, where they are not."""
+
+    scheme: str
+    format: str | None
+    bits: float | None
+    group: int | None
+    weights: tuple[str, ...]
+    why: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        return {**self._asdict(), "weights": list(self.weights)}
+
+
 class CheckpointEntry(NamedTuple):
     path: str
     layout: str
     architecture: str | None
     bytes: int
+    parameters: int
     dtypes: Mapping[str, int]
     quantization: str | None
+    quantised: tuple[QuantisedEntry, ...]
     tensors: tuple[TensorEntry, ...]
     tied: Mapping[str, str]
     side_files: tuple[str, ...]
     left_out: Mapping[str, str]
     warnings: tuple[str, ...]
     values_read: bool
-
-    @property
-    def parameters(self) -> int:
-        return sum(t.parameters for t in self.tensors)
 
     @property
     def not_finite(self) -> tuple[str, ...]:
@@ -179,6 +191,7 @@ class CheckpointEntry(NamedTuple):
             "parameters": self.parameters,
             "dtypes": dict(self.dtypes),
             "quantization": self.quantization,
+            "quantised": [entry.as_json() for entry in self.quantised],
             "tensors": [_tensor_json(t, values=self.values_read) for t in self.tensors],
             "tied": dict(self.tied),
             "side_files": list(self.side_files),
@@ -351,14 +364,41 @@ def _checkpoint_entry(checkpoint: Checkpoint, shown: str, options: _Options) -> 
         layout=checkpoint.layout,
         architecture=first if isinstance(first, str) else None,
         bytes=_bytes(checkpoint.stored.values()),
+        parameters=_parameters(checkpoint),
         dtypes=_counted(t.dtype for t in checkpoint.stored.values()),
         quantization=checkpoint.quantization,
+        quantised=_quantised(checkpoint),
         tensors=tuple(_tensor_entries(dict(sorted(checkpoint.stored.items())), options)),
         tied=dict(sorted(checkpoint.tied.items())),
         side_files=tuple(f.name for f in checkpoint.side_files),
         left_out={f.name: f.why for f in checkpoint.left_out},
         warnings=checkpoint.warnings,
         values_read=options.values,
+    )
+
+
+def _parameters(checkpoint: Checkpoint) -> int:
+    """How many numbers the weights have; of those that cannot be unpacked, how many are stored."""
+    unreadable = checkpoint.quantisation.unreadable.values() if checkpoint.quantisation is not None else ()
+    stored = sum(checkpoint.stored[name].elements for weight in unreadable for name in weight.stored)
+    return stored + sum(tensor.elements for tensor in checkpoint.weights.values())
+
+
+def _quantised(checkpoint: Checkpoint) -> tuple[QuantisedEntry, ...]:
+    """The quantised weights, those of one scheme and one set of parameters together."""
+    if checkpoint.quantisation is None:
+        return ()
+    readable: dict[tuple[str, str, float, int | None], list[str]] = {}
+    for name, weight in checkpoint.quantisation.weights.items():
+        parameters = weight.parameters
+        key = (weight.scheme, parameters.format, parameters.bits, parameters.group)
+        readable.setdefault(key, []).append(name)
+    refused: dict[tuple[str, str], list[str]] = {}
+    for name, unreadable in checkpoint.quantisation.unreadable.items():
+        refused.setdefault((unreadable.scheme, unreadable.why), []).append(name)
+    return (
+        *(QuantisedEntry(*key, tuple(sorted(names))) for key, names in readable.items()),
+        *(QuantisedEntry(scheme, None, None, None, tuple(sorted(n)), why) for (scheme, why), n in refused.items()),
     )
 
 

@@ -1,16 +1,20 @@
-"""Schemes for quantised weights, one file each: whose numbers are these packed integers?
+"""Schemes for quantised weights, one file each: whose numbers are these packed integers, and what are they worth?
 
-A scheme's file has `recognise(tensors, config) -> names`: the stored tensors that carry quantised values, decided by
-their dtypes and the keys beside them. A config alone says nothing: it may be missing, or left over from before the
-weights were dequantised.
+A scheme's file has `recognise(tensors, config)`: the weights that it has packed, by logical name, each with the stored
+tensors that belong to it and typed parameters that dequantise it (`common/protocol.py`). What is decided is decided for
+each weight, by dtypes, shapes and names: a config may be missing, or left over from before the weights were
+dequantised. A model may mix schemes and plain weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loratools import registry
+from loratools.quantization.common.config import declared_method
+from loratools.quantization.common.dequantised import dequantised
+from loratools.quantization.common.protocol import PackedWeight, Unreadable
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.lazy import LazyTensor
 
@@ -22,38 +26,92 @@ _PACKED_NAMES = ("weight", "qweight", "weight_packed")
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """`name`: the scheme, or several joined by ` + `. `weights`: the stored tensors that carry quantised values;
-    none where only the config speaks of it. `example`: the first of them, with dtype and shape, for messages."""
+class Quantisation:
+    """How the weights of a model are quantised.
 
-    name: str
-    weights: tuple[str, ...]
-    example: str
+    weights     those that can be unpacked, by logical name
+    unreadable  those that are recognised and cannot be, by logical name
+    markers     stored tensors that speak of the whole model and belong to no weight
+    declared    the scheme that the config names, where no tensor bears it out: what the tensors then are is not known
+    """
+
+    weights: Mapping[str, PackedWeight] = field(default_factory=dict)
+    unreadable: Mapping[str, Unreadable] = field(default_factory=dict)
+    markers: tuple[str, ...] = ()
+    declared: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The schemes, joined by ` + `."""
+        schemes = {weight.scheme for weight in self.weights.values()}
+        schemes |= {weight.scheme for weight in self.unreadable.values()}
+        return " + ".join(sorted(schemes - {UNKNOWN}) + [UNKNOWN] * (UNKNOWN in schemes)) or str(self.declared)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """One line for each weight that cannot be unpacked, and one for a config that no tensor bears out."""
+        lines = [f"{name}   {weight.scheme}: {weight.why}" for name, weight in sorted(self.unreadable.items())]
+        if self.declared is not None:
+            lines.append(f"the config declares {self.declared}, and no tensor shows which weights that are")
+        return tuple(lines)
+
+    def with_prefix(self, prefix: str) -> Quantisation:
+        """The same of a part of a model that puts `prefix` before all names."""
+        return Quantisation(
+            {prefix + name: weight.with_prefix(prefix) for name, weight in self.weights.items()},
+            {prefix + name: weight.with_prefix(prefix) for name, weight in self.unreadable.items()},
+            tuple(prefix + name for name in self.markers),
+            self.declared,
+        )
+
+    def logical(self, stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """The weights as the model has them, in the order of the stored tensors: packed ones are dequantised when they
+        are read, and the tensors that are only parts of them are left out."""
+        first = {weight.stored_names[0]: name for name, weight in self.weights.items()}
+        parts = {part for weight in self.weights.values() for part in weight.stored_names}
+        parts |= {part for weight in self.unreadable.values() for part in weight.stored} | set(self.markers)
+        logical: dict[str, LazyTensor] = {}
+        for stored_name, tensor in stored.items():
+            if (name := first.get(stored_name)) is not None:
+                logical[name] = dequantised(self.weights[name])
+            elif stored_name not in parts:
+                logical[stored_name] = tensor
+        return logical
 
 
-def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Scheme | None:
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Quantisation | None:
     """How the weights are quantised; None where they are plain numbers and the config claims nothing else.
 
     Tensors go before the config. A config that names a scheme of which no tensor shows gives that name, without
     weights: what the tensors then are is not known well enough to compute with them.
     """
-    found: dict[str, list[str]] = {}
+    weights: dict[str, PackedWeight] = {}
+    unreadable: dict[str, Unreadable] = {}
+    markers: tuple[str, ...] = ()
     # Most checkpoints are plain throughout. HQQ may store its integers as the bits of floats, under a name of its own.
     if any(t.dtype not in _PLAIN or name.endswith(".W_q") for name, t in tensors.items()):
+        endings: tuple[str, ...] = ()
         for scheme in registry.names("quantization"):
-            if names := registry.load("quantization", scheme).recognise(tensors, config):
-                found[scheme] = list(names)
-        known = {name for names in found.values() for name in names}
-        if unknown := [name for name, t in tensors.items() if name not in known and _is_packed(name, t)]:
-            found[UNKNOWN] = unknown
-    if not found:
-        declared = _declared(config)
-        return None if declared is None else Scheme(declared, (), "the config's quantization_config")
-    claimed = {name for names in found.values() for name in names}
-    weights = tuple(name for name in tensors if name in claimed)
-    first = tensors[weights[0]]
-    shape = " x ".join(str(size) for size in first.shape)
-    return Scheme(" + ".join(found), weights, f"{weights[0]} ({first.dtype}, {shape})")
+            module = registry.load("quantization", scheme)
+            endings += getattr(module, "MARKERS", ())
+            for name, weight in module.recognise(tensors, config).items():
+                if isinstance(weight, PackedWeight):
+                    weights[name] = weight
+                else:
+                    unreadable[name] = weight
+        parts = {part for weight in weights.values() for part in weight.stored_names}
+        parts |= {part for weight in unreadable.values() for part in weight.stored}
+        if endings and (weights or unreadable):
+            markers = tuple(name for name in tensors if name.endswith(endings) and name not in parts)
+        unreadable |= {
+            name: Unreadable(UNKNOWN, (name,), f"values of dtype {tensor.dtype} in a layout that is not known")
+            for name, tensor in tensors.items()
+            if name not in parts and name not in markers and _is_packed(name, tensor)
+        }
+    if weights or unreadable:
+        return Quantisation(weights, unreadable, markers)
+    declared = declared_method(config)
+    return None if declared is None else Quantisation(declared=declared)
 
 
 def _is_packed(name: str, tensor: LazyTensor) -> bool:
@@ -62,27 +120,3 @@ def _is_packed(name: str, tensor: LazyTensor) -> bool:
         return True
     integer = tensor.dtype[0] in "IU"
     return integer and len(tensor.shape) >= 2 and name.rpartition(".")[2] in _PACKED_NAMES
-
-
-def _declared(config: Mapping[str, object]) -> str | None:
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, Mapping) else {}):
-        # llm-compressor once wrote `compression_config`; MLX writes `quantization`, and a copy under the usual name.
-        for key, default in (
-            ("quantization_config", "unknown"),
-            ("compression_config", "compressed-tensors"),
-            ("quantization", "mlx"),
-        ):
-            if isinstance(said := part.get(key), Mapping) and said:
-                return _method(said, default)
-    return None
-
-
-def _method(said: Mapping[str, object], default: str) -> str:
-    method = said.get("quant_method")
-    if isinstance(method, str) and method:
-        return method
-    # transformers of 2023 wrote no quant_method for bitsandbytes.
-    if said.get("load_in_4bit") or said.get("load_in_8bit"):
-        return "bitsandbytes"
-    return "mlx" if {"group_size", "bits"} <= said.keys() else default

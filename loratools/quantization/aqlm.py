@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loratools.quantization.common.protocol import Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
 
 
-def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of integer `codes` with `codebooks` and `scales` beside them."""
-    return tuple(
-        name
-        for name, tensor in tensors.items()
-        if name.endswith(".codes")
-        and tensor.dtype[0] in "IU"
-        and {name.removesuffix("codes") + part for part in ("codebooks", "scales")} <= tensors.keys()
-    )
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
+    """Integer `codes` with `codebooks` and `scales` beside them."""
+    recognised: dict[str, Unreadable] = {}
+    for name, tensor in tensors.items():
+        stem = name.removesuffix("codes")
+        parts = (f"{stem}codebooks", f"{stem}scales")
+        if name.endswith(".codes") and tensor.dtype[0] in "IU" and tensors.keys() >= set(parts):
+            recognised[f"{stem}weight"] = Unreadable(
+                "aqlm", (name, *parts), "sums of codebook vectors are not unpacked"
+            )
+    return recognised

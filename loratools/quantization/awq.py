@@ -3,17 +3,108 @@
     GEMM   qweight I32 (in, out / 8)   qzeros I32 (in / group, out / 8)   scales (in / group, out)
     GEMV   qweight I32 (out, in / 8)   scales (out, groups, padded)
 
+    W[o, i] = (code[i, o] - zero[i // group, o]) * scales[i // group, o]
+
+In a word, counted from its lowest four bits, are the outputs 0, 2, 4, 6, 1, 3, 5, 7 of eight.
+
 GPTQ has the same keys; it packs along the inputs, and has a g_idx.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from loratools.quantization.common.grouped import scaled
 from loratools.quantization.common.packed import packs_outputs, quantised_modules
+from loratools.quantization.common.parts import collect, read_columns, shape_text
+from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
 
+if TYPE_CHECKING:
+    from loratools.algebra.packing import Bytes
+    from loratools.algebra.rounding import Floats, Stored
 
-def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of the `qweight` that have no g_idx, and fewer columns than their scales (or, in GEMV, than rows)."""
-    return tuple(f"{module}.qweight" for module in quantised_modules(tensors) if packs_outputs(module, tensors))
+# Where in a word, counted in fours of bits, the outputs 0 to 7 are.
+_POSITIONS = (0, 4, 1, 5, 2, 6, 3, 7)
+# Values that are unpacked together: the packed numbers of some rows lie all over the stored tensor.
+_BLOCK_VALUES = 1 << 20
+
+
+@dataclass(frozen=True)
+class AwqIntegers:
+    """Unsigned integers of 4 bits with a scale and a zero point for each group of inputs.
+
+    inputs  inputs that share a scale; None where all do
+    """
+
+    inputs: int | None
+
+    @property
+    def format(self) -> str:
+        return "int4 gemm"
+
+    @property
+    def bits(self) -> float:
+        return 4
+
+    @property
+    def group(self) -> int | None:
+        return self.inputs
+
+    def row_block(self, shape: tuple[int, ...]) -> int:
+        return max(32, _BLOCK_VALUES // max(1, shape[1]) // 32 * 32)
+
+    def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        """Rows as float32: the product rounded once to the dtype of the scales."""
+        import numpy as np
+
+        from loratools.algebra.rounding import widen
+
+        first, last = start // 8, -(-stop // 8)
+        codes = _outputs(read_columns(weight.tensor("qweight"), first, last))[:, : stop - start]
+        zeros = _outputs(read_columns(weight.tensor("qzeros"), first, last))[:, : stop - start]
+        scales = weight.tensor("scales")
+        columns = read_columns(scales, start, stop)
+        values = np.empty(columns.shape, np.float32)
+        widen(columns, scales.dtype, values)
+        return scaled(np.ascontiguousarray(codes.T), values.T, zeros.T.astype(np.float32), weight.dtype)
+
+
+def _outputs(words: Stored) -> Bytes:
+    """The 4-bit integers of words, in the order of the outputs: (rows, words) -> (rows, 8 * words)."""
+    import numpy as np
+
+    from loratools.algebra.packing import unpack_bits
+
+    stream = unpack_bits(np.ascontiguousarray(words).view(np.uint8), 4)
+    ordered: Bytes = stream.reshape(len(words), -1, 8)[:, :, list(_POSITIONS)].reshape(len(words), -1)
+    return ordered
+
+
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
+    """The `qweight` that have no g_idx, and fewer columns than their scales (or, in GEMV, than rows)."""
+    modules = [module for module in quantised_modules(tensors) if packs_outputs(module, tensors)]
+    return {f"{module}.weight": _recognised(module, tensors) for module in modules}
+
+
+def _recognised(module: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | Unreadable:
+    parts = collect(tensors, {role: f"{module}.{role}" for role in ("qweight", "qzeros", "scales")})
+    by_role = {part.role: part.tensor for part in parts}
+    stored = tuple(part.name for part in parts)
+    codes, zeros, scales = (by_role.get(role) for role in ("qweight", "qzeros", "scales"))
+    assert codes is not None, "`quantised_modules` has seen it"
+    if zeros is None or scales is None or len(codes.shape) != 2 or len(scales.shape) != 2:
+        return Unreadable("awq", stored, "it has no zero points or scales of two axes")
+    inputs, outputs, groups = codes.shape[0], codes.shape[1] * 8, scales.shape[0]
+    gemm = scales.shape == (groups, outputs) and zeros.shape == (groups, codes.shape[1])
+    if not gemm or codes.dtype != "I32" or zeros.dtype != "I32" or scales.dtype not in ("F32", "F16", "BF16"):
+        shapes = ", ".join(f"{part.role} {shape_text(part.tensor)}" for part in parts)
+        return Unreadable(
+            "awq", stored, f"its parts are not those of the GEMM layout, which is the one that is read: {shapes}"
+        )
+    if not groups or inputs % groups:
+        return Unreadable("awq", stored, f"{groups} groups of {inputs} inputs")
+    group = inputs // groups if groups > 1 else None
+    return PackedWeight("awq", (outputs, inputs), scales.dtype, parts, AwqIntegers(group))

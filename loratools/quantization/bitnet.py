@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loratools.quantization.common.protocol import Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
 
 
-def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of byte weights whose only scale is one plain number."""
-    return tuple(name for name, tensor in tensors.items() if _is_ternary(name, tensor, tensors))
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
+    """Byte weights whose only scale is one plain number."""
+    why = "ternary weights are not unpacked: whether the scale multiplies or divides depends on the layer's class"
+    return {
+        name: Unreadable("bitnet", (name, f"{name}_scale"), why)
+        for name, tensor in tensors.items()
+        if _is_ternary(name, tensor, tensors)
+    }
 
 
 def _is_ternary(name: str, tensor: LazyTensor, tensors: Mapping[str, LazyTensor]) -> bool:

@@ -1,36 +1,238 @@
 """compressed-tensors (llm-compressor): integers packed in words, int8 with scales, MXFP4 and sparse bitmasks.
 
     packed   weight_packed I32 (out, in * bits / 32), weight_scale (out, groups), weight_shape (2)
+             weight_zero_point I32 (out * bits / 32, groups), weight_g_idx (in)
     mxfp4    weight_packed U8 (out, in / 2), weight_scale U8 (out, in / 32)
-    int8     weight I8 (out, in), weight_scale (out, 1) or (1)
+    int8     weight I8 (out, in), weight_scale (out, groups), (out, 1) or (1), weight_zero_point I8 of the same shape
     sparse   compressed, bitmask, shape, row_offsets
 
-Its float8 weights are found by `fp8`, its NVFP4 by `nvfp4`: they are the same numbers in whoever's file.
+    W = (code - 2 ** (bits - 1) - zero) * scale      packed, in the dtype of the scale
+    W = E2M1[code] * 2 ** (scale - 127)              mxfp4, in bfloat16
+
+Codes are a little-endian stream along a row. Its float8 weights are found by `fp8`, its NVFP4 by `nvfp4`: they are the
+same numbers in whoever's file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from loratools.quantization.common.grouped import scaled
+from loratools.quantization.common.parts import collect, read_floats, read_numbers, shape_text
+from loratools.quantization.common.protocol import PackedWeight, Part, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
 
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
 
-def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of packed, int8 and bitmask-compressed weights."""
-    return tuple(name for name, tensor in tensors.items() if _is_compressed(name, tensor, tensors))
+_SCHEME = "compressed-tensors"
+_MX_BLOCK = 32
 
 
-def _is_compressed(name: str, tensor: LazyTensor, tensors: Mapping[str, LazyTensor]) -> bool:
-    module, _, part = name.rpartition(".")
-    scaled = f"{module}.weight_scale" in tensors
-    match part:
-        case "weight_packed" if tensor.dtype == "I32":
-            return scaled
-        case "weight_packed" if tensor.dtype == "U8":
-            return scaled and f"{module}.weight_global_scale" not in tensors
-        case "weight" if tensor.dtype == "I8":
-            # ComfyUI's int8 has the same scale, and says what it is in a tensor of JSON.
-            return scaled and f"{module}.comfy_quant" not in tensors
-        case "compressed":
-            return f"{module}.bitmask" in tensors
-    return False
+@dataclass(frozen=True)
+class PackedIntegers:
+    """Signed integers of 1 to 8 bits, packed along the rows.
+
+    width      bits of one code
+    columns    columns that share a scale; None where a row does
+    symmetric  whether zero is always code 0
+    """
+
+    width: int
+    columns: int | None
+    symmetric: bool
+
+    @property
+    def format(self) -> str:
+        """`int4 symmetric`, `int8 asymmetric`"""
+        return f"int{self.width} {'symmetric' if self.symmetric else 'asymmetric'}"
+
+    @property
+    def bits(self) -> float:
+        return self.width
+
+    @property
+    def group(self) -> int | None:
+        return self.columns
+
+    def row_block(self, shape: tuple[int, ...]) -> int:
+        # Zero points are packed along the rows, 32 of them in whole words.
+        return 1 if self.symmetric else 32
+
+    def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        """Rows as float32: the product rounded once to the dtype of the scale."""
+        import numpy as np
+
+        from loratools.algebra.packing import unpack_bits
+        from loratools.storage.arrays import read_raw
+
+        offset = 1 << (self.width - 1)
+        words = read_raw(weight.tensor("packed"), start, stop)
+        codes = unpack_bits(words.view(np.uint8), self.width)[:, : weight.shape[1]].astype(np.int16) - offset
+        scales = read_floats(weight.tensor("scale"), start, stop)
+        zeros = None
+        if weight.has("zero point"):
+            stored = weight.tensor("zero point")
+            first, last = start * self.width // 32, -(-stop * self.width // 32)
+            columns = np.ascontiguousarray(read_raw(stored, first, min(last, stored.shape[0])).T)
+            zeros = unpack_bits(columns.view(np.uint8), self.width)[:, : stop - start].T.astype(np.float32) - offset
+        order = read_raw(weight.tensor("g_idx")).reshape(-1) if weight.has("g_idx") else None
+        return scaled(codes, scales, zeros, weight.dtype, order)
+
+
+@dataclass(frozen=True)
+class PlainIntegers:
+    """Integers of 8 bits as they are, with a scale for the tensor, each row, or groups of a row."""
+
+    columns: int | None
+    symmetric: bool
+
+    @property
+    def format(self) -> str:
+        return f"int8 {'symmetric' if self.symmetric else 'asymmetric'}"
+
+    @property
+    def bits(self) -> float:
+        return 8
+
+    @property
+    def group(self) -> int | None:
+        return self.columns
+
+    def row_block(self, shape: tuple[int, ...]) -> int:
+        return 1
+
+    def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        """Rows as float32: the product rounded once to the dtype of the scale."""
+        from loratools.storage.arrays import read_raw
+
+        codes = read_raw(weight.tensor("weight"), start, stop)
+        scales = _of_rows(weight.tensor("scale"), start, stop)
+        zeros = _of_rows(weight.tensor("zero point"), start, stop) if weight.has("zero point") else None
+        return scaled(codes, scales, zeros, weight.dtype)
+
+
+@dataclass(frozen=True)
+class MicroscaledFloats:
+    """4-bit floats in blocks of 32, each with a power of two, along the rows of a linear layer."""
+
+    @property
+    def format(self) -> str:
+        return "mxfp4"
+
+    @property
+    def bits(self) -> float:
+        return 4
+
+    @property
+    def group(self) -> int | None:
+        return _MX_BLOCK
+
+    def row_block(self, shape: tuple[int, ...]) -> int:
+        return 1
+
+    def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        """Rows as float32, in bfloat16 exact but for powers below its range."""
+        from loratools.algebra.packing import decode_pairs, e2m1_pairs, e8m0, onto_grid
+        from loratools.storage.arrays import read_raw
+
+        values = decode_pairs(read_raw(weight.tensor("packed"), start, stop), e2m1_pairs())
+        scales = e8m0(read_raw(weight.tensor("scale"), start, stop))
+        blocks = values.reshape(stop - start, -1, _MX_BLOCK) * scales[..., None]
+        return onto_grid(blocks.reshape(stop - start, weight.shape[1]), weight.dtype)
+
+
+def _of_rows(tensor: LazyTensor, start: int, stop: int) -> Floats:
+    """Numbers of rows start:stop as (rows, groups); of a whole tensor (1, 1)."""
+    if tensor.elements == 1:
+        return read_floats(tensor).reshape(1, 1)
+    return read_floats(tensor, start, stop).reshape(stop - start, -1)
+
+
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
+    """Packed, int8 and bitmask-compressed weights."""
+    recognised: dict[str, PackedWeight | Unreadable] = {}
+    for name, tensor in tensors.items():
+        module, dot, leaf = name.rpartition(".")
+        stem = module + dot
+        has_scale = f"{stem}weight_scale" in tensors
+        if leaf == "weight_packed" and has_scale and tensor.dtype == "I32":
+            recognised[f"{stem}weight"] = _packed(stem, tensors)
+        elif leaf == "weight_packed" and has_scale and tensor.dtype == "U8":
+            if f"{stem}weight_global_scale" not in tensors:
+                recognised[f"{stem}weight"] = _microscaled(stem, tensors)
+        # ComfyUI's int8 has the same scale, and says what it is in a tensor of JSON.
+        elif leaf == "weight" and has_scale and tensor.dtype == "I8" and f"{stem}comfy_quant" not in tensors:
+            recognised[name] = _plain(stem, tensors)
+        elif leaf == "compressed" and f"{stem}bitmask" in tensors:
+            roles = ("compressed", "bitmask", "shape", "row_offsets")
+            stored = tuple(f"{stem}{role}" for role in roles if f"{stem}{role}" in tensors)
+            recognised[f"{stem}weight"] = Unreadable(_SCHEME, stored, "sparse weights are not unpacked")
+    return recognised
+
+
+def _parts(stem: str, tensors: Mapping[str, LazyTensor], first: str) -> tuple[Part, ...]:
+    names = {first.removeprefix("weight_"): f"{stem}{first}"}
+    names |= {"scale": f"{stem}weight_scale", "zero point": f"{stem}weight_zero_point", "g_idx": f"{stem}weight_g_idx"}
+    names |= {"shape": f"{stem}weight_shape"}
+    names |= {part: stem + part.replace(" ", "_") for part in ("input scale", "input global scale", "input zero point")}
+    return collect(tensors, names)
+
+
+def _packed(stem: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | Unreadable:
+    parts = _parts(stem, tensors, "weight_packed")
+    by_role = {part.role: part.tensor for part in parts}
+    stored = tuple(part.name for part in parts)
+    packed, scale = by_role["packed"], by_role["scale"]
+    try:
+        shape = read_numbers(by_role["shape"])
+    except (KeyError, ValueError):
+        return Unreadable(_SCHEME, stored, "it has no weight_shape that could be read")
+    if len(shape) != 2 or len(packed.shape) != 2 or shape[0] != packed.shape[0] or shape[1] < 1:
+        return Unreadable(_SCHEME, stored, f"a shape of {list(shape)} for {shape_text(packed)} words")
+    widths = [bits for bits in range(1, 9) if -(-shape[1] * bits // 32) == packed.shape[1]]
+    if len(widths) != 1:
+        return Unreadable(_SCHEME, stored, f"{packed.shape[1]} words for {shape[1]} values, of no clear number of bits")
+    if len(scale.shape) != 2 or scale.shape[0] != shape[0] or scale.dtype not in ("F32", "F16", "BF16"):
+        return Unreadable(_SCHEME, stored, f"a scale of {scale.dtype} and shape {shape_text(scale)}")
+    zero = by_role.get("zero point")
+    if zero is not None and (zero.dtype != "I32" or zero.shape != (-(-shape[0] * widths[0] // 32), scale.shape[1])):
+        return Unreadable(_SCHEME, stored, f"zero points of {zero.dtype} and shape {shape_text(zero)}")
+    groups = scale.shape[1]
+    columns = -(-shape[1] // groups) if groups > 1 else None
+    parameters = PackedIntegers(widths[0], columns, zero is None)
+    return PackedWeight(_SCHEME, (shape[0], shape[1]), scale.dtype, parts, parameters)
+
+
+def _plain(stem: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | Unreadable:
+    parts = _parts(stem, tensors, "weight")
+    by_role = {part.role: part.tensor for part in parts}
+    weight, scale, zero = by_role["weight"], by_role["scale"], by_role.get("zero point")
+    rows = weight.shape[0] if weight.shape else 0
+    fits = scale.elements == 1 or (scale.shape[:1] == (rows,) and len(scale.shape) <= 2)
+    if len(weight.shape) != 2 or not fits or scale.dtype not in ("F32", "F16", "BF16"):
+        why = f"a scale of {scale.dtype} and shape {shape_text(scale)} for a weight of {shape_text(weight)}"
+        return Unreadable(_SCHEME, tuple(part.name for part in parts), why)
+    groups = scale.elements // rows if scale.elements > 1 else 1
+    columns = -(-weight.shape[1] // groups) if groups > 1 else None
+    return PackedWeight(_SCHEME, weight.shape, scale.dtype, parts, PlainIntegers(columns, zero is None))
+
+
+def _microscaled(stem: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | Unreadable:
+    parts = _parts(stem, tensors, "weight_packed")
+    packed, scale = parts[0].tensor, parts[1].tensor
+    columns = 2 * packed.shape[-1]
+    if (
+        len(packed.shape) != 2
+        or scale.dtype not in ("U8", "F8_E8M0")
+        or scale.shape
+        != (
+            packed.shape[0],
+            columns // _MX_BLOCK,
+        )
+    ):
+        why = f"a scale of {scale.dtype} and shape {shape_text(scale)} for {shape_text(packed)} bytes"
+        return Unreadable(_SCHEME, tuple(part.name for part in parts), why)
+    return PackedWeight(_SCHEME, (packed.shape[0], columns), "BF16", parts, MicroscaledFloats())

@@ -2,17 +2,121 @@
 
     qweight I32 (in * bits / 32, out)   qzeros I32 (groups, out * bits / 32)   scales (groups, out)   g_idx I32 (in)
 
+    W[o, i] = (code[i, o] - zero[g, o]) * scales[g, o],   g = g_idx[i], or i // group_size
+
+Codes are a little-endian stream down a column, zero points along a row. The first format of AutoGPTQ stores each zero
+point less one, modulo 2 ** bits; `gptq_v2` in the config's checkpoint_format stores it as it is.
+
 AWQ has the same keys; it packs along the outputs, and has no g_idx.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from loratools.quantization.common.config import find_setting
+from loratools.quantization.common.grouped import scaled
 from loratools.quantization.common.packed import packs_outputs, quantised_modules
+from loratools.quantization.common.parts import collect, read_columns, shape_text
+from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
 
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
 
-def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of the `qweight` that have a g_idx, or as many columns as their scales."""
-    return tuple(f"{module}.qweight" for module in quantised_modules(tensors) if not packs_outputs(module, tensors))
+# Values that are unpacked together: the packed numbers of some rows lie all over the stored tensor.
+_BLOCK_VALUES = 1 << 20
+
+
+@dataclass(frozen=True)
+class GptqIntegers:
+    """Unsigned integers with a scale and a zero point for each group of inputs.
+
+    width           bits of one code
+    inputs          inputs that share a scale, in whatever order they were taken; None where all do
+    zeros_less_one  whether zero points are stored less one (the first format)
+    """
+
+    width: int
+    inputs: int | None
+    zeros_less_one: bool
+
+    @property
+    def format(self) -> str:
+        """`int4`, of the first format or the second"""
+        return f"int{self.width}{'' if self.zeros_less_one else ', zero points of v2'}"
+
+    @property
+    def bits(self) -> float:
+        return self.width
+
+    @property
+    def group(self) -> int | None:
+        return self.inputs
+
+    def row_block(self, shape: tuple[int, ...]) -> int:
+        # 32 codes of any width are whole words.
+        return max(32, _BLOCK_VALUES // max(1, shape[1]) // 32 * 32)
+
+    def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        """Rows as float32: the product rounded once to the dtype of the scales."""
+        import numpy as np
+
+        from loratools.algebra.packing import unpack_bits
+        from loratools.algebra.rounding import widen
+        from loratools.storage.arrays import read_raw
+
+        words = np.ascontiguousarray(read_columns(weight.tensor("qweight"), start, stop).T)
+        codes = unpack_bits(words.view(np.uint8), self.width)[:, : weight.shape[1]]
+        first, last = start * self.width // 32, -(-stop * self.width // 32)
+        packed = np.ascontiguousarray(read_columns(weight.tensor("qzeros"), first, last))
+        zeros = unpack_bits(packed.view(np.uint8), self.width)[:, : stop - start]
+        if self.zeros_less_one:
+            zeros = (zeros + np.uint8(1)) & np.uint8((1 << self.width) - 1)
+        scales = weight.tensor("scales")
+        columns = read_columns(scales, start, stop)
+        values = np.empty(columns.shape, np.float32)
+        widen(columns, scales.dtype, values)
+        order = read_raw(weight.tensor("g_idx")).reshape(-1) if weight.has("g_idx") else None
+        return scaled(codes, values.T, zeros.T.astype(np.float32), weight.dtype, order)
+
+
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
+    """The `qweight` that have a g_idx, or as many columns as their scales.
+
+    The config says of which format the zero points are; without a word it is the first.
+    """
+    less_one = find_setting(config, "checkpoint_format") != "gptq_v2"
+    modules = [module for module in quantised_modules(tensors) if not packs_outputs(module, tensors)]
+    return {f"{module}.weight": _recognised(module, tensors, less_one) for module in modules}
+
+
+def _recognised(module: str, tensors: Mapping[str, LazyTensor], less_one: bool) -> PackedWeight | Unreadable:
+    parts = collect(tensors, {role: f"{module}.{role}" for role in ("qweight", "qzeros", "scales", "g_idx")})
+    by_role = {part.role: part.tensor for part in parts}
+    stored = tuple(part.name for part in parts)
+    codes, zeros, scales, order = (by_role.get(role) for role in ("qweight", "qzeros", "scales", "g_idx"))
+    assert codes is not None, "`quantised_modules` has seen it"
+    if zeros is None or scales is None or len(codes.shape) != 2 or len(scales.shape) != 2 or len(zeros.shape) != 2:
+        return Unreadable("gptq", stored, "it has no zero points or scales of two axes")
+    outputs, groups = codes.shape[1], scales.shape[0]
+    width = zeros.shape[1] * 32 // outputs if outputs else 0
+    inputs = codes.shape[0] * 32 // width if width else 0
+    consistent = (
+        width in (2, 3, 4, 8)
+        and codes.dtype == zeros.dtype == "I32"
+        and -(-outputs * width // 32) == zeros.shape[1]
+        and codes.shape[0] * 32 == inputs * width
+        and scales.shape == (groups, outputs)
+        and zeros.shape[0] == groups
+        and scales.dtype in ("F32", "F16", "BF16")
+        and (order is None or (order.elements == inputs and order.dtype == "I32"))
+        and groups > 0
+    )
+    if not consistent:
+        shapes = ", ".join(f"{part.role} {shape_text(part.tensor)}" for part in parts)
+        return Unreadable("gptq", stored, f"its parts do not fit each other: {shapes}")
+    group = -(-inputs // groups) if groups > 1 else None
+    return PackedWeight("gptq", (outputs, inputs), scales.dtype, parts, GptqIntegers(width, group, less_one))

@@ -1,21 +1,163 @@
 """MLX: integers of 2 to 8 bits packed in words, with a scale and an offset for each group.
 
-    weight U32 (out, in * bits / 32)   scales (out, in / group)   biases (out, in / group), or qbiases
+    affine   weight U32 (out, in * bits / 32)   scales (out, in / group)   biases (out, in / group), or qbiases
+    mxfp4    weight U32 (out, in / 8)           scales U8 (out, in / 32)
+    nvfp4    weight U32 (out, in / 8)           scales U8 (out, in / 16)
+    mxfp8    weight U32 (out, in / 4)           scales U8 (out, in / 32)
 
-Its modes `mxfp4`, `mxfp8` and `nvfp4` have scales of a byte, and no biases.
+    W = code * scale + bias      affine: rounded to the dtype of the scales after the product and after the sum
+    W = E2M1[code] * scale       mxfp4 (a power of two) and nvfp4 (a float8), in bfloat16
+    W = E4M3[code] * scale       mxfp8 (a power of two), in bfloat16
+
+Codes are a little-endian stream along a row. Experts are stacked in front: (experts, out, ...).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from loratools.quantization.common.config import settings
+from loratools.quantization.common.parts import collect, read_floats, shape_text
+from loratools.quantization.common.protocol import PackedWeight, Part, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
 
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
 
-def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of `weight` in words of 32 bits without sign, with `scales` beside them."""
-    return tuple(
-        name
+_WIDTHS = (2, 3, 4, 5, 6, 8)
+_GROUPS = (32, 64, 128)
+# Bits of a code and values of a group, of the modes of floats.
+_FLOAT_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
+
+
+@dataclass(frozen=True)
+class AffineGroups:
+    """Unsigned integers, with a scale and an offset for each group of a row."""
+
+    width: int
+    columns: int
+
+    @property
+    def format(self) -> str:
+        return "affine"
+
+    @property
+    def bits(self) -> float:
+        return self.width
+
+    @property
+    def group(self) -> int | None:
+        return self.columns
+
+    def row_block(self, shape: tuple[int, ...]) -> int:
+        return 1
+
+    def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        """Rows as float32, rounded as MLX does: after the product, and after the sum."""
+        import numpy as np
+
+        from loratools.algebra.packing import onto_grid, unpack_bits
+        from loratools.storage.arrays import read_raw
+
+        words = read_raw(weight.tensor("weight"), start, stop)
+        codes = unpack_bits(words.view(np.uint8), self.width).astype(np.float32)
+        groups = codes.reshape(*codes.shape[:-1], -1, self.columns)
+        products = onto_grid(groups * read_floats(weight.tensor("scales"), start, stop)[..., None], weight.dtype)
+        values = products + read_floats(weight.tensor("biases"), start, stop)[..., None]
+        return onto_grid(values.reshape(stop - start, *weight.shape[1:]), weight.dtype)
+
+
+@dataclass(frozen=True)
+class FloatGroups:
+    """Floats of 4 or 8 bits, with a scale of one byte for each group of a row; mode: mxfp4, nvfp4 or mxfp8."""
+
+    mode: str
+
+    @property
+    def format(self) -> str:
+        return self.mode
+
+    @property
+    def bits(self) -> float:
+        return _FLOAT_MODES[self.mode][0]
+
+    @property
+    def group(self) -> int | None:
+        return _FLOAT_MODES[self.mode][1]
+
+    def row_block(self, shape: tuple[int, ...]) -> int:
+        return 1
+
+    def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        """Rows as float32, rounded once to the weight's dtype."""
+        import numpy as np
+
+        from loratools.algebra.packing import decode_pairs, e2m1_pairs, e8m0, float8_values, onto_grid
+        from loratools.storage.arrays import read_raw
+
+        codes = read_raw(weight.tensor("weight"), start, stop).view(np.uint8)
+        values = float8_values("F8_E4M3")[codes] if self.mode == "mxfp8" else decode_pairs(codes, e2m1_pairs())
+        stored = read_raw(weight.tensor("scales"), start, stop)
+        scales = float8_values("F8_E4M3")[stored] if self.mode == "nvfp4" else e8m0(stored)
+        groups = values.reshape(*stored.shape, _FLOAT_MODES[self.mode][1]) * scales[..., None]
+        return onto_grid(groups.reshape(stop - start, *weight.shape[1:]), weight.dtype)
+
+
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
+    """`weight` in words of 32 bits without sign, with `scales` beside them.
+
+    The config says bits and group size, for all modules or for one by its name. Without it they are what the shapes
+    leave as the only possibility, if there is only one.
+    """
+    return {
+        name: _recognised(name, tensors, config)
         for name, tensor in tensors.items()
         if tensor.dtype == "U32" and name.endswith("weight") and name.removesuffix("weight") + "scales" in tensors
-    )
+    }
+
+
+def _recognised(
+    name: str, tensors: Mapping[str, LazyTensor], config: Mapping[str, object]
+) -> PackedWeight | Unreadable:
+    stem = name.removesuffix("weight")
+    biases = next((b for b in (f"{stem}biases", f"{stem}qbiases") if b in tensors), f"{stem}biases")
+    parts = collect(tensors, {"weight": name, "scales": f"{stem}scales", "biases": biases})
+    weight, scales = parts[0].tensor, parts[1].tensor
+    stored = tuple(part.name for part in parts)
+    if len(weight.shape) < 2 or scales.shape[:-1] != weight.shape[:-1] or not scales.shape[-1]:
+        return Unreadable("mlx", stored, f"scales of {shape_text(scales)} for {shape_text(weight)} words")
+    told = settings(config)
+    own = told.get(stem.removesuffix("."))
+    told = own if isinstance(own, Mapping) else told
+    # Bits of a whole group: the shapes give no more.
+    group_bits = weight.shape[-1] * 32 // scales.shape[-1]
+    if len(parts) == 2 and scales.dtype == "U8":
+        modes = [mode for mode, (width, group) in _FLOAT_MODES.items() if width * group == group_bits]
+        if len(modes) != 1:
+            return Unreadable("mlx", stored, f"groups of {group_bits} bits, as no mode of floats has")
+        columns = scales.shape[-1] * _FLOAT_MODES[modes[0]][1]
+        return PackedWeight("mlx", (*weight.shape[:-1], columns), "BF16", parts, FloatGroups(modes[0]))
+    return _affine(parts, group_bits, told)
+
+
+def _affine(parts: tuple[Part, ...], group_bits: int, told: Mapping[str, object]) -> PackedWeight | Unreadable:
+    weight, scales = parts[0].tensor, parts[1].tensor
+    stored = tuple(part.name for part in parts)
+    if len(parts) != 3 or parts[2].tensor.shape != scales.shape or parts[2].tensor.dtype != scales.dtype:
+        return Unreadable("mlx", stored, "it has no biases of the shape and dtype of its scales")
+    if scales.dtype not in ("F32", "F16", "BF16"):
+        return Unreadable("mlx", stored, f"scales of dtype {scales.dtype}")
+    possible = [(width, group) for width in _WIDTHS for group in _GROUPS if width * group == group_bits]
+    declared = (told.get("bits"), told.get("group_size"))
+    if declared in possible:
+        possible = [pair for pair in possible if pair == declared]
+    if len(possible) != 1:
+        why = (
+            " or ".join(f"{width} bits in groups of {group}" for width, group in possible) or "nothing that MLX writes"
+        )
+        return Unreadable("mlx", stored, f"its shapes fit {why}, and the config does not say which")
+    width, group = possible[0]
+    shape = (*weight.shape[:-1], scales.shape[-1] * group)
+    return PackedWeight("mlx", shape, scales.dtype, parts, AffineGroups(width, group))

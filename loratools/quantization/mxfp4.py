@@ -2,23 +2,75 @@
 
     experts.gate_up_proj_blocks U8 (experts, rows, groups, 16)   experts.gate_up_proj_scales U8 (experts, rows, groups)
 
-In the model they are the transpose, (experts, in, out).
+The lower half of a byte comes first. In the model the weights are the transpose, (experts, in, out):
+
+    W[e, 32 g + i, r] = E2M1[code[e, r, g, i]] * 2 ** (scales[e, r, g] - 127)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from loratools.quantization.common.parts import collect, shape_text
+from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
 
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
 
-def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of the `_blocks` that have `_scales` of one axis less beside them."""
-    return tuple(name for name, tensor in tensors.items() if _is_blocks(name, tensor, tensors))
+_BLOCK = 32
 
 
-def _is_blocks(name: str, tensor: LazyTensor, tensors: Mapping[str, LazyTensor]) -> bool:
-    if not name.endswith("_blocks") or tensor.dtype != "U8":
-        return False
-    scales = tensors.get(name.removesuffix("blocks") + "scales")
-    return scales is not None and scales.dtype in ("U8", "F8_E8M0") and scales.shape == tensor.shape[:-1]
+@dataclass(frozen=True)
+class ExpertBlocks:
+    """Blocks of 32 floats of 4 bits, stored as (experts, out, in) and used as (experts, in, out)."""
+
+    @property
+    def format(self) -> str:
+        return "mxfp4"
+
+    @property
+    def bits(self) -> float:
+        return 4
+
+    @property
+    def group(self) -> int | None:
+        return _BLOCK
+
+    def row_block(self, shape: tuple[int, ...]) -> int:
+        return 1
+
+    def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        """Experts start:stop as float32, in bfloat16 exact but for powers below its range."""
+        import numpy as np
+
+        from loratools.algebra.packing import decode_pairs, e2m1_pairs, e8m0, onto_grid
+        from loratools.storage.arrays import read_raw
+
+        values = decode_pairs(read_raw(weight.tensor("blocks"), start, stop), e2m1_pairs())
+        values *= e8m0(read_raw(weight.tensor("scales"), start, stop))[..., None]
+        experts, inputs, outputs = stop - start, *weight.shape[1:]
+        transposed = values.reshape(experts, outputs, inputs).transpose(0, 2, 1)
+        return onto_grid(np.ascontiguousarray(transposed), weight.dtype)
+
+
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
+    """Tensors `X_blocks` of bytes that have `X_scales` of one axis less beside them: the weight is `X`."""
+    recognised: dict[str, PackedWeight | Unreadable] = {}
+    for name, tensor in tensors.items():
+        if not name.endswith("_blocks") or tensor.dtype != "U8":
+            continue
+        stem = name.removesuffix("_blocks")
+        scales = tensors.get(f"{stem}_scales")
+        if scales is None or scales.dtype not in ("U8", "F8_E8M0") or scales.shape != tensor.shape[:-1]:
+            continue
+        parts = collect(tensors, {"blocks": name, "scales": f"{stem}_scales"})
+        if len(tensor.shape) != 4 or tensor.shape[-1] != _BLOCK // 2:
+            stored = tuple(part.name for part in parts)
+            recognised[stem] = Unreadable("mxfp4", stored, f"blocks of shape {shape_text(tensor)}")
+            continue
+        experts, rows, groups, _ = tensor.shape
+        recognised[stem] = PackedWeight("mxfp4", (experts, groups * _BLOCK, rows), "BF16", parts, ExpertBlocks())
+    return recognised

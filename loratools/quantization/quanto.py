@@ -1,7 +1,9 @@
 """optimum-quanto: the parts of its tensor subclass, behind the weight's name.
 
-    8 bit     weight._data I8 | F8 (out, in)   weight._scale (out, 1)
+    8 bit     weight._data I8 | F8 (out, in)   weight._scale (out, 1) or ()
     2, 4 bit  weight._data._data U8            weight._scale, weight._shift
+
+    W = _scale * _data      8 bit, rounded to the dtype of the scale
 
 The plain name `weight` is in no file.
 """
@@ -9,12 +11,74 @@ The plain name `weight` is in no file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from loratools.quantization.common.parts import collect, read_floats, shape_text
+from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
+from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
 
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
 
-def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of the `_data` whose weight has a `_scale`."""
-    return tuple(
-        name for name in tensors if name.endswith("._data") and f"{name.partition('._data')[0]}._scale" in tensors
-    )
+
+@dataclass(frozen=True)
+class ScaledBytes:
+    """Integers or floats of 8 bits, with a scale for the tensor or for each row."""
+
+    numbers: str
+
+    @property
+    def format(self) -> str:
+        """`int8` or `fp8 e4m3`"""
+        return "int8" if self.numbers == "I8" else f"fp8 {self.numbers.removeprefix('F8_').lower()}"
+
+    @property
+    def bits(self) -> float:
+        return 8
+
+    @property
+    def group(self) -> int | None:
+        return None
+
+    def row_block(self, shape: tuple[int, ...]) -> int:
+        return 1
+
+    def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        """Rows as float32: the product rounded once to the dtype of the scale."""
+        from loratools.algebra.packing import onto_grid
+
+        scale = weight.tensor("scale")
+        values = read_floats(weight.tensor("data"), start, stop)
+        if scale.elements == 1:
+            values *= read_floats(scale).reshape(-1)[0]
+        else:
+            values *= read_floats(scale, start, stop).reshape(-1, 1)
+        return onto_grid(values, weight.dtype)
+
+
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
+    """The `_data` whose weight has a `_scale`."""
+    recognised: dict[str, PackedWeight | Unreadable] = {}
+    for name, tensor in tensors.items():
+        weight = name.partition("._data")[0]
+        if not name.endswith("._data") or f"{weight}._scale" not in tensors:
+            continue
+        parts = collect(tensors, {"data": name, "scale": f"{weight}._scale", "shift": f"{weight}._shift"})
+        stored, scale = tuple(part.name for part in parts), tensors[f"{weight}._scale"]
+        rows = tensor.shape[0] if tensor.shape else 0
+        if name.endswith("._data._data") or len(parts) == 3:
+            recognised[weight] = Unreadable("quanto", stored, "packed integers of 2 and 4 bits are not unpacked")
+        elif (
+            len(tensor.shape) != 2
+            or tensor.dtype not in ("I8", *FLOAT8_DTYPES)
+            or (scale.elements != 1 and scale.shape not in ((rows,), (rows, 1)))
+        ):
+            why = f"a scale of {shape_text(scale)} for {tensor.dtype} of {shape_text(tensor)}"
+            recognised[weight] = Unreadable("quanto", stored, why)
+        elif scale.dtype not in ("F32", "F16", "BF16"):
+            recognised[weight] = Unreadable("quanto", stored, f"a scale of dtype {scale.dtype}")
+        else:
+            recognised[weight] = PackedWeight("quanto", tensor.shape, scale.dtype, parts, ScaledBytes(tensor.dtype))
+    return recognised

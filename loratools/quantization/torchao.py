@@ -1,22 +1,112 @@
 """torchao: a tensor subclass stored as its parts.
 
-    _weight_qdata I8 | U8 | I32 | F8 (out, ...)   _weight_scale | _weight_scale_and_zero   _weight_zero_point
+    _weight_qdata I8 | F8 (out, in)   _weight_scale (), (out, 1) or (out, in / group)   _weight_zero_point as the scale
 
-Older files are pickles of the subclass itself.
+    W = (qdata - zero_point) * scale      in float32, rounded once to the model's dtype
+
+Its layouts of 4-bit integers are those of kernels (tiles, interleaved words) and are not read. Older files are pickles
+of the subclass itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from loratools.quantization.common.config import model_dtype
+from loratools.quantization.common.grouped import over_groups
+from loratools.quantization.common.parts import collect, read_floats, shape_text
+from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
+from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
 
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
 
-def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> tuple[str, ...]:
-    """Names of the `_qdata` that have a scale beside them."""
-    return tuple(
-        name
-        for name in tensors
-        if name.endswith("_qdata")
-        and any(name.removesuffix("qdata") + part in tensors for part in ("scale", "scale_and_zero"))
-    )
+_SCHEME = "torchao"
+_ROLES = (
+    "scale", "scale_and_zero", "zero_point", "act_pre_scale", "act_quant_scale", "act_quant_zero_point", "group_scale",
+    "group_zero", "row_scale",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScaledRows:
+    """Integers or floats of 8 bits, with a scale for the tensor, each row, or groups of a row."""
+
+    numbers: str
+    columns: int | None
+
+    @property
+    def format(self) -> str:
+        """`int8` or `fp8 e4m3`"""
+        return "int8" if self.numbers == "I8" else f"fp8 {self.numbers.removeprefix('F8_').lower()}"
+
+    @property
+    def bits(self) -> float:
+        return 8
+
+    @property
+    def group(self) -> int | None:
+        return self.columns
+
+    def row_block(self, shape: tuple[int, ...]) -> int:
+        return 1
+
+    def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        """Rows as float32: the product in float32, rounded once to the weight's dtype."""
+        from loratools.algebra.packing import onto_grid
+
+        values = read_floats(weight.tensor("qdata"), start, stop)
+        columns = values.shape[1]
+        if weight.has("zero_point"):
+            values -= over_groups(_of_rows(weight.tensor("zero_point"), start, stop), columns)
+        values *= over_groups(_of_rows(weight.tensor("scale"), start, stop), columns)
+        return onto_grid(values, weight.dtype)
+
+
+def _of_rows(tensor: LazyTensor, start: int, stop: int) -> Floats:
+    """Numbers of rows start:stop as (rows, groups); of a whole tensor (1, 1)."""
+    if tensor.elements == 1:
+        return read_floats(tensor).reshape(1, 1)
+    return read_floats(tensor, start, stop).reshape(stop - start, -1)
+
+
+def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
+    """The `_qdata` that have a scale beside them: `X._weight_qdata` is the weight `X.weight`."""
+    recognised: dict[str, PackedWeight | Unreadable] = {}
+    for name in tensors:
+        stem = name.removesuffix("qdata")
+        if not name.endswith("_qdata") or not any(stem + role in tensors for role in ("scale", "scale_and_zero")):
+            continue
+        module, dot, leaf = stem.removesuffix("_").rpartition(".")
+        recognised[module + dot + leaf.removeprefix("_")] = _recognised(name, stem, tensors, config)
+    return recognised
+
+
+def _recognised(
+    name: str, stem: str, tensors: Mapping[str, LazyTensor], config: Mapping[str, object]
+) -> PackedWeight | Unreadable:
+    parts = collect(tensors, {"qdata": name, **{role: stem + role for role in _ROLES}})
+    by_role = {part.role: part.tensor for part in parts}
+    stored = tuple(part.name for part in parts)
+    numbers, scale, zero = by_role["qdata"], by_role.get("scale"), by_role.get("zero_point")
+    if "act_pre_scale" in by_role:
+        return Unreadable(_SCHEME, stored, "its inputs are scaled before they reach the weight")
+    if scale is None or len(numbers.shape) != 2 or numbers.dtype not in ("I8", *FLOAT8_DTYPES):
+        return Unreadable(
+            _SCHEME, stored, f"qdata of {numbers.dtype} and shape {shape_text(numbers)}, a kernel's layout"
+        )
+    rows = numbers.shape[0]
+    fits = scale.elements == 1 or (scale.shape[:1] == (rows,) and len(scale.shape) <= 2)
+    if not fits or scale.dtype not in ("F32", "F16", "BF16") or (zero is not None and zero.elements != scale.elements):
+        return Unreadable(
+            _SCHEME, stored, f"a scale of {scale.dtype} and {shape_text(scale)} for {shape_text(numbers)}"
+        )
+    groups = scale.elements // rows if scale.elements > 1 else 1
+    if numbers.shape[1] % groups:
+        return Unreadable(_SCHEME, stored, f"{groups} groups of {numbers.shape[1]} columns")
+    dtype = scale.dtype if scale.dtype != "F32" else model_dtype(config) or "F32"
+    columns = numbers.shape[1] // groups if groups > 1 else None
+    return PackedWeight(_SCHEME, numbers.shape, dtype, parts, ScaledRows(numbers.dtype, columns))

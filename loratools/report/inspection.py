@@ -12,7 +12,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from loratools.ops.inspect import AdapterEntry, CheckpointEntry, Entry, FailedEntry, Inspection, Module, TensorEntry
+from loratools.ops.inspect import (
+    AdapterEntry,
+    CheckpointEntry,
+    Entry,
+    FailedEntry,
+    Inspection,
+    Module,
+    QuantisedEntry,
+    TensorEntry,
+)
 from loratools.report.groups import Group, grouped
 from loratools.report.text import interval, number, plural, safe, shape, size
 
@@ -98,9 +107,24 @@ def _checkpoint_facts(entry: CheckpointEntry) -> list[tuple[str, str]]:
     facts = [("checkpoint", entry.layout)]
     if entry.architecture:
         facts.append(("model", safe(entry.architecture)))
-    if entry.quantization:
-        facts.append(("quantised", safe(entry.quantization)))
+    facts += [("quantised", _quantised_fact(group)) for group in entry.quantised]
+    if entry.quantization and not entry.quantised:
+        facts.append(("quantised", f"{safe(entry.quantization)}, by the config alone"))
     return [*facts, *_bulk(entry.parameters, entry.dtypes, entry.bytes)]
+
+
+def _quantised_fact(entry: QuantisedEntry) -> str:
+    """`bitsandbytes nf4 · 4 bits · groups of 64 · 28 weights`"""
+    parts = [f"{entry.scheme} {entry.format}" if entry.format else safe(entry.scheme)]
+    if entry.bits is not None:
+        parts.append(f"{entry.bits:g} bits")
+    if entry.group is not None:
+        parts.append(f"groups of {entry.group:,}")
+    parts.append(plural(len(entry.weights), "weight"))
+    parts.append(_names(entry.weights))
+    if entry.why is not None:
+        parts.append(f"not read: {safe(entry.why)}")
+    return " · ".join(parts)
 
 
 def _bulk(parameters: int, dtypes: Mapping[str, int], nbytes: int) -> list[tuple[str, str]]:

@@ -1,9 +1,9 @@
-"""Values of floating-point tensors as numpy arrays of float32 or float64, without torch where they lie in a file."""
+"""Values of tensors as numpy arrays, without torch where they lie in a file or are computed by numpy."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from loratools.errors import UnsupportedError
 from loratools.storage.files import read_into
@@ -11,7 +11,23 @@ from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
-    from loratools.algebra.rounding import Floats
+    from loratools.algebra.rounding import Floats, Stored
+
+
+@runtime_checkable
+class FloatsSource(Protocol):
+    """A source whose values are computed by numpy, so that torch need not be imported for them."""
+
+    def read_floats(self, start: int, stop: int) -> Floats:
+        """Rows start:stop of the first axis as float32; exactly the values that `read_rows` gives."""
+
+
+# How numpy holds the numbers of the dtypes that it knows; of float8 and bfloat16 it is given the bits.
+_RAW = {
+    "BOOL": "u1", "U8": "u1", "I8": "i1", "F8_E5M2": "u1", "F8_E4M3": "u1", "F8_E8M0": "u1", "F8_E4M3FNUZ": "u1",
+    "F8_E5M2FNUZ": "u1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "BF16": "<u2", "I32": "<i4", "U32": "<u4",
+    "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8",
+}  # fmt: skip
 
 
 def read_array(tensor: LazyTensor, dtype: str, start: int = 0, stop: int | None = None) -> Floats:
@@ -28,7 +44,9 @@ def read_array(tensor: LazyTensor, dtype: str, start: int = 0, stop: int | None 
     out: Floats = np.empty(shape, np.float64 if dtype == "F64" else np.float32)
     if tensor.dtype not in FLOAT_DTYPES:
         raise UnsupportedError(f"a tensor of {tensor.dtype} is not computed with", hint="convert it to float32 first")
-    if tensor.location is None:
+    if isinstance(tensor.source, FloatsSource) and tensor.shape:
+        np.copyto(out, tensor.source.read_floats(start, start + shape[0]).reshape(shape))
+    elif tensor.location is None:
         values = tensor.read() if not tensor.shape else tensor.read_rows(start, start + shape[0])
         np.copyto(out, (values.double() if dtype == "F64" else values.float()).numpy())
     else:
@@ -36,4 +54,29 @@ def read_array(tensor: LazyTensor, dtype: str, start: int = 0, stop: int | None 
         row_bytes = math.prod(tensor.shape[1:]) * stored.itemsize
         read_into(tensor.location, start * row_bytes, stored.reshape(-1).view(np.uint8).data)
         widen(stored, tensor.dtype, out)
+    return out
+
+
+def read_raw(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Stored:
+    """Rows start:stop (all, where it has none) as they are stored; of float8 and bfloat16 the bits, as unsigned
+    integers. Shape (stop - start, *tensor.shape[1:]), and () where the tensor has no axes.
+
+    Raises:
+        UnsupportedError: values of less than a byte each.
+    """
+    import numpy as np
+
+    if tensor.dtype not in _RAW:
+        raise UnsupportedError(f"a tensor of {tensor.dtype} is not computed with", hint="such tensors can be copied")
+    shape = ((tensor.shape[0] if stop is None else stop) - start, *tensor.shape[1:]) if tensor.shape else ()
+    out: Stored = np.empty(shape, _RAW[tensor.dtype])
+    if tensor.location is not None:
+        row_bytes = math.prod(tensor.shape[1:]) * out.itemsize
+        read_into(tensor.location, start * row_bytes, out.reshape(-1).view(np.uint8).data)
+        return out
+    values = tensor.read() if not tensor.shape else tensor.read_rows(start, start + shape[0])
+    width = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}[out.itemsize]
+    import torch
+
+    out[...] = values.contiguous().view(getattr(torch, width)).numpy().view(out.dtype)
     return out

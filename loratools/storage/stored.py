@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from loratools.errors import UnsupportedError
 from loratools.storage.files import quoted, read_bytes, read_into
-from loratools.tensors.dtypes import DTYPE_BITS, torch_dtype
+from loratools.tensors.dtypes import DTYPE_BITS, FLOAT8_DTYPES, decode_float8, torch_dtype
 from loratools.tensors.files import ByteRange, FileId
 from loratools.tensors.lazy import LazyTensor
 
@@ -21,8 +21,6 @@ _STRUCT = {
     "BOOL": "?", "U8": "B", "I8": "b", "I16": "h", "U16": "H", "I32": "i", "U32": "I", "I64": "q", "U64": "Q",
     "F16": "e", "F32": "f", "F64": "d",
 }  # fmt: skip
-# exponent bits, mantissa bits, bias. "FNUZ" and E4M3 have no infinity; each has its own NaN.
-_F8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15), "F8_E4M3FNUZ": (4, 3, 8), "F8_E5M2FNUZ": (5, 2, 16)}
 
 
 @dataclass(frozen=True)
@@ -123,24 +121,6 @@ def decode_scalar(data: bytes, dtype: str, file: FileId) -> float:
         return float(struct.unpack("<f", b"\0\0" + data)[0])
     if dtype == "F8_E8M0":
         return math.ldexp(1.0, data[0] - 127) if data[0] != 255 else math.nan
-    if dtype in _F8:
-        return _decode_f8(data[0], dtype)
+    if dtype in FLOAT8_DTYPES:
+        return decode_float8(data[0], dtype)
     raise UnsupportedError(f"{quoted(file.path)} has a scalar of dtype {dtype}, which is no number that can be used")
-
-
-def _decode_f8(byte: int, dtype: str) -> float:
-    exponent_bits, mantissa_bits, bias = _F8[dtype]
-    sign = -1.0 if byte & 0x80 else 1.0
-    exponent = (byte & 0x7F) >> mantissa_bits
-    mantissa = byte & ((1 << mantissa_bits) - 1)
-    if dtype.endswith("FNUZ"):
-        if byte == 0x80:  # instead of a negative zero
-            return math.nan
-    elif dtype == "F8_E4M3":
-        if byte & 0x7F == 0x7F:
-            return math.nan
-    elif exponent == (1 << exponent_bits) - 1:
-        return math.nan if mantissa else sign * math.inf
-    if exponent == 0:
-        return sign * math.ldexp(mantissa, 1 - bias - mantissa_bits)
-    return sign * math.ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _FROM_TORCH = {name: dtype for dtype, name in _TORCH_NAMES.items()}
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 # Floating numbers of 8 bits; F8_E8M0 has no mantissa, and is only ever a scale.
 FLOAT8_DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+# Exponent bits, mantissa bits, bias. "FNUZ" and E4M3 have no infinity; each has its own NaN.
+_FLOAT8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15), "F8_E4M3FNUZ": (4, 3, 8), "F8_E5M2FNUZ": (5, 2, 16)}
 
 
 def torch_dtype(dtype: str) -> TorchDtype:
@@ -40,6 +43,25 @@ def torch_dtype(dtype: str) -> TorchDtype:
 def dtype_name(dtype: TorchDtype) -> str:
     """The safetensors spelling of a torch dtype."""
     return _FROM_TORCH[str(dtype).removeprefix("torch.")]
+
+
+def decode_float8(byte: int, dtype: str) -> float:
+    """The value of the eight bits of a float8 dtype."""
+    exponent_bits, mantissa_bits, bias = _FLOAT8[dtype]
+    sign = -1.0 if byte & 0x80 else 1.0
+    exponent = (byte & 0x7F) >> mantissa_bits
+    mantissa = byte & ((1 << mantissa_bits) - 1)
+    if dtype.endswith("FNUZ"):
+        if byte == 0x80:  # instead of a negative zero
+            return math.nan
+    elif dtype == "F8_E4M3":
+        if byte & 0x7F == 0x7F:
+            return math.nan
+    elif exponent == (1 << exponent_bits) - 1:
+        return math.nan if mantissa else sign * math.inf
+    if exponent == 0:
+        return sign * math.ldexp(mantissa, 1 - bias - mantissa_bits)
+    return sign * math.ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
 
 
 def parse_float_dtype(name: str) -> str | None:

@@ -31,7 +31,8 @@ def open_model(path: Path, layout: str, weights: Weights, *, config_file: str = 
         raise FormatError(f"{quoted(path)} has no tensors")
     if is_adapter(stored):
         raise adapter_refusal(path)
-    scheme = recognise(stored, config)
+    quantisation = recognise(stored, config)
+    logical = quantisation.logical(stored) if quantisation is not None else stored
     side_files, left_out = sort_out(folder, weights.own) if path.is_dir() or config else ((), ())
     stray = [f"{quoted(left.name)} is {left.why}; it is left out" for left in left_out if left.why == STRAY_SHARD]
     return Checkpoint(
@@ -39,11 +40,11 @@ def open_model(path: Path, layout: str, weights: Weights, *, config_file: str = 
         layout=layout,
         components=(weights.component,),
         stored=stored,
-        weights=stored,
+        weights=logical,
         config=config,
         config_file=config_file,
-        tied=tied_weights(stored.keys(), config),
-        quantization=scheme.name if scheme is not None else None,
+        tied=tied_weights(logical.keys(), config),
+        quantisation=quantisation,
         side_files=side_files,
         left_out=left_out,
         warnings=(*weights.warnings, *stray),

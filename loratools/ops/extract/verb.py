@@ -98,7 +98,7 @@ def extract(
         UsageError: no rule and no limit, or a limit that rank 1 everywhere exceeds.
         InputError: nothing changed, or values that are not finite.
         MismatchError: names or shapes of the two checkpoints do not line up.
-        UnsupportedError: one of them is quantised.
+        UnsupportedError: one of them is quantised in a way that is not read.
         OutputExistsError: `out` exists, or is one of the inputs.
     """
     policy = RankPolicy(rank, energy, error, noise_edge, max_rank, max_size, max_params)

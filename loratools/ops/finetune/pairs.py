@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from loratools.adapter import select_names
 from loratools.checkpoints import Checkpoint
-from loratools.errors import MismatchError, UnsupportedError
+from loratools.errors import MismatchError
 from loratools.naming.language.conv1d import is_conv1d
 from loratools.naming.language.experts import stored_in_out
 from loratools.naming.renaming import best_renamings
@@ -103,16 +103,11 @@ def line_up(
 
     Raises:
         UsageError: a glob matches nothing, or nothing is left.
-        UnsupportedError: one of them is quantised.
+        UnsupportedError: one of them is quantised in a way that is not read.
         MismatchError: names or shapes that do not line up, all of them named.
     """
     for side in (base, tuned):
-        if side.quantization is not None:
-            raise UnsupportedError(
-                f"'{side.name}' is quantised ({side.quantization}): its numbers are packed or scaled, and have no "
-                "difference that could be taken",
-                hint="extract from unquantised checkpoints",
-            )
+        side.require_readable()
     ours, theirs = _with_tied(base, tuned), _with_tied(tuned, base)
     renamed, warnings = _renamed(ours, theirs, base, tuned)
     model_type = _model_type(base)

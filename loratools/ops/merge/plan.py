@@ -19,6 +19,7 @@ from loratools.matching import Leftover, Matches, match
 from loratools.ops.merge.config import merged_configs
 from loratools.ops.merge.layer_replication import replicated, replication
 from loratools.ops.merge.outputs import CopyUnit, Output, OutputFile, PlannedFile, RowsUnit, WorkUnit
+from loratools.ops.merge.quantised import refuse_quantised, refuse_unreadable, with_stored_parts
 from loratools.ops.merge.resolve import resolve
 from loratools.ops.merge.side_files import planned_side_files
 from loratools.storage.files import free_space, quoted
@@ -146,22 +147,25 @@ def plan_merge(
     """Plan the merge of weighted adapters into `base`.
 
     Raises:
-        UnsupportedError: the base is quantised.
+        UnsupportedError: an adapter would change a weight that the base stores quantised.
         MismatchError: something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
     """
-    if base.quantization is not None:
-        raise UnsupportedError(
-            f"the base '{base.path}' is quantised ({base.quantization})",
-            hint="a delta cannot be added to packed or scaled numbers; merge into the model that it was made from",
-        )
     active = [(a, w) for a, w in adapters if w]
     deeper = replication([a for a, _ in active])
+    if deeper is not None and base.quantisation is not None:
+        raise UnsupportedError(
+            f"an adapter repeats layers of its base, and the weights of {quoted(base.path)} are quantised "
+            f"({base.quantisation.name})",
+            hint="merge into the model that it was quantised from",
+        )
     base = base if deeper is None else replicated(base, deeper)
     shapes = _shapes(base)
     # One of weight 0 is absent, and keeps its place in the list: positions are told in reports.
     matches = [match(a, shapes, config=base.config) if w else Matches({}, {}, {}, ()) for a, w in adapters]
+    refuse_unreadable(base, matches)
     _refuse_leftovers(adapters, matches, allow_partial=allow_partial, base=base)
     _refuse_fixed(base, matches)
+    refuse_quantised(base, matches)
     result = resolve(base, adapters, matches, dtype=dtype)
     if result.untied and base.config_file is None:
         raise UnsupportedError(
@@ -169,7 +173,7 @@ def plan_merge(
             "would have to say",
             hint="merge into the folder of that component",
         )
-    files = _files(base, result.outputs, max_shard_bytes)
+    files = _files(base, with_stored_parts(base, result.outputs), max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}
     configs, config_warnings = merged_configs(
         base, [a for a, _ in active], shapes, dtype=dtype, untied=result.untied, deeper=deeper

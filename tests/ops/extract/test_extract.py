@@ -557,7 +557,7 @@ def test_nothing_changed_is_an_error(tmp_path: Path) -> None:
     assert raised.value.details == ("a.scale   a parameter that is no module of its own",)
 
 
-def test_quantised_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_packed_parts_do_not_fit_each_other_is_refused_by_its_scheme(tmp_path: Path) -> None:
     base, tuned, _ = _models(tmp_path)
     weights = factories.base_weights(MODULES)
     packed = {f"{n}.qweight": torch.ones(3, 10, dtype=torch.int32) for n in MODULES}

@@ -21,7 +21,6 @@ from loratools.errors import (
     MachineError,
     MismatchError,
     OutputExistsError,
-    UnsupportedError,
     UsageError,
 )
 from loratools.ops.merge.verb import MergeReport, merge, plan
@@ -844,19 +843,6 @@ def test_a_base_model_of_another_name_is_a_warning(tmp_path: Path) -> None:
     assert any("'meta/llama-9'" in w for w in merge(base, [folder], tmp_path / "out").warnings)
     same = factories.adapter_folder(tmp_path / "b", config={"base_model_name_or_path": "some/where/base"})
     assert not any("names its base" in w for w in merge(base, [same], tmp_path / "out2").warnings)
-
-
-def test_a_quantised_base_is_refused_by_the_name_of_its_scheme(tmp_path: Path) -> None:
-    weights = factories.base_weights(dtype=torch.bfloat16)
-    weights[f"{Q}.weight"] = weights[f"{Q}.weight"].to(torch.float8_e4m3fn)
-    weights[f"{Q}.weight_scale_inv"] = torch.ones(1, 1)
-    base = factories.checkpoint_folder(tmp_path / "base", weights=weights)
-    folder = factories.adapter_folder(tmp_path / "a")
-
-    with pytest.raises(UnsupportedError, match="fp8"):
-        merge(base, [folder], tmp_path / "out")
-
-    assert nothing_written(tmp_path, "base", "a")
 
 
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

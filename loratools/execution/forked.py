@@ -4,8 +4,8 @@ Threads that take turns at the interpreter every few microseconds spend half the
 not. A fork is only safe while the process has no other threads at work, so this is for a program of our own, such as
 the command line, and for systems that can fork. Elsewhere, `run` is that of `local`.
 
-Each worker is told the number of a unit and answers with its result. A worker whose parent is gone sees the end of its
-socket and ends; a parent that fails or is interrupted kills its workers before it raises.
+Each worker is told a run of units by number and answers with their results. A worker whose parent is gone ends before
+its next unit; a parent that fails or is interrupted kills its workers before it raises.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ from loratools.execution import local
 from loratools.execution.local import Result, Unit
 
 _NUMBER = struct.Struct("<q")
-# Units that a worker has been told of: while it answers for one it has the next.
+_RANGE = struct.Struct("<qq")
+# Runs of units that a worker has been told of: while it answers for one it has the next.
 _AHEAD = 2
+# A model of experts has tens of thousands of small units, and handing over one costs as much as computing it: more
+# units than these are handed over in runs. Fewer go one by one, so that progress is seen and workers end together.
+_RUNS = 2048
 
 
 def run(
@@ -42,27 +46,29 @@ def run(
         return local.run(units, work, threads=threads, done=done)
     workers = _Workers(min(threads, len(units)), units, work)
     results: dict[int, Result] = {}
+    length = max(1, len(units) // _RUNS)
     try:
-        todo = iter(range(len(units)))
+        todo = iter([(start, min(start + length, len(units))) for start in range(0, len(units), length)])
         left = len(units)
         for _ in range(_AHEAD):
             for connection in workers.connections:
                 _tell(connection, next(todo, None))
         while left:
             for connection in workers.ready():
-                i = workers.answer(connection, results)
-                left -= 1
+                start, stop = workers.answer(connection, results)
+                left -= stop - start
                 _tell(connection, next(todo, None))
-                done(units[i], results[i])
+                for i in range(start, stop):
+                    done(units[i], results[i])
     finally:
         workers.end(kill=left > 0)
     return [results[i] for i in range(len(results))]
 
 
-def _tell(connection: socket.socket, unit: int | None) -> None:
-    if unit is not None:
+def _tell(connection: socket.socket, units: tuple[int, int] | None) -> None:
+    if units is not None:
         with contextlib.suppress(ConnectionError):  # what became of it is told when its answer is read
-            connection.sendall(_NUMBER.pack(unit))
+            connection.sendall(_RANGE.pack(*units))
 
 
 class _Workers:
@@ -92,14 +98,14 @@ class _Workers:
     def ready(self) -> list[socket.socket]:
         return [key.fileobj for key, _ in self.selector.select() if isinstance(key.fileobj, socket.socket)]
 
-    def answer(self, connection: socket.socket, results: dict[int, Result]) -> int:
-        """Take one answer in; the number of its unit."""
+    def answer(self, connection: socket.socket, results: dict[int, Result]) -> tuple[int, int]:
+        """Take one answer in; the first of its units, and the one after its last."""
         (size,) = _NUMBER.unpack(_received(connection, _NUMBER.size))
-        unit, result, error = pickle.loads(_received(connection, size))
+        start, answered, error = pickle.loads(_received(connection, size))
         if error is not None:
             raise error
-        results[unit] = result
-        return int(unit)
+        results.update(enumerate(answered, start))
+        return int(start), int(start) + len(answered)
 
     def end(self, *, kill: bool) -> None:
         for pid in self.pids if kill else ():
@@ -132,13 +138,14 @@ def _received(connection: socket.socket, size: int) -> bytes:
 def _work(connection: socket.socket, units: Sequence[Unit], work: Callable[[Unit], Result]) -> NoReturn:
     """The life of a worker. It never returns into the code of its parent."""
     status = 70
+    parent = os.getppid()
     try:
         # The parent decides what an interrupt means.
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, signal.SIG_IGN if name == signal.SIGINT else signal.SIG_DFL)
-        while number := connection.recv(_NUMBER.size, socket.MSG_WAITALL):
-            (unit,) = _NUMBER.unpack(number)
-            answer = _answer(unit, units, work)
+        while numbers := connection.recv(_RANGE.size, socket.MSG_WAITALL):
+            start, stop = _RANGE.unpack(numbers)
+            answer = _answer(start, units[start:stop], work, parent)
             connection.sendall(_NUMBER.pack(len(answer)) + answer)
         status = 0
     except ConnectionError:
@@ -147,14 +154,19 @@ def _work(connection: socket.socket, units: Sequence[Unit], work: Callable[[Unit
         os._exit(status)
 
 
-def _answer(unit: int, units: Sequence[Unit], work: Callable[[Unit], Result]) -> bytes:
+def _answer(start: int, units: Sequence[Unit], work: Callable[[Unit], Result], parent: int) -> bytes:
+    results: list[Result] = []
     try:
-        return pickle.dumps((unit, work(units[unit]), None))
+        for unit in units:
+            if os.getppid() != parent:
+                raise ConnectionResetError
+            results.append(work(unit))
+        return pickle.dumps((start, results, None))
     except BaseException as error:
         try:
-            answer = pickle.dumps((unit, None, error))
+            answer = pickle.dumps((start, [], error))
             pickle.loads(answer)
         except Exception:
             # An error that cannot travel is told in words.
-            return pickle.dumps((unit, None, RuntimeError(f"{type(error).__name__}: {error}")))
+            return pickle.dumps((start, [], RuntimeError(f"{type(error).__name__}: {error}")))
         return answer

@@ -20,8 +20,9 @@ from loratools.errors import ChangedInputError, InputError, LoraToolsError, Mach
 from loratools.storage import system
 from loratools.tensors.files import ByteRange, FileId
 
-# Descriptors of inputs kept open. Shards are read in order, so few are in use at once.
-_MOST_OPEN = 64
+# Descriptors of inputs kept open. Shards are read in order, so few are in use at once, and a process may have no more
+# than 64 open in all.
+_MOST_OPEN = 16
 # Copies that the kernel cannot make go through a buffer of this size: small enough for the cache of one core.
 _COPY_BLOCK = 1 << 20
 # The kernel copies in steps of this size, and begins to write each to disk while it copies the next: 1 GiB copied and

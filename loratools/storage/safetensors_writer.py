@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -90,6 +90,8 @@ def layout(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLayo
 class SafetensorsWriter:
     """One file being written. Any thread may write any part; each part once.
 
+    It stays open until it is finished, or until `release`: a checkpoint may have more files than a process may open.
+
     Leaving the `with` block in order calls `finish`; leaving it by an exception removes the file.
     """
 
@@ -104,6 +106,7 @@ class SafetensorsWriter:
         except OSError as error:
             raise machine_error(error, "create", path) from error
         self._open = True
+        self._finished = False
         try:
             self._reserve()
             write_at(self.fd, self.layout.header, 0, path=path)
@@ -118,10 +121,40 @@ class SafetensorsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is None:
-            if self._open:
+            if not self._finished:
                 self.finish()
         else:
             self.abandon()
+
+    def release(self) -> None:
+        """Close the file for now; whatever is written to it from here on opens it again, for as long as it takes.
+
+        Raises:
+            MachineError: the disk failed.
+        """
+        try:
+            self._close()
+        except OSError as error:
+            raise machine_error(error, "write", self.path) from error
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor to write to and to read back from, valid within the `with` block.
+
+        Raises:
+            MachineError: the file cannot be opened any more.
+        """
+        if self._open:
+            yield self.fd
+            return
+        try:
+            fd = system.open_to_write(self.path)
+        except OSError as error:
+            raise machine_error(error, "write", self.path) from error
+        try:
+            yield fd
+        finally:
+            system.close(fd)
 
     def offset(self, name: str) -> int:
         """Where the tensor begins, from the start of the file."""
@@ -144,11 +177,12 @@ class SafetensorsWriter:
         """Copy all bytes of a tensor from another file, unread."""
         if location.nbytes != self._specs[name].nbytes:
             raise ValueError(f"{name}: {location.nbytes} bytes were announced as {self._specs[name].nbytes}")
-        copy_range(location, self.fd, self.offset(name), path=self.path)
+        with self.opened() as fd:
+            copy_range(location, fd, self.offset(name), path=self.path)
         self.account(name, 0, location.nbytes)
 
     def account(self, name: str, start: int, nbytes: int) -> None:
-        """Note that bytes of a tensor were written by other means, to `fd` or to the file by another process."""
+        """Note that bytes of a tensor were written by other means, in `opened` or by another process."""
         self._written[name].append((start, start + nbytes))
 
     def finish(self) -> None:
@@ -167,10 +201,12 @@ class SafetensorsWriter:
             if end != self._specs[name].nbytes:
                 raise RuntimeError(f"{self.path}: {name} was written to byte {end} of {self._specs[name].nbytes}")
         try:
-            system.fsync(self.fd)
+            with self.opened() as fd:
+                system.fsync(fd)
             self._close()
         except OSError as error:
             raise machine_error(error, "write", self.path) from error
+        self._finished = True
 
     def abandon(self) -> None:
         """Close and remove the file."""
@@ -201,8 +237,9 @@ class SafetensorsWriter:
         if dtype_name(tensor.dtype) != self._specs[name].dtype:
             raise ValueError(f"{name}: {tensor.dtype} was announced as {self._specs[name].dtype}")
         data = _bytes_of(tensor)
-        write_at(self.fd, data, self.offset(name) + start, path=self.path)
-        start_writeback(self.fd, self.offset(name) + start, len(data))
+        with self.opened() as fd:
+            write_at(fd, data, self.offset(name) + start, path=self.path)
+            start_writeback(fd, self.offset(name) + start, len(data))
         self.account(name, start, len(data))
 
 

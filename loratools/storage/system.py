@@ -62,6 +62,11 @@ def open_to_flush(path: Path) -> int:
     return os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) if sys.platform == "win32" else os.O_RDONLY)
 
 
+def open_to_write(path: Path) -> int:
+    """Open a file that is there, to write parts of it and to read them back."""
+    return os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+
+
 def create(path: Path) -> int:
     """Open a file that must not exist yet, with mode 0666 less the umask."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)

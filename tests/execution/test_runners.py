@@ -133,3 +133,39 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@forks
+def test_many_units_are_handed_over_in_runs_and_each_is_done_once() -> None:
+    seen: list[tuple[int, int]] = []
+
+    results = registry.load("execution", "forked").run(
+        range(5001), lambda unit: unit * 3, threads=2, done=lambda unit, result: seen.append((unit, result))
+    )
+
+    assert results == [unit * 3 for unit in range(5001)]
+    assert sorted(seen) == [(unit, unit * 3) for unit in range(5001)]
+
+
+@forks
+@pytest.mark.parametrize("failure", [InputError("a bad unit"), KeyboardInterrupt()])
+def test_a_parent_that_fails_kills_its_workers_before_it_raises(tmp_path: Path, failure: BaseException) -> None:
+    def work(unit: int) -> int:
+        (tmp_path / str(os.getpid())).touch()
+        if unit > 1:
+            time.sleep(20)
+        return unit
+
+    def done(unit: int, result: int) -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        raise failure
+
+    started = time.monotonic()
+    with pytest.raises(type(failure)):
+        registry.load("execution", "forked").run(range(100), work, threads=2, done=done)
+
+    assert time.monotonic() - started < 15, "the workers were waited for"
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(workers) == 2
+    assert not any(alive(pid) for pid in workers)

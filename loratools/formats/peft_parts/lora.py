@@ -131,7 +131,7 @@ def _groups(
     return [
         group
         for module, wrappers in by_module.items()
-        for group in _of_module(module, wrappers, parameters.of(module, len(wrappers), module in adapted))
+        for group in _of_module(module, wrappers, parameters.of(module, list(wrappers), module in adapted))
     ]
 
 
@@ -151,13 +151,13 @@ class _TargetParameters:
             if module:
                 self._by_end.setdefault(module, set()).add(parameter)
 
-    def of(self, module: str, wrappers: int, adapted: bool) -> list[str]:
+    def of(self, module: str, depths: Sequence[int], adapted: bool) -> list[str]:
         """The parameters of one module, in the order in which it registers them.
 
-        wrappers: how many it has. adapted: whether `target_modules` explains it.
+        depths: of its wrappers, how many others each is inside of. adapted: whether `target_modules` explains it.
         """
         named = {name for end in _ends_of(module) for name in self._by_end.get(end, ())} if self._by_end else set()
-        if len(named) < wrappers and (wrappers > 1 or not adapted):
+        if len(named) < len(depths) and (depths != [0] or not adapted):
             named |= self._without_path
         return sorted(named, key=registered)
 

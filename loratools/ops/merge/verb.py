@@ -296,7 +296,7 @@ def _write_weights(
         # Files are flushed by a thread of their own, so that the disk works on one while the next is computed. It is
         # started when the first unit is done: workers are forked before there are threads.
         background = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="loratools-flush"))
-        writers = [stack.enter_context(SafetensorsWriter(folder / f.name, specs(f), f.metadata)) for f in made.files]
+        writers = [stack.enter_context(_reserved(folder, file)) for file in made.files]
         finished: list[Future[None]] = []
         records: list[Future[dict[str, object]]] = []
 
@@ -329,14 +329,22 @@ def _span(unit: WorkUnit) -> tuple[int, int]:
 
 def _write_unit(unit: WorkUnit, file: OutputFile, writer: SafetensorsWriter, verify: bool) -> _Written:
     offset, (start, nbytes) = writer.offset(file.stored_name(unit.output)), _span(unit)
-    if isinstance(unit, CopyUnit):
-        piece = ByteRange(unit.source.file, unit.source.offset + start, nbytes)
-        copy_range(piece, writer.fd, offset + start, path=writer.path)
-        return _Written()
-    gain = merge_rows(unit, writer.fd, offset)
-    start_writeback(writer.fd, offset + start, nbytes)
-    ratio = error_ratio(unit, writer.fd, offset) if verify and unit.output.touched else 0.0
+    with writer.opened() as fd:
+        if isinstance(unit, CopyUnit):
+            piece = ByteRange(unit.source.file, unit.source.offset + start, nbytes)
+            copy_range(piece, fd, offset + start, path=writer.path)
+            return _Written()
+        gain = merge_rows(unit, fd, offset)
+        start_writeback(fd, offset + start, nbytes)
+        ratio = error_ratio(unit, fd, offset) if verify and unit.output.touched else 0.0
     return _Written(gain, ratio)
+
+
+def _reserved(folder: Path, file: OutputFile) -> SafetensorsWriter:
+    """A file of the result with its header and its size, open no longer than something is written to it."""
+    writer = SafetensorsWriter(folder / file.name, specs(file), file.metadata)
+    writer.release()
+    return writer
 
 
 def _write_side_files(made: MergePlan, staging: Path, provenance: str) -> None:

@@ -12,6 +12,8 @@ from loratools.storage.files import read_back
 
 # Rows looked at in each unit: so many at its start, in its middle and at its end.
 _ROWS = 3
+# Units of no more weights are looked at in one piece: that costs less than to pick rows out of them.
+_SMALL = 8192
 
 
 def error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
@@ -26,10 +28,11 @@ def error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
     output = unit.output
     deltas = prepared(output, "F64", unit.start, unit.stop)
     terms = sum(d.terms for d in deltas)
-    last = max(unit.start, unit.stop - _ROWS)
+    rows = _ROWS if (unit.stop - unit.start) * output.columns > _SMALL else unit.stop - unit.start
+    last = max(unit.start, unit.stop - rows)
     worst = 0.0
     for start in sorted({unit.start, (unit.start + last) // 2, last}):
-        stop = min(start + _ROWS, unit.stop)
+        stop = min(start + rows, unit.stop)
         base = read_rows(output, "F64", start, stop)
         stored = np.empty(base.shape, STORAGE[output.dtype])
         read_back(fd, stored.reshape(-1).view(np.uint8).data, offset + start * output.row_bytes)

@@ -29,6 +29,8 @@ _Item = TypeVar("_Item")
 
 # More names than this in one line of a remark help nobody; --json has them all.
 _NAMED = 5
+# Rows of a table without --modules. A usual model has a few dozen; a file whose names have no pattern has one for each.
+_MOST_ROWS = 1000
 _GAP = 2
 
 
@@ -55,14 +57,14 @@ def _blocks(entry: Entry, modules: bool) -> Iterator[RenderableType]:
         case AdapterEntry():
             yield _panel(entry.path, _adapter_facts(entry))
             if entry.modules:
-                yield _modules(entry.modules, modules)
+                yield from _modules(entry.modules, modules)
             if entry.replacements:
                 yield ""
-                yield _tensors("replaced weight", entry.replacements, modules)
+                yield from _tensors("replaced weight", entry.replacements, modules)
             yield from _remarks(_adapter_remarks(entry))
         case CheckpointEntry():
             yield _panel(entry.path, _checkpoint_facts(entry))
-            yield _tensors("tensor", entry.tensors, modules)
+            yield from _tensors("tensor", entry.tensors, modules)
             yield from _remarks(_checkpoint_remarks(entry))
         case FailedEntry():
             yield _panel(entry.path, [], "red")
@@ -148,8 +150,9 @@ class _Column(NamedTuple):
     spare: int = 0
 
 
-def _modules(modules: Sequence[Module], every: bool) -> RenderableType:
-    groups = _grouped([(m.name, (m.kind, m.rank, m.alpha, m.scale, m.dtype, m.shape), m) for m in modules], every)
+def _modules(modules: Sequence[Module], every: bool) -> Iterator[RenderableType]:
+    keyed = [(m.name, (m.kind, m.rank, m.alpha, m.scale, m.dtype, m.shape), m) for m in modules]
+    groups, left_out = _grouped(keyed, every)
     firsts = [g.items[0] for g in groups]
     with_values = any(m.values is not None for m in modules)
     columns = [
@@ -170,7 +173,8 @@ def _modules(modules: Sequence[Module], every: bool) -> RenderableType:
         # They are what was asked for; the panel and the table without --values have the rest.
         hidden |= {"alpha", "parameters"}
         columns += _value_columns(groups)
-    return _Rows([c for c in columns if c.head not in hidden])
+    yield _Rows([c for c in columns if c.head not in hidden])
+    yield from _left_out(left_out, "module")
 
 
 def _value_columns(groups: Sequence[Group[Module]]) -> Iterator[_Column]:
@@ -181,8 +185,8 @@ def _value_columns(groups: Sequence[Group[Module]]) -> Iterator[_Column]:
     yield _Column("effective\nrank", [interval(v.effective_rank for v in values) for values in read])
 
 
-def _tensors(word: str, tensors: Sequence[TensorEntry], every: bool) -> RenderableType:
-    groups = _grouped([(t.name, (t.shape, t.dtype), t) for t in tensors], every)
+def _tensors(word: str, tensors: Sequence[TensorEntry], every: bool) -> Iterator[RenderableType]:
+    groups, left_out = _grouped([(t.name, (t.shape, t.dtype), t) for t in tensors], every)
     firsts = [g.items[0] for g in groups]
     columns = [
         _Column(word, [g.name for g in groups], numeric=False),
@@ -191,13 +195,26 @@ def _tensors(word: str, tensors: Sequence[TensorEntry], every: bool) -> Renderab
         _Column("dtype", [t.dtype for t in firsts], numeric=False),
         _Column("parameters", [f"{sum(t.parameters for t in g.items):,}" for g in groups]),
     ]
-    return _Rows([c for c in columns if c.head != "count" or not every])
+    yield _Rows([c for c in columns if c.head != "count" or not every])
+    yield from _left_out(left_out, word)
 
 
-def _grouped(items: Sequence[tuple[str, Hashable, _Item]], every: bool) -> list[Group[_Item]]:
+def _grouped(
+    items: Sequence[tuple[str, Hashable, _Item]], every: bool
+) -> tuple[list[Group[_Item]], list[Group[_Item]]]:
+    """The groups that get a row, and those that are left out because there are too many."""
     if every:
-        return [Group(safe(name), (item,)) for name, _, item in items]
-    return grouped(items)
+        return [Group(safe(name), (item,)) for name, _, item in items], []
+    groups = grouped(items)
+    return groups[:_MOST_ROWS], groups[_MOST_ROWS:]
+
+
+def _left_out(groups: Sequence[Group[_Item]], word: str) -> Iterator[RenderableType]:
+    """A line that counts what has no row."""
+    if groups:
+        count = sum(len(group.items) for group in groups)
+        rows = f" in {plural(len(groups), 'row')}" if count != len(groups) else ""
+        yield Text(f"… and {plural(count, word)} more{rows}, whose names have no pattern; --modules lists every one")
 
 
 def _overview(entries: Sequence[Entry]) -> RenderableType:

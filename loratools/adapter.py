@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loratools.errors import UnsupportedError, UsageError
+from loratools.errors import LoraToolsError, UnsupportedError, UsageError
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.protocol import Update
 
@@ -42,6 +42,9 @@ class Adapter:
     `moved_base` is the initialisation that changed the base, whose factors at the start have to be taken off again.
     `warnings` are things that a person should know and that change nothing.
     `notes` is what the source says that is not interpreted here, kept to be written back: one mapping per format.
+    `stored_names` says that targets are the names of modules as a file of this format has them, letter by letter, and
+    not those of diffusers or transformers; `undecided` is why there are no others, where that is so. `aliases` are
+    the names by which a target is chosen beside its own.
     """
 
     updates: Mapping[str, Update]
@@ -53,6 +56,9 @@ class Adapter:
     doubts: tuple[str, ...] = ()
     moved_base: str | None = None
     warnings: tuple[str, ...] = ()
+    stored_names: bool = False
+    undecided: LoraToolsError | None = None
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     remedy: str = "say which rank the scale is to be taken from: --rank-from tensors, or --rank-from config"
 
     def __post_init__(self) -> None:
@@ -87,7 +93,7 @@ class Adapter:
         if not include and not exclude:
             return self
         every = [*self.updates, *self.replacements]
-        kept = set(select_names(every, include, exclude))
+        kept = set(select_names(every, include, exclude, aliases=self.aliases))
         return replace(
             self,
             updates={n: u for n, u in self.updates.items() if n in kept},
@@ -95,17 +101,34 @@ class Adapter:
         )
 
 
-def select_names(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """Names that match a glob of `include` (all, if there is none) and none of `exclude`, in their order."""
+def select_names(
+    names: Iterable[str],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    *,
+    aliases: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
+    """Names that match a glob of `include` (all, if there is none) and none of `exclude`, in their order.
+
+    aliases: further names that a name is matched by.
+
+    Raises:
+        UsageError: a glob matches nothing, or nothing is left.
+    """
     names = list(names)
+    aliases = aliases or {}
+
+    def matches(name: str, glob: str) -> bool:
+        return any(fnmatch.fnmatchcase(n, glob) for n in (name, *aliases.get(name, ())))
+
     for glob in [*include, *exclude]:
-        if not any(fnmatch.fnmatchcase(n, glob) for n in names):
+        if not any(matches(n, glob) for n in names):
             raise UsageError(
                 f"'{glob}' matches none of {len(names)} names",
                 hint=f"names look like '{names[0]}'; a glob may start with '*'" if names else None,
             )
-    kept = [n for n in names if not include or any(fnmatch.fnmatchcase(n, g) for g in include)]
-    kept = [n for n in kept if not any(fnmatch.fnmatchcase(n, g) for g in exclude)]
+    kept = [n for n in names if not include or any(matches(n, g) for g in include)]
+    kept = [n for n in kept if not any(matches(n, g) for g in exclude)]
     if not kept:
         raise UsageError(f"--include and --exclude leave none of {len(names)} names")
     return kept

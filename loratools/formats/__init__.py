@@ -63,13 +63,19 @@ class Staged:
 
 
 def load(
-    path: str | Path, *, format: str | None = None, rank_from: RankFrom | None = None, base: Base | None = None
+    path: str | Path,
+    *,
+    format: str | None = None,
+    rank_from: RankFrom | None = None,
+    base: Base | None = None,
+    stored_names: bool = False,
 ) -> Adapter:
     """Read an adapter from a file or a folder. No values are read.
 
     format: one of `loratools formats`; found from the content where it is None.
     rank_from: which rank makes the scale where the config and the tensors disagree. Without it the adapter has doubts.
     base: the model it is for; some formats need its names.
+    stored_names: whether modules of image models keep the names that the file has for them, letter by letter.
 
     Raises:
         UsageError: nothing is there, or there is no such format.
@@ -79,7 +85,8 @@ def load(
     """
     if format is not None:
         _entry(format)
-    return load_source(open_source(path, base=base), format=format, rank_from=rank_from)
+    source = replace(open_source(path, base=base), stored_names=stored_names)
+    return load_source(source, format=format, rank_from=rank_from)
 
 
 def load_source(source: AdapterSource, *, format: str | None = None, rank_from: RankFrom | None = None) -> Adapter:
@@ -164,12 +171,33 @@ def staged(
 
 def ensure_writable(adapter: Adapter, format: str, *, base: Base | None = None) -> None:
     """Raise UnsupportedError, with each part of the adapter that the format cannot hold, if there is any."""
+    ensure_named(adapter, format)
     if lost := writer(format).unwritable(adapter, base=base):
         raise UnsupportedError(
             f"{counted(len(lost), 'part')} of {quoted(adapter.name)} cannot be written as {format}",
             details=[f"{name}: {why}" for name, why in sorted(lost.items())],
             hint="leave out what it cannot hold, with --exclude, or write another format",
         )
+
+
+def ensure_named(adapter: Adapter, format: str) -> None:
+    """Raise where the names of the adapter's modules mean nothing in `format`: those of a file, in another format.
+
+    Raises:
+        UndecidedError: they may be of several models.
+        UnsupportedError: they are of no model that is known here.
+    """
+    if not adapter.stored_names or adapter.format == format:
+        return
+    why = adapter.undecided or UnsupportedError(
+        f"its modules have the names of {adapter.format}", hint="name the model it is for: --base BASE"
+    )
+    kind = UndecidedError if isinstance(why, UndecidedError) else UnsupportedError
+    raise kind(
+        f"{quoted(adapter.name)} cannot be written as {format}, which names modules otherwise: {why.message}",
+        details=why.details,
+        hint=why.hint,
+    )
 
 
 def writer(format: str) -> Format:

@@ -27,8 +27,8 @@ from loratools.formats.image_parts.writing import (
     plain_alpha,
     write_file,
 )
-from loratools.naming.image.families import Family
-from loratools.naming.image.flux import families
+from loratools.naming.image.families import flux, flux2
+from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.full import Full
@@ -36,6 +36,7 @@ from loratools.updates.lora import LoRA
 
 WRITES = ".safetensors"
 _NORM = ".scale"
+_FAMILIES = (flux.FAMILY, flux2.FAMILY)
 # Before names in files for Flux Kontext that were trained with PEFT and saved without its config.
 _PEFT = "base_model.model."
 
@@ -51,12 +52,12 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; norms are replacements under the names of diffusers. Errors as of `_image_read.read`."""
     norms = {key: tensor for key, tensor in source.tensors.items() if key.endswith(_NORM)}
     rest = {key: tensor for key, tensor in source.tensors.items() if key not in norms}
-    how = Read("bfl", _locate, known_only=True, families=families())
+    how = Read("bfl", _locate, known_only=True, families=_FAMILIES)
     adapter = read_image(replace(source, tensors=rest), how)
     replaced: dict[str, Replacement] = {}
     for key, tensor in norms.items():
         module = key.removeprefix(_PEFT).removesuffix(_NORM)
-        place = next((p for family in families() if (p := family.find(module))), None)
+        place = next((p for family in _FAMILIES if (p := family.find(module))), None)
         if place is None:
             raise UnsupportedError(f"'{key}' is no norm of Flux that is known here")
         replaced[f"transformer.{place.targets[0]}.weight"] = Replacement(tensor, "unlisted")
@@ -72,7 +73,7 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
             problems[name] = "only the transformer has a place"
         elif not isinstance(update, LoRA | Full) or (isinstance(update, LoRA) and update.magnitude is not None):
             problems[name] = "only plain LoRA and its biases have a place"
-    if found.family is None or found.family.name not in {f.name for f in families()}:
+    if found.family is None or found.family.name not in {f.name for f in _FAMILIES}:
         problems |= dict.fromkeys(adapter.updates, "of a model that is not Flux")
     for name in adapter.replacements:
         if _norm_name(found.family, name) is None:

@@ -6,7 +6,6 @@ Factors are spelled as PEFT does or as kohya does; alpha is a tensor, or absent 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from loratools.adapter import Adapter
@@ -28,7 +27,7 @@ from loratools.formats.image_parts.writing import (
     plain_alpha,
     write_file,
 )
-from loratools.naming.image.families import Family
+from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.full import Full
@@ -48,20 +47,20 @@ def detect(source: AdapterSource) -> bool:
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
-    """The adapter; errors as of `_image_read.read`. Names that no table has are kept as they are."""
-    return read_image(source, Read("comfy", _locate, encoder_part, unknown=_PREFIX))
+    """The adapter; raises the same errors as `image_parts.reading.read`."""
+    return read_image(source, Read("comfy", _locate, encoder_part))
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why."""
-    found = lay_out(_known(adapter), "comfy", base=base, dry=True)
+    found = lay_out(adapter, "comfy", base=base, dry=True, single_file=True)
     problems = dict(found.problems) | without_spelling(adapter)
     family = found.family.name if found.family is not None else ""
-    for name in adapter.updates:
+    for name in () if adapter.stored_names else adapter.updates:
         if name.startswith(ENCODERS) and _encoder(name.partition(".")[0], family) is None:
             problems[name] = "of a text encoder of which it is not known what ComfyUI calls it"
     for name in adapter.replacements:
-        if _replaced(name, found.family) is None:
+        if _replaced(name, found.family, stored=adapter.stored_names) is None:
             problems[name] = "a whole weight of a module that ComfyUI has no name for, or no own one"
     return problems
 
@@ -70,18 +69,12 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     """Write the file that ComfyUI reads. Alpha is written where the scale is not 1, or where the source had it."""
     import torch
 
-    found = lay_out(_known(adapter), "comfy", base=base)
+    found = lay_out(adapter, "comfy", base=base, single_file=True)
     modules, empty = pieces_alone(found.modules)
     family = found.family.name if found.family is not None else ""
     parts: dict[str, LazyTensor] = {}
     stored: Stored = {}
-    named = {f"{_prefix(module.part, family)}{module.name}": (module.weight, module.bias) for module in modules}
-    for target, update in adapter.updates.items():
-        if target.startswith(_PREFIX):
-            bias = update if target.endswith(".bias") and isinstance(update, Full) else None
-            module = target.removesuffix(".bias") if bias is not None else target
-            before = named.get(module, (None, None))
-            named[module] = (before[0], bias) if bias is not None else (update, before[1])
+    named = {module.named(_prefix(module.part, family)): (module.weight, module.bias) for module in modules}
     for name, (weight, bias) in named.items():
         if isinstance(weight, LoRA):
             factors = lora_parts(weight, keep_mid=True)
@@ -102,25 +95,19 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         if bias is not None:
             parts[f"{name}.diff_b"] = bias.diff
     for name, replacement in adapter.replacements.items():
-        parts[f"{_replaced(name, found.family)}.set_weight"] = replacement.tensor
+        parts[f"{_replaced(name, found.family, stored=adapter.stored_names)}.set_weight"] = replacement.tensor
     stored |= {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
     write_file(out, stored, header_of(adapter, found.family))
     return left_out(empty)
 
 
-def _replaced(name: str, family: Family | None) -> str | None:
+def _replaced(name: str, family: Family | None, *, stored: bool) -> str | None:
     """What ComfyUI calls the module whose weight is replaced; None where it has none of its own."""
     module = name.removesuffix(".weight")
-    if module.startswith(_PREFIX):
+    if stored or module.startswith(_PREFIX):
         return module
     back = family.back(module.partition(".")[2], "comfy") if family is not None else None
     return None if back is None or len(back.place.targets) > 1 or back.place.swap else f"{_PREFIX}{back.name}"
-
-
-def _known(adapter: Adapter) -> Adapter:
-    """Without what is of a model that no table has, and goes out as it came in."""
-    kept = {n: u for n, u in adapter.updates.items() if not n.startswith(_PREFIX)}
-    return replace(adapter, updates=kept)
 
 
 def _locate(name: str) -> Located | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from loratools.adapter import Adapter
@@ -34,7 +35,7 @@ from loratools.formats.image_parts.writing import (
 from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts.config_to_write import most_common, pattern
 from loratools.formats.peft_parts.patterns import matches
-from loratools.naming.image.resolving import denoisers
+from loratools.naming.image.evidence import denoisers
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.storage.json_file import parse_json
@@ -74,7 +75,7 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
     found = lay_out(adapter, "diffusers", base=base, dry=True)
     problems = dict(found.problems)
     for module in found.modules:
-        name = f"{module.part}.{module.name}"
+        name = module.target
         if isinstance(module.weight, LoRA):
             if module.weight.magnitude is not None and module.weight.magnitude_of == "in":
                 problems[name] = "DoRA with a magnitude of inputs; diffusers has them of outputs only"
@@ -90,11 +91,11 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
     """Write the file that `load_lora_weights` reads. Scales other than 1 go into its header."""
     found = lay_out(adapter, "diffusers", base=base)
-    modules, empty = pieces_alone(found.modules)
+    modules, empty = pieces_alone(_in_parts(found.modules))
     parts: dict[str, LazyTensor] = {}
     for module in modules:
         assert isinstance(module.weight, LoRA)
-        name = f"{module.part}.{module.name}"
+        name = module.named(f"{module.part}.")
         factors = lora_parts(module.weight, keep_mid=False)
         parts |= {f"{name}.lora_{part}.weight": tensor for part, tensor in factors.items()}
         if module.weight.magnitude is not None:
@@ -115,6 +116,13 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         )
     write_file(out, stored, metadata)
     return warnings
+
+
+def _in_parts(modules: Iterable[Written]) -> Iterator[Written]:
+    """Modules that keep their names of the file are in the part of the pipeline that it says."""
+    for module in modules:
+        part, _, name = module.name.partition(".")
+        yield replace(module, part=part, name=name) if not module.part and part in _PARTS else module
 
 
 def _locate(name: str) -> Located | None:

@@ -15,10 +15,12 @@ from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts import flat_names
 from loratools.formats.image_parts.spellings import is_spelled
 from loratools.formats.image_parts.writing import family_of
-from loratools.naming.image.families import Family
+from loratools.naming.image.family import Family
 
 WRITES = ".safetensors"
-_PREFIXES = flat_names.Prefixes("kohya", ("lora_unet_", "lora_unet__", "oft_unet_"), lambda family: family.kohya)
+_PREFIXES = flat_names.Prefixes(
+    "kohya", ("lora_unet_", "lora_unet__", "oft_unet_"), lambda family: family.kohya, single_file=True
+)
 
 
 def detect(source: AdapterSource) -> bool:

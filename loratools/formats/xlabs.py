@@ -19,8 +19,8 @@ from loratools.formats.image_parts.fused import fused
 from loratools.formats.image_parts.reading import Located, Read
 from loratools.formats.image_parts.reading import read as read_image
 from loratools.formats.image_parts.writing import Stored, header_of, write_file
-from loratools.naming.image.families import Place
-from loratools.naming.image.flux import families
+from loratools.naming.image.families.flux import FAMILY
+from loratools.naming.image.family import Place
 from loratools.storage.casting import cast
 from loratools.updates.lora import LoRA
 
@@ -41,7 +41,7 @@ def detect(source: AdapterSource) -> bool:
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; errors as of `_image_read.read`."""
     renamed = {_common(key): tensor for key, tensor in source.tensors.items()}
-    return read_image(replace(source, tensors=renamed), Read("xlabs", _locate, families=families()[:1]))
+    return read_image(replace(source, tensors=renamed), Read("xlabs", _locate, families=(FAMILY,)))
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
@@ -69,7 +69,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         plain = at_scale(name, fused(members, place, gaps), 1.0, dtype)
         stored[f"{name}.down.weight"] = cast(name, plain.a, dtype)
         stored[f"{name}.up.weight"] = cast(name, plain.b, dtype)
-    write_file(out, stored, header_of(adapter, families()[0]))
+    write_file(out, stored, header_of(adapter, FAMILY))
     return left_out([])
 
 

@@ -45,7 +45,8 @@ class AdapterSource:
     `container`: safetensors, pickle, npz or gguf. `metadata`: the texts of a safetensors header. `other`: what else
     there is besides tensors: entries of a pickle (None where they were not read), keys of a GGUF header.
     `packed`: tensors of a GGUF file in a quantised type that is not decoded, with the type. `base`: what is known of
-    the model it is for, where a person has given it.
+    the model it is for, where a person has given it. `stored_names`: whether modules of image models keep the names
+    that the file has for them (`Adapter.stored_names`).
     """
 
     path: Path
@@ -59,6 +60,7 @@ class AdapterSource:
     container: str = "safetensors"
     packed: Mapping[str, str] = field(default_factory=dict)
     base: Base | None = None
+    stored_names: bool = False
 
     @property
     def config_is_its_own(self) -> bool:

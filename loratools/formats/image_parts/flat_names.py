@@ -31,14 +31,13 @@ from loratools.formats.image_parts.writing import (
     plain_alpha,
     write_file,
 )
-from loratools.naming.image.families import Family
+from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
 
-# Longest first, so that `lora_unet__` (VideoX-Fun) is not taken for `lora_unet_`.
 _TEXT = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
@@ -49,18 +48,24 @@ _TEXT = {
 
 @dataclass(frozen=True)
 class Prefixes:
-    """What stands before the names: of the denoiser (the first is written), and of text encoders."""
+    """What stands before the names: of the denoiser (the first is written), and of text encoders.
+
+    spelling      which names of a family are written
+    single_file   whether the names of a single file that is in no table are written as they are
+    """
 
     format: str
     denoiser: tuple[str, ...]
     spelling: Callable[[Family], str]
+    single_file: bool = False
 
     def claims(self, keys: Iterable[str]) -> bool:
         """Whether any key has a prefix that no other format has."""
         return any(key.startswith(self.denoiser) and is_spelled(key) for key in keys)
 
     def locate(self, name: str) -> Located | None:
-        for prefix in self.denoiser:
+        # Longest first, so that `lora_unet__` (VideoX-Fun) is not taken for `lora_unet_`.
+        for prefix in sorted(self.denoiser, key=len, reverse=True):
             if name.startswith(prefix):
                 return Located(DENOISER, name.removeprefix(prefix), flat=True)
         for prefix, part in _TEXT.items():
@@ -81,7 +86,7 @@ def encoder_part(part: str, family: Family | None) -> str:
 
 def unwritable(adapter: Adapter, prefixes: Prefixes, *, base: Base | None) -> dict[str, str]:
     """Names that cannot be written, and why."""
-    found = lay_out(adapter, prefixes.spelling, base=base, dry=True)
+    found = lay_out(adapter, prefixes.spelling, base=base, dry=True, single_file=prefixes.single_file)
     problems = dict(found.problems)
     problems |= without_spelling(adapter)
     return problems | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
@@ -110,12 +115,12 @@ def write(
     encoders: Mapping[str, str],
 ) -> tuple[str, ...]:
     """Write the file. encoders: prefix by part of the pipeline."""
-    found = lay_out(adapter, prefixes.spelling, base=base)
+    found = lay_out(adapter, prefixes.spelling, base=base, single_file=prefixes.single_file)
     modules, empty = pieces_alone(found.modules)
     stored: Stored = {}
     for module in modules:
         prefix = encoders.get(module.part, prefixes.denoiser[0])
-        stored |= spelled(prefix + module.name.replace(".", "_"), module, dtype=dtype)
+        stored |= spelled(module.named(prefix, flat=True), module, dtype=dtype)
     write_file(out, stored, header_of(adapter, found.family), hashed=had_hashes(adapter))
     return left_out(empty)
 

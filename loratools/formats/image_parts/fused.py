@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from loratools.naming.image.families import Place, sizes
+from loratools.naming.image.family import Place, sizes
 from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.tensors.views import reordered, rows

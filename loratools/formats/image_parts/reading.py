@@ -7,17 +7,19 @@ Canonical are the names of diffusers and transformers, after the part of the pip
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from loratools.adapter import Adapter, Replacement
-from loratools.errors import FormatError, UnsupportedError
+from loratools.errors import FormatError, LoraToolsError, UndecidedError, UnsupportedError
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.image_parts.fused import apart
 from loratools.formats.image_parts.kinds import NotReadError, Scale, updates_of
 from loratools.formats.image_parts.spellings import Module, grouped, is_learnt_word
-from loratools.naming.image.families import Family, Place
-from loratools.naming.image.resolving import denoisers, encoders, resolve, unflattened
+from loratools.naming.image.evidence import Sizes, decide, denoisers
+from loratools.naming.image.family import Family, Place
+from loratools.naming.image.resolving import base_family, names_prefix, unflattened
+from loratools.naming.image.text_encoders import meanings
 from loratools.storage.files import quoted
 from loratools.updates.parts.protocol import Update
 
@@ -25,8 +27,9 @@ NOTES = "image"
 _EMBEDDING = "an embedding of a new word (textual inversion), which is no part of a LoRA"
 # In the header of what is written here: of which family the names are, which they do not always tell.
 FAMILY = "loratools.family"
-# What the part that removes the noise is called before the family is known.
+# What the part that removes the noise is called before the family is known, and what diffusers calls it.
 DENOISER = "denoiser"
+DENOISERS = ("unet", "transformer", "transformer_2")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Located:
 class Read:
     """What a format tells this file: how to find modules, and which part of the pipeline a text encoder is.
 
-    known_only   whether names that no table has are refused; else they are kept as they are, below `unknown`
+    known_only   whether text encoders that no table has are refused
     """
 
     format: str
@@ -55,7 +58,6 @@ class Read:
     encoder: Callable[[str, Family | None], str] = lambda part, family: part
     scale: Callable[[str], Scale] | None = None
     known_only: bool = False
-    unknown: str = "transformer."
     families: tuple[Family, ...] = field(default_factory=denoisers)
 
 
@@ -87,13 +89,29 @@ def read(source: AdapterSource, how: Read) -> Adapter:
         )
     said = source.metadata.get(FAMILY)
     model = source.metadata.get("ss_base_model_version") or source.metadata.get("modelspec.architecture")
-    places, families = _places(
-        modules, {n: at for n, at in located.items() if at is not None}, how, said or model, source.base
-    )
+    architecture = source.metadata.get("modelspec.architecture", "")
+    header = said or f"{model or ''} {architecture}".strip() or None
+    own = {name: Meant("", Place(name, (name,))) for name in modules}
+    families: tuple[Family, ...] = ()
+    undecided: LoraToolsError | None = None
+    aliases: dict[str, tuple[str, ...]] = {}
+    try:
+        places, families = _places(
+            modules, {n: at for n, at in located.items() if at is not None}, how, header, source.base
+        )
+    except (UnsupportedError, UndecidedError) as error:
+        if source.base is not None:
+            raise  # the base was given to tell them, so that there is nobody else to ask
+        places, undecided = own, error
+    if source.stored_names:
+        aliases = {name: tuple(f"{meant.prefix}{t}" for t in meant.place.targets) for name, meant in places.items()}
+        places = own
     updates, replacements, warnings = _updates(source, modules, places, how)
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
         warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
+    if undecided is not None:
+        warnings.append(f"modules keep the names that the file has for them: {undecided.message}")
     names = [family.name for family in families]
     notes = {"metadata": dict(source.metadata), "family": names[0] if len(names) == 1 else None, "source": how.format}
     return Adapter(
@@ -104,11 +122,14 @@ def read(source: AdapterSource, how: Read) -> Adapter:
         base_model=model or None,
         notes={NOTES: notes},
         warnings=tuple(warnings),
+        stored_names=places is own,
+        undecided=undecided,
+        aliases=aliases,
     )
 
 
 @dataclass(frozen=True)
-class _Meant:
+class Meant:
     """A module's place below `prefix`."""
 
     prefix: str
@@ -116,59 +137,55 @@ class _Meant:
 
 
 def _places(
-    modules: Mapping[str, Module], located: Mapping[str, Located], how: Read, model: str | None, base: Base | None
-) -> tuple[dict[str, _Meant], tuple[Family, ...]]:
+    modules: Mapping[str, Module], located: Mapping[str, Located], how: Read, header: str | None, base: Base | None
+) -> tuple[dict[str, Meant], tuple[Family, ...]]:
     groups: dict[tuple[str, bool], dict[str, Located]] = {}
     for name, at in located.items():
         if at.place is None:
             groups.setdefault((at.part, at.flat), {})[name] = at
-    found = {name: _Meant("transformer.", at.place) for name, at in located.items() if at.place is not None}
+    found = {name: Meant("transformer.", at.place) for name, at in located.items() if at.place is not None}
     families: tuple[Family, ...] = how.families if len(how.families) == 1 else ()
+    count = len({part for part, _ in groups if part not in (DENOISER, *DENOISERS)})
+    candidates = tuple(f for f in how.families if f.text_encoders is None or f.text_encoders >= count)
     for (part, flat), members in groups.items():
-        if part == DENOISER or part in ("unet", "transformer", "transformer_2"):
-            places, families = _denoiser(modules, members, how, model, base, flat=flat)
-            prefix = f"{families[0].component}." if families and part == DENOISER else f"{part}."
-            if part == DENOISER and not families:
-                prefix = how.unknown
-            found |= {name: _Meant(prefix, place) for name, place in places.items()}
+        if part == DENOISER or part in DENOISERS:
+            sizes = {at.name: modules[name].sizes for name, at in members.items()}
+            by_component = tuple(f for f in candidates if part == DENOISER or f.component == part.removesuffix("_2"))
+            places, families, prefix = _denoiser(sizes, by_component, header, base, flat=flat)
+            prefix = f"{part}." if part != DENOISER else prefix
+            found |= {name: Meant(prefix, places[at.name]) for name, at in members.items()}
     family = families[0] if len(families) == 1 else None
     for (part, flat), members in groups.items():
-        if part != DENOISER and part not in ("unet", "transformer", "transformer_2"):
-            sizes = {at.name: (None, None) for at in members.values()}
-            if flat or how.known_only:
-                places_of = resolve(sizes, encoders(), flat=flat).places
-            else:
-                places_of = {at.name: Place(at.name, (at.name,)) for at in members.values()}
+        if part != DENOISER and part not in DENOISERS:
+            inner = [at.name for at in members.values()]
+            known = flat or how.known_only
+            places = meanings(inner, flat=flat) if known else {name: Place(name, (name,)) for name in inner}
             prefix = f"{how.encoder(part, family)}."
-            found |= {name: _Meant(prefix, places_of[at.name]) for name, at in members.items()}
+            found |= {name: Meant(prefix, places[at.name]) for name, at in members.items()}
     return found, families
 
 
 def _denoiser(
-    modules: Mapping[str, Module],
-    members: Mapping[str, Located],
-    how: Read,
-    model: str | None,
-    base: Base | None,
-    *,
-    flat: bool,
-) -> tuple[dict[str, Place], tuple[Family, ...]]:
-    sizes = {at.name: modules[name].sizes for name, at in members.items()}
+    names: Sizes, families: tuple[Family, ...], header: str | None, base: Base | None, *, flat: bool
+) -> tuple[Mapping[str, Place], tuple[Family, ...], str]:
+    """What the names mean, the families in which they do, and what stands before the canonical names."""
+    given = None if base is None else base_family(base.shapes, base.config)
+    if base is None or given is not None:
+        decision = decide(names, families, flat=flat, header=header, given=given)
+        return decision.places, decision.families, f"{decision.families[0].component}."
+    # A base that no table has: its names are those that there are, and it says itself how it is stored.
     try:
-        resolved = resolve(sizes, how.families, flat=flat, model=model)
-    except UnsupportedError:
-        if flat and base is not None and (dotted := unflattened(sizes, base.shapes)) is not None:
-            unflat = {name: Located(at.part, dotted[at.name]) for name, at in members.items()}
-            return _denoiser(modules, unflat, replace(how, known_only=False), model, None, flat=False)
-        if flat or how.known_only:
+        decision = decide(names, families, flat=flat, header=header)
+        return decision.places, decision.families, f"{decision.families[0].component}."
+    except (UnsupportedError, UndecidedError):
+        dotted = unflattened(names, base.shapes) if flat else {name: name for name in names}
+        if dotted is None:
             raise
-        # A model that no table has; with dots its names say all there is to say.
-        return {name: Place(at.name, (at.name,)) for name, at in members.items()}, ()
-    return {name: resolved.places[at.name] for name, at in members.items()}, resolved.families
+        return {name: Place(inner, (inner,)) for name, inner in dotted.items()}, (), names_prefix(base.config)
 
 
 def _updates(
-    source: AdapterSource, modules: Mapping[str, Module], places: Mapping[str, _Meant], how: Read
+    source: AdapterSource, modules: Mapping[str, Module], places: Mapping[str, Meant], how: Read
 ) -> tuple[dict[str, Update], dict[str, Replacement], list[str]]:
     updates: dict[str, Update] = {}
     replacements: dict[str, Replacement] = {}

@@ -71,12 +71,28 @@ class Module:
     @property
     def sizes(self) -> tuple[int | None, int | None]:
         """Outputs and inputs, where the parts tell them."""
-        a, b, diff = (self.parts.get(part) for part in ("A", "B", "diff"))
-        if self.kinds >= {"lora"} and a is not None and b is not None and len(a.shape) > 1:
-            return b.shape[0], a.shape[1]
-        if diff is not None and len(diff.shape) > 1:
-            return diff.shape[0], diff.shape[1]
-        return None, None
+        if self.kinds >= {"lora"}:
+            return self._product("B", "A")
+        if self.kinds >= {"loha"}:
+            return self._product("w1_a", "w1_b") if "t1" not in self.parts else (None, None)
+        if self.kinds >= {"lokr"}:
+            (m, n), (p, q) = self._factor("w1"), self._factor("w2")
+            return (None if m is None or p is None else m * p), (None if n is None or q is None else n * q)
+        diff = self.parts.get("diff")
+        return (diff.shape[0], diff.shape[1]) if diff is not None and len(diff.shape) > 1 else (None, None)
+
+    def _factor(self, name: str) -> tuple[int | None, int | None]:
+        """Rows and columns of a factor of a Kronecker product, stored whole or as a product; not of a core's."""
+        stored = self.parts.get(name)
+        if stored is not None:
+            return (stored.shape[0], stored.shape[1]) if len(stored.shape) > 1 else (None, None)
+        return self._product(f"{name}_a", f"{name}_b") if name.replace("w", "t") not in self.parts else (None, None)
+
+    def _product(self, left: str, right: str) -> tuple[int | None, int | None]:
+        a, b = self.parts.get(left), self.parts.get(right)
+        if a is None or b is None or len(a.shape) < 2 or len(b.shape) < 2:
+            return None, None
+        return a.shape[0], b.shape[1]
 
 
 def split(key: str) -> tuple[str, str, str] | None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from loratools._version import __version__
 from loratools.adapter import Adapter
+from loratools.errors import LoraToolsError
 from loratools.formats.common.base import Base
 from loratools.formats.common.notes import metadata_of
 from loratools.formats.image_parts.fused import fused, fused_bias, swapped_back, why_not_fused, without_zeros
 from loratools.formats.image_parts.reading import FAMILY, NOTES
-from loratools.naming.image.families import Family, Fused, Place
-from loratools.naming.image.resolving import denoisers, family_named, hinted, narrowed
+from loratools.naming.image.evidence import decide, denoisers, family_named
+from loratools.naming.image.family import Family, Fused, Place
+from loratools.naming.image.resolving import base_family
 from loratools.storage.casting import rounded
 from loratools.storage.files import read_bytes
 from loratools.storage.ownership import MARK
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARTS = ("unet", "transformer", "transformer_2")
+# Before names that only a base says, which is a single file and in no table.
+SINGLE_FILE = "diffusion_model"
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Metadata that says something of the file itself: restated or left out, never copied.
 _OWN = (FAMILY, MARK, "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
@@ -43,12 +47,26 @@ Spelling: TypeAlias = str | Callable[[Family], str]
 
 @dataclass
 class Written:
-    """A module of the file to be: its name in its part of the pipeline, and what updates its weight and its bias."""
+    """A module of the file to be: its name in its part of the pipeline, and what updates its weight and its bias.
+
+    With an empty `part`, the name is the one of the file, letter by letter.
+    """
 
     part: str
     name: str
     weight: Update | None = None
     bias: Full | None = None
+
+    def named(self, prefix: str, *, flat: bool = False) -> str:
+        """The name of the file: `prefix` and the module's, with underscores for its dots if `flat`."""
+        if not self.part:
+            return self.name
+        return prefix + (self.name.replace(".", "_") if flat else self.name)
+
+    @property
+    def target(self) -> str:
+        """The adapter's name of what updates the weight."""
+        return f"{self.part}.{self.name}" if self.part else self.name
 
 
 @dataclass(frozen=True)
@@ -60,31 +78,40 @@ class Layout:
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
-def lay_out(adapter: Adapter, spelling: Spelling, *, base: Base | None, dry: bool = False) -> Layout:
+def lay_out(
+    adapter: Adapter, spelling: Spelling, *, base: Base | None, dry: bool = False, single_file: bool = False
+) -> Layout:
     """The modules of `adapter` with the names of `spelling`: diffusers, original, or one of a family's own.
 
     What is apart here and fused there is put together.
 
     dry: only to see what stands against it. What would be put together is left out, and no values are read.
+    single_file: whether the format has the names of single files, so that those of a base in no table are right.
     """
+    if adapter.stored_names:
+        return Layout(tuple(_as_stored(adapter)), None)
     problems: dict[str, str] = {}
     by_part: dict[str, dict[str, dict[str, Update]]] = {}
     for target, update in adapter.updates.items():
         part, dot, name = target.partition(".")
-        if part not in (*PARTS, *ENCODERS) or not dot:
+        if part not in (*PARTS, *ENCODERS, SINGLE_FILE) or not dot:
             problems[target] = "no name of a part of an image or video model"
+            continue
+        if part == SINGLE_FILE and not single_file:
+            problems[target] = "a name of a single file, of a model whose names in diffusers are not known"
             continue
         module, leaf = (name.removesuffix(".bias"), "bias") if _is_bias(update, name) else (name, "weight")
         by_part.setdefault(part, {}).setdefault(module, {})[leaf] = update
     modules: list[Written] = []
     family: Family | None = None
     for part, members in sorted(by_part.items()):
-        if part in ENCODERS:
+        if part in (*ENCODERS, SINGLE_FILE):
             modules += [_written(part, name, found) for name, found in members.items()]
             continue
         chosen = family_of(adapter, part, base, spelling=spelling)
         if isinstance(chosen, str):
             if spelling == "diffusers":
+                # A canonical name is the one of diffusers, whatever the family.
                 modules += [_written(part, name, found) for name, found in members.items()]
                 continue
             problems |= dict.fromkeys(_targets(part, members), chosen)
@@ -107,22 +134,22 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling
             module = name.removesuffix(".bias") if _is_bias(update, name) else name
             if module == name or module not in names:
                 names[module] = (shape[0], shape[1]) if len(shape) > 1 else (None, None)
-    knowing = [f for f in denoisers() if f.component in part and all(f.find(name) for name in names)]
-    if not knowing:
-        return "a name that no table of models here has"
-    knowing = [f for f in knowing if not (f.name == "sd" and _has(adapter, "text_encoder_2"))] or knowing
-    if base is not None and base.shapes and len(knowing) > 1:
-        counts = {f.name: sum(_known_in(f, name) for name in base.shapes) for f in knowing}
-        most = max(counts.values())
-        knowing = [f for f in knowing if counts[f.name] == most]
+    candidates = [f for f in denoisers() if f.component == part.removesuffix("_2")]
+    encoders = sum(_has(adapter, encoder) for encoder in ENCODERS)
+    candidates = [f for f in candidates if f.text_encoders is None or f.text_encoders >= encoders]
     noted = adapter.notes.get(NOTES)
     said = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
-    if said in knowing:
+    if said is not None and all(said.find(name) for name in names):
         return said
-    left = hinted(adapter.base_model, narrowed(names, knowing))
-    if len(left) > 1 and not (spelling and _same_names(names, left, spelling)):
-        return f"it may be of {' or '.join(f.name for f in left)}; name the base: --base"
-    return left[0]
+    given = None if base is None else base_family(base.shapes, base.config)
+
+    def same(one: Family, other: Family) -> bool:
+        return bool(spelling) and _same_names(names, [one, other], spelling)
+
+    try:
+        return decide(names, candidates, header=adapter.base_model, given=given, same=same).families[0]
+    except LoraToolsError as error:
+        return error.message if error.hint is None else f"{error.message}; {error.hint}"
 
 
 def _spelling_of(family: Family, spelling: Spelling) -> str:
@@ -141,9 +168,12 @@ def _has(adapter: Adapter, part: str) -> bool:
     return any(target.startswith(f"{part}.") for target in adapter.updates)
 
 
-def _known_in(family: Family, weight: str) -> bool:
-    module = weight.removesuffix(".weight").removeprefix("model.").removeprefix("diffusion_model.")
-    return family.find(module) is not None
+def _as_stored(adapter: Adapter) -> Iterator[Written]:
+    found: dict[str, dict[str, Update]] = {}
+    for target, update in adapter.updates.items():
+        leaf = "bias" if _is_bias(update, target) else "weight"
+        found.setdefault(target.removesuffix(".bias") if leaf == "bias" else target, {})[leaf] = update
+    return (_written("", name, updates) for name, updates in found.items())
 
 
 def _is_bias(update: Update, name: str) -> bool:
@@ -293,7 +323,7 @@ def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
             module = replace(module, weight=without_zeros(module.weight))
             assert isinstance(module.weight, LoRA)
             if module.weight.rank == 0:
-                empty.append(f"{module.part}.{module.name}")
+                empty.append(module.target)
                 continue
         kept.append(module)
     return kept, empty

@@ -10,18 +10,18 @@ Which family it is, is told by which tables know its names; where two do and dif
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cache
 
-from loratools.naming.image.families import Family, sizes
-from loratools.naming.image.resolving import denoisers, narrowed
+from loratools.naming.image.evidence import denoisers
+from loratools.naming.image.family import sizes
+from loratools.naming.image.resolving import base_families
 from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Shapes
 from loratools.tensors.views import Span
 
 # Where single files keep the denoiser; nothing at all where they hold nothing else.
-_DENOISERS = ("model.diffusion_model.", "diffusion_model.", "")
-# A name that no transformers or diffusers model has, of the models that are published without a prefix.
-_BARE = re.compile(r"(input_blocks|double_blocks|joint_blocks|middle_block)\.\d+\.")
+_DENOISERS = ("model.diffusion_model.", "diffusion_model.", "net.", "")
 # The text encoders of single files, and which of a pipeline's they are.
 _HF_CLIP = {
     "cond_stage_model.transformer.": "text_encoder",
@@ -35,6 +35,9 @@ _OPEN_CLIP = {
     "conditioner.embedders.1.model.": "text_encoder_2",
     "conditioner.embedders.0.model.": "text_encoder",  # the refiner has this one alone
 }
+_NUMBER = re.compile(r"(?<![^.])(\d+|\{\})(?![^.])")
+# A block with nothing before it, which the models of transformers do not have.
+_BARE_BLOCK = re.compile(r"\w+\.\d+\.")
 _RESBLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
 _OPEN_CLIP_LEAVES = {
     "attn.out_proj": "self_attn.out_proj",
@@ -52,8 +55,28 @@ _OPEN_CLIP_OUTSIDE = {
 
 
 def is_original(shapes: Shapes) -> bool:
-    """Whether the weights of a base have such names."""
-    return any(name.startswith(_DENOISERS[0]) or _BARE.match(name) for name in shapes)
+    """Whether the weights of a base have such names: those of a single file, or with nothing before them, of a family
+    that calls them otherwise in diffusers."""
+    if any(name.startswith(_DENOISERS[:3]) for name in shapes):
+        return True
+    seen: set[str] = set()
+    for name in shapes:
+        if not _BARE_BLOCK.match(name):
+            continue  # the tables need not be read to hear that a language model is in none
+        template = _NUMBER.sub("{}", name.rpartition(".")[0])
+        if template not in seen and template in _only_original():
+            return True
+        seen.add(template)
+    return False
+
+
+@cache
+def _only_original() -> frozenset[str]:
+    """Templates of modules, as published, that no model of diffusers has and that alone tell a family."""
+    rules = [rule for family in denoisers() for spelled in family.rules.values() for rule in spelled]
+    converted = {name for rule in rules for name in rule.diffusers}
+    published = {rule.original for rule in rules} - converted
+    return frozenset(template for name in published if "{}" in (template := _NUMBER.sub("{}", name)))
 
 
 def original_aliases(shapes: Shapes) -> dict[str, Alias]:
@@ -82,8 +105,7 @@ def original_aliases(shapes: Shapes) -> dict[str, Alias]:
 
 
 def _denoiser(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:
-    modules = {name.rpartition(".")[0]: shape for name, shape in shapes.items() if name.endswith(".weight")}
-    family = _family(modules)
+    family = next(iter(base_families(shapes, {})), None)
     if family is None:
         return
     for name, shape in shapes.items():
@@ -115,23 +137,6 @@ def _denoiser(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:
                 f"{family.component}.{target}.{'weight' if leaf == 'scale' else leaf}",
                 Alias((rows, *shape[1:]), places),
             )
-
-
-def _family(modules: Mapping[str, tuple[int, ...]]) -> Family | None:
-    """The one family that knows most of the modules, or one of several that call them the same."""
-    known = {family: {name: family.find(name) for name in modules} for family in denoisers()}
-    counts = {family: sum(place is not None for place in places.values()) for family, places in known.items()}
-    most = max(counts.values())
-    if most == 0:
-        return None
-    first = [family for family, count in counts.items() if count == most]
-    pairs = {
-        name: (shape[0], shape[1])
-        for name, shape in modules.items()
-        if len(shape) > 1 and known[first[0]][name] is not None
-    }
-    left = narrowed(pairs, first) or first
-    return left[0] if all(known[family] == known[left[0]] for family in left[1:]) else None
 
 
 def _open_clip(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 
-from loratools.naming.image.families import Family, Rule, same
+from loratools.errors import UnsupportedError
+from loratools.naming.image.family import Family, Place, Rule, same
+from loratools.storage.files import quoted
 
 
 def _clip() -> Iterator[Rule]:
@@ -32,6 +34,23 @@ def _decoder() -> Iterator[Rule]:
         yield from same(*(f"{layer}.mlp.{leaf}_proj" for leaf in ("gate", "up", "down")))
         yield from same(*(f"{layer}.{leaf}_layernorm" for leaf in ("input", "post_attention")))
         yield from same(f"{root}embed_tokens", f"{root}norm")
+
+
+def meanings(names: Iterable[str], *, flat: bool) -> dict[str, Place]:
+    """What the names of one text encoder mean.
+
+    Raises:
+        UnsupportedError: no text encoder that is known here has them all.
+    """
+    names = list(names)
+    for family in families():
+        places = {name: place for name in names if (place := family.find(name, flat=flat)) is not None}
+        if len(places) == len(names):
+            return places
+    raise UnsupportedError(
+        f"{len(names)} module names of a text encoder are not all known in CLIP, T5 or a language model",
+        details=[quoted(name) for name in names[:5]],
+    )
 
 
 @cache

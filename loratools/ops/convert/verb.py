@@ -144,6 +144,7 @@ def convert(
             f"the scale of {counted(len(assumed), 'module')} is not stored and is assumed to be that of alpha "
             f"{_shown_alphas(source, assumed)}: if it was trained with another, give it with --alpha"
         )
+    formats.ensure_named(source, to)
     tensors_in = len(source.tensors())
     source = unpacked(source, entry.unwritable(source, base=known), known)
     whole = source

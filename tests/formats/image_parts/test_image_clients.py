@@ -181,7 +181,7 @@ def test_sd15_written_as_kohya_runs_in_diffusers_as_computed(tmp_path: Path) -> 
 
 @peers.needs("diffusers")
 def test_sdxl_with_ldm_names_runs_in_diffusers_as_computed(tmp_path: Path) -> None:
-    from loratools.naming.image.resolving import family_named
+    from loratools.naming.image.evidence import family_named
 
     family = family_named("sdxl")
     assert family is not None

@@ -208,10 +208,13 @@ def test_files_of_peft_without_its_config_are_flux_where_the_names_are(tmp_path:
     assert list(formats.load(tmp_path / "folder").updates) == ["double_blocks.0.img_attn.proj"]
 
 
-def test_names_in_no_table_are_refused_by_name(tmp_path: Path) -> None:
+def test_names_in_no_table_are_kept_and_refused_where_they_would_change(tmp_path: Path) -> None:
     path = stored(tmp_path, lora("lora_unet_tower_3_mix_in", 6, 5) | lora("lora_unet_tower_3_mix_out", 5, 6))
+    assert list(formats.load(path).updates) == ["lora_unet_tower_3_mix_in", "lora_unet_tower_3_mix_out"]
+    loratools.convert(path, tmp_path / "again.safetensors", to="kohya")
+    assert set(load_file(tmp_path / "again.safetensors")) == set(load_file(path))
     with pytest.raises(UnsupportedError, match="none of its 2 module names") as caught:
-        formats.load(path)
+        loratools.convert(path, tmp_path / "other.safetensors", to="comfy")
     assert any("tower_3_mix_in" in line for line in caught.value.details)
     assert caught.value.hint is not None
     assert "--base" in caught.value.hint
@@ -221,7 +224,7 @@ def test_a_base_tells_where_the_dots_were(tmp_path: Path) -> None:
     path = stored(tmp_path, lora("lora_unet_tower_3_mix_in", 6, 5) | lora("lora_unet_head", 5, 6))
     base = Base({"model.diffusion_model.tower.3.mix_in.weight": (6, 5), "model.diffusion_model.head.weight": (5, 6)})
     found = formats.load(path, base=base)
-    assert list(found.updates) == ["transformer.head", "transformer.tower.3.mix_in"]
+    assert list(found.updates) == ["diffusion_model.head", "diffusion_model.tower.3.mix_in"]
 
 
 def test_a_base_with_two_modules_of_the_same_letters_cannot_tell(tmp_path: Path) -> None:

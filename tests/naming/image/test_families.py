@@ -6,8 +6,9 @@ import peers
 import pytest
 import torch
 
-from loratools.naming.image.families import Family
-from loratools.naming.image.resolving import denoisers, encoders
+from loratools.naming.image.evidence import denoisers
+from loratools.naming.image.family import Family
+from loratools.naming.image.text_encoders import families as encoders
 
 SD = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
 SDXL = {

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import loratools
+from loratools.naming.image.evidence import family_named
 from loratools.naming.image.original import original_aliases
-from loratools.naming.image.resolving import family_named
 
 pytestmark = peers.needs("diffusers")
 diffusers = peers.load("diffusers")

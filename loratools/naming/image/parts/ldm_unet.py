@@ -7,9 +7,8 @@ residual blocks on the way down and three on the way up. Podell et al., 2023, ht
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
-from loratools.naming.image.families import Family, Rule
+from loratools.naming.image.family import Rule
 
 _LAYERS = 2
 _RESNET = {
@@ -48,7 +47,7 @@ def _attention(original: str, diffusers: str, depth: int) -> Iterator[tuple[str,
     return ((f"{original}.{leaf}", f"{diffusers}.{leaf}") for leaf in leaves)
 
 
-def _unet(depths: tuple[int, ...], middle: int, labels: bool) -> Iterator[tuple[str, str]]:
+def _names(depths: tuple[int, ...], middle: int, labels: bool) -> Iterator[tuple[str, str]]:
     """depths: transformer blocks in each attention of a level, from the top; 0 where it has no attention."""
     yield from (_OUTSIDE | (_LABELS if labels else {})).items()
     last = len(depths) - 1
@@ -72,15 +71,15 @@ def _unet(depths: tuple[int, ...], middle: int, labels: bool) -> Iterator[tuple[
             yield f"output_blocks.{n}.{2 if depth else 1}.conv", f"up_blocks.{level}.upsamplers.0.conv"
 
 
-@cache
-def families() -> tuple[Family, ...]:
-    """kohya trains SD 1 and 2 on the UNet of diffusers, and XL on one with the names of LDM."""
+def unet_rules(depths: tuple[int, ...], middle: int, *, labels: bool) -> tuple[Rule, ...]:
+    """Rules of a UNet.
 
-    def rules(depths: tuple[int, ...], middle: int, *, labels: bool) -> dict[str, tuple[Rule, ...]]:
-        return {"original": tuple(Rule(a, (b,)) for a, b in _unet(depths, middle, labels))}
+    Args:
+        depths: transformer blocks in each attention of a level, from the top; 0 where it has no attention.
+        middle: transformer blocks in the middle.
+        labels: whether it has an embedding of labels beside that of the time.
 
-    return (
-        Family("sd", "unet", rules((1, 1, 1, 0), 1, labels=False), kohya="diffusers", widths=frozenset({768, 1024})),
-        Family("sdxl", "unet", rules((0, 2, 10), 10, labels=True), widths=frozenset({2048})),
-        Family("sdxl-refiner", "unet", rules((0, 4, 4, 0), 4, labels=True), widths=frozenset({1280})),
-    )
+    Returns:
+        One rule for each module: LDM's name and that of diffusers.
+    """
+    return tuple(Rule(a, (b,)) for a, b in _names(depths, middle, labels))

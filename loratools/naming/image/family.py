@@ -1,4 +1,4 @@
-"""Families of models and the names of their modules: one table for each, read in both directions.
+"""Families of models: the names of their modules, read in both directions, and what tells them from other models.
 
 A rule says what a module is called in the model's first publication ("original": LDM, BFL, Wan, ...) and what in
 diffusers, whose names are the ones used here. A module that was published fused (qkv) has several names in diffusers.
@@ -66,19 +66,30 @@ class Fused:
 class Family:
     """Models with the same module names.
 
-    component   what diffusers calls this part of a pipeline: unet or transformer
-    rules       by spelling: `original`, and others where later tools have spelled the same module otherwise
-    kohya       which names kohya's trainers flatten: `original` or `diffusers`
-    depths      how many blocks of a name published models have: tells families of the same names apart
-    widths      of the text that attention looks at: tells models of the same names apart
+    Names alone do not tell a family (`evidence.py`). What else a family states:
+
+    component      what diffusers calls this part of a pipeline: unet or transformer
+    rules          by spelling: `original`, and others where later tools have spelled the same module otherwise
+    kohya          which names kohya's trainers flatten: `original` or `diffusers`
+    depths         first part of diffusers' names -> numbers of such blocks that published models have
+    widths         end of diffusers' names -> numbers of inputs that such modules have in published models
+    exclusive      starts of names, in any spelling, that no model of another family has, but for those with a table
+                   that knows them as well; `{}` stands for a number
+    classes        of diffusers, as a config.json has them in `_class_name`
+    words          in headers of files and names of base models, lower case, with `-` for any other sign
+    text_encoders  how many the pipeline has, where that excludes files with more
     """
 
     name: str
     component: str
     rules: Mapping[str, tuple[Rule, ...]]
     kohya: str = "original"
-    widths: frozenset[int] = field(default_factory=frozenset)
     depths: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    widths: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    exclusive: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    text_encoders: int | None = None
 
     def find(self, name: str, *, flat: bool = False) -> Place | None:
         """What `name` means, in any spelling of the family; `flat` with underscores for its dots."""
@@ -99,6 +110,28 @@ class Family:
         found = self._found(name, flat=flat)
         return None if found is None else found[0].ratio
 
+    def inputs(self, name: str, *, flat: bool = False) -> frozenset[int]:
+        """How many inputs a module has in published models of this family; empty where the table does not say."""
+        place = self.find(name, flat=flat)
+        if place is None:
+            return frozenset()
+        template = "." + _NUMBER["."].sub("{}", place.targets[0])
+        return next((sizes for end, sizes in self._inputs.items() if template.endswith(end)), frozenset())
+
+    def is_exclusive(self, name: str, *, flat: bool = False) -> bool:
+        """Whether no model of another family has a module of this name."""
+        separator = "_" if flat else "."
+        return _NUMBER[separator].sub("{}", name).startswith(self._exclusive[flat])
+
+    @cached_property
+    def _inputs(self) -> dict[str, frozenset[int]]:
+        return {"." + _NUMBER["."].sub("{}", end): sizes for end, sizes in self.widths.items()}
+
+    @cached_property
+    def _exclusive(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        templates = tuple(_NUMBER["."].sub("{}", start) for start in self.exclusive)
+        return templates, tuple(start.replace(".", "_") for start in templates)
+
     def back(self, target: str, spelling: str) -> Fused | None:
         """Where a module of diffusers lies in the model as `spelling` names it; None where it does not."""
         if spelling == "diffusers":
@@ -116,10 +149,10 @@ class Family:
     def _named(self) -> list[tuple[str, Rule]]:
         """Every template by which a module may be named; diffusers' own names mean themselves."""
         own = {
-            t: Rule(t, (t,), ratio=rule.ratio if len(rule.diffusers) == 1 else None)
+            t: Rule(t, (t,), ratio=ratio)
             for rules in self.rules.values()
             for rule in rules
-            for t in rule.diffusers
+            for t, ratio in zip(rule.diffusers, _ratios(rule), strict=True)
         }
         return [(rule.original, rule) for rules in self.rules.values() for rule in rules] + list(own.items())
 
@@ -156,9 +189,21 @@ def _table(entries: Iterable[tuple[str, Rule, int]], separator: str = ".") -> _T
     return found
 
 
-def same(*templates: str) -> tuple[Rule, ...]:
+def same(*templates: str, ratio: float | None = None) -> tuple[Rule, ...]:
     """Modules that are called the same in both."""
-    return tuple(Rule(t, (t,)) for t in templates)
+    return tuple(Rule(t, (t,), ratio=ratio) for t in templates)
+
+
+def _ratios(rule: Rule) -> tuple[float | None, ...]:
+    """Outputs for each input of the parts of a module: see `sizes`."""
+    count = len(rule.diffusers)
+    if rule.ratio is None or count == 1:
+        return (rule.ratio,) * count
+    if rule.split == "thirds":
+        return (rule.ratio / count,) * count
+    if rule.split == "hidden":
+        return (1, 1, 1, rule.ratio - 3)
+    return (1, (rule.ratio - 1) / 2, (rule.ratio - 1) / 2)
 
 
 def sizes(split: str, rows: int, columns: int, count: int) -> tuple[int, ...] | None:

@@ -1,51 +1,18 @@
-"""Wan and HunyuanVideo: their authors' names and those of diffusers.
-
-Of HunyuanVideo there are two: the authors', which musubi-tuner trains with, and those of ComfyUI, after Flux.
-"""
+"""HunyuanVideo and FramePack: names of the authors, which musubi-tuner uses, of ComfyUI and of diffusers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
-from loratools.naming.image.families import Family, Rule
+from loratools.naming.image.family import Family, Rule
 
 _QKV = ("to_q", "to_k", "to_v")
-
-
-def _wan() -> Iterator[Rule]:
-    for a, b in {"self_attn": "attn1", "cross_attn": "attn2"}.items():
-        leaves = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
-        if b == "attn2":
-            leaves |= {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
-        for c, d in leaves.items():
-            yield Rule(f"blocks.{{}}.{a}.{c}", (f"blocks.{{}}.{b}.{d}",))
-    names = {
-        "blocks.{}.ffn.0": "blocks.{}.ffn.net.0.proj",
-        "blocks.{}.ffn.2": "blocks.{}.ffn.net.2",
-        "blocks.{}.norm3": "blocks.{}.norm2",
-        "patch_embedding": "patch_embedding",
-        "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-        "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-        "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-        "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-        "time_projection.1": "condition_embedder.time_proj",
-        "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
-        "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
-        "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
-        "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
-        "head.head": "proj_out",
-    }
-    for a, b in names.items():
-        yield Rule(a, (b,))
-
-
 # How the authors and ComfyUI spell the parts in which they differ.
 _AUTHORS = {"sep": "_", "lin": "linear", "0": "fc1", "2": "fc2", "in": "mlp.0", "out": "mlp.2", "first": "linear_1"}
 _COMFY = {"sep": ".", "lin": "lin", "0": "0", "2": "2", "in": "in_layer", "out": "out_layer", "first": "in_layer"}
 
 
-def _hunyuan(spelled: dict[str, str]) -> Iterator[Rule]:
+def _rules(spelled: dict[str, str]) -> Iterator[Rule]:
     sep, lin, fc1, fc2 = spelled["sep"], spelled["lin"], spelled["0"], spelled["2"]
     comfy = spelled is _COMFY
     double, single = "transformer_blocks.{}", "single_transformer_blocks.{}"
@@ -55,17 +22,17 @@ def _hunyuan(spelled: dict[str, str]) -> Iterator[Rule]:
         ("txt", added, "to_add_out", "ff_context", "norm1_context"),
     ):
         block = f"double_blocks.{{}}.{a}"
-        yield Rule(f"{block}_attn{sep}qkv", tuple(f"{double}.attn.{leaf}" for leaf in qkv), split="thirds")
+        yield Rule(f"{block}_attn{sep}qkv", tuple(f"{double}.attn.{leaf}" for leaf in qkv), split="thirds", ratio=3)
         yield Rule(f"{block}_attn{sep}proj", (f"{double}.attn.{out}",))
         for q in ("q", "k"):
             name = f"{block}_attn.norm.{'query' if q == 'q' else 'key'}_norm" if comfy else f"{block}_attn_{q}_norm"
             yield Rule(name, (f"{double}.attn.norm_{'added_' if a == 'txt' else ''}{q}",))
-        yield Rule(f"{block}_mlp.{fc1}", (f"{double}.{ff}.net.0.proj",))
-        yield Rule(f"{block}_mlp.{fc2}", (f"{double}.{ff}.net.2",))
-        yield Rule(f"{block}_mod.{lin}", (f"{double}.{norm}.linear",))
+        yield Rule(f"{block}_mlp.{fc1}", (f"{double}.{ff}.net.0.proj",), ratio=4)
+        yield Rule(f"{block}_mlp.{fc2}", (f"{double}.{ff}.net.2",), ratio=1 / 4)
+        yield Rule(f"{block}_mod.{lin}", (f"{double}.{norm}.linear",), ratio=6)
     fused = (*(f"{single}.attn.{leaf}" for leaf in _QKV), f"{single}.proj_mlp")
-    yield Rule("single_blocks.{}.linear1", fused, split="hidden")
-    yield Rule("single_blocks.{}.linear2", (f"{single}.proj_out",))
+    yield Rule("single_blocks.{}.linear1", fused, split="hidden", ratio=7)
+    yield Rule("single_blocks.{}.linear2", (f"{single}.proj_out",), ratio=1 / 5)
     yield Rule(f"single_blocks.{{}}.modulation.{lin}", (f"{single}.norm.linear",))
     for q in ("q", "k"):
         name = f"norm.{'query' if q == 'q' else 'key'}_norm" if comfy else f"{q}_norm"
@@ -97,11 +64,20 @@ def _hunyuan(spelled: dict[str, str]) -> Iterator[Rule]:
     yield Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swap=True)
 
 
-@cache
-def families() -> tuple[Family, ...]:
-    hunyuan = {"original": tuple(_hunyuan(_AUTHORS)), "comfy": tuple(_hunyuan(_COMFY))}
-    depths = {"transformer_blocks": frozenset({20}), "single_transformer_blocks": frozenset({40})}
-    return (
-        Family("wan", "transformer", {"original": tuple(_wan())}),
-        Family("hunyuan-video", "transformer", hunyuan, depths=depths),
-    )
+_ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
+_BLOCK = (*(f"attn.{leaf}" for leaf in (*_QKV, *_ADDED)), "ff.net.0.proj", "ff_context.net.0.proj", "proj_mlp")
+
+FAMILY = Family(
+    "hunyuan-video",
+    "transformer",
+    {"original": tuple(_rules(_AUTHORS)), "comfy": tuple(_rules(_COMFY))},
+    depths={"transformer_blocks": frozenset({20}), "single_transformer_blocks": frozenset({40})},
+    widths=dict.fromkeys(_BLOCK, frozenset({3072})),
+    exclusive=(
+        *(f"double_blocks.{{}}.{s}_attn_{leaf}" for s in ("img", "txt") for leaf in ("qkv", "proj")),
+        "txt_in.individual_token_refiner.",
+        "context_embedder.token_refiner.",
+    ),
+    classes=("HunyuanVideoTransformer3DModel", "HunyuanVideoFramepackTransformer3DModel"),
+    words=("hunyuan-video", "hunyuanvideo", "framepack", "hunyuan"),
+)

@@ -7,18 +7,17 @@ diffusers has them in the other order, as at the end of the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
-from loratools.naming.image.families import Family, Rule
+from loratools.naming.image.family import Family, Rule
 
 
 def _rules() -> Iterator[Rule]:
     target = "transformer_blocks.{}"
     x, context = "joint_blocks.{}.x_block", "joint_blocks.{}.context_block"
     qkv, added = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
-    yield Rule(f"{x}.attn.qkv", tuple(f"{target}.attn.{leaf}" for leaf in qkv), split="thirds")
-    yield Rule(f"{x}.attn2.qkv", tuple(f"{target}.attn2.{leaf}" for leaf in qkv), split="thirds")
-    yield Rule(f"{context}.attn.qkv", tuple(f"{target}.attn.{leaf}" for leaf in added), split="thirds")
+    yield Rule(f"{x}.attn.qkv", tuple(f"{target}.attn.{leaf}" for leaf in qkv), split="thirds", ratio=3)
+    yield Rule(f"{x}.attn2.qkv", tuple(f"{target}.attn2.{leaf}" for leaf in qkv), split="thirds", ratio=3)
+    yield Rule(f"{context}.attn.qkv", tuple(f"{target}.attn.{leaf}" for leaf in added), split="thirds", ratio=3)
     names = {
         f"{x}.attn.proj": "attn.to_out.0",
         f"{x}.attn2.proj": "attn2.to_out.0",
@@ -52,8 +51,17 @@ def _rules() -> Iterator[Rule]:
     yield Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swap=True)
 
 
-@cache
-def families() -> tuple[Family, ...]:
-    return (
-        Family("sd3", "transformer", {"original": tuple(_rules())}, depths={"transformer_blocks": frozenset({24, 38})}),
-    )
+_LEAVES = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+_BLOCK = (*(f"attn.{leaf}" for leaf in _LEAVES), "ff.net.0.proj", "ff_context.net.0.proj")
+
+FAMILY = Family(
+    "sd3",
+    "transformer",
+    {"original": tuple(_rules())},
+    # 3 medium and 3.5 medium, 3.5 large.
+    depths={"transformer_blocks": frozenset({24, 38})},
+    widths=dict.fromkeys(_BLOCK, frozenset({1536, 2432})),
+    exclusive=("joint_blocks.",),
+    classes=("SD3Transformer2DModel",),
+    words=("sd3", "stable-diffusion-3", "stable-diffusion-v3"),
+)

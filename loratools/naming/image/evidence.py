@@ -1,0 +1,240 @@
+"""Which family of models names are of: decided by names, shapes, widths, depth and the header together.
+
+A family that knows all names is a candidate, no more. What speaks about a candidate:
+
+    excluded     a block behind the last of any published model, or another ratio of outputs to inputs
+    header       words of the file's header, or of the name of a base model
+    widths       as many inputs as published models have, or as none of them has
+    depth        the blocks end where those of a published model end
+    exclusive    names that no other model has
+    ratio        outputs for each input, as the table has them
+
+What is decided needs one candidate, or several in which all names mean the same, and a word in favour of it. All else
+is a question, which a given base answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from loratools import registry
+from loratools.errors import MismatchError, UndecidedError, UnsupportedError
+from loratools.naming.image.family import Family, Place
+from loratools.storage.files import quoted
+
+# (outputs, inputs) of a module; None where the file does not tell.
+Sizes = Mapping[str, tuple[int | None, int | None]]
+_HINT = "name the model it is for: --base BASE"
+# Outputs for each input that attention and feed-forward layers of any transformer have, which prove nothing.
+_USUAL_RATIOS = (1, 3, 4, 1 / 3, 1 / 4)
+_SEPARATORS = re.compile(r"[^a-z0-9]+")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`families`: the one that the names are of, or several in which they mean the same. `places`: what they mean."""
+
+    families: tuple[Family, ...]
+    places: Mapping[str, Place]
+
+    @property
+    def family(self) -> Family | None:
+        """The one family; None where there are several."""
+        return self.families[0] if len(self.families) == 1 else None
+
+
+@cache
+def denoisers() -> tuple[Family, ...]:
+    """Every family of UNets and transformers."""
+    folder = "naming/image/families"
+    return tuple(_family(folder, name) for name in registry.names(folder))
+
+
+def family_named(name: str) -> Family | None:
+    """The family of this name, as `loratools.family` has it in headers."""
+    return next((family for family in denoisers() if family.name == name), None)
+
+
+def decide(
+    names: Sizes,
+    families: Iterable[Family],
+    *,
+    flat: bool = False,
+    header: str | None = None,
+    given: Family | None = None,
+    same: Callable[[Family, Family], bool] | None = None,
+) -> Decision:
+    """What the names mean, and in which family.
+
+    Args:
+        names: outputs and inputs of every module, by name.
+        families: candidates.
+        flat: whether underscores stand for the dots of the names.
+        header: what the file says of the model it is for.
+        given: the family of a base that a person has named, which decides.
+        same: whether two families agree on the names; all names mean the same modules of diffusers, if None.
+
+    Raises:
+        UnsupportedError: no family knows all names.
+        UndecidedError: several do, with different meanings; or only names speak for the one that does.
+        MismatchError: the given family does not know them all.
+    """
+    families = tuple(families)
+    places = {family: {name: family.find(name, flat=flat) for name in names} for family in families}
+
+    def meanings(family: Family) -> dict[str, Place]:
+        return {name: place for name, place in places[family].items() if place is not None}
+
+    knowing = [family for family in families if all(places[family].values())]
+    if given is not None:
+        if given not in knowing:
+            raise _not_of_given(given, names, flat)
+        return Decision((given,), meanings(given))
+    if not knowing:
+        raise _unknown(names, places)
+    # Names that no other model has outweigh shapes and depth: it is another size of that model.
+    certain = [family for family in knowing if any(family.is_exclusive(name, flat=flat) for name in names)]
+    shaped = [family for family in knowing if not _other_ratios(names, family, flat)]
+    possible = [family for family in shaped if not _too_deep(names, family, flat)] or certain
+    if not possible:
+        raise _contradicted(knowing, "its shapes or the numbers of its blocks", names)
+    named = families_in(header, denoisers())
+    if named and not any(family in possible for family in named) and any(family in knowing for family in named):
+        raise _contradicted(named, "its shapes or the numbers of its blocks", names)
+    left = [family for family in possible if family in named] or possible
+    proven = bool(certain) or len(shaped) < len(knowing) or any(family in named for family in left)
+    for speaks in (_widths, _depth):
+        votes = {family: speaks(names, family, flat) for family in left}
+        best = max(votes.values())
+        # What speaks against all of them speaks against none: it is another size of one of them.
+        left = [family for family in left if votes[family] == best]
+        proven = proven or best > 0
+    agree = same or (lambda one, other: meanings(one) == meanings(other))
+    if not all(agree(left[0], other) for other in left[1:]):
+        differing = [n for n in names if any(places[other][n] != places[left[0]][n] for other in left)]
+        raise UndecidedError(
+            f"it may be of {_listed(left, 'or')}: {len(differing)} of {len(names)} names mean different modules in them"
+            if differing
+            else f"it may be of {_listed(left, 'or')}, which call its modules differently",
+            details=[quoted(name) for name in differing[:5]],
+            hint=_HINT,
+        )
+    if not proven and len(left) == 1 and not _has_distinct_ratio(names, left[0], flat):
+        raise _contradicted(left, "nothing but its names", names)
+    return Decision(tuple(left), meanings(left[0]))
+
+
+def families_in(text: str | None, families: Sequence[Family]) -> list[Family]:
+    """Families that a text speaks of: those with its longest word; none where it speaks of none."""
+    said = f"-{_SEPARATORS.sub('-', (text or '').lower())}"
+    exact = [family for family in families if family.name == (text or "").lower()]
+    if exact:
+        return exact
+    lengths = {f: max((len(word) for word in f.words if f"-{word}" in said), default=0) for f in families}
+    longest = max(lengths.values(), default=0)
+    return [family for family, length in lengths.items() if length == longest > 0]
+
+
+def _family(folder: str, name: str) -> Family:
+    from importlib import import_module
+
+    family: Family = import_module(f"loratools.{folder.replace('/', '.')}.{name.replace('-', '_')}").FAMILY
+    return family
+
+
+def _other_ratios(names: Sizes, family: Family, flat: bool) -> bool:
+    """Whether a module has another number of outputs for each input than in this family."""
+    for name, (rows, columns) in names.items():
+        if rows is None or columns is None:
+            continue
+        # A third of a step is more than any rounding, and less than what tells two families apart.
+        ratio = family.ratio(name, flat=flat)
+        if ratio is not None and not 0.9 < rows / columns / ratio < 1.1:
+            return True
+    return False
+
+
+def _too_deep(names: Sizes, family: Family, flat: bool) -> bool:
+    """Whether there is a block behind the last of every published model."""
+    counts = _blocks(names, family, flat)
+    return any(counts[block] > max(depths) for block, depths in family.depths.items() if block in counts)
+
+
+def _widths(names: Sizes, family: Family, flat: bool) -> int:
+    """1 where all inputs are those of a published model, -1 where some are not, 0 where nothing is known."""
+    known = [
+        columns in sizes
+        for name, (_, columns) in names.items()
+        if columns is not None and (sizes := family.inputs(name, flat=flat))
+    ]
+    return 0 if not known else 1 if all(known) else -1
+
+
+def _depth(names: Sizes, family: Family, flat: bool) -> int:
+    """1 where the blocks end as in a published model, -1 where some do not, 0 where there are none."""
+    counts = _blocks(names, family, flat)
+    known = [counts[block] in depths for block, depths in family.depths.items() if block in counts]
+    return 0 if not known else 1 if all(known) else -1
+
+
+def _blocks(names: Iterable[str], family: Family, flat: bool) -> dict[str, int]:
+    """First part of diffusers' names -> one more than the highest number of such a block."""
+    counts: dict[str, int] = {}
+    for name in names:
+        place = family.find(name, flat=flat)
+        block, _, rest = (place.targets[0] if place is not None else "").partition(".")
+        number = rest.partition(".")[0]
+        if number.isdecimal():
+            counts[block] = max(counts.get(block, 0), int(number) + 1)
+    return counts
+
+
+def _has_distinct_ratio(names: Sizes, family: Family, flat: bool) -> bool:
+    """Whether a module has a shape that few models have."""
+    ratios = [
+        ratio
+        for name, (rows, columns) in names.items()
+        if rows is not None and columns is not None and (ratio := family.ratio(name, flat=flat)) is not None
+    ]
+    return any(all(abs(ratio - usual) > 0.01 for usual in _USUAL_RATIOS) for ratio in ratios)
+
+
+def _not_of_given(given: Family, names: Iterable[str], flat: bool) -> MismatchError:
+    missing = [name for name in names if given.find(name, flat=flat) is None]
+    return MismatchError(
+        f"{len(missing)} names are of no module of {given.name}, the family of the given base",
+        details=_shown(missing),
+        hint="give the model that the adapter was trained on",
+    )
+
+
+def _contradicted(families: Sequence[Family], why: str, names: Sizes) -> UndecidedError:
+    if why.startswith("nothing"):
+        message = f"{why} speak for {_listed(families, 'or')}, which is no proof"
+    else:
+        message = f"its names are of {_listed(families, 'or')}, and {why} are not"
+    widths = sorted({columns for _, columns in names.values() if columns is not None})
+    details = [f"{quoted(next(iter(names)))}, {len(names)} modules, inputs of {', '.join(map(str, widths[:5]))}"]
+    return UndecidedError(message, details=details, hint=_HINT)
+
+
+def _unknown(names: Sizes, places: Mapping[Family, Mapping[str, Place | None]]) -> UnsupportedError:
+    best = max(places, key=lambda family: sum(place is not None for place in places[family].values()))
+    missing = [name for name, place in places[best].items() if place is None]
+    if len(missing) == len(names):
+        message = f"none of its {len(names)} module names is known in any model here"
+    else:
+        message = f"{len(missing)} of its {len(names)} module names are not known in {best.name}, nor all in any other"
+    return UnsupportedError(message, details=_shown(missing), hint=_HINT)
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+    more = [f"… and {len(names) - 5} more"] if len(names) > 5 else []
+    return [quoted(name) for name in names[:5]] + more
+
+
+def _listed(families: Iterable[Family], word: str) -> str:
+    return f" {word} ".join(family.name for family in families)

@@ -41,6 +41,8 @@ class Adapter:
     refuses while there are any. `remedy` is what a person can do about them.
     `moved_base` is the initialisation that changed the base, whose factors at the start have to be taken off again.
     `warnings` are things that a person should know and that change nothing.
+    `read_companions` are files beside the adapter's own that were read with it, `unread_companions` those that hold
+    tensors and were not, since their meaning is not known: merging refuses while there are any.
     `notes` is what the source says that is not interpreted here, kept to be written back: one mapping per format.
     `stored_names` says that targets are the names of modules as a file of this format has them, letter by letter, and
     not those of diffusers or transformers; `undecided` is why there are no others, where that is so. `aliases` are
@@ -59,6 +61,8 @@ class Adapter:
     stored_names: bool = False
     undecided: LoraToolsError | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    read_companions: tuple[str, ...] = ()
+    unread_companions: tuple[str, ...] = ()
     remedy: str = "say which rank the scale is to be taken from: --rank-from tensors, or --rank-from config"
 
     def __post_init__(self) -> None:

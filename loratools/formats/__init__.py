@@ -94,7 +94,13 @@ def load_source(source: AdapterSource, *, format: str | None = None, rank_from: 
     if rank_from not in (None, "tensors", "config"):
         raise UsageError(f"no rank to take from '{rank_from}'; there are: config, tensors")
     adapter = _entry(format or _only_claim(source)).read(source, rank_from=rank_from)
-    return replace(adapter, warnings=(*source.warnings, *adapter.warnings))
+    unread = tuple(f.name for f in source.companions if f.name not in adapter.read_companions)
+    beside = [f"trained weights are also read from '{name}' beside the adapter" for name in adapter.read_companions]
+    beside += [
+        f"'{quoted(name)[1:-1]}' beside the adapter holds tensors that are not read; they may be a part of the training"
+        for name in unread
+    ]
+    return replace(adapter, warnings=(*source.warnings, *adapter.warnings, *beside), unread_companions=unread)
 
 
 def detect(path: str | Path) -> list[str]:

@@ -18,10 +18,11 @@ from loratools.formats.common.notes import names_digest
 from loratools.formats.common.source import CONFIG, AdapterSource, counted, shown
 from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts import kinds
+from loratools.formats.peft_parts.companion_weights import companion_weights, same_values
 from loratools.formats.peft_parts.keys import OF_TRAINING, PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
 from loratools.formats.peft_parts.lora import kind_updates, lora_updates
 from loratools.storage.casting import cast
-from loratools.storage.files import quoted, read_bytes
+from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
@@ -70,6 +71,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         updates, doubts, warnings = kind_updates(source, found, peft_type), [], []
     warnings += _warnings(source, parsed, updates)
     replacements = _replacements(source, parsed)
+    beside = companion_weights(source, replacements)
+    replacements |= beside.replacements
     base = (config or {}).get("base_model_name_or_path")
     return Adapter(
         updates=updates,
@@ -87,6 +90,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         doubts=tuple(doubts),
         moved_base=fields.moves_the_base(config or {}) if peft_type == "LORA" else None,
         warnings=tuple(warnings),
+        read_companions=beside.files,
     )
 
 
@@ -232,7 +236,7 @@ def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[s
             found[whole.name] = Replacement(tensor, "tokens", _token_rows(whole, tensor, config))
         elif whole.name not in found:
             found[whole.name] = Replacement(tensor, _declared(whole, saved, config.get("bias", "none")))
-        elif not _same(found[whole.name].tensor, tensor):
+        elif not same_values(found[whole.name].tensor, tensor):
             twice.append(quoted(whole.name)[1:-1])
     if twice:
         raise FormatError(
@@ -254,15 +258,6 @@ def _token_rows(whole: Whole, tensor: LazyTensor, config: Mapping[str, object]) 
             hint="the numbers of the rows are stored in adapter_config.json alone; save the adapter again",
         )
     return rows
-
-
-def _same(one: LazyTensor, other: LazyTensor) -> bool:
-    """Whether two stored tensors are equal. With bias="all" PEFT saves biases of replaced modules twice."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if one.location is not None and other.location is not None:
-        return read_bytes(one.location) == read_bytes(other.location)
-    return bool((one.read() == other.read()).all())
 
 
 def _declared(whole: Whole, saved: Iterable[str], bias: object) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loratools.errors import FormatError, UsageError
 from loratools.formats.common.base import Base
+from loratools.formats.common.companions import companions_of
 from loratools.storage.files import machine_error, quoted
 from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
@@ -47,6 +48,8 @@ class AdapterSource:
     `packed`: tensors of a GGUF file in a quantised type that is not decoded, with the type. `base`: what is known of
     the model it is for, where a person has given it. `stored_names`: whether modules of image models keep the names
     that the file has for them (`Adapter.stored_names`).
+    `companions`: files with tensors beside it, which may be a part of
+    what was trained (`formats/common/companions.py`).
     """
 
     path: Path
@@ -61,6 +64,7 @@ class AdapterSource:
     packed: Mapping[str, str] = field(default_factory=dict)
     base: Base | None = None
     stored_names: bool = False
+    companions: tuple[Path, ...] = ()
 
     @property
     def config_is_its_own(self) -> bool:
@@ -170,7 +174,22 @@ def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> A
             f"{counted(len(short), 'tensor')} of {quoted(file)} are {kinds} and are read as float16, which is exact",
         ]
         content = replace(content, tensors={**content.tensors, **{n: in_float16(t) for n, t in short.items()}})
-    return replace(content, path=path, folder=file.parent, config=config, warnings=tuple(warnings), base=base)
+    # A file under a name of its own may lie among files of anything; an adapter's folder is the adapter's.
+    companions = companions_of(file, ADAPTER_FILES) if file.name in ADAPTER_FILES else []
+    return replace(
+        content,
+        path=path,
+        folder=file.parent,
+        config=config,
+        warnings=tuple(warnings),
+        base=base,
+        companions=tuple(companions),
+    )
+
+
+def companion_tensors(file: Path) -> Mapping[str, LazyTensor]:
+    """The tensors of a file beside an adapter, by their keys. Headers only."""
+    return _content(file).tensors
 
 
 def _content(file: Path) -> AdapterSource:

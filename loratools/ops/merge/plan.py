@@ -244,6 +244,12 @@ def _refuse_leftovers(
         total = len(adapter.updates) + len(adapter.replacements)
         if total == 0:
             raise MismatchError(f"'{adapter.name}' holds no updates and no replaced tensors")
+        if adapter.unread_companions and not allow_partial:
+            raise UnsupportedError(
+                f"'{adapter.name}' has {len(adapter.unread_companions)} files beside it with tensors that are not read",
+                details=list(adapter.unread_companions),
+                hint="to merge the adapter without them, give --allow-partial, or move them away",
+            )
         left = found.leftovers
         nothing_fits = not found.updates and not found.replacements
         if not left or (allow_partial and not nothing_fits):

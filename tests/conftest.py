@@ -1,11 +1,42 @@
-"""Skips tests whose peers are not installed, and says at the end of a run how many there are."""
+"""Skips tests whose peers are not installed, and says at the end of a run how many there are.
+
+The tests also run on a Python for which there is no torch: files and tests that import torch, or what needs it, are
+skipped there. A test during which loratools itself asks for torch fails.
+"""
 
 from __future__ import annotations
 
+import importlib.abc
+import sys
 from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 import peers
 import pytest
+
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "loratools"
+
+
+class SkipWithoutTorch(importlib.abc.MetaPathFinder):
+    """Asked for modules that no other finder has: an import of torch by a file of the tests skips."""
+
+    packages = ("torch", "peft", "transformers", "scipy")
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        frame = sys._getframe() if name in self.packages else None
+        while frame is not None:
+            parents = Path(frame.f_code.co_filename).parents
+            if PACKAGE in parents:
+                return
+            if TESTS in parents and Path(frame.f_code.co_filename) != Path(__file__):
+                pytest.skip(f"{name} is not installed", allow_module_level=True)
+            frame = frame.f_back
+
+
+if not peers.is_installed("torch"):
+    sys.meta_path.append(SkipWithoutTorch())
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -178,31 +178,47 @@ needs_bash = pytest.mark.skipif(
 )
 
 
-def run_ci(folder: Path, failing: str) -> tuple[int, list[str]]:
-    """Exit code of .ci/run, and the targets that it asked a stand-in for make for."""
+STAGES = ["1-clean-clone", "2-oracles", "3-lint", "4-lowest-versions", "5-every-python", "6-wheel"]
+
+
+def run_ci(folder: Path, failing: str, *wanted: str) -> tuple[int, list[str]]:
+    """Exit code of .ci/run, and the stages that it ran: each a stand-in, of which one may fail."""
+    stages = folder / ".ci" / "stages"
+    stages.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
     log = folder / "log"
-    stand_in = folder / "make"
-    stand_in.write_text(f'#!/bin/sh\necho "$1" >> "{log}"\n[ "$1" != "{failing}" ]\n')
-    stand_in.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "CI": "true"}
-    done = subprocess.run(["bash", str(ROOT / ".ci" / "run")], env=environment, stdin=subprocess.DEVNULL, check=False)
+    for name in STAGES:
+        (stages / f"{name}.sh").write_text(f'echo "{name}" >> "{log}"\n[ "{name}" != "{failing}" ]\n')
+    command = ["bash", str(folder / ".ci" / "run"), *wanted]
+    done = subprocess.run(command, env={**os.environ, "CI": "true"}, stdin=subprocess.DEVNULL, check=False)
     return done.returncode, log.read_text().split()
 
 
-@needs_bash
-def test_ci_installs_oracles_first_and_runs_every_stage(tmp_path: Path) -> None:
-    code, stages = run_ci(tmp_path, failing="nothing")
-    assert code == 0
-    assert stages == ["oracles", "test", "lint", "demo"]
-    assert set(stages) <= make_targets()
+def test_ci_has_its_stages_and_they_name_targets_of_the_makefile() -> None:
+    files = sorted((ROOT / ".ci" / "stages").iterdir())
+    assert [file.stem for file in files] == STAGES
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert "\nset -euo pipefail\n" in text
+        assert set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE)) <= make_targets()
 
 
 @needs_bash
-@pytest.mark.parametrize("stage", ["oracles", "test", "lint", "demo"])
-def test_ci_fails_with_every_stage(tmp_path: Path, stage: str) -> None:
-    code, stages = run_ci(tmp_path, failing=stage)
+def test_ci_runs_every_stage_in_order(tmp_path: Path) -> None:
+    assert run_ci(tmp_path, "none") == (0, STAGES)
+
+
+@needs_bash
+def test_ci_runs_the_stages_that_are_asked_for_after_the_clone(tmp_path: Path) -> None:
+    assert run_ci(tmp_path, "none", "3", "5") == (0, [STAGES[0], STAGES[2], STAGES[4]])
+
+
+@needs_bash
+@pytest.mark.parametrize("stage", STAGES)
+def test_ci_ends_with_the_first_stage_that_fails(tmp_path: Path, stage: str) -> None:
+    code, stages = run_ci(tmp_path, stage)
     assert code != 0
-    assert stages[-1] == stage
+    assert stages == STAGES[: STAGES.index(stage) + 1]
 
 
 # What the benchmarks measure with

@@ -1,0 +1,4 @@
+# Style and types.
+set -euo pipefail
+cd "$CLONE"
+make lint

@@ -242,41 +242,6 @@ def truncate(svd_result: Decomposition, rank: int) -> Factors:
     return Factors(b=svd_result.u[:, :rank] * root, a=root[:, None] * svd_result.vt[:rank])
 
 
-def rank_for_energy(s: Tensor, share: float, *, shape: tuple[int, int] | None = None) -> int:
-    """Return the smallest k whose singular values hold at least `share` of the sum of squares.
-
-        s: (k,) descending
-
-    At least 1 if anything is non-zero, 0 for a zero spectrum. `share` 1 means every singular value that rounding did
-    not make up: the `numerical_rank` in float64 for a matrix of `shape` (taken as square where not given). No result
-    is above that rank.
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share {share} is not within 0 and 1")
-    tails, rank = _tails(s, shape)
-    if rank == 0 or share == 1:
-        return rank
-    # A share that is met exactly must count as met: 9 of 9 + 1 is 0.9, though 1 - 0.9 is a little less than 1/10 in
-    # floating point.
-    allowed = (1 - share) + 4 * EPS
-    return max(1, _first_at_most(tails, allowed))
-
-
-def rank_for_error(s: Tensor, error: float, *, shape: tuple[int, int] | None = None) -> int:
-    """Return the smallest k whose relative Frobenius error, `sqrt(sum_{i>k} s_i^2 / sum s^2)`, is at most `error`.
-
-        s: (k,) descending
-
-    Tails are summed from the small end, so an error of 1e-12 is told from 0 although 1 - 1e-24 is 1. Singular values
-    at rounding level count as zero (`numerical_rank`), so `error` 0 gives that rank; 0 is the answer for a zero
-    spectrum and for `error` of 1 or more.
-    """
-    if not error >= 0:
-        raise ValueError(f"error {error} is negative or not a number")
-    tails, _ = _tails(s, shape)
-    return _first_at_most(tails, error * error * (1 + 4 * EPS))
-
-
 def numerical_rank(s: Tensor, shape: tuple[int, int], eps: float) -> int:
     """Return how many singular values exceed `max(shape) * eps * s[0]`: those that rounding cannot have made up.
 
@@ -286,6 +251,35 @@ def numerical_rank(s: Tensor, shape: tuple[int, int], eps: float) -> int:
     loss.
     """
     return int((s > max(shape) * eps * s[0]).sum()) if s.numel() else 0
+
+
+def noise_of_factors(f: Factors, unit: float) -> float:
+    """Return a bound on every singular value of what rounding the entries of `b` and `a` did to `b @ a`.
+
+        unit (||B||_F ||A||_2 + ||B||_2 ||A||_F), of the balanced factors
+
+    Each entry may be off by `unit` times itself, so that the errors are E_B and E_A with ||E_B||_2 <= unit ||B||_F.
+    The bound of `numerical_rank` is for the entries of a dense matrix, and is above the largest singular value as soon
+    as a side is as long as 1 / unit: 256 for bfloat16.
+
+    unit: the largest relative error of an entry, 2^-8 for bfloat16.
+    """
+    # Columns of b as long as rows of a: scaling one against the other changes neither delta nor errors.
+    b, a = _in_range(f)
+    length_b, length_a = (torch.linalg.vector_norm(x, dim=dim) for x, dim in ((b, 0), (a, 1)))
+    present = (length_b > 0) & (length_a > 0)
+    b, a, length_b, length_a = b[:, present], a[present], length_b[present], length_a[present]
+    if not b.numel() or not a.numel():
+        return 0.0
+    balance = (length_a / length_b).sqrt()
+    b, a = b * balance, a / balance[:, None]
+    norms = [
+        (float(torch.linalg.matrix_norm(x)), float(torch.linalg.matrix_norm(g, 2)) ** 0.5)
+        for x, g in ((b, b.mT @ b), (a, a @ a.mT))
+    ]
+    (b_all, b_largest), (a_all, a_largest) = norms
+    bound: float = unit * (b_all * a_largest + b_largest * a_all)
+    return bound
 
 
 def fix_signs(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -326,19 +320,3 @@ def _core(f: Factors) -> Tensor:
     r_b: Tensor = torch.linalg.qr(b, mode="r").R
     r_a: Tensor = torch.linalg.qr(a.mT, mode="r").R
     return r_b @ r_a.mT
-
-
-def _tails(s: Tensor, shape: tuple[int, int] | None) -> tuple[Tensor, int]:
-    """Return `sum_{i>k} s_i^2 / sum s^2` for k = 0 ... len(s), and the numerical rank, where the tails end."""
-    # Divided by the largest, so that squares neither overflow nor vanish.
-    s = s.detach().double().cpu()
-    rank = numerical_rank(s, shape or (len(s), len(s)), EPS)
-    if rank == 0:
-        return torch.zeros(1, dtype=torch.float64), 0
-    squares = torch.where(torch.arange(len(s)) < rank, s / s[0], torch.zeros_like(s)) ** 2
-    tails = torch.cat([squares.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
-    return tails / tails[0], rank
-
-
-def _first_at_most(descending: Tensor, limit: float) -> int:
-    return int((descending > limit).sum())

@@ -10,13 +10,60 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
+
+from loratools.algebra.lowrank import EPS, numerical_rank
 
 # Below this share of the whole, what is left over is a difference of float32 sums: only a complete spectrum tells.
 _TOLD_BY_DIFFERENCE = 1e-5
-# Squares of singular values below this share of the sum of all are rounding of float32 values.
-_ROUNDING = 1e-14
+# A singular value of a float32 matrix below this share of the norm, times the root of their number, is rounding.
+_ROUNDING = 1e-7
+
+
+def rank_for_energy(s: Tensor, share: float, *, shape: tuple[int, int] | None = None) -> int:
+    """Return the smallest k whose singular values hold at least `share` of the sum of squares.
+
+        s: (k,) descending
+
+    At least 1 if anything is non-zero, 0 for a zero spectrum. `share` 1 means every singular value that rounding did
+    not make up: the `numerical_rank` in float64 for a matrix of `shape` (taken as square where not given). No result
+    is above that rank.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share {share} is not within 0 and 1")
+    rank = numerical_rank(s, shape or (len(s), len(s)), EPS)
+    # A share that is met exactly must count as met: 9 of 9 + 1 is 0.9, though 1 - 0.9 is a little less than 1/10 in
+    # floating point.
+    return max(min(rank, 1), rank if share == 1 else smallest_rank(s[:rank], (1 - share) + 4 * EPS))
+
+
+def rank_for_error(s: Tensor, error: float, *, shape: tuple[int, int] | None = None) -> int:
+    """Return the smallest k whose relative Frobenius error, `sqrt(sum_{i>k} s_i^2 / sum s^2)`, is at most `error`.
+
+        s: (k,) descending
+
+    Singular values at rounding level count as zero (`numerical_rank`), so `error` 0 gives that rank; 0 is the answer
+    for a zero spectrum and for `error` of 1 or more.
+    """
+    if not error >= 0:
+        raise ValueError(f"error {error} is negative or not a number")
+    rank = numerical_rank(s, shape or (len(s), len(s)), EPS)
+    return smallest_rank(s[:rank], error * error * (1 + 4 * EPS))
+
+
+def smallest_rank(s: Tensor, lost: float) -> int:
+    """Return the smallest k for which `sum_{i>k} s_i^2` is at most `lost` times the sum of all.
+
+        s: (k,) descending, without what is rounding
+
+    Tails are summed from the small end, so that a share of 1e-24 is told from none, although 1 - 1e-24 is 1.
+    """
+    if not s.numel() or not s[0] > 0:
+        return 0
+    # Divided by the largest, so that squares neither overflow nor vanish.
+    squares = (s.detach().double().cpu() / float(s[0])) ** 2
+    tails = squares.flip(0).cumsum(0).flip(0)
+    return int((tails > lost * tails[0]).sum())
 
 
 class RankRule(Protocol):
@@ -48,13 +95,18 @@ class Lost:
 
     share: float
 
+    @property
+    def needs_all(self) -> bool:
+        """Whether only a complete spectrum tells: differences of sums in float32 do not resolve so small a share."""
+        return self.share < _TOLD_BY_DIFFERENCE
+
     def rank(self, squares: Tensor, total: float, *, complete: bool) -> int | None:
         if complete:
-            # Summed from the small end, so that a share of 1e-12 is told from none.
-            tails = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
-            allowed = self.share * total * (1 + 1e-12)
-            return int((tails > max(allowed, len(squares) * _ROUNDING * total)).sum())
-        if self.share < _TOLD_BY_DIFFERENCE:
+            # The squares may be those of a Gram matrix, below 0 by rounding.
+            values = squares.clamp(min=0).sqrt()
+            real = values > _ROUNDING * math.sqrt(len(values) * total)
+            return smallest_rank(values[real], self.share * (1 + 1e-12))
+        if self.needs_all:
             return None
         reached = squares.cumsum(0) >= (1 - self.share) * total * (1 - 1e-12)
         return int(reached.int().argmax()) + 1 if bool(reached.any()) else None

@@ -26,7 +26,8 @@ from loratools.ops.lowrank.factors import (
     reason_against,
     refuse_together,
 )
-from loratools.ops.lowrank.reduce import Limit, Module, Stored, overall_error, passed_through, reduced, update_dtype
+from loratools.ops.lowrank.limit import Limit
+from loratools.ops.lowrank.reduce import Module, Stored, overall_error, passed_through, reduced, update_dtype
 from loratools.storage.commit import check_output
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS

@@ -49,7 +49,8 @@ class ModuleSpectrum:
     norm            Frobenius, of the whole change.
     stable_rank     `||M||_F^2 / ||M||_2^2`.
     effective_rank  Roy and Vetterli's; with values unknown an estimate, mostly from above.
-    numerical_rank  how many rounding in the stored dtype cannot have made up; None where more than are known may be.
+    numerical_rank  how many singular values rounding to the stored dtype cannot have made up; None where more than
+                    are known may be.
     noise_edge      of a pair: the largest singular value of its rounding noise; `above_edge`: how many exceed it.
     optimal_cut     of a pair: Gavish and Donoho's for that noise; `above_cut`: how many exceed it.
     identical       of a pair: share of weights that are bit for bit the base's.
@@ -204,17 +205,19 @@ def spectrum(
 
 def _of_adapter(adapter: Adapter, workers: int, progress: Callable[[int], None] | None) -> list[ModuleSpectrum]:
     def work(item: tuple[str, Update]) -> ModuleSpectrum:
-        from loratools.algebra.lowrank import singular_values
+        from loratools.algebra.lowrank import noise_of_factors, singular_values
 
         name, update = item
         factors = exact_factors(update, name, adapter.name)
         values = singular_values(factors)
-        epsilon = max(_epsilon(t.dtype) for t in update.parts.values())
+        # An entry of a factor is a product of at most all stored parts but those of the other factor.
+        unit = max(_epsilon(t.dtype) for t in update.parts.values()) * max(1, len(update.parts) - 1)
+        real = int((values > noise_of_factors(factors, unit)).sum())
         shape = (factors.out_features, factors.in_features)
         if progress is not None:
             progress(sum(t.nbytes for t in update.parts.values()))
         own = tuple(size for size in update.shape if size is not None)
-        return _module(name, own, values, 0.0, shape, epsilon, complete=True, count=1)
+        return _module(name, own, values, 0.0, shape, real, complete=True, count=1)
 
     # Each of the experts that one parameter holds is a matrix of its own, with a spectrum of its own.
     updates, _ = apart(adapter.updates)
@@ -227,9 +230,10 @@ def _of_adapter(adapter: Adapter, workers: int, progress: Callable[[int], None] 
 
 
 def _of_pair(pair: Pair, seen: Decomposed) -> ModuleSpectrum:
-    rounding = seen.rounding
+    from loratools.algebra.lowrank import numerical_rank
     from loratools.algebra.spectrum import gavish_donoho_cut
 
+    rounding = seen.rounding
     values = seen.spectrum
     count, rows, columns = pair.matrices
     exact = all(p is None or p.method in ("gram", "dense") for p in seen.parts)
@@ -241,9 +245,8 @@ def _of_pair(pair: Pair, seen: Decomposed) -> ModuleSpectrum:
     cut = gavish_donoho_cut(rounding.noise, (rows, columns))
     # Of experts, the noise of all adds up.
     spread = math.sqrt(count)
-    known = _module(
-        pair.target, pair.base.shape, values, tail, (rows, columns), 2.0**-24, complete=complete, count=count
-    )
+    real = numerical_rank(values, (rows, columns), _epsilon("F32"))
+    known = _module(pair.target, pair.base.shape, values, tail, (rows, columns), real, complete=complete, count=count)
     above = [int((values > spread * ABOVE_EDGE * edge).sum()), int((values > spread * cut).sum())]
     return ModuleSpectrum(
         **{
@@ -263,17 +266,15 @@ def _module(
     values: Tensor,
     tail: float,
     shape: tuple[int, int],
-    epsilon: float,
+    numerical: int,
     *,
     complete: bool,
     count: int,
 ) -> ModuleSpectrum:
-    from loratools.algebra.lowrank import numerical_rank
     from loratools.algebra.spectrum import effective_rank_estimate
 
     energy = float(values.square().sum()) + tail
     largest = float(values[0]) if values.numel() else 0.0
-    numerical = numerical_rank(values, shape, epsilon)
     unknown = 0 if complete else min(shape) - len(values)
     return ModuleSpectrum(
         name=name,
@@ -289,7 +290,7 @@ def _module(
 
 
 def _epsilon(dtype: str) -> float:
-    return {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}.get(dtype, 2.0**-4)
+    return {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8, "F8_E5M2": 2.0**-3}.get(dtype, 2.0**-4)
 
 
 def _report(

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loratools.algebra import lowrank
+from loratools.algebra import lowrank, rank_rules
 from loratools.algebra.lowrank import Factors
 
 OUT, IN, RANK = 10, 23, 4
@@ -239,34 +239,34 @@ def test_truncation_splits_singular_values_evenly_between_the_sides():
 def test_rank_for_energy_takes_a_share_that_is_met_exactly():
     s = torch.tensor([3.0, 1.0])
 
-    assert lowrank.rank_for_energy(s, 0.9) == 1
-    assert lowrank.rank_for_energy(s, 0.9000001) == 2
-    assert lowrank.rank_for_energy(s, 0.0) == 1
+    assert rank_rules.rank_for_energy(s, 0.9) == 1
+    assert rank_rules.rank_for_energy(s, 0.9000001) == 2
+    assert rank_rules.rank_for_energy(s, 0.0) == 1
 
 
 def test_rank_for_error_counts_the_tail():
     s = torch.tensor([3.0, 1.0])
 
-    assert lowrank.rank_for_error(s, 0.1**0.5) == 1
-    assert lowrank.rank_for_error(s, 0.3162) == 2
-    assert lowrank.rank_for_error(s, 1.0) == 0
+    assert rank_rules.rank_for_error(s, 0.1**0.5) == 1
+    assert rank_rules.rank_for_error(s, 0.3162) == 2
+    assert rank_rules.rank_for_error(s, 1.0) == 0
     # 1 - 1e-24 is 1 in floating point; only tails summed from the small end see it.
-    assert lowrank.rank_for_error(torch.tensor([1.0, 1e-12], dtype=torch.float64), 1e-13) == 2
-    assert lowrank.rank_for_error(torch.tensor([1.0, 1e-12], dtype=torch.float64), 1e-11) == 1
+    assert rank_rules.rank_for_error(torch.tensor([1.0, 1e-12], dtype=torch.float64), 1e-13) == 2
+    assert rank_rules.rank_for_error(torch.tensor([1.0, 1e-12], dtype=torch.float64), 1e-11) == 1
 
 
 def test_a_full_share_and_no_error_mean_the_numerical_rank():
     # 1e-15 is above 3 eps and below 10 eps.
     s = torch.tensor([1.0, 1e-9, 1e-15], dtype=torch.float64)
 
-    assert lowrank.rank_for_energy(s, 1.0) == lowrank.rank_for_error(s, 0.0) == 3
-    assert lowrank.rank_for_energy(s, 1.0, shape=(10, 4)) == lowrank.rank_for_error(s, 0.0, shape=(4, 10)) == 2
+    assert rank_rules.rank_for_energy(s, 1.0) == rank_rules.rank_for_error(s, 0.0) == 3
+    assert rank_rules.rank_for_energy(s, 1.0, shape=(10, 4)) == rank_rules.rank_for_error(s, 0.0, shape=(4, 10)) == 2
 
 
 def test_ranks_of_a_zero_spectrum_are_zero():
     for s in (torch.zeros(3), torch.zeros(0)):
-        assert lowrank.rank_for_energy(s, 1.0) == lowrank.rank_for_energy(s, 0.0) == 0
-        assert lowrank.rank_for_error(s, 0.0) == lowrank.rank_for_error(s, 0.5) == 0
+        assert rank_rules.rank_for_energy(s, 1.0) == rank_rules.rank_for_energy(s, 0.0) == 0
+        assert rank_rules.rank_for_error(s, 0.0) == rank_rules.rank_for_error(s, 0.5) == 0
         assert lowrank.numerical_rank(s, (3, 4), 0.1) == 0
 
 
@@ -281,10 +281,10 @@ def test_numerical_rank_cuts_at_the_longer_side_times_eps_times_the_largest():
 def test_shares_and_errors_out_of_range_are_refused():
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError):
-            lowrank.rank_for_energy(torch.ones(2), share)
+            rank_rules.rank_for_energy(torch.ones(2), share)
     for error in (-0.1, float("nan")):
         with pytest.raises(ValueError):
-            lowrank.rank_for_error(torch.ones(2), error)
+            rank_rules.rank_for_error(torch.ones(2), error)
 
 
 @settings(max_examples=100, deadline=None)
@@ -302,7 +302,7 @@ def test_rank_rules_equal_brute_force(values, share, scale):
     tails = [(sum(reversed(squares[k:])) / total) ** 0.5 for k in range(len(values) + 1)]
     error = (1 - share) ** 0.5
 
-    found, found_error = lowrank.rank_for_energy(s, share), lowrank.rank_for_error(s, error)
+    found, found_error = rank_rules.rank_for_energy(s, share), rank_rules.rank_for_error(s, error)
 
     # Brute force in floating point may disagree only where a share is met to the last digits.
     assert heads[found] >= share - 1e-14

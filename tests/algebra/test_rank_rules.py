@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from loratools.algebra.lowrank import Factors, noise_of_factors, singular_values
 from loratools.algebra.rank_rules import Above, AtMost, Fixed, Lost, lost_for_energy, lost_for_error, scaled
 from loratools.algebra.svd import truncated_svd
+from loratools.ops.lowrank.limit import Limit
+from loratools.ops.lowrank.reduce import reduced
 
 
 def turned(values: np.ndarray, m: int, n: int) -> torch.Tensor:
@@ -116,3 +119,52 @@ def test_values_beyond_the_rank_are_lower_bounds() -> None:
     assert len(some.values) >= 40
     np.testing.assert_array_less(some.values, values[: len(some.values)] * (1 + 1e-6))
     np.testing.assert_allclose(every.values, values, rtol=1e-5)
+
+
+# On both sides of the size from which dense matrices are decomposed by blocks, and of none of them square.
+SIZES = [(120, 90), (384, 390), (400, 410)]
+
+
+@pytest.mark.parametrize(("m", "n"), SIZES)
+@pytest.mark.parametrize("second", [1e-3, 1e-6, 1e-9])
+def test_all_of_a_dense_delta_is_the_same_rank_at_every_size(m: int, n: int, second: float) -> None:
+    generator = torch.Generator().manual_seed(7)
+    u, v = (torch.linalg.qr(torch.randn(k, 2, generator=generator, dtype=torch.float64)).Q for k in (m, n))
+    delta = (u * torch.tensor([1.0, second], dtype=torch.float64)) @ v.T
+    values = np.linalg.svd(delta.numpy(), compute_uv=False)
+    wanted = int((values > max(m, n) * np.finfo(np.float64).eps * values[0]).sum())
+    assert wanted == 2
+
+    for limit in (Limit(energy=1.0), Limit(error=0.0)):
+        found = reduced(delta, limit, "m", "F64", unchanged=None, unchanged_dtype=None)
+        assert found.stored.update.rank == wanted
+
+
+@pytest.mark.parametrize(("m", "n"), SIZES)
+@pytest.mark.parametrize("energy", [0.5, 0.9, 0.999])
+def test_an_energy_is_the_rank_of_float64_singular_values_at_every_size(m: int, n: int, energy: float) -> None:
+    delta = turned(0.8 ** np.arange(min(m, n)), m, n).double()
+    wanted = smallest(np.linalg.svd(delta.numpy(), compute_uv=False), energy)
+
+    found = reduced(delta, Limit(energy=energy), "m", "F64", unchanged=None, unchanged_dtype=None)
+
+    assert found.stored.update.rank == wanted
+    assert len(truncated_svd(delta.float(), lost_for_energy(energy)).s) == wanted
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_noise_of_stored_factors_is_bounded_and_tells_their_rank(kind: torch.dtype) -> None:
+    unit = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}[kind]
+    generator = torch.Generator().manual_seed(8)
+    b, a = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((1280, 5), (5, 2048)))
+    # A scale between the terms, which the product does not see, and a term that depends on two others.
+    b[:, 4] = b[:, 0] - b[:, 1]
+    b, a = b * 10.0 ** torch.arange(5), a * 10.0 ** -torch.arange(5)[:, None]
+    stored = Factors(b.to(kind), a.to(kind))
+    error = stored.b.double().numpy() @ stored.a.double().numpy() - b.numpy() @ a.numpy()
+
+    noise = noise_of_factors(stored, unit)
+
+    assert np.linalg.norm(error, 2) <= noise
+    assert int((singular_values(stored) > noise).sum()) == 4
+    assert noise_of_factors(Factors(torch.zeros(7, 2), torch.ones(2, 9)), unit) == 0.0

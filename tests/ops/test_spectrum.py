@@ -242,3 +242,13 @@ def test_a_model_without_a_base_gets_a_hint(tmp_path: Path) -> None:
     result = click.testing.CliRunner().invoke(verbs, ["spectrum", str(tuned)])
 
     assert (result.exit_code, "--base" in result.stderr) == (4, True)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_the_numerical_rank_of_wide_modules_in_16_bits_is_their_rank(kind: torch.dtype, tmp_path: Path) -> None:
+    # For the entries of a dense matrix of 2048 columns the usual bound is 2048 / 2048 of the largest singular value.
+    wide = factories.adapter_folder(tmp_path / "wide", modules={"model.layers.0.mlp.up_proj": (1280, 2048)}, dtype=kind)
+
+    (module,) = loratools.spectrum(wide).modules
+
+    assert module.numerical_rank == 4

@@ -36,7 +36,8 @@ from loratools.ops.lowrank.factors import (
     reason_against,
     refuse_together,
 )
-from loratools.ops.lowrank.reduce import Limit, Reduced, overall_error, passed_through, reduced, update_dtype, widest
+from loratools.ops.lowrank.limit import Limit
+from loratools.ops.lowrank.reduce import Reduced, overall_error, passed_through, reduced, update_dtype, widest
 from loratools.storage.commit import check_output
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.lazy import held

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.errors import UsageError
-from loratools.ops.lowrank.reduce import Limit
+from loratools.ops.lowrank.limit import Limit
 from loratools.tensors.dtypes import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -26,28 +26,24 @@ _LEAST_LOOK = 16
 
 @dataclass(frozen=True)
 class RankPolicy:
-    """One rule for each module (rank, energy, error or noise_edge), and limits: of each module, and of all.
+    """What is asked of each module, by a `limit` or by the edge of its noise, and limits of all modules together.
 
     max_size is of the file of weights, in bytes; max_params of everything stored in it.
     """
 
-    rank: int | None = None
-    energy: float | None = None
-    error: float | None = None
+    limit: Limit
     noise_edge: bool = False
-    max_rank: int | None = None
     max_size: int | None = None
     max_params: int | None = None
 
     def __post_init__(self) -> None:
-        Limit(self.rank, self.energy, self.error)
-        if self.noise_edge and (self.rank, self.energy, self.error) != (None, None, None):
+        if self.noise_edge and replace(self.limit, max_rank=None).given:
             raise UsageError("--noise-edge and another rule for the rank exclude each other", hint="give one of them")
-        for name in ("max_rank", "max_size", "max_params"):
+        for name in ("max_size", "max_params"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {value} is not positive")
-        if not any(vars(self).values()):
+        if not (self.limit.given or self.noise_edge or self.limits_all):
             raise UsageError(
                 "no rank to extract",
                 hint="give --rank, --energy, --error, --noise-edge, --max-size or --max-params; "
@@ -61,26 +57,19 @@ class RankPolicy:
 
     def planned(self, smaller: int) -> int | None:
         """The rank of a module with this smaller side; None where its values decide."""
-        if self.limits_all or (self.energy, self.error, self.noise_edge) != (None, None, False):
-            return None
-        return min(smaller, self.rank or smaller, self.max_rank or smaller)
+        return None if self.limits_all or self.noise_edge else self.limit.planned(smaller)
 
     def most(self, smaller: int) -> int:
         """No module of this smaller side gets a higher rank."""
-        return min(smaller, self.rank or smaller, self.max_rank or smaller)
+        return min(smaller, self.limit.rank or smaller, self.limit.max_rank or smaller)
 
     def rule(self, smaller: int, edge: float, look: int | None = None) -> RankRule:
         """What chooses the rank of a module with this smaller side and this edge of noise; at most `look`."""
-        from loratools.algebra.rank_rules import Above, AtMost, Fixed, lost_for_energy, lost_for_error
+        from loratools.algebra.rank_rules import Above, AtMost, Fixed
 
         most = min(self.most(smaller), look or smaller)
-        if self.energy is not None:
-            return AtMost(lost_for_energy(self.energy), most)
-        if self.error is not None:
-            return AtMost(lost_for_error(self.error), most)
-        if self.noise_edge:
-            return AtMost(Above(ABOVE_EDGE * edge), most)
-        return Fixed(most)
+        by_values = Above(ABOVE_EDGE * edge) if self.noise_edge else self.limit.loss
+        return Fixed(most) if by_values is None else AtMost(by_values, most)
 
     def first_look(self, costs: Sequence[int], dtype: str) -> int:
         """The rank up to which modules are decomposed before the limits of all are shared out.

@@ -29,6 +29,7 @@ from loratools.ops.extract.report import ExtractReport, Skipped, planned, report
 from loratools.ops.extract.warnings import doubts, nothing_error, resized, unwritable_lines
 from loratools.ops.finetune.delta import norm
 from loratools.ops.finetune.pairs import Alone, Pair, Pairs, line_up
+from loratools.ops.lowrank.limit import Limit
 from loratools.storage.commit import check_output
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.scratch import scratch_beside
@@ -101,7 +102,7 @@ def extract(
         UnsupportedError: one of them is quantised in a way that is not read.
         OutputExistsError: `out` exists, or is one of the inputs.
     """
-    policy = RankPolicy(rank, energy, error, noise_edge, max_rank, max_size, max_params)
+    policy = RankPolicy(Limit(rank, energy, error, max_rank=max_rank), noise_edge, max_size, max_params)
     if tolerance is not None and not 0 < tolerance < 1:
         raise UsageError(f"tolerance {tolerance:g} is not between 0 and 1")
     settings = Settings(policy, embeddings, stored_dtype(dtype), tolerance, exact, seed, device)

@@ -41,14 +41,14 @@ def doubts(report: ExtractReport, factors: Mapping[Pair, Factored], settings: Se
             f"{changed * (width + 4) / 1e6:,.0f} MB: take modules whole with --whole"
         )
     policy = settings.policy
-    asked = policy.error if policy.error is not None else None
-    if policy.energy is not None:
-        asked = math.sqrt(max(0.0, 1 - policy.energy))
+    asked = policy.limit.error if policy.limit.error is not None else None
+    if policy.limit.energy is not None:
+        asked = math.sqrt(max(0.0, 1 - policy.limit.energy))
     if asked is not None:
         # Above what float32 sums can tell.
         short = [m for m in report.modules if (m.error or 0.0) > asked + 1e-6]
         if short:
-            reason = "limits on size" if policy.limits_all or policy.max_rank else f"storing as {settings.dtype}"
+            reason = "limits on size" if policy.limits_all or policy.limit.max_rank else f"storing as {settings.dtype}"
             found.append(f"{len(short)} modules keep less than asked for, for {reason}: {short[0].name} and others")
     return found
 

@@ -21,7 +21,8 @@ from loratools.cli import verbs
 from loratools.errors import InputError, MismatchError, OutputExistsError, UnsupportedError, UsageError
 from loratools.methods import Terms, linear
 from loratools.ops.combine.verb import combine
-from loratools.ops.lowrank.reduce import Limit, reduced
+from loratools.ops.lowrank.limit import Limit
+from loratools.ops.lowrank.reduce import reduced
 from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
 

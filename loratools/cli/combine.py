@@ -52,10 +52,8 @@ if TYPE_CHECKING:
 )
 @click.option("--calibrate", type=click.Choice(["svc"]), help="Afterwards, bring back what several adapters repeat.")
 @click.option("--norm-match", is_flag=True, help="Then scale each module to the weighted norms of its adapters.")
-@click.option(
-    "--residual", type=click.Path(path_type=Path), metavar="PATH", help="Also write what was lost, as an adapter."
-)
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="A YAML file that says all this.")
+@click.option("--residual", type=options.PATH, metavar="PATH", help="Also write what was lost, as an adapter.")
+@click.option("--recipe", type=options.PATH, metavar="FILE", help="A YAML file that says all this.")
 @click.option("--seed", type=int, metavar="N", help="Seed of what is random, if not 0.")
 @options.dtype
 @options.include

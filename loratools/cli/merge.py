@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @options.rank_from
 @click.option(
     "--initial",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     multiple=True,
     help="An adapter as it was before training, to take off again (PiSSA, OLoRA, CorDA, LoRA-GA). Repeatable.",
 )

@@ -19,8 +19,8 @@ from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
+from loratools.ops.common.device import device_named, ensure_device
 from loratools.ops.common.same import same_bytes
-from loratools.ops.extract.outcomes import device_named
 from loratools.ops.extract.rank_policy import ABOVE_EDGE, header_bytes
 from loratools.ops.finetune.delta import Decomposed, Deltas, decomposed
 from loratools.ops.finetune.pairs import Pair, line_up
@@ -160,6 +160,7 @@ def spectrum(
     """
     if max_rank < 1:
         raise UsageError(f"rank {max_rank} is not positive")
+    ensure_device(device)
     stored = stored_dtype(dtype)
     workers = worker_count(threads)
     if base is None:

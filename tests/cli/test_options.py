@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loratools.cli import verbs
 from loratools.cli.common.options import Weighted, parse_share, parse_size, parse_weighted
 from loratools.errors import UsageError
 
@@ -134,3 +138,52 @@ def test_path_that_exists_has_no_weight_in_its_name(tmp_path: Path) -> None:
 
     assert parse_weighted(str(folder)) == Weighted(str(folder), 1.0)
     assert parse_weighted(f"{folder}=2") == Weighted(str(folder), 2.0)
+
+
+PATHS = [
+    (verb, parameter.opts[0])
+    for verb in verbs.list_commands(click.Context(verbs))
+    if (command := verbs.get_command(click.Context(verbs), verb)) is not None
+    for parameter in command.params
+    if isinstance(parameter, click.Option)
+    and parameter.opts[-1] in ("--out", "--base", "--residual", "--recipe", "--initial")
+]
+
+
+def test_paths_among_the_options_are_known() -> None:
+    assert {("merge", "-o"), ("merge", "--initial"), ("combine", "--residual"), ("convert", "--base")} <= set(PATHS)
+
+
+@pytest.mark.parametrize(("verb", "option"), PATHS)
+def test_an_empty_path_is_refused_and_nothing_is_touched(
+    verb: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a path, the empty string is the working folder, which --overwrite would replace.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work.txt").write_text("a day's work")
+    others = ["-o", "out"] if (verb, "-o") in PATHS and option != "-o" else []
+
+    done = CliRunner().invoke(verbs, [verb, "a", "b", option, "", *others])
+
+    assert done.exit_code == 2
+    assert "an empty" in done.output
+    assert [p.name for p in tmp_path.iterdir()] == ["work.txt"]
+
+
+@pytest.mark.parametrize("verb", ["spectrum", "extract"])
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("quantum", "there is no device of that name"),
+        ("cuda:x", "there is no device of that name"),
+        ("cuda:4321", "CUDA device"),
+        ("mps", "there is no MPS device here|it has no float64"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(verb: str, device: str, message: str) -> None:
+    more = [] if verb == "spectrum" else ["b", "-o", "out", "--rank", "1", "--plan"]
+
+    done = CliRunner().invoke(verbs, [verb, "no-such-adapter", *more, "--device", device])
+
+    assert done.exit_code == 2
+    assert re.search(message, done.output)

@@ -249,6 +249,6 @@ def test_the_numerical_rank_of_wide_modules_in_16_bits_is_their_rank(kind: torch
     # For the entries of a dense matrix of 2048 columns the usual bound is 2048 / 2048 of the largest singular value.
     wide = factories.adapter_folder(tmp_path / "wide", modules={"model.layers.0.mlp.up_proj": (1280, 2048)}, dtype=kind)
 
-    (module,) = loratools.spectrum(wide).modules
+    (module,) = spectrum(wide).modules
 
     assert module.numerical_rank == 4

@@ -42,6 +42,7 @@ def test_what_numpy_saves_is_read_in_either_order(tmp_path: Path) -> None:
 @peers.needs("mlx")
 def test_what_mlx_saves_is_read_bfloat16_too(tmp_path: Path) -> None:
     import mlx.core as mx
+
     mx.savez(str(tmp_path / "x.npz"), a=mx.arange(12, dtype=mx.bfloat16).reshape(3, 4), b=mx.ones((2, 3)).T)
 
     found = read_npz(tmp_path / "x.npz")

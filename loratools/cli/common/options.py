@@ -123,6 +123,20 @@ def _parse_source(text: str) -> str:
     return text
 
 
+def _parse_path(text: str) -> Path:
+    if not text:
+        # As a path, the empty string is the working folder.
+        raise UsageError("an empty string names no file or folder")
+    return Path(text)
+
+
+def _parse_device(text: str) -> str:
+    from loratools.ops.common.device import ensure_device
+
+    ensure_device(text)
+    return text
+
+
 def parse_setting(text: str) -> tuple[str, str]:
     """`density=0.3` -> ("density", "0.3")."""
     name, equals, value = text.partition("=")
@@ -164,10 +178,10 @@ SHARE = _Parsed("share", parse_share)
 WEIGHTED = _Parsed("adapter", parse_weighted)
 DTYPE = _Parsed("dtype", _parse_dtype)
 SOURCE = _Parsed("source", _parse_source)
+PATH = _Parsed("path", _parse_path)
+DEVICE = _Parsed("device", _parse_device)
 
-out = click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), metavar="PATH", help="Where to write."
-)
+out = click.option("-o", "--out", required=True, type=PATH, metavar="PATH", help="Where to write.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the files that loratools wrote.")
 plan = click.option("--plan", is_flag=True, help="Print what would be done, and stop.")
 dtype = click.option(
@@ -175,7 +189,12 @@ dtype = click.option(
 )
 threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Workers to compute with.")
 device = click.option(
-    "--device", default="auto", show_default=True, metavar="DEVICE", help="Compute on: cpu, cuda, cuda:N, or auto."
+    "--device",
+    type=DEVICE,
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="Compute on: cpu, cuda, cuda:N, mps, or auto.",
 )
 seed = click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of what is random.")
 include = click.option("--include", multiple=True, metavar="GLOB", help="Only targets that match; repeatable.")

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module
 from threading import BoundedSemaphore
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
-from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch
+from loratools.ops.common.device import device_named
 from loratools.ops.common.same import same_bytes
 from loratools.ops.extract.adapter import Keep, update_of
 from loratools.ops.extract.rank_policy import RankPolicy
@@ -29,9 +29,6 @@ from loratools.tensors.dtypes import DTYPE_BITS, FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reordered
 from loratools.updates.parts.protocol import Update
-
-if TYPE_CHECKING:
-    pass
 
 Embeddings = Literal["auto", "lora", "rows", "full", "skip"]
 
@@ -120,24 +117,6 @@ def _seen(found: Decomposed, look: int, keep: Keep) -> _Seen:
     # Not a slice: that would hold all of it.
     bare = tuple(replace(p, u=p.u.new_empty(0), vt=p.vt.new_empty(0)) if p is not None else None for p in found.parts)
     return _Seen(replace(found, parts=bare), vectors, look)
-
-
-def device_named(name: str) -> str:
-    """The device to compute on; `auto` is a GPU where there is one that has float64.
-
-    Raises:
-        UsageError: there is no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, dtype=torch.float64, device=name)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"device '{name}' cannot be used: {reason}", hint="use --device cpu") from None
-    return name
 
 
 def gets_factors(pair: Pair, settings: Settings) -> bool:

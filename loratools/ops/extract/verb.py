@@ -20,6 +20,7 @@ from loratools.errors import UsageError
 from loratools.execution.local import worker_count
 from loratools.formats.common.base import Base
 from loratools.ops.common.arguments import stored_dtype
+from loratools.ops.common.device import ensure_device
 from loratools.ops.extract.adapter import adapter_of, held_all
 from loratools.ops.extract.outcomes import Embeddings, Factored, Left, Outcome, Settings, outcomes
 from loratools.ops.extract.outline import outline
@@ -105,6 +106,7 @@ def extract(
     policy = RankPolicy(Limit(rank, energy, error, max_rank=max_rank), noise_edge, max_size, max_params)
     if tolerance is not None and not 0 < tolerance < 1:
         raise UsageError(f"tolerance {tolerance:g} is not between 0 and 1")
+    ensure_device(device)
     settings = Settings(policy, embeddings, stored_dtype(dtype), tolerance, exact, seed, device)
     before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, tuned))
     inputs = [before.path, after.path]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,10 +36,14 @@ _TEXT, _ARRAY = 8, 9
 # ggml types that are plain numbers, by their number.
 PLAIN_TYPES = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
 _Q8_0, _Q8_0_BLOCK, _Q8_0_BYTES = 8, 32, 34
-_QUANTISED = {
-    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
-    14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
-    22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+# ggml types whose values are packed in blocks, by their number: name, values and bytes of a block.
+BLOCK_TYPES: dict[int, tuple[str, int, int]] = {
+    2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
 }  # fmt: skip
 
 
@@ -47,7 +51,8 @@ _QUANTISED = {
 class GgufFile:
     """`fields` are the keys of the header; `quantised` names the tensors that are not read, with their types.
 
-    `decoded` names those that are stored as Q8_0 and read as float32.
+    `decoded` names those that are stored as Q8_0 and read as float32. `packed` has all that are stored in blocks, Q8_0
+    too, as their bytes.
     """
 
     file: FileId
@@ -55,6 +60,19 @@ class GgufFile:
     tensors: Mapping[str, LazyTensor]
     quantised: Mapping[str, str]
     decoded: tuple[str, ...]
+    packed: Mapping[str, LazyTensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockTensor(StoredTensor):
+    """Source of the bytes of a tensor whose values are packed in blocks along its last axis.
+
+    kind      the ggml type
+    logical   the shape of the values; that of the bytes differs in its last axis
+    """
+
+    kind: str = ""
+    logical: tuple[int, ...] = ()
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -173,6 +191,7 @@ def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], dat
     tensors: dict[str, LazyTensor] = {}
     quantised: dict[str, str] = {}
     decoded: list[str] = []
+    packed: dict[str, LazyTensor] = {}
     end, last = data, None
     for info in sorted(infos, key=lambda i: i.offset):
         where = f"tensor {quoted(info.name)} of {quoted(file.path)}"
@@ -196,13 +215,27 @@ def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], dat
             nbytes = math.prod(info.shape) // _Q8_0_BLOCK * _Q8_0_BYTES
             tensors[info.name] = LazyTensor(info.shape, "F32", _EightBit(ByteRange(file, start, nbytes), info.shape))
             decoded.append(info.name)
+            packed[info.name] = _blocks(info, file, start, where)
+        elif info.kind in BLOCK_TYPES:
+            packed[info.name] = _blocks(info, file, start, where)
+            quantised[info.name] = BLOCK_TYPES[info.kind][0]
+            nbytes = packed[info.name].nbytes
         else:
-            quantised[info.name] = _QUANTISED.get(info.kind, f"type {info.kind}")
+            quantised[info.name] = f"type {info.kind}"
             nbytes = 0
         end = start + nbytes
         if end > file.size:
             raise FormatError(f"{quoted(file.path)} is cut off in {where.partition(' of ')[0]}", hint=_AGAIN)
-    return GgufFile(file, fields, tensors, quantised, tuple(decoded))
+    return GgufFile(file, fields, tensors, quantised, tuple(decoded), packed)
+
+
+def _blocks(info: _Info, file: FileId, start: int, where: str) -> LazyTensor:
+    """The bytes of a tensor in blocks, (..., bytes of a row)."""
+    kind, values, size = BLOCK_TYPES[info.kind]
+    if not info.shape or info.shape[-1] % values:
+        raise FormatError(f"{where} is {kind} of shape {list(info.shape)}, no whole number of blocks", hint=_AGAIN)
+    shape = (*info.shape[:-1], info.shape[-1] // values * size)
+    return LazyTensor(shape, "U8", BlockTensor(ByteRange(file, start, math.prod(shape)), shape, "U8", kind, info.shape))
 
 
 @dataclass(frozen=True)

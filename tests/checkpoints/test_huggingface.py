@@ -452,7 +452,7 @@ def test_folder_that_is_no_checkpoint_is_called_what_it_is(
 @pytest.mark.parametrize(
     ("name", "content", "kind", "says"),
     [
-        ("model.gguf", b"GGUF\3\0\0\0", UnsupportedError, "is a GGUF file"),
+        ("model.gguf", b"GGUF\3\0\0\0", FormatError, "is cut off in its header"),
         ("model.safetensors", b"GGUF\3\0\0\0", FormatError, "a GGUF file"),
         ("adapter_model.safetensors", b"", UnsupportedError, "is an adapter"),
         (INDEX, b"{}", UsageError, "is the index of a model"),

@@ -22,7 +22,7 @@ _ADAPTER_PART = re.compile(r"lora_(A|B|a|b|up|down|embedding|magnitude)|hada_w\d
 _KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("adapter_config.json", *_ADAPTER_FILES), "an adapter, not a whole model", _GIVE_BASE),
     (("weights.npz", "weights*.safetensors"), "an MLX folder of old", "convert it with a current mlx-lm first"),
-    (("*.gguf",), "a folder of GGUF files", "give the model in safetensors that they were made from"),
+    (("*.gguf",), "a folder of GGUF files", "give the one file that is meant"),
     (("tf_model*", "*.h5"), "a TensorFlow model", "convert it to safetensors first"),
     (("flax_model*", "*.msgpack"), "a Flax model", "convert it to safetensors first"),
     (("*.onnx",), "an ONNX model", "give the model that it was exported from"),
@@ -90,10 +90,8 @@ def _refuse_file(path: Path) -> LoraToolsError:
     if ".safetensors.index" in path.name and path.suffix == ".json":
         return UsageError(f"{quoted(path)} is the index of a model", hint="give the folder that it is in")
     found = describe(path)
-    if path.suffix == ".gguf" or (found is not None and found.what == "a GGUF file"):
-        return UnsupportedError(
-            f"{quoted(path)} is a GGUF file", hint="give the model in safetensors that it was made from"
-        )
+    if path.suffix == ".gguf" and found is not None and found.what == "a GGUF file":
+        return adapter_refusal(path)
     if found is None:
         return FormatError(f"{quoted(path)} is no model", hint="give a folder with model.safetensors, or such a file")
     return FormatError(f"{quoted(path)} is no model but {found.what}", hint=found.hint)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.errors import FormatError, UsageError
 from loratools.formats import Base
+from loratools.naming.gguf import BY_MODEL_TYPE, hf_module
 from loratools.storage.files import quoted
 from loratools.storage.json_file import read_json
 
@@ -41,4 +43,21 @@ def base_of(checkpoint: Checkpoint) -> Base:
     """Names, shapes and config of a checkpoint that is open; tied names included."""
     shapes = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
     shapes |= {tied: shapes[source] for tied, source in checkpoint.tied.items() if source in shapes}
+    if checkpoint.layout == "gguf":
+        return _as_in_transformers(checkpoint, shapes)
     return Base(shapes, checkpoint.config, checkpoint.path)
+
+
+def _as_in_transformers(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Base:
+    """A GGUF file as the model that it was converted from: its names, where they are known, and its type."""
+    architectures = checkpoint.config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) else None
+    found = next(((kind, table) for kind, table in BY_MODEL_TYPE.items() if table.name == name), None)
+    if found is None:
+        return Base(shapes, checkpoint.config, checkpoint.path)
+    model_type, table = found
+    renamed: dict[str, tuple[int, ...]] = {}
+    for stored, shape in shapes.items():
+        module, dot, leaf = stored.rpartition(".")
+        renamed[f"{hf_module(table, module) or module}{dot}{leaf}"] = shape
+    return Base(renamed, {**checkpoint.config, "model_type": model_type}, checkpoint.path)

@@ -150,6 +150,7 @@ def plan_merge(
         UnsupportedError: an adapter would change a weight that the base stores quantised.
         MismatchError: something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
     """
+    _refuse_all_fixed(base)
     active = [(a, w) for a, w in adapters if w]
     deeper = replication([a for a, _ in active])
     if deeper is not None and base.quantisation is not None:
@@ -263,6 +264,15 @@ def _refuse_leftovers(
             f"{len(left)} of {total} names in '{adapter.name}' do not fit '{base.path}'",
             details=[str(one) for one in left],
             hint="; ".join(hints),
+        )
+
+
+def _refuse_all_fixed(base: Checkpoint) -> None:
+    """Before names are matched: where no weight can be changed, it does not matter whether they fit."""
+    if base.weights.keys() <= base.fixed.keys():
+        raise UnsupportedError(
+            f"nothing can be added to the weights of {quoted(base.path)}: {next(iter(base.fixed.values()))}",
+            hint="merge into the model as it was before its conversion, and convert the result",
         )
 
 

@@ -7,6 +7,7 @@ skipped there. A test during which loratools itself asks for torch fails.
 from __future__ import annotations
 
 import importlib.abc
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -34,6 +35,13 @@ class SkipWithoutTorch(importlib.abc.MetaPathFinder):
                 pytest.skip(f"{name} is not installed", allow_module_level=True)
             frame = frame.f_back
 
+
+# A shell without job control starts `pytest &` with SIGINT ignored, and nohup with SIGHUP; the programs that tests
+# start would inherit it, and those that are interrupted on purpose would not stop.
+for name in ("SIGINT", "SIGHUP"):
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 if not peers.is_installed("torch"):
     sys.meta_path.append(SkipWithoutTorch())

@@ -19,7 +19,6 @@ from loratools.naming.language.conv1d import is_conv1d, is_known
 from loratools.naming.language.experts import stored_in_out
 from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Renaming, Shapes, best_renamings
-from loratools.updates.lora_experts import LoRAExperts
 from loratools.updates.parts.protocol import Update, flow
 
 _MISSING = "no such weight in the base"
@@ -82,7 +81,7 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
         found = [name for name in map(renaming, spellings(target)) if name in known]
         fitting = [name for name in found if orientation.possible(update, own.get(name, sizes[name]))]
         if not found:
-            if not _may_be_absent(update):
+            if not update.optional:
                 missing.append((target, _MISSING))
         elif fitting and not orientation.decidable(update, own.get(fitting[0], sizes[fitting[0]])):
             missing.append((target, "square experts, and nothing says how they are stored: see --expert-orientation"))
@@ -121,10 +120,11 @@ def _oriented(place: Place, update: Update, turned: bool) -> list[Place]:
     if turned:
         assert place.order is None, "what has heads in another order has their rows first"
         place = replace(place, transposed=not place.transposed, of=place.of.turned())
-    if not isinstance(update, LoRAExperts) or place.of.expert is not None:
+    experts = update.as_experts()
+    if experts is None or place.of.expert is not None:
         return [place]
     return [
-        replace(place, at=replace(place.at, expert=i), of=replace(place.of, expert=i)) for i in range(update.experts)
+        replace(place, at=replace(place.at, expert=i), of=replace(place.of, expert=i)) for i in range(experts.experts)
     ]
 
 
@@ -170,7 +170,8 @@ class _Orientation:
         return update.fits(shape) or self._fits_turned(update, shape)
 
     def decidable(self, update: Update, shape: tuple[int, ...]) -> bool:
-        if not isinstance(update, LoRAExperts) or update.orientation is not None:
+        experts = update.as_experts()
+        if experts is None or experts.orientation is not None:
             return True
         return not (update.fits(shape) and self._fits_turned(update, shape))
 
@@ -180,10 +181,12 @@ class _Orientation:
         if not (straight and turned):
             return turned
         self.undecided.add(target)
-        if isinstance(update, LoRAExperts):
+        if (experts := update.as_experts()) is not None:
             own = stored_in_out(self.model_type)
-            return {"in-out": True, "out-in": False, "module": own, "inverted": not own}[update.orientation or "module"]
-        if len(shape) != 2 or _is_embedding(update):
+            return {"in-out": True, "out-in": False, "module": own, "inverted": not own}[
+                experts.orientation or "module"
+            ]
+        if len(shape) != 2 or update.embedding:
             return False
         # PEFT ignores the flag for layers whose class it knows.
         return is_conv1d(self.model_type, target) if self.flag is None or is_known(self.model_type) else self.flag
@@ -191,7 +194,7 @@ class _Orientation:
     @staticmethod
     def _fits_turned(update: Update, shape: tuple[int, ...]) -> bool:
         """Whether it is one of the transpose; the axes of a kernel are never exchanged."""
-        matrix = len(shape) == 2 or (len(shape) == 3 and isinstance(update, LoRAExperts))
+        matrix = len(shape) == 2 or (len(shape) == 3 and update.as_experts() is not None)
         return matrix and update.fits(_swapped(shape))
 
     def warnings(self, updates: Mapping[str, tuple[Place, ...]]) -> list[str]:
@@ -210,15 +213,6 @@ class _Orientation:
 def _swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The last two axes of a matrix, or of one for each expert, the other way round."""
     return (*shape[:-2], *shape[:-3:-1])
-
-
-def _is_embedding(update: Update) -> bool:
-    return bool(getattr(update, "embedding", False))
-
-
-def _may_be_absent(update: Update) -> bool:
-    """Whether a base without this weight fits as well: what scales biases does not tell which layers have one."""
-    return bool(getattr(update, "optional", False))
 
 
 def _inside(name: str, modules: set[str], renaming: Renaming) -> bool:

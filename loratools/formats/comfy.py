@@ -12,7 +12,7 @@ from loratools.adapter import Adapter
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts.flat_names import encoder_part, left_out, without_spelling
-from loratools.formats.image_parts.kinds import lycoris_alpha, lycoris_parts
+from loratools.formats.image_parts.kinds import lycoris_parts
 from loratools.formats.image_parts.reading import DENOISER, Located, Read
 from loratools.formats.image_parts.reading import read as read_image
 from loratools.formats.image_parts.spellings import is_spelled
@@ -90,7 +90,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
             parts[f"{name}.diff"] = weight.diff
         elif weight is not None:
             parts |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(weight) or {}).items()}
-            if (own := lycoris_alpha(weight)) is not None:
+            if (own := weight.lycoris_alpha()) is not None:
                 stored[f"{name}.alpha"] = held(torch.tensor(own))
         if bias is not None:
             parts[f"{name}.diff_b"] = bias.diff

@@ -31,7 +31,6 @@ from loratools.ops.lowrank.reduce import Module, Stored, overall_error, passed_t
 from loratools.storage.commit import check_output
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS
-from loratools.updates.lora import LoRA
 from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
@@ -158,7 +157,7 @@ def resize(
                 limits[name],
                 name,
                 cast_to or update_dtype(update),
-                unchanged=update if isinstance(update, LoRA) else None,
+                unchanged=update.as_lora(),
                 unchanged_dtype=cast_to,
                 layout=layout_of(update),
             )

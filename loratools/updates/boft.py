@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -27,7 +28,7 @@ PEFT_FIELDS = ("boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "
 
 
 @dataclass(frozen=True)
-class BOFT:
+class BOFT(UpdateDefaults):
     """`blocks: (butterflies, blocks, size, size)`, of which the skew part counts; `scales`: one for each output."""
 
     kind: ClassVar[str] = "boft"

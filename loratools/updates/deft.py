@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.low_rank import weighted
 from loratools.updates.parts.peft_fields import chosen, number, shaped
 from loratools.updates.parts.peft_module import PeftModule
@@ -25,7 +26,7 @@ PEFT_FIELDS = ("decomposition_method", "init_scale", "alpha", "para", "deft_drop
 
 
 @dataclass(frozen=True)
-class DEFT:
+class DEFT(UpdateDefaults):
     """`p: (out, rank)`, `r: (rank, in)`, or none.
 
     method: how P becomes Q and F, `qr` or `relu`.

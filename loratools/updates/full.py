@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.protocol import Delta, fits_shape
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(UpdateDefaults):
     """`diff` has the shape of the weight."""
 
     kind: ClassVar[str] = "full"
@@ -37,6 +38,9 @@ class Full:
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
         return {"diff": self.diff}
+
+    def as_full(self) -> Full:
+        return self
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return fits_shape(self.shape, shape)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import FactorDelta, ScaledDelta, dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -30,7 +31,7 @@ _NOTHING = "zeros"
 
 
 @dataclass(frozen=True)
-class GLoRA:
+class GLoRA(UpdateDefaults):
     """`A` and `B`: `{"Xd": (out, rank), "Xu": (rank, in)}`, `{"X": (out, 1)}`, `{"X": (1,)}` or nothing."""
 
     kind: ClassVar[str] = "glora"
@@ -93,7 +94,7 @@ def _path(path: Mapping[str, LazyTensor], out: int, columns: int) -> tuple[Float
 
 
 @dataclass(frozen=True)
-class GLoRABias:
+class GLoRABias(UpdateDefaults):
     """`D` and `E`, each `{"X": (out,)}`, `{"X": (1,)}` or nothing; `C`, (in, 1) or a product that makes it.
 
     weight: that of the same layer, unmodified; without it C cannot be used.
@@ -119,6 +120,13 @@ class GLoRABias:
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
         return _named({"C": self.through, "D": self.multiplied, "E": self.added})
+
+    @property
+    def reads_layer_weight(self) -> bool:
+        return bool(self.through)
+
+    def with_layer_weight(self, weight: LazyTensor) -> GLoRABias:
+        return replace(self, weight=weight)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return fits_shape(self.shape, shape)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import FactorDelta
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -27,7 +28,7 @@ PEFT_FIELDS = ("apply_GS", "init_weights")
 
 
 @dataclass(frozen=True)
-class HRA:
+class HRA(UpdateDefaults):
     """`u: (in x kernel, rank)`, of any length; orthogonalised one after another first where `gram_schmidt`."""
 
     kind: ClassVar[str] = "hra"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
-from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.lazy import LazyTensor, held
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import FactorDelta, HadamardDelta, ScaledDelta
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -29,7 +30,7 @@ LYCORIS_PARTS = ("weight", "on_input")
 
 
 @dataclass(frozen=True)
-class IA3:
+class IA3(UpdateDefaults):
     """`scales`: one number for each output or input, in any shape.
 
     axes       of the weight: 1 for a bias, 2 for a linear layer, more for convolutions.
@@ -58,6 +59,14 @@ class IA3:
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
         return {"scales": self.scales}
+
+    def lycoris_parts(self) -> Mapping[str, LazyTensor] | None:
+        """PEFT stores the numbers themselves, LyCORIS how far they are from 1."""
+        import torch
+
+        if self.unchanged != 0:
+            return None
+        return {"weight": self.scales, "on_input": held(torch.tensor(int(self.of == "in")))}
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         if len(shape) != self.axes:

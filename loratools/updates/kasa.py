@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora import lora_scale
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.low_rank import weighted
 from loratools.updates.parts.peft_module import PeftModule
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class KaSA:
+class KaSA(UpdateDefaults):
     """`a: (rank, in)`, `b: (out, rank)`, `diagonal: (rank,)`; the rank is below both sizes of the weight."""
 
     kind: ClassVar[str] = "kasa"

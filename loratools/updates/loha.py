@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import FactorDelta, HadamardDelta
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.magnitude import magnitude_axis, with_magnitude
@@ -28,7 +29,7 @@ PEFT_FIELDS = ("alpha", "rank_dropout", "module_dropout", "use_effective_conv2d"
 
 
 @dataclass(frozen=True)
-class LoHa:
+class LoHa(UpdateDefaults):
     """`a: (out, rank)`, `b: (rank, in x kernel)` of both; with cores `a: (rank, out)`, `b: (rank, in)` and
     `t: (rank, rank, *kernel)`, where one of the two is `sum_ij t[i, j, k] a[i, out] b[j, in]`.
 
@@ -73,6 +74,13 @@ class LoHa:
     @property
     def needs_base(self) -> bool:
         return self.magnitude is not None
+
+    @property
+    def assumes_alpha(self) -> bool:
+        return self.alpha_source == "assumed"
+
+    def with_alpha(self, alpha: float) -> LoHa:
+        return replace(self, alpha=alpha, alpha_source="config") if self.assumes_alpha else self
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         own = self.shape

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.loha import through_core
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import KroneckerDelta, dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.magnitude import magnitude_axis, with_magnitude
@@ -41,7 +42,7 @@ _PEFT_RANK = 8
 
 
 @dataclass(frozen=True)
-class LoKr:
+class LoKr(UpdateDefaults):
     """W1 is (a, c), W2 is (b, d, *kernel); the weight is (a b, c d, *kernel).
 
     stored      `w1` or `w1_a: (a, rank)`, `w1_b: (rank, c)`; `w2`, or `w2_a: (b, rank)`, `w2_b: (rank, d x kernel)`, or
@@ -92,6 +93,18 @@ class LoKr:
     @property
     def needs_base(self) -> bool:
         return self.magnitude is not None
+
+    @property
+    def assumes_alpha(self) -> bool:
+        return self.alpha_source == "assumed" and not self.unscaled
+
+    def with_alpha(self, alpha: float) -> LoKr:
+        return replace(self, alpha=alpha, alpha_source="config") if self.assumes_alpha else self
+
+    def lycoris_parts(self) -> Mapping[str, LazyTensor] | None:
+        # With both matrices whole, LyCORIS does not scale; and there is one layout of a kernel that only PEFT has.
+        both_whole = "w1" in self.stored and "w2" in self.stored
+        return None if self.interleaved or (both_whole and self.scale != 1) else self.parts
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         own = self.shape

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.full import Full
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.peft_module import PeftModule
 from loratools.updates.parts.protocol import Delta, Update, fits_shape
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(UpdateDefaults):
     """`a: (rank, in, *kernel)`, `b: (out, rank)` with as many axes of 1 as the kernel has, or none.
 
     alpha       kept as stored, since `(alpha / rank) * rank` is not always alpha in floating point. The rank is the
@@ -74,6 +75,16 @@ class LoRA:
     @property
     def needs_base(self) -> bool:
         return self.magnitude is not None
+
+    @property
+    def assumes_alpha(self) -> bool:
+        return self.alpha_source == "assumed"
+
+    def with_alpha(self, alpha: float) -> LoRA:
+        return replace(self, alpha=alpha, alpha_source="config") if self.assumes_alpha else self
+
+    def as_lora(self) -> LoRA:
+        return self
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         # A 1x1 convolution may be stored as a linear layer, and the other way round.

@@ -7,7 +7,7 @@ expert's columns apart. Unsloth before 2026-09 kept an expert's columns of B tog
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import Span, columns_of, rows
 from loratools.updates.lora import LoRA
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.protocol import Delta, fits_shape
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ Orientation = Literal["out-in", "in-out", "module", "inverted"]
 
 
 @dataclass(frozen=True)
-class LoRAExperts:
+class LoRAExperts(UpdateDefaults):
     """`a: (experts * rank, in)`, `b: (out, rank * experts)`; the weight is (experts, out, in) as the layer computes.
 
     orientation: None where nothing tells, and square experts are refused.
@@ -62,6 +63,16 @@ class LoRAExperts:
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
         return {"A": self.a, "B": self.b}
+
+    @property
+    def assumes_alpha(self) -> bool:
+        return self.alpha_source == "assumed"
+
+    def with_alpha(self, alpha: float) -> LoRAExperts:
+        return replace(self, alpha=alpha, alpha_source="config") if self.assumes_alpha else self
+
+    def as_experts(self) -> LoRAExperts:
+        return self
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return fits_shape(self.shape, shape)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from loratools.errors import UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.loha import through_core
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import FactorDelta
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.protocol import Delta, Update
@@ -26,7 +27,7 @@ LYCORIS_PARTS = ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"
 
 
 @dataclass(frozen=True)
-class LycorisGLoRA:
+class LycorisGLoRA(UpdateDefaults):
     """`a1: (in, rank)`, `a2: (rank, in)`, `b1: (out, rank)`, `b2: (rank, in, *kernel)`, with axes of 1 as a kernel has.
 
     core: (rank, rank, *kernel) between B1 and `b2: (rank, in)`.
@@ -59,6 +60,13 @@ class LycorisGLoRA:
     def parts(self) -> Mapping[str, LazyTensor]:
         found = {"a1": self.a1, "a2": self.a2, "b1": self.b1, "b2": self.b2}
         return found | ({"core": self.core} if self.core is not None else {})
+
+    @property
+    def assumes_alpha(self) -> bool:
+        return self.alpha_source == "assumed"
+
+    def with_alpha(self, alpha: float) -> LycorisGLoRA:
+        return replace(self, alpha=alpha, alpha_source="config") if self.assumes_alpha else self
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return len(shape) >= 2 and shape[:2] == self.shape[:2] and math.prod(shape) == math.prod(self.shape)

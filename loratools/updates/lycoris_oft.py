@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.protocol import Delta, Shape, Update
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LycorisOFT:
+class LycorisOFT(UpdateDefaults):
     """`blocks: (count, size, size)`, or with a stage for each in front; `rescale`: one number for each output.
 
     constraint: the bound of Q, divided by the number of outputs; 0 for none.
@@ -49,6 +50,10 @@ class LycorisOFT:
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
         return {"blocks": self.blocks, **({"rescale": self.rescale} if self.rescale is not None else {})}
+
+    def lycoris_alpha(self) -> float:
+        """The bound of the rotation."""
+        return self.constraint
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return len(shape) >= 2 and shape[0] == self.shape[0]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import FactorDelta, dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -26,7 +27,7 @@ PEFT_FIELDS = ("miss_dropout", "mini_r", "init_weights")
 
 
 @dataclass(frozen=True)
-class MiSS:
+class MiSS(UpdateDefaults):
     """`block`: (rank, out); (rank, width) with `mini`, repeated; (out / rank, rank, rank) is `bat`."""
 
     kind: ClassVar[str] = "miss"

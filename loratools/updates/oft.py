@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -44,7 +45,7 @@ PEFT_FIELDS = (
 
 
 @dataclass(frozen=True)
-class OFT:
+class OFT(UpdateDefaults):
     """`skew: (blocks, size (size - 1) / 2)`, the entries above the diagonal, row by row; one block may serve for all.
 
     terms      of the series that is taken for Cayley's map; None for the map itself, which PEFT takes of -Q.

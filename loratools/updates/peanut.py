@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import FactorDelta
 from loratools.updates.parts.low_rank import weighted
 from loratools.updates.parts.peft_fields import chosen, integer, number, shaped
@@ -34,7 +35,7 @@ ACTIVATIONS = (
 
 
 @dataclass(frozen=True)
-class PEANuT:
+class PEANuT(UpdateDefaults):
     """`a: (rank, out)`, `b: (out, rank)`, encoders and as many decoders of (rank, rank)."""
 
     kind: ClassVar[str] = "peanut"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.errors import UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import sparse
 from loratools.updates.parts.indices import read_indices
 from loratools.updates.parts.low_rank import weighted
@@ -25,7 +26,7 @@ PEFT_FIELDS = ("sparsity", "select_top", "init_weights", "save_precomputed_indic
 
 
 @dataclass(frozen=True)
-class SuperTuning:
+class SuperTuning(UpdateDefaults):
     """`values: (n,)`, `places: (n,)` in the weight read row by row, `a: (rank, in)`, `b: (out, rank)`."""
 
     kind: ClassVar[str] = "supertuning"

@@ -15,7 +15,7 @@ from pathlib import Path
 from loratools.adapter import Adapter
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource, counted, shown
-from loratools.formats.image_parts.kinds import lycoris_alpha, lycoris_parts
+from loratools.formats.image_parts.kinds import lycoris_parts
 from loratools.formats.image_parts.reading import DENOISER, Located, Read
 from loratools.formats.image_parts.reading import read as read_image
 from loratools.formats.image_parts.spellings import is_spelled
@@ -148,7 +148,7 @@ def spelled(name: str, module: Written, *, dtype: str | None) -> Stored:
         alpha = held(torch.tensor(plain_alpha(module.weight)))
     elif module.weight is not None and not isinstance(module.weight, Full):
         found |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(module.weight) or {}).items()}
-        if (own := lycoris_alpha(module.weight)) is not None:
+        if (own := module.weight.lycoris_alpha()) is not None:
             alpha = held(torch.tensor(own))
     norm = isinstance(module.weight, Full) and len(module.weight.shape) == 1
     if isinstance(module.weight, Full):

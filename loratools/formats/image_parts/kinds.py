@@ -11,16 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from loratools import registry
 from loratools.errors import FormatError, UnsupportedError
 from loratools.formats.image_parts.spellings import KINDS, Module
 from loratools.storage.files import quoted
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
 from loratools.updates.full import Full
-from loratools.updates.ia3 import IA3
 from loratools.updates.lora import LoRA
-from loratools.updates.lycoris_oft import LycorisOFT
+from loratools.updates.parts.kind_files import LycorisKind, lycoris_kind
 from loratools.updates.parts.protocol import Update
 
 _NAMES = {
@@ -59,7 +57,7 @@ def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
     if not module.kinds:
         first = next(iter(module.keys.values()))
         raise NotReadError(f"{quoted(first)} stands alone")
-    if unread := sorted(kind for kind in kinds if kind not in _READERS and _maker(kind) is None):
+    if unread := sorted(kind for kind in kinds if kind not in _READERS and _file_of(kind) is None):
         raise NotReadError(_NAMES.get(unread[0], unread[0]), unsupported=True)
     if len(kinds) > 1 or ("diff" in module.parts and kinds):
         raise NotReadError(f"parts of several kinds: {', '.join(quoted(key) for key in sorted(module.keys.values()))}")
@@ -77,45 +75,22 @@ def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
 def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:
     """Its tensors by the suffixes of LyCORIS, and alpha not among them; None where it has no such spelling."""
     spelled = {part: suffix for kind in ("any", update.kind) for suffix, part in KINDS.get(kind, {}).items()}
-    spelled["magnitude"] = ".dora_scale"
-    parts = update.parts
-    if isinstance(update, IA3):
-        return _ia3_parts(update)
-    if update.kind not in WRITTEN or any(part not in spelled for part in parts):
-        return None
-    # With both matrices whole, LyCORIS does not scale; and there is one layout of a kernel that only PEFT has.
-    whole = update.kind == "lokr" and "w1" in parts and "w2" in parts
-    if (whole and update.scale != 1) or getattr(update, "interleaved", False):
+    # `.weight` of IA3 is no sign of a kind, so that KINDS has no entry for it.
+    spelled |= {"magnitude": ".dora_scale", "weight": ".weight"}
+    parts = update.lycoris_parts() if update.kind in WRITTEN else None
+    if parts is None or any(part not in spelled for part in parts):
         return None
     return {spelled[part]: tensor for part, tensor in parts.items()}
 
 
-def lycoris_alpha(update: Update) -> float | None:
-    """What LyCORIS stores as alpha: of OFT the bound of the rotation."""
-    return update.constraint if isinstance(update, LycorisOFT) else update.alpha
-
-
-def _ia3_parts(update: IA3) -> dict[str, LazyTensor] | None:
-    import torch
-
-    # PEFT stores the numbers themselves, LyCORIS how far they are from 1.
-    if update.unchanged != 0:
-        return None
-    return {".weight": update.scales, ".on_input": held(torch.tensor(int(update.of == "in")))}
-
-
-def _maker(kind: str) -> Callable[..., Mapping[str, Update]] | None:
-    """How a kind makes its updates of what LyCORIS and its like store; None where it does not."""
-    file = _FILES.get(kind, kind)
-    if file not in registry.names("updates"):
-        return None
-    maker: Callable[..., Mapping[str, Update]] | None = getattr(registry.load("updates", file), "from_lycoris", None)
-    return maker
+def _file_of(kind: str) -> LycorisKind | None:
+    """The file that makes updates of what LyCORIS and its like store for a kind; None where there is none."""
+    return lycoris_kind(_FILES.get(kind, kind))
 
 
 def _made(kind: str, module: Module, scale: Scale) -> Mapping[str, Update]:
-    maker = _maker(kind)
-    assert maker is not None
+    file = _file_of(kind)
+    assert file is not None
     parts = {key[len(module.name) + 1 :]: module.parts[part] for part, key in module.keys.items() if part != "alpha"}
     if "magnitude" in module.parts:
         parts = {k: t for k, t in parts.items() if t is not module.parts["magnitude"]}
@@ -124,7 +99,7 @@ def _made(kind: str, module: Module, scale: Scale) -> Mapping[str, Update]:
         parts["dora_scale"] = reshaped(magnitude, (*magnitude.shape, 1)) if len(magnitude.shape) == 1 else magnitude
     parts = {k: t for k, t in parts.items() if k not in ("diff_b", "b_norm")}
     try:
-        return maker(parts, scale.alpha, name=module.name)
+        return file.from_lycoris(parts, scale.alpha, name=module.name)
     except FormatError as error:
         raise NotReadError("; ".join([error.message, *error.details])) from error
     except UnsupportedError as error:

@@ -14,6 +14,7 @@ from loratools.formats.common.source import counted, shown
 from loratools.formats.peft_parts.keys import PREFIX
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.kind_files import may_be_empty, peft_kind, shared_alone_hint, shared_parts
 from loratools.updates.parts.peft_module import PeftModule
 from loratools.updates.parts.protocol import Update
 from loratools.updates.parts.unmergeable import REASONS
@@ -43,8 +44,8 @@ def known_fields(peft_type: object) -> dict[str, None]:
 def _fields(peft_type: str) -> tuple[str, ...] | None:
     if peft_type in REPLACING:
         return REPLACING[peft_type]
-    listed: tuple[str, ...] | None = getattr(registry.load("updates", _file(peft_type)), "PEFT_FIELDS", None)
-    return listed
+    kind = peft_kind(_file(peft_type))
+    return None if kind is None else kind.PEFT_FIELDS
 
 
 def _file(peft_type: object) -> str:
@@ -69,8 +70,9 @@ def modules(tensors: Mapping[str, LazyTensor], peft_type: str) -> Modules:
     """
     if peft_type in REPLACING:
         return Modules(others=list(tensors))
-    kind = registry.load("updates", _file(peft_type))
-    segments = {*kind.PEFT_PARTS, *getattr(kind, "PEFT_SHARED", ())}
+    kind = peft_kind(_file(peft_type))
+    assert kind is not None, "refused before"
+    segments = {*kind.PEFT_PARTS, *shared_parts(kind)}
     roots = {segment.split(".")[0] for segment in segments}
     found, twice = Modules(), list[str]()
     for key, tensor in tensors.items():
@@ -114,12 +116,13 @@ def updates(
         FormatError: parts that are missing or do not fit each other.
     """
     file = _file(peft_type)
-    kind = registry.load("updates", file)
-    known = {*kind.PEFT_PARTS, *getattr(kind, "PEFT_SHARED", ())}
+    kind = peft_kind(file)
+    assert kind is not None, "refused before"
+    known = {*kind.PEFT_PARTS, *shared_parts(kind)}
     if found.shared and not found.parts:
         raise UnsupportedError(
             f"{quoted(str(path))} has {', '.join(sorted(found.shared))}, which modules share, and nothing of a module",
-            hint=getattr(kind, "PEFT_SHARED_ALONE", "save the adapter again, or download it again if it was cut off"),
+            hint=shared_alone_hint(kind),
         )
     strange = [
         f"{module}.{part}" for module, parts in found.parts.items() for part in parts if not _is_known(part, known)
@@ -129,7 +132,7 @@ def updates(
             f"{quoted(str(path))} has tensors that are not known of {file}",
             details=shown([quoted(name)[1:-1] for name in strange]),
         )
-    _refuse_no_numbers(found, path, may_be_empty=getattr(kind, "PEFT_MAY_BE_EMPTY", False))
+    _refuse_no_numbers(found, path, empty_allowed=may_be_empty(kind))
     names = list(found.parts)
     made: dict[str, Update] = {}
     for module, parts in found.parts.items():
@@ -138,13 +141,13 @@ def updates(
     return made
 
 
-def _refuse_no_numbers(found: Modules, path: object, *, may_be_empty: bool) -> None:
+def _refuse_no_numbers(found: Modules, path: object, *, empty_allowed: bool) -> None:
     """Raise FormatError where parts have no axes or no values, or hold no numbers with a fraction, as indices may and
     what modules share, which may be sizes."""
     tensors = [(f"{m}.{part}", tensor) for m, parts in found.parts.items() for part, tensor in parts.items()]
     wrong = []
     for name, tensor in [*tensors, *found.shared.items()]:
-        if not tensor.shape or (0 in tensor.shape and not may_be_empty):
+        if not tensor.shape or (0 in tensor.shape and not empty_allowed):
             wrong.append(f"{quoted(name)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
         elif (
             (tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL")

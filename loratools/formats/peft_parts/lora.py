@@ -11,7 +11,6 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from loratools import registry
 from loratools.errors import FormatError, UnsupportedError
 from loratools.formats.common.source import CONFIG, AdapterSource, counted, shown
 from loratools.formats.peft_parts import config as fields
@@ -21,6 +20,7 @@ from loratools.storage.files import quoted
 from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora_experts import LoRAExperts, Orientation
+from loratools.updates.parts.kind_files import peft_variant
 from loratools.updates.parts.peft_module import PeftModule
 from loratools.updates.parts.protocol import Update
 
@@ -62,8 +62,7 @@ def lora_updates(
             updates[group.target] = _experts(group, said[group.target], alpha, origin, numbers.rslora, config)
             continue
         module = PeftModule(group.target, group.parts, config, said[group.target], alpha, origin)
-        kind = registry.load("updates", variant)
-        made: Mapping[str, Update] = kind.from_peft(module)
+        made = peft_variant(variant).from_peft(module)
         updates |= {group.target + suffix: update for suffix, update in made.items()}
     if any(_OUT_PROJ.search(key) for key in parsed):
         warnings.append(

@@ -42,8 +42,6 @@ from loratools.storage.commit import check_output
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.lazy import held
 from loratools.updates.full import Full
-from loratools.updates.lora import LoRA
-from loratools.updates.lora_experts import LoRAExperts
 from loratools.updates.parts.protocol import Shape, Update, flow
 
 if TYPE_CHECKING:
@@ -351,7 +349,7 @@ def _combined(name: str, terms: Sequence[_Term], chosen: _Chosen, *, rest: bool)
         chosen.limit,
         name,
         dtype,
-        unchanged=source if isinstance(source, LoRA) or chosen.kinds_stay else None,
+        unchanged=source if chosen.kinds_stay or (source is not None and source.as_lora() is not None) else None,
         unchanged_dtype=chosen.dtype,
         layout=_common_layout([t.update for t in terms]),
     )
@@ -380,8 +378,8 @@ def _added(name: str, terms: Sequence[_Term], factors: Sequence[Factors], chosen
 
 def _scale(update: Update) -> float | None:
     """The scale of a plain pair of factors; None of any other kind."""
-    plain = isinstance(update, LoRA) and update.mid is None and not update.embedding
-    return update.scale if plain else None
+    lora = update.as_lora()
+    return None if lora is None or lora.mid is not None or lora.embedding else lora.scale
 
 
 def _without_ones(shape: Shape) -> Shape:
@@ -447,7 +445,8 @@ def _filled(
     """What was lost, with experts as one parameter; an expert that lost nothing has zeros there."""
     found = dict(rest)
     for name in layers:
-        if isinstance(whole := updates.get(name), LoRAExperts):
+        whole = updates.get(name)
+        if whole is not None and whole.as_experts() is not None:
             lost = [n for n in apart({name: whole})[0] if n in rest]
             for part, own in apart({name: whole})[0].items() if lost else ():
                 found.setdefault(part, zeros_like(own))

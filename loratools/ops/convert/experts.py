@@ -30,8 +30,9 @@ def unpacked(adapter: Adapter, names: Collection[str], base: Base | None) -> Ada
     for name, update in adapter.updates.items():
         parent, _, leaf = name.rpartition(".experts.")
         found = None
-        if name in names and isinstance(update, LoRAExperts) and parent and leaf in (_FUSED, _DOWN):
-            found = _modules(_parent(parent, base), leaf, update, hidden)
+        experts = update.as_experts()
+        if name in names and experts is not None and parent and leaf in (_FUSED, _DOWN):
+            found = _modules(_parent(parent, base), leaf, experts, hidden)
         updates |= found if found is not None else {name: update}
     return replace(adapter, updates=updates)
 

@@ -36,8 +36,9 @@ def fitted(adapter: Adapter, base: Base | None) -> Fitted:
     updates = dict(adapter.updates)
     pieces: dict[str, tuple[Piece, ...]] = {}
     joined: dict[str, dict[str, LoRA]] = {}
-    for name, update in adapter.updates.items():
-        if not isinstance(update, LoRA) or update.mid is not None or len(update.a.shape) != 2:
+    for name, of_any_kind in adapter.updates.items():
+        update = of_any_kind.as_lora()
+        if update is None or update.mid is not None or len(update.a.shape) != 2:
             continue
         if update.magnitude_of == "in" and update.magnitude is not None:
             continue  # norms of columns are those of all rows together

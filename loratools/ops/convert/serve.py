@@ -14,7 +14,6 @@ from loratools.errors import UsageError
 from loratools.formats.common.notes import names_digest, notes_of
 from loratools.formats.common.scale import uniform
 from loratools.formats.common.source import counted
-from loratools.updates.lora import LoRA
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,19 @@ def unservable(adapter: Adapter, name: str) -> dict[str, str]:
     largest = server(name).largest
     found = dict.fromkeys(adapter.replacements, f"{name} loads factors and no whole weights")
     for target, update in adapter.updates.items():
-        if not isinstance(update, LoRA):
+        lora = update.as_lora()
+        if lora is None:
             found[target] = f"{name} loads no {update.kind}"
-        elif set(update.parts) != {"A", "B"} or len(update.a.shape) != 2:
+        elif set(lora.parts) != {"A", "B"} or len(lora.a.shape) != 2:
             found[target] = f"{name} loads no LoRA with {', '.join(sorted(update.parts))} of this shape"
-        elif largest is not None and update.rank > largest:
-            found[target] = f"rank {update.rank}, and {name} takes {largest} at most: resize it first"
+        elif largest is not None and lora.rank > largest:
+            found[target] = f"rank {lora.rank}, and {name} takes {largest} at most: resize it first"
     return found
 
 
 def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, list[str]]:
     """The adapter as the server loads it, with equal deltas, and what a person should know."""
-    updates = {n: u for n, u in adapter.updates.items() if isinstance(u, LoRA) and u.rank > 0}
+    updates = {n: lora for n, u in adapter.updates.items() if (lora := u.as_lora()) is not None and lora.rank > 0}
     if not updates:
         return adapter, []
     same, rank, scale = uniform(updates, dtype)

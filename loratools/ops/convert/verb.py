@@ -27,11 +27,7 @@ from loratools.storage.commit import check_output
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS, FLOAT_DTYPES
-from loratools.updates.loha import LoHa
-from loratools.updates.lokr import LoKr
-from loratools.updates.lora import LoRA
-from loratools.updates.lora_experts import LoRAExperts
-from loratools.updates.lycoris_glora import LycorisGLoRA
+from loratools.updates.parts.protocol import Update
 
 # Fields of configs that say what the tensors and their scale say as well: every format writes these in its own way.
 _INTERPRETED = frozenset({
@@ -220,19 +216,13 @@ def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
     assumed = _assumed(adapter)
     if not assumed:
         raise UsageError(f"{quoted(adapter.name)} says its own alpha, so that there is none to give with --alpha")
-    told = {n: replace(u, alpha=alpha, alpha_source="config") for n, u in assumed.items()}
-    return replace(adapter, updates={**adapter.updates, **told})
+    given = {name: update.with_alpha(alpha) for name, update in assumed.items()}
+    return replace(adapter, updates={**adapter.updates, **given})
 
 
-def _assumed(adapter: Adapter) -> dict[str, LoRA | LoRAExperts | LoHa | LoKr | LycorisGLoRA]:
+def _assumed(adapter: Adapter) -> dict[str, Update]:
     """Updates scaled by an alpha that nobody has said. A whole difference has none; not every LoKr has a use of it."""
-    return {
-        name: update
-        for name, update in adapter.updates.items()
-        if isinstance(update, LoRA | LoRAExperts | LoHa | LoKr | LycorisGLoRA)
-        and update.alpha_source == "assumed"
-        and not (isinstance(update, LoKr) and update.unscaled)
-    }
+    return {name: update for name, update in adapter.updates.items() if update.assumes_alpha}
 
 
 def _not_in_base(adapter: Adapter, base: Base | None) -> list[str]:

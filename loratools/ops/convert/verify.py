@@ -15,7 +15,6 @@ from loratools.adapter import Adapter
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.tensors.views import reshaped
-from loratools.updates.lora import LoRA
 from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def _all_rows_went(update: Update, pieces: tuple[Piece, ...] | None) -> bool:
 def _checked_update(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked:
     if len(parts) == 1 and parts[0][1].source_rows is None and parts[0][1].rows is None:
         of = source.updates[parts[0][0]]
-        if not isinstance(of, LoRA) or not isinstance(result, LoRA):
+        if of.as_lora() is None or result.as_lora() is None:
             # No product of two factors: its parts say what it is, and whatever is multiplied is among them.
             return _checked_parts(name, of, result)
         if of.shape != result.shape:
@@ -135,24 +134,25 @@ def _checked_update(source: Adapter, name: str, result: Update, parts: list[tupl
 
 def _product(update: Update) -> Factors | None:
     """The factors of the product, of DoRA the one below its magnitude."""
-    if isinstance(update, LoRA) and update.magnitude is not None:
-        update = replace(update, magnitude=None)
+    if (lora := update.as_lora()) is not None and lora.magnitude is not None:
+        return replace(lora, magnitude=None).factors()
     return update.factors()
 
 
 def _checked_magnitude(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked | None:
     """The magnitudes of DoRA, put together from those of the source; None where there are none."""
     wanted = []
+    written = result.as_lora()
     for original, piece in sorted(parts, key=lambda p: (p[1].rows or (0, 0))[0]):
-        of = source.updates[original]
-        if isinstance(of, LoRA) and of.magnitude is not None:
-            if not isinstance(result, LoRA) or of.magnitude_of != result.magnitude_of:
+        of = source.updates[original].as_lora()
+        if of is not None and of.magnitude is not None:
+            if written is None or of.magnitude_of != written.magnitude_of:
                 return Checked(name, float("inf"), False)
             # Formats give it axes of 1, or none.
             wanted.append(
                 reshaped(of.magnitude, (of.magnitude.elements,)).read()[slice(*(piece.source_rows or (None,)))]
             )
-    found = result.magnitude if isinstance(result, LoRA) else None
+    found = None if written is None else written.magnitude
     if not wanted and found is None:
         return None
     if not wanted or found is None:

@@ -30,7 +30,7 @@ def adapter_of(
         "fan_in_fan_out": bool(linear) and all(p.turned for p in linear),
         "init_lora_weights": True,
         "lora_dropout": 0.0,
-        "target_modules": _target_modules({t for t, u in updates.items() if isinstance(u, LoRA)}, pairs.modules),
+        "target_modules": _target_modules({t for t, u in updates.items() if u.as_lora() is not None}, pairs.modules),
         "task_type": _task_type(base, set(updates)),
     }
     return Adapter(

@@ -33,9 +33,9 @@ def apart(updates: Mapping[str, Update]) -> tuple[dict[str, Update], dict[str, E
     found: dict[str, Update] = {}
     layers: dict[str, Experts] = {}
     for name, update in updates.items():
-        if isinstance(update, LoRAExperts):
-            layers[name] = Experts.of(update)
-            found |= {_named(name, i): update.expert(i) for i in range(update.experts)}
+        if (experts := update.as_experts()) is not None:
+            layers[name] = Experts.of(experts)
+            found |= {_named(name, i): experts.expert(i) for i in range(experts.experts)}
         else:
             found[name] = update
     return found, layers
@@ -56,7 +56,7 @@ def together(updates: Mapping[str, Update], layers: Mapping[str, Experts]) -> di
     found = dict(updates)
     for name, experts in layers.items():
         parts = [found.pop(_named(name, i), None) for i in range(experts.count)]
-        loras = [p for p in parts if isinstance(p, LoRA)]
+        loras = [lora for p in parts if p is not None and (lora := p.as_lora()) is not None]
         if len(loras) == experts.count:
             found[name] = _joined(loras, experts)
     return found
@@ -66,9 +66,10 @@ def zeros_like(update: Update) -> LoRA:
     """An update of rank 1 that changes nothing, for the same layer."""
     import torch
 
-    assert isinstance(update, LoRA)
-    dtype = update.a.read().dtype
-    rows, columns = update.shape[:2]
+    lora = update.as_lora()
+    assert lora is not None
+    dtype = lora.a.read().dtype
+    rows, columns = lora.shape[:2]
     return LoRA(held(torch.zeros(1, columns, dtype=dtype)), held(torch.zeros(rows, 1, dtype=dtype)), 1.0, "config")
 
 

@@ -60,7 +60,7 @@ class Layout:
 
 
 def layout_of(update: Update) -> Layout:
-    return Layout(update.shape, isinstance(update, LoRA) and update.embedding)
+    return Layout(update.shape, update.as_lora() is not None and update.embedding)
 
 
 def is_vector(update: Update) -> bool:
@@ -99,7 +99,7 @@ def exact_factors(update: Update, name: str, whose: str) -> Factors:
 def reason_against(update: Update) -> str | None:
     """Why an update has no factors, in a few words; None where it has, or where it can be turned into some."""
     if update.needs_base:
-        if isinstance(update, LoRA):
+        if update.as_lora() is not None:
             return "DoRA: its delta depends on the weights of the base"
         return f"{update.kind}: its delta depends on the weights of the base"
     if None in update.shape:

@@ -9,7 +9,7 @@ from typing import cast, get_args
 from loratools.adapter import Adapter
 from loratools.errors import MismatchError, UsageError
 from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
-from loratools.updates.lora_experts import LoRAExperts, Orientation, Packing
+from loratools.updates.lora_experts import Orientation, Packing
 
 
 def with_initial(
@@ -63,9 +63,9 @@ def with_experts(adapter: Adapter, *, packing: str | None, orientation: str | No
     if orientation is not None:
         chosen["orientation"] = cast(Orientation, orientation)
     updates = {
-        name: replace(u, **chosen) if isinstance(u, LoRAExperts) else u  # type: ignore[arg-type]
+        name: u if (experts := u.as_experts()) is None else replace(experts, **chosen)  # type: ignore[arg-type]
         for name, u in adapter.updates.items()
     }
-    if not any(isinstance(u, LoRAExperts) for u in updates.values()):
+    if not any(u.as_experts() is not None for u in updates.values()):
         raise UsageError(f"'{adapter.name}' has no fused experts")
     return replace(adapter, updates=updates)

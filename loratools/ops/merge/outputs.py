@@ -80,7 +80,7 @@ class Output:
     def whole(self) -> bool:
         """Whether it is merged in one piece, since an update of it has to see all of it first, or makes all of it at
         once (`whole_delta`), which it would do again for every piece."""
-        return any(u.update.needs_base or getattr(u.update, "whole_delta", False) for u in self.updates)
+        return any(u.update.needs_base or u.update.whole_delta for u in self.updates)
 
     @cached_property
     def row_bytes(self) -> int:

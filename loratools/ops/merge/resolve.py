@@ -22,7 +22,6 @@ from loratools.ops.merge.views import as_stored, as_updated
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import placed
-from loratools.updates.glora import GLoRABias
 
 _PER_TOKEN = {
     "embed_tokens", "word_embeddings", "wte", "lm_head", "shared", "embed_in", "embed_out", "predictions",
@@ -154,8 +153,8 @@ def _updates(
             if place.weight in replaced and replaced[place.weight].adapter != i:
                 clashes.append(f"{place.weight}   updated by '{adapter.name}'")
             update = adapter.updates[target]
-            if isinstance(update, GLoRABias) and update.through:
-                update = replace(update, weight=_weight_beside(base, target, m))
+            if update.reads_layer_weight:
+                update = update.with_layer_weight(_weight_beside(base, target, m))
             found.setdefault(place.weight, []).append(WeightedUpdate(i, update, weight, place))
     if clashes:
         raise MismatchError(

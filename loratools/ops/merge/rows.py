@@ -20,7 +20,6 @@ from loratools.storage.arrays import read_array
 from loratools.storage.files import reading, write_at
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import Span, reshaped
-from loratools.updates.lora_experts import LoRAExperts
 from loratools.updates.parts.deltas import FactorDelta, joined
 from loratools.updates.parts.protocol import Delta
 
@@ -141,9 +140,9 @@ def _bounds(output: Output, place: Place) -> tuple[int, int, slice, bool]:
 def _delta(output: Output, weighted: WeightedUpdate, dtype: str) -> Delta:
     place, update = weighted.place, weighted.update
     delta: Delta
-    if isinstance(update, LoRAExperts):
+    if (experts := update.as_experts()) is not None:
         assert place.of.expert is not None
-        delta = update.prepare_expert(place.of.expert, weight=weighted.weight, dtype=dtype)
+        delta = experts.prepare_expert(place.of.expert, weight=weighted.weight, dtype=dtype)
     else:
         delta = update.prepare(as_updated(output.values, place), weight=weighted.weight, dtype=dtype)
     if place.of.rows is not None or place.of.columns is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.protocol import Shape
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DrawnSpectrum:
+class DrawnSpectrum(UpdateDefaults):
     """`spectrum: (n,)`, coefficients of a transform at places that `seed` draws, for a weight of any size with at least
     n elements."""
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import FactorDelta
 from loratools.updates.parts.protocol import Delta, Shape, fits_shape
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 
-class NoAlpha:
+class NoAlpha(UpdateDefaults):
     """The fields of kinds without an alpha."""
 
     alpha: ClassVar[None] = None
@@ -23,7 +24,7 @@ class NoAlpha:
     scale: ClassVar[float] = 1.0
 
 
-class LowRank(ABC):
+class LowRank(UpdateDefaults, ABC):
     """`matrices` makes the two factors; all else follows."""
 
     needs_base: ClassVar[bool] = False

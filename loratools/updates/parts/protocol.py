@@ -14,6 +14,9 @@ from loratools.tensors.lazy import LazyTensor
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
+    from loratools.updates.full import Full
+    from loratools.updates.lora import LoRA
+    from loratools.updates.lora_experts import LoRAExperts
     from loratools.updates.parts.deltas import Index
 
 # Sizes of a weight as the layer computes with it: (out, in), (out, in, *kernel), (tokens, width) of an embedding,
@@ -22,7 +25,10 @@ Shape: TypeAlias = tuple[int | None, ...]
 
 
 class Update(Protocol):
-    """One kind's tensors and numbers for one weight; a frozen value."""
+    """One kind's tensors and numbers for one weight; a frozen value.
+
+    `UpdateDefaults` answers what most kinds answer alike.
+    """
 
     @property
     def kind(self) -> str:
@@ -54,6 +60,47 @@ class Update(Protocol):
     @property
     def needs_base(self) -> bool:
         """Whether the delta depends on the weight that it is added to."""
+
+    @property
+    def embedding(self) -> bool:
+        """Whether it is of a weight (tokens, width), which is never stored transposed."""
+
+    @property
+    def optional(self) -> bool:
+        """Whether a base need not have the weight: what scales biases does not tell which layers have one."""
+
+    @property
+    def whole_delta(self) -> bool:
+        """Whether its delta is made all at once, so that making it by pieces would make all of it for each."""
+
+    @property
+    def assumes_alpha(self) -> bool:
+        """Whether it is multiplied with an alpha that nothing stored says."""
+
+    def with_alpha(self, alpha: float) -> Update:
+        """The update with the alpha that a person gives, where it `assumes_alpha`; itself elsewhere."""
+
+    @property
+    def reads_layer_weight(self) -> bool:
+        """Whether an update of a bias depends on the weight of the same layer (`with_layer_weight`)."""
+
+    def with_layer_weight(self, weight: LazyTensor) -> Update:
+        """The update with the unmodified weight of its layer, (out, in); itself where it does not depend on it."""
+
+    def as_lora(self) -> LoRA | None:
+        """Its tensors as a pair of factors, perhaps with a magnitude or a core; None where they are none."""
+
+    def as_full(self) -> Full | None:
+        """Its tensor as the difference of a whole weight; None where it stores something else."""
+
+    def as_experts(self) -> LoRAExperts | None:
+        """Its tensors as factors of all experts of one parameter; None where its weight has no experts of its own."""
+
+    def lycoris_parts(self) -> Mapping[str, LazyTensor] | None:
+        """Its tensors with the numbers that LyCORIS has for the kind; None where these cannot say the same."""
+
+    def lycoris_alpha(self) -> float | None:
+        """What LyCORIS stores as alpha, which is no alpha of every kind; None where it stores none."""
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether it can be an update of a weight of this shape (`fits_shape` does for most kinds)."""

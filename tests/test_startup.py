@@ -50,6 +50,14 @@ def test_inspect_of_a_checkpoint_imports_no_torch_or_numpy(checkpoint: Path) -> 
     assert heavy_imports_of(["inspect", str(checkpoint)]) == []
 
 
+@pytest.mark.parametrize(
+    "name", ["bitsandbytes-nf4-nested-bfloat16", "compressed-int4-asymmetric-64", "hqq-4-axis1", "model.gguf"]
+)
+def test_inspect_of_a_quantised_model_imports_no_torch_or_numpy(name: str) -> None:
+    fixtures = Path(__file__).parents[1] / "fixtures" / "quantised"
+    assert heavy_imports_of(["inspect", str(fixtures / name)]) == []
+
+
 @pytest.mark.parametrize("file", ["adapter.gguf", "adapters.npz"])
 def test_inspect_of_other_containers_imports_no_torch_or_numpy(file: str, tmp_path: Path) -> None:
     import numpy as np

@@ -368,7 +368,7 @@ def _checkpoint_entry(checkpoint: Checkpoint, shown: str, options: _Options) -> 
         dtypes=_counted(t.dtype for t in checkpoint.stored.values()),
         quantization=checkpoint.quantization,
         quantised=_quantised(checkpoint),
-        tensors=tuple(_tensor_entries(dict(sorted(checkpoint.stored.items())), options)),
+        tensors=tuple(_stored_entries(checkpoint, options)),
         tied=dict(sorted(checkpoint.tied.items())),
         side_files=tuple(f.name for f in checkpoint.side_files),
         left_out={f.name: f.why for f in checkpoint.left_out},
@@ -450,6 +450,20 @@ def _values(update: Update) -> Values:
 def _tensor_entries(tensors: Mapping[str, LazyTensor], options: _Options) -> Iterator[TensorEntry]:
     for name, tensor in tensors.items():
         found = _non_finite(tensor, options.progress) if options.values else None
+        yield TensorEntry(name, tensor.shape, tensor.dtype, tensor.elements, found)
+
+
+def _stored_entries(checkpoint: Checkpoint, options: _Options) -> Iterator[TensorEntry]:
+    """The stored tensors by name. Of packed numbers, the values that they mean are looked at."""
+    weights = checkpoint.quantisation.weights if checkpoint.quantisation is not None else {}
+    packed = {weight.stored_names[0]: checkpoint.weights[name] for name, weight in weights.items()}
+    for name, tensor in sorted(checkpoint.stored.items()):
+        found = None
+        if options.values and name in packed:
+            found = _non_finite(packed[name], lambda done: None)
+            options.progress(tensor.nbytes)
+        elif options.values:
+            found = _non_finite(tensor, options.progress)
         yield TensorEntry(name, tensor.shape, tensor.dtype, tensor.elements, found)
 
 

@@ -127,3 +127,18 @@ def test_values_are_read_by_torch_and_by_numpy_alike(tmp_path: Path) -> None:
     weight = open_checkpoint(write(tmp_path / "model.gguf", "Q4_1")).weights["blk.0.ffn_down.weight"]
 
     assert torch.equal(torch.from_numpy(read_array(weight, "F64", 5, 9)), weight.read_rows(5, 9).double())
+
+
+def test_values_that_are_not_finite_are_counted_in_packed_tensors(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", "Q8_0")
+    place = open_checkpoint(path).stored["blk.0.ffn_up.weight"].location
+    assert place is not None
+    data = bytearray(path.read_bytes())
+    data[place.offset : place.offset + 2] = np.float16(np.inf).tobytes()
+    data[place.offset + 2 : place.offset + 34] = bytes([1] * 32)
+    path.write_bytes(data)
+
+    (entry,) = loratools.inspect(path, values=True).as_json()["sources"]
+
+    found = {tensor["name"]: tensor["non_finite"] for tensor in entry["tensors"]}
+    assert found == dict.fromkeys(found, 0) | {"blk.0.ffn_up.weight": 32}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from loratools.ops.compare import compare
     from loratools.ops.convert.verb import convert
     from loratools.ops.extract.verb import extract
-    from loratools.ops.inspect import Inspection, inspect
+    from loratools.ops.inspect import InspectReport, inspect
     from loratools.ops.merge.verb import merge
     from loratools.ops.resize import resize
     from loratools.ops.spectrum import spectrum
@@ -42,7 +42,7 @@ _HOMES = {
     "Checkpoint": "checkpoints",
     "FormatError": "errors",
     "InputError": "errors",
-    "Inspection": "ops.inspect",
+    "InspectReport": "ops.inspect",
     "LoraToolsError": "errors",
     "MachineError": "errors",
     "MismatchError": "errors",
@@ -70,7 +70,7 @@ __all__ = [
     "Checkpoint",
     "FormatError",
     "InputError",
-    "Inspection",
+    "InspectReport",
     "LoraToolsError",
     "MachineError",
     "MismatchError",

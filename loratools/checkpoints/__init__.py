@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loratools import registry
+from loratools.arguments import checked
 from loratools.errors import FormatError, UnsupportedError, UsageError
 from loratools.quantization import Quantisation
 from loratools.storage.files import quoted
@@ -131,7 +132,8 @@ class Checkpoint:
         return tuple(file for component in self.components for file in component.files)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+@checked
+def open_checkpoint(path: str | Path) -> Checkpoint:
     """The whole model at `path`, a folder or a file, from its headers.
 
     Raises:
@@ -140,6 +142,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         FormatError: it is no model.
         InputError: its files do not fit each other, or one leads out of the folder.
     """
+    path = Path(path)
     _ensure_present(path)
     layouts = [name for name in registry.names("checkpoints") if registry.load("checkpoints", name).detect(path)]
     if len(layouts) > 1:

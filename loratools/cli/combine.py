@@ -13,6 +13,7 @@ from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced
 
 if TYPE_CHECKING:
+    from loratools.ops.combine.recipe import Calibration, HeadsRule
     from loratools.ops.common.arguments import RankFrom
 
 
@@ -76,8 +77,8 @@ def command(
     max_rank: int | None,
     module_weights: tuple[tuple[str, tuple[float, ...]], ...],
     block_weights: tuple[tuple[float, ...], ...],
-    heads: str | None,
-    calibrate: str | None,
+    heads: HeadsRule | None,
+    calibrate: Calibration | None,
     norm_match: bool,
     residual: Path | None,
     recipe: Path | None,

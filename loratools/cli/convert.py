@@ -70,7 +70,7 @@ def command(
     report = convert(
         adapter,
         out,
-        to=to,
+        format=to,
         base=base,
         allow_partial=allow_partial,
         alpha=alpha,

@@ -42,7 +42,7 @@ def command(
     from loratools.ops.inspect import inspect
 
     with output.progress(None, "reading") if values else nullcontext() as progress:
-        inspection = inspect(*sources, values=values, format=from_format, rank_from=rank_from, progress=progress)
+        inspection = inspect(*sources, values=values, from_format=from_format, rank_from=rank_from, progress=progress)
     if output.json:
         output.document(inspection.as_json(), error=inspection.error)
     else:

@@ -14,6 +14,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 
 if TYPE_CHECKING:
     from loratools.ops.common.arguments import RankFrom
+    from loratools.updates.lora_experts import Orientation, Packing
 
 
 @click.command("merge")
@@ -56,8 +57,8 @@ def command(
     from_format: str | None,
     rank_from: RankFrom,
     initial: tuple[Path, ...],
-    expert_packing: str | None,
-    expert_orientation: str | None,
+    expert_packing: Packing | None,
+    expert_orientation: Orientation | None,
     threads: int | None,
     overwrite: bool,
     output: Output,
@@ -75,12 +76,12 @@ def command(
     """
     from loratools.ops.merge import verb as op
 
-    made = op.plan(
+    made = op.plan_from_headers(
         base,
         adapters,
         out,
         dtype=dtype,
-        max_shard_bytes=max_shard_size,
+        max_shard_size=max_shard_size,
         allow_partial=allow_partial,
         overwrite=overwrite,
         include=include,
@@ -93,7 +94,7 @@ def command(
     )
     if plan:
         if output.json:
-            output.document(with_replaced(made.as_json(out), out, overwrite=overwrite))
+            output.document(with_replaced(made.as_json(), out, overwrite=overwrite))
         else:
             from loratools.report.merge import plan_table
 

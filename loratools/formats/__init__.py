@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from loratools import registry
 from loratools.adapter import Adapter
+from loratools.arguments import checked
 from loratools.errors import FormatError, UndecidedError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
+from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import (
     AdapterSource,
     counted,
@@ -27,6 +29,9 @@ from loratools.formats.common.source import (
 from loratools.formats.image_parts.spellings import is_learnt_word
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
+
+if TYPE_CHECKING:
+    from loratools.checkpoints import Checkpoint
 
 __all__ = ["Base", "Format", "RankFrom", "Staged", "detect", "find_adapters", "load", "load_source", "save", "staged"]
 
@@ -62,19 +67,20 @@ class Staged:
     warnings: tuple[str, ...]
 
 
+@checked(Checkpoint="loratools.checkpoints")
 def load(
     path: str | Path,
     *,
-    format: str | None = None,
+    from_format: str | None = None,
     rank_from: RankFrom | None = None,
-    base: Base | None = None,
+    base: str | Path | Checkpoint | Base | None = None,
     stored_names: bool = False,
 ) -> Adapter:
     """Read an adapter from a file or a folder. No values are read.
 
-    format: one of `loratools formats`; found from the content where it is None.
+    from_format: one of `loratools formats`; found from the content where it is None.
     rank_from: which rank makes the scale where the config and the tensors disagree. Without it the adapter has doubts.
-    base: the model it is for; some formats need its names.
+    base: the model it is for, by its path, opened, or as names and config; some formats need its names.
     stored_names: whether modules of image models keep the names that the file has for them, letter by letter.
 
     Raises:
@@ -83,10 +89,10 @@ def load(
         FormatError: it is no adapter, or not a sound one.
         UnsupportedError: it needs what is not supported, all of it named.
     """
-    if format is not None:
-        _entry(format)
-    source = replace(open_source(path, base=base), stored_names=stored_names)
-    return load_source(source, format=format, rank_from=rank_from)
+    if from_format is not None:
+        _entry(from_format)
+    source = replace(open_source(path, base=known_base(base)), stored_names=stored_names)
+    return load_source(source, format=from_format, rank_from=rank_from)
 
 
 def load_source(source: AdapterSource, *, format: str | None = None, rank_from: RankFrom | None = None) -> Adapter:
@@ -120,28 +126,33 @@ def find_files(folder: Path) -> list[Path]:
     return found
 
 
+@checked(Checkpoint="loratools.checkpoints")
 @holding_inputs()
 def save(
-    adapter: Adapter,
+    adapter: str | Path | Adapter,
     out: str | Path,
     *,
     format: str = "peft",
     dtype: str | None = None,
     overwrite: bool = False,
     inputs: Iterable[str | Path] = (),
-    base: Base | None = None,
+    base: str | Path | Checkpoint | Base | None = None,
 ) -> tuple[str, ...]:
-    """Write an adapter, complete or not at all, and return what a person should know about it.
+    """Write an adapter, loaded or by its path, complete or not at all; return what a person should know about it.
 
     dtype: of the floating tensors; each keeps its own where it is None.
     inputs: paths that must not be written over.
-    base: the model it is for; some formats need its names or its config.
+    base: the model it is for, by its path, opened, or as names and config; some formats need them.
 
     Raises:
         UsageError: `out` exists and is not to be overwritten, is an input, or there is no such format or dtype.
         UnsupportedError: the format cannot hold it, or its scale is uncertain.
     """
-    with staged(adapter, out, format=format, dtype=dtype, overwrite=overwrite, inputs=inputs, base=base) as written:
+    known = known_base(base)
+    if not isinstance(adapter, Adapter):
+        inputs = [*inputs, adapter]
+        adapter = load(adapter, base=known)
+    with staged(adapter, out, format=format, dtype=dtype, overwrite=overwrite, inputs=inputs, base=known) as written:
         return written.warnings
 
 

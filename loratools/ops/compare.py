@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from loratools.adapter import Adapter, select_names
+from loratools.arguments import Globs, Positive, checked
 from loratools.errors import MismatchError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops.combine.shares import overlap
@@ -71,7 +72,7 @@ class ComparedModule:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CompareReport:
     """All targets that both have, and the names that only one has. Overall numbers are over the shared targets:
     `cosine`, `norm_ratio`, `gains` and `interferences` of the deltas as one long vector, overlaps as means."""
 
@@ -111,18 +112,19 @@ class Comparison:
         }
 
 
+@checked
 @holding_inputs()
 def compare(
     first: AdapterSource,
     second: AdapterSource,
     *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Globs = (),
+    exclude: Globs = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
-    threads: int | None = None,
+    threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Comparison:
+) -> CompareReport:
     """Return how two adapters compare, over the targets that both have.
 
     include, exclude   globs over the names of both together.
@@ -151,7 +153,7 @@ def compare(
     heads = [n for n in one.replacements if n in two.replacements and n in names]
     equal = {n for n in heads if same_bytes(one.replacements[n].tensor, two.replacements[n].tensor)}
     heads_of = [{n for n in a.replacements if n in names} for a in (one, two)]
-    return Comparison(
+    return CompareReport(
         paths=(one.name, two.name),
         modules=tuple(p.module() for p in pairs),
         only_in_first=tuple(sorted((left.keys() - right.keys()) | (heads_of[0] - heads_of[1]))),

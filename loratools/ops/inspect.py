@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from loratools import formats, registry
 from loratools.adapter import Adapter
+from loratools.arguments import checked
 from loratools.errors import InputError, LoraToolsError
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS
@@ -215,7 +216,7 @@ class FailedEntry(NamedTuple):
 Entry = AdapterEntry | CheckpointEntry | FailedEntry
 
 
-class Inspection(NamedTuple):
+class InspectReport(NamedTuple):
     """What the sources hold, in the order in which they were given; those found in a folder by name."""
 
     sources: tuple[Entry, ...]
@@ -235,13 +236,14 @@ class Inspection(NamedTuple):
         return {"sources": [entry.as_json() for entry in self.sources]}
 
 
+@checked(Checkpoint="loratools.checkpoints")
 def inspect(
-    *sources: str | Path,
+    *sources: str | Path | Adapter | Checkpoint,
     values: bool = False,
-    format: str | None = None,
+    from_format: str | None = None,
     rank_from: formats.RankFrom | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Inspection:
+) -> InspectReport:
     """Return what each source holds: an adapter, a checkpoint, or a folder of several of them.
 
     Of one source that cannot be inspected the error is raised; of several, it takes the place of the source.
@@ -249,19 +251,22 @@ def inspect(
     Args:
         values: also read the values: norms and spectra of every update, from its factors; values that are not finite.
             Costs reading the whole file.
-        format: of the adapters, where detection is wrong.
+        from_format: of the adapters, where detection is wrong; one of `loratools.formats()`.
         rank_from: `tensors` or `config`, where the two disagree about the rank that the scale is computed from.
         progress: called with the number of bytes just read, with `values`.
     """
-    options = _Options(values, format, rank_from, progress or (lambda done: None))
+    options = _Options(values, from_format, rank_from, progress or (lambda done: None))
     # Of headers alone nothing is computed that a later change could contradict.
     with holding_inputs() if values else nullcontext():
-        return Inspection(tuple(_entries(sources, options)))
+        return InspectReport(tuple(_entries(sources, options)))
 
 
-def _entries(sources: Sequence[str | Path], options: _Options) -> list[Entry]:
+def _entries(sources: Sequence[str | Path | Adapter | Checkpoint], options: _Options) -> list[Entry]:
     entries: list[Entry] = []
     for source in sources:
+        if not isinstance(source, (str, Path)):
+            entries.append(_entry_of_opened(source, options))
+            continue
         path = Path(source)
         try:
             found = _members(path, options.format)
@@ -330,12 +335,18 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _entry(member: _Member, shown: str, options: _Options) -> AdapterEntry | CheckpointEntry:
     if member.is_adapter:
-        adapter = formats.load(member.path, format=options.format, rank_from=options.rank_from)
+        adapter = formats.load(member.path, from_format=options.format, rank_from=options.rank_from)
         return _adapter_entry(adapter, shown, options)
     # Here, because an adapter needs none of it.
     from loratools import checkpoints
 
     return _checkpoint_entry(checkpoints.open_checkpoint(member.path), shown, options)
+
+
+def _entry_of_opened(source: Adapter | Checkpoint, options: _Options) -> AdapterEntry | CheckpointEntry:
+    if isinstance(source, Adapter):
+        return _adapter_entry(source, source.name, options)
+    return _checkpoint_entry(source, source.name, options)
 
 
 def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEntry:

@@ -7,13 +7,14 @@ their singular values (`algebra.allocation`), so that what is lost in all is lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools import formats
 from loratools.adapter import Adapter
+from loratools.arguments import Globs, Positive, Size, byte_size, checked
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
@@ -68,6 +69,7 @@ class ResizeReport:
         }
 
 
+@checked
 @holding_inputs()
 def resize(
     adapter: str | Path | Adapter,
@@ -77,17 +79,17 @@ def resize(
     energy: float | None = None,
     error: float | None = None,
     rule: tuple[str, float] | None = None,
-    max_size: int | None = None,
+    max_size: Size | None = None,
     max_params: int | None = None,
     max_rank: int | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Globs = (),
+    exclude: Globs = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
     format: str = "peft",
-    threads: int | None = None,
+    threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
     plan: bool = False,
 ) -> ResizeReport:
@@ -117,6 +119,8 @@ def resize(
         InputError: values that are not finite, or that do not fit the dtype.
         OutputExistsError: `out` exists, or is the input.
     """
+    if max_size is not None:
+        max_size = byte_size(max_size)
     limit = Limit(rank, energy, error, rule, max_rank)
     budgets = {"--max-size": max_size, "--max-params": max_params}
     given = [name for name, value in budgets.items() if value is not None]
@@ -141,7 +145,7 @@ def resize(
     workers = worker_count(threads)
     limits: Mapping[str, Limit] = dict.fromkeys(source.updates, limit)
     if max_size is not None:
-        limits = _shared_out(source, max_size, cast_to, max_rank, workers, size=True)
+        limits = _shared_out(source, byte_size(max_size), cast_to, max_rank, workers, size=True)
     elif max_params is not None:
         limits = _shared_out(source, max_params, cast_to, max_rank, workers, size=False)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
+from loratools.arguments import Globs, Positive, checked
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
@@ -128,6 +129,7 @@ class SpectrumReport:
         }
 
 
+@checked
 @holding_inputs()
 def spectrum(
     source: str | Path | Adapter | Checkpoint,
@@ -138,10 +140,10 @@ def spectrum(
     tolerance: float | None = None,
     exact: bool = False,
     seed: int = 0,
-    threads: int | None = None,
+    threads: Positive | None = None,
     device: str = "auto",
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Globs = (),
+    exclude: Globs = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
     progress: Callable[[int], None] | None = None,

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loratools.ops.compare import ComparedModule, Comparison
+from loratools.ops.compare import ComparedModule, CompareReport
 from loratools.report.groups import grouped
 from loratools.report.pairs import pairs
 from loratools.report.text import number, plural, safe
@@ -16,7 +16,7 @@ from loratools.report.text import number, plural, safe
 _HEADINGS = ("cosine", "overlap", "at random", "output overlap", "at random", "norm ratio", "angles")
 
 
-def comparison_tables(report: Comparison, *, every: bool = False) -> list[RenderableType]:
+def comparison_tables(report: CompareReport, *, every: bool = False) -> list[RenderableType]:
     """The whole, and with `every` each module."""
     rows = [
         ("modules", f"{plural(len(report.modules), 'module')} in both"),

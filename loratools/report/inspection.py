@@ -17,7 +17,7 @@ from loratools.ops.inspect import (
     CheckpointEntry,
     Entry,
     FailedEntry,
-    Inspection,
+    InspectReport,
     Module,
     QuantisedEntry,
     TensorEntry,
@@ -34,7 +34,9 @@ _MOST_ROWS = 1000
 _GAP = 2
 
 
-def inspection_report(inspection: Inspection, *, modules: bool = False, overview: bool = False) -> list[RenderableType]:
+def inspection_report(
+    inspection: InspectReport, *, modules: bool = False, overview: bool = False
+) -> list[RenderableType]:
     """Blocks to print one after the other.
 
     Args:

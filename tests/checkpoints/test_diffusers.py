@@ -102,7 +102,7 @@ def test_an_adapter_of_one_component_finds_it_in_the_pipeline(base: Path, tmp_pa
 def test_each_component_is_cut_into_shards_of_its_own(base: Path, tmp_path: Path) -> None:
     save_adapter(tmp_path / "adapter", {UNET: (10, 6)})
 
-    loratools.merge(base, [tmp_path / "adapter"], tmp_path / "out", max_shard_bytes=400)
+    loratools.merge(base, [tmp_path / "adapter"], tmp_path / "out", max_shard_size=400)
 
     index = json.loads((tmp_path / "out/unet/diffusion_pytorch_model.safetensors.index.json").read_text())
     assert index["weight_map"] == {

@@ -78,7 +78,7 @@ def test_difference_of_two_files_is_extracted_and_has_a_spectrum(tmp_path: Path)
 
 
 def test_names_of_a_base_are_those_of_transformers_where_they_are_known(tmp_path: Path) -> None:
-    from loratools.ops.common.base import open_base
+    from loratools.formats.common.opened_base import open_base
 
     base = open_base(write(tmp_path / "model.gguf"))
 

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loratools.arguments import parse_size
 from loratools.cli import verbs
-from loratools.cli.common.options import Weighted, parse_share, parse_size, parse_weighted
+from loratools.cli.common.options import Weighted, parse_share, parse_weighted
 from loratools.errors import UsageError
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

@@ -103,7 +103,7 @@ def test_llama_cpp_adds_what_peft_adds(case: str, model_type: str, tmp_path: Pat
     )
     base = config(tmp_path / "base", model_type)
 
-    report = convert(source, tmp_path / "out.gguf", to="gguf", base=base)
+    report = convert(source, tmp_path / "out.gguf", format="gguf", base=base)
 
     found, right = runtime(tmp_path / "out.gguf"), wanted(source, permuted=model_type == "llama")
     assert found.keys() == right.keys()
@@ -119,9 +119,9 @@ def test_a_plain_adapter_comes_back_without_a_bit_changed(tmp_path: Path) -> Non
     source = factories.adapter_folder(tmp_path / "in", modules=factories.layered(2, SHAPES), dtype=torch.float16)
     base = config(tmp_path / "base")
 
-    convert(source, tmp_path / "out.gguf", to="gguf", base=base)
-    report = convert(tmp_path / "out.gguf", tmp_path / "back", to="peft", base=base)
-    convert(tmp_path / "back", tmp_path / "again.gguf", to="gguf", base=base)
+    convert(source, tmp_path / "out.gguf", format="gguf", base=base)
+    report = convert(tmp_path / "out.gguf", tmp_path / "back", format="peft", base=base)
+    convert(tmp_path / "back", tmp_path / "again.gguf", format="gguf", base=base)
 
     assert report.max_relative_error == 0.0
     before, after = (load_file(p / "adapter_model.safetensors") for p in (source, tmp_path / "back"))
@@ -138,7 +138,7 @@ def test_experts_are_stacked_with_zeros_for_those_left_alone(tmp_path: Path) -> 
     )
     base = config(tmp_path / "base", "qwen3_moe", num_experts=4)
 
-    convert(source, tmp_path / "out.gguf", to="gguf", base=base)
+    convert(source, tmp_path / "out.gguf", format="gguf", base=base)
 
     (delta,) = runtime(tmp_path / "out.gguf").values()
     assert delta.shape == (4, 10, 6)
@@ -156,7 +156,7 @@ def test_the_embedding_is_looked_up_in_a_turned_round(tmp_path: Path) -> None:
     update = LoRA(held(a), held(b), 6.0, "config", embedding=True)
 
     report = convert(
-        Adapter({"model.embed_tokens": update}), tmp_path / "out.gguf", to="gguf", base=config(tmp_path / "base")
+        Adapter({"model.embed_tokens": update}), tmp_path / "out.gguf", format="gguf", base=config(tmp_path / "base")
     )
 
     found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
@@ -173,7 +173,7 @@ def test_a_merge_knows_the_heads_of_its_base(tmp_path: Path) -> None:
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS}
     base = factories.checkpoint_folder(tmp_path / "base", weights=weights, config=heads)
     source = factories.adapter_folder(tmp_path / "in", modules=factories.layered(2, SHAPES))
-    convert(source, tmp_path / "in.gguf", to="gguf", base=base)
+    convert(source, tmp_path / "in.gguf", format="gguf", base=base)
 
     merge(base, [source], tmp_path / "one")
     merge(base, [tmp_path / "in.gguf"], tmp_path / "two")
@@ -190,7 +190,7 @@ def test_a_magnitude_has_no_place(tmp_path: Path) -> None:
     adapter = Adapter({"model.layers.0.mlp.up_proj": dora})
 
     with pytest.raises(UnsupportedError, match="1 part of") as raised:
-        convert(adapter, tmp_path / "out.gguf", to="gguf", base=config(tmp_path / "base"))
+        convert(adapter, tmp_path / "out.gguf", format="gguf", base=config(tmp_path / "base"))
 
     assert "no magnitude (DoRA)" in raised.value.details[0]
 
@@ -198,17 +198,17 @@ def test_a_magnitude_has_no_place(tmp_path: Path) -> None:
 def test_rows_are_uncertain_without_the_heads_of_the_base(tmp_path: Path) -> None:
     source = factories.adapter_folder(tmp_path / "in", modules=factories.layered(2, SHAPES))
     base = config(tmp_path / "base")
-    convert(source, tmp_path / "out.gguf", to="gguf", base=base)
+    convert(source, tmp_path / "out.gguf", format="gguf", base=base)
 
     adapter = formats.load(tmp_path / "out.gguf")
 
     assert set(adapter.updates) == set(factories.layered(2, SHAPES))
     assert "4 modules, such as 'model.layers.0.self_attn.k_proj'" in adapter.doubts[0]
     with pytest.raises(UnsupportedError) as raised:
-        convert(tmp_path / "out.gguf", tmp_path / "back", to="peft")
+        convert(tmp_path / "out.gguf", tmp_path / "back", format="peft")
     assert "--base BASE" in str(raised.value.hint)
     # Where no rows are interleaved nothing is uncertain.
-    convert(source, tmp_path / "qwen.gguf", to="gguf", base=config(tmp_path / "qwen", "qwen2"))
+    convert(source, tmp_path / "qwen.gguf", format="gguf", base=config(tmp_path / "qwen", "qwen2"))
     assert formats.load(tmp_path / "qwen.gguf").doubts == ()
 
 
@@ -221,13 +221,13 @@ def test_what_gguf_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     )
 
     with pytest.raises(UnsupportedError) as raised:
-        convert(source, tmp_path / "out.gguf", to="gguf", base=config(tmp_path / "base", tie_word_embeddings=True))
+        convert(source, tmp_path / "out.gguf", format="gguf", base=config(tmp_path / "base", tie_word_embeddings=True))
 
     assert [line.partition(":")[0] for line in raised.value.details] == ["lm_head", "model.norm.weight", "model.other"]
     report = convert(
         source,
         tmp_path / "out.gguf",
-        to="gguf",
+        format="gguf",
         allow_partial=True,
         base=config(tmp_path / "base", tie_word_embeddings=False),
     )
@@ -238,14 +238,14 @@ def test_what_gguf_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_base_is_needed_and_must_be_the_right_one(tmp_path: Path) -> None:
     source = factories.adapter_folder(tmp_path / "in", modules=factories.layered(1, SHAPES))
     with pytest.raises(UsageError, match="gguf needs the config of the base"):
-        convert(source, tmp_path / "out.gguf", to="gguf")
+        convert(source, tmp_path / "out.gguf", format="gguf")
     with pytest.raises(UnsupportedError, match="model_type 'mamba'"):
-        convert(source, tmp_path / "out.gguf", to="gguf", base=config(tmp_path / "mamba", "mamba"))
+        convert(source, tmp_path / "out.gguf", format="gguf", base=config(tmp_path / "mamba", "mamba"))
     with pytest.raises(MismatchError, match="12 rows are no 7 heads"):
-        convert(source, tmp_path / "out.gguf", to="gguf", base=config(tmp_path / "seven", num_attention_heads=7))
+        convert(source, tmp_path / "out.gguf", format="gguf", base=config(tmp_path / "seven", num_attention_heads=7))
     with pytest.raises(UsageError, match=r"gguf writes one file, '\*\.gguf'"):
-        convert(source, tmp_path / "out", to="gguf", base=config(tmp_path / "base"))
-    convert(source, tmp_path / "out.gguf", to="gguf", base=tmp_path / "base")
+        convert(source, tmp_path / "out", format="gguf", base=config(tmp_path / "base"))
+    convert(source, tmp_path / "out.gguf", format="gguf", base=tmp_path / "base")
     with pytest.raises(MismatchError, match=r"is for llama, and .* is qwen2"):
         formats.load(tmp_path / "out.gguf", base=Base({}, {"model_type": "qwen2"}, tmp_path / "base"))
 

@@ -118,7 +118,7 @@ def test_llama_cpp_computes_what_peft_computes(model_type: str, tmp_path: Path) 
     adapted.save_pretrained(tmp_path / "adapter")
     wanted = next_token(adapted)
 
-    convert(tmp_path / "adapter", tmp_path / "adapter.gguf", to="gguf", base=tmp_path / "base")
+    convert(tmp_path / "adapter", tmp_path / "adapter.gguf", format="gguf", base=tmp_path / "base")
 
     # Its cache of keys and values is of float16.
     torch.testing.assert_close(computed(tmp_path / "base.gguf", None), plain, rtol=0, atol=0.02)

@@ -64,7 +64,7 @@ def test_experts_are_stacked_and_not_turned(tmp_path: Path) -> None:
             factors = update.factors()
             assert factors is not None
             torch.testing.assert_close(factors.b @ factors.a, 2 * b[e].double() @ a[e].double())
-        convert(folder, tmp_path / f"{parent}-again", to="mlx")
+        convert(folder, tmp_path / f"{parent}-again", format="mlx")
         before, after = (load_file(f / "adapters.safetensors") for f in (folder, tmp_path / f"{parent}-again"))
         assert {k: t.tolist() for k, t in before.items()} == {k: t.tolist() for k, t in after.items()}
 
@@ -99,7 +99,7 @@ def test_alpha_beside_scale_makes_the_scale_uncertain(
     assert bool(adapter.doubts) == uncertain
     if uncertain:
         with pytest.raises(UnsupportedError) as raised:
-            convert(folder, tmp_path / "out", to="peft")
+            convert(folder, tmp_path / "out", format="peft")
         assert "first versions, which wrote alpha, with 40" in raised.value.details[0]
         assert "remove alpha" in str(raised.value.hint)
 
@@ -132,11 +132,11 @@ def test_whole_weights_are_refused_by_name_or_left_out_and_listed(tmp_path: Path
     source = factories.adapter_folder(tmp_path / "in", extra={"score.weight": torch.ones(3, 6)})
 
     with pytest.raises(UnsupportedError) as raised:
-        convert(source, tmp_path / "out", to="mlx")
+        convert(source, tmp_path / "out", format="mlx")
     assert raised.value.details == ("score.weight: mlx-lm loads no whole weights beside factors",)
     assert not (tmp_path / "out").exists()
 
-    report = convert(source, tmp_path / "out", to="mlx", allow_partial=True)
+    report = convert(source, tmp_path / "out", format="mlx", allow_partial=True)
     assert [(d.what, d.name) for d in report.dropped if d.what != "metadata"] == [("weight", "score.weight")]
     assert report.max_relative_error == 0.0
 
@@ -144,8 +144,8 @@ def test_whole_weights_are_refused_by_name_or_left_out_and_listed(tmp_path: Path
 def test_there_and_back_keeps_every_value(tmp_path: Path) -> None:
     source = factories.adapter_folder(tmp_path / "in", dtype=torch.bfloat16)
 
-    convert(source, tmp_path / "mlx", to="mlx")
-    report = convert(tmp_path / "mlx", tmp_path / "back", to="peft")
+    convert(source, tmp_path / "mlx", format="mlx")
+    report = convert(tmp_path / "mlx", tmp_path / "back", format="peft")
 
     assert report.max_relative_error == 0.0
     before, after = (load_file(p / "adapter_model.safetensors") for p in (source, tmp_path / "back"))
@@ -188,7 +188,7 @@ def test_mlx_lm_computes_what_peft_computes(case: str, base: Path, tmp_path: Pat
         modules = {name: shape for name, shape in modules.items() if "layers.1" in name or "v_proj" in name}
     source = factories.adapter_folder(tmp_path / "peft", modules=modules, rank=4, alpha=5, **options)  # type: ignore[arg-type]
 
-    report = convert(source, tmp_path / "mlx", to="mlx")
+    report = convert(source, tmp_path / "mlx", format="mlx")
 
     tokens = [[1, 5, 9, 22, 7]]
     plain = transformers.LlamaForCausalLM.from_pretrained(base)
@@ -235,7 +235,7 @@ def test_what_mlx_lm_saves_is_read_to_what_it_computes(base: Path, tmp_path: Pat
     mx.save_safetensors(str(folder / "adapters.safetensors"), trained)
     save_config({"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": config}, folder / "adapter_config.json")
 
-    convert(folder, tmp_path / "peft", to="peft")
+    convert(folder, tmp_path / "peft", format="peft")
 
     tokens = [[2, 4, 21]]
     plain = transformers.LlamaForCausalLM.from_pretrained(base)
@@ -275,7 +275,7 @@ def test_a_merge_of_what_mlx_lm_saves_is_what_mlx_lm_computes(kind: str, base: P
     wanted = torch.tensor(model(tokens).tolist())
     torch.testing.assert_close(torch.tensor(merged(tokens).tolist()), wanted, rtol=1e-4, atol=1e-4)
     # And through our own writing of it.
-    report = convert(folder, tmp_path / "again", to="mlx")
+    report = convert(folder, tmp_path / "again", format="mlx")
     assert report.max_relative_error == 0.0
     fresh, _ = mlx_utils.load_model(base)
     mlx_tuner.load_adapters(fresh, str(tmp_path / "again"))
@@ -291,7 +291,7 @@ def test_dora_is_for_all_modules_or_for_none(tmp_path: Path) -> None:
     inward = LoRA(a, b, 4.0, "config", magnitude=held(torch.ones(6)), magnitude_of="in")
 
     with pytest.raises(UnsupportedError) as raised:
-        convert(Adapter({"p": plain, "q": dora, "r": inward}), tmp_path / "out", to="mlx")
+        convert(Adapter({"p": plain, "q": dora, "r": inward}), tmp_path / "out", format="mlx")
 
     assert raised.value.details == (
         "p: no magnitude, and mlx-lm has DoRA for all modules or for none",

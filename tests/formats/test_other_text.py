@@ -123,7 +123,7 @@ def test_megatron_groups_of_heads_are_taken_apart(style: str, tmp_path: Path) ->
     for name, right in wanted.items():
         torch.testing.assert_close(delta(adapter, f"model.layers.2.{name}"), right, rtol=1e-12, atol=1e-12)
     assert "by groups of heads" in formats.load(tmp_path / "x.ckpt").doubts[0]
-    report = convert(tmp_path / "x.ckpt", tmp_path / "out", to="peft", base=LLAMA, alpha=6)
+    report = convert(tmp_path / "x.ckpt", tmp_path / "out", format="peft", base=LLAMA, alpha=6)
     assert report.max_relative_error == 0.0
     assert {u.scale for u in formats.load(tmp_path / "out").updates.values()} == {2.0}
 
@@ -178,7 +178,7 @@ def test_sam_adapter_is_written_as_peft(tmp_path: Path) -> None:
     tensors = {f"w_{part}_{n:03d}": random(*shape) for n in (0, 1) for part, shape in (("a", (3, 6)), ("b", (6, 3)))}
     torch.save(tensors, tmp_path / "x.pth")
 
-    report = convert(tmp_path / "x.pth", tmp_path / "out", to="peft")
+    report = convert(tmp_path / "x.pth", tmp_path / "out", format="peft")
 
     assert report.max_relative_error == 0.0
     (update,) = formats.load(tmp_path / "out").updates.values()
@@ -272,7 +272,7 @@ def test_real_files_go_through_peft_without_a_tensor_lost_or_changed(file: str, 
         pytest.skip("../shared with real adapters is not here")
     source = formats.load(path)
 
-    report = convert(path, tmp_path / "out", to="peft", allow_partial=True)
+    report = convert(path, tmp_path / "out", format="peft", allow_partial=True)
 
     back = formats.load(tmp_path / "out")
     assert {d.name for d in report.dropped if d.what == "weight"} == {

@@ -142,12 +142,12 @@ def test_two_claims_are_undecided_and_name_both(stored: Stored, monkeypatch: pyt
     assert raised.value.message == f"'{folder}' could be other or peft"
     assert raised.value.hint == "say which: --from other, or --from peft"
     assert formats.detect(folder) == ["other", "peft"]
-    assert formats.load(folder, format="peft").format == "peft"
+    assert formats.load(folder, from_format="peft").format == "peft"
 
 
 def test_an_unknown_format_is_refused_before_anything_is_read() -> None:
     with pytest.raises(UsageError, match="no format named 'pefd'"):
-        formats.load("nothing", format="pefd")
+        formats.load("nothing", from_format="pefd")
 
 
 def _modules_after_loading(folder: Path, first: str = "") -> set[str]:

@@ -30,7 +30,7 @@ from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 
 import loratools
-from loratools.ops.merge.verb import plan
+from loratools.ops.merge.verb import plan_from_headers
 
 every_life = pytest.mark.parametrize("life", STORIES, indirect=True)
 WEIGHTS = {"one": (1.0,), "two": (0.7, -0.3)}
@@ -120,8 +120,8 @@ def test_extract_gives_the_delta_of_a_float32_merge_back(life: Life, extracted: 
     back = loratools.load(extracted).updates
 
     trained = lora_layers(life.peft())
-    places = plan(life.base, [life.adapter], extracted.parent / "unwritten").matches[0].updates
-    again = plan(life.base, [extracted], extracted.parent / "unwritten").matches[0].updates
+    places = plan_from_headers(life.base, [life.adapter], extracted.parent / "unwritten").matches[0].updates
+    again = plan_from_headers(life.base, [extracted], extracted.parent / "unwritten").matches[0].updates
     found_at = {place.weight: back[name] for name, (place,) in again.items()}
     assert found_at.keys() == {place.weight for (place,) in places.values()}
     for name, allowed in extraction_bounds(life).items():

@@ -33,7 +33,7 @@ VERBS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("one/adapter_model.safetensors", "one/adapter_config.json"),
     ),
     "convert": (
-        lambda at: loratools.convert(at / "one", at / "out", to="mlx", base=at / "base"),
+        lambda at: loratools.convert(at / "one", at / "out", format="mlx", base=at / "base"),
         ("one/adapter_model.safetensors", "one/adapter_config.json", "base/model.safetensors", "base/config.json"),
     ),
     "compare": (

@@ -288,7 +288,7 @@ def test_format_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path
     folder = factories.adapter_folder(tmp_path / "style")
 
     with pytest.raises(UsageError, match=r"no format named 'pft'; there are: .*peft"):
-        inspect(folder, format="pft")
+        inspect(folder, from_format="pft")
 
 
 def test_path_is_told_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

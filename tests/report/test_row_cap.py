@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from loratools.ops.inspect import AdapterEntry, Inspection, TensorEntry
+from loratools.ops.inspect import AdapterEntry, InspectReport, TensorEntry
 from loratools.report.inspection import inspection_report
 
 
@@ -14,7 +14,7 @@ def lines(count: int, *, modules: bool) -> list[str]:
     )  # fmt: skip
     console = Console(width=100)
     with console.capture() as captured:
-        console.print(*inspection_report(Inspection((entry,)), modules=modules), sep="\n")
+        console.print(*inspection_report(InspectReport((entry,)), modules=modules), sep="\n")
     return captured.get().splitlines()
 
 

@@ -53,7 +53,7 @@ def test_every_format_rounds_once(name: str, dtype: str, tmp_path: Path) -> None
     out = tmp_path / ("out" if WRITES[name] == "folder" else f"out{WRITES[name]}")
     base = formats.Base({}, config, tmp_path / "base") if language else None
     formats.save(adapter, out, format=name, dtype=SAFE[dtype], base=base)
-    back = formats.load(out, format=name, base=base if name == "gguf" else None)
+    back = formats.load(out, from_format=name, base=base if name == "gguf" else None)
     stored = [t for u in back.updates.values() for t in (u.parts["A"], u.parts["B"])]
     assert {t.dtype for t in stored} == {SAFE[dtype]}
     assert {v for t in stored for v in t.read().double().unique().tolist()} - {0.0} == {NEAREST[dtype]}

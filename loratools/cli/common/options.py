@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from loratools.arguments import parse_size
 from loratools.cli.common.output import Output
 from loratools.errors import UsageError
 
@@ -29,7 +30,6 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf(inity)?)", re.IGNORECASE)
-_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kmgtp]i?b?|b)?", re.ASCII | re.IGNORECASE)
 
 
 class Weighted(NamedTuple):
@@ -52,25 +52,6 @@ def parse_weighted(text: str) -> Weighted:
     if not math.isfinite(weight):
         raise UsageError(f"the weight of '{source}' is {number}, which is not finite", hint=f"write {source}=0.7")
     return Weighted(source, weight)
-
-
-def parse_size(text: str) -> int:
-    """`5GB` -> 5 x 10^9, `5GiB` -> 5 x 2^30, `4096` -> 4096 bytes."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise UsageError(f"'{text}' is no size", hint="write a number and a unit: 500MB, 5GB, 5GiB")
-    unit = (found[2] or "B").upper()
-    if not unit.endswith("B"):
-        big = f"{found[1]}{unit[0]}"
-        raise UsageError(f"the unit of '{text}' can be read in two ways", hint=f"write {big}B (10^n) or {big}iB (2^n)")
-    power = "BKMGTP".index(unit[0])
-    # Exact for decimals, which floats are not: 0.3GB is 300,000,000 bytes.
-    whole, _, part = found[1].partition(".")
-    scale: int = (1024 if "I" in unit else 1000) ** power
-    size = int((whole or "0") + part) * scale // int("1" + "0" * len(part))
-    if size < 1:
-        raise UsageError(f"'{text}' is less than a byte")
-    return size
 
 
 def parse_share(text: str) -> float:

@@ -21,15 +21,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from loratools.adapter import Adapter
 from loratools.errors import FormatError, UsageError
 from loratools.naming.image.unet_blocks import block_of, weights_by_block
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource
 
-HEADS = ("refuse", "first", "average")
-CALIBRATIONS = ("svc",)
+HeadsRule: TypeAlias = Literal["refuse", "first", "average"]
+Calibration: TypeAlias = Literal["svc"]
+HEADS = get_args(HeadsRule)
+CALIBRATIONS = get_args(Calibration)
 
 
 @dataclass(frozen=True)

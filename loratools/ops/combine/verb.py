@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, cast
 from loratools import formats, methods, registry
 from loratools._version import __version__
 from loratools.adapter import Adapter, Replacement, select_names
+from loratools.arguments import Globs, Positive, checked
 from loratools.errors import MismatchError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.methods import Method, Terms, Value
 from loratools.ops.combine.heads import combined_replacements
-from loratools.ops.combine.recipe import Recipe, ingredients, overridden, read_recipe
+from loratools.ops.combine.recipe import Calibration, HeadsRule, Recipe, ingredients, overridden, read_recipe
 from loratools.ops.combine.shares import CombinedModule, Part, Share, parts_of, share_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
 from loratools.ops.lowrank.experts import Experts, apart, ensure_alike, together, zeros_like
@@ -81,6 +82,7 @@ class CombineReport:
         }
 
 
+@checked
 @holding_inputs()
 def combine(
     adapters: Sequence[AdapterArgument] | AdapterSource = (),
@@ -94,19 +96,19 @@ def combine(
     max_rank: int | None = None,
     module_weights: Mapping[str, float | Sequence[float]] | None = None,
     block_weights: Sequence[Sequence[float]] = (),
-    heads: str | None = None,
-    calibrate: str | None = None,
+    heads: HeadsRule | None = None,
+    calibrate: Calibration | None = None,
     norm_match: bool = False,
     residual: str | Path | None = None,
     seed: int | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Globs = (),
+    exclude: Globs = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
     format: str = "peft",
-    threads: int | None = None,
+    threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
     plan: bool = False,
 ) -> CombineReport:

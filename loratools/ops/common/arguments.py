@@ -35,7 +35,7 @@ def load_adapter(
         UnsupportedError: it does, and may not.
     """
     if not isinstance(source, Adapter):
-        source = formats.load(Path(source), format=from_format, rank_from=rank_from, base=base)
+        source = formats.load(Path(source), from_format=from_format, rank_from=rank_from, base=base)
     source.require_scale()
     if source.moved_base is not None and not moved:
         raise UnsupportedError(

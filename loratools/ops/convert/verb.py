@@ -13,12 +13,14 @@ from pathlib import Path
 
 from loratools import formats
 from loratools.adapter import Adapter
+from loratools.arguments import Globs, checked
+from loratools.checkpoints import Checkpoint
 from loratools.errors import InputError, LoraToolsError, MismatchError, UnsupportedError, UsageError
 from loratools.formats import Base
+from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import counted, shown
 from loratools.matching import match
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
-from loratools.ops.common.base import open_base
 from loratools.ops.convert.experts import unpacked
 from loratools.ops.convert.fit import fitted
 from loratools.ops.convert.serve import served, unservable
@@ -85,25 +87,26 @@ class ConvertReport:
         }
 
 
+@checked
 @holding_inputs()
 def convert(
     adapter: str | Path | Adapter,
     out: str | Path,
     *,
-    to: str,
-    base: str | Path | Base | None = None,
+    format: str,
+    base: str | Path | Checkpoint | Base | None = None,
     dtype: str | None = None,
     allow_partial: bool = False,
     alpha: float | None = None,
     serve: str | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Globs = (),
+    exclude: Globs = (),
     from_format: str | None = None,
     rank_from: RankFrom = None,
     overwrite: bool = False,
     plan: bool = False,
 ) -> ConvertReport:
-    """Write the adapter as format `to`, read it back, and commit it if its products are those of the source.
+    """Write the adapter as `format`, read it back, and commit it if its products are those of the source.
 
     base     the model it is for: a checkpoint, or a folder with its config.json. Some formats need its names or sizes.
     dtype    of the stored factors; otherwise each module keeps its own.
@@ -118,12 +121,12 @@ def convert(
         InputError: values that are not finite.
         OutputExistsError: `out` exists, or is the input.
     """
-    entry = formats.writer(to)
-    out = formats.named(Path(out), to)
+    entry = formats.writer(format)
+    out = formats.named(Path(out), format)
     cast_to = stored_dtype(dtype) if dtype is not None else None
-    known = open_base(base) if isinstance(base, str | Path) else base
+    known = known_base(base)
     # PEFT's own config keeps what says that the base was changed; no other place does.
-    keeps = to == "peft" and serve is None
+    keeps = format == "peft" and serve is None
     source = load_adapter(adapter, rank_from=rank_from, from_format=from_format, moved=keeps, base=known)
     inputs = [source.path] if source.path is not None else []
     check_output(out, overwrite=overwrite, inputs=inputs)
@@ -140,7 +143,7 @@ def convert(
             f"the scale of {counted(len(assumed), 'module')} is not stored and is assumed to be that of alpha "
             f"{_shown_alphas(source, assumed)}: if it was trained with another, give it with --alpha"
         )
-    formats.ensure_named(source, to)
+    formats.ensure_named(source, format)
     tensors_in = len(source.tensors())
     source = unpacked(source, entry.unwritable(source, base=known), known)
     whole = source
@@ -152,49 +155,49 @@ def convert(
     warnings += _not_in_base(source, known)
     unwritable = dict(entry.unwritable(source, base=known))
     if serve is not None:
-        if to != "peft":
-            raise UsageError(f"--serve is for --to peft, which is what servers load, and not for {to}")
+        if format != "peft":
+            raise UsageError(f"--serve is for --to peft, which is what servers load, and not for {format}")
         unwritable |= unservable(source, serve)
     if unwritable and not allow_partial:
         raise UnsupportedError(
-            f"{counted(len(unwritable), 'part')} of {quoted(source.name)} cannot be written as {to}",
+            f"{counted(len(unwritable), 'part')} of {quoted(source.name)} cannot be written as {format}",
             details=[f"{name}: {why}" for name, why in sorted(unwritable.items())],
             hint="leave them out, and have them listed, with --allow-partial",
         )
     source = _without(source, unwritable)
     if not source.updates and not source.replacements:
-        raise UnsupportedError(f"nothing of {quoted(source.name)} can be written as {to}")
+        raise UnsupportedError(f"nothing of {quoted(source.name)} can be written as {format}")
     dropped = [
         Dropped("weight" if name in everything.replacements else "module", name, why)
         for name, why in sorted({**unchosen, **unwritable}.items())
     ]
     if plan:
         return ConvertReport(
-            source.format, to, tensors_in, len(source.tensors()), (), None, tuple(dropped), (), (),
+            source.format, format, tensors_in, len(source.tensors()), (), None, tuple(dropped), (), (),
             _planned_bytes(source, cast_to), None, tuple(warnings),
         )  # fmt: skip
     if serve is not None:
         source, more = served(source, serve, cast_to)
         warnings += more
     with formats.staged(
-        source, out, format=to, dtype=cast_to, overwrite=overwrite, inputs=inputs, base=known
+        source, out, format=format, dtype=cast_to, overwrite=overwrite, inputs=inputs, base=known
     ) as written:
         try:
-            result = formats.load(written.path, format=to, base=known)
+            result = formats.load(written.path, from_format=format, base=known)
         except LoraToolsError as error:
-            raise RuntimeError(f"what was written as {to} could not be read back: {error}") from error
-        checked = compare(whole, result, fit.pieces, unwritable)
-        _refuse_wrong(checked, whole, to)
+            raise RuntimeError(f"what was written as {format} could not be read back: {error}") from error
+        checks = compare(whole, result, fit.pieces, unwritable)
+        _refuse_wrong(checks, whole, format)
         kept, recomputed, lost = _metadata(source, result)
         nbytes = sum(t.nbytes for t in result.tensors().values())
     return ConvertReport(
         source_format=source.format,
-        target_format=to,
+        target_format=format,
         tensors_in=tensors_in,
         tensors_out=len(result.tensors()),
-        modules=tuple(checked),
-        max_relative_error=max((c.error for c in checked), default=0.0),
-        dropped=(*dropped, *(Dropped("metadata", name, f"{to} has no place for it") for name in lost)),
+        modules=tuple(checks),
+        max_relative_error=max((c.error for c in checks), default=0.0),
+        dropped=(*dropped, *(Dropped("metadata", name, f"{format} has no place for it") for name in lost)),
         kept=tuple(kept),
         recomputed=tuple(recomputed),
         bytes=nbytes,

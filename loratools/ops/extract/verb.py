@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loratools import formats
+from loratools.arguments import Globs, Positive, Size, byte_size, checked
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import UsageError
 from loratools.execution.local import worker_count
@@ -39,6 +40,7 @@ from loratools.tensors.dtypes import FLOAT_DTYPES
 __all__ = ["ExtractReport", "extract"]
 
 
+@checked
 @holding_inputs()
 def extract(
     base: str | Path | Checkpoint,
@@ -50,18 +52,18 @@ def extract(
     error: float | None = None,
     noise_edge: bool = False,
     max_rank: int | None = None,
-    max_size: int | None = None,
+    max_size: Size | None = None,
     max_params: int | None = None,
     embeddings: Embeddings = "auto",
-    whole: Sequence[str] = (),
+    whole: Globs = (),
     dtype: str = "F32",
     tolerance: float | None = None,
     exact: bool = False,
     seed: int = 0,
-    threads: int | None = None,
+    threads: Positive | None = None,
     device: str = "auto",
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Globs = (),
+    exclude: Globs = (),
     overwrite: bool = False,
     format: str = "peft",
     progress: Callable[[int], None] | None = None,
@@ -103,7 +105,8 @@ def extract(
         UnsupportedError: one of them is quantised in a way that is not read.
         OutputExistsError: `out` exists, or is one of the inputs.
     """
-    policy = RankPolicy(Limit(rank, energy, error, max_rank=max_rank), noise_edge, max_size, max_params)
+    limit = byte_size(max_size) if max_size is not None else None
+    policy = RankPolicy(Limit(rank, energy, error, max_rank=max_rank), noise_edge, limit, max_params)
     if tolerance is not None and not 0 < tolerance < 1:
         raise UsageError(f"tolerance {tolerance:g} is not between 0 and 1")
     ensure_device(device)
@@ -152,7 +155,7 @@ def extract(
             warnings += formats.save(adapter, out, format=format, overwrite=overwrite, inputs=inputs, base=known)
     if out is not None:
         written = formats.named(Path(out), format)
-        adapter = formats.load(written, format=format, base=known)
+        adapter = formats.load(written, from_format=format, base=known)
         report = replace(report, output=written)
     return replace(report, adapter=adapter, warnings=tuple(warnings))
 

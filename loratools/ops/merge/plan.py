@@ -45,6 +45,7 @@ class MergePlan:
     side_files: tuple[PlannedFile, ...]
     added: tuple[str, ...]
     warnings: tuple[str, ...]
+    out: Path
 
     @property
     def active(self) -> list[tuple[Adapter, float]]:
@@ -78,7 +79,7 @@ class MergePlan:
         whole = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.whole), default=0)
         return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + whole
 
-    def as_json(self, out: Path) -> dict[str, object]:
+    def as_json(self) -> dict[str, object]:
         """The document of `loratools merge --plan --json`, without its head."""
         touched = [o for o in self.outputs if o.touched]
         return {
@@ -119,10 +120,10 @@ class MergePlan:
                 "not_copied": [{"name": left.name, "why": left.why} for left in self.base.left_out],
                 "bytes": self.bytes_written,
                 "memory": self.memory,
-                "disk_free": free_space(out.parent),
+                "disk_free": free_space(self.out.parent),
                 "warnings": list(self.warnings),
             },
-            "output": str(out),
+            "output": str(self.out),
         }
 
     def require_space(self, out: Path) -> None:
@@ -143,6 +144,7 @@ def plan_merge(
     dtype: str | None = None,
     max_shard_bytes: int | None = None,
     allow_partial: bool = False,
+    out: Path,
 ) -> MergePlan:
     """Plan the merge of weighted adapters into `base`.
 
@@ -204,6 +206,7 @@ def plan_merge(
         side_files,
         result.added,
         tuple(dict.fromkeys(w for w in every_warning if w)),
+        out,
     )
 
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loratools import registry
-from loratools.checkpoints import open_checkpoint
+from loratools.arguments import Globs, Positive, Size, byte_size, checked
+from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError
 from loratools.execution import Runner
 from loratools.execution.local import worker_count
+from loratools.formats.common.opened_base import base_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
-from loratools.ops.common.base import base_of
 from loratools.ops.merge.initial import with_experts, with_initial
 from loratools.ops.merge.outputs import CopyUnit, OutputFile, WorkUnit
 from loratools.ops.merge.plan import MergePlan, index_texts, plan_merge, specs, work_units
@@ -36,6 +37,7 @@ from loratools.storage.safetensors_writer import SafetensorsWriter
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.lora_experts import Orientation, Packing
 
 # Elements looked at in one go.
 _LOOK = 1 << 18
@@ -55,11 +57,13 @@ class MergedTensor:
 class MergeReport:
     """What a merge did. Shares and ratios are over touched weights; None where there was nothing to measure.
 
+    Of a plan `output` is None, nothing is measured, and `plan` is what would be done.
+
     `gain` and `unchanged_share` are measured on every block of 49,152 weights where a unit of work (32 MiB) has up to
     16 of them, and on every fourth where it has more. `max_error_ratio` is of nine rows in each unit.
     """
 
-    output: Path
+    output: Path | None
     adapters: tuple[tuple[str, float], ...]
     tensors: tuple[MergedTensor, ...]
     targets: int
@@ -74,9 +78,12 @@ class MergeReport:
     verified: bool
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
+    plan: MergePlan | None = None
 
     def as_json(self) -> dict[str, object]:
-        """The document of `loratools merge --json`, without its head."""
+        """The document of `loratools merge --json`, or of `--plan --json`, without its head."""
+        if self.plan is not None:
+            return self.plan.as_json()
         return {
             "adapters": [{"path": path, "weight": weight} for path, weight in self.adapters],
             "targets": self.targets,
@@ -99,33 +106,36 @@ class MergeReport:
         }
 
 
+@checked
 @holding_inputs()
 def merge(
-    base: str | Path,
+    base: str | Path | Checkpoint,
     adapters: Sequence[AdapterArgument] | AdapterSource,
     out: str | Path,
     *,
     dtype: str | None = None,
-    max_shard_bytes: int | None = None,
+    max_shard_size: Size | None = None,
     allow_partial: bool = False,
     overwrite: bool = False,
     verify: bool = True,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Globs = (),
+    exclude: Globs = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
     initial: Sequence[AdapterSource] = (),
-    expert_packing: str | None = None,
-    expert_orientation: str | None = None,
-    threads: int | None = None,
+    expert_packing: Packing | None = None,
+    expert_orientation: Orientation | None = None,
+    threads: Positive | None = None,
     execution: str = "local",
     progress: Callable[[int], None] | None = None,
+    plan: bool = False,
 ) -> MergeReport:
     """Write `base` with the weighted sum of `adapters` added, as a checkpoint of the same layout at `out`.
 
     adapters         paths, loaded adapters, or pairs of one of these and a weight (1 where none is given).
     dtype            what weights are stored in; the base's own where it is None.
-    max_shard_bytes  start a new weight file before one grows beyond this; the base's own files where it is None.
+    max_shard_size   start a new weight file before one grows beyond this, in bytes or as "5GB"; the base's own
+                     files where it is None.
     allow_partial    leave out what finds no place in the base, and report it, in place of failing.
     verify           read rows of every merged tensor back and compare them with float64 arithmetic.
     include, exclude globs on the names of the adapters' targets and replaced weights.
@@ -137,6 +147,7 @@ def merge(
     threads          workers; as many as there are CPUs where it is None. The result does not depend on it.
     execution        local: threads of this process; forked: processes, faster, for a program without other threads.
     progress         called with the number of bytes just written, on the thread of the caller.
+    plan             work out from headers what would be done, and write nothing: the report's `plan` says it all.
 
     Weights that no adapter touches keep their bytes. Nothing appears at `out` before all of it is there.
 
@@ -145,12 +156,12 @@ def merge(
         InputError: an input is damaged, unsafe or not supported, or the inputs do not fit each other.
         MachineError: disk full, no permission, or an input that changed meanwhile.
     """
-    made = plan(
+    made = plan_from_headers(
         base,
         adapters,
         out,
         dtype=dtype,
-        max_shard_bytes=max_shard_bytes,
+        max_shard_size=max_shard_size,
         allow_partial=allow_partial,
         overwrite=overwrite,
         include=include,
@@ -161,48 +172,73 @@ def merge(
         expert_packing=expert_packing,
         expert_orientation=expert_orientation,
     )
+    if plan:
+        return _planned(made)
     return run(made, out, overwrite=overwrite, verify=verify, threads=threads, execution=execution, progress=progress)
 
 
-def plan(
-    base: str | Path,
+def plan_from_headers(
+    base: str | Path | Checkpoint,
     adapters: Sequence[AdapterArgument] | AdapterSource,
     out: str | Path,
     *,
     dtype: str | None = None,
-    max_shard_bytes: int | None = None,
+    max_shard_size: Size | None = None,
     allow_partial: bool = False,
     overwrite: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Globs = (),
+    exclude: Globs = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
     initial: Sequence[AdapterSource] = (),
-    expert_packing: str | None = None,
-    expert_orientation: str | None = None,
+    expert_packing: Packing | None = None,
+    expert_orientation: Orientation | None = None,
 ) -> MergePlan:
     """Work out from headers what `merge` would do, writing nothing; arguments and errors as there."""
-    base, out = Path(base), Path(out)
+    out = Path(out)
     stored = stored_dtype(dtype) if dtype is not None else None
-    checkpoint = open_checkpoint(base)
+    checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     known = base_of(checkpoint)
     loaded = load_weighted(adapters, rank_from=rank_from, from_format=from_format, moved=True, base=known)
     loaded = with_initial(loaded, initial, rank_from=rank_from)
     loaded = [(with_experts(a, packing=expert_packing, orientation=expert_orientation), w) for a, w in loaded]
-    inputs = [base, *(a.path for a, _ in loaded if a.path is not None)]
+    inputs = [checkpoint.path, *(a.path for a, _ in loaded if a.path is not None)]
     check_output(out, overwrite=overwrite, inputs=inputs)
     made = plan_merge(
         checkpoint,
         [(a.selected(include, exclude), w) for a, w in loaded],
         dtype=stored,
-        max_shard_bytes=max_shard_bytes,
+        max_shard_bytes=byte_size(max_shard_size) if max_shard_size is not None else None,
         allow_partial=allow_partial,
+        out=out,
     )
     check_output(out, overwrite=overwrite, inputs=inputs, names=_names(made))
     for side_file in made.side_files:
         if side_file.source is not None:
             identify(side_file.source)  # held to what it is now, though it is copied last
     return made
+
+
+def _planned(plan: MergePlan) -> MergeReport:
+    touched = [o for o in plan.outputs if o.touched]
+    return MergeReport(
+        output=None,
+        adapters=tuple((a.name, w) for a, w in zip(plan.adapters, plan.weights, strict=True)),
+        tensors=(),
+        targets=sum(1 for o in touched if o.updates),
+        untouched=len(plan.outputs) - len(touched),
+        replaced=sum(1 for o in touched if o.replaced_by is not None),
+        added=plan.added,
+        bytes=plan.bytes_written,
+        seconds=0.0,
+        gain=None,
+        unchanged_share=None,
+        max_error_ratio=None,
+        verified=False,
+        left_out=tuple(left.name for left in plan.leftovers),
+        warnings=plan.warnings,
+        plan=plan,
+    )
 
 
 def _names(made: MergePlan) -> list[str]:
@@ -217,7 +253,7 @@ def run(
     *,
     overwrite: bool = False,
     verify: bool = True,
-    threads: int | None = None,
+    threads: Positive | None = None,
     execution: str = "local",
     progress: Callable[[int], None] | None = None,
 ) -> MergeReport:

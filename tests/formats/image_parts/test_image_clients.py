@@ -137,7 +137,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def convert(source: Path, out: Path, to: str) -> Path:
-    report = loratools.convert(source, out, to=to)
+    report = loratools.convert(source, out, format=to)
     assert report.max_relative_error is not None
     assert report.max_relative_error < 1e-6
     assert not [d for d in report.dropped if d.what != "metadata"]

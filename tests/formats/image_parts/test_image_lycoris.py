@@ -62,9 +62,9 @@ def test_kinds_of_lycoris_go_through_the_formats_and_back(tmp_path: Path, case: 
     assert found.format == ("lycoris" if prefix == "lycoris_" else "kohya")
     other = "kohya" if prefix == "lycoris_" else "lycoris"
     for between in (other, "comfy"):
-        loratools.convert(tmp_path / "one.safetensors", tmp_path / f"{between}.safetensors", to=between)
+        loratools.convert(tmp_path / "one.safetensors", tmp_path / f"{between}.safetensors", format=between)
         back = tmp_path / f"{between}-back.safetensors"
-        loratools.convert(tmp_path / f"{between}.safetensors", back, to=found.format)
+        loratools.convert(tmp_path / f"{between}.safetensors", back, format=found.format)
         again = load_file(back)
         assert set(again) == set(stored)
         assert all(torch.equal(again[key].reshape(stored[key].shape), stored[key]) for key in stored)
@@ -86,7 +86,7 @@ def test_names_of_public_lokr_files_are_found(tmp_path: Path, name: str) -> None
     found = formats.load(tmp_path / "one.safetensors")
     prefix = "diffusion_model.blocks.0." if name.startswith("anima") else "transformer.transformer_blocks."
     assert all(target.startswith(prefix) and update.kind == "lokr" for target, update in found.updates.items())
-    loratools.convert(tmp_path / "one.safetensors", tmp_path / "two.safetensors", to=format)
+    loratools.convert(tmp_path / "one.safetensors", tmp_path / "two.safetensors", format=format)
     again = load_file(tmp_path / "two.safetensors")
     # A magnitude of one axis is written with the axis of the outputs.
     assert {k: v.numel() for k, v in again.items()} == {k: v.numel() for k, v in tensors.items()}

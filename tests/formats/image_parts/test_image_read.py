@@ -109,7 +109,7 @@ def test_shift_and_scale_stand_in_the_other_order_at_the_end_of_flux(tmp_path: P
     update = found.updates["transformer.norm_out.linear"]
     b = tensors["lora_unet_final_layer_adaLN_modulation_1.lora_up.weight"]
     assert torch.equal(update.parts["B"].read(), torch.cat([b[6:], b[:6]]))
-    loratools.convert(tmp_path / "lora.safetensors", tmp_path / "again.safetensors", to="kohya")
+    loratools.convert(tmp_path / "lora.safetensors", tmp_path / "again.safetensors", format="kohya")
     again = load_file(tmp_path / "again.safetensors")
     assert all(torch.equal(again[key], tensors[key]) for key in tensors)
 
@@ -119,12 +119,12 @@ def test_parts_of_a_fused_module_that_are_missing_are_written_as_zeros(tmp_path:
     tensors = lora(f"{block}.attn.to_k", 6, 6, alpha=None, spelled="peft")
     tensors |= lora(f"{block}.proj_out", 6, 6 + 24, alpha=None, spelled="peft")
     path = stored(tmp_path, tensors | lora("transformer.x_embedder", 6, 4, alpha=None, spelled="peft"))
-    loratools.convert(path, tmp_path / "k.safetensors", to="kohya")
+    loratools.convert(path, tmp_path / "k.safetensors", format="kohya")
     up = load_file(tmp_path / "k.safetensors")["lora_unet_single_blocks_1_linear1.lora_up.weight"]
     expected = torch.zeros(3 * 6 + 4 * 6, 2)
     expected[6:12] = tensors[f"{block}.attn.to_k.lora_B.weight"]
     assert torch.equal(up, expected)
-    loratools.convert(tmp_path / "k.safetensors", tmp_path / "d.safetensors", to="diffusers")
+    loratools.convert(tmp_path / "k.safetensors", tmp_path / "d.safetensors", format="diffusers")
     again = load_file(tmp_path / "d.safetensors")
     assert all(torch.equal(again[key], tensors[key]) for key in tensors)
 
@@ -136,7 +136,7 @@ def test_different_scales_of_fused_parts_are_folded(tmp_path: Path) -> None:
         tensors |= lora(f"{attention}.{leaf}", 6, 6, rank=rank, alpha=None, spelled="peft")
     config = {"transformer.r": 2, "transformer.lora_alpha": 1.0, "transformer.alpha_pattern": {"to_v": 5.0}}
     path = stored(tmp_path, tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(config)})
-    report = loratools.convert(path, tmp_path / "k.safetensors", to="kohya")
+    report = loratools.convert(path, tmp_path / "k.safetensors", format="kohya")
     assert report.max_relative_error is not None
     assert report.max_relative_error < 1e-6
     made = load_file(tmp_path / "k.safetensors")
@@ -165,7 +165,7 @@ def test_differences_and_biases_are_updates_of_their_own(tmp_path: Path) -> None
     bias = found.updates["transformer.blocks.3.norm2.bias"]
     assert isinstance(bias, Full)
     assert torch.equal(bias.diff.read(), torch.full((5,), 2.0))
-    loratools.convert(tmp_path / "lora.safetensors", tmp_path / "again.safetensors", to="comfy")
+    loratools.convert(tmp_path / "lora.safetensors", tmp_path / "again.safetensors", format="comfy")
     again = load_file(tmp_path / "again.safetensors")
     assert set(again) == set(tensors)
     assert all(torch.equal(again[key], tensors[key]) for key in tensors)
@@ -180,7 +180,7 @@ def test_control_lora_of_flux_has_biases_and_norms(tmp_path: Path) -> None:
     assert list(found.replacements) == ["transformer.transformer_blocks.0.attn.norm_k.weight"]
     bias = found.updates["transformer.transformer_blocks.0.attn.to_k.bias"]
     assert torch.equal(bias.parts["diff"].read(), torch.arange(6.0, 12.0))
-    loratools.convert(tmp_path / "lora.safetensors", tmp_path / "again.safetensors", to="bfl")
+    loratools.convert(tmp_path / "lora.safetensors", tmp_path / "again.safetensors", format="bfl")
     again = load_file(tmp_path / "again.safetensors")
     assert set(again) == set(load_file(tmp_path / "lora.safetensors"))
     assert all(torch.equal(again[key], tensors[key]) for key in tensors)
@@ -211,10 +211,10 @@ def test_files_of_peft_without_its_config_are_flux_where_the_names_are(tmp_path:
 def test_names_in_no_table_are_kept_and_refused_where_they_would_change(tmp_path: Path) -> None:
     path = stored(tmp_path, lora("lora_unet_tower_3_mix_in", 6, 5) | lora("lora_unet_tower_3_mix_out", 5, 6))
     assert list(formats.load(path).updates) == ["lora_unet_tower_3_mix_in", "lora_unet_tower_3_mix_out"]
-    loratools.convert(path, tmp_path / "again.safetensors", to="kohya")
+    loratools.convert(path, tmp_path / "again.safetensors", format="kohya")
     assert set(load_file(tmp_path / "again.safetensors")) == set(load_file(path))
     with pytest.raises(UnsupportedError, match="none of its 2 module names") as caught:
-        loratools.convert(path, tmp_path / "other.safetensors", to="comfy")
+        loratools.convert(path, tmp_path / "other.safetensors", format="comfy")
     assert any("tower_3_mix_in" in line for line in caught.value.details)
     assert caught.value.hint is not None
     assert "--base" in caught.value.hint
@@ -282,7 +282,7 @@ def test_hashes_are_made_anew_and_other_texts_kept(tmp_path: Path) -> None:
 
     tensors = lora("lora_unet_mid_block_resnets_0_conv1", 6, 5)
     old = {"sshs_model_hash": "a" * 64, "sshs_legacy_hash": "b" * 8, "ss_base_model_version": "sd_v1", "ss_tag": "cat"}
-    report = loratools.convert(stored(tmp_path, tensors, old), tmp_path / "k.safetensors", to="kohya")
+    report = loratools.convert(stored(tmp_path, tensors, old), tmp_path / "k.safetensors", format="kohya")
     data = (tmp_path / "k.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     texts = json.loads(data[8:start])["__metadata__"]
@@ -341,10 +341,10 @@ def test_public_files_go_through_every_format_that_can_hold_them(tmp_path: Path,
         between, back = tmp_path / f"{format}.safetensors", tmp_path / f"{format}-back.safetensors"
         if format not in CAN_HOLD[name]:
             with pytest.raises(UnsupportedError, match="cannot be written as"):
-                loratools.convert(source, between, to=format)
+                loratools.convert(source, between, format=format)
             continue
-        loratools.convert(source, between, to=format)
-        report = loratools.convert(between, back, to=adapter.format, from_format=format)
+        loratools.convert(source, between, format=format)
+        report = loratools.convert(between, back, format=adapter.format, from_format=format)
         assert report.max_relative_error == 0
         found = formats.load(back).tensors()
         assert found.keys() == read.keys()

@@ -16,7 +16,7 @@ from torch import Tensor
 from loratools import formats, merge
 from loratools.errors import InputError
 from loratools.ops.merge import plan as merge_plan
-from loratools.ops.merge.verb import plan
+from loratools.ops.merge.verb import plan_from_headers
 
 LOHA = {"hada_w1_a": (10, 2), "hada_w1_b": (2, 6), "hada_w2_a": (10, 2), "hada_w2_b": (2, 6)}
 
@@ -142,7 +142,7 @@ def test_a_delta_that_is_made_whole_is_made_once_and_counted_in_the_plan(
     base = factories.checkpoint_folder(tmp_path / "base", weights={"a.weight": random(480, 400)})
     monkeypatch.setattr(merge_plan, "_UNIT_BYTES", 1 << 16)
 
-    made = plan(base, [saved(tmp_path / "adapter", peft_type, parts, config)], tmp_path / "out")
+    made = plan_from_headers(base, [saved(tmp_path / "adapter", peft_type, parts, config)], tmp_path / "out")
 
     assert [(unit.start, unit.stop) for unit in merge_plan.work_units(made)] == [(0, 480)]
     # Base, delta and result, and what they are made with, in float64.

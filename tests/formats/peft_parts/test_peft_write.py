@@ -59,7 +59,7 @@ def test_what_is_written_is_read_as_the_same_adapter(
         if not updates and not replacements:
             return
         formats.save(adapter, Path(folder) / "once")
-        once = formats.load(Path(folder) / "once", format="peft")
+        once = formats.load(Path(folder) / "once", from_format="peft")
         formats.save(once, Path(folder) / "twice")
 
         assert once.tensors().keys() == adapter.tensors().keys()

@@ -26,14 +26,14 @@ from loratools.updates.lora import LoRA
 def test_a_conversion_to_the_same_format_keeps_every_byte(tmp_path: Path) -> None:
     source = factories.adapter_folder(tmp_path / "in", ranks={"model.layers.1.self_attn.v_proj": 2}, alpha=5)
 
-    report = convert(source, tmp_path / "out", to="peft")
+    report = convert(source, tmp_path / "out", format="peft")
 
     assert report.max_relative_error == 0.0
     assert (report.tensors_in, report.tensors_out, report.dropped) == (8, 8, ())
     before, after = (load_file(p / "adapter_model.safetensors") for p in (source, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    convert(tmp_path / "out", tmp_path / "again", to="peft")
+    convert(tmp_path / "out", tmp_path / "again", format="peft")
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
@@ -41,7 +41,7 @@ def test_a_conversion_to_the_same_format_keeps_every_byte(tmp_path: Path) -> Non
 def test_the_error_printed_is_that_of_the_stored_values(tmp_path: Path) -> None:
     source = factories.adapter_folder(tmp_path / "in")
 
-    report = convert(source, tmp_path / "out", to="peft", dtype="bfloat16")
+    report = convert(source, tmp_path / "out", format="peft", dtype="bfloat16")
 
     before, after = formats.load(source), formats.load(tmp_path / "out")
     x = {}
@@ -83,7 +83,7 @@ def test_a_writer_that_makes_a_mistake_commits_nothing(
     monkeypatch.setattr(peft, "write", wrong)
 
     with pytest.raises(RuntimeError, match="'a': relative error"):
-        convert(source, tmp_path / "out", to="peft")
+        convert(source, tmp_path / "out", format="peft")
 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 
@@ -107,11 +107,11 @@ def test_rows_of_several_modules_are_compared_in_one(tmp_path: Path) -> None:
 def test_alpha_can_be_given_only_where_the_file_has_none(tmp_path: Path) -> None:
     source = factories.adapter_folder(tmp_path / "in")
     with pytest.raises(UsageError, match="says its own alpha"):
-        convert(source, tmp_path / "out", to="peft", alpha=3)
+        convert(source, tmp_path / "out", format="peft", alpha=3)
     (source / "adapter_config.json").unlink()
 
-    assumed = convert(source, tmp_path / "assumed", to="peft")
-    convert(source, tmp_path / "told", to="peft", alpha=12)
+    assumed = convert(source, tmp_path / "assumed", format="peft")
+    convert(source, tmp_path / "told", format="peft", alpha=12)
 
     assert any("give it with --alpha" in w for w in assumed.warnings)
     scales = [{u.scale for u in formats.load(tmp_path / name).updates.values()} for name in ("assumed", "told")]
@@ -122,11 +122,11 @@ def test_names_that_cannot_be_written_are_mistakes_of_usage(tmp_path: Path) -> N
     source = factories.adapter_folder(tmp_path / "in")
 
     with pytest.raises(UsageError, match="no format named 'pefft'"):
-        convert(source, tmp_path / "out", to="pefft")
+        convert(source, tmp_path / "out", format="pefft")
     with pytest.raises(UsageError, match="peft writes a folder"):
-        convert(source, tmp_path / "out.safetensors", to="peft")
+        convert(source, tmp_path / "out.safetensors", format="peft")
     with pytest.raises(OutputExistsError):
-        convert(source, source, to="peft", overwrite=True)
+        convert(source, source, format="peft", overwrite=True)
 
 
 def test_command_prints_the_error_and_what_became_of_the_metadata(tmp_path: Path) -> None:
@@ -149,17 +149,17 @@ def test_what_began_by_changing_its_base_is_no_delta_anywhere_but_in_peft(tmp_pa
     source = factories.adapter_folder(tmp_path / "in", config={"init_lora_weights": "pissa"})
 
     with pytest.raises(UnsupportedError, match="began with"):
-        convert(source, tmp_path / "out", to="mlx")
+        convert(source, tmp_path / "out", format="mlx")
     with pytest.raises(UnsupportedError, match="began with"):
-        convert(source, tmp_path / "out", to="peft", serve="vllm")
-    convert(source, tmp_path / "out", to="peft")
+        convert(source, tmp_path / "out", format="peft", serve="vllm")
+    convert(source, tmp_path / "out", format="peft")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["init_lora_weights"] == "pissa"
 
 
 def test_plan_writes_nothing(tmp_path: Path) -> None:
     source = factories.adapter_folder(tmp_path / "in")
 
-    report = convert(source, tmp_path / "out", to="peft", dtype="float16", plan=True)
+    report = convert(source, tmp_path / "out", format="peft", dtype="float16", plan=True)
 
     assert not (tmp_path / "out").exists()
     assert (report.output, report.max_relative_error) == (None, None)
@@ -182,7 +182,7 @@ def test_every_two_formats_of_language_models_convert_there_and_back(first: str,
 
     def step(source: Path, name: str, to: str) -> Path:
         out = tmp_path / (f"{name}.gguf" if to == "gguf" else name)
-        report = convert(source, out, to=to, base=base)
+        report = convert(source, out, format=to, base=base)
         assert report.max_relative_error is not None
         assert report.max_relative_error < 2.0**-22
         return out
@@ -211,7 +211,7 @@ def test_values_that_are_not_finite_are_the_inputs_mistake_and_named(value: floa
     save_file(tensors, source / "adapter_model.safetensors")
 
     with pytest.raises(InputError, match=r"1 tensor of .* not finite") as caught:
-        convert(source, tmp_path / "out", to="mlx")
+        convert(source, tmp_path / "out", format="mlx")
 
     assert caught.value.details == ("'b.B'",)
     assert not (tmp_path / "out").exists()
@@ -238,15 +238,15 @@ def test_an_alpha_is_assumed_and_can_be_given_where_it_counts(
 ) -> None:
     source = _kohya(tmp_path / "in.safetensors", parts)
 
-    report = convert(source, tmp_path / "plain.safetensors", to="comfy")
+    report = convert(source, tmp_path / "plain.safetensors", format="comfy")
 
     assert [w for w in report.warnings if "alpha" in w] == [w for w in report.warnings if "alpha 2:" in w]
     assert any("alpha 2:" in w for w in report.warnings) == warned
     if not warned:
         with pytest.raises(UsageError, match="none to give"):
-            convert(source, tmp_path / "given.safetensors", to="comfy", alpha=3)
+            convert(source, tmp_path / "given.safetensors", format="comfy", alpha=3)
         return
-    convert(source, tmp_path / "given.safetensors", to="comfy", alpha=3)
+    convert(source, tmp_path / "given.safetensors", format="comfy", alpha=3)
     (alpha,) = (t for key, t in load_file(tmp_path / "given.safetensors").items() if key.endswith(".alpha"))
     assert float(alpha) == 3.0
 
@@ -257,7 +257,7 @@ def test_what_the_base_has_no_place_for_is_said(tmp_path: Path) -> None:
     weights = {"model.layers.0.q.weight": torch.zeros(6, 5), "model.layers.0.v.weight": torch.zeros(8, 5)}
     base = factories.checkpoint_folder(tmp_path / "base", weights=weights)
 
-    report = convert(source, tmp_path / "out", to="peft", base=base)
+    report = convert(source, tmp_path / "out", format="peft", base=base)
 
     (warning,) = report.warnings
     assert "2 of 3 parts without a place" in warning
@@ -272,7 +272,7 @@ def test_factors_of_8_bits_are_read_exactly(tmp_path: Path, kind: torch.dtype) -
     short = {name: tensor.to(kind) for name, tensor in load_file(file).items()}
     save_file(short, file, {"format": "pt"})
 
-    report = convert(source, tmp_path / "out", to="peft")
+    report = convert(source, tmp_path / "out", format="peft")
 
     assert report.max_relative_error == 0.0
     assert any("are read as float16" in text for text in report.warnings)
@@ -285,7 +285,7 @@ def test_factors_of_8_bits_are_read_exactly(tmp_path: Path, kind: torch.dtype) -
 def test_modules_that_were_not_chosen_are_listed_as_dropped(tmp_path: Path) -> None:
     source = factories.adapter_folder(tmp_path / "in")
 
-    report = convert(source, tmp_path / "out", to="peft", exclude=["*.v_proj"])
+    report = convert(source, tmp_path / "out", format="peft", exclude=["*.v_proj"])
 
     left = [n for n in formats.load(source).updates if n.endswith("v_proj")]
     assert left

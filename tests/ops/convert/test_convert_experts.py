@@ -46,7 +46,7 @@ def test_every_expert_gets_its_own_part(to: str, turned: bool, tmp_path: Path) -
     source, deltas = fused(tmp_path / "in", {n: s[::-1] if turned else s for n, s in sizes.items()})
     out = tmp_path / ("out.gguf" if to == "gguf" else "out")
 
-    report = convert(source, out, to=to, base=BASE, dtype="float32")
+    report = convert(source, out, format=to, base=BASE, dtype="float32")
 
     found = formats.load(out, base=BASE)
     assert len(found.updates) == 3 * EXPERTS
@@ -65,7 +65,7 @@ def test_without_the_sizes_of_the_base_fused_experts_are_refused_by_name(tmp_pat
     source, _ = fused(tmp_path / "in", {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)})
 
     with pytest.raises(UnsupportedError) as raised:
-        convert(source, tmp_path / "out", to="mlx")
+        convert(source, tmp_path / "out", format="mlx")
 
     assert raised.value.details == (
         "model.layers.0.mlp.experts.down_proj: mlx-lm has no lora-experts",

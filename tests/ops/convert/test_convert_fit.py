@@ -61,7 +61,7 @@ def test_parts_are_joined_along_a_diagonal(present: tuple[str, ...], tmp_path: P
     ranks = {f"{LAYER}.self_attn.{present[-1]}": 2}
     source = factories.adapter_folder(tmp_path / "in", modules=modules, ranks=ranks, config=config)
 
-    report = convert(source, tmp_path / "out", to="peft", base=base(tmp_path / "base", fused=True))
+    report = convert(source, tmp_path / "out", format="peft", base=base(tmp_path / "base", fused=True))
 
     before, after = dense(source), dense(tmp_path / "out")
     assert set(after) == {"self_attn.qkv_proj", "mlp.gate_up_proj"}
@@ -80,8 +80,8 @@ def test_what_was_joined_is_split_into_what_it_was(tmp_path: Path) -> None:
     modules = {f"{LAYER}.self_attn.{n}": (rows, 12) for n, rows in SIZES.items()}
     source = factories.adapter_folder(tmp_path / "in", modules=modules, alpha=4)
 
-    convert(source, tmp_path / "fused", to="peft", base=base(tmp_path / "one", fused=True))
-    report = convert(tmp_path / "fused", tmp_path / "back", to="peft", base=base(tmp_path / "three", fused=False))
+    convert(source, tmp_path / "fused", format="peft", base=base(tmp_path / "one", fused=True))
+    report = convert(tmp_path / "fused", tmp_path / "back", format="peft", base=base(tmp_path / "three", fused=False))
 
     assert report.max_relative_error == 0.0
     before, after = (load_file(p / "adapter_model.safetensors") for p in (source, tmp_path / "back"))
@@ -94,7 +94,7 @@ def test_a_fused_module_is_split_by_sharing_a(tmp_path: Path) -> None:
         tmp_path / "in", modules={f"{LAYER}.mlp.gate_up_proj": (28, 12)}, dtype=torch.bfloat16
     )
 
-    report = convert(source, tmp_path / "out", to="peft", base=base(tmp_path / "base", fused=False))
+    report = convert(source, tmp_path / "out", format="peft", base=base(tmp_path / "base", fused=False))
 
     before, after = dense(source)["mlp.gate_up_proj"], dense(tmp_path / "out")
     assert torch.equal(torch.cat([after["mlp.gate_proj"], after["mlp.up_proj"]]), before)
@@ -105,7 +105,7 @@ def test_rows_that_are_not_the_bases_are_refused(tmp_path: Path) -> None:
     source = factories.adapter_folder(tmp_path / "in", modules={f"{LAYER}.self_attn.qkv_proj": (24, 12)})
 
     with pytest.raises(MismatchError, match=r"has 24 rows, and its parts in the base have \[12, 4, 4\]"):
-        convert(source, tmp_path / "out", to="peft", base=base(tmp_path / "base", fused=False))
+        convert(source, tmp_path / "out", format="peft", base=base(tmp_path / "base", fused=False))
 
 
 def test_equal_a_is_shared_and_no_rank_grows() -> None:
@@ -143,8 +143,8 @@ def test_dora_is_split_and_joined_with_its_magnitudes(tmp_path: Path) -> None:
         config={"use_dora": True, "alpha_pattern": {f"{LAYER}.self_attn.q_proj": 3}},
     )
 
-    convert(source, tmp_path / "fused", to="peft", base=base(tmp_path / "one", fused=True))
-    report = convert(tmp_path / "fused", tmp_path / "back", to="peft", base=base(tmp_path / "three", fused=False))
+    convert(source, tmp_path / "fused", format="peft", base=base(tmp_path / "one", fused=True))
+    report = convert(tmp_path / "fused", tmp_path / "back", format="peft", base=base(tmp_path / "three", fused=False))
 
     assert report.max_relative_error == 0.0
     (fused,) = formats.load(tmp_path / "fused").updates.values()
@@ -168,7 +168,7 @@ def test_dora_of_some_parts_has_no_fused_form(tmp_path: Path) -> None:
     )
 
     with pytest.raises(UnsupportedError, match="cannot be made of q_proj: rows without a magnitude"):
-        convert(source, tmp_path / "out", to="peft", base=base(tmp_path / "base", fused=True))
+        convert(source, tmp_path / "out", format="peft", base=base(tmp_path / "base", fused=True))
 
 
 def test_parts_of_a_split_module_are_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_parts_of_a_split_module_are_left_out_alone(tmp_path: Path, monkeypatch:
     )
     separate = base(tmp_path / "three", fused=False)
 
-    report = convert(source, tmp_path / "out", to="peft", base=separate, allow_partial=True)
+    report = convert(source, tmp_path / "out", format="peft", base=separate, allow_partial=True)
 
     assert [d.name for d in report.dropped if d.what == "module"] == [refused]
     before, after = dense(source)["self_attn.qkv_proj"], dense(tmp_path / "out")

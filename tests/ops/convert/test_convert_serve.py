@@ -27,7 +27,7 @@ def test_every_scale_is_that_of_the_config(server: str, rslora: bool, tmp_path: 
         tmp_path / "in", ranks={LAST: 2}, alpha=5, config={"use_rslora": rslora, "alpha_pattern": {"q_proj": 3}}
     )
 
-    report = convert(source, tmp_path / "out", to="peft", serve=server)
+    report = convert(source, tmp_path / "out", format="peft", serve=server)
 
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -55,7 +55,7 @@ def test_peft_loads_it_to_the_same_products(tmp_path: Path) -> None:
     )  # fmt: skip
     modules = factories.layered(2, {"self_attn.q_proj": (12, 12), "self_attn.v_proj": (4, 12)})
     source = factories.adapter_folder(tmp_path / "in", modules=modules, ranks={LAST: 2}, config={"use_rslora": True})
-    convert(source, tmp_path / "out", to="peft", serve="vllm")
+    convert(source, tmp_path / "out", format="peft", serve="vllm")
     tokens = torch.tensor([[3, 1, 22]])
 
     logits = []
@@ -70,12 +70,12 @@ def test_peft_loads_it_to_the_same_products(tmp_path: Path) -> None:
 def test_what_a_server_does_not_load_is_refused_by_name(tmp_path: Path) -> None:
     source = factories.adapter_folder(tmp_path / "in", extra={"score.weight": torch.ones(3, 6)})
     with pytest.raises(UnsupportedError) as raised:
-        convert(source, tmp_path / "out", to="peft", serve="sglang")
+        convert(source, tmp_path / "out", format="peft", serve="sglang")
     assert raised.value.details == ("score.weight: sglang loads factors and no whole weights",)
     with pytest.raises(UsageError, match="no server named 'vlm'"):
-        convert(source, tmp_path / "out", to="peft", serve="vlm")
+        convert(source, tmp_path / "out", format="peft", serve="vlm")
     with pytest.raises(UsageError, match="--serve is for --to peft"):
-        convert(source, tmp_path / "out", to="mlx", serve="vllm", allow_partial=True)
+        convert(source, tmp_path / "out", format="mlx", serve="vllm", allow_partial=True)
 
     arguments = [
         "convert",
@@ -99,6 +99,6 @@ def test_a_rank_beyond_the_usual_is_told_with_its_option(tmp_path: Path) -> None
     modules = {"model.layers.0.self_attn.q_proj": (40, 30)}
     source = factories.adapter_folder(tmp_path / "in", modules=modules, rank=24)
 
-    report = convert(source, tmp_path / "out", to="peft", serve="vllm")
+    report = convert(source, tmp_path / "out", format="peft", serve="vllm")
 
     assert report.warnings == ("vllm takes rank 16 unless it is told otherwise: --max-lora-rank 24",)

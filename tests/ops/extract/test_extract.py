@@ -15,7 +15,7 @@ from torch import Tensor
 from loratools import formats
 from loratools.cli import verbs
 from loratools.errors import InputError, MismatchError, OutputExistsError, UnsupportedError, UsageError
-from loratools.ops.common.base import open_base
+from loratools.formats.common.opened_base import open_base
 from loratools.ops.extract.verb import ExtractReport, extract
 
 MODULES = factories.layered(2, {"self_attn.q_proj": (40, 24), "mlp.up_proj": (30, 24), "mlp.down_proj": (24, 28)})

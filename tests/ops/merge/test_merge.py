@@ -23,7 +23,7 @@ from loratools.errors import (
     OutputExistsError,
     UsageError,
 )
-from loratools.ops.merge.verb import MergeReport, merge, plan
+from loratools.ops.merge.verb import MergeReport, merge, plan_from_headers
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
 # Large enough for several blocks, with a remainder: 49,152 elements are one block.
@@ -330,7 +330,7 @@ def test_a_sharded_base_gives_a_sharded_result_with_its_index(tmp_path: Path) ->
 def test_max_shard_size_starts_new_files_and_an_index(tmp_path: Path) -> None:
     base, folder = base_and_adapter(tmp_path)
 
-    merge(base, [folder], tmp_path / "out", max_shard_bytes=500)
+    merge(base, [folder], tmp_path / "out", max_shard_size=500)
 
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
@@ -990,7 +990,7 @@ def test_progress_counts_every_byte_of_the_tensors(tmp_path: Path) -> None:
 def test_a_plan_writes_nothing_and_tells_the_matches(tmp_path: Path) -> None:
     base, folder = base_and_adapter(tmp_path)
 
-    made = plan(base, [folder], tmp_path / "out").as_json(tmp_path / "out")["plan"]
+    made = plan_from_headers(base, [folder], tmp_path / "out").as_json()["plan"]
 
     assert isinstance(made, dict)
     assert [m["weight"] for m in made["matches"]] == [f"{n}.weight" for n in sorted(factories.MODULES)]

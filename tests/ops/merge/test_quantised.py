@@ -78,7 +78,7 @@ def test_packed_tensors_follow_into_files_that_are_cut_anew(tmp_path: Path) -> N
     packed = mixed_base(tmp_path / "base")
     adapter = one_module(tmp_path / "a", Q, (10, 6))
 
-    merge(tmp_path / "base", [adapter], tmp_path / "out", max_shard_bytes=400)
+    merge(tmp_path / "base", [adapter], tmp_path / "out", max_shard_size=400)
 
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert packed.keys() <= index["weight_map"].keys()

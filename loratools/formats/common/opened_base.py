@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.errors import FormatError, UsageError
-from loratools.formats import Base
+from loratools.formats.common.base import Base
 from loratools.naming.gguf import BY_MODEL_TYPE, hf_module
 from loratools.storage.files import quoted
 from loratools.storage.json_file import read_json
 
 if TYPE_CHECKING:
     from loratools.checkpoints import Checkpoint
+
+
+def known_base(base: str | Path | Checkpoint | Base | None) -> Base | None:
+    """What is known of a model that is given by its path, opened, or as names and config; None where none is given.
+
+    Raises:
+        UsageError: there is nothing at the path.
+        FormatError: there is neither a checkpoint nor a config.
+    """
+    if base is None or isinstance(base, Base):
+        return base
+    return open_base(base) if isinstance(base, (str, Path)) else base_of(base)
 
 
 def open_base(path: str | Path) -> Base:

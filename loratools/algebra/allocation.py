@@ -54,19 +54,14 @@ def allocate(
     )
     order = torch.sort(rates, descending=True, stable=True).indices.tolist()
     cheapest = min(costs[i] for i in set(modules))
-    full: set[int] = set()
     for place in order:
         if left < cheapest:
             break
         module = modules[place]
-        # A module whose next unit did not fit has nothing further to offer: a later unit is no use without it.
-        if module in full:
-            continue
-        if costs[module] > left:
-            full.add(module)
-            continue
-        ranks[module] += 1
-        left -= costs[module]
+        # What is left only shrinks: where one unit did not fit, no later unit of that module does.
+        if costs[module] <= left:
+            ranks[module] += 1
+            left -= costs[module]
     return ranks
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from loratools.adapter import Adapter
 from loratools.errors import FormatError
 from loratools.formats.common.base import Base
+from loratools.formats.common.scale import most_common
 from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts.flat_names import left_out
 from loratools.formats.image_parts.kinds import Scale
@@ -33,7 +34,7 @@ from loratools.formats.image_parts.writing import (
     write_file,
 )
 from loratools.formats.peft_parts import config as fields
-from loratools.formats.peft_parts.config_to_write import most_common, pattern
+from loratools.formats.peft_parts.config_to_write import pattern
 from loratools.formats.peft_parts.patterns import matches
 from loratools.naming.image.evidence import denoisers
 from loratools.storage.casting import cast

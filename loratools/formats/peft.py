@@ -18,11 +18,12 @@ from loratools.formats.common.notes import names_digest
 from loratools.formats.common.source import CONFIG, AdapterSource, counted, shown
 from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts import kinds
-from loratools.formats.peft_parts.companion_weights import companion_weights, same_values
+from loratools.formats.peft_parts.companion_weights import companion_weights
 from loratools.formats.peft_parts.keys import OF_TRAINING, PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
 from loratools.formats.peft_parts.lora import kind_updates, lora_updates
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
+from loratools.storage.same import same_bytes
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
@@ -236,7 +237,8 @@ def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[s
             found[whole.name] = Replacement(tensor, "tokens", _token_rows(whole, tensor, config))
         elif whole.name not in found:
             found[whole.name] = Replacement(tensor, _declared(whole, saved, config.get("bias", "none")))
-        elif not same_values(found[whole.name].tensor, tensor):
+        elif not same_bytes(found[whole.name].tensor, tensor):
+            # Equal ones may stand twice: with bias="all" PEFT saves biases of replaced modules in both spellings.
             twice.append(quoted(whole.name)[1:-1])
     if twice:
         raise FormatError(

@@ -16,11 +16,11 @@ from loratools.errors import MismatchError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops.combine.shares import overlap
 from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
-from loratools.ops.common.same import same_bytes
 from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import exact_factors, is_vector, reason_against, refuse_together
 from loratools.ops.lowrank.reduce import inner
 from loratools.storage.held_inputs import holding_inputs
+from loratools.storage.same import same_bytes
 from loratools.updates.parts.protocol import flow
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops.common.device import device_named, ensure_device
-from loratools.ops.common.same import same_bytes
 from loratools.ops.extract.rank_policy import ABOVE_EDGE, header_bytes
 from loratools.ops.finetune.delta import Decomposed, Deltas, decomposed
 from loratools.ops.finetune.pairs import Pair, line_up
 from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import exact_factors, reason_against, refuse_together
 from loratools.storage.held_inputs import holding_inputs
+from loratools.storage.same import same_bytes
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.updates.parts.protocol import Update
 

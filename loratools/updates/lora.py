@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import without_ones
 from loratools.updates.full import Full
 from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.peft_module import PeftModule
@@ -88,7 +89,7 @@ class LoRA(UpdateDefaults):
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         # A 1x1 convolution may be stored as a linear layer, and the other way round.
-        return fits_shape(_without_ones(self.shape), _without_ones(shape))
+        return fits_shape(without_ones(self.shape), without_ones(shape))
 
     def factors(self) -> Factors | None:
         """None with a magnitude, whose delta depends on the base."""
@@ -135,10 +136,6 @@ class LoRA(UpdateDefaults):
 def lora_scale(alpha: float, rank: int, rslora: bool) -> float:
     """alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
     return alpha / (math.sqrt(rank) if rslora else rank)
-
-
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:2] if all(size == 1 for size in shape[2:]) else shape
 
 
 PEFT_PARTS = ("lora_A", "lora_B", "lora_B.bias", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")

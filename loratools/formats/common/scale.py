@@ -10,12 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from loratools.errors import UnsupportedError
 from loratools.storage.casting import narrowed
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
+
+_Number = TypeVar("_Number", int, float)
 
 
 def at_scale(name: str, update: LoRA, scale: float, dtype: str | None = None) -> LoRA:
@@ -57,7 +60,9 @@ def uniform(updates: Mapping[str, LoRA], dtype: str | None = None) -> tuple[dict
     return {n: at_rank(at_scale(n, u, scale, dtype), rank) for n, u in updates.items()}, rank, scale
 
 
-def most_common(values: Iterable[float]) -> float:
-    """The most common value, and the smallest of several."""
+def most_common(values: Iterable[_Number], default: _Number | None = None) -> _Number:
+    """The most common value, and the smallest of several; `default` where there are none."""
     counts = Counter(values)
+    if not counts and default is not None:
+        return default
     return min(counts, key=lambda v: (-counts[v], v))

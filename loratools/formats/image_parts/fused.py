@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.naming.image.family import Place, sizes
+from loratools.storage.same import same_bytes
 from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.tensors.views import reordered, rows
@@ -81,7 +82,10 @@ def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | Non
     magnitudes = [u.magnitude for u in present if u.magnitude is not None]
     magnitude = _stacked(magnitudes) if magnitudes else None
     first = present[0]
-    alike = all(u.scale == first.scale and u.rank == first.rank and _equal(u.a, first.a) for u in present[1:])
+    alike = all(
+        u.scale == first.scale and u.rank == first.rank and (u.a == first.a or same_bytes(u.a, first.a))
+        for u in present[1:]
+    )
     if alike and len(present) == len(place.targets):
         b = _stacked([u.b for u in present])
         return replace(first, b=b, magnitude=magnitude, magnitude_of="out")
@@ -151,12 +155,6 @@ def _block_diagonal(members: Sequence[LoRA | None], missing: Sequence[int | None
             column += update.rank
         row += count
     return held(out)
-
-
-def _equal(one: LazyTensor, other: LazyTensor) -> bool:
-    if one == other:
-        return True
-    return one.shape == other.shape and one.dtype == other.dtype and bool((one.read() == other.read()).all())
 
 
 def _stacked(parts: Sequence[LazyTensor]) -> LazyTensor:

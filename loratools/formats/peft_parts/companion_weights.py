@@ -11,9 +11,9 @@ from loratools.errors import FormatError
 from loratools.formats.common.companions import NEW_HEADS, NEW_TOKENS, REPLACED_WEIGHTS, TABLES
 from loratools.formats.common.source import AdapterSource, companion_tensors, counted, shown
 from loratools.formats.peft_parts.keys import Whole, parse
-from loratools.storage.files import quoted, read_bytes
+from loratools.storage.files import quoted
 from loratools.storage.json_file import read_json
-from loratools.tensors.lazy import LazyTensor
+from loratools.storage.same import same_bytes
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def companion_weights(source: AdapterSource, own: Mapping[str, Replacement]) -> 
         problems += faults
         for name, replacement in replaced.items():
             known = weights.get(name, own.get(name))
-            if known is not None and not same_values(known.tensor, replacement.tensor):
+            if known is not None and not same_bytes(known.tensor, replacement.tensor):
                 problems.append(f"{quoted(name)} has another value in '{file.name}' than elsewhere")
             weights[name] = replacement
     if problems:
@@ -86,13 +86,3 @@ def _new_tokens(file: Path) -> tuple[dict[str, Replacement], list[str]]:
         else:
             replaced[TABLES[key]] = Replacement(tensor, "tokens", tuple(numbers))
     return replaced, faults
-
-
-def same_values(one: LazyTensor, other: LazyTensor) -> bool:
-    """Whether two stored tensors are equal. With bias="all" PEFT saves biases of replaced modules twice."""
-
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if one.location is not None and other.location is not None:
-        return read_bytes(one.location) == read_bytes(other.location)
-    return bool((one.read() == other.read()).all())

@@ -6,12 +6,12 @@ Starts from what the source said, so that nothing is lost on the way, and states
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeAlias
 
 from loratools.adapter import Adapter
 from loratools.formats.common.notes import metadata_of, names_digest
+from loratools.formats.common.scale import most_common
 from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts.keys import PREFIX
 from loratools.formats.peft_parts.lora import registered
@@ -116,12 +116,6 @@ def metadata_to_write(adapter: Adapter) -> dict[str, str]:
 def _notes(adapter: Adapter) -> Mapping[str, object]:
     notes = adapter.notes.get("peft")
     return notes if isinstance(notes, Mapping) else {}
-
-
-def most_common(values: Iterable[int] | Iterable[float], default: float) -> int | float:
-    """The most common, and the smallest of several."""
-    counts = Counter(values)
-    return min(counts, key=lambda v: (-counts[v], v)) if counts else default
 
 
 def _number(value: float) -> int | float:

@@ -13,11 +13,12 @@ from dataclasses import replace
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import MismatchError
 from loratools.ops.combine.rows import mean_of, united
-from loratools.ops.common.same import same_bytes
 from loratools.ops.lowrank.reduce import widest
 from loratools.storage.casting import narrowed
+from loratools.storage.same import same_bytes
 from loratools.tensors.dtypes import parse_float_dtype
 from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.shapes import shape_text
 
 
 def combined_replacements(
@@ -89,7 +90,7 @@ def _mean(name: str, owners: Sequence[tuple[float, Replacement]]) -> LazyTensor:
     pairs = [(w, r.tensor) for w, r in owners]
     shapes = {t.shape for _, t in pairs}
     if len(shapes) > 1:
-        told = " and ".join("x".join(map(str, s)) for s in sorted(shapes))
+        told = " and ".join(map(shape_text, sorted(shapes)))
         raise MismatchError(f"'{name}' is replaced with weights of different shapes: {told}", hint="use --heads first")
     if any(parse_float_dtype(t.dtype) is None for _, t in pairs):
         raise MismatchError(

@@ -42,8 +42,9 @@ from loratools.ops.lowrank.reduce import Reduced, overall_error, passed_through,
 from loratools.storage.commit import check_output
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.lazy import held
+from loratools.tensors.shapes import without_ones
 from loratools.updates.full import Full
-from loratools.updates.parts.protocol import Shape, Update, flow
+from loratools.updates.parts.protocol import Update, flow
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
@@ -314,7 +315,7 @@ def _targets(
     misfits = [
         f"{name}   " + ", ".join(f"'{t.whose}' {flow(t.update.shape)}" for t in terms)
         for name, terms in targets.items()
-        if len({(_without_ones(t.update.shape), layout_of(t.update).embedding) for t in terms}) > 1
+        if len({(without_ones(t.update.shape), layout_of(t.update).embedding) for t in terms}) > 1
     ]
     if misfits:
         raise MismatchError(
@@ -382,11 +383,6 @@ def _scale(update: Update) -> float | None:
     """The scale of a plain pair of factors; None of any other kind."""
     lora = update.as_lora()
     return None if lora is None or lora.mid is not None or lora.embedding else lora.scale
-
-
-def _without_ones(shape: Shape) -> Shape:
-    """The shape without a kernel of one element: such a convolution may be stored as a linear layer."""
-    return shape[:2] if all(size == 1 for size in shape[2:]) else shape
 
 
 def _common_layout(updates: Sequence[Update]) -> Layout:

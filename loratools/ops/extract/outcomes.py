@@ -11,7 +11,6 @@ from typing import ClassVar, Literal, TypeAlias
 
 from loratools.execution.local import run, single_threaded_torch
 from loratools.ops.common.device import device_named
-from loratools.ops.common.same import same_bytes
 from loratools.ops.extract.adapter import Keep, update_of
 from loratools.ops.extract.rank_policy import RankPolicy
 from loratools.ops.finetune.delta import (
@@ -25,6 +24,7 @@ from loratools.ops.finetune.delta import (
     stored,
 )
 from loratools.ops.finetune.pairs import Pair
+from loratools.storage.same import same_bytes
 from loratools.tensors.dtypes import DTYPE_BITS, FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reordered

@@ -22,6 +22,7 @@ from loratools.ops.finetune.in_memory import Tensors, of_transformers_5, targets
 from loratools.ops.finetune.layer_kinds import Kinds, Layer, is_embedding, kind_of
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 # A number between two dots: the layer that a tensor belongs to.
 _IN_LAYER = re.compile(r"(^|\.)\d+\.")
@@ -138,7 +139,7 @@ def line_up(
         elif a.shape != b.shape:
             declared = _declared_anew(pair)
             if declared is None:
-                misfits.append(f"{name}   base {_shape(a)}, fine-tuned {_shape(b)}")
+                misfits.append(f"{name}   base {shape_text(a.shape)}, fine-tuned {shape_text(b.shape)}")
             grown = a.shape[1:] == b.shape[1:] and (*a.shape[:1], *b.shape[:1]) in resized
             pairs.append(replace(pair, declared=declared, grown=grown))
         elif not {a.dtype, b.dtype} <= set(FLOAT_DTYPES):
@@ -200,10 +201,6 @@ def _declared_anew(pair: Pair) -> str | None:
     leaf = pair.name.rpartition(".")[2]
     own = leaf in ("weight", "bias") and len(before.shape) == len(after.shape) and not _IN_LAYER.search(pair.name)
     return "modules_to_save" if own and {before.dtype, after.dtype} <= set(FLOAT_DTYPES) else None
-
-
-def _shape(tensor: LazyTensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
 def _model_type(checkpoint: Checkpoint) -> str | None:

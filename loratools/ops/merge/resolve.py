@@ -15,12 +15,13 @@ from loratools.checkpoints import Checkpoint
 from loratools.errors import MismatchError, UnsupportedError
 from loratools.matching import Matches
 from loratools.naming.places import Place
-from loratools.ops.common.same import same_bytes
 from loratools.ops.common.vocabulary import vocabulary_size
 from loratools.ops.merge.outputs import Output, RowsReplaced, WeightedUpdate
 from loratools.ops.merge.views import as_stored, as_updated
+from loratools.storage.same import same_bytes
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 from loratools.tensors.views import placed
 
 _PER_TOKEN = {
@@ -302,7 +303,7 @@ def _long_enough(name: str, values: LazyTensor, patches: Sequence[RowsReplaced])
             f"the rows that an adapter replaces do not fit '{name}'",
             details=[f"the base has {count}, the adapter has row {size - 1} and not row {missing[0]}"]
             if missing
-            else [f"{_times(p.values.shape)} into {_times(values.shape)}" for p in patches],
+            else [f"{shape_text(p.values.shape)} into {shape_text(values.shape)}" for p in patches],
             hint="is it the adapter of this model? new words come after all others, without a gap" if missing else None,
         )
     return values if size == count else placed((size, inner[0]), [(0, 0, values)])
@@ -321,7 +322,9 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
         return len(old) == len(new) and old[1:] == new[1:] and (old[0] == tokens or head)
 
     wrong = [
-        f"{n}   base {_times(old)}, adapter {_times(new)}" for n, (old, new) in resized.items() if not fits(n, old, new)
+        f"{n}   base {shape_text(old)}, adapter {shape_text(new)}"
+        for n, (old, new) in resized.items()
+        if not fits(n, old, new)
     ]
     if wrong:
         raise MismatchError(f"{len(wrong)} replaced tensors do not fit '{base.path}'", details=wrong)
@@ -346,10 +349,6 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
 def _per_token(name: str) -> bool:
     """Whether a weight of as many rows or columns as there are tokens has one for each token, by its name."""
     return not _PER_TOKEN.isdisjoint(name.split("."))
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a scalar"
 
 
 def _usual_float(base: Checkpoint) -> str:

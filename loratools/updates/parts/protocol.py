@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
@@ -153,10 +154,9 @@ class Delta(Protocol):
 
 def flow(shape: Shape) -> str:
     """`(out, in)` as people read a layer: in -> out; any other shape as its sizes."""
-    sizes = ["?" if size is None else str(size) for size in shape]
-    return f"{sizes[1]} -> {sizes[0]}" if len(sizes) == 2 else "x".join(sizes) or "a scalar"
+    return f"{shape_text(shape[1:])} -> {shape_text(shape[:1])}" if len(shape) == 2 else shape_text(shape)
 
 
-def fits_shape(expected: Shape, shape: tuple[int, ...]) -> bool:
+def fits_shape(expected: Shape, shape: Shape) -> bool:
     """Whether the two agree wherever `expected` tells."""
     return len(expected) == len(shape) and all(e is None or e == s for e, s in zip(expected, shape, strict=True))

@@ -31,8 +31,6 @@ from loratools.naming.image.families import flux, flux2
 from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
 from loratools.tensors.lazy import LazyTensor, held
-from loratools.updates.full import Full
-from loratools.updates.lora import LoRA
 
 WRITES = ".safetensors"
 _NORM = ".scale"
@@ -71,7 +69,7 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
     for name, update in adapter.updates.items():
         if name.partition(".")[0] != "transformer":
             problems[name] = "only the transformer has a place"
-        elif not isinstance(update, LoRA | Full) or (isinstance(update, LoRA) and update.magnitude is not None):
+        elif update.as_full() is None and ((lora := update.as_lora()) is None or lora.magnitude is not None):
             problems[name] = "only plain LoRA and its biases have a place"
     if found.family is None or found.family.name not in {f.name for f in _FAMILIES}:
         problems |= dict.fromkeys(adapter.updates, "of a model that is not Flux")
@@ -90,11 +88,11 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     parts: dict[str, LazyTensor] = {}
     alphas: Stored = {}
     for module in modules:
-        if isinstance(module.weight, LoRA):
-            factors = lora_parts(module.weight, keep_mid=False)
+        if (lora := module.lora) is not None:
+            factors = lora_parts(lora, keep_mid=False)
             parts |= {f"{module.name}.lora_{part}.weight": tensor for part, tensor in factors.items()}
-            if plain_alpha(module.weight) != module.weight.rank:
-                alphas[f"{module.name}.alpha"] = held(torch.tensor(plain_alpha(module.weight)))
+            if plain_alpha(lora) != lora.rank:
+                alphas[f"{module.name}.alpha"] = held(torch.tensor(plain_alpha(lora)))
         if module.bias is not None:
             parts[f"{module.name}.lora_B.bias"] = module.bias.diff
     for name, replacement in adapter.replacements.items():

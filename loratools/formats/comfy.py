@@ -30,8 +30,6 @@ from loratools.formats.image_parts.writing import (
 from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
 from loratools.tensors.lazy import LazyTensor, held
-from loratools.updates.full import Full
-from loratools.updates.lora import LoRA
 
 WRITES = ".safetensors"
 _PREFIX = "diffusion_model."
@@ -76,19 +74,21 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     stored: Stored = {}
     named = {module.named(_prefix(module.part, family)): (module.weight, module.bias) for module in modules}
     for name, (weight, bias) in named.items():
-        if isinstance(weight, LoRA):
-            factors = lora_parts(weight, keep_mid=True)
+        if weight is None:
+            pass  # a bias alone
+        elif (lora := weight.as_lora()) is not None:
+            factors = lora_parts(lora, keep_mid=True)
             # Only kohya's spelling has a name for the core of a convolution.
             spelled = {"A": "lora_A", "B": "lora_B"} if "mid" not in factors else {"A": "lora_down", "B": "lora_up"}
             parts |= {f"{name}.{spelled.get(part, 'lora_mid')}.weight": t for part, t in factors.items()}
-            if (magnitude := axis_magnitude(weight)) is not None:
+            if (magnitude := axis_magnitude(lora)) is not None:
                 parts[f"{name}.dora_scale"] = magnitude
-            alpha = plain_alpha(weight)
-            if weight.alpha_source == "tensor" or alpha != weight.rank:
+            alpha = plain_alpha(lora)
+            if lora.alpha_source == "tensor" or alpha != lora.rank:
                 stored[f"{name}.alpha"] = held(torch.tensor(alpha))
-        elif isinstance(weight, Full):
-            parts[f"{name}.diff"] = weight.diff
-        elif weight is not None:
+        elif (full := weight.as_full()) is not None:
+            parts[f"{name}.diff"] = full.diff
+        else:
             parts |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(weight) or {}).items()}
             if (own := weight.lycoris_alpha()) is not None:
                 stored[f"{name}.alpha"] = held(torch.tensor(own))

@@ -43,7 +43,6 @@ from loratools.storage.json_file import parse_json
 from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
-from loratools.updates.lora import LoRA
 
 WRITES = ".safetensors"
 _METADATA = "lora_adapter_metadata"
@@ -77,10 +76,10 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
     problems = dict(found.problems)
     for module in found.modules:
         name = module.target
-        if isinstance(module.weight, LoRA):
-            if module.weight.magnitude is not None and module.weight.magnitude_of == "in":
+        if (lora := module.lora) is not None:
+            if lora.magnitude is not None and lora.magnitude_of == "in":
                 problems[name] = "DoRA with a magnitude of inputs; diffusers has them of outputs only"
-            if module.weight.embedding:
+            if lora.embedding:
                 problems[name] = "LoRA of an embedding"
         elif module.weight is not None:
             problems[name] = f"{module.weight.kind}, which diffusers does not read"
@@ -95,20 +94,21 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     modules, empty = pieces_alone(_in_parts(found.modules))
     parts: dict[str, LazyTensor] = {}
     for module in modules:
-        assert isinstance(module.weight, LoRA)
+        lora = module.lora
+        assert lora is not None
         name = module.named(f"{module.part}.")
-        factors = lora_parts(module.weight, keep_mid=False)
+        factors = lora_parts(lora, keep_mid=False)
         parts |= {f"{name}.lora_{part}.weight": tensor for part, tensor in factors.items()}
-        if module.weight.magnitude is not None:
-            outputs, kernel = module.weight.shape[0], len(module.weight.shape) - 2
+        if lora.magnitude is not None:
+            outputs, kernel = lora.shape[0], len(lora.shape) - 2
             shape = (1, outputs, *(1,) * kernel) if kernel else (outputs,)
-            parts[f"{name}.lora_magnitude_vector"] = reshaped(module.weight.magnitude, shape)
+            parts[f"{name}.lora_magnitude_vector"] = reshaped(lora.magnitude, shape)
         if module.bias is not None:
             parts[f"{name}.lora_B.bias"] = module.bias.diff
     stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
     metadata = header_of(adapter, found.family)
     warnings = left_out(empty)
-    scaled = [m for m in modules if isinstance(m.weight, LoRA) and plain_alpha(m.weight) != m.weight.rank]
+    scaled = [m for m in modules if (lora := m.lora) is not None and plain_alpha(lora) != lora.rank]
     if scaled:
         metadata[_METADATA] = json.dumps(_configs(modules), indent=2, sort_keys=True)
         warnings += (
@@ -187,9 +187,7 @@ def _configs(modules: list[Written]) -> dict[str, object]:
     for part in sorted({module.part for module in modules}):
         # Without `text_model.`, which later transformers have not: PEFT also finds names by their ends.
         loras = {
-            m.name.removeprefix("text_model."): m.weight
-            for m in modules
-            if m.part == part and isinstance(m.weight, LoRA)
+            m.name.removeprefix("text_model."): lora for m in modules if m.part == part and (lora := m.lora) is not None
         }
         ranks = {name: u.rank for name, u in loras.items()}
         alphas = {name: plain_alpha(u) for name, u in loras.items()}

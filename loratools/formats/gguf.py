@@ -109,17 +109,18 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     found = dict.fromkeys(adapter.replacements, "a GGUF adapter holds factors and no whole weights")
     tied = base is not None and base.config.get("tie_word_embeddings") is True
     for name, update in adapter.updates.items():
-        if not isinstance(update, LoRA):
+        lora = update.as_lora()
+        if lora is None:
             found[name] = f"a GGUF adapter has no {update.kind}"
-        elif update.magnitude is not None:
+        elif lora.magnitude is not None:
             found[name] = "a GGUF adapter has no magnitude (DoRA): merge it into the base and extract a plain LoRA"
-        elif update.mid is not None or len(update.a.shape) != 2:
+        elif lora.mid is not None or len(lora.a.shape) != 2:
             found[name] = "a GGUF adapter has no LoRA of convolutions"
         elif _written_name(architecture, name) is None:
             found[name] = f"no module of {architecture.name} that GGUF has a name for"
         elif name == "lm_head" and tied:
             found[name] = "the base ties its head to the embedding, so that a GGUF of it has no such weight"
-        elif update.embedding != (_written_name(architecture, name) == _EMBEDDING):
+        elif lora.embedding != (_written_name(architecture, name) == _EMBEDDING):
             found[name] = "an embedding's factors on another module, or a linear layer's on the embedding"
     return found
 
@@ -137,7 +138,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     architecture = _architecture_of(base)
     assert base is not None
     counts = _heads(base)
-    updates = {n: u for n, u in adapter.updates.items() if isinstance(u, LoRA) and u.rank > 0}
+    updates = {n: lora for n, u in adapter.updates.items() if (lora := u.as_lora()) is not None and lora.rank > 0}
     if not updates:
         raise UnsupportedError(f"{quoted(adapter.name)} has no factors to write")
     common = most_common(_alpha(u) for u in updates.values())

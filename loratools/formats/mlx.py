@@ -84,18 +84,19 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     """What mlx-lm has no place for."""
     found = dict.fromkeys(adapter.replacements, "mlx-lm loads no whole weights beside factors")
-    dora = any(isinstance(u, LoRA) and u.magnitude is not None for u in adapter.updates.values())
+    dora = any((lora := u.as_lora()) is not None and lora.magnitude is not None for u in adapter.updates.values())
     for name, update in adapter.updates.items():
-        if not isinstance(update, LoRA):
+        lora = update.as_lora()
+        if lora is None:
             found[name] = f"mlx-lm has no {update.kind}"
-        elif update.mid is not None or len(update.a.shape) != 2:
+        elif lora.mid is not None or len(lora.a.shape) != 2:
             found[name] = "mlx-lm has no LoRA of convolutions"
-        elif update.magnitude is None and dora:
+        elif lora.magnitude is None and dora:
             found[name] = "no magnitude, and mlx-lm has DoRA for all modules or for none"
-        elif update.magnitude is not None and parse_expert(name) is not None:
+        elif lora.magnitude is not None and parse_expert(name) is not None:
             found[name] = "mlx-lm has no DoRA of experts"
-        elif update.magnitude is not None and (update.magnitude_of == "in") != update.embedding:
-            found[name] = f"mlx-lm has no magnitude of each {'output' if update.embedding else 'input'} here"
+        elif lora.magnitude is not None and (lora.magnitude_of == "in") != lora.embedding:
+            found[name] = f"mlx-lm has no magnitude of each {'output' if lora.embedding else 'input'} here"
     return found
 
 
@@ -110,7 +111,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     from loratools.storage.json_file import write_json
     from loratools.storage.safetensors_writer import write_safetensors
 
-    updates = {n: u for n, u in adapter.updates.items() if isinstance(u, LoRA) and u.rank > 0}
+    updates = {n: lora for n, u in adapter.updates.items() if (lora := u.as_lora()) is not None and lora.rank > 0}
     if not updates:
         raise UnsupportedError(f"{quoted(adapter.name)} has no factors to write")
     same, rank, scale = uniform(updates, dtype)

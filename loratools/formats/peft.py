@@ -25,7 +25,6 @@ from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.storage.same import same_bytes
 from loratools.tensors.lazy import LazyTensor
-from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
 from loratools.updates.parts.protocol import Update
@@ -98,7 +97,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapping[str, Update]) -> list[str]:
     """What a person should know of what was read, and what changes nothing."""
     config, warnings = source.config, []
-    lora = {module: update for module, update in updates.items() if isinstance(update, LoRA)}
+    lora = {name: one for name, update in updates.items() if (one := update.as_lora()) is not None}
     if config is None:
         warnings.append(f"{quoted(source.file)} has no {CONFIG} beside it; alpha is assumed to be the rank")
     elif lora:
@@ -133,15 +132,17 @@ def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapp
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     """What is not written, and why."""
-    normalised = {isinstance(u, LoRA) and u.magnitude is not None for u in adapter.updates.values() if u.kind == "lora"}
+    loras = [lora for u in adapter.updates.values() if (lora := u.as_lora()) is not None]
+    normalised = {lora.magnitude is not None for lora in loras}
     found = {name: "a trained word" for name, r in adapter.replacements.items() if r.declared == "trained word"}
     for name, update in adapter.updates.items():
-        if isinstance(update, LoRA):
-            if update.mid is not None:
+        experts = update.as_experts()
+        if (lora := update.as_lora()) is not None:
+            if lora.mid is not None:
                 found[name] = "LoRA with a core between its factors, which PEFT has no place for"
-            elif update.magnitude is not None and (update.magnitude_of == "in" or len(normalised) > 1):
+            elif lora.magnitude is not None and (lora.magnitude_of == "in" or len(normalised) > 1):
                 found[name] = "a magnitude of its inputs, or of some modules only, which PEFT has no place for"
-        elif not (isinstance(update, LoRAExperts) and update.packing == "peft") and not _is_bias(adapter, name):
+        elif (experts is None or experts.packing != "peft") and not _is_bias(adapter, name):
             found[name] = update.kind
     return found
 
@@ -283,7 +284,11 @@ def _writable(adapter: Adapter) -> dict[str, LoRA | LoRAExperts]:
             f"{len(others)} of {len(adapter.updates)} updates of {quoted(adapter.name)} cannot be written as PEFT",
             details=shown([f"{name}: {why}" for name, why in others.items()]),
         )
-    updates = {n: u for n, u in adapter.updates.items() if isinstance(u, LoRA | LoRAExperts) and u.rank > 0}
+    updates = {
+        name: factored
+        for name, update in adapter.updates.items()
+        if (factored := update.as_lora() or update.as_experts()) is not None and factored.rank > 0
+    }
     if scaleless := [name for name, u in updates.items() if not math.isfinite(u.alpha) or u.alpha == 0]:
         raise UnsupportedError(
             f"{counted(len(scaleless), 'module')} of {quoted(adapter.name)} with an alpha that is 0 or not finite",
@@ -294,7 +299,8 @@ def _writable(adapter: Adapter) -> dict[str, LoRA | LoRAExperts]:
 
 def _is_bias(adapter: Adapter, name: str) -> bool:
     """Whether an update is the bias that B has: of a module with factors, and scaled as they are."""
-    own, partner = adapter.updates[name], adapter.updates.get(name.removesuffix(".bias"))
-    if not name.endswith(".bias") or not isinstance(own, Full) or not isinstance(partner, LoRA):
+    bias, partner = adapter.updates[name].as_full(), adapter.updates.get(name.removesuffix(".bias"))
+    lora = None if partner is None else partner.as_lora()
+    if not name.endswith(".bias") or bias is None or lora is None:
         return False
-    return own.scale == partner.scale and partner.magnitude is None and not partner.embedding
+    return bias.scale == lora.scale and lora.magnitude is None and not lora.embedding

@@ -49,7 +49,8 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
     places = _places(adapter)
     found = {name: "XLabs has attention of Flux only" for name in adapter.updates if name not in places}
     for name, update in adapter.updates.items():
-        if name in places and (not isinstance(update, LoRA) or update.magnitude is not None or update.mid is not None):
+        lora = update.as_lora()
+        if name in places and (lora is None or lora.magnitude is not None or lora.mid is not None):
             found[name] = "only plain LoRA has a place"
     return found | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
 
@@ -60,8 +61,9 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     stored: Stored = {}
     together: dict[str, dict[str, LoRA]] = {}
     for target, update in adapter.updates.items():
-        assert isinstance(update, LoRA)
-        together.setdefault(places[target].name, {})[target] = update
+        lora = update.as_lora()
+        assert lora is not None
+        together.setdefault(places[target].name, {})[target] = lora
     for name, members in sorted(together.items()):
         place = next(p for p in places.values() if p.name == name)
         first = next(iter(members.values()))

@@ -35,8 +35,6 @@ from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor, held
-from loratools.updates.full import Full
-from loratools.updates.lora import LoRA
 
 _TEXT = {
     "lora_te1_": "text_encoder",
@@ -98,9 +96,9 @@ def without_spelling(adapter: Adapter) -> dict[str, str]:
     for name, update in adapter.updates.items():
         if name.startswith("transformer_2."):
             problems[name] = "of a second transformer, which has a file of its own"
-        elif isinstance(update, LoRA) and update.embedding:
+        elif update.as_lora() is not None and update.embedding:
             problems[name] = "LoRA of an embedding"
-        elif not isinstance(update, LoRA | Full) and lycoris_parts(update) is None:
+        elif update.as_lora() is None and update.as_full() is None and lycoris_parts(update) is None:
             problems[name] = f"{update.kind}, which is not written here"
     return problems
 
@@ -139,20 +137,21 @@ def spelled(name: str, module: Written, *, dtype: str | None) -> Stored:
 
     found: dict[str, LazyTensor] = {}
     alpha: LazyTensor | None = None
-    if isinstance(module.weight, LoRA):
-        parts = lora_parts(module.weight, keep_mid=True)
+    full = None if module.weight is None else module.weight.as_full()
+    if (lora := module.lora) is not None:
+        parts = lora_parts(lora, keep_mid=True)
         spellings = {"A": "lora_down.weight", "B": "lora_up.weight", "mid": "lora_mid.weight"}
         found |= {f"{name}.{spellings[part]}": tensor for part, tensor in parts.items()}
-        if (magnitude := axis_magnitude(module.weight)) is not None:
+        if (magnitude := axis_magnitude(lora)) is not None:
             found[f"{name}.dora_scale"] = magnitude
-        alpha = held(torch.tensor(plain_alpha(module.weight)))
-    elif module.weight is not None and not isinstance(module.weight, Full):
+        alpha = held(torch.tensor(plain_alpha(lora)))
+    elif module.weight is not None and full is None:
         found |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(module.weight) or {}).items()}
         if (own := module.weight.lycoris_alpha()) is not None:
             alpha = held(torch.tensor(own))
-    norm = isinstance(module.weight, Full) and len(module.weight.shape) == 1
-    if isinstance(module.weight, Full):
-        found[f"{name}.{'w_norm' if norm else 'diff'}"] = module.weight.diff
+    norm = full is not None and len(full.shape) == 1
+    if full is not None:
+        found[f"{name}.{'w_norm' if norm else 'diff'}"] = full.diff
     if module.bias is not None:
         found[f"{name}.{'b_norm' if norm else 'diff_b'}"] = module.bias.diff
     stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in found.items()}

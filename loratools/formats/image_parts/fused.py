@@ -35,7 +35,7 @@ def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Upd
         return None
     if len(place.targets) == 1:
         # A module with another number of outputs has no halves of this kind.
-        return {place.targets[0]: _swapped(update) if rows == 2 * (columns or 0) else update}
+        return {place.targets[0]: _with_halves_swapped(update) if rows == 2 * (columns or 0) else update}
     if columns is None and place.split != "thirds":
         return None
     shares = sizes(place.split, rows, columns or 0, len(place.targets))
@@ -52,7 +52,7 @@ def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Upd
 def why_not_fused(parts: Mapping[str, Mapping[str, Update]], place: Place) -> str | None:
     """Why the updates of weights and biases of these parts cannot become one; None where they can."""
     weights = [found["weight"] for found in parts.values() if "weight" in found]
-    loras = [u for u in weights if isinstance(u, LoRA)]
+    loras = [lora for u in weights if (lora := u.as_lora()) is not None]
     biases = [found["bias"] for found in parts.values() if "bias" in found]
     if biases and len(biases) < len(place.targets):
         return "a bias of some parts of a fused module only"
@@ -100,7 +100,7 @@ def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | Non
 def swapped_back(update: Update, place: Place, *, columns: int | None) -> Update:
     """As the original has it, where its halves stand in another order."""
     rows = _rows_that_cut(update)
-    return _swapped(update) if place.swap and rows is not None and rows == 2 * (columns or 0) else update
+    return _with_halves_swapped(update) if place.swap and rows is not None and rows == 2 * (columns or 0) else update
 
 
 def without_zeros(update: LoRA) -> LoRA:
@@ -117,26 +117,28 @@ def without_zeros(update: LoRA) -> LoRA:
 
 def _rows_that_cut(update: Update) -> int | None:
     """How many outputs it has, if they can be taken apart."""
-    if isinstance(update, LoRA) and not (update.magnitude is not None and update.magnitude_of == "in"):
-        return update.shape[0]
-    return update.shape[0] if isinstance(update, Full) and update.shape else None
+    if (lora := update.as_lora()) is not None and not (lora.magnitude is not None and lora.magnitude_of == "in"):
+        return lora.shape[0]
+    return full.shape[0] if (full := update.as_full()) is not None and full.shape else None
 
 
 def _rows(update: Update, span: tuple[int, int]) -> Update:
-    if isinstance(update, Full):
-        return replace(update, diff=rows(update.diff, *span))
-    assert isinstance(update, LoRA)
-    magnitude = None if update.magnitude is None else rows(update.magnitude, *span)
-    b = rows(update.b, *span)
-    return replace(update, b=LazyTensor(b.shape, b.dtype, _Piece(b)), magnitude=magnitude)
+    if (full := update.as_full()) is not None:
+        return replace(full, diff=rows(full.diff, *span))
+    lora = update.as_lora()
+    assert lora is not None
+    magnitude = None if lora.magnitude is None else rows(lora.magnitude, *span)
+    b = rows(lora.b, *span)
+    return replace(lora, b=LazyTensor(b.shape, b.dtype, _Piece(b)), magnitude=magnitude)
 
 
-def _swapped(update: Update) -> Update:
-    if isinstance(update, Full):
-        return replace(update, diff=_halves(update.diff))
-    assert isinstance(update, LoRA)
-    magnitude = None if update.magnitude is None else _halves(update.magnitude)
-    return replace(update, b=_halves(update.b), magnitude=magnitude)
+def _with_halves_swapped(update: Update) -> Update:
+    if (full := update.as_full()) is not None:
+        return replace(full, diff=_halves(full.diff))
+    lora = update.as_lora()
+    assert lora is not None
+    magnitude = None if lora.magnitude is None else _halves(lora.magnitude)
+    return replace(lora, b=_halves(lora.b), magnitude=magnitude)
 
 
 def _block_diagonal(members: Sequence[LoRA | None], missing: Sequence[int | None], *, fold: bool) -> LazyTensor:

@@ -68,6 +68,11 @@ class Written:
         """The adapter's name of what updates the weight."""
         return f"{self.part}.{self.name}" if self.part else self.name
 
+    @property
+    def lora(self) -> LoRA | None:
+        """The update of its weight as a pair of factors; None where it is none."""
+        return None if self.weight is None else self.weight.as_lora()
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -177,12 +182,12 @@ def _as_stored(adapter: Adapter) -> Iterator[Written]:
 
 
 def _is_bias(update: Update, name: str) -> bool:
-    return isinstance(update, Full) and name.endswith(".bias") and len(update.shape) == 1
+    return update.as_full() is not None and name.endswith(".bias") and len(update.shape) == 1
 
 
 def _written(part: str, name: str, found: Mapping[str, Update]) -> Written:
     bias = found.get("bias")
-    return Written(part, name, found.get("weight"), bias if isinstance(bias, Full) else None)
+    return Written(part, name, found.get("weight"), None if bias is None else bias.as_full())
 
 
 def _spelled(
@@ -232,9 +237,7 @@ def _turned(part: str, back: Fused, found: Mapping[str, Update]) -> Written:
     if made.weight is not None:
         made.weight = swapped_back(made.weight, back.place, columns=columns)
     if made.bias is not None:
-        turned = swapped_back(made.bias, back.place, columns=columns)
-        assert isinstance(turned, Full)
-        made.bias = turned
+        made.bias = swapped_back(made.bias, back.place, columns=columns).as_full()
     return made
 
 
@@ -247,11 +250,15 @@ def _together(
 ) -> Written:
     columns = next(iter(parts.values()))["weight"].shape[1]
     kept = {target: found["weight"] for target, found in parts.items()}
-    loras = {target: u for target, u in kept.items() if isinstance(u, LoRA)}
+    loras = {target: lora for target, u in kept.items() if (lora := u.as_lora()) is not None}
     gaps = [
         None if t in loras else _outputs(t, i, place, loras, columns or 0, members) for i, t in enumerate(place.targets)
     ]
-    biases = [bias for t in place.targets if t in parts and isinstance(bias := parts[t].get("bias"), Full)]
+    biases = [
+        full
+        for t in place.targets
+        if t in parts and (bias := parts[t].get("bias")) is not None and (full := bias.as_full()) is not None
+    ]
     return Written(part, name, fused(loras, place, gaps), fused_bias(biases) if biases else None)
 
 
@@ -319,10 +326,10 @@ def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
     kept: list[Written] = []
     empty: list[str] = []
     for module in modules:
-        if isinstance(module.weight, LoRA):
-            module = replace(module, weight=without_zeros(module.weight))
-            assert isinstance(module.weight, LoRA)
-            if module.weight.rank == 0:
+        if (lora := module.lora) is not None:
+            lora = without_zeros(lora)
+            module = replace(module, weight=lora)
+            if lora.rank == 0:
                 empty.append(module.target)
                 continue
         kept.append(module)

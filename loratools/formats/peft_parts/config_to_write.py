@@ -41,7 +41,7 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
     config: dict[str, object] = dict(raw) if isinstance(raw, Mapping) else dict(_NEW_CONFIG)
     config.pop("runtime_config", None)  # PEFT warns about it and ignores it
     config.pop("token_indices", None)  # of an adapter of trained tokens alone, which a LoRA holds as well
-    experts = sorted(target for target, u in updates.items() if isinstance(u, LoRAExperts))
+    experts = sorted(target for target, u in updates.items() if u.as_experts() is not None)
     bare = {t for t in updates if experts and _leaf(t) in _TAKEN_FOR_EXPERTS}
     ranks = {target: u.rank for target, u in updates.items()}
     rslora = bool(updates) and all(u.rslora for u in updates.values())
@@ -87,8 +87,9 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
 def factor_tensors(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[str, LazyTensor]:
     """The tensors of the updates by PEFT's keys; parameters of one module are wrapped one around the other."""
     tensors: dict[str, LazyTensor] = {}
-    for target, update in updates.items():
-        if isinstance(update, LoRAExperts):
+    for target, factored in updates.items():
+        update = factored.as_lora()
+        if update is None:
             continue
         a, b = ("lora_embedding_A", "lora_embedding_B") if update.embedding else ("lora_A.weight", "lora_B.weight")
         tensors[f"{PREFIX}{target}.{a}"], tensors[f"{PREFIX}{target}.{b}"] = update.a, update.b
@@ -97,7 +98,7 @@ def factor_tensors(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[st
         if (bias := adapter.updates.get(f"{target}.bias")) is not None:
             tensors[f"{PREFIX}{target}.lora_B.bias"] = bias.parts["diff"]
     wrapped: dict[str, list[str]] = {}
-    for target in (target for target, update in updates.items() if isinstance(update, LoRAExperts)):
+    for target in (target for target, update in updates.items() if update.as_experts() is not None):
         wrapped.setdefault(target.rpartition(".")[0], []).append(target)
     for module, targets in wrapped.items():
         inside_out = sorted(targets, key=lambda target: registered(target.rpartition(".")[2]))

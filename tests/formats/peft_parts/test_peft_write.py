@@ -16,6 +16,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.errors import OutputExistsError, UnsupportedError, UsageError
 from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
+from loratools.updates.parts.defaults import UpdateDefaults
 
 
 def lora(rank: int = 4, alpha: float = 8.0, *, rslora: bool = False, seed: int = 0) -> LoRA:
@@ -255,7 +256,7 @@ def test_an_output_that_exists_or_is_an_input_is_refused(stored: Stored, tmp_pat
 
 
 @dataclass(frozen=True)
-class Other:
+class Other(UpdateDefaults):
     kind: str = "loha"
 
 

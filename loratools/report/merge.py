@@ -96,10 +96,11 @@ def summary(report: MergeReport) -> list[RenderableType]:
     changed += f", {len(report.added)} new" if report.added else ""
     rows = [("merged", f"{changed}, {report.untouched} copied as they are")]
     if report.gain is not None:
-        rows.append(("gain", f"{report.gain:.4%} of the update survives rounding; "
-                             f"{report.unchanged_share or 0:.1%} of the merged weights keep their value"))  # fmt: skip
+        unmoved = f"{report.unchanged_share or 0:.1%} of the weights moved too little to change"
+        rows.append(("gain", f"{report.gain:.4%} of the adapter's change is in the result ({unmoved})"))
     if report.verified and report.max_error_ratio is not None:
-        rows.append(("checked", f"largest error {_below(report.max_error_ratio)} of what one rounding may cost"))
+        worst = _below(report.max_error_ratio)
+        rows.append(("checked", f"every sampled weight is within one rounding of the exact result (worst {worst})"))
     elif not report.verified:
         rows.append(("checked", "no (--no-verify)"))
     if report.left_out:

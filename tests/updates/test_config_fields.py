@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from updates import test_peft_parity_a as parity_a
+from updates import test_peft_parity_b as parity_b
 
 import loratools
 from loratools.errors import LoraToolsError
-from tests.updates import test_peft_parity_a as parity_a
-from tests.updates import test_peft_parity_b as parity_b
 
 ABSENT = object()
 VALUES: tuple[object, ...] = (ABSENT, None, "text", [], [3], {}, {"a": "b"}, -1, 0, 1.5, 10**400, True)

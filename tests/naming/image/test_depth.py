@@ -2,7 +2,8 @@
 
 import pytest
 
-from loratools.naming.image.resolving import denoisers, narrowed
+from loratools.errors import UndecidedError
+from loratools.naming.image.evidence import decide, denoisers
 
 
 # FLUX.1: 19 double and 38 single blocks. FLUX.2 [dev]: 8 double and 48 single ones.
@@ -15,16 +16,17 @@ from loratools.naming.image.resolving import denoisers, narrowed
         ("single_blocks.{}.linear2", 48, "flux2"),
     ],
 )
-def test_the_number_of_blocks_speaks_against_a_family(name: str, blocks: int, family: str) -> None:
+def test_the_number_of_blocks_decides_between_families(name: str, blocks: int, family: str) -> None:
     names = {name.format(number): (None, None) for number in range(blocks)}
-    both = [known for known in denoisers() if known.name in ("flux", "flux2") and all(map(known.find, names))]
+    both = [known for known in denoisers() if known.name in ("flux", "flux2")]
 
-    assert len(both) == 2
-    assert [left.name for left in narrowed(names, both)] == [family]
+    assert len([known for known in both if all(map(known.find, names))]) == 2
+    assert decide(names, both).families[0].name == family
 
 
-def test_a_number_of_blocks_that_no_family_has_speaks_against_none() -> None:
+def test_a_number_of_blocks_that_no_family_has_decides_nothing() -> None:
     names = {f"single_blocks.{number}.linear2": (None, None) for number in range(31)}
     both = [known for known in denoisers() if known.name in ("flux", "flux2")]
 
-    assert narrowed(names, both) == both
+    with pytest.raises(UndecidedError, match="flux or flux2"):
+        decide(names, both)

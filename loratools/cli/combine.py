@@ -60,7 +60,8 @@ if TYPE_CHECKING:
 @options.include
 @options.exclude
 @options.from_format
-@options.to_format
+@options.output_format
+@options.base
 @options.rank_from
 @options.threads
 @options.plan
@@ -87,7 +88,8 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     from_format: str | None,
-    format: str,
+    format: str | None,
+    base: str | None,
     rank_from: RankFrom,
     threads: int | None,
     plan: bool,
@@ -134,6 +136,7 @@ def command(
             exclude=exclude,
             from_format=from_format,
             format=format,
+            base=base,
             rank_from=rank_from,
             threads=threads,
             overwrite=overwrite,

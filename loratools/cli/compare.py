@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @options.include
 @options.exclude
 @options.from_format
+@options.base
 @options.rank_from
 @options.threads
 @options.common
@@ -29,6 +30,7 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     from_format: str | None,
+    base: str | None,
     rank_from: RankFrom,
     threads: int | None,
     output: Output,
@@ -52,6 +54,7 @@ def command(
             include=include,
             exclude=exclude,
             from_format=from_format,
+            base=base,
             rank_from=rank_from,
             threads=threads,
             progress=progress,

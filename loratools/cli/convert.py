@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 @click.argument("adapter", type=options.SOURCE)
 @options.out
 @click.option("--to", required=True, metavar="FORMAT", help="The format to write; 'loratools formats' lists them.")
-@click.option(
-    "--base",
-    type=options.SOURCE,
-    metavar="BASE",
-    help="The model it is for, or its config.json; some formats need its names.",
-)
+@options.base
 @click.option("--allow-partial", is_flag=True, help="Leave out, and list, what the format cannot hold.")
 @click.option("--alpha", type=float, metavar="F", help="Alpha of an adapter whose files do not say it.")
 @click.option("--serve", metavar="SERVER", help="With --to peft: as vllm, sglang, tgi, lorax or tensorrt-llm loads it.")

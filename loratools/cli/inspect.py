@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loratools.cli.common.options import SOURCE, common, from_format, rank_from
+from loratools.cli.common.options import SOURCE, base, common, from_format, rank_from
 from loratools.cli.common.output import Output
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.option("--values", is_flag=True, help="Also read the values: norms, spectra, what is not finite or untrained.")
 @click.option("--modules", is_flag=True, help="A row for every module, in place of one for all that are alike.")
 @from_format
+@base
 @rank_from
 @common
 def command(
@@ -27,6 +28,7 @@ def command(
     values: bool,
     modules: bool,
     from_format: str | None,
+    base: str | None,
     rank_from: RankFrom,
     output: Output,
 ) -> None:
@@ -42,7 +44,9 @@ def command(
     from loratools.ops.inspect import inspect
 
     with output.progress(None, "reading") if values else nullcontext() as progress:
-        inspection = inspect(*sources, values=values, from_format=from_format, rank_from=rank_from, progress=progress)
+        inspection = inspect(
+            *sources, values=values, from_format=from_format, base=base, rank_from=rank_from, progress=progress
+        )
     if output.json:
         output.document(inspection.as_json(), error=inspection.error)
     else:

@@ -26,7 +26,7 @@ from loratools.formats.common.source import (
     open_source,
     shown,
 )
-from loratools.formats.image_parts.spellings import is_learnt_word
+from loratools.formats.image_parts.spellings import is_learnt_word, is_spelled
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
 
@@ -38,6 +38,8 @@ __all__ = ["Base", "Format", "RankFrom", "Staged", "detect", "find_adapters", "l
 # Which rank makes the scale, where the config and the tensors disagree.
 RankFrom = Literal["tensors", "config"]
 FOLDER = "folder"
+# Formats that read and write names as a file has them, letter by letter (`Adapter.stored_names`).
+_WITH_STORED_NAMES = ("bare", "comfy", "diffusers", "kohya", "lycoris", "onetrainer")
 
 
 class Format(Protocol):
@@ -114,6 +116,12 @@ def detect(path: str | Path) -> list[str]:
     return _claims(open_source(path))
 
 
+def is_adapter_shaped(path: str | Path) -> bool:
+    """Whether a format claims the file at `path`, or its names end as parts of an adapter do, in whatever spelling."""
+    source = open_source(path)
+    return bool(_claims(source)) or any(is_spelled(name) for name in source.tensors)
+
+
 def find_files(folder: Path) -> list[Path]:
     """Adapters among the files of `folder` that have names of their own, as a collection of downloads has them."""
     found = []
@@ -177,6 +185,7 @@ def staged(
         raise UsageError(f"no dtype named '{dtype}'; there are: float64, float32, float16, bfloat16")
     # Every format stores the scale in one way or another, so that a doubt would be written as a fact.
     adapter.require_scale()
+    adapter = fitted_names(adapter, format)
     ensure_writable(adapter, format, base=base)
     place = staged_folder if entry.WRITES == FOLDER else staged_file
     with place(named(Path(out), format), overwrite=overwrite, inputs=[Path(p) for p in inputs]) as path:
@@ -188,13 +197,35 @@ def staged(
 
 def ensure_writable(adapter: Adapter, format: str, *, base: Base | None = None) -> None:
     """Raise UnsupportedError, with each part of the adapter that the format cannot hold, if there is any."""
-    ensure_named(adapter, format)
+    adapter = fitted_names(adapter, format)
     if lost := writer(format).unwritable(adapter, base=base):
         raise UnsupportedError(
             f"{counted(len(lost), 'part')} of {quoted(adapter.name)} cannot be written as {format}",
             details=[f"{name}: {why}" for name, why in sorted(lost.items())],
             hint="leave out what it cannot hold, with --exclude, or write another format",
         )
+
+
+def fitted_names(adapter: Adapter, format: str) -> Adapter:
+    """The adapter with the names that `format` has for its modules; raises the same errors as `ensure_named`.
+
+    PEFT has those of one model, without the part of a pipeline that it is.
+    """
+    from loratools.formats.image_parts.component import without_component
+
+    ensure_named(adapter, format)
+    return without_component(adapter) if format == "peft" and "image" in adapter.notes else adapter
+
+
+def written_suffix(format: str) -> str | None:
+    """What a format writes: `folder`, or the suffix of its one file; None where it is only read."""
+    entry = _entry(format)
+    return entry.WRITES if hasattr(entry, "write") else None
+
+
+def keeps_names(format: str) -> bool:
+    """Whether adapters of this format can be read with the names of the file and written back with them."""
+    return format in _WITH_STORED_NAMES
 
 
 def ensure_named(adapter: Adapter, format: str) -> None:
@@ -205,6 +236,9 @@ def ensure_named(adapter: Adapter, format: str) -> None:
         UnsupportedError: they are of no model that is known here.
     """
     if not adapter.stored_names or adapter.format == format:
+        return
+    # Names of diffusers are those of its models, whichever they are.
+    if (adapter.format, format) == ("diffusers", "peft"):
         return
     why = adapter.undecided or UnsupportedError(
         f"its modules have the names of {adapter.format}", hint="name the model it is for: --base BASE"

@@ -51,7 +51,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     norms = {key: tensor for key, tensor in source.tensors.items() if key.endswith(_NORM)}
     rest = {key: tensor for key, tensor in source.tensors.items() if key not in norms}
     how = Read("bfl", _locate, known_only=True, families=_FAMILIES)
-    adapter = read_image(replace(source, tensors=rest), how)
+    adapter = read_image(replace(source, tensors=rest, stored_names=False), how)
     replaced: dict[str, Replacement] = {}
     for key, tensor in norms.items():
         module = key.removeprefix(_PEFT).removesuffix(_NORM)

@@ -22,7 +22,7 @@ from loratools.formats.image_parts.flat_names import left_out
 from loratools.formats.image_parts.kinds import Scale
 from loratools.formats.image_parts.reading import Located, Read
 from loratools.formats.image_parts.reading import read as read_image
-from loratools.formats.image_parts.spellings import grouped
+from loratools.formats.image_parts.spellings import grouped, is_spelled
 from loratools.formats.image_parts.writing import (
     Stored,
     Written,
@@ -35,6 +35,7 @@ from loratools.formats.image_parts.writing import (
 )
 from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts.config_to_write import pattern
+from loratools.formats.peft_parts.keys import Factor, parse
 from loratools.formats.peft_parts.patterns import matches
 from loratools.naming.image.evidence import denoisers
 from loratools.storage.casting import cast
@@ -62,11 +63,18 @@ def detect(source: AdapterSource) -> bool:
         return False
     if _METADATA in source.metadata or any(at.part != "transformer" for at in found):
         return True
-    return any(family.find(at.name) is not None for at in found for family in denoisers())
+    if any(family.find(at.name) is not None for at in found for family in denoisers()):
+        return True
+    # What PEFT does not spell so is of no language model.
+    return any(is_spelled(key) and not isinstance(parse(key), Factor) for key in source.tensors)
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; errors as of `_image_read.read`. Names that no table has are diffusers' own all the same."""
+    # Attention processors and LoRA layers of old releases are written with today's names.
+    names = [name for name, module in grouped(source.tensors)[0].items() if module.kinds]
+    current = all((at := _locate(name)) is None or f"{at.part}.{at.name}" == name for name in names)
+    source = replace(source, stored_names=source.stored_names and current)
     return read_image(source, Read("diffusers", _locate, scale=_scales(source)))
 
 
@@ -137,6 +145,8 @@ def _locate(name: str) -> Located | None:
     head, _, leaf = module.rpartition(".")
     if part.startswith("text_encoder") and leaf in _OLD_ENCODER and head.endswith("self_attn"):
         return Located(part, f"{head}.{_OLD_ENCODER[leaf]}")
+    # SimpleTuner saves what PEFT has wrapped.
+    module = module.removeprefix("base_model.model.")
     return Located(part, module) if module else None
 
 

@@ -74,7 +74,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     beside = companion_weights(source, replacements)
     replacements |= beside.replacements
     base = (config or {}).get("base_model_name_or_path")
-    return Adapter(
+    adapter = Adapter(
         updates=updates,
         replacements=replacements,
         format="peft",
@@ -92,6 +92,11 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         warnings=tuple(warnings),
         read_companions=beside.files,
     )
+    if (config or {}).get("auto_mapping") is None:
+        return adapter
+    from loratools.formats.image_parts.component import with_component
+
+    return with_component(adapter, config or {})
 
 
 def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapping[str, Update]) -> list[str]:
@@ -132,6 +137,11 @@ def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapp
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     """What is not written, and why."""
+    from loratools.formats.image_parts.component import components
+
+    if len(parts := components(adapter)) > 1:
+        several = f"of one of {len(parts)} parts of a pipeline, and PEFT's folder holds one; choose it with --include"
+        return dict.fromkeys([*adapter.updates, *adapter.replacements], f"{several} '{min(parts)}.*'")
     loras = [lora for u in adapter.updates.values() if (lora := u.as_lora()) is not None]
     normalised = {lora.magnitude is not None for lora in loras}
     found = {name: "a trained word" for name, r in adapter.replacements.items() if r.declared == "trained word"}

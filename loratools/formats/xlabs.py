@@ -41,7 +41,7 @@ def detect(source: AdapterSource) -> bool:
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; errors as of `_image_read.read`."""
     renamed = {_common(key): tensor for key, tensor in source.tensors.items()}
-    return read_image(replace(source, tensors=renamed), Read("xlabs", _locate, families=(FAMILY,)))
+    return read_image(replace(source, tensors=renamed, stored_names=False), Read("xlabs", _locate, families=(FAMILY,)))
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:

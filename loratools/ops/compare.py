@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratools.adapter import Adapter, select_names
 from loratools.arguments import Globs, Positive, checked
 from loratools.errors import MismatchError
 from loratools.execution.local import run, single_threaded_torch, worker_count
+from loratools.formats import Base
+from loratools.formats.common.opened_base import known_base
 from loratools.ops.combine.shares import overlap
 from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
 from loratools.ops.lowrank.experts import apart
@@ -25,6 +28,8 @@ from loratools.updates.parts.protocol import flow
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from loratools.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class CompareReport:
         }
 
 
-@checked
+@checked(Checkpoint="loratools.checkpoints")
 @holding_inputs()
 def compare(
     first: AdapterSource,
@@ -122,19 +127,22 @@ def compare(
     exclude: Globs = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
+    base: str | Path | Checkpoint | Base | None = None,
     threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CompareReport:
     """Return how two adapters compare, over the targets that both have.
 
     include, exclude   globs over the names of both together.
+    base   the model they are for, where names alone do not tell.
 
     Raises:
         MismatchError: no target is in both, or one has other shapes in them.
         UnsupportedError: the scale of one is uncertain, or an update has no factors.
         InputError: values that are not finite.
     """
-    one, two = (load_adapter(a, rank_from=rank_from, from_format=from_format) for a in (first, second))
+    known = known_base(base)
+    one, two = (load_adapter(a, rank_from=rank_from, from_format=from_format, base=known) for a in (first, second))
     one, two = (replace(a, updates=apart(a.updates)[0]) for a in (one, two))
     every = sorted({*one.updates, *two.updates, *one.replacements, *two.replacements})
     names = set(select_names(every, include, exclude) if include or exclude else every)

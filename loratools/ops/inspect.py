@@ -242,6 +242,7 @@ def inspect(
     values: bool = False,
     from_format: str | None = None,
     rank_from: formats.RankFrom | None = None,
+    base: str | Path | Checkpoint | formats.Base | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> InspectReport:
     """Return what each source holds: an adapter, a checkpoint, or a folder of several of them.
@@ -253,9 +254,13 @@ def inspect(
             Costs reading the whole file.
         from_format: of the adapters, where detection is wrong; one of `loratools.formats()`.
         rank_from: `tensors` or `config`, where the two disagree about the rank that the scale is computed from.
+        base: the model that the adapters are for, where their names alone do not tell.
         progress: called with the number of bytes just read, with `values`.
     """
-    options = _Options(values, from_format, rank_from, progress or (lambda done: None))
+    from loratools.formats.common.opened_base import known_base
+
+    known = known_base(base)
+    options = _Options(values, from_format, rank_from, known, progress or (lambda done: None))
     # Of headers alone nothing is computed that a later change could contradict.
     with holding_inputs() if values else nullcontext():
         return InspectReport(tuple(_entries(sources, options)))
@@ -291,6 +296,7 @@ class _Options(NamedTuple):
     values: bool
     format: str | None
     rank_from: formats.RankFrom | None
+    base: formats.Base | None
     progress: Callable[[int], None]
 
 
@@ -311,7 +317,7 @@ def _members(path: Path, format: str | None) -> list[_Member]:
         return [_Member(path, is_adapter=True)]
     if not path.is_dir():
         # Of a file the content decides; what is not there is for `open_checkpoint` to tell.
-        return [_Member(path, is_adapter=path.exists() and bool(formats.detect(path)))]
+        return [_Member(path, is_adapter=path.exists() and formats.is_adapter_shaped(path))]
     adapters = formats.find_adapters(path)
     if path in adapters:
         return [_Member(path, is_adapter=True)]
@@ -335,7 +341,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _entry(member: _Member, shown: str, options: _Options) -> AdapterEntry | CheckpointEntry:
     if member.is_adapter:
-        adapter = formats.load(member.path, from_format=options.format, rank_from=options.rank_from)
+        adapter = formats.load(member.path, from_format=options.format, rank_from=options.rank_from, base=options.base)
         return _adapter_entry(adapter, shown, options)
     # Here, because an adapter needs none of it.
     from loratools import checkpoints

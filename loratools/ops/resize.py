@@ -17,7 +17,10 @@ from loratools.adapter import Adapter
 from loratools.arguments import Globs, Positive, Size, byte_size, checked
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
+from loratools.formats import Base
+from loratools.formats.common.opened_base import known_base
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
+from loratools.ops.common.output import output_format
 from loratools.ops.lowrank.experts import apart, together
 from loratools.ops.lowrank.factors import (
     exact_factors,
@@ -36,6 +39,8 @@ from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from loratools.checkpoints import Checkpoint
 
 # What a tensor adds to the header of a file besides its name: prefix and suffix, dtype, shape, offsets. At most.
 _HEADER_BYTES = 160
@@ -69,7 +74,7 @@ class ResizeReport:
         }
 
 
-@checked
+@checked(Checkpoint="loratools.checkpoints")
 @holding_inputs()
 def resize(
     adapter: str | Path | Adapter,
@@ -88,7 +93,8 @@ def resize(
     exclude: Globs = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
-    format: str = "peft",
+    format: str | None = None,
+    base: str | Path | Checkpoint | Base | None = None,
     threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
     plan: bool = False,
@@ -105,7 +111,8 @@ def resize(
     max_rank    no rank is above this, whatever the rule.
     dtype    of the stored factors; otherwise each module keeps its own.
     include, exclude   globs; what they leave out is not in the result.
-    format   to write, whatever the adapter is read from.
+    format   to write; that of the adapter where it can be written and nothing is said, PEFT otherwise.
+    base     the model it is for, where names alone do not tell and another format is to be written.
     plan     compute everything, and write nothing.
 
     A LoRA at or below its rank passes through with its tensors byte for byte, unless a dtype is asked for; the others
@@ -132,12 +139,18 @@ def resize(
             "no rank to resize to", hint="give one of --rank, --energy, --error, --rule, --max-size and --max-params"
         )
     cast_to = stored_dtype(dtype) if dtype is not None else None
-    source = load_adapter(adapter, rank_from=rank_from, from_format=from_format)
+    known = known_base(base)
+    source = load_adapter(adapter, rank_from=rank_from, from_format=from_format, base=known)
     inputs = [source.path] if source.path is not None else []
+    chosen = output_format([source], out, format)
+    format = chosen.name
+    if out is not None and format == source.format and formats.keeps_names(format) and known is None:
+        # Nothing is renamed, and what the file keeps fused gets its rank as a whole.
+        source = load_adapter(adapter, rank_from=rank_from, from_format=from_format, stored_names=True)
     if out is not None:
         check_output(formats.named(Path(out), format), overwrite=overwrite, inputs=inputs)
     source = source.selected(include, exclude)
-    warnings = list(source.warnings)
+    warnings = [*chosen.warnings, *source.warnings]
     whole, (parts, layers) = source, apart(source.updates)
     source = replace(source, updates=parts)
     why_not = {name: reason_against(u) for name, u in source.updates.items()}
@@ -178,9 +191,9 @@ def resize(
     result = replace(whole, updates=updates, path=None, warnings=(), notes=notes)
     modules = [line for _, line in results]
     if plan:
-        formats.ensure_writable(result, format)
+        formats.ensure_writable(result, format, base=known)
     elif out is not None:
-        warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs)
+        warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs, base=known)
     return ResizeReport(
         modules=tuple(modules),
         error=overall_error(modules),

@@ -183,6 +183,15 @@ exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No targ
 to_format = click.option(
     "--format", default="peft", show_default=True, metavar="FORMAT", help="Format to write; see 'loratools formats'."
 )
+output_format = click.option(
+    "--format", metavar="FORMAT", help="Format to write; if not given, that of the adapters, or else peft."
+)
+base = click.option(
+    "--base",
+    type=SOURCE,
+    metavar="BASE",
+    help="The model it is for: a checkpoint, its config.json, or the family of an image model; where names need it.",
+)
 from_format = click.option(
     "--from", "from_format", metavar="FORMAT", help="Format of the adapters, if detection is wrong."
 )

@@ -9,11 +9,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Base:
-    """`shapes`: the base's weights by name; empty where only its config was given. `config`: its config.json."""
+    """`shapes`: the base's weights by name; empty where only its config was given. `config`: its config.json.
+
+    `family`: the name of an image model's family, where that is all that was given.
+    """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     path: Path | None = None
+    family: str | None = None
 
     @property
     def name(self) -> str:

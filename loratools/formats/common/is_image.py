@@ -7,7 +7,7 @@ from importlib import import_module
 from loratools.formats.common.source import AdapterSource
 
 # Formats that keep the dots of names.
-_DOTTED = ("bfl", "comfy", "diffusers")
+_DOTTED = ("bare", "bfl", "comfy", "diffusers")
 
 
 def is_image(source: AdapterSource) -> bool:

@@ -29,15 +29,25 @@ def known_base(base: str | Path | Checkpoint | Base | None) -> Base | None:
 
 
 def open_base(path: str | Path) -> Base:
-    """A checkpoint's names, shapes and config. A folder with nothing but a config.json, or that file itself, will do.
+    """A checkpoint's names, shapes and config; of an image model, the name of its family says as much.
+
+    A folder with nothing but a config.json, or that file itself, will do.
 
     Raises:
         UsageError: there is nothing at `path`.
         FormatError: it is neither a checkpoint nor a config.
     """
-    path = Path(path)
+    name, path = str(path), Path(path)
     if not path.exists():
-        raise UsageError(f"there is no base at {quoted(path)}")
+        from loratools.naming.image.evidence import denoisers, family_named
+
+        if family_named(name) is not None:
+            return Base(family=name)
+        families = ", ".join(sorted(family.name for family in denoisers()))
+        raise UsageError(
+            f"there is no base at {quoted(path)}",
+            hint=f"give a model, its config.json, or the family of an image model: {families}",
+        )
     if path.name == "config.json":
         return Base({}, read_json(path, infinities=True), path.parent)
     from loratools.checkpoints import open_checkpoint

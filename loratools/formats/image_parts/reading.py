@@ -16,7 +16,7 @@ from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.image_parts.fused import apart
 from loratools.formats.image_parts.kinds import NotReadError, Scale, updates_of
 from loratools.formats.image_parts.spellings import Module, grouped, is_learnt_word
-from loratools.naming.image.evidence import Sizes, decide, denoisers
+from loratools.naming.image.evidence import Sizes, decide, denoisers, family_named
 from loratools.naming.image.family import Family, Place
 from loratools.naming.image.resolving import base_family, names_prefix, unflattened
 from loratools.naming.image.text_encoders import meanings
@@ -169,7 +169,7 @@ def _denoiser(
     names: Sizes, families: tuple[Family, ...], header: str | None, base: Base | None, *, flat: bool
 ) -> tuple[Mapping[str, Place], tuple[Family, ...], str]:
     """What the names mean, the families in which they do, and what stands before the canonical names."""
-    given = None if base is None else base_family(base.shapes, base.config)
+    given = given_family(base)
     if base is None or given is not None:
         decision = decide(names, families, flat=flat, header=header, given=given)
         return decision.places, decision.families, f"{decision.families[0].component}."
@@ -182,6 +182,13 @@ def _denoiser(
         if dotted is None:
             raise
         return {name: Place(inner, (inner,)) for name, inner in dotted.items()}, (), names_prefix(base.config)
+
+
+def given_family(base: Base | None) -> Family | None:
+    """The family of the model that a person has named; None where that is of none that is known here."""
+    if base is None:
+        return None
+    return family_named(base.family) if base.family is not None else base_family(base.shapes, base.config)
 
 
 def _updates(

@@ -14,10 +14,10 @@ from loratools.errors import LoraToolsError
 from loratools.formats.common.base import Base
 from loratools.formats.common.notes import metadata_of
 from loratools.formats.image_parts.fused import fused, fused_bias, swapped_back, why_not_fused, without_zeros
-from loratools.formats.image_parts.reading import FAMILY, NOTES
+from loratools.formats.image_parts.network_texts import network_texts
+from loratools.formats.image_parts.reading import FAMILY, NOTES, given_family
 from loratools.naming.image.evidence import decide, denoisers, family_named
 from loratools.naming.image.family import Family, Fused, Place
-from loratools.naming.image.resolving import base_family
 from loratools.storage.casting import rounded
 from loratools.storage.files import read_bytes
 from loratools.storage.ownership import MARK
@@ -146,7 +146,7 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling
     said = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
     if said is not None and all(said.find(name) for name in names):
         return said
-    given = None if base is None else base_family(base.shapes, base.config)
+    given = given_family(base)
 
     def same(one: Family, other: Family) -> bool:
         return bool(spelling) and _same_names(names, [one, other], spelling)
@@ -339,6 +339,7 @@ def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
 def header_of(adapter: Adapter, family: Family | None) -> dict[str, str]:
     """What the source said in its header that is still true; and the family, which names alone do not always tell."""
     kept = {k: v for k, v in metadata_of(adapter).items() if k not in _OWN}
+    kept |= network_texts(kept, adapter)
     return {"format": "pt", MARK: __version__} | kept | ({} if family is None else {FAMILY: family.name})
 
 

@@ -54,15 +54,17 @@ class Ingredient:
             UsageError: a glob that matches no target, or a target in no block.
         """
         targets = list(adapter.updates)
+        every = [*targets, *(name for names in adapter.aliases.values() for name in names)]
         for glob in self.modules:
-            if not fnmatch.filter(targets, glob):
+            if not fnmatch.filter(every, glob):
                 raise UsageError(
                     f"'{glob}' matches none of the {len(targets)} modules of '{adapter.name}'",
                     hint=f"they look like '{targets[0]}'; a glob may start with '*'" if targets else None,
                 )
         found = {}
         for name in targets:
-            factors = [value for glob, value in self.modules.items() if fnmatch.fnmatchcase(name, glob)]
+            known = (name, *adapter.aliases.get(name, ()))
+            factors = [v for glob, v in self.modules.items() if any(fnmatch.fnmatchcase(n, glob) for n in known)]
             found[name] = self.weight * (factors[-1] if factors else 1.0)
         if not self.blocks:
             return found

@@ -22,11 +22,14 @@ from loratools.adapter import Adapter, Replacement, select_names
 from loratools.arguments import Globs, Positive, checked
 from loratools.errors import MismatchError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
+from loratools.formats import Base
+from loratools.formats.common.opened_base import known_base
 from loratools.methods import Method, Terms, Value
 from loratools.ops.combine.heads import combined_replacements
 from loratools.ops.combine.recipe import Calibration, HeadsRule, Recipe, ingredients, overridden, read_recipe
 from loratools.ops.combine.shares import CombinedModule, Part, Share, parts_of, share_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
+from loratools.ops.common.output import output_format, refuse_unrelated, share_names
 from loratools.ops.lowrank.experts import Experts, apart, ensure_alike, together, zeros_like
 from loratools.ops.lowrank.factors import (
     Layout,
@@ -48,6 +51,7 @@ from loratools.updates.parts.protocol import Update, flow
 
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
+    from loratools.checkpoints import Checkpoint
     from loratools.methods import Combination
 
 
@@ -83,7 +87,7 @@ class CombineReport:
         }
 
 
-@checked
+@checked(Checkpoint="loratools.checkpoints")
 @holding_inputs()
 def combine(
     adapters: Sequence[AdapterArgument] | AdapterSource = (),
@@ -108,7 +112,8 @@ def combine(
     exclude: Globs = (),
     rank_from: RankFrom = None,
     from_format: str | None = None,
-    format: str = "peft",
+    format: str | None = None,
+    base: str | Path | Checkpoint | Base | None = None,
     threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
     plan: bool = False,
@@ -131,7 +136,8 @@ def combine(
     seed             of what is random in a method.
     dtype            of the stored factors; otherwise each module keeps the widest of its sources.
     include, exclude globs over the names of all adapters together.
-    format           to write, whatever the adapters are read from.
+    format           to write; that of the adapters where they agree and nothing is said, PEFT otherwise.
+    base             the model they are for, where names alone do not tell.
     plan             compute everything, and write nothing.
 
     Computed in float64 and stored at scale 1. A module that only one adapter has, with weight 1, keeps its tensors
@@ -161,10 +167,16 @@ def combine(
     }
     followed = overridden(read_recipe(recipe) if recipe is not None else Recipe(), asked)
     chosen = _Chosen.by(followed)
-    sources = load_weighted(
-        [(i.adapter, i.weight) for i in followed.adapters], rank_from=rank_from, from_format=from_format
-    )
+    known = known_base(base)
+    arguments = [(i.adapter, i.weight) for i in followed.adapters]
+    sources = load_weighted(arguments, rank_from=rank_from, from_format=from_format, base=known)
     taking_part = [i for i, (_, weight) in enumerate(sources) if weight]
+    written_as = output_format([sources[i][0] for i in taking_part], out, format)
+    format = written_as.name
+    if known is None and _keep_names([a for a, _ in sources], format, out):
+        stored = load_weighted(arguments, rank_from=rank_from, from_format=from_format, stored_names=True)
+        sources = stored if share_names([a for a, _ in stored]) else sources
+    refuse_unrelated([sources[i][0] for i in taking_part])
     inputs = [a.path for a, _ in sources if a.path is not None]
     outputs = [formats.named(Path(path), format) for path in (out, residual) if path is not None]
     for i, path in enumerate(outputs):
@@ -178,7 +190,7 @@ def combine(
     selected = _selected(sources, followed.include, followed.exclude)
     targets, layers, silent = _targets(sources, followed, selected, taking_part, chosen)
     replacements, warnings = combined_replacements(sources, selected, taking_part, followed.heads)
-    warnings = [*_base_warnings(sources, taking_part), *warnings]
+    warnings = [*written_as.warnings, *_base_warnings(sources, taking_part), *warnings]
     if silent:
         warnings.append(f"{len(silent)} modules have weight 0 everywhere and are left out: {silent[0]}, ...")
     warnings += [f"'{a.name}': {text}" for a, _ in sources for text in a.warnings]
@@ -195,15 +207,17 @@ def combine(
     told = followed.as_json()
     result = _adapter([sources[i][0] for i in taking_part], updates, replacements, told)
     if plan:
-        formats.ensure_writable(result, format)
+        formats.ensure_writable(result, format, base=known)
     elif out is not None:
-        warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs)
+        warnings += formats.save(result, Path(out), format=format, overwrite=overwrite, inputs=inputs, base=known)
     rest = {name: r.rest for name, r in zip(targets, results, strict=True) if r.rest is not None}
     if residual is not None and not rest:
         warnings.append("nothing was lost, so that there is no residual to write")
     elif residual is not None and not plan:
         left_over = replace(result, updates=_filled(rest, updates, layers), replacements={})
-        warnings += formats.save(left_over, Path(residual), format=format, overwrite=overwrite, inputs=inputs)
+        warnings += formats.save(
+            left_over, Path(residual), format=format, overwrite=overwrite, inputs=inputs, base=known
+        )
     modules = tuple(r.module for r in results)
     return CombineReport(
         modules=modules,
@@ -276,10 +290,16 @@ def _together(path: Path, others: Sequence[Path]) -> bool:
     return any(own == o or own in o.parents or o in own.parents for o in (p.resolve() for p in others))
 
 
+def _keep_names(sources: Sequence[Adapter], format: str, out: str | Path | None) -> bool:
+    """Whether the result may have the names of the inputs' files, as none of them changes its format."""
+    return out is not None and formats.keeps_names(format) and all(source.format == format for source in sources)
+
+
 def _selected(sources: Sequence[tuple[Adapter, float]], include: Sequence[str], exclude: Sequence[str]) -> set[str]:
     """Names that --include and --exclude leave, of all adapters together: a glob need not match in each of them."""
     every = sorted({name for a, _ in sources for name in (*a.updates, *a.replacements)})
-    return set(select_names(every, include, exclude) if include or exclude else every)
+    aliases = {name: meant for a, _ in sources for name, meant in a.aliases.items()}
+    return set(select_names(every, include, exclude, aliases=aliases) if include or exclude else every)
 
 
 def _targets(

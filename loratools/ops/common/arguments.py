@@ -25,17 +25,21 @@ def load_adapter(
     from_format: str | None = None,
     moved: bool = False,
     base: Base | None = None,
+    stored_names: bool = False,
 ) -> Adapter:
     """The adapter, with a scale that is certain; errors as of `formats.load`.
 
     moved: whether it may belong to a base that its initialisation has changed.
     base: what is known of the model it is for; some formats need its names and sizes.
+    stored_names: whether modules of image models keep the names of the file.
 
     Raises:
         UnsupportedError: it does, and may not.
     """
     if not isinstance(source, Adapter):
-        source = formats.load(Path(source), from_format=from_format, rank_from=rank_from, base=base)
+        source = formats.load(
+            Path(source), from_format=from_format, rank_from=rank_from, base=base, stored_names=stored_names
+        )
     source.require_scale()
     if source.moved_base is not None and not moved:
         raise UnsupportedError(
@@ -52,6 +56,7 @@ def load_weighted(
     from_format: str | None = None,
     moved: bool = False,
     base: Base | None = None,
+    stored_names: bool = False,
 ) -> list[tuple[Adapter, float]]:
     """Every adapter with its weight, 1 where none is given; a single one may come without a list.
 
@@ -70,7 +75,12 @@ def load_weighted(
     if not any(weight for _, weight in pairs):
         raise UsageError("every adapter has weight 0, so there is nothing to do")
     return [
-        (load_adapter(s, rank_from=rank_from, from_format=from_format, moved=moved, base=base), float(w))
+        (
+            load_adapter(
+                s, rank_from=rank_from, from_format=from_format, moved=moved, base=base, stored_names=stored_names
+            ),
+            float(w),
+        )
         for s, w in pairs
     ]
 

@@ -128,6 +128,9 @@ def convert(
     # PEFT's own config keeps what says that the base was changed; no other place does.
     keeps = format == "peft" and serve is None
     source = load_adapter(adapter, rank_from=rank_from, from_format=from_format, moved=keeps, base=known)
+    if source.format == format and formats.keeps_names(format) and known is None:
+        # Nothing is renamed where the format stays.
+        source = load_adapter(adapter, rank_from=rank_from, from_format=from_format, stored_names=True)
     inputs = [source.path] if source.path is not None else []
     check_output(out, overwrite=overwrite, inputs=inputs)
     warnings = list(source.warnings)
@@ -143,7 +146,7 @@ def convert(
             f"the scale of {counted(len(assumed), 'module')} is not stored and is assumed to be that of alpha "
             f"{_shown_alphas(source, assumed)}: if it was trained with another, give it with --alpha"
         )
-    formats.ensure_named(source, format)
+    source = formats.fitted_names(source, format)
     tensors_in = len(source.tensors())
     source = unpacked(source, entry.unwritable(source, base=known), known)
     whole = source
@@ -183,7 +186,7 @@ def convert(
         source, out, format=format, dtype=cast_to, overwrite=overwrite, inputs=inputs, base=known
     ) as written:
         try:
-            result = formats.load(written.path, from_format=format, base=known)
+            result = formats.load(written.path, from_format=format, base=known, stored_names=source.stored_names)
         except LoraToolsError as error:
             raise RuntimeError(f"what was written as {format} could not be read back: {error}") from error
         checks = compare(whole, result, fit.pieces, unwritable)

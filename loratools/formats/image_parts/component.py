@@ -1,0 +1,67 @@
+"""Image adapters as PEFT has them: of one part of a pipeline, whose modules stand without the part's name.
+
+PEFT wraps one model and saves the names of its modules; its config says the class of that model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from loratools.adapter import Adapter
+from loratools.formats.image_parts.reading import NOTES
+from loratools.formats.image_parts.writing import ENCODERS, PARTS
+from loratools.naming.image.evidence import denoisers
+
+_COMPONENT = "component"
+
+
+def without_component(adapter: Adapter) -> Adapter:
+    """The adapter of one part of a pipeline, with the names of that model's own modules; any other as it is."""
+    notes = adapter.notes.get(NOTES)
+    parts = components(adapter)
+    if len(parts) != 1 or not isinstance(notes, Mapping):
+        return adapter
+    (part,) = parts
+    start = f"{part}."
+    return replace(
+        adapter,
+        updates={name.removeprefix(start): update for name, update in adapter.updates.items()},
+        replacements={name.removeprefix(start): r for name, r in adapter.replacements.items()},
+        aliases={},
+        stored_names=False,
+        notes={**adapter.notes, NOTES: {**notes, _COMPONENT: part}},
+    )
+
+
+def components(adapter: Adapter) -> set[str]:
+    """Parts of a pipeline that the names of an image adapter begin with; empty of any other, or without such a part."""
+    notes = adapter.notes.get(NOTES)
+    if (
+        not isinstance(notes, Mapping)
+        or _COMPONENT in notes
+        or (adapter.stored_names and adapter.format != "diffusers")
+    ):
+        return set()
+    found = {name.partition(".")[0] for name in (*adapter.updates, *adapter.replacements)}
+    return found if found <= {*PARTS, *ENCODERS} else set()
+
+
+def with_component(adapter: Adapter, config: Mapping[str, object]) -> Adapter:
+    """The adapter of a PEFT folder, with the part's name before its own where the config names a class of diffusers."""
+    mapping = config.get("auto_mapping")
+    kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    of_class = [family for family in denoisers() if kind in family.classes] if kind is not None else []
+    components = {family.component for family in of_class}
+    if len(components) != 1:
+        return adapter
+    (part,) = components
+    family = of_class[0].name if len(of_class) == 1 else None
+    metadata = adapter.notes.get("peft")
+    texts = metadata.get("metadata") if isinstance(metadata, Mapping) else None
+    return replace(
+        adapter,
+        updates={f"{part}.{name}": update for name, update in adapter.updates.items()},
+        replacements={f"{part}.{name}": r for name, r in adapter.replacements.items()},
+        notes={**adapter.notes, NOTES: {"metadata": texts or {}, "family": family, "source": "peft"}},
+    )

@@ -15,11 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from loratools import formats
+from loratools.adapter import Adapter
 from loratools.arguments import Globs, Positive, Size, byte_size, checked
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import UsageError
 from loratools.execution.local import worker_count
 from loratools.formats.common.base import Base
+from loratools.formats.image_parts.from_base import IMAGE_FORMATS, named_by_base
 from loratools.ops.common.arguments import stored_dtype
 from loratools.ops.common.device import ensure_device
 from loratools.ops.extract.adapter import adapter_of, held_all
@@ -119,8 +121,14 @@ def extract(
     warnings = [*pairs.warnings, *(f"'{c.name}': {text}" for c in (before, after) for text in c.warnings)]
     workers = worker_count(threads)
     known = Base({name: w.shape for name, w in before.weights.items()}, before.config, before.path)
+
+    def named(adapter: Adapter) -> Adapter:
+        # PEFT has the names of the base's own modules, and so have the formats of language models.
+        return named_by_base(adapter, known) if format in IMAGE_FORMATS else adapter
+
     if plan:
-        adapter = outline(before, after, pairs, pairs.pairs, settings)
+        adapter = named(outline(before, after, pairs, pairs.pairs, settings))
+        warnings += adapter.warnings
         warnings += unwritable_lines(formats.writer(format).unwritable(adapter, base=known), format)
         return planned(pairs, settings, workers, warnings)
 
@@ -129,7 +137,7 @@ def extract(
 
     def ensure_writable(changed: Sequence[Pair]) -> None:
         # Hours of decomposing would end in the same error.
-        formats.ensure_writable(outline(before, after, pairs, changed, settings), format, base=known)
+        formats.ensure_writable(named(outline(before, after, pairs, changed, settings)), format, base=known)
 
     look_at = ensure_writable if out is not None else None
     with ExitStack() as stack:
@@ -151,6 +159,8 @@ def extract(
             )
         warnings += resized(results)
         warnings += doubts(report, factors, settings)
+        adapter = named(adapter)
+        warnings += adapter.warnings
         if out is not None:
             warnings += formats.save(adapter, out, format=format, overwrite=overwrite, inputs=inputs, base=known)
     if out is not None:

@@ -32,8 +32,13 @@ class Leftover:
     why: str
     nearest: tuple[str, ...] = ()
 
+    @property
+    def described(self) -> str:
+        """Why, and the nearest names."""
+        return self.why + (f"; nearest: {', '.join(self.nearest)}" if self.nearest else "")
+
     def __str__(self) -> str:
-        return f"{self.name}   {self.why}" + (f"; nearest: {', '.join(self.nearest)}" if self.nearest else "")
+        return f"{self.name}   {self.described}"
 
 
 @dataclass(frozen=True)

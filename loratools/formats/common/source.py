@@ -6,6 +6,7 @@ Knows which file of a folder to take, and what to say where there is none. Knows
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from loratools.errors import FormatError, UsageError
 from loratools.formats.common.base import Base
 from loratools.formats.common.companions import companions_of
+from loratools.formats.common.wrappers import unwrapped, unwrapped_config
 from loratools.storage.files import machine_error, quoted
 from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
@@ -163,10 +165,12 @@ def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> A
     if file.name == CONFIG or file.suffix == ".json":
         raise FormatError(f"{quoted(file)} holds no tensors", hint="give the folder, or the file with the weights")
     beside = file.parent / CONFIG
-    config = read_json(beside) if beside.is_file() else None
+    config = unwrapped_config(read_json(beside)) if beside.is_file() else None
     if config is not None and not is_adapter_file(file.name):
         warnings = [*warnings, f"rank and alpha are taken from '{CONFIG}' in the folder of {quoted(file)}"]
-    content = _content(file)
+    content = _without_wrappers(_content(file))
+    if content.warnings:
+        warnings = [*warnings, *content.warnings]
     if short := {name: t for name, t in content.tensors.items() if t.dtype in FLOAT8_DTYPES}:
         kinds = " and ".join(sorted({t.dtype for t in short.values()}))
         warnings = [
@@ -187,9 +191,28 @@ def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> A
     )
 
 
+def _without_wrappers(content: AdapterSource) -> AdapterSource:
+    """The source with the names that its tensors had before training wrapped their modules, and a warning of it."""
+    names = unwrapped(content.tensors)
+    if not names.wrappers:
+        return content
+    twice = sorted(name for name, count in Counter(names.names.values()).items() if count > 1)
+    if twice:
+        raise FormatError(
+            f"{quoted(content.file)} has {counted(len(twice), 'tensor')} both inside of a wrapper of training and not",
+            details=shown([quoted(name) for name in twice]),
+            hint="save the adapter again, from the model without its wrappers",
+        )
+    tensors = {names.names[name]: tensor for name, tensor in content.tensors.items()}
+    packed = {names.names.get(name, name): kind for name, kind in content.packed.items()}
+    tools = "; ".join(f"{tool}: {counted(count, 'tensor')}" for tool, count in sorted(names.wrappers.items()))
+    warning = f"{quoted(content.file)} has names of training's wrappers around its modules, left out here ({tools})"
+    return replace(content, tensors=tensors, packed=packed, warnings=(warning,))
+
+
 def companion_tensors(file: Path) -> Mapping[str, LazyTensor]:
     """The tensors of a file beside an adapter, by their keys. Headers only."""
-    return _content(file).tensors
+    return _without_wrappers(_content(file)).tensors
 
 
 def _content(file: Path) -> AdapterSource:

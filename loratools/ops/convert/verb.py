@@ -19,12 +19,13 @@ from loratools.errors import InputError, LoraToolsError, MismatchError, Unsuppor
 from loratools.formats import Base
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import counted, shown
-from loratools.matching import match
+from loratools.matching import Matches, match
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
+from loratools.ops.convert.client_names import named_for_client
 from loratools.ops.convert.experts import unpacked
 from loratools.ops.convert.fit import fitted
 from loratools.ops.convert.serve import served, unservable
-from loratools.ops.convert.verify import Checked, compare
+from loratools.ops.convert.verify import Checked, Piece, compare
 from loratools.storage.commit import check_output
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
@@ -155,8 +156,20 @@ def convert(
     if fit.pieces:
         count = sum(name not in source.updates for name in whole.updates)
         warnings.append(f"{counted(count, 'module')} split or joined, as the base has them")
-    warnings += _not_in_base(source, known)
-    unwritable = dict(entry.unwritable(source, base=known))
+    matches, unclear = _matches(source, known)
+    warnings += unclear
+    named = named_for_client(source, known, matches, format)
+    source, pieces = named.adapter, _renamed_pieces(whole, fit.pieces, named.updates)
+    whole = replace(whole, replacements=source.replacements)
+    if renamed := {**named.updates, **named.replacements}:
+        old, new = next(iter(sorted(renamed.items())))
+        client = "mlx-lm" if format == "mlx" else "the model"
+        warnings.append(
+            f"{counted(len(renamed), 'part')} renamed to what {client} calls them: {quoted(old)} is now {quoted(new)}"
+        )
+    unwritable = {**entry.unwritable(source, base=known), **named.unknown}
+    for left in matches.leftovers if matches is not None else ():
+        unwritable.setdefault(renamed.get(left.name, left.name), f"no place in the base: {left.described}")
     if serve is not None:
         if format != "peft":
             raise UsageError(f"--serve is for --to peft, which is what servers load, and not for {format}")
@@ -171,7 +184,7 @@ def convert(
     if not source.updates and not source.replacements:
         raise UnsupportedError(f"nothing of {quoted(source.name)} can be written as {format}")
     dropped = [
-        Dropped("weight" if name in everything.replacements else "module", name, why)
+        Dropped("weight" if name in {**everything.replacements, **whole.replacements} else "module", name, why)
         for name, why in sorted({**unchosen, **unwritable}.items())
     ]
     if plan:
@@ -189,7 +202,7 @@ def convert(
             result = formats.load(written.path, from_format=format, base=known, stored_names=source.stored_names)
         except LoraToolsError as error:
             raise RuntimeError(f"what was written as {format} could not be read back: {error}") from error
-        checks = compare(whole, result, fit.pieces, unwritable)
+        checks = compare(whole, result, pieces, unwritable)
         _refuse_wrong(checks, whole, format)
         kept, recomputed, lost = _metadata(source, result)
         nbytes = sum(t.nbytes for t in result.tensors().values())
@@ -231,19 +244,25 @@ def _assumed(adapter: Adapter) -> dict[str, Update]:
     return {name: update for name, update in adapter.updates.items() if update.assumes_alpha}
 
 
-def _not_in_base(adapter: Adapter, base: Base | None) -> list[str]:
-    """What to say of modules that the given base has no place for: they are written all the same."""
+def _matches(adapter: Adapter, base: Base | None) -> tuple[Matches | None, list[str]]:
+    """What the adapter's names mean in the given base, or why that is not clear, as a warning."""
     if base is None or not base.shapes:
-        return []
+        return None, []
     try:
-        left = match(adapter, base.shapes, config=base.config).leftovers
+        return match(adapter, base.shapes, config=base.config), []
     except MismatchError as error:
-        return [f"it is not clear whether the adapter fits {quoted(base.name)}: {error.message}"]
-    if not left:
-        return []
-    total = counted(len(adapter.updates) + len(adapter.replacements), "part")
-    names = "; ".join(shown([str(name) for name in left], 3))
-    return [f"{len(left)} of {total} without a place in {quoted(base.name)}: {names}"]
+        return None, [f"it is not clear whether the adapter fits {quoted(base.name)}: {error.message}"]
+
+
+def _renamed_pieces(
+    whole: Adapter, pieces: Mapping[str, tuple[Piece, ...]], names: Mapping[str, str]
+) -> dict[str, tuple[Piece, ...]]:
+    """Where the modules of the source went, once those that the client calls otherwise have its names."""
+    moved: dict[str, tuple[Piece, ...]] = {
+        n: (Piece(names[n]),) for n in whole.updates if n in names and n not in pieces
+    }
+    moved |= {n: tuple(replace(p, module=names.get(p.module, p.module)) for p in of) for n, of in pieces.items()}
+    return moved
 
 
 def _without(adapter: Adapter, names: Mapping[str, str]) -> Adapter:

@@ -251,20 +251,6 @@ def test_an_alpha_is_assumed_and_can_be_given_where_it_counts(
     assert float(alpha) == 3.0
 
 
-def test_what_the_base_has_no_place_for_is_said(tmp_path: Path) -> None:
-    modules = {"model.layers.0.q": (6, 5), "model.layers.1.q": (6, 5), "model.layers.0.v": (7, 5)}
-    source = factories.adapter_folder(tmp_path / "in", modules=modules)
-    weights = {"model.layers.0.q.weight": torch.zeros(6, 5), "model.layers.0.v.weight": torch.zeros(8, 5)}
-    base = factories.checkpoint_folder(tmp_path / "base", weights=weights)
-
-    report = convert(source, tmp_path / "out", format="peft", base=base)
-
-    (warning,) = report.warnings
-    assert "2 of 3 parts without a place" in warning
-    assert "model.layers.0.v   adapter" in warning
-    assert "model.layers.1.q   no such weight in the base" in warning
-
-
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_factors_of_8_bits_are_read_exactly(tmp_path: Path, kind: torch.dtype) -> None:
     source = factories.adapter_folder(tmp_path / "in")

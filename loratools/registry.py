@@ -25,10 +25,15 @@ def names(folder: str) -> tuple[str, ...]:
     return tuple(sorted(p.stem.replace("_", "-") for p in (_ROOT / folder).glob("*.py") if not p.stem.startswith("_")))
 
 
+def description(folder: str, name: str) -> str:
+    """The entry's docstring, without importing it."""
+    tree = ast.parse((_ROOT / folder / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))
+    return ast.get_docstring(tree) or ""
+
+
 def summary(folder: str, name: str) -> str:
     """First line of the entry's docstring, without importing it."""
-    tree = ast.parse((_ROOT / folder / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))
-    return (ast.get_docstring(tree) or "").partition("\n")[0]
+    return description(folder, name).partition("\n")[0]
 
 
 def load(folder: str, name: str) -> ModuleType:

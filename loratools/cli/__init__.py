@@ -20,7 +20,20 @@ from loratools._version import __version__
 from loratools.cli.common.errors import NoVerb, run, signals_raise
 
 # As people meet them; a verb that is not listed here comes after these.
-_ORDER = ("inspect", "merge", "extract", "combine", "resize", "convert", "spectrum", "compare", "formats", "methods")
+_ORDER = (
+    "inspect",
+    "merge",
+    "extract",
+    "combine",
+    "resize",
+    "convert",
+    "spectrum",
+    "compare",
+    "formats",
+    "methods",
+    "help",
+    "completion",
+)
 
 
 class Verbs(click.Group):
@@ -95,9 +108,9 @@ def _is_verb(name: str) -> bool:
     cls=Verbs,
     subcommand_metavar="VERB [ARGUMENTS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="'loratools VERB --help' explains a verb, with an example.",
+    epilog="'loratools help VERB' explains a verb, with examples.",
 )
-@click.version_option(__version__, prog_name="loratools")
+@click.version_option(__version__, "-V", "--version", prog_name="loratools")
 def verbs() -> None:
     """Look into LoRA adapters, put them into models and take them out again, file to file."""
 

@@ -3,59 +3,71 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from loratools import registry
 from loratools.cli.common import options
+from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, SELECTION, option, verb
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced
 
-if TYPE_CHECKING:
-    from loratools.ops.combine.recipe import Calibration, HeadsRule
-    from loratools.ops.common.arguments import RankFrom
 
-
-@click.command("combine")
+@verb("combine")
 @click.argument("adapters", nargs=-1, type=options.WEIGHTED, metavar="ADAPTER[=W]...")
 @options.out
-@click.option(
+@option(
+    SELECTION,
     "--method",
+    type=options.METHOD,
     metavar="NAME",
     help=f"How, if not linear: {', '.join(registry.names('methods'))}. 'loratools methods' explains.",
 )
-@click.option(
-    "--set", "settings", multiple=True, type=options.SETTING, metavar="OPTION=VALUE", help="An option of the method."
+@option(
+    SELECTION,
+    "--set",
+    "options",
+    multiple=True,
+    type=options.SETTING,
+    callback=options.as_mapping,
+    metavar="OPTION=VALUE",
+    help="An option of the method.",
 )
-@click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Truncate each module to this rank.")
-@click.option("--energy", type=options.SHARE, metavar="F", help="Truncate, keeping this share of each module's energy.")
-@click.option("--max-rank", type=click.IntRange(min=1), metavar="N", help="With --energy: no rank above this.")
-@click.option(
+@options.rank
+@options.energy
+@options.max_rank
+@option(
+    INPUT,
     "--module-weight",
     "module_weights",
     multiple=True,
     type=options.MODULE_WEIGHT,
+    callback=options.as_mapping,
     metavar="GLOB=W[,W...]",
     help="A further factor for modules that match, for all adapters or one for each; the last match counts.",
 )
-@click.option(
+@option(
+    INPUT,
     "--block-weights",
     multiple=True,
     type=options.NUMBERS,
     metavar="W,W,...",
     help="Block weights as kohya's scripts take them: 12, 17, 20 or 26 numbers, for all adapters or for each.",
 )
-@click.option(
+@option(
+    SELECTION,
     "--heads",
     type=click.Choice(["refuse", "first", "average"]),
     help="What to do where adapters replace a weight with different values, if not refuse.",
 )
-@click.option("--calibrate", type=click.Choice(["svc"]), help="Afterwards, bring back what several adapters repeat.")
-@click.option("--norm-match", is_flag=True, help="Then scale each module to the weighted norms of its adapters.")
-@click.option("--residual", type=options.PATH, metavar="PATH", help="Also write what was lost, as an adapter.")
-@click.option("--recipe", type=options.PATH, metavar="FILE", help="A YAML file that says all this.")
-@click.option("--seed", type=int, metavar="N", help="Seed of what is random, if not 0.")
+@option(
+    SELECTION, "--calibrate", type=click.Choice(["svc"]), help="Afterwards, bring back what several adapters repeat."
+)
+@option(SELECTION, "--norm-match", is_flag=True, help="Then scale each module to the weighted norms of its adapters.")
+@option(OUTPUT, "--residual", type=options.PATH, metavar="PATH", help="Also write what was lost, as an adapter.")
+@option(INPUT, "--recipe", type=options.PATH, metavar="FILE", help="A YAML file that says all this.")
+@option(EXECUTION, "--seed", type=int, metavar="N", help="Random seed.  [default: 0]")
 @options.dtype
 @options.include
 @options.exclude
@@ -71,30 +83,10 @@ def command(
     adapters: tuple[options.Weighted, ...],
     *,
     out: Path,
-    method: str | None,
-    settings: tuple[tuple[str, str], ...],
-    rank: int | None,
-    energy: float | None,
-    max_rank: int | None,
-    module_weights: tuple[tuple[str, tuple[float, ...]], ...],
-    block_weights: tuple[tuple[float, ...], ...],
-    heads: HeadsRule | None,
-    calibrate: Calibration | None,
-    norm_match: bool,
-    residual: Path | None,
-    recipe: Path | None,
-    seed: int | None,
-    dtype: str | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    from_format: str | None,
-    format: str | None,
-    base: str | None,
-    rank_from: RankFrom,
-    threads: int | None,
     plan: bool,
     overwrite: bool,
     output: Output,
+    **settings: Any,
 ) -> None:
     """Write one adapter that does what the ADAPTERs do together, each times its weight W.
 
@@ -118,30 +110,10 @@ def command(
         report = combine(
             [(a.source, a.weight) for a in adapters],
             out,
-            recipe=recipe,
-            method=method,
-            options=dict(settings),
-            rank=rank,
-            energy=energy,
-            max_rank=max_rank,
-            module_weights=dict(module_weights),
-            block_weights=block_weights,
-            heads=heads,
-            calibrate=calibrate,
-            norm_match=norm_match,
-            residual=residual,
-            seed=seed,
-            dtype=dtype,
-            include=include,
-            exclude=exclude,
-            from_format=from_format,
-            format=format,
-            base=base,
-            rank_from=rank_from,
-            threads=threads,
+            plan=plan,
             overwrite=overwrite,
             progress=progress,
-            plan=plan,
+            **settings,
         )
     for warning in report.warnings:
         output.warn(warning)

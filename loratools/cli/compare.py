@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from loratools.cli.common import options
+from loratools.cli.common.grouped_help import verb
 from loratools.cli.common.output import Output
 
-if TYPE_CHECKING:
-    from loratools.ops.common.arguments import RankFrom
 
-
-@click.command("compare")
+@verb("compare")
 @click.argument("first", type=options.SOURCE, metavar="ADAPTER")
 @click.argument("second", type=options.SOURCE, metavar="ADAPTER")
 @options.include
@@ -23,18 +21,7 @@ if TYPE_CHECKING:
 @options.rank_from
 @options.threads
 @options.common
-def command(
-    first: str,
-    second: str,
-    *,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    from_format: str | None,
-    base: str | None,
-    rank_from: RankFrom,
-    threads: int | None,
-    output: Output,
-) -> None:
+def command(first: str, second: str, *, output: Output, **settings: Any) -> None:
     """Tell how alike two adapters are, per module and overall, and what targets only one of them has.
 
     The cosine says whether they change weights in the same direction; the overlaps, how much of the inputs they react
@@ -48,17 +35,7 @@ def command(
     from loratools.ops.compare import compare
 
     with output.progress(None, "comparing") as progress:
-        report = compare(
-            first,
-            second,
-            include=include,
-            exclude=exclude,
-            from_format=from_format,
-            base=base,
-            rank_from=rank_from,
-            threads=threads,
-            progress=progress,
-        )
+        report = compare(first, second, progress=progress, **settings)
     for warning in report.warnings:
         output.warn(warning)
     if output.json:

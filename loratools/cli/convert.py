@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from loratools.cli.common import options
+from loratools.cli.common.grouped_help import INPUT, OUTPUT, SELECTION, option, verb
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced
 
-if TYPE_CHECKING:
-    from loratools.ops.common.arguments import RankFrom
 
-
-@click.command("convert")
+@verb("convert")
 @click.argument("adapter", type=options.SOURCE)
 @options.out
-@click.option("--to", required=True, metavar="FORMAT", help="The format to write; 'loratools formats' lists them.")
+@option(
+    OUTPUT,
+    "--to",
+    "format",
+    required=True,
+    type=options.WRITTEN_FORMAT,
+    metavar="FORMAT",
+    help="The format to write; 'loratools formats' lists them.",
+)
 @options.base
-@click.option("--allow-partial", is_flag=True, help="Leave out, and list, what the format cannot hold.")
-@click.option("--alpha", type=float, metavar="F", help="Alpha of an adapter whose files do not say it.")
-@click.option("--serve", metavar="SERVER", help="With --to peft: as vllm, sglang, tgi, lorax or tensorrt-llm loads it.")
+@option(SELECTION, "--allow-partial", is_flag=True, help="Leave out, and list, what the format cannot hold.")
+@option(INPUT, "--alpha", type=float, metavar="F", help="Alpha of an adapter whose files do not say it.")
+@option(
+    OUTPUT, "--serve", metavar="SERVER", help="With --to peft: as vllm, sglang, tgi, lorax or tensorrt-llm loads it."
+)
 @options.dtype
 @options.include
 @options.exclude
@@ -31,24 +39,7 @@ if TYPE_CHECKING:
 @options.plan
 @options.overwrite
 @options.common
-def command(
-    adapter: str,
-    *,
-    out: Path,
-    to: str,
-    base: str | None,
-    allow_partial: bool,
-    alpha: float | None,
-    serve: str | None,
-    dtype: str | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    from_format: str | None,
-    rank_from: RankFrom,
-    plan: bool,
-    overwrite: bool,
-    output: Output,
-) -> None:
+def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:
     """Write ADAPTER in another format.
 
     What was written is read back and compared with the source, module by module, before it appears; the largest
@@ -62,22 +53,7 @@ def command(
     """
     from loratools.ops.convert.verb import convert
 
-    report = convert(
-        adapter,
-        out,
-        format=to,
-        base=base,
-        allow_partial=allow_partial,
-        alpha=alpha,
-        serve=serve,
-        dtype=dtype,
-        include=include,
-        exclude=exclude,
-        from_format=from_format,
-        rank_from=rank_from,
-        overwrite=overwrite,
-        plan=plan,
-    )
+    report = convert(adapter, out, plan=plan, overwrite=overwrite, **settings)
     for warning in report.warnings:
         output.warn(warning)
     if output.json:

@@ -3,49 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from loratools.cli.common import options
+from loratools.cli.common.grouped_help import EXECUTION, RANK, SELECTION, option, verb
 from loratools.cli.common.held import holds_inputs
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced
 
-if TYPE_CHECKING:
-    from loratools.ops.extract.outcomes import Embeddings
 
-
-@click.command("extract")
+@verb("extract")
 @click.argument("base", type=options.SOURCE)
 @click.argument("tuned", type=options.SOURCE)
 @options.out
-@click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Rank of each module.")
-@click.option("--energy", type=options.SHARE, metavar="F", help="Smallest rank that keeps this share of the energy.")
-@click.option("--error", type=options.SHARE, metavar="F", help="Smallest rank with at most this relative error.")
-@click.option("--noise-edge", is_flag=True, help="What rises above the rounding noise of TUNED, and no more.")
-@click.option("--max-rank", type=click.IntRange(min=1), metavar="N", help="No module gets a higher rank.")
-@click.option("--max-size", type=options.SIZE, metavar="SIZE", help="Share ranks out for a file of at most this size.")
-@click.option("--max-params", type=click.IntRange(min=1), metavar="N", help="The same, for so many parameters.")
-@click.option(
+@options.rank
+@options.energy
+@options.error
+@option(RANK, "--noise-edge", is_flag=True, help="What rises above the rounding noise of TUNED, and no more.")
+@options.max_rank
+@options.max_size
+@options.max_params
+@option(
+    SELECTION,
     "--embeddings",
     type=click.Choice(["auto", "lora", "rows", "full", "skip"]),
     default="auto",
     show_default=True,
     help="Embeddings as factors, as the rows that changed, whole, not at all, or what is smallest.",
 )
-@click.option(
-    "--whole", multiple=True, metavar="GLOB", help="Modules to store as TUNED has them: exact, and large; repeatable."
+@option(
+    SELECTION,
+    "--whole",
+    multiple=True,
+    metavar="GLOB",
+    help="Modules to store as TUNED has them: exact, and large; repeatable.",
 )
-@click.option("--exact", is_flag=True, help="By exact methods only: slower, for small models and for checking.")
-@click.option(
+@option(EXECUTION, "--exact", is_flag=True, help="By exact methods only: slower, for small models and for checking.")
+@option(
+    EXECUTION,
     "--tolerance",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="F",
     help="Share of the captured energy that may be missed; smaller reads each delta more often.  [default: 5e-5]",
 )
 @options.to_format
-@options.dtype
+@options.float32_dtype
 @options.seed
 @options.threads
 @options.device
@@ -55,33 +59,7 @@ if TYPE_CHECKING:
 @options.overwrite
 @options.common
 @holds_inputs
-def command(
-    base: str,
-    tuned: str,
-    *,
-    out: Path,
-    rank: int | None,
-    energy: float | None,
-    error: float | None,
-    noise_edge: bool,
-    max_rank: int | None,
-    max_size: int | None,
-    max_params: int | None,
-    embeddings: Embeddings,
-    whole: tuple[str, ...],
-    exact: bool,
-    tolerance: float | None,
-    format: str,
-    dtype: str | None,
-    seed: int,
-    threads: int | None,
-    device: str,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    plan: bool,
-    overwrite: bool,
-    output: Output,
-) -> None:
+def command(base: str, tuned: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:
     """Write the adapter that turns the model BASE into nearly the model TUNED, which was fine-tuned from it.
 
     Each weight of a layer that changed becomes a product of small rank: one rule chooses it (--rank, --energy, --error
@@ -101,32 +79,7 @@ def command(
     before, after = open_checkpoint(Path(base)), open_checkpoint(Path(tuned))
     total = sum(t.nbytes for side in (before, after) for t in side.stored.values())
     with output.progress(None if plan else total, "extracting") as progress:
-        report = extract(
-            before,
-            after,
-            out,
-            rank=rank,
-            energy=energy,
-            error=error,
-            noise_edge=noise_edge,
-            max_rank=max_rank,
-            max_size=max_size,
-            max_params=max_params,
-            embeddings=embeddings,
-            whole=whole,
-            exact=exact,
-            tolerance=tolerance,
-            format=format,
-            dtype=dtype or "F32",
-            seed=seed,
-            threads=threads,
-            device=device,
-            include=include,
-            exclude=exclude,
-            overwrite=overwrite,
-            progress=progress,
-            plan=plan,
-        )
+        report = extract(before, after, out, plan=plan, overwrite=overwrite, progress=progress, **settings)
     if not output.quiet:
         from loratools.report.extraction import skipped_lines
 

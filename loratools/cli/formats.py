@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import click
-
+from loratools.cli.common.grouped_help import verb
 from loratools.cli.common.options import common
 from loratools.cli.common.output import Output
 
 
-@click.command("formats", short_help="List the formats and layouts.")
+@verb("formats", short_help="List the formats and layouts.")
 @common
 def command(*, output: Output) -> None:
     """List the adapter formats and checkpoint layouts that this installation knows.

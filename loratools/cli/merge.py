@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from loratools.cli.common import options
+from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, SELECTION, option, verb
 from loratools.cli.common.held import holds_inputs
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced
 
-if TYPE_CHECKING:
-    from loratools.ops.common.arguments import RankFrom
-    from loratools.updates.lora_experts import Orientation, Packing
 
-
-@click.command("merge")
+@verb("merge")
 @click.argument("base", type=options.SOURCE)
 @click.argument("adapters", nargs=-1, required=True, type=options.WEIGHTED, metavar="ADAPTER[=W]...")
 @options.out
 @options.plan
 @options.dtype
-@click.option("--max-shard-size", type=options.SIZE, metavar="SIZE", help="Start a new file before one exceeds this.")
-@click.option("--allow-partial", is_flag=True, help="Leave out what does not fit the base, and list it.")
-@click.option("--no-verify", is_flag=True, help="Do not read the result back to check it.")
+@option(OUTPUT, "--max-shard-size", type=options.SIZE, metavar="SIZE", help="Start a new file before one exceeds this.")
+@option(SELECTION, "--allow-partial", is_flag=True, help="Leave out what does not fit the base, and list it.")
+@option(EXECUTION, "--no-verify", is_flag=True, help="Do not read the result back to check it.")
 @options.include
 @options.exclude
 @options.from_format
 @options.rank_from
-@click.option(
+@option(
+    INPUT,
     "--initial",
     type=options.PATH,
     multiple=True,
     help="An adapter as it was before training, to take off again (PiSSA, OLoRA, CorDA, LoRA-GA). Repeatable.",
 )
-@click.option("--expert-packing", type=click.Choice(["peft", "expert-major"]), help="How experts share B's columns.")
-@click.option("--expert-orientation", type=click.Choice(["out-in", "in-out"]), help="How square experts are stored.")
+@option(INPUT, "--expert-packing", type=click.Choice(["peft", "expert-major"]), help="How experts share B's columns.")
+@option(INPUT, "--expert-orientation", type=click.Choice(["out-in", "in-out"]), help="How square experts are stored.")
 @options.threads
 @options.overwrite
 @options.common
@@ -48,20 +46,11 @@ def command(
     *,
     out: Path,
     plan: bool,
-    dtype: str | None,
-    max_shard_size: int | None,
-    allow_partial: bool,
     no_verify: bool,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    from_format: str | None,
-    rank_from: RankFrom,
-    initial: tuple[Path, ...],
-    expert_packing: Packing | None,
-    expert_orientation: Orientation | None,
     threads: int | None,
     overwrite: bool,
     output: Output,
+    **settings: Any,
 ) -> None:
     """Add ADAPTERs to the weights of BASE, each times its weight W, and write the merged model.
 
@@ -76,22 +65,7 @@ def command(
     """
     from loratools.ops.merge import verb as op
 
-    made = op.plan_from_headers(
-        base,
-        adapters,
-        out,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        allow_partial=allow_partial,
-        overwrite=overwrite,
-        include=include,
-        exclude=exclude,
-        rank_from=rank_from,
-        from_format=from_format,
-        initial=initial,
-        expert_packing=expert_packing,
-        expert_orientation=expert_orientation,
-    )
+    made = op.plan_from_headers(base, adapters, out, overwrite=overwrite, **settings)
     if plan:
         if output.json:
             output.document(with_replaced(made.as_json(), out, overwrite=overwrite))

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from loratools.cli.common import options
+from loratools.cli.common.grouped_help import RANK, option, verb
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced
 
-if TYPE_CHECKING:
-    from loratools.ops.common.arguments import RankFrom
 
-
-@click.command("resize")
+@verb("resize")
 @click.argument("adapter", type=options.SOURCE)
 @options.out
-@click.option("--rank", type=click.IntRange(min=1), metavar="N", help="At most this rank.")
-@click.option("--energy", type=options.SHARE, metavar="F", help="Smallest rank that keeps this share of the energy.")
-@click.option("--error", type=options.SHARE, metavar="F", help="Smallest rank with at most this relative error.")
-@click.option("--rule", type=options.RULE, metavar="NAME=F", help="A rule of kohya's: sv_ratio, sv_cumulative, sv_fro.")
-@click.option("--max-size", type=options.SIZE, metavar="SIZE", help="The best file of weights of at most this size.")
-@click.option("--max-params", type=click.IntRange(min=1), metavar="N", help="The best with at most so many parameters.")
-@click.option("--max-rank", type=click.IntRange(min=1), metavar="N", help="No rank above this, whatever the rule.")
+@options.rank
+@options.energy
+@options.error
+@option(RANK, "--rule", type=options.RULE, metavar="NAME=F", help="A rule of kohya's: sv_ratio, sv_cumulative, sv_fro.")
+@options.max_size
+@options.max_params
+@options.max_rank
 @options.dtype
 @options.include
 @options.exclude
@@ -36,29 +34,7 @@ if TYPE_CHECKING:
 @options.plan
 @options.overwrite
 @options.common
-def command(
-    adapter: str,
-    *,
-    out: Path,
-    rank: int | None,
-    energy: float | None,
-    error: float | None,
-    rule: tuple[str, float] | None,
-    max_size: int | None,
-    max_params: int | None,
-    max_rank: int | None,
-    dtype: str | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    from_format: str | None,
-    format: str | None,
-    base: str | None,
-    rank_from: RankFrom,
-    threads: int | None,
-    plan: bool,
-    overwrite: bool,
-    output: Output,
-) -> None:
+def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:
     """Write the adapter that is nearest to ADAPTER, module by module, at the smallest rank that the rule allows.
 
     One of --rank, --energy, --error and --rule is the rule for each module; --max-size and --max-params are for all of
@@ -75,28 +51,7 @@ def command(
     from loratools.ops.resize import resize
 
     with output.progress(None, "resizing") as progress:
-        report = resize(
-            adapter,
-            out,
-            rank=rank,
-            energy=energy,
-            error=error,
-            rule=rule,
-            max_size=max_size,
-            max_params=max_params,
-            max_rank=max_rank,
-            dtype=dtype,
-            include=include,
-            exclude=exclude,
-            from_format=from_format,
-            format=format,
-            base=base,
-            rank_from=rank_from,
-            threads=threads,
-            overwrite=overwrite,
-            progress=progress,
-            plan=plan,
-        )
+        report = resize(adapter, out, plan=plan, overwrite=overwrite, progress=progress, **settings)
     for warning in report.warnings:
         output.warn(warning)
     if output.json:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from loratools.cli.common import options
+from loratools.cli.common.grouped_help import EXECUTION, INPUT, PRINTING, RANK, option, verb
 from loratools.cli.common.held import holds_inputs
 from loratools.cli.common.output import Output
 
-if TYPE_CHECKING:
-    from loratools.ops.common.arguments import RankFrom
 
-
-@click.command("spectrum")
+@verb("spectrum")
 @click.argument("source", type=options.SOURCE)
-@click.option("--base", type=options.SOURCE, metavar="BASE", help="The model that SOURCE, a model, was trained from.")
-@click.option(
-    "--max-rank", type=click.IntRange(min=1), default=128, show_default=True, metavar="N", help="Look no further."
+@option(INPUT, "--base", type=options.SOURCE, metavar="BASE", help="The model that SOURCE, a model, was trained from.")
+@option(
+    RANK,
+    "--max-rank",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Largest rank to report.",
 )
-@click.option("--modules", is_flag=True, help="A row for every module.")
-@click.option("--exact", is_flag=True, help="All singular values of a pair of models, by exact methods: slower.")
-@options.dtype
+@option(PRINTING, "--modules", is_flag=True, help="A row for every module.")
+@option(EXECUTION, "--exact", is_flag=True, help="All singular values of a pair of models, by exact methods: slower.")
+@options.float32_dtype
 @options.seed
 @options.threads
 @options.device
@@ -33,23 +37,7 @@ if TYPE_CHECKING:
 @options.rank_from
 @options.common
 @holds_inputs
-def command(
-    source: str,
-    *,
-    base: str | None,
-    max_rank: int,
-    modules: bool,
-    exact: bool,
-    dtype: str | None,
-    seed: int,
-    threads: int | None,
-    device: str,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    from_format: str | None,
-    rank_from: RankFrom,
-    output: Output,
-) -> None:
+def command(source: str, *, base: str | None, modules: bool, output: Output, **settings: Any) -> None:
     """Show the singular values of an adapter, or of a fine-tuned model, and what each rank would keep of it.
 
     For every rank: the share of the energy, the relative error, the module that comes off worst, the size of the file,
@@ -68,21 +56,7 @@ def command(
 
         total = sum(t.nbytes for side in (base, source) for t in open_checkpoint(Path(side)).stored.values())
     with output.progress(total, "decomposing") as progress:
-        report = spectrum(
-            source,
-            base,
-            max_rank=max_rank,
-            dtype=dtype or "F32",
-            exact=exact,
-            seed=seed,
-            threads=threads,
-            device=device,
-            include=include,
-            exclude=exclude,
-            rank_from=rank_from,
-            from_format=from_format,
-            progress=progress,
-        )
+        report = spectrum(source, base, progress=progress, **settings)
     for warning in report.warnings:
         output.warn(warning)
     for name, why in report.skipped:

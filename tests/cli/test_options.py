@@ -188,3 +188,29 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(verb: str
 
     assert done.exit_code == 2
     assert re.search(message, done.output)
+
+
+@pytest.mark.parametrize(
+    ("text", "corrected"),
+    [("style=0,7", "style=0.7"), ("style:0.7", "style=0.7"), ("style:-,5", "style=-.5"), ("style:2", "style=2")],
+)
+def test_weight_in_another_spelling_is_refused_with_the_right_one(
+    text: str, corrected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "style").mkdir()
+
+    with pytest.raises(UsageError) as refused:
+        parse_weighted(text)
+
+    assert refused.value.message == f"'{text}' does not exist, and 'style' does"
+    assert refused.value.hint == f"a weight is written {corrected}"
+
+
+def test_names_that_look_like_a_misspelt_weight_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "style:0.7").mkdir()
+
+    assert parse_weighted("style:0.7") == Weighted("style:0.7")
+    # Nothing of that name is there: an address of a server, say.
+    assert parse_weighted("server:8000") == Weighted("server:8000")

@@ -1,7 +1,8 @@
 """Options that several verbs share, each defined once, and the types of their values.
 
-A verb's decorators, in order: `@click.command("resize")`, `@click.argument("adapter", type=SOURCE)`, the shared
-ones (`@out`, `@dtype`, ...), and last, nearest the function, `@common`, which gives it `output: Output`.
+A verb's decorators, in order: `@verb("resize")`, `@click.argument("adapter", type=SOURCE)`, the shared options
+(`@out`, `@dtype`, ...), and last, nearest the function, `@common`, which gives it `output: Output`. The function names
+the options that it uses itself; all others reach the verb's Python function as `**settings`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,22 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from loratools import registry
 from loratools.arguments import parse_size
+from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, PRINTING, RANK, SELECTION, option
 from loratools.cli.common.output import Output
 from loratools.errors import UsageError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     # Generic since click 8.2 or so, and only for type checkers: 8.1 cannot subscript it.
     _ParamType = click.ParamType[Any]
 else:
@@ -29,6 +34,8 @@ else:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+# `style=0,7` and `style:0.7`: what stands where a weight would, as other programs and languages spell it.
+_MISSPELT_WEIGHT = re.compile(r"(.+)(?:=(?=[^=]*,)|:)([+-]?\d*[.,]?\d+)", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf(inity)?)", re.IGNORECASE)
 
 
@@ -42,7 +49,15 @@ class Weighted(NamedTuple):
 def parse_weighted(text: str) -> Weighted:
     """`style=0.7` -> ("style", 0.7). An argument that is the name of something that exists has no weight in it."""
     source, equals, number = text.rpartition("=")
-    if not equals or os.path.lexists(text):
+    if os.path.lexists(text):
+        return Weighted(text)
+    misspelt = _MISSPELT_WEIGHT.fullmatch(text)
+    if misspelt is not None and os.path.lexists(misspelt[1]):
+        corrected = misspelt[2].replace(",", ".")
+        raise UsageError(
+            f"'{text}' does not exist, and '{misspelt[1]}' does", hint=f"a weight is written {misspelt[1]}={corrected}"
+        )
+    if not equals:
         return Weighted(text)
     if not _NUMBER.fullmatch(number) and not _NOT_FINITE.fullmatch(number):
         return Weighted(text)
@@ -72,11 +87,15 @@ def _as_share(percent: float) -> str:
 
 
 class _Parsed(_ParamType):
-    """A value that one function reads; its refusal is told with the name of the option."""
+    """A value that one function reads; its refusal is printed with the name of the option.
 
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+    choices: what a shell offers to complete; None for file names.
+    """
+
+    def __init__(self, name: str, parse: Callable[[str], Any], choices: Callable[[], Iterable[str]] | None = tuple):
         self.name = name
         self.parse = parse
+        self.choices = choices
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -87,6 +106,13 @@ class _Parsed(_ParamType):
             if param is None or not isinstance(param, click.Option):
                 raise
             raise UsageError(f"{param.opts[-1]}: {error.message}", hint=error.hint) from None
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        if self.choices is None:
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(choice) for choice in self.choices() if choice.startswith(incomplete)]
 
 
 def _parse_dtype(text: str) -> str:
@@ -150,26 +176,71 @@ def parse_rule(text: str) -> tuple[str, float]:
     return name.strip(), float(number)
 
 
+def _unchanged(text: str) -> str:
+    return text
+
+
+def _verbs() -> tuple[str, ...]:
+    return registry.names("cli")
+
+
+def _methods() -> tuple[str, ...]:
+    return registry.names("methods")
+
+
+def _formats_that(ability: str) -> list[str]:
+    return [name for name in registry.names("formats") if hasattr(registry.load("formats", name), ability)]
+
+
+def _devices() -> tuple[str, ...]:
+    return ("auto", "cpu", "cuda", "mps")
+
+
+def _dtypes() -> tuple[str, ...]:
+    return ("float32", "bfloat16", "float16", "float64")
+
+
 SIZE = _Parsed("size", parse_size)
 SETTING = _Parsed("setting", parse_setting)
 NUMBERS = _Parsed("numbers", parse_numbers)
 MODULE_WEIGHT = _Parsed("weight", parse_module_weight)
 RULE = _Parsed("rule", parse_rule)
 SHARE = _Parsed("share", parse_share)
-WEIGHTED = _Parsed("adapter", parse_weighted)
-DTYPE = _Parsed("dtype", _parse_dtype)
-SOURCE = _Parsed("source", _parse_source)
-PATH = _Parsed("path", _parse_path)
-DEVICE = _Parsed("device", _parse_device)
+WEIGHTED = _Parsed("adapter", parse_weighted, None)
+DTYPE = _Parsed("dtype", _parse_dtype, _dtypes)
+SOURCE = _Parsed("source", _parse_source, None)
+BASE = _Parsed("base", _parse_source, None)
+PATH = _Parsed("path", _parse_path, None)
+DEVICE = _Parsed("device", _parse_device, _devices)
+# The functions of the verbs refuse a name that does not exist, with what there is.
+METHOD = _Parsed("method", _unchanged, _methods)
+READ_FORMAT = _Parsed("format", _unchanged, lambda: _formats_that("read"))
+WRITTEN_FORMAT = _Parsed("format", _unchanged, lambda: _formats_that("write"))
+VERB = _Parsed("verb", _unchanged, _verbs)
 
-out = click.option("-o", "--out", required=True, type=PATH, metavar="PATH", help="Where to write.")
-overwrite = click.option("--overwrite", is_flag=True, help="Replace the files that loratools wrote.")
-plan = click.option("--plan", is_flag=True, help="Print what would be done, and stop.")
-dtype = click.option(
-    "--dtype", type=DTYPE, metavar="DTYPE", help="Dtype to store: float32, bfloat16, float16, float64."
+
+def as_mapping(ctx: click.Context, param: click.Parameter, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a repeatable option as a mapping; the last of the same name counts."""
+    return dict(pairs)
+
+
+out = option(OUTPUT, "-o", "--out", required=True, type=PATH, metavar="PATH", help="Where to write.")
+overwrite = option(OUTPUT, "--overwrite", is_flag=True, help="Replace the files that loratools wrote.")
+plan = option(EXECUTION, "--plan", is_flag=True, help="Print what would be done, and stop.")
+dtype = option(
+    OUTPUT, "--dtype", type=DTYPE, metavar="DTYPE", help="Dtype to store: float32, bfloat16, float16, float64."
 )
-threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Workers to compute with.")
-device = click.option(
+float32_dtype = option(
+    OUTPUT,
+    "--dtype",
+    type=DTYPE,
+    default="F32",
+    metavar="DTYPE",
+    help="Dtype to store: float32, bfloat16, float16, float64.  [default: float32]",
+)
+threads = option(EXECUTION, "--threads", type=click.IntRange(min=1), metavar="N", help="Workers to compute with.")
+device = option(
+    EXECUTION,
     "--device",
     type=DEVICE,
     default="auto",
@@ -177,36 +248,69 @@ device = click.option(
     metavar="DEVICE",
     help="Compute on: cpu, cuda, cuda:N, mps, or auto.",
 )
-seed = click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of what is random.")
-include = click.option("--include", multiple=True, metavar="GLOB", help="Only targets that match; repeatable.")
-exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No targets that match; repeatable.")
-to_format = click.option(
-    "--format", default="peft", show_default=True, metavar="FORMAT", help="Format to write; see 'loratools formats'."
+seed = option(EXECUTION, "--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed.")
+include = option(SELECTION, "--include", multiple=True, metavar="GLOB", help="Only targets that match; repeatable.")
+exclude = option(SELECTION, "--exclude", multiple=True, metavar="GLOB", help="No targets that match; repeatable.")
+to_format = option(
+    OUTPUT,
+    "--format",
+    type=WRITTEN_FORMAT,
+    default="peft",
+    show_default=True,
+    metavar="FORMAT",
+    help="Format to write; see 'loratools formats'.",
 )
-output_format = click.option(
-    "--format", metavar="FORMAT", help="Format to write; if not given, that of the adapters, or else peft."
+output_format = option(
+    OUTPUT,
+    "--format",
+    type=WRITTEN_FORMAT,
+    metavar="FORMAT",
+    help="Format to write; if not given, that of the adapters, or else peft.",
 )
-base = click.option(
+base = option(
+    INPUT,
     "--base",
-    type=SOURCE,
+    type=BASE,
     metavar="BASE",
     help="The model it is for: a checkpoint, its config.json, or the family of an image model; where names need it.",
 )
-from_format = click.option(
-    "--from", "from_format", metavar="FORMAT", help="Format of the adapters, if detection is wrong."
+from_format = option(
+    INPUT,
+    "--from",
+    "from_format",
+    type=READ_FORMAT,
+    metavar="FORMAT",
+    help="Format of the adapters, if detection is wrong.",
 )
-rank_from = click.option(
+rank_from = option(
+    INPUT,
     "--rank-from",
     type=click.Choice(["tensors", "config"]),
     help="Where the rank that scales comes from, if tensors and config disagree.",
 )
-
-_JSON = click.option("--json", is_flag=True, help="Print one JSON document on stdout.")
-_QUIET = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for.")
-_VERBOSE = click.option(
-    "-v", "--verbose", is_flag=True, help="Tell more: what was matched, and every detail of an error."
+rank = option(RANK, "--rank", type=click.IntRange(min=1), metavar="N", help="Largest rank of each module.")
+energy = option(
+    RANK, "--energy", type=SHARE, metavar="F", help="Smallest rank that keeps this share of each module's energy."
 )
-_DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+error = option(
+    RANK, "--error", type=SHARE, metavar="F", help="Smallest rank with at most this relative error in each module."
+)
+max_rank = option(
+    RANK, "--max-rank", type=click.IntRange(min=1), metavar="N", help="No module gets a higher rank, whatever the rule."
+)
+max_size = option(
+    RANK, "--max-size", type=SIZE, metavar="SIZE", help="Share ranks out for a file of at most this size."
+)
+max_params = option(
+    RANK, "--max-params", type=click.IntRange(min=1), metavar="N", help="Share out ranks for at most N parameters."
+)
+
+_JSON = option(PRINTING, "--json", is_flag=True, help="Print one JSON document on stdout.")
+_QUIET = option(PRINTING, "-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for.")
+_VERBOSE = option(
+    PRINTING, "-v", "--verbose", is_flag=True, help="Print more: what was matched, and every detail of an error."
+)
+_DEBUG = option(PRINTING, "--debug", is_flag=True, help="Show the traceback of an error.")
 
 
 def common(command: _Command) -> Callable[..., Any]:

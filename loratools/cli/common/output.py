@@ -51,6 +51,10 @@ class Output(NamedTuple):
         """Print what was asked for, on stdout."""
         print_rich(sys.stdout, *renderables)
 
+    def text(self, text: str) -> None:
+        """Print text of our own that was asked for, on stdout, as it is."""
+        print_line(sys.stdout, text.rstrip("\n"))
+
     def summary(self, *renderables: RenderableType) -> None:
         """Tell how it went, on stderr."""
         if not self.quiet:

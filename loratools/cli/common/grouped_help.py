@@ -1,0 +1,71 @@
+"""The help of a verb: what it does, examples, the explanation, and its options in groups.
+
+An option is written once, as one call of `option`. Its name is that of a parameter of the verb's Python function, so
+that a command passes the values on as they are, without a list of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import cleandoc
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+INPUT = "Input"
+SELECTION = "What"
+RANK = "Rank"
+OUTPUT = "Output"
+EXECUTION = "How it runs"
+PRINTING = "What it prints"
+GROUPS = (INPUT, SELECTION, RANK, OUTPUT, EXECUTION, PRINTING)
+
+
+class GroupedOption(click.Option):
+    """An option with the heading under which the help of a verb lists it."""
+
+    def __init__(self, *args: Any, group: str = PRINTING, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.group = group
+
+
+def option(group: str, *names: str, **attributes: Any) -> Callable[[_Command], _Command]:
+    """`click.option`, listed under the heading `group`, one of `GROUPS`."""
+    return click.option(*names, cls=GroupedOption, group=group, **attributes)
+
+
+class Verb(click.Command):
+    """A verb of the command line, whose help shows the examples before the explanation and groups the options."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the first paragraph, the examples, then the other paragraphs."""
+        if self.help is None:
+            return
+        summary, *others = cleandoc(self.help).split("\n\n")
+        examples = [text for text in others if text.startswith("\b\nExample")]
+        explanation = [text for text in others if text not in examples]
+        for text in (summary, *examples, *explanation):
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(text)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each group that the verb has options of."""
+        rows: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for parameter in self.get_params(ctx):
+            # The usage line names the arguments; click 8.2 and later would list them here too.
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                # `--help` is click's own, and has no group.
+                rows[getattr(parameter, "group", PRINTING)].append(record)
+        for group, records in rows.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
+
+
+def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Verb]:
+    """The decorator that makes a function the verb `name`."""
+    return click.command(name, cls=Verb, **attributes)

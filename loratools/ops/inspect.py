@@ -125,6 +125,14 @@ class AdapterEntry(NamedTuple):
             *(t.name for t in self.replacements if t.non_finite),
         )
 
+    @property
+    def value_warnings(self) -> tuple[str, ...]:
+        """What the values are a reason to warn of, with every name; empty where they were not read."""
+        found = [f"values not finite in {', '.join(self.not_finite)}"] if self.not_finite else []
+        if self.untrained:
+            found.append(f"untrained modules, which change nothing: {', '.join(self.untrained)}")
+        return tuple(found)
+
     def as_json(self) -> dict[str, object]:
         ranks = _counted(m.rank for m in self.modules if m.rank is not None)
         return {
@@ -143,7 +151,7 @@ class AdapterEntry(NamedTuple):
             # Every tensor of an adapter is an update's or a replacement, or loading it fails.
             "other_tensors": [],
             "metadata": dict(self.metadata),
-            "warnings": list(self.warnings),
+            "warnings": [*self.value_warnings, *self.warnings],
         }
 
 
@@ -182,6 +190,11 @@ class CheckpointEntry(NamedTuple):
         """Tensors with NaN or infinite values; empty where the values were not read."""
         return tuple(t.name for t in self.tensors if t.non_finite)
 
+    @property
+    def value_warnings(self) -> tuple[str, ...]:
+        """What the values are a reason to warn of, with every name; empty where they were not read."""
+        return (f"values not finite in {', '.join(self.not_finite)}",) if self.not_finite else ()
+
     def as_json(self) -> dict[str, object]:
         return {
             "path": self.path,
@@ -197,7 +210,7 @@ class CheckpointEntry(NamedTuple):
             "tied": dict(self.tied),
             "side_files": list(self.side_files),
             "left_out": [{"name": name, "why": why} for name, why in self.left_out.items()],
-            "warnings": list(self.warnings),
+            "warnings": [*self.value_warnings, *self.warnings],
         }
 
 

@@ -45,7 +45,8 @@ def inspection_report(
     """
     if overview and not modules:
         failed = [e for e in inspection.sources if isinstance(e, FailedEntry)]
-        return [_overview(inspection.sources), *_remarks(("error", f"{e.path}: {e.error.message}") for e in failed)]
+        remarks = [*_value_marks(inspection.sources), *(("error", f"{e.path}: {e.error.message}") for e in failed)]
+        return [_overview(inspection.sources), *_remarks(remarks)]
     blocks: list[RenderableType] = []
     for entry in inspection.sources:
         if blocks:
@@ -301,9 +302,24 @@ def _adapter_remarks(entry: AdapterEntry) -> Iterator[tuple[str, str]]:
     if entry.not_finite:
         yield "warning", f"values not finite in {_names(entry.not_finite)}"
     if entry.untrained:
-        names = "all of them" if len(entry.untrained) == len(entry.modules) else _names(entry.untrained)
-        yield "warning", f"{plural(len(entry.untrained), 'module')} untrained, changing nothing: {names}"
+        yield "warning", _untrained(entry)
     yield from (("warning", w) for w in entry.warnings)
+
+
+def _value_marks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    """For a list of sources: those whose values are a reason to warn, each with how many names have them."""
+    for entry in entries:
+        if isinstance(entry, FailedEntry):
+            continue
+        if entry.not_finite:
+            yield "warning", f"{entry.path}: values not finite in {_names(entry.not_finite)}"
+        if isinstance(entry, AdapterEntry) and entry.untrained:
+            yield "warning", f"{entry.path}: {_untrained(entry)}"
+
+
+def _untrained(entry: AdapterEntry) -> str:
+    names = "all of them" if len(entry.untrained) == len(entry.modules) else _names(entry.untrained)
+    return f"{plural(len(entry.untrained), 'module')} untrained, changing nothing: {names}"
 
 
 def _checkpoint_remarks(entry: CheckpointEntry) -> Iterator[tuple[str, str]]:

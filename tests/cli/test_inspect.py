@@ -83,3 +83,21 @@ def test_format_that_does_not_exist_is_wrong_usage() -> None:
     assert (done.exit_code, done.stdout) == (2, "")
     there = ", ".join(registry.names("formats"))
     assert done.stderr == f"error: no format named 'peff'; there are: {there}\nhint: did you mean 'peft'?\n"
+
+
+def test_list_with_values_marks_sources_that_are_not_finite_or_untrained() -> None:
+    import torch
+
+    nan, untrained = (factories.factors({"model.layers.0.self_attn.q_proj": (10, 6)}) for _ in range(2))
+    nan["model.layers.0.self_attn.q_proj"][0][1, 2] = float("nan")
+    untrained["model.layers.0.self_attn.q_proj"][1].copy_(torch.zeros(10, 4))
+    factories.adapter_folder(Path("list/nan"), values=nan)
+    factories.adapter_folder(Path("list/untrained"), values=untrained)
+
+    done = CliRunner().invoke(verbs, ["inspect", "list", "--values"])
+
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert [line for line in done.stdout.splitlines() if line.startswith("warning: ")] == [
+        f"warning: {Path('list/nan')}: values not finite in model.layers.0.self_attn.q_proj",
+        f"warning: {Path('list/untrained')}: 1 module untrained, changing nothing: all of them",
+    ]

@@ -139,6 +139,12 @@ def test_values_tell_untrained_and_not_finite_modules(tmp_path: Path) -> None:
     assert zero == (0.0, 0.0, 0.0, 0.0, (0.0,) * 4, True, True)
     assert nan == (None, None, None, None, None, False, False)
     json.dumps(inspect(folder, values=True).as_json(), allow_nan=False)
+    warnings = entry.as_json()["warnings"]
+    assert isinstance(warnings, list)
+    assert warnings[:2] == [f"values not finite in {V}, score.weight", f"untrained modules, which change nothing: {Q}"]
+    unread = only(folder).as_json()["warnings"]
+    assert isinstance(unread, list)
+    assert warnings[2:] == unread
 
 
 def test_infinity_in_one_factor_against_zero_in_the_other_is_not_finite(tmp_path: Path) -> None:

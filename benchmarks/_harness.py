@@ -146,7 +146,7 @@ class Goal:
         below = self.at_most is None or self.measured <= self.at_most
         return below and (self.at_least is None or self.measured >= self.at_least)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "reached": self.reached}
 
 
@@ -242,7 +242,7 @@ def finish(
         "settings": {"tiny": arguments.tiny, "rounds": arguments.rounds, **settings},
         "machine": machine(),
         "results": results,
-        "goals": [goal.as_json() for goal in goals],
+        "goals": [goal.to_dict() for goal in goals],
     }
     text = json.dumps(document, indent=2) + "\n"
     if arguments.out:

@@ -8,10 +8,12 @@ A part stands between `<!-- name -->` and `<!-- end -->`.
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from loratools import registry
 from loratools.cli import verbs
@@ -72,6 +74,94 @@ def helps() -> str:
     return "\n\n".join(parts)
 
 
+def api() -> str:
+    """Every public name with its signature and its docstring: functions, the classes people use, reports, the rest."""
+    import loratools
+
+    values = {name: getattr(loratools, name) for name in loratools.__all__ if name != "__version__"}
+    functions = [n for n, v in values.items() if inspect.isfunction(v)]
+    classes = [n for n, v in values.items() if isinstance(v, type)]
+    errors = [n for n in classes if issubclass(values[n], Exception)]
+    main = [n for n in ("Adapter", "AdaptedModule", "Checkpoint", "LazyTensor", "Base", "LoRA") if n in classes]
+    reports = [n for n in classes if n.endswith("Report")]
+    fields = [n for n in classes if n not in (*errors, *main, *reports)]
+    groups = {"Functions": functions, "Classes": main, "Reports": reports, "Parts of reports and classes": fields}
+    parts = []
+    for title, names in groups.items():
+        parts.append(f"## {title}")
+        parts += [_entry(name, values[name], 3) for name in names]
+    parts.append("## Types of arguments")
+    aliases = [n for n in values if n not in (*functions, *classes)]
+    parts += [f"### {name}\n\n`{_type_text(values[name])}`" for name in aliases]
+    parts.append("## Errors")
+    parts += [f"### {name}\n\nExit code {values[name].exit_code}, code `{values[name].code}`." for name in errors]
+    return "\n\n".join(parts)
+
+
+def _entry(name: str, value: Any, level: int) -> str:
+    # The fields of a class are in its docstring; a signature of 16 defaults tells nobody anything.
+    parts = [f"{'#' * level} {name}"]
+    if inspect.isfunction(value):
+        parts.append(f"```python\n{name}({_parameters(value)})\n```")
+    parts.append(_markdown(inspect.getdoc(value) or ""))
+    if isinstance(value, type):
+        for inner, member in vars(value).items():
+            function = getattr(member, "__func__", member)
+            if inner.startswith("_"):
+                continue
+            if inspect.isfunction(function) and inspect.getdoc(function):
+                parts.append(_entry(f"{name}.{inner}", function, level + 1))
+            elif isinstance(member, property) and inspect.getdoc(member):
+                parts.append(f"`{name}.{inner}`: {_one_paragraph(inspect.getdoc(member) or '')}")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _parameters(function: Any) -> str:
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
+    if not parameters:
+        return ""
+    texts, starred = [], False
+    for p in parameters:
+        if p.kind is p.KEYWORD_ONLY and not starred:
+            texts.append("*")
+        starred = starred or p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
+        # Annotations are kept as texts, which are printed with quotation marks.
+        texts.append(re.sub(r"^(\*?\w+): '(.*?)'(?= = |$)", r"\1: \2", str(p)))
+    return "\n" + "".join(f"    {text},\n" for text in texts)
+
+
+def _markdown(doc: str) -> str:
+    """A docstring in Google's form: sections as bold words, entries as lists, the example as code."""
+    lines: list[str] = []
+    section = ""
+    for line in doc.split("\n"):
+        if match := re.fullmatch(r"(Args|Returns|Raises|Example|Attributes):", line):
+            if section == "Example":
+                lines.append("```")
+            section = match[1]
+            lines += [f"**{section}**", "", *(["```python"] if section == "Example" else [])]
+        elif section == "Example" and line.startswith("    "):
+            lines.append(line[4:])
+        elif section in ("Args", "Raises", "Attributes") and (entry := re.fullmatch(r"    (\w+): (.*)", line)):
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        elif section:
+            lines.append(line.strip() if section == "Returns" else "  " + line.strip() if line.strip() else "")
+        else:
+            lines.append(line)
+    if section == "Example":
+        lines.append("```")
+    return "\n".join(line.rstrip() for line in lines).strip()
+
+
+def _one_paragraph(doc: str) -> str:
+    return " ".join(doc.partition("\n\n")[0].split())
+
+
+def _type_text(value: object) -> str:
+    """The definition of an alias, as one would write it."""
+    return re.sub(r"\b(?:typing|collections\.abc|pathlib|loratools(?:\.\w+)*)\.", "", str(value))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "formats": formats,
     "layouts": layouts,
@@ -79,8 +169,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "kinds": kinds,
     "quantization": quantization,
     "helps": helps,
+    "api": api,
 }
-FILES = (ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "registries.md")
+FILES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("api.md", "cli.md", "registries.md")))
 
 
 def regenerated(text: str) -> str:

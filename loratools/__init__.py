@@ -10,8 +10,10 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from loratools._version import __version__
-    from loratools.adapter import Adapter
-    from loratools.checkpoints import Checkpoint, open_checkpoint
+    from loratools.adapted_module import AdaptedModule
+    from loratools.adapter import Adapter, Replacement
+    from loratools.arguments import Globs, Positive, Size
+    from loratools.checkpoints import Checkpoint, Component, LeftOut, SideFile, WeightFile, open_checkpoint
     from loratools.errors import (
         ChangedInputError,
         FormatError,
@@ -21,41 +23,139 @@ if TYPE_CHECKING:
         MismatchError,
         OutputExistsError,
         UndecidedError,
+        UnknownModuleError,
         UnsupportedError,
         UsageError,
     )
-    from loratools.formats import load, save
-    from loratools.ops.combine.verb import combine
-    from loratools.ops.compare import compare
-    from loratools.ops.convert.verb import convert
+    from loratools.formats import Base, RankFrom, load, save
+    from loratools.ops.combine.recipe import Calibration, HeadsRule
+    from loratools.ops.combine.shares import CombinedModule, ModuleShare, Share
+    from loratools.ops.combine.verb import CombineReport, combine
+    from loratools.ops.common.arguments import AdapterArgument, AdapterSource
+    from loratools.ops.compare import ComparedModule, CompareReport, compare
+    from loratools.ops.convert.verb import ConvertReport, Dropped, convert
+    from loratools.ops.convert.verify import ConvertedModule
+    from loratools.ops.extract.cost import Cost
+    from loratools.ops.extract.outcomes import Embeddings
+    from loratools.ops.extract.report import ExtractedModule, ExtractReport, Replaced, Skipped
     from loratools.ops.extract.verb import extract
-    from loratools.ops.inspect import InspectReport, inspect
-    from loratools.ops.merge.verb import merge
-    from loratools.ops.resize import resize
-    from loratools.ops.spectrum import spectrum
+    from loratools.ops.inspect import (
+        AdapterEntry,
+        CheckpointEntry,
+        FailedEntry,
+        InspectedModule,
+        InspectReport,
+        QuantisedEntry,
+        TensorEntry,
+        Values,
+        inspect,
+    )
+    from loratools.ops.lowrank.reduce import ReducedModule
+    from loratools.ops.merge.plan import MergePlan
+    from loratools.ops.merge.verb import MergedTensor, MergeReport, merge
+    from loratools.ops.registries import (
+        FormatInfo,
+        LayoutInfo,
+        MethodInfo,
+        MethodOption,
+        list_formats,
+        list_layouts,
+        list_methods,
+    )
+    from loratools.ops.resize import ResizeReport, resize
+    from loratools.ops.spectrum import ModuleSpectrum, RankRow, SpectrumReport, spectrum
+    from loratools.quantization import Quantisation
+    from loratools.tensors.files import ByteRange, FileId
+    from loratools.tensors.lazy import LazyTensor, Source
+    from loratools.updates.lora import LoRA
+    from loratools.updates.lora_experts import Orientation, Packing
+    from loratools.updates.parts.protocol import Delta, Update
 
 # Public name -> the module that has it. No key may be the name of a submodule of loratools: importing the submodule
 # would rebind the attribute to the module.
 _HOMES = {
+    "AdaptedModule": "adapted_module",
     "Adapter": "adapter",
+    "AdapterArgument": "ops.common.arguments",
+    "AdapterEntry": "ops.inspect",
+    "AdapterSource": "ops.common.arguments",
+    "Base": "formats",
+    "ByteRange": "tensors.files",
+    "Calibration": "ops.combine.recipe",
     "ChangedInputError": "errors",
     "Checkpoint": "checkpoints",
+    "CheckpointEntry": "ops.inspect",
+    "CombineReport": "ops.combine.verb",
+    "CombinedModule": "ops.combine.shares",
+    "CompareReport": "ops.compare",
+    "ComparedModule": "ops.compare",
+    "Component": "checkpoints",
+    "ConvertReport": "ops.convert.verb",
+    "ConvertedModule": "ops.convert.verify",
+    "Cost": "ops.extract.cost",
+    "Delta": "updates.parts.protocol",
+    "Dropped": "ops.convert.verb",
+    "Embeddings": "ops.extract.outcomes",
+    "ExtractReport": "ops.extract.report",
+    "ExtractedModule": "ops.extract.report",
+    "FailedEntry": "ops.inspect",
+    "FileId": "tensors.files",
     "FormatError": "errors",
+    "FormatInfo": "ops.registries",
+    "Globs": "arguments",
+    "HeadsRule": "ops.combine.recipe",
     "InputError": "errors",
     "InspectReport": "ops.inspect",
+    "InspectedModule": "ops.inspect",
+    "LayoutInfo": "ops.registries",
+    "LazyTensor": "tensors.lazy",
+    "LeftOut": "checkpoints",
+    "LoRA": "updates.lora",
     "LoraToolsError": "errors",
     "MachineError": "errors",
+    "MergePlan": "ops.merge.plan",
+    "MergeReport": "ops.merge.verb",
+    "MergedTensor": "ops.merge.verb",
+    "MethodInfo": "ops.registries",
+    "MethodOption": "ops.registries",
     "MismatchError": "errors",
+    "ModuleShare": "ops.combine.shares",
+    "ModuleSpectrum": "ops.spectrum",
+    "Orientation": "updates.lora_experts",
     "OutputExistsError": "errors",
+    "Packing": "updates.lora_experts",
+    "Positive": "arguments",
+    "Quantisation": "quantization",
+    "QuantisedEntry": "ops.inspect",
+    "RankFrom": "formats",
+    "RankRow": "ops.spectrum",
+    "ReducedModule": "ops.lowrank.reduce",
+    "Replaced": "ops.extract.report",
+    "Replacement": "adapter",
+    "ResizeReport": "ops.resize",
+    "Share": "ops.combine.shares",
+    "SideFile": "checkpoints",
+    "Size": "arguments",
+    "Skipped": "ops.extract.report",
+    "Source": "tensors.lazy",
+    "SpectrumReport": "ops.spectrum",
+    "TensorEntry": "ops.inspect",
     "UndecidedError": "errors",
+    "UnknownModuleError": "errors",
     "UnsupportedError": "errors",
+    "Update": "updates.parts.protocol",
     "UsageError": "errors",
+    "Values": "ops.inspect",
+    "WeightFile": "checkpoints",
     "__version__": "_version",
     "combine": "ops.combine.verb",
     "compare": "ops.compare",
     "convert": "ops.convert.verb",
     "extract": "ops.extract.verb",
     "inspect": "ops.inspect",
+    "list_formats": "ops.registries",
+    "list_layouts": "ops.registries",
+    "list_methods": "ops.registries",
     "load": "formats",
     "merge": "ops.merge.verb",
     "open_checkpoint": "checkpoints",
@@ -65,25 +165,88 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdaptedModule",
     "Adapter",
+    "AdapterArgument",
+    "AdapterEntry",
+    "AdapterSource",
+    "Base",
+    "ByteRange",
+    "Calibration",
     "ChangedInputError",
     "Checkpoint",
+    "CheckpointEntry",
+    "CombineReport",
+    "CombinedModule",
+    "CompareReport",
+    "ComparedModule",
+    "Component",
+    "ConvertReport",
+    "ConvertedModule",
+    "Cost",
+    "Delta",
+    "Dropped",
+    "Embeddings",
+    "ExtractReport",
+    "ExtractedModule",
+    "FailedEntry",
+    "FileId",
     "FormatError",
+    "FormatInfo",
+    "Globs",
+    "HeadsRule",
     "InputError",
     "InspectReport",
+    "InspectedModule",
+    "LayoutInfo",
+    "LazyTensor",
+    "LeftOut",
+    "LoRA",
     "LoraToolsError",
     "MachineError",
+    "MergePlan",
+    "MergeReport",
+    "MergedTensor",
+    "MethodInfo",
+    "MethodOption",
     "MismatchError",
+    "ModuleShare",
+    "ModuleSpectrum",
+    "Orientation",
     "OutputExistsError",
+    "Packing",
+    "Positive",
+    "Quantisation",
+    "QuantisedEntry",
+    "RankFrom",
+    "RankRow",
+    "ReducedModule",
+    "Replaced",
+    "Replacement",
+    "ResizeReport",
+    "Share",
+    "SideFile",
+    "Size",
+    "Skipped",
+    "Source",
+    "SpectrumReport",
+    "TensorEntry",
     "UndecidedError",
+    "UnknownModuleError",
     "UnsupportedError",
+    "Update",
     "UsageError",
+    "Values",
+    "WeightFile",
     "__version__",
     "combine",
     "compare",
     "convert",
     "extract",
     "inspect",
+    "list_formats",
+    "list_layouts",
+    "list_methods",
     "load",
     "merge",
     "open_checkpoint",

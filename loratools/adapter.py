@@ -9,44 +9,83 @@ weight it replaces. What they mean in a base is for `matching` to find out.
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from loratools.errors import LoraToolsError, UnsupportedError, UsageError
+from loratools import registry
+from loratools.errors import LoraToolsError, MismatchError, UnknownModuleError, UnsupportedError, UsageError
+from loratools.short_repr import clipped, counted, one_line
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.protocol import Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loratools.adapted_module import AdaptedModule, Array
+    from loratools.algebra.rounding import Floats
+
+# Among more names than this the nearest are looked for only where the last part of the name is the same.
+_MANY = 2000
 
 
 @dataclass(frozen=True)
 class Replacement:
     """A tensor that takes the place of a weight of the base, or of some of its rows.
 
-    declared  what in the adapter says so: modules_to_save, bias, embedding, tokens; or `unlisted`, where only the key
-              does.
-    rows      numbers of the rows that are replaced; None where the whole weight is.
+    Attributes:
+        tensor: The new values, unread.
+        declared: What in the adapter says so: modules_to_save, bias, embedding, tokens; or `unlisted`, where only the
+            key does.
+        rows: The numbers of the rows that are replaced; None where the whole weight is.
     """
 
     tensor: LazyTensor
     declared: str
     rows: tuple[int, ...] | None = None
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
 
 @dataclass(frozen=True)
 class Adapter:
-    """Immutable; both mappings are sorted by name.
+    """An adapter: updates and replaced weights by the name of the module or weight that they belong to.
 
-    `doubts` are things that make the updates uncertain, their scale or the order of their rows: what needs their values
-    refuses while there are any. `remedy` is what a person can do about them.
-    `moved_base` is the initialisation that changed the base, whose factors at the start have to be taken off again.
-    `warnings` are things that a person should know and that change nothing.
-    `read_companions` are files beside the adapter's own that were read with it, `unread_companions` those that hold
-    tensors and were not, since their meaning is not known: merging refuses while there are any.
-    `notes` is what the source says that is not interpreted here, kept to be written back: one mapping per format.
-    `stored_names` says that targets are the names of modules as a file of this format has them, letter by letter, and
-    not those of diffusers or transformers; `undecided` is why there are no others, where that is so. `aliases` are
-    the names by which a target is chosen beside its own.
+    It is immutable, its values are not read, and it is a mapping of modules: `adapter[name]` is one module with its
+    factors as arrays, `len(adapter)` counts modules, `name in adapter` and `for name in adapter` go by their names.
+
+    Attributes:
+        updates: The stored update of each module, sorted by the module's name.
+        replacements: Tensors that take the place of whole weights, sorted by the weight's name.
+        format: The format that it was read from; empty where it was made in memory.
+        path: Where it was read from; None where it was made in memory.
+        base_model: The base model that the adapter names; None where it names none.
+        notes: What the source says that is not interpreted here, kept to be written back: one mapping per format.
+        doubts: What makes the updates uncertain, their scale or the order of their rows. What needs their values
+            refuses while there is any.
+        moved_base: The initialisation that changed the base (PiSSA, OLoRA, ...), whose factors at the start have to
+            be subtracted.
+        warnings: What a person should know and what changes nothing.
+        stored_names: Whether modules have the names of the file, letter by letter, and not those of diffusers or
+            transformers.
+        undecided: Why there are no other names than those of the file, where that is so.
+        aliases: Names by which a module can be selected beside its own.
+        read_companions: Files beside the adapter's own that were read with it.
+        unread_companions: Files beside it that hold tensors of unknown meaning. Merging refuses while there is any.
+        remedy: What a person can do about the doubts.
+
+    Example:
+        >>> import loratools
+        >>> adapter = loratools.load("fixtures/llama-tiny-science")
+        >>> module = adapter["model.layers.0.self_attn.q_proj"]
+        >>> module.a.shape[0] == module.b.shape[1] == module.rank
+        True
+        >>> [name for name in adapter if name.endswith("layers.0.mlp.down_proj")]
+        ['model.layers.0.mlp.down_proj']
     """
 
     updates: Mapping[str, Update]
@@ -69,13 +108,237 @@ class Adapter:
         object.__setattr__(self, "updates", dict(sorted(self.updates.items())))
         object.__setattr__(self, "replacements", dict(sorted(self.replacements.items())))
 
+    def __repr__(self) -> str:
+        ranks = sorted({u.rank for u in self.updates.values() if u.rank is not None})
+        facts = [self.format] if self.format else []
+        facts += [counted(len(self.updates), "module")]
+        if self.updates:
+            kinds = sorted({u.kind for u in self.updates.values()})
+            facts.append(clipped(" + ".join(kinds)))
+        if ranks:
+            facts.append(f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}–{ranks[-1]}")
+        if self.replacements:
+            facts.append(counted(len(self.replacements), "replaced weight"))
+        return f"<Adapter {clipped(self.name)!r}: {', '.join(facts)}>"
+
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The path of the adapter, or `adapter` where it was made in memory."""
         return str(self.path) if self.path is not None else "adapter"
 
+    # As a mapping of modules.
+
+    def __len__(self) -> int:
+        return len(self.updates)
+
+    def __bool__(self) -> bool:
+        # One that only replaces weights has no modules, and is an adapter all the same.
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.updates)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.updates
+
+    def __getitem__(self, name: str) -> AdaptedModule:
+        """Return one module with its factors as arrays.
+
+        Args:
+            name: The module's name, as `loratools inspect --modules` prints it.
+
+        Raises:
+            UnknownModuleError: There is no such module; the nearest names are in the error.
+        """
+        from loratools.adapted_module import AdaptedModule
+
+        if name not in self.updates:
+            raise self._unknown(name)
+        return AdaptedModule(name, self.updates[name])
+
+    def _unknown(self, name: object) -> UnknownModuleError:
+        if name in self.replacements:
+            return UnknownModuleError(
+                f"'{name}' is a replaced weight of '{self.name}', and not a module with an update",
+                hint=f"adapter.replacements['{name}'].tensor.read() has its values",
+            )
+        text = clipped(str(name), 200)
+        containing = [known for known in self.updates if text and text in known][:3]
+        names = list(self.updates)
+        if len(names) > _MANY:
+            last = text.rpartition(".")[2]
+            names = [known for known in names if known.rpartition(".")[2] == last][:_MANY]
+        near = containing or difflib.get_close_matches(text, names, n=3, cutoff=0.5)
+        return UnknownModuleError(
+            f"'{self.name}' has no module '{text}'",
+            details=near,
+            hint=f"did you mean '{near[0]}'?" if near else f"it has {counted(len(self), 'module')}: list(adapter)",
+        )
+
+    @overload
+    def delta(
+        self,
+        name: str,
+        *,
+        base: Array | LazyTensor | None = None,
+        dtype: Literal["float32", "float64"] = "float32",
+        as_torch: Literal[False] = False,
+    ) -> Floats: ...
+    @overload
+    def delta(
+        self,
+        name: str,
+        *,
+        base: Array | LazyTensor | None = None,
+        dtype: Literal["float32", "float64"] = "float32",
+        as_torch: Literal[True],
+    ) -> Tensor: ...
+    def delta(
+        self,
+        name: str,
+        *,
+        base: Array | LazyTensor | None = None,
+        dtype: Literal["float32", "float64"] = "float32",
+        as_torch: bool = False,
+    ) -> Floats | Tensor:
+        """Return the dense change of one module's weight, scale included: `adapter[name].delta()`.
+
+        Args:
+            name: The module's name.
+            base: The unmodified weight; needed for kinds whose change depends on it (DoRA, IA3, OFT, ...).
+            dtype: float32 or float64. Computed in float64 and rounded once.
+            as_torch: Return a torch tensor and not a numpy array.
+
+        Returns:
+            The delta in the shape of the weight: (out, in) of a linear layer.
+
+        Raises:
+            UnknownModuleError: There is no such module.
+            UnsupportedError: The scale of the adapter is uncertain.
+            UsageError: The change depends on the weight, and none is given.
+            MismatchError: The weight has another shape.
+        """
+        self.require_scale()
+        module = self[name]
+        if as_torch:
+            return module.delta(base=base, dtype=dtype, as_torch=True)
+        return module.delta(base=base, dtype=dtype)
+
+    # To and from values in memory.
+
+    @classmethod
+    def from_factors(
+        cls,
+        factors: Mapping[str, tuple[Array, Array] | tuple[Array, Array, float]],
+        *,
+        base_model: str | None = None,
+    ) -> Adapter:
+        """Return a LoRA adapter of the given factors, which `loratools.save` writes in any format.
+
+        Args:
+            factors: For each module, by its name, `(A, B)` or `(A, B, scale)`: numpy arrays or torch tensors,
+                A: (rank, in) and B: (out, rank). The change of the weight is `scale * B @ A`; the scale is 1 where
+                it is not given.
+            base_model: The name of the base model, to be written with it.
+
+        Returns:
+            The adapter, with alpha = scale * rank. Its values are held in memory.
+
+        Raises:
+            MismatchError: Factors that do not make a product, all of them named.
+            UsageError: A value is neither a numpy array nor a torch tensor of floating-point numbers.
+
+        Example:
+            >>> import loratools, numpy
+            >>> a, b = numpy.ones((2, 6), "float32"), numpy.ones((10, 2), "float32")
+            >>> adapter = loratools.Adapter.from_factors({"model.layers.0.mlp.up_proj": (a, b, 0.5)})
+            >>> adapter.delta("model.layers.0.mlp.up_proj")[0, 0].item()
+            1.0
+        """
+        import math
+
+        from loratools.tensors.dtypes import FLOAT_DTYPES
+        from loratools.tensors.lazy import from_array
+        from loratools.updates.lora import LoRA
+
+        updates: dict[str, Update] = {}
+        misfits: list[str] = []
+        for name, given in factors.items():
+            if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
+                raise UsageError(f"'{name}' is given as {clipped(repr(given))}", hint="give (A, B) or (A, B, scale)")
+            a, b = (from_array(values) for values in given[:2])
+            scale = float(given[2]) if len(given) == 3 else 1.0
+            if not math.isfinite(scale):
+                raise UsageError(f"the scale of '{name}' is {scale}, which is not finite")
+            if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+                misfits.append(f"{name}   A {a.shape} and B {b.shape}")
+            elif a.dtype not in FLOAT_DTYPES or b.dtype not in FLOAT_DTYPES:
+                misfits.append(f"{name}   A of {a.dtype} and B of {b.dtype}, and floating-point numbers are needed")
+            else:
+                updates[name] = LoRA(a, b, alpha=scale * a.shape[0], alpha_source="config")
+        if misfits:
+            raise MismatchError(
+                f"{len(misfits)} of {len(factors)} pairs of factors do not make a product B @ A",
+                details=misfits,
+                hint="A is (rank, in) and B is (out, rank)",
+            )
+        return cls(updates, base_model=base_model)
+
+    @classmethod
+    def from_state_dict(
+        cls, tensors: Mapping[str, Array], *, config: Mapping[str, object] | object | None = None
+    ) -> Adapter:
+        """Return the adapter of a state dict of PEFT, as `peft.get_peft_model_state_dict` gives it.
+
+        Args:
+            tensors: numpy arrays or torch tensors by PEFT's keys:
+                `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`, ...
+            config: The `peft.PeftConfig`, or its fields as a dict. Without it alpha is assumed to be the rank, and
+                `warnings` says so.
+
+        Returns:
+            The adapter. Its values are held in memory.
+
+        Raises:
+            UnsupportedError: Fields or tensors that are not read, all of them named.
+            FormatError: Factors that do not make a product.
+            UsageError: A value is neither a numpy array nor a torch tensor.
+
+        Example:
+            >>> import loratools
+            >>> adapter = loratools.load("fixtures/llama-tiny-science")
+            >>> again = loratools.Adapter.from_state_dict(adapter.to_state_dict(), config=adapter.peft_config())
+            >>> list(again) == list(adapter)
+            True
+        """
+        adapter: Adapter = registry.load("formats", "peft").from_state_dict(tensors, config)
+        return adapter
+
+    def to_state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors by PEFT's keys, as `peft.set_peft_model_state_dict` takes them.
+
+        Returns:
+            torch tensors in the stored dtype. Scales are not in them: `peft_config` has ranks and alphas.
+
+        Raises:
+            UnsupportedError: PEFT's format cannot hold a module; or the scale of the adapter is uncertain.
+        """
+        self.require_scale()
+        tensors: dict[str, Tensor] = registry.load("formats", "peft").to_state_dict(self)
+        return tensors
+
+    def peft_config(self) -> dict[str, Any]:
+        """Return the fields of `adapter_config.json` from which PEFT makes these ranks, scales and replaced modules.
+
+        Raises:
+            UnsupportedError: PEFT's format cannot hold a module; or the scale of the adapter is uncertain.
+        """
+        self.require_scale()
+        fields: dict[str, Any] = registry.load("formats", "peft").config_of(self)
+        return fields
+
     def tensors(self) -> dict[str, LazyTensor]:
-        """Every tensor, by target and part, or by the name of the replaced weight."""
+        """Return every tensor, unread, by module and part (`NAME.A`, `NAME.B`), or by the name of a replaced weight."""
         parts = {f"{target}.{part}": t for target, u in self.updates.items() for part, t in u.parts.items()}
         return parts | {name: r.tensor for name, r in self.replacements.items()}
 
@@ -89,10 +352,14 @@ class Adapter:
             )
 
     def selected(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Adapter:
-        """The part of the adapter whose names match a glob of `include` (all, if none) and none of `exclude`.
+        """Return the part of the adapter whose names match a glob of `include` and none of `exclude`.
+
+        Args:
+            include: Globs over the names of modules and replaced weights; all are taken where there is none.
+            exclude: Globs of what is left out.
 
         Raises:
-            UsageError: a glob matches nothing, or nothing is left.
+            UsageError: A glob matches nothing, or nothing is left.
         """
         if not include and not exclude:
             return self

@@ -2,7 +2,8 @@
 
     LoraToolsError                 what is wrong, about which thing, and what to do next
     ├── UsageError        exit 2   the command line asks for something that cannot be meant
-    │   └── OutputExistsError      the output is there already, or is one of the inputs
+    │   ├── OutputExistsError      the output is there already, or is one of the inputs
+    │   └── UnknownModuleError     the adapter has no module of this name (also a KeyError)
     ├── UndecidedError    exit 3   the question could not be answered
     ├── InputError        exit 4   what was given is bad or unsafe
     │   ├── FormatError            a file is not what its format says
@@ -42,6 +43,10 @@ class UsageError(LoraToolsError, ValueError):
 
 class OutputExistsError(UsageError):
     code = "output-exists"
+
+
+class UnknownModuleError(UsageError, KeyError):
+    code = "unknown-module"
 
 
 class UndecidedError(LoraToolsError):

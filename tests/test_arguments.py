@@ -122,11 +122,12 @@ def test_plan_of_a_merge_counts_what_the_merge_then_does(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
     done = loratools.merge(BASE, ADAPTER, tmp_path / "out")
 
-    assert (planned.targets, planned.untouched, planned.replaced) == (done.targets, done.untouched, done.replaced)
-    assert planned.targets > 0
+    assert planned.merged_weights == done.merged_weights
+    assert (planned.untouched, planned.replaced) == (done.untouched, done.replaced)
+    assert planned.merged_weights > 0
 
 
-@pytest.mark.parametrize("verb", FUNCTIONS)
+@pytest.mark.parametrize("verb", [name for name in FUNCTIONS if not name.startswith("list_")])
 def test_nothing_but_errors_of_loratools_comes_out_of_a_path_that_is_not_there(verb: str, tmp_path: Path) -> None:
     call = getattr(loratools, verb)
     names = {"adapter", "adapters", "path", "first", "second", "source", "base", "tuned"}

@@ -15,6 +15,7 @@ from loratools import registry
 from loratools.arguments import checked
 from loratools.errors import FormatError, UnsupportedError, UsageError
 from loratools.quantization import Quantisation
+from loratools.short_repr import clipped, counted, one_line
 from loratools.storage.files import quoted
 from loratools.tensors.files import FileId
 from loratools.tensors.lazy import LazyTensor
@@ -39,6 +40,9 @@ class WeightFile:
     header_bytes: int
     saved_as: str
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
 
 @dataclass(frozen=True)
 class Component:
@@ -55,6 +59,9 @@ class Component:
     folder: str = ""
     stem: str = "model"
     index: Mapping[str, object] | None = None
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:
@@ -84,13 +91,30 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Immutable. Everything in its folder is a weight file, the index, a side file, or left out.
+    """A whole model on disk, opened by `open_checkpoint`. It is immutable, and its values are not read.
 
-    `stored` are the tensors on disk, in file order; `weights` the logical ones, the same unless they are quantised.
-    `tied` are weights that are absent on disk because they follow a stored one: `lm_head.weight` -> the embedding.
-    `quantisation` is how its weights are packed, decided for each; None where all are plain numbers.
-    `config_file` is the name of the file that `config` is from; None where it is from several, one for each component.
-    `fixed` are weights that nothing can be added to, and why not.
+    Everything in its folder is a weight file, the index, a side file, or left out.
+
+    Attributes:
+        path: The folder or file.
+        layout: How it is stored, as `loratools formats` names it.
+        components: The models in it with files of their own: one, or those of a pipeline.
+        stored: The tensors on disk by name, in the order of the files.
+        weights: The logical tensors by name: the same, unless they are quantised.
+        config: The fields of its config.
+        config_file: The file that `config` is from; None where it is from several, one for each component.
+        tied: Weights that are absent on disk because they follow a stored one: `lm_head.weight` -> the embedding.
+        quantisation: How its weights are packed, decided for each; None where all are plain numbers.
+        fixed: Weights that nothing can be added to, and why not.
+        side_files: Files that belong to the model and hold no weights.
+        left_out: What lies in the folder and is not part of the model, and why.
+        warnings: What a person should know and what changes nothing.
+
+    Example:
+        >>> import loratools
+        >>> checkpoint = loratools.open_checkpoint("fixtures/llama-tiny")
+        >>> checkpoint.weights["model.norm.weight"].dtype == checkpoint.stored["model.norm.weight"].dtype
+        True
     """
 
     path: Path
@@ -107,9 +131,14 @@ class Checkpoint:
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        facts = [self.layout, counted(len(self.weights), "tensor")]
+        facts += [f"quantised: {clipped(self.quantization)}"] if self.quantization else []
+        return f"<Checkpoint {clipped(self.name)!r}: {', '.join(facts)}>"
+
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The path of the checkpoint."""
         return str(self.path)
 
     @property
@@ -134,13 +163,24 @@ class Checkpoint:
 
 @checked
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The whole model at `path`, a folder or a file, from its headers.
+    """Open a whole model, a folder or a file. Headers and configs are read, and no values.
+
+    Args:
+        path: The folder or file.
+
+    Returns:
+        The model, with its tensors by name.
 
     Raises:
-        UsageError: there is nothing at `path`.
-        UnsupportedError: it is something else that has a name, or a model stored in a way that is not read.
-        FormatError: it is no model.
-        InputError: its files do not fit each other, or one leads out of the folder.
+        UsageError: There is nothing at `path`.
+        UnsupportedError: It is something else that has a name, or a model stored in a way that is not read.
+        FormatError: It is no model.
+        InputError: Its files do not fit each other, or one leads out of the folder.
+
+    Example:
+        >>> import loratools
+        >>> loratools.open_checkpoint("fixtures/llama-tiny").layout
+        'huggingface'
     """
     path = Path(path)
     _ensure_present(path)

@@ -118,7 +118,7 @@ def command(
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
-        document = report.as_json()
+        document = report.to_dict()
         output.document(with_replaced(document, out, overwrite=overwrite) if plan else document)
         return
     from loratools.report.combination import combine_plan, combine_summary

@@ -39,7 +39,7 @@ def command(first: str, second: str, *, output: Output, **settings: Any) -> None
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
-        output.document(report.as_json())
+        output.document(report.to_dict())
         return
     from loratools.report.comparison import comparison_tables
 

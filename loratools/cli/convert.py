@@ -57,7 +57,7 @@ def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Out
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
-        document = report.as_json()
+        document = report.to_dict()
         output.document(with_replaced(document, out, overwrite=overwrite) if plan else document)
         return
     from loratools.report.conversion import conversion_summary, dropped_lines

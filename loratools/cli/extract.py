@@ -88,7 +88,7 @@ def command(base: str, tuned: str, *, out: Path, plan: bool, overwrite: bool, ou
         for line in [] if plan else skipped_lines(report.skipped, every=output.verbose):
             output.warn(line)
     if output.json:
-        document = report.as_json()
+        document = report.to_dict()
         output.document(with_replaced(document, out, overwrite=overwrite) if plan else document)
         return
     from loratools.report.extraction import extract_plan, extract_summary

@@ -16,16 +16,10 @@ def command(*, output: Output) -> None:
     Example:
       loratools formats --json
     """
-    from loratools import registry
+    from loratools.ops.registries import list_formats, list_layouts
 
-    formats: list[dict[str, object]] = []
-    for name in registry.names("formats"):
-        entry = registry.load("formats", name)
-        able = {"read": hasattr(entry, "read"), "write": hasattr(entry, "write")}
-        formats.append({"name": name, **able, "summary": registry.summary("formats", name)})
-    layouts: list[dict[str, object]] = [
-        {"name": name, "summary": registry.summary("checkpoints", name)} for name in registry.names("checkpoints")
-    ]
+    formats = [entry.to_dict() for entry in list_formats()]
+    layouts = [entry.to_dict() for entry in list_layouts()]
     if output.json:
         output.document({"formats": formats, "layouts": layouts})
         return

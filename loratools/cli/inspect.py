@@ -35,7 +35,7 @@ def command(sources: tuple[str, ...], *, values: bool, modules: bool, output: Ou
     with output.progress(None, "reading") if values else nullcontext() as progress:
         inspection = inspect(*sources, values=values, progress=progress, **settings)
     if output.json:
-        output.document(inspection.as_json(), error=inspection.error)
+        output.document(inspection.to_dict(), error=inspection.error)
     else:
         from loratools.report.inspection import inspection_report
 

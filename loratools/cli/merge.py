@@ -68,7 +68,7 @@ def command(
     made = op.plan_from_headers(base, adapters, out, overwrite=overwrite, **settings)
     if plan:
         if output.json:
-            output.document(with_replaced(made.as_json(), out, overwrite=overwrite))
+            output.document(with_replaced(made.to_dict(), out, overwrite=overwrite))
         else:
             from loratools.report.merge import plan_table
 
@@ -95,7 +95,7 @@ def command(
         if warning not in made.warnings:
             output.warn(warning)
     if output.json:
-        output.document(report.as_json())
+        output.document(report.to_dict())
         return
     if output.quiet:
         return

@@ -25,25 +25,11 @@ def command(name: str | None, *, output: Output) -> None:
       loratools methods ties
       loratools methods --json
     """
-    from loratools import methods, registry
+    from loratools.ops.registries import list_methods, method_named
 
-    names = registry.names("methods") if name is None else (name,)
-    entries = []
-    for method in names:
-        # Loaded first: an unknown name is refused with what there is.
-        laws = registry.load("methods", method).LAWS
-        entries.append(
-            {
-                "name": method,
-                "summary": registry.summary("methods", method),
-                "description": registry.description("methods", method),
-                "options": [
-                    {"name": o.name, "default": o.default, "range": o.range, "about": o.about}
-                    for o in methods.options_of(method)
-                ],
-                "laws": laws._asdict(),
-            }
-        )
+    # One that is not there is refused with those that are.
+    methods = list_methods() if name is None else (method_named(name),)
+    entries = [method.to_dict() for method in methods]
     if output.json:
         output.document({"methods": entries})
     elif name is None:

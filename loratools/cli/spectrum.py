@@ -62,7 +62,7 @@ def command(source: str, *, base: str | None, modules: bool, output: Output, **s
     for name, why in report.skipped:
         output.explain(f"not looked at: {name} ({why})")
     if output.json:
-        output.document(report.as_json())
+        output.document(report.to_dict())
         return
     from loratools.report.spectrum import spectrum_report
 

@@ -78,18 +78,30 @@ def load(
     base: str | Path | Checkpoint | Base | None = None,
     stored_names: bool = False,
 ) -> Adapter:
-    """Read an adapter from a file or a folder. No values are read.
+    """Read an adapter from a file or a folder. Headers are read, and no values.
 
-    from_format: one of `loratools formats`; found from the content where it is None.
-    rank_from: which rank makes the scale where the config and the tensors disagree. Without it the adapter has doubts.
-    base: the model it is for, by its path, opened, or as names and config; some formats need its names.
-    stored_names: whether modules of image models keep the names that the file has for them, letter by letter.
+    Args:
+        path: The file or folder.
+        from_format: One of `list_formats()`; found from the content where it is None.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree. Without it such an adapter
+            has `doubts`, and what needs its scale refuses it.
+        base: The model that it is for: its path, opened, or its names and config. Some formats need its names.
+        stored_names: Keep the names that the file has for modules of image models, letter by letter.
+
+    Returns:
+        The adapter: a mapping of modules, whose values are read when they are asked for.
 
     Raises:
-        UsageError: nothing is there, or there is no such format.
-        UndecidedError: more than one format claims it.
-        FormatError: it is no adapter, or not a sound one.
-        UnsupportedError: it needs what is not supported, all of it named.
+        UsageError: Nothing is there, or there is no such format.
+        UndecidedError: More than one format claims the file.
+        FormatError: It is no adapter, or it is damaged.
+        UnsupportedError: It needs what is not supported, all of it named.
+
+    Example:
+        >>> import loratools
+        >>> adapter = loratools.load("fixtures/llama-tiny-science")
+        >>> adapter["model.layers.0.self_attn.q_proj"].shape
+        (96, 96)
     """
     if from_format is not None:
         _entry(from_format)
@@ -146,15 +158,30 @@ def save(
     inputs: Iterable[str | Path] = (),
     base: str | Path | Checkpoint | Base | None = None,
 ) -> tuple[str, ...]:
-    """Write an adapter, loaded or by its path, complete or not at all; return what a person should know about it.
+    """Write an adapter to `out`, complete or not at all.
 
-    dtype: of the floating tensors; each keeps its own where it is None.
-    inputs: paths that must not be written over.
-    base: the model it is for, by its path, opened, or as names and config; some formats need them.
+    Args:
+        adapter: The adapter, loaded or by its path.
+        out: The folder or file to write, as the format has it.
+        format: The format to write, one of `list_formats()`.
+        dtype: The dtype of the stored floating-point tensors: float32, bfloat16, float16 or float64. Each keeps its own
+            where it is None.
+        overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
+        inputs: Paths that must not be written over.
+        base: The model that it is for: its path, opened, or its names and config. Some formats need its names.
+
+    Returns:
+        What a person should know about the result, a text each.
 
     Raises:
-        UsageError: `out` exists and is not to be overwritten, is an input, or there is no such format or dtype.
-        UnsupportedError: the format cannot hold it, or its scale is uncertain.
+        UsageError: There is no such format or dtype.
+        OutputExistsError: `out` exists and is not to be overwritten, or is one of the inputs.
+        UnsupportedError: The format cannot hold the adapter, or its scale is uncertain.
+
+    Example:
+        >>> import loratools
+        >>> loratools.save("fixtures/llama-tiny-science", "science-bf16", dtype="bfloat16")
+        ()
     """
     known = known_base(base)
     if not isinstance(adapter, Adapter):

@@ -6,12 +6,15 @@ scales.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from loratools.adapter import Adapter, Replacement
-from loratools.errors import FormatError, UnsupportedError
+from loratools.errors import FormatError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
 from loratools.formats.common.is_image import is_image
 from loratools.formats.common.notes import names_digest
@@ -24,10 +27,13 @@ from loratools.formats.peft_parts.lora import kind_updates, lora_updates
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.storage.same import same_bytes
-from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.lazy import LazyTensor, from_array
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
 from loratools.updates.parts.protocol import Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WRITES = "folder"
 
@@ -163,12 +169,63 @@ def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base |
     Raises:
         UnsupportedError: an update that is not LoRA, or values that `dtype` cannot hold.
     """
-    from loratools.formats.peft_parts.config_to_write import config_to_write, factor_tensors, metadata_to_write
+    from loratools.formats.peft_parts.config_to_write import config_to_write, metadata_to_write
     from loratools.storage.json_file import write_json
     from loratools.storage.safetensors_writer import write_safetensors
 
     updates = _writable(adapter)
     left_out = sorted(n for n in set(adapter.updates) - set(updates) if adapter.updates[n].rank == 0)
+    tensors = _tensors_by_key(adapter, updates)
+    metadata = {"format": "pt", **metadata_to_write(adapter)}
+    stored = {key: cast(key, tensor, dtype) for key, tensor in sorted(tensors.items())}
+    write_safetensors(out_folder / "adapter_model.safetensors", stored, dict(sorted(metadata.items())))
+    write_json(out_folder / CONFIG, config_to_write(adapter, updates), sort=True)
+    if not left_out:
+        return ()
+    names = ", ".join(shown([quoted(name) for name in left_out]))
+    return (f"{counted(len(left_out), 'module')} of rank 0 left out, where nothing changes: {names}",)
+
+
+# Values in memory
+
+
+def from_state_dict(tensors: Mapping[str, Any], config: object | None) -> Adapter:
+    """The adapter of a state dict of PEFT; `config` is a `PeftConfig`, or the fields of one."""
+    here = Path("the state dict")
+    held = {key: from_array(values) for key, values in tensors.items()}
+    fields_of_config = None if config is None else _plain_fields(config)
+    adapter = read(AdapterSource(here, here, here, fields_of_config, held))
+    return replace(adapter, path=None)
+
+
+def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:
+    """The tensors as torch tensors by PEFT's keys; errors as of `write`."""
+    return {key: tensor.read() for key, tensor in sorted(_tensors_by_key(adapter, _writable(adapter)).items())}
+
+
+def config_of(adapter: Adapter) -> dict[str, object]:
+    """The fields of `adapter_config.json`; errors as of `write`."""
+    from loratools.formats.peft_parts.config_to_write import config_to_write
+
+    return config_to_write(adapter, _writable(adapter))
+
+
+def _plain_fields(config: object) -> Mapping[str, object]:
+    """The fields as JSON has them: sets as sorted lists, enumerations as their values."""
+    fields_of_config = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(fields_of_config, Mapping):
+        raise UsageError(
+            f"config is of type {type(config).__name__}", hint="give a peft.PeftConfig, or its fields as a dict"
+        )
+    plain: dict[str, object] = json.loads(
+        json.dumps(dict(fields_of_config), default=lambda v: sorted(v) if isinstance(v, (set, frozenset)) else str(v))
+    )
+    return plain
+
+
+def _tensors_by_key(adapter: Adapter, updates: Mapping[str, LoRA | LoRAExperts]) -> dict[str, LazyTensor]:
+    from loratools.formats.peft_parts.config_to_write import factor_tensors
+
     tensors = factor_tensors(adapter, updates)
     for name, replacement in adapter.replacements.items():
         module, _, leaf = name.rpartition(".")
@@ -178,14 +235,7 @@ def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base |
         else:
             key = f"{module}.base_layer.{leaf}" if module in updates else name
             tensors[PREFIX + key] = replacement.tensor
-    metadata = {"format": "pt", **metadata_to_write(adapter)}
-    stored = {key: cast(key, tensor, dtype) for key, tensor in sorted(tensors.items())}
-    write_safetensors(out_folder / "adapter_model.safetensors", stored, dict(sorted(metadata.items())))
-    write_json(out_folder / CONFIG, config_to_write(adapter, updates), sort=True)
-    if not left_out:
-        return ()
-    names = ", ".join(shown([quoted(name) for name in left_out]))
-    return (f"{counted(len(left_out), 'module')} of rank 0 left out, where nothing changes: {names}",)
+    return tensors
 
 
 # Reading

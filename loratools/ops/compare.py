@@ -22,6 +22,7 @@ from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
 from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import exact_factors, is_vector, reason_against, refuse_together
 from loratools.ops.lowrank.reduce import inner
+from loratools.short_repr import few_lines, one_line
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.same import same_bytes
 from loratools.updates.parts.protocol import flow
@@ -59,7 +60,10 @@ class ComparedModule:
     gains: tuple[float | None, float | None]
     interferences: tuple[float | None, float | None]
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
         return {
             "name": self.name,
             "cosine": self.cosine,
@@ -97,7 +101,14 @@ class CompareReport:
     replacements_differ: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per module that both have, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [module.to_dict() for module in self.modules]
+
+    def to_dict(self) -> dict[str, object]:
         """The document of `loratools compare --json`, without its head."""
         return {
             "paths": list(self.paths),
@@ -109,7 +120,7 @@ class CompareReport:
             "output_overlap_baseline": self.output_baseline,
             "gains": list(self.gains),
             "interferences": list(self.interferences),
-            "modules": [m.as_json() for m in self.modules],
+            "modules": [m.to_dict() for m in self.modules],
             "only_in_first": list(self.only_in_first),
             "only_in_second": list(self.only_in_second),
             "replacements": {"equal": list(self.replacements_equal), "different": list(self.replacements_differ)},
@@ -131,15 +142,33 @@ def compare(
     threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CompareReport:
-    """Return how two adapters compare, over the targets that both have.
+    """Return how alike two adapters are, over the modules that both have.
 
-    include, exclude   globs over the names of both together.
-    base   the model they are for, where names alone do not tell.
+    Args:
+        first: An adapter, by its path or loaded.
+        second: The adapter that it is compared with.
+        include: Globs over the names of both adapters; all are taken where there is none.
+        exclude: Globs of what is left out.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        base: The model that they are for, where names alone do not tell: its path, opened, or its names and config.
+        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        progress: Called with the number of bytes just read.
+
+    Returns:
+        A report of cosines, overlaps of subspaces, ratios of norms and principal angles (degrees), per module and
+        overall.
 
     Raises:
-        MismatchError: no target is in both, or one has other shapes in them.
-        UnsupportedError: the scale of one is uncertain, or an update has no factors.
-        InputError: values that are not finite.
+        MismatchError: No module is in both, or one has another shape in each.
+        UnsupportedError: The scale of one is uncertain, or an update has no factors.
+        InputError: Values that are not finite.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.compare("fixtures/llama-tiny-science", "fixtures/llama-tiny-science")
+        >>> round(report.cosine, 6)
+        1.0
     """
     known = known_base(base)
     one, two = (load_adapter(a, rank_from=rank_from, from_format=from_format, base=known) for a in (first, second))

@@ -16,6 +16,7 @@ from loratools import formats, registry
 from loratools.adapter import Adapter
 from loratools.arguments import checked
 from loratools.errors import InputError, LoraToolsError
+from loratools.short_repr import counted, one_line
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.lazy import LazyTensor
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Large enough that the disk is the limit, small enough that memory does not grow with the tensor.
 _BLOCK_BYTES = 16 << 20
+# Of a report, in a console.
+_SHOWN_SOURCES = 4
 
 _Key = TypeVar("_Key", str, int, float)
 
@@ -47,12 +50,15 @@ class Values(NamedTuple):
     finite: bool | None
     zero: bool | None
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
         s = self.singular_values
         return {**self._asdict(), "singular_values": None if s is None else list(s)}
 
 
-class Module(NamedTuple):
+class InspectedModule(NamedTuple):
     """One update of an adapter."""
 
     name: str
@@ -68,7 +74,10 @@ class Module(NamedTuple):
     dora: bool
     values: Values | None = None
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
         return {
             "name": self.name,
             "target": self.target,
@@ -83,7 +92,7 @@ class Module(NamedTuple):
             "dtype": self.dtype,
             "parameters": self.parameters,
             "dora": self.dora,
-            **(self.values.as_json() if self.values is not None else {}),
+            **(self.values.to_dict() if self.values is not None else {}),
         }
 
 
@@ -107,10 +116,13 @@ class AdapterEntry(NamedTuple):
     bytes: int
     parameters: int
     dtypes: Mapping[str, int]
-    modules: tuple[Module, ...]
+    modules: tuple[InspectedModule, ...]
     replacements: tuple[TensorEntry, ...]
     metadata: Mapping[str, object]
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     @property
     def untrained(self) -> tuple[str, ...]:
@@ -133,7 +145,11 @@ class AdapterEntry(NamedTuple):
             found.append(f"untrained modules, which change nothing: {', '.join(self.untrained)}")
         return tuple(found)
 
-    def as_json(self) -> dict[str, object]:
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [module.to_dict() for module in self.modules]
+
+    def to_dict(self) -> dict[str, object]:
         ranks = _counted(m.rank for m in self.modules if m.rank is not None)
         return {
             "path": self.path,
@@ -146,7 +162,7 @@ class AdapterEntry(NamedTuple):
             "scales": [{"scale": s, "modules": n} for s, n in _counted(m.scale for m in self.modules).items()],
             "kinds": _counted(m.kind for m in self.modules),
             "dtypes": dict(self.dtypes),
-            "modules": [m.as_json() for m in self.modules],
+            "modules": [m.to_dict() for m in self.modules],
             "replacements": [_replacement_json(t) for t in self.replacements],
             # Every tensor of an adapter is an update's or a replacement, or loading it fails.
             "other_tensors": [],
@@ -165,7 +181,10 @@ class QuantisedEntry(NamedTuple):
     weights: tuple[str, ...]
     why: str | None = None
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
         return {**self._asdict(), "weights": list(self.weights)}
 
 
@@ -185,6 +204,9 @@ class CheckpointEntry(NamedTuple):
     warnings: tuple[str, ...]
     values_read: bool
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
     @property
     def not_finite(self) -> tuple[str, ...]:
         """Tensors with NaN or infinite values; empty where the values were not read."""
@@ -195,7 +217,11 @@ class CheckpointEntry(NamedTuple):
         """What the values are a reason to warn of, with every name; empty where they were not read."""
         return (f"values not finite in {', '.join(self.not_finite)}",) if self.not_finite else ()
 
-    def as_json(self) -> dict[str, object]:
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per tensor, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [_tensor_json(t, values=self.values_read) for t in self.tensors]
+
+    def to_dict(self) -> dict[str, object]:
         return {
             "path": self.path,
             "format": None,
@@ -205,8 +231,8 @@ class CheckpointEntry(NamedTuple):
             "parameters": self.parameters,
             "dtypes": dict(self.dtypes),
             "quantization": self.quantization,
-            "quantised": [entry.as_json() for entry in self.quantised],
-            "tensors": [_tensor_json(t, values=self.values_read) for t in self.tensors],
+            "quantised": [entry.to_dict() for entry in self.quantised],
+            "tensors": self.rows(),
             "tied": dict(self.tied),
             "side_files": list(self.side_files),
             "left_out": [{"name": name, "why": why} for name, why in self.left_out.items()],
@@ -220,7 +246,14 @@ class FailedEntry(NamedTuple):
     path: str
     error: LoraToolsError
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return no rows: the source could not be read, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return []
+
+    def to_dict(self) -> dict[str, object]:
         error = self.error
         told = {"code": error.code, "message": error.message, "hint": error.hint, "details": list(error.details)}
         return {"path": self.path, "error": told}
@@ -234,6 +267,12 @@ class InspectReport(NamedTuple):
 
     sources: tuple[Entry, ...]
 
+    def __repr__(self) -> str:
+        lines = [f"  {one_line(entry)}" for entry in self.sources[:_SHOWN_SOURCES]]
+        if (more := len(self.sources) - _SHOWN_SOURCES) > 0:
+            lines.append(f"  … and {counted(more, 'source')} more")
+        return "\n".join(["InspectReport", *lines])
+
     @property
     def error(self) -> InputError | None:
         """What went wrong, where some of several sources could not be inspected."""
@@ -245,8 +284,16 @@ class InspectReport(NamedTuple):
             details=[f"{e.path}: {e.error.message}" for e in failed],
         )
 
-    def as_json(self) -> dict[str, object]:
-        return {"sources": [entry.as_json() for entry in self.sources]}
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per module of an adapter and per tensor of a checkpoint, each with the path of its source.
+
+        For a data frame: `pandas.DataFrame(report.rows())`.
+        """
+        return [{"path": entry.path, **row} for entry in self.sources for row in entry.rows()]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the document of `loratools inspect --json`, without its head."""
+        return {"sources": [entry.to_dict() for entry in self.sources]}
 
 
 @checked(Checkpoint="loratools.checkpoints")
@@ -263,12 +310,27 @@ def inspect(
     Of one source that cannot be inspected the error is raised; of several, it takes the place of the source.
 
     Args:
-        values: also read the values: norms and spectra of every update, from its factors; values that are not finite.
-            Costs reading the whole file.
-        from_format: of the adapters, where detection is wrong; one of `loratools.formats()`.
-        rank_from: `tensors` or `config`, where the two disagree about the rank that the scale is computed from.
-        base: the model that the adapters are for, where their names alone do not tell.
-        progress: called with the number of bytes just read, with `values`.
+        sources: Paths, loaded adapters or opened checkpoints.
+        values: Also read the values: norms and spectra of every update, from its factors, and values that are not
+            finite. This reads the whole file.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        base: The model that the adapters are for, where their names alone do not tell: its path, opened, or its names
+            and config.
+        progress: Called with the number of bytes just read, with `values`.
+
+    Returns:
+        A report with one entry per source, in the order in which they were given.
+
+    Raises:
+        UsageError: Nothing is at the only source.
+        InputError: The only source is damaged, unsafe or not supported.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.inspect("fixtures/llama-tiny-science", values=True)
+        >>> report.rows()[0]["name"], report.rows()[0]["rank"]
+        ('model.layers.0.mlp.down_proj', 16)
     """
     from loratools.formats.common.opened_base import known_base
 
@@ -432,14 +494,14 @@ def _quantised(checkpoint: Checkpoint) -> tuple[QuantisedEntry, ...]:
     )
 
 
-def _module(name: str, update: Update, options: _Options) -> Module:
+def _module(name: str, update: Update, options: _Options) -> InspectedModule:
     parts = update.parts
     dtypes = sorted({t.dtype for t in parts.values()})
     values = None
     if options.values:
         values = _values(update)
         options.progress(sum(t.nbytes for t in parts.values()))
-    return Module(
+    return InspectedModule(
         name=name,
         target=name,
         kind=update.kind,

@@ -31,7 +31,8 @@ from loratools.ops.lowrank.factors import (
     refuse_together,
 )
 from loratools.ops.lowrank.limit import Limit
-from loratools.ops.lowrank.reduce import Module, Stored, overall_error, passed_through, reduced, update_dtype
+from loratools.ops.lowrank.reduce import ReducedModule, Stored, overall_error, passed_through, reduced, update_dtype
+from loratools.short_repr import few_lines
 from loratools.storage.commit import check_output
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS
@@ -54,7 +55,7 @@ class ResizeReport:
     was written, `adapter` of a plan.
     """
 
-    modules: tuple[Module, ...]
+    modules: tuple[ReducedModule, ...]
     error: float
     unchanged: int
     output: Path | None
@@ -62,10 +63,17 @@ class ResizeReport:
     bytes: int
     warnings: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [module.to_dict() for module in self.modules]
+
+    def to_dict(self) -> dict[str, object]:
         """The document of `loratools resize --json`, without its head."""
         return {
-            "modules": [m.as_json() for m in self.modules],
+            "modules": [m.to_dict() for m in self.modules],
             "error": self.error,
             "unchanged": self.unchanged,
             "bytes": self.bytes,
@@ -99,32 +107,52 @@ def resize(
     progress: Callable[[int], None] | None = None,
     plan: bool = False,
 ) -> ResizeReport:
-    """Return the adapter with every module at the smallest rank that the rule allows, written to `out` if given.
+    """Return the adapter with another rank: each module becomes the nearest one, in Frobenius norm.
 
-    rank     at most this rank.
-    energy   keep at least this share of each module's squared Frobenius norm.
-    error    lose at most this share of each module's Frobenius norm.
-    rule     a rule of kohya's resize script and its number (`algebra.rank_rules.named_rank`): sv_ratio, sv_cumulative
-             or sv_fro.
-    max_size    bytes that the file of weights may have, header and replaced weights included.
-    max_params  parameters that all factors together may have. Both are shared out so that the loss in all is least.
-    max_rank    no rank is above this, whatever the rule.
-    dtype    of the stored factors; otherwise each module keeps its own.
-    include, exclude   globs; what they leave out is not in the result.
-    format   to write; that of the adapter where it can be written and nothing is said, PEFT otherwise.
-    base     the model it is for, where names alone do not tell and another format is to be written.
-    plan     compute everything, and write nothing.
+    One of `rank`, `energy`, `error`, `rule`, `max_size` and `max_params` chooses the ranks. A LoRA at or below its rank
+    passes through with its tensors byte for byte, unless a dtype is asked for. The others have their singular values
+    split evenly between A and B, and scale 1; other kinds become LoRA. Replaced weights, and changes of vectors, pass
+    through. Computed in float64; errors are those of the stored values.
 
-    A LoRA at or below its rank passes through with its tensors byte for byte, unless a dtype is asked for; the others
-    have their singular values split evenly between A and B, and scale 1. Other kinds become LoRA. Replaced weights, and
-    differences of vectors, pass through.
-    Computed in float64; errors are those of the stored values.
+    Args:
+        adapter: The adapter, by its path or loaded.
+        out: Where to write the result; nothing is written where it is None.
+        rank: At most this rank in every module.
+        energy: Keep at least this share of each module's squared Frobenius norm, in (0, 1].
+        error: Lose at most this share of each module's Frobenius norm, in (0, 1).
+        rule: A rule of kohya's resize script and its number: `("sv_ratio", 20)`, `("sv_cumulative", 0.9)` or
+            `("sv_fro", 0.9)`.
+        max_size: Bytes that the file of weights may have, as a number or as "5MB". Ranks are shared out over the
+            modules so that the loss over all is least.
+        max_params: The same for the number of parameters.
+        max_rank: No rank is above this, whatever the rule.
+        dtype: The dtype of the stored factors; each module keeps its own where it is None.
+        overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
+        include: Globs over the names of modules; all are taken where there is none.
+        exclude: Globs of what is left out.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        format: The format to write, one of `list_formats()`; where it is None, that of the adapter where it can be
+            written, otherwise peft.
+        base: The model that it is for, where names alone do not tell: its path, opened, or its names and config.
+        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        progress: Called with the number of bytes just read.
+        plan: Compute everything, and write nothing.
+
+    Returns:
+        A report of ranks and errors; `report.adapter` is the result, and None of a plan.
 
     Raises:
-        UsageError: not exactly one rule, or a budget in which rank 1 everywhere has no place.
-        UnsupportedError: the scale of the adapter is uncertain, or an update has no factors.
-        InputError: values that are not finite, or that do not fit the dtype.
+        UsageError: Not exactly one rule, or a budget in which rank 1 everywhere has no place.
+        UnsupportedError: The scale of the adapter is uncertain, or an update has no factors.
+        InputError: Values that are not finite, or that do not fit the dtype.
         OutputExistsError: `out` exists, or is the input.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.resize("fixtures/llama-tiny-science", "science-4", rank=4)
+        >>> report.adapter["model.layers.0.self_attn.q_proj"].rank
+        4
     """
     if max_size is not None:
         max_size = byte_size(max_size)
@@ -162,7 +190,7 @@ def resize(
     elif max_params is not None:
         limits = _shared_out(source, max_params, cast_to, max_rank, workers, size=False)
 
-    def work(item: tuple[str, Update]) -> tuple[Stored, Module]:
+    def work(item: tuple[str, Update]) -> tuple[Stored, ReducedModule]:
         name, update = item
         factors = exact_factors(update, name, source.name)
         if is_vector(update):

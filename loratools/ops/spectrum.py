@@ -26,6 +26,7 @@ from loratools.ops.finetune.delta import Decomposed, Deltas, decomposed
 from loratools.ops.finetune.pairs import Pair, line_up
 from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import exact_factors, reason_against, refuse_together
+from loratools.short_repr import few_lines, one_line
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.same import same_bytes
 from loratools.tensors.dtypes import DTYPE_BITS
@@ -73,6 +74,9 @@ class ModuleSpectrum:
     above_cut: int | None = None
     identical: float | None = None
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
     def energy(self, rank: int) -> float:
         """Share of the squared norm that a rank keeps."""
         kept = math.fsum(s * s for s in self.singular_values[:rank])
@@ -80,7 +84,7 @@ class ModuleSpectrum:
             return 1.0
         return min(1.0, kept / self.norm**2)
 
-    def as_json(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
 
@@ -114,13 +118,20 @@ class SpectrumReport:
     skipped: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [module.to_dict() for module in self.modules]
+
+    def to_dict(self) -> dict[str, object]:
         """The document of `loratools spectrum --json`, without its head."""
         return {
             "source": self.source,
             "base": self.base,
             "dtype": self.dtype,
-            "modules": [m.as_json() for m in self.modules],
+            "modules": [m.to_dict() for m in self.modules],
             "table": [vars(row) for row in self.table],
             "knee": {"rank": self.knee, "why": self.why},
             "unchanged": self.unchanged,
@@ -148,17 +159,40 @@ def spectrum(
     from_format: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SpectrumReport:
-    """Return the spectra of an adapter, or of the change from `base` to the fine-tuned model `source`.
+    """Return the singular values of an adapter, or of the change from `base` to the fine-tuned model `source`.
 
-    max_rank   the largest rank that is looked at; of an adapter, its own.
-    dtype      of the factors whose size is told.
-    exact      all singular values of a pair, by exact methods.
+    Args:
+        source: An adapter, by its path or loaded; with `base`, a fine-tuned model.
+        base: The model that `source` was fine-tuned from; None for an adapter.
+        max_rank: The largest rank that is looked at; of an adapter, the largest that is in the table.
+        dtype: The dtype that the size of a file is told for: float32, bfloat16, float16 or float64.
+        tolerance: Share of the captured energy that a better decomposition may probably still find, between 0 and 1.
+            Smaller takes more passes over each change.
+        exact: Find all singular values of a pair, by exact methods: slower.
+        seed: Random seed of the decomposition. Equal input and seed give an equal result.
+        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        device: What decomposes: cpu, cuda, cuda:N, or auto.
+        include: Globs over the names of modules; all are taken where there is none.
+        exclude: Globs of what is left out.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        progress: Called with the number of bytes just read.
 
-    Other arguments are those of `extract`.
+    Returns:
+        A report with the singular values of each module, and what each rank would keep (share of the squared Frobenius
+        norm), lose (relative Frobenius error) and take (bytes).
 
     Raises:
-        InputError: nothing changed, or values that are not finite.
-        UsageError, FormatError, MismatchError, UnsupportedError: as for `extract`, and for `load`.
+        UsageError: A model without its base, or an adapter with one.
+        InputError: Nothing changed, or values that are not finite.
+        MismatchError: Names or shapes of the two models do not fit each other.
+        UnsupportedError: A model is quantised in a way that is not read, or the scale of the adapter is uncertain.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.spectrum("fixtures/llama-tiny-science")
+        >>> [row.rank for row in report.table][-1]
+        16
     """
     if max_rank < 1:
         raise UsageError(f"rank {max_rank} is not positive")

@@ -17,8 +17,8 @@ from loratools.ops.inspect import (
     CheckpointEntry,
     Entry,
     FailedEntry,
+    InspectedModule,
     InspectReport,
-    Module,
     QuantisedEntry,
     TensorEntry,
 )
@@ -153,7 +153,7 @@ class _Column(NamedTuple):
     spare: int = 0
 
 
-def _modules(modules: Sequence[Module], every: bool) -> Iterator[RenderableType]:
+def _modules(modules: Sequence[InspectedModule], every: bool) -> Iterator[RenderableType]:
     keyed = [(m.name, (m.kind, m.rank, m.alpha, m.scale, m.dtype, m.shape), m) for m in modules]
     groups, left_out = _grouped(keyed, every)
     firsts = [g.items[0] for g in groups]
@@ -180,7 +180,7 @@ def _modules(modules: Sequence[Module], every: bool) -> Iterator[RenderableType]
     yield from _left_out(left_out, "module")
 
 
-def _value_columns(groups: Sequence[Group[Module]]) -> Iterator[_Column]:
+def _value_columns(groups: Sequence[Group[InspectedModule]]) -> Iterator[_Column]:
     read = [[m.values for m in g.items if m.values is not None] for g in groups]
     yield _Column("norm", [interval(v.norm for v in values) for values in read])
     yield _Column("spectral\nnorm", [interval(v.spectral_norm for v in values) for values in read])

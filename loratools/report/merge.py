@@ -91,7 +91,7 @@ def explained(made: MergePlan) -> list[str]:
 
 def summary(report: MergeReport) -> list[RenderableType]:
     """What is told on stderr after a merge."""
-    changed = f"{plural(report.targets, 'weight')} merged"
+    changed = f"{plural(report.merged_weights, 'weight')} merged"
     changed += f", {report.replaced} replaced" if report.replaced else ""
     changed += f", {len(report.added)} new" if report.added else ""
     rows = [("merged", f"{changed}, {report.untouched} copied as they are")]

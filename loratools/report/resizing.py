@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loratools.ops.lowrank.reduce import Module
+from loratools.ops.lowrank.reduce import ReducedModule
 from loratools.ops.resize import ResizeReport
 from loratools.report.pairs import pairs
 from loratools.report.text import number, plural, ranks, safe, size
@@ -19,7 +19,7 @@ class Reduced(Protocol):
     """What is told of every adapter whose modules were brought to a rank."""
 
     @property
-    def modules(self) -> Sequence[Module]: ...
+    def modules(self) -> Sequence[ReducedModule]: ...
     @property
     def error(self) -> float: ...
 
@@ -51,7 +51,7 @@ def error_row(report: Reduced) -> tuple[str, str]:
     return "error", f"{number(report.error)} relative, as stored; {number(worst)} in the worst module"
 
 
-def change(modules: Sequence[Module]) -> str:
+def change(modules: Sequence[ReducedModule]) -> str:
     """`rank 16 to ranks 4–8`."""
     before = [m.rank_in for m in modules if m.rank_in is not None]
     return f"{ranks(before)} to {ranks(m.rank for m in modules if m.rank is not None)}"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from loratools.errors import UsageError
 from loratools.tensors.dtypes import DTYPE_BITS, dtype_name
 from loratools.tensors.files import ByteRange
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -36,30 +38,55 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class LazyTensor:
+    """A tensor whose values are read when they are asked for.
+
+    Attributes:
+        shape: The size of each axis; `()` of a scalar.
+        dtype: As safetensors spells it: F32, BF16, F16, I64, ...
+        source: Where the values come from: a range of bytes in a file, a view of other tensors, or memory.
+
+    Example:
+        >>> import loratools
+        >>> weights = loratools.open_checkpoint("fixtures/llama-tiny").weights
+        >>> weights["model.norm.weight"].read().shape == weights["model.norm.weight"].shape
+        True
+    """
+
     shape: tuple[int, ...]
     dtype: str
     source: Source
 
+    def __repr__(self) -> str:
+        return f"<LazyTensor {self.dtype} {self.shape}>"
+
     @property
     def elements(self) -> int:
+        """How many values it has."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """How many bytes the values take in `dtype`."""
         return (self.elements * DTYPE_BITS[self.dtype] + 7) // 8
 
     @property
     def location(self) -> ByteRange | None:
+        """The bytes of a file that are exactly the values; None where there are none."""
         return self.source.location
 
     def read(self) -> Tensor:
-        """All values, in the stored dtype and in this tensor's shape."""
+        """Return all values as a torch tensor, in the stored dtype and in this tensor's shape."""
         if not self.shape:
             return self.source.read_rows(0, 1).reshape(())
         return self.read_rows(0, self.shape[0])
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        """Values of rows start:stop, shape (stop - start, *shape[1:])."""
+        """Return rows start:stop of the first axis as a torch tensor, (stop - start, *shape[1:]), in the stored dtype.
+
+        Args:
+            start: The first row.
+            stop: The row after the last.
+        """
         return self.source.read_rows(start, stop).reshape(stop - start, *self.shape[1:])
 
     def scalar(self) -> float:
@@ -90,3 +117,23 @@ class _Held:
 def held(values: Tensor) -> LazyTensor:
     """A tensor in memory, as a LazyTensor."""
     return LazyTensor(tuple(values.shape), dtype_name(values.dtype), _Held(values))
+
+
+def from_array(values: np.ndarray[Any, Any] | Tensor) -> LazyTensor:
+    """A numpy array or a torch tensor, as a LazyTensor of the same values.
+
+    Raises:
+        UsageError: it is neither, or its dtype is not one that tensors are stored in.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        tensor = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
+        return held(tensor.detach().cpu())
+    except (AttributeError, KeyError, TypeError):
+        kind = f"an array of {values.dtype}" if hasattr(values, "dtype") else f"of type {type(values).__name__}"
+        raise UsageError(
+            f"a tensor is {kind}, and a numpy array or a torch tensor of numbers is expected",
+            hint="numpy.asarray(values, dtype='float32') makes one of a list",
+        ) from None

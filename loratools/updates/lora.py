@@ -29,13 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoRA(UpdateDefaults):
-    """`a: (rank, in, *kernel)`, `b: (out, rank)` with as many axes of 1 as the kernel has, or none.
+    """A low-rank update: `dW = scale * B @ A`.
 
-    alpha       kept as stored, since `(alpha / rank) * rank` is not always alpha in floating point. The rank is the
-                tensors'.
-    embedding   `a: (rank, tokens)`, `b: (width, rank)`, for a weight stored as (tokens, width).
-    mid         (rank, rank, *kernel), for `a: (rank, in, 1...)`: `dW[o, i, k] = b[o, p] mid[p, q, k] a[q, i]`.
-    magnitude   one number for each output; for each input where `magnitude_of` is `in` (LyCORIS before 3.2).
+    Attributes:
+        a: The factor A, unread: (rank, in) of a linear layer, (rank, in, *kernel) of a convolution.
+        b: The factor B, unread: (out, rank), with as many axes of 1 as the kernel has, or none.
+        alpha: As stored, since `(alpha / rank) * rank` is not always alpha in floating point. The rank is the tensors'.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        rslora: Whether the scale is alpha / sqrt(rank) and not alpha / rank.
+        embedding: Whether a is (rank, tokens) and b is (width, rank), for a weight stored as (tokens, width).
+        mid: A core between the factors, (rank, rank, *kernel), for `a: (rank, in, 1...)`:
+            `dW[o, i, k] = b[o, p] mid[p, q, k] a[q, i]`. None where there is none.
+        magnitude: The magnitude of DoRA: one number for each output, or for each input where `magnitude_of` is `in`.
+        magnitude_of: out, or in (LyCORIS before 3.2).
     """
 
     kind: ClassVar[str] = "lora"

@@ -86,7 +86,7 @@ def test_an_adapter_of_transformers_finds_every_module_and_the_order_of_heads(ma
 
     merged = load_file(tmp_path / "out" / "consolidated.safetensors")
     assert merged.keys() == weights().keys()
-    assert report.targets == len(SHAPES)
+    assert report.merged_weights == len(SHAPES)
     for name, delta in deltas.items():
         stored = f"{META[name]}.weight"
         assert_added(in_transformers(name, merged[stored]), in_transformers(name, weights()[stored]), delta)

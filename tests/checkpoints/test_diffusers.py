@@ -76,7 +76,7 @@ def test_an_adapter_of_denoiser_and_text_encoder_goes_to_both(base: Path, tmp_pa
 
     report = loratools.merge(base, [tmp_path / "adapter"], tmp_path / "out")
 
-    assert report.targets == 2
+    assert report.merged_weights == 2
     out = tmp_path / "out"
     assert files(out) == files(base) - {"v1-5-pruned.safetensors"} | {"loratools.json"}
     merged = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")

@@ -56,7 +56,7 @@ def test_weights_have_the_shapes_of_the_model_and_the_values_of_the_package(tmp_
 
 
 def test_inspect_says_which_types_and_how_many(tmp_path: Path) -> None:
-    (entry,) = loratools.inspect(write(tmp_path / "model.gguf", "Q5_1")).as_json()["sources"]
+    (entry,) = loratools.inspect(write(tmp_path / "model.gguf", "Q5_1")).to_dict()["sources"]
 
     assert entry["layout"] == "gguf"
     assert entry["parameters"] == 50 * 32 + 64 * 32 + 2 * 32 * 96 + 32
@@ -138,7 +138,7 @@ def test_values_that_are_not_finite_are_counted_in_packed_tensors(tmp_path: Path
     data[place.offset + 2 : place.offset + 34] = bytes([1] * 32)
     path.write_bytes(data)
 
-    (entry,) = loratools.inspect(path, values=True).as_json()["sources"]
+    (entry,) = loratools.inspect(path, values=True).to_dict()["sources"]
 
     found = {tensor["name"]: tensor["non_finite"] for tensor in entry["tensors"]}
     assert found == dict.fromkeys(found, 0) | {"blk.0.ffn_up.weight": 32}

@@ -27,7 +27,7 @@ def test_document_is_that_of_the_python_twin() -> None:
 
     assert (done.exit_code, done.stderr) == (0, "")
     head = {"loratools": loratools.__version__, "schema_version": 1, "verb": "inspect"}
-    assert json.loads(done.stdout) == {**head, **loratools.inspect("style", "base", values=True).as_json()}
+    assert json.loads(done.stdout) == {**head, **loratools.inspect("style", "base", values=True).to_dict()}
 
 
 def test_table_goes_to_stdout() -> None:

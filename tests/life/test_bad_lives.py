@@ -164,18 +164,18 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize("to_dict", [False, True], ids=["text", "json"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_merge_refuses_by_name_and_writes_nothing(
-    case: Callable[[Lived, Path], Bad], as_json: bool, lived: Lived, tmp_path: Path
+    case: Callable[[Lived, Path], Bad], to_dict: bool, lived: Lived, tmp_path: Path
 ) -> None:
     arguments, code, words = case(lived, tmp_path)
     before = contents(tmp_path)
 
-    ended = run(*arguments, *(["--json"] if as_json else []))
+    ended = run(*arguments, *(["--json"] if to_dict else []))
 
     assert ended.returncode == code
-    if as_json:
+    if to_dict:
         document = json.loads(ended.stdout)
         assert document.keys() == {"loratools", "schema_version", "verb", "error"}
         error = document["error"]

@@ -85,7 +85,7 @@ def test_merged_model_gives_the_outputs_of_pefts_unmerged_one(
     assert difference <= tolerance
     assert effect > 30 * tolerance  # or this test would show nothing
     assert report.verified
-    assert report.targets == len(lora_layers(unmerged))
+    assert report.merged_weights == len(lora_layers(unmerged))
     stored = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     kinds = {stored[t.dtype] for t in loratools.open_checkpoint(tmp_path / "merged").weights.values()}
     assert kinds == {life.story.dtype}

@@ -37,7 +37,7 @@ def test_adapter_document_is_the_contract(tmp_path: Path) -> None:
         config={"modules_to_save": ["score"]},
     )
 
-    document = inspect(folder).as_json()
+    document = inspect(folder).to_dict()
 
     (source,) = document["sources"]  # type: ignore[misc]
     assert source.pop("metadata").keys()
@@ -138,11 +138,11 @@ def test_values_tell_untrained_and_not_finite_modules(tmp_path: Path) -> None:
     assert nan is not None
     assert zero == (0.0, 0.0, 0.0, 0.0, (0.0,) * 4, True, True)
     assert nan == (None, None, None, None, None, False, False)
-    json.dumps(inspect(folder, values=True).as_json(), allow_nan=False)
-    warnings = entry.as_json()["warnings"]
+    json.dumps(inspect(folder, values=True).to_dict(), allow_nan=False)
+    warnings = entry.to_dict()["warnings"]
     assert isinstance(warnings, list)
     assert warnings[:2] == [f"values not finite in {V}, score.weight", f"untrained modules, which change nothing: {Q}"]
-    unread = only(folder).as_json()["warnings"]
+    unread = only(folder).to_dict()["warnings"]
     assert isinstance(unread, list)
     assert warnings[2:] == unread
 
@@ -174,7 +174,7 @@ def test_checkpoint_document_is_whole(tmp_path: Path, shards: int) -> None:
     }
     folder = factories.checkpoint_folder(tmp_path / "base", weights=weights, shards=shards)
 
-    document = inspect(folder).as_json()
+    document = inspect(folder).to_dict()
 
     (source,) = document["sources"]  # type: ignore[misc]
     assert source == {
@@ -268,7 +268,7 @@ def test_bad_source_among_several_keeps_its_place(tmp_path: Path) -> None:
     assert found.error is not None
     assert found.error.message == "2 of 4 sources could not be inspected"
     assert found.error.exit_code == 4
-    assert [set(e.as_json()) for e in found.sources[1:3]] == [{"path", "error"}] * 2
+    assert [set(e.to_dict()) for e in found.sources[1:3]] == [{"path", "error"}] * 2
 
 
 def test_bad_adapter_in_a_folder_keeps_its_place(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_llama_in_nf4_has_the_values_that_transformers_dequantises_it_to(tmp_p
     checkpoint = open_checkpoint(tmp_path / "nf4")
 
     assert_same_values(checkpoint, model.dequantize(dtype=torch.bfloat16).state_dict(), packed=2 * len(LINEAR))
-    (entry,) = loratools.inspect(tmp_path / "nf4").as_json()["sources"]
+    (entry,) = loratools.inspect(tmp_path / "nf4").to_dict()["sources"]
     (group,) = entry["quantised"]
     assert (group["scheme"], group["bits"], group["group"], len(group["weights"])) == ("bitsandbytes", 4, 64, 14)
     assert group["format"] == ("nf4, double quantisation" if nested else "nf4")

@@ -154,6 +154,12 @@ def _existing(path: str | Path) -> Path:
     except (OSError, ValueError):
         pass
     hint = None
+    if (weighted := re.fullmatch(r"(.+)=([-+]?\d+\.?\d*|[-+]?\.\d+)", given)) and Path(weighted[1]).exists():
+        # As the command line has it, which splits such an argument before it comes here.
+        raise UsageError(
+            f"give the weight beside the path: ('{weighted[1]}', {weighted[2]})",
+            hint=f"'{given}' is no path, and functions take pairs of an adapter and its weight",
+        )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not given.startswith(".") and not path.parent.exists():
         hint = f"if it is a repository on the Hugging Face Hub, download it first: hf download {given} --local-dir DIR"
     raise UsageError(f"there is no file or folder {quoted(given)}", hint=hint)

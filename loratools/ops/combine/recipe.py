@@ -113,7 +113,7 @@ class Recipe:
                 if not math.isfinite(weight):
                     raise UsageError(f"the weight of '{name}'{what} is {weight}, which is not finite")
 
-    def as_json(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """What is not a default, as a recipe file would say it; adapters by name."""
         found: dict[str, object] = {}
         for each in fields(self):

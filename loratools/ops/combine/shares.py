@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
-from loratools.ops.lowrank.reduce import Module, Reduced
+from loratools.ops.lowrank.reduce import Reduced, ReducedModule
+from loratools.short_repr import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,7 @@ class Share:
     overlap: float | None = None
     overlap_baseline: float | None = None
 
-    def as_json(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         return {"path": self.path, "weight": self.weight, **_numbers(self)}
 
 
@@ -54,18 +55,25 @@ class ModuleShare:
     overlap: float | None
     overlap_baseline: float | None
 
-    def as_json(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         return {"adapter": self.adapter, "weight": self.weight, **_numbers(self)}
 
 
 @dataclass(frozen=True)
-class CombinedModule(Module):
+class CombinedModule(ReducedModule):
     """A target of the result: its ranks and error, and what became of each adapter there."""
 
     adapters: tuple[ModuleShare, ...] = ()
 
-    def as_json(self) -> dict[str, object]:
-        return {**super().as_json(), "adapters": [a.as_json() for a in self.adapters]}
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
+        return {**self.without_adapters(), "adapters": [a.to_dict() for a in self.adapters]}
+
+    def without_adapters(self) -> dict[str, object]:
+        """Return the numbers of the module alone."""
+        return super().to_dict()
 
 
 @dataclass(frozen=True)

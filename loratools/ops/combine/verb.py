@@ -42,6 +42,7 @@ from loratools.ops.lowrank.factors import (
 )
 from loratools.ops.lowrank.limit import Limit
 from loratools.ops.lowrank.reduce import Reduced, overall_error, passed_through, reduced, update_dtype, widest
+from loratools.short_repr import few_lines
 from loratools.storage.commit import check_output
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.lazy import held
@@ -73,11 +74,20 @@ class CombineReport:
     recipe: Mapping[str, object] = field(default_factory=dict)
     residual: Path | None = None
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per module and adapter, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [
+            {**module.without_adapters(), **share.to_dict()} for module in self.modules for share in module.adapters
+        ]
+
+    def to_dict(self) -> dict[str, object]:
         """The document of `loratools combine --json`, without its head."""
         return {
-            "modules": [m.as_json() for m in self.modules],
-            "adapters": [a.as_json() for a in self.adapters],
+            "modules": [m.to_dict() for m in self.modules],
+            "adapters": [a.to_dict() for a in self.adapters],
             "error": self.error,
             "bytes": self.bytes,
             "recipe": dict(self.recipe),
@@ -118,37 +128,60 @@ def combine(
     progress: Callable[[int], None] | None = None,
     plan: bool = False,
 ) -> CombineReport:
-    """Return the combination of `adapters`, written to `out` where that is given.
+    """Return one adapter that does what several do together, written to `out` where that is given.
 
-    adapters         paths, loaded adapters, or pairs of one of these and a weight (1 where none is given). The weight
-                     multiplies the delta; 0 means that the adapter takes no part.
-    recipe           a YAML file that says any of the following (`ops._recipe`); what is given here goes before it.
-    method, options  one of `loratools methods`, and what it lets be set. `linear` if nothing is said.
-    rank, energy     truncate each module to this rank, or to this share of its energy; otherwise ranks add up.
-    max_rank         with energy: no rank is above this.
-    module_weights   glob -> a further factor for modules that match, for all adapters or one for each. Where several
-                     globs match, the last one counts.
-    block_weights    kohya's lists of 12, 17, 20 or 26 numbers, one for all adapters or one for each.
-    heads            replaced weights that differ: refuse (as if nothing is said), first, or average.
-    calibrate        "svc": divide singular values by how often the adapters say the same (`algebra.calibration`).
-    norm_match       then scale each module to the norm `sum_i |w_i| |dW_i|`.
-    residual         also write there, as another adapter, what the truncation lost: the two together are exact.
-    seed             of what is random in a method.
-    dtype            of the stored factors; otherwise each module keeps the widest of its sources.
-    include, exclude globs over the names of all adapters together.
-    format           to write; that of the adapters where they agree and nothing is said, PEFT otherwise.
-    base             the model they are for, where names alone do not tell.
-    plan             compute everything, and write nothing.
+    Computed in float64 and stored at scale 1. A module that only one adapter has, with weight 1, keeps its tensors byte
+    for byte, unless it is truncated or cast, or the method changes it. Errors are those of the stored values.
 
-    Computed in float64 and stored at scale 1. A module that only one adapter has, with weight 1, keeps its tensors
-    byte for byte, unless it is truncated or cast, or the method changes it. Errors are those of the stored values.
+    Args:
+        adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 where none is given). The weight
+            multiplies the delta; 0 means that the adapter takes no part.
+        out: Where to write the result; nothing is written where it is None.
+        recipe: A YAML file that says any of the following; what is given here goes before it.
+        method: One of `list_methods()`; linear where nothing is said.
+        options: Options of the method by name, as `list_methods()` lists them.
+        rank: Truncate each module to this rank. Without it and `energy`, ranks add up.
+        energy: Truncate each module to this share of its squared Frobenius norm, in (0, 1].
+        max_rank: With `energy`: no rank is above this.
+        module_weights: For each glob, a further factor for modules that match it: one number for all adapters, or one
+            for each. Where several globs match, the last one counts.
+        block_weights: kohya's lists of 12, 17, 20 or 26 numbers: one for all adapters, or one for each.
+        heads: What to do with replaced weights that differ: refuse (where nothing is said), first, or average.
+        calibrate: `svc`: rescale singular values that several adapters share.
+        norm_match: Then scale each module to the norm `sum of |weight| |delta|` over the adapters.
+        residual: Also write there, as another adapter, what the truncation lost: the two together are exact.
+        seed: Random seed of a method that draws numbers; 0 where nothing is said.
+        dtype: The dtype of the stored factors; each module keeps the widest of its sources where it is None.
+        overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
+        include: Globs over the names of modules of all adapters together; all are taken where there is none.
+        exclude: Globs of what is left out.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        format: The format to write, one of `list_formats()`; where it is None, that of the adapters where they agree,
+            otherwise peft.
+        base: The model that they are for, where names alone do not tell: its path, opened, or its names and config.
+        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        progress: Called with the number of bytes just read.
+        plan: Compute everything, and write nothing.
+
+    Returns:
+        A report: ranks and errors of modules, and for each adapter how much of it is in the result. `report.adapter` is
+        the result, and None of a plan.
 
     Raises:
-        MismatchError: adapters that give a target different shapes, or replace a weight with different values.
-        UnsupportedError: the scale of an adapter is uncertain, or an update has no factors.
-        InputError: values that are not finite, or that do not fit the dtype.
-        FormatError: a recipe that cannot be followed.
+        UsageError: An option, weight or method that does not exist or does not apply.
+        MismatchError: Adapters that differ in the shape of a module, or in a replaced weight.
+        UnsupportedError: The scale of an adapter is uncertain, or an update has no factors.
+        InputError: Values that are not finite, or that do not fit the dtype.
+        FormatError: A recipe that cannot be followed.
         OutputExistsError: `out` exists, or is one of the inputs.
+
+    Example:
+        >>> import loratools
+        >>> pair = [("fixtures/llama-tiny-science", 0.7), ("fixtures/llama-tiny-shakespeare", 0.3)]
+        >>> report = loratools.combine(pair, "both", rank=16)
+        >>> [share.weight for share in report.adapters]
+        [0.7, 0.3]
     """
     asked = {
         "adapters": ingredients(adapters, module_weights or {}, block_weights),
@@ -204,7 +237,7 @@ def combine(
     with single_threaded_torch():
         results = run(list(targets.items()), work, threads=worker_count(threads))
     updates = together({name: r.update for name, r in zip(targets, results, strict=True)}, layers)
-    told = followed.as_json()
+    told = followed.to_dict()
     result = _adapter([sources[i][0] for i in taking_part], updates, replacements, told)
     if plan:
         formats.ensure_writable(result, format, base=known)

@@ -25,7 +25,8 @@ from loratools.ops.convert.client_names import named_for_client
 from loratools.ops.convert.experts import unpacked
 from loratools.ops.convert.fit import fitted
 from loratools.ops.convert.serve import served, unservable
-from loratools.ops.convert.verify import Checked, Piece, compare
+from loratools.ops.convert.verify import ConvertedModule, Piece, compare
+from loratools.short_repr import few_lines
 from loratools.storage.commit import check_output
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
@@ -50,7 +51,7 @@ class Dropped:
     name: str
     why: str
 
-    def as_json(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         return {"what": self.what, "name": self.name, "why": self.why}
 
 
@@ -62,7 +63,7 @@ class ConvertReport:
     target_format: str
     tensors_in: int
     tensors_out: int
-    modules: tuple[Checked, ...]
+    modules: tuple[ConvertedModule, ...]
     max_relative_error: float | None
     dropped: tuple[Dropped, ...]
     kept: tuple[str, ...]
@@ -71,7 +72,14 @@ class ConvertReport:
     output: Path | None
     warnings: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per module, with its relative error, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [{"name": module.name, "error": module.error} for module in self.modules]
+
+    def to_dict(self) -> dict[str, object]:
         """The document of `loratools convert --json`, without its head."""
         return {
             "source_format": self.source_format,
@@ -79,8 +87,8 @@ class ConvertReport:
             "tensors_in": self.tensors_in,
             "tensors_out": self.tensors_out,
             "max_relative_error": self.max_relative_error,
-            "modules": [{"name": m.name, "error": m.error} for m in self.modules],
-            "dropped": [d.as_json() for d in self.dropped],
+            "modules": self.rows(),
+            "dropped": [d.to_dict() for d in self.dropped],
             "metadata": {"kept": list(self.kept), "recomputed": list(self.recomputed)},
             "bytes": self.bytes,
             "warnings": list(self.warnings),
@@ -107,20 +115,39 @@ def convert(
     overwrite: bool = False,
     plan: bool = False,
 ) -> ConvertReport:
-    """Write the adapter as `format`, read it back, and commit it if its products are those of the source.
+    """Write an adapter in another format, read it back, and keep it only if its products are those of the source.
 
-    base     the model it is for: a checkpoint, or a folder with its config.json. Some formats need its names or sizes.
-    dtype    of the stored factors; otherwise each module keeps its own.
-    allow_partial   leave out, and list, what the format cannot hold.
-    alpha    of the modules whose file does not say theirs; without it their scale is assumed to be 1.
-    serve    as this server loads it (vllm, sglang, ...): one rank and one alpha for all, exactly; only for peft.
-    plan     say what would be left out, from headers alone; nothing is written.
+    Args:
+        adapter: The adapter, by its path or loaded.
+        out: The folder or file to write, as the format has it.
+        format: The format to write, one of `list_formats()`.
+        base: The model that it is for: its path, opened, or its names and config. Some formats need its names or sizes.
+        dtype: The dtype of the stored factors; each module keeps its own where it is None.
+        allow_partial: Leave out, and list, what the format cannot hold.
+        alpha: The alpha of modules whose file does not say theirs. Without it their scale is assumed to be 1.
+        serve: Write it as this server loads it (vllm, sglang, ...): one rank and one alpha for all; only for peft.
+        include: Globs over the names of modules; all are taken where there is none.
+        exclude: Globs of what is left out.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
+        plan: List what would be left out, from headers alone, and write nothing.
+
+    Returns:
+        A report: relative errors of modules, what was dropped and why, and what became of the metadata.
 
     Raises:
-        UsageError: no such format, or one that is not written.
-        UnsupportedError: something that the format cannot hold, named; an uncertain scale.
-        InputError: values that are not finite.
+        UsageError: There is no such format, or it is not written.
+        UnsupportedError: The format cannot hold something, all of it named; or the scale is uncertain.
+        InputError: Values that are not finite.
         OutputExistsError: `out` exists, or is the input.
+
+    Example:
+        >>> import loratools
+        >>> base = "fixtures/llama-tiny"
+        >>> report = loratools.convert("fixtures/llama-tiny-science", "science-mlx", format="mlx", base=base)
+        >>> report.max_relative_error < 1e-6
+        True
     """
     entry = formats.writer(format)
     out = formats.named(Path(out), format)
@@ -275,7 +302,7 @@ def _without(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
     )
 
 
-def _refuse_wrong(checked: Sequence[Checked], source: Adapter, to: str) -> None:
+def _refuse_wrong(checked: Sequence[ConvertedModule], source: Adapter, to: str) -> None:
     wrong = [c for c in checked if not c.explained]
     if wrong:
         _refuse_not_finite(source)

@@ -39,7 +39,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Checked:
+class ConvertedModule:
     """A module of the result: relative error, and whether rounding explains it."""
 
     name: str
@@ -49,31 +49,35 @@ class Checked:
 
 def compare(
     source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, ...]], left_out: Collection[str] = ()
-) -> list[Checked]:
+) -> list[ConvertedModule]:
     """The error of every module and every replaced weight of the result.
 
     pieces: where the modules of the source went; those that are not in it kept their name.
     left_out: what is to be missing: modules by the names that they would have in the result, and replaced weights.
     """
     made: dict[str, list[tuple[str, Piece]]] = {name: [] for name in result.updates}
-    lost: list[Checked] = []
+    lost: list[ConvertedModule] = []
     for name, update in source.updates.items():
         if update.rank == 0:
             continue  # nothing changes there, and most formats have no way to write that
         if not _all_rows_went(update, pieces.get(name)):
-            lost.append(Checked(name, float("inf"), False))
+            lost.append(ConvertedModule(name, float("inf"), False))
         for piece in pieces.get(name, (Piece(name),)):
             if piece.module in left_out:
                 continue
             if piece.module in made:
                 made[piece.module].append((name, piece))
             elif not _is_zero(update):
-                lost.append(Checked(name, float("inf"), False))
+                lost.append(ConvertedModule(name, float("inf"), False))
     checked = [_checked_update(source, name, result.updates[name], parts) for name, parts in made.items()]
     for name, replacement in result.replacements.items():
         of = source.replacements.get(name)
         checked.append(_checked_tensor(name, of.tensor if of is not None else None, replacement.tensor))
-    lost += [Checked(n, float("inf"), False) for n in source.replacements if n not in (*left_out, *result.replacements)]
+    lost += [
+        ConvertedModule(n, float("inf"), False)
+        for n in source.replacements
+        if n not in (*left_out, *result.replacements)
+    ]
     return sorted([*checked, *lost], key=lambda c: c.name)
 
 
@@ -98,20 +102,20 @@ def _all_rows_went(update: Update, pieces: tuple[Piece, ...] | None) -> bool:
     return not bool(factors.b[left].any())
 
 
-def _checked_update(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked:
+def _checked_update(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> ConvertedModule:
     if len(parts) == 1 and parts[0][1].source_rows is None and parts[0][1].rows is None:
         of = source.updates[parts[0][0]]
         if of.as_lora() is None or result.as_lora() is None:
             # No product of two factors: its parts say what it is, and whatever is multiplied is among them.
             return _checked_parts(name, of, result)
         if of.shape != result.shape:
-            return Checked(name, float("inf"), False)
+            return ConvertedModule(name, float("inf"), False)
     beside = _checked_magnitude(source, name, result, parts)
     import torch
 
     found = _product(result)
     if found is None:
-        return Checked(name, float("inf"), False)
+        return ConvertedModule(name, float("inf"), False)
     x = torch.randn(found.in_features, _SAMPLES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wanted = torch.zeros(found.out_features, _SAMPLES, dtype=torch.float64)
     room = torch.zeros_like(wanted)
@@ -120,15 +124,15 @@ def _checked_update(source: Adapter, name: str, result: Update, parts: list[tupl
         factors = _product(source.updates[original])
         rows, into = slice(*(piece.source_rows or (None,))), slice(*(piece.rows or (None,)))
         if factors is None or factors.in_features != found.in_features:
-            return Checked(name, float("inf"), False)
+            return ConvertedModule(name, float("inf"), False)
         b = factors.b[rows]
         if b.shape[0] != wanted[into].shape[0]:
-            return Checked(name, float("inf"), False)
+            return ConvertedModule(name, float("inf"), False)
         wanted[into] += b @ (factors.a @ x)
         room[into] += _rounding_error(b, factors, x, unit, smallest, result.scale)
     error = (found.b @ (found.a @ x) - wanted).norm()
     size = wanted.norm()
-    product = Checked(name, float(error / size) if size else float(error), bool(error <= room.norm()))
+    product = ConvertedModule(name, float(error / size) if size else float(error), bool(error <= room.norm()))
     return product if beside is None else max(product, beside, key=lambda c: (not c.explained, c.error))
 
 
@@ -139,7 +143,9 @@ def _product(update: Update) -> Factors | None:
     return update.factors()
 
 
-def _checked_magnitude(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> Checked | None:
+def _checked_magnitude(
+    source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]
+) -> ConvertedModule | None:
     """The magnitudes of DoRA, put together from those of the source; None where there are none."""
     wanted = []
     written = result.as_lora()
@@ -147,7 +153,7 @@ def _checked_magnitude(source: Adapter, name: str, result: Update, parts: list[t
         of = source.updates[original].as_lora()
         if of is not None and of.magnitude is not None:
             if written is None or of.magnitude_of != written.magnitude_of:
-                return Checked(name, float("inf"), False)
+                return ConvertedModule(name, float("inf"), False)
             # Formats give it axes of 1, or none.
             wanted.append(
                 reshaped(of.magnitude, (of.magnitude.elements,)).read()[slice(*(piece.source_rows or (None,)))]
@@ -156,7 +162,7 @@ def _checked_magnitude(source: Adapter, name: str, result: Update, parts: list[t
     if not wanted and found is None:
         return None
     if not wanted or found is None:
-        return Checked(name, float("inf"), False)
+        return ConvertedModule(name, float("inf"), False)
     import torch
 
     return _checked_tensor(name, held(torch.cat(wanted)), reshaped(found, (found.elements,)))
@@ -170,27 +176,27 @@ def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smalles
     return (_ROUNDINGS * unit + 2.0**-45) * (b.abs() @ inner) + through_a + through_b
 
 
-def _checked_parts(name: str, source: Update, result: Update) -> Checked:
+def _checked_parts(name: str, source: Update, result: Update) -> ConvertedModule:
     if source.kind != result.kind or source.parts.keys() != result.parts.keys() or source.rank != result.rank:
-        return Checked(name, float("inf"), False)
+        return ConvertedModule(name, float("inf"), False)
     each = [_checked_tensor(name, source.parts[part], result.parts[part]) for part in source.parts]
     unit, _ = _precision(result.parts.values())
     scales = abs(source.scale - result.scale) / abs(source.scale) if source.scale else abs(result.scale)
     worst = max([scales, *(c.error for c in each)])
-    return Checked(name, worst, all(c.explained for c in each) and scales <= max(unit, 2.0**-23))
+    return ConvertedModule(name, worst, all(c.explained for c in each) and scales <= max(unit, 2.0**-23))
 
 
-def _checked_tensor(name: str, source: LazyTensor | None, result: LazyTensor) -> Checked:
+def _checked_tensor(name: str, source: LazyTensor | None, result: LazyTensor) -> ConvertedModule:
     if source is None or source.shape != result.shape:
-        return Checked(name, float("inf"), False)
+        return ConvertedModule(name, float("inf"), False)
     if source.dtype not in FLOAT_DTYPES or result.dtype not in FLOAT_DTYPES:
         same = source.dtype == result.dtype and bool((source.read() == result.read()).all())
-        return Checked(name, 0.0 if same else float("inf"), same)
+        return ConvertedModule(name, 0.0 if same else float("inf"), same)
     wanted, found = source.read().double(), result.read().double()
     unit, smallest = _precision([result])
     error, size = (found - wanted).norm(), wanted.norm()
     room = unit * size + smallest * wanted.numel() ** 0.5
-    return Checked(name, float(error / size) if size else float(error), bool(error <= room))
+    return ConvertedModule(name, float(error / size) if size else float(error), bool(error <= room))
 
 
 def _precision(tensors: Iterable[LazyTensor]) -> tuple[float, float]:

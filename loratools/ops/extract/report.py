@@ -20,6 +20,7 @@ from loratools.ops.extract.outcomes import (
     taken_whole,
 )
 from loratools.ops.finetune.pairs import Pair, Pairs
+from loratools.short_repr import few_lines
 from loratools.tensors.dtypes import DTYPE_BITS
 
 
@@ -41,6 +42,10 @@ class ExtractedModule:
     norm: float | None = None
     identical: float | None = None
     noise_edge: float | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the entry of `modules` in the document of `loratools extract --json`."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,18 @@ class ExtractReport:
     warnings: tuple[str, ...] = ()
     cost: Cost | None = None
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per extracted module, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [module.to_dict() for module in self.modules]
+
+    def to_dict(self) -> dict[str, object]:
         """The document of `loratools extract --json`, without its head."""
-        fields = ("name", "rank", "shape", "energy", "error", "gap_bound", "gap_estimate", "norm", "identical")
         plan = {} if self.cost is None else {"memory": self.cost.memory, "seconds_estimate": self.cost.seconds}
         return {
-            "modules": [{f: getattr(m, f) for f in (*fields, "noise_edge")} for m in self.modules],
+            "modules": self.rows(),
             "energy": self.energy,
             "error": self.error,
             "change_captured": self.change_captured,

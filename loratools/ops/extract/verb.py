@@ -73,39 +73,55 @@ def extract(
 ) -> ExtractReport:
     """Return the adapter that turns `base` into nearly `tuned`, written to `out` where that is given.
 
-    At most one rule chooses the rank of each module, clipped to the smaller side of a matrix:
+    At most one of `rank`, `energy`, `error` and `noise_edge` chooses the rank of each module, clipped to the smaller
+    side
+    of its matrix. `max_rank`, `max_size` and `max_params` go together with it, or stand alone. Tensors with equal bytes
+    are not decoded. The result has scale 1, and its B and A have equal norms.
 
-    rank        this rank.
-    energy      the smallest that keeps this share of the squared Frobenius norm of the module's change.
-    error       the smallest with at most this relative Frobenius error.
-    noise_edge  as many directions as rise above what rounding to the dtype of `tuned` does to every weight.
+    Args:
+        base: The model before fine-tuning, by its path or opened.
+        tuned: The fine-tuned model.
+        out: Where to write the adapter; nothing is written where it is None.
+        rank: This rank for every module.
+        energy: The smallest rank that keeps this share of the squared Frobenius norm of the module's change, in (0, 1].
+        error: The smallest rank with at most this relative Frobenius error, in (0, 1).
+        noise_edge: As many directions as rise above what rounding to the dtype of `tuned` does to every weight.
+        max_rank: No module gets a higher rank.
+        max_size: Bytes of the file of weights, as a number or as "5GB". Ranks are shared out over the modules so that
+            all together lose least.
+        max_params: The same for the number of parameters.
+        embeddings: How tables of vectors are stored: as factors (`lora`), as the rows that changed or are new (`rows`),
+            whole (`full`), not at all (`skip`), or as what is smallest (`auto`). All but factors are exact.
+        whole: Globs of modules that are stored as the fine-tuned model has them, which is exact.
+        dtype: The dtype of the stored factors: float32, bfloat16, float16 or float64.
+        tolerance: Share of the captured energy that a better decomposition may probably still find, between 0 and 1.
+            Smaller takes more passes over each change.
+        exact: No randomised method: slower by the size of the matrix over the rank.
+        seed: Random seed of the decomposition. Equal input and seed give equal bytes.
+        threads: Tensors worked on at once, and so held in memory; one per CPU where it is None.
+        device: What decomposes: cpu, cuda, cuda:N, or auto.
+        include: Globs over the names of modules; all are taken where there is none.
+        exclude: Globs of what is left out.
+        overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
+        format: The format to write, one of `list_formats()`. What it cannot hold is an error, and can be excluded.
+        progress: Called with the number of bytes just read.
+        plan: List what would be extracted, from headers alone, and write nothing.
 
-    Limits go together with a rule, or stand alone:
-
-    max_rank    no module gets a higher one.
-    max_size    bytes of the file of weights; ranks are shared out so that all modules together lose least.
-    max_params  the same, for the number of parameters.
-
-    embeddings  tables of vectors as factors (lora), as the rows that changed or are new (rows), whole (full), not at
-                all (skip), or as what is smallest (auto). All but factors are exact.
-    whole       globs: modules that are stored as the fine-tune has them, which is exact; where no low rank will do.
-    tolerance   share of the captured energy that a better decomposition may probably still find (default: that of
-                `algebra.svd`). Smaller takes more passes over each delta.
-    exact       no randomised method: slower by the size of the matrix over the rank.
-    seed        of the random start. Equal inputs and seed give equal bytes, whatever the number of threads.
-    threads     tensors worked on at once, and so held in memory; one per CPU by default.
-    device      what decomposes: cpu, cuda, cuda:N, or auto.
-    format      to write; what it cannot hold is an error, and can be left out with `exclude`.
-    plan        list what would be extracted, from headers alone: of tables of vectors all rows, since values decide.
-
-    A tensor whose bytes are the same on both sides is not decoded. Scale is 1, and B and A have equal norms.
+    Returns:
+        A report of ranks, energies and errors; `report.adapter` is the result, and None of a plan.
 
     Raises:
-        UsageError: no rule and no limit, or a limit that rank 1 everywhere exceeds.
-        InputError: nothing changed, or values that are not finite.
-        MismatchError: names or shapes of the two checkpoints do not line up.
-        UnsupportedError: one of them is quantised in a way that is not read.
+        UsageError: No rule and no limit, or a limit that rank 1 everywhere exceeds.
+        InputError: Nothing changed, or values that are not finite.
+        MismatchError: Names or shapes of the two models do not fit each other.
+        UnsupportedError: A model is quantised in a way that is not read.
         OutputExistsError: `out` exists, or is one of the inputs.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.extract("fixtures/bert-tiny", "fixtures/bert-tiny-tuned", "extracted", rank=4)
+        >>> 0 < report.energy <= 1
+        True
     """
     limit = byte_size(max_size) if max_size is not None else None
     policy = RankPolicy(Limit(rank, energy, error, max_rank=max_rank), noise_edge, limit, max_params)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from loratools.errors import InputError, UnsupportedError
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
+from loratools.updates.parts.dense import unread_base
 from loratools.updates.parts.protocol import Shape, Update
 
 if TYPE_CHECKING:
@@ -142,25 +143,9 @@ def _whole(update: Update, name: str, whose: str) -> Factors:
             f"'{name}' of '{whose}' has no delta of its own to compute with ({why})",
             hint="leave it out with --exclude; or merge the adapter into its base and extract a LoRA from the result",
         )
-    delta = update.prepare(_no_base(update), weight=1.0, dtype="F64")
+    delta = update.prepare(unread_base(update), weight=1.0, dtype="F64")
     rows, columns = delta.shape
     values = torch.from_numpy(delta.rows(0, rows)).double().reshape(rows, columns)
     if columns <= rows:
         return Factors(values, torch.eye(columns, dtype=torch.float64))
     return Factors(torch.eye(rows, dtype=torch.float64), values)
-
-
-class _Unread:
-    """The values of a base that no kind without `needs_base` may ask for."""
-
-    location = None
-
-    def read_rows(self, start: int, stop: int) -> NoReturn:
-        raise AssertionError("an update that needs no base has read it")
-
-    def scalar(self) -> NoReturn:
-        raise AssertionError("an update that needs no base has read it")
-
-
-def _no_base(update: Update) -> LazyTensor:
-    return LazyTensor(tuple(size or 0 for size in update.shape), "F32", _Unread())

@@ -36,7 +36,7 @@ _ROWS = 256
 
 
 @dataclass(frozen=True)
-class Module:
+class ReducedModule:
     """A line of a report: ranks (None of a vector), and what of the delta (Frobenius `norm`) is in the stored values.
 
     `energy` is the share of the squared norm and `error` the relative Frobenius error.
@@ -49,7 +49,7 @@ class Module:
     error: float
     norm: float
 
-    def as_json(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         fields = ("name", "rank_in", "rank", "energy", "error")
         return {field: getattr(self, field) for field in fields}
 
@@ -62,9 +62,9 @@ class Stored:
     norm: float
     lost: float
 
-    def module(self, name: str, rank_in: int | None, rank: int | None) -> Module:
+    def module(self, name: str, rank_in: int | None, rank: int | None) -> ReducedModule:
         error = self.lost / self.norm if self.norm else 0.0
-        return Module(name, rank_in, rank, max(0.0, 1 - error * error), error, self.norm)
+        return ReducedModule(name, rank_in, rank, max(0.0, 1 - error * error), error, self.norm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Reduced:
     wanted: Factors | Tensor
 
 
-def overall_error(modules: Sequence[Module]) -> float:
+def overall_error(modules: Sequence[ReducedModule]) -> float:
     """Relative Frobenius error of all modules together."""
     total = math.fsum(m.norm**2 for m in modules)
     lost = math.fsum((m.norm * m.error) ** 2 for m in modules)

@@ -22,6 +22,7 @@ from loratools.ops.merge.outputs import CopyUnit, Output, OutputFile, PlannedFil
 from loratools.ops.merge.quantised import refuse_quantised, refuse_unreadable, with_stored_parts
 from loratools.ops.merge.resolve import resolve
 from loratools.ops.merge.side_files import planned_side_files
+from loratools.short_repr import one_line
 from loratools.storage.files import free_space, quoted
 from loratools.storage.safetensors_writer import TensorSpec, layout
 
@@ -46,6 +47,9 @@ class MergePlan:
     added: tuple[str, ...]
     warnings: tuple[str, ...]
     out: Path
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     @property
     def active(self) -> list[tuple[Adapter, float]]:
@@ -79,7 +83,7 @@ class MergePlan:
         whole = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.whole), default=0)
         return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + whole
 
-    def as_json(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """The document of `loratools merge --plan --json`, without its head."""
         touched = [o for o in self.outputs if o.touched]
         return {

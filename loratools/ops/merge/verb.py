@@ -29,6 +29,7 @@ from loratools.ops.merge.plan import MergePlan, index_texts, plan_merge, specs, 
 from loratools.ops.merge.provenance import inputs_record, provenance_text
 from loratools.ops.merge.rows import Gain, merge_rows
 from loratools.ops.merge.verify import error_ratio, require_right
+from loratools.short_repr import few_lines, one_line
 from loratools.storage.arrays import read_array
 from loratools.storage.commit import check_output, require_files, staged_folder
 from loratools.storage.files import copy_range, identify, start_writeback
@@ -52,6 +53,9 @@ class MergedTensor:
     gain: float | None
     max_error_ratio: float | None
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
 
 @dataclass(frozen=True)
 class MergeReport:
@@ -66,7 +70,7 @@ class MergeReport:
     output: Path | None
     adapters: tuple[tuple[str, float], ...]
     tensors: tuple[MergedTensor, ...]
-    targets: int
+    merged_weights: int
     untouched: int
     replaced: int
     added: tuple[str, ...]
@@ -80,13 +84,23 @@ class MergeReport:
     warnings: tuple[str, ...]
     plan: MergePlan | None = None
 
-    def as_json(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per changed weight, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [
+            {"name": t.name, "adapters": list(t.adapters), "gain": t.gain, "max_error_ratio": t.max_error_ratio}
+            for t in self.tensors
+        ]
+
+    def to_dict(self) -> dict[str, object]:
         """The document of `loratools merge --json`, or of `--plan --json`, without its head."""
         if self.plan is not None:
-            return self.plan.as_json()
+            return self.plan.to_dict()
         return {
             "adapters": [{"path": path, "weight": weight} for path, weight in self.adapters],
-            "targets": self.targets,
+            "targets": self.merged_weights,
             "untouched": self.untouched,
             "replaced": self.replaced,
             "added": list(self.added),
@@ -96,10 +110,7 @@ class MergeReport:
             "unchanged_share": self.unchanged_share,
             "max_error_ratio": self.max_error_ratio,
             "verified": self.verified,
-            "tensors": [
-                {"name": t.name, "adapters": list(t.adapters), "gain": t.gain, "max_error_ratio": t.max_error_ratio}
-                for t in self.tensors
-            ],
+            "tensors": self.rows(),
             "left_out": list(self.left_out),
             "warnings": list(self.warnings),
             "output": str(self.output),
@@ -130,31 +141,52 @@ def merge(
     progress: Callable[[int], None] | None = None,
     plan: bool = False,
 ) -> MergeReport:
-    """Write `base` with the weighted sum of `adapters` added, as a checkpoint of the same layout at `out`.
+    """Write `base` with the weighted sum of `adapters` added, as a checkpoint of the same layout.
 
-    adapters         paths, loaded adapters, or pairs of one of these and a weight (1 where none is given).
-    dtype            what weights are stored in; the base's own where it is None.
-    max_shard_size   start a new weight file before one grows beyond this, in bytes or as "5GB"; the base's own
-                     files where it is None.
-    allow_partial    leave out what finds no place in the base, and report it, in place of failing.
-    verify           read rows of every merged tensor back and compare them with float64 arithmetic.
-    include, exclude globs on the names of the adapters' targets and replaced weights.
-    rank_from        tensors or config: which rank scales, where the two disagree.
-    initial          for each adapter whose initialisation changed the base (PiSSA, OLoRA, CorDA, LoRA-GA), the adapter
-                     as it was before training, in the same order: it is taken off again.
-    expert_packing   peft or expert-major: how the experts of a fused parameter share the columns of B.
-    expert_orientation  out-in or in-out: how square fused experts are stored, where the adapter does not tell.
-    threads          workers; as many as there are CPUs where it is None. The result does not depend on it.
-    execution        local: threads of this process; forked: processes, faster, for a program without other threads.
-    progress         called with the number of bytes just written, on the thread of the caller.
-    plan             work out from headers what would be done, and write nothing: the report's `plan` says it all.
-
+    The sum is formed in float32 (float64 for float64 weights) and rounded once, however many adapters there are.
     Weights that no adapter touches keep their bytes. Nothing appears at `out` before all of it is there.
 
+    Args:
+        base: The model, by its path or opened.
+        adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 where none is given). The weight
+            multiplies the delta.
+        out: Where to write the merged model.
+        dtype: The dtype that weights are stored in: float32, bfloat16, float16 or float64; the base's own where it is
+            None.
+        max_shard_size: Start a new weight file before one grows beyond this, in bytes or as "5GB"; the base's own files
+            where it is None.
+        allow_partial: Leave out, and report, what has no place in the base.
+        overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
+        verify: Read rows of every merged tensor back and compare them with float64 arithmetic.
+        include: Globs over the names of modules and replaced weights of the adapters; all are taken where there is
+            none.
+        exclude: Globs of what is left out.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        initial: For each adapter whose initialisation changed the base (PiSSA, OLoRA, CorDA, LoRA-GA), the adapter as
+            it was before training, in the same order: it is subtracted.
+        expert_packing: `peft` or `expert-major`: how the experts of a fused parameter share the columns of B.
+        expert_orientation: `out-in` or `in-out`: how square fused experts are stored, where the adapter does not tell.
+        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
+            threads).
+        progress: Called with the number of bytes just written, on the thread of the caller.
+        plan: Work out from headers what would be done, and write nothing: `report.plan` has it all.
+
+    Returns:
+        A report: how many weights were merged, how much of the change survived rounding, and the largest error.
+
     Raises:
-        UsageError: an argument cannot be meant; the output exists; an input does not.
-        InputError: an input is damaged, unsafe or not supported, or the inputs do not fit each other.
-        MachineError: disk full, no permission, or an input that changed meanwhile.
+        UsageError: An invalid argument, or an input that does not exist.
+        OutputExistsError: `out` exists, or is one of the inputs.
+        InputError: An input is damaged, unsafe or not supported, or the inputs do not fit each other.
+        MachineError: Disk full, no permission, or an input that changed meanwhile.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.merge("fixtures/llama-tiny", [("fixtures/llama-tiny-science", 0.5)], "merged")
+        >>> report.verified, report.merged_weights
+        (True, 21)
     """
     made = plan_from_headers(
         base,
@@ -225,7 +257,7 @@ def _planned(plan: MergePlan) -> MergeReport:
         output=None,
         adapters=tuple((a.name, w) for a, w in zip(plan.adapters, plan.weights, strict=True)),
         tensors=(),
-        targets=sum(1 for o in touched if o.updates),
+        merged_weights=sum(1 for o in touched if o.updates),
         untouched=len(plan.outputs) - len(touched),
         replaced=sum(1 for o in touched if o.replaced_by is not None),
         added=plan.added,
@@ -274,7 +306,7 @@ def run(
             raise
         require_right({name: w.ratio for name, w in written.items()})
         report = _report(made, out, written, verify)
-        _write_side_files(made, staging, provenance_text(record, report.as_json()))
+        _write_side_files(made, staging, provenance_text(record, report.to_dict()))
         # Last of all: whoever sees an index may rely on every shard that it names.
         for name, text in index_texts(made).items():
             (staging / name).write_text(text, encoding="utf-8")
@@ -418,7 +450,7 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
         output=out,
         adapters=tuple((a.name, w) for a, w in zip(made.adapters, made.weights, strict=True)),
         tensors=tuple(tensors),
-        targets=len(updated),
+        merged_weights=len(updated),
         untouched=len(made.outputs) - len(touched),
         replaced=len([o for o in touched if o.replaced_by is not None and o.name not in made.added]),
         added=made.added,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
     from loratools.tensors.lazy import LazyTensor
     from loratools.updates.full import Full
     from loratools.updates.lora import LoRA
@@ -50,6 +51,11 @@ class UpdateDefaults:
 
     def as_experts(self) -> LoRAExperts | None:
         return None
+
+    def delta(self: Update, *, base: LazyTensor | None = None) -> Floats:
+        from loratools.updates.parts.dense import dense_delta
+
+        return dense_delta(self, base, "F32")
 
     def lycoris_parts(self: Update) -> Mapping[str, LazyTensor] | None:
         return self.parts

@@ -97,6 +97,13 @@ class Update(Protocol):
     def as_experts(self) -> LoRAExperts | None:
         """Its tensors as factors of all experts of one parameter; None where its weight has no experts of its own."""
 
+    def delta(self, *, base: LazyTensor | None = None) -> Floats:
+        """Return the dense change of the weight, in its shape and in float32, computed in float64; scale included.
+
+        Args:
+            base: The unmodified weight; needed where `needs_base`.
+        """
+
     def lycoris_parts(self) -> Mapping[str, LazyTensor] | None:
         """Its tensors with the numbers that LyCORIS has for the kind; None where these cannot say the same."""
 

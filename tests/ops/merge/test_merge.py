@@ -146,7 +146,7 @@ def test_a_weight_of_zero_is_absence(tmp_path: Path) -> None:
     assert (tmp_path / "both" / "model.safetensors").read_bytes() == (
         tmp_path / "one" / "model.safetensors"
     ).read_bytes()
-    assert report.targets == 4
+    assert report.merged_weights == 4
 
 
 def test_the_gain_counts_large_and_small_weights_alike(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_positions_of_adapters_are_those_given_also_beside_one_of_weight_zero(tm
     base, folder = base_and_adapter(tmp_path)
     other = factories.adapter_folder(tmp_path / "other", seed=9)
 
-    report = merge(base, [(other, 0.0), (folder, 0.5)], tmp_path / "out").as_json()
+    report = merge(base, [(other, 0.0), (folder, 0.5)], tmp_path / "out").to_dict()
 
     assert report["adapters"] == [{"path": str(other), "weight": 0.0}, {"path": str(folder), "weight": 0.5}]
     assert isinstance(report["tensors"], list)
@@ -237,7 +237,7 @@ def test_a_config_with_an_infinity_is_read_and_kept(tmp_path: Path) -> None:
 def test_a_single_adapter_needs_no_list(tmp_path: Path) -> None:
     base, folder = base_and_adapter(tmp_path)
 
-    assert merge(base, folder, tmp_path / "out").targets == 4
+    assert merge(base, folder, tmp_path / "out").merged_weights == 4
 
 
 def test_adapters_that_cancel_leave_the_base_as_it_was(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_max_shard_size_starts_new_files_and_an_index(tmp_path: Path) -> None:
         assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= 500
         assert {n for n, f in index["weight_map"].items() if f == file} == set(tensors)
     whole = merge(base, [folder], tmp_path / "whole")
-    assert whole.targets == 4
+    assert whole.merged_weights == 4
     assert merged_weights(tmp_path / "out").keys() == merged_weights(tmp_path / "whole").keys()
     assert all(
         torch.equal(t, merged_weights(tmp_path / "whole")[n]) for n, t in merged_weights(tmp_path / "out").items()
@@ -425,7 +425,7 @@ def test_a_saved_head_takes_the_place_of_the_bases(tmp_path: Path) -> None:
     report = merge(base, [folder], tmp_path / "out")
 
     assert torch.equal(merged_weights(tmp_path / "out")["score.weight"], head)
-    assert (report.targets, report.replaced, report.added) == (4, 1, ())
+    assert (report.merged_weights, report.replaced, report.added) == (4, 1, ())
 
 
 def test_a_new_head_is_added_and_the_config_names_its_class(tmp_path: Path) -> None:
@@ -826,7 +826,7 @@ def test_allow_partial_leaves_out_and_reports_what_does_not_fit(tmp_path: Path) 
 
     report = merge(base, [folder], tmp_path / "out", allow_partial=True)
 
-    assert (report.targets, report.left_out) == (1, ("model.layers.9.self_attn.q_proj",))
+    assert (report.merged_weights, report.left_out) == (1, ("model.layers.9.self_attn.q_proj",))
 
 
 def test_allow_partial_does_not_allow_nothing_at_all(tmp_path: Path) -> None:
@@ -990,7 +990,7 @@ def test_progress_counts_every_byte_of_the_tensors(tmp_path: Path) -> None:
 def test_a_plan_writes_nothing_and_tells_the_matches(tmp_path: Path) -> None:
     base, folder = base_and_adapter(tmp_path)
 
-    made = plan_from_headers(base, [folder], tmp_path / "out").as_json()["plan"]
+    made = plan_from_headers(base, [folder], tmp_path / "out").to_dict()["plan"]
 
     assert isinstance(made, dict)
     assert [m["weight"] for m in made["matches"]] == [f"{n}.weight" for n in sorted(factories.MODULES)]

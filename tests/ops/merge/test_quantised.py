@@ -52,7 +52,7 @@ def test_plain_weights_of_a_mixed_base_are_merged_and_packed_ones_keep_their_byt
     report = merge(tmp_path / "base", [adapter], tmp_path / "out")
 
     after = load_file(tmp_path / "out" / "model.safetensors")
-    assert report.targets == 1
+    assert report.merged_weights == 1
     assert list(after) == list(before)
     assert not torch.equal(after[f"{Q}.weight"], before[f"{Q}.weight"])
     for name in before.keys() - {f"{Q}.weight"}:

@@ -1,0 +1,154 @@
+"""What this installation knows: formats of adapters, layouts of checkpoints, methods of combining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loratools import methods, registry
+from loratools.arguments import checked
+
+
+@dataclass(frozen=True)
+class FormatInfo:
+    """A format that adapters are stored in.
+
+    Attributes:
+        name: As `from_format` and `format` take it.
+        read: Whether it is read.
+        write: Whether it is written.
+        summary: What it is, in one line.
+    """
+
+    name: str
+    read: bool
+    write: bool
+    summary: str
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the entry of `formats` in the document of `loratools formats --json`."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class LayoutInfo:
+    """A layout that whole models are stored in.
+
+    Attributes:
+        name: As `Checkpoint.layout` has it.
+        summary: What it is, in one line.
+    """
+
+    name: str
+    summary: str
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the entry of `layouts` in the document of `loratools formats --json`."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class MethodOption:
+    """An option of a method of combining.
+
+    Attributes:
+        name: As a key of `options` in `combine`, and as `--set` takes it.
+        default: The value where it is not given.
+        range: The values that are allowed, in words.
+        about: What it does, in one line.
+    """
+
+    name: str
+    default: object
+    range: str
+    about: str
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A method of combining several adapters.
+
+    Attributes:
+        name: As `method` of `combine` takes it.
+        summary: What it is, in one line.
+        description: How it works: its formula and its paper.
+        options: What can be set.
+        laws: Properties that hold of it, by name, as docs/registries.md explains them.
+    """
+
+    name: str
+    summary: str
+    description: str
+    options: tuple[MethodOption, ...]
+    laws: dict[str, bool]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the entry of `methods` in the document of `loratools methods --json`."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "description": self.description,
+            "options": [dict(vars(option)) for option in self.options],
+            "laws": dict(self.laws),
+        }
+
+
+@checked
+def list_formats() -> tuple[FormatInfo, ...]:
+    """Return the formats of adapters that are read or written, sorted by name.
+
+    Returns:
+        One entry per format: its name, whether it is read, whether it is written, and what it is.
+
+    Example:
+        >>> import loratools
+        >>> [f.name for f in loratools.list_formats() if f.name in ("peft", "mlx") and f.write]
+        ['mlx', 'peft']
+    """
+    entries = ((name, registry.load("formats", name)) for name in registry.names("formats"))
+    return tuple(
+        FormatInfo(name, hasattr(entry, "read"), hasattr(entry, "write"), registry.summary("formats", name))
+        for name, entry in entries
+    )
+
+
+@checked
+def list_layouts() -> tuple[LayoutInfo, ...]:
+    """Return the layouts of whole models that are read, sorted by name.
+
+    Returns:
+        One entry per layout: its name, and what it is.
+
+    Example:
+        >>> import loratools
+        >>> "huggingface" in [layout.name for layout in loratools.list_layouts()]
+        True
+    """
+    return tuple(LayoutInfo(name, registry.summary("checkpoints", name)) for name in registry.names("checkpoints"))
+
+
+@checked
+def list_methods() -> tuple[MethodInfo, ...]:
+    """Return the methods by which `combine` can join adapters, sorted by name.
+
+    Returns:
+        One entry per method: its name, what it is, its options with their defaults, and the properties that hold of it.
+
+    Example:
+        >>> import loratools
+        >>> ties = next(m for m in loratools.list_methods() if m.name == "ties")
+        >>> "density" in [option.name for option in ties.options]
+        True
+    """
+    return tuple(method_named(name) for name in registry.names("methods"))
+
+
+def method_named(name: str) -> MethodInfo:
+    """The method of this name.
+
+    Raises:
+        UsageError: There is no such method; the message lists those there are.
+    """
+    laws = registry.load("methods", name).LAWS
+    options = tuple(MethodOption(o.name, o.default, o.range, o.about) for o in methods.options_of(name))
+    summary, description = registry.summary("methods", name), registry.description("methods", name)
+    return MethodInfo(name, summary, description, options, laws._asdict())

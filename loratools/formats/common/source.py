@@ -184,8 +184,9 @@ def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> A
             f"{counted(len(short), 'tensor')} of {quoted(file)} are {kinds} and are read as float16, which is exact",
         ]
         content = replace(content, tensors={**content.tensors, **{n: in_float16(t) for n, t in short.items()}})
-    # A file under a name of its own may lie among files of anything; an adapter's folder is the adapter's.
-    companions = companions_of(file, ADAPTER_FILES) if file.name in ADAPTER_FILES else []
+    # A folder with a config of PEFT or MLX is the adapter's own; any other may hold files of anything, also the base.
+    own_folder = config is not None and is_adapter_file(file.name)
+    companions = companions_of(file, ADAPTER_FILES) if own_folder else []
     return replace(
         content,
         path=path,

@@ -149,8 +149,8 @@ def test_wrong_weights_are_usage_errors(tmp_path: Path, sources: tuple[Path, Pat
         ({"module_weights": {"*.q_proj": float("nan")}}, "not finite"),
         ({"block_weights": [[1.0] * 12]}, "in no block"),
         ({"block_weights": [[1.0] * 5]}, "5 block weights"),
-        ({"heads": "frist"}, "no policy"),
-        ({"calibrate": "svd"}, "no calibration"),
+        ({"heads": "frist"}, "one of refuse, first, average"),
+        ({"calibrate": "svd"}, "calibrate is 'svd'"),
         ({"options": {"density": 0.5}}, "no option 'density'"),
     ]:
         with pytest.raises(UsageError, match=message):

@@ -17,7 +17,7 @@ from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts.flat_names import left_out
 from loratools.formats.image_parts.reading import DENOISER, Located, Read
 from loratools.formats.image_parts.reading import read as read_image
-from loratools.formats.image_parts.spellings import is_spelled, split
+from loratools.formats.image_parts.spellings import is_spelled
 from loratools.formats.image_parts.writing import (
     Stored,
     header_of,
@@ -103,9 +103,8 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
 
 
 def _is_bare(key: str) -> bool:
-    found = split(key)
     bare = key.removeprefix(_PEFT)
-    return found is not None and is_spelled(key) and bare.startswith(("double_blocks.", "single_blocks."))
+    return bare.startswith(("double_blocks.", "single_blocks.")) and is_spelled(key)
 
 
 def _locate(name: str) -> Located:

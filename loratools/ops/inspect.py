@@ -432,7 +432,8 @@ def _entry_of_opened(source: Adapter | Checkpoint, options: _Options) -> Adapter
 
 def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEntry:
     # What several modules share (VeRA's A and B) is stored once.
-    tensors = dict.fromkeys(adapter.tensors().values())
+    tensors = dict.fromkeys(tensor for update in adapter.updates.values() for tensor in update.parts.values())
+    tensors |= dict.fromkeys(replacement.tensor for replacement in adapter.replacements.values())
     replaced = {name: r.tensor for name, r in adapter.replacements.items()}
     return AdapterEntry(
         path=shown,
@@ -496,7 +497,7 @@ def _quantised(checkpoint: Checkpoint) -> tuple[QuantisedEntry, ...]:
 
 def _module(name: str, update: Update, options: _Options) -> InspectedModule:
     parts = update.parts
-    dtypes = sorted({t.dtype for t in parts.values()})
+    dtypes = {t.dtype for t in parts.values()}
     values = None
     if options.values:
         values = _values(update)
@@ -510,7 +511,7 @@ def _module(name: str, update: Update, options: _Options) -> InspectedModule:
         alpha_source=update.alpha_source,
         scale=update.scale,
         shape=update.shape,
-        dtype="+".join(dtypes),
+        dtype="+".join(sorted(dtypes)),
         parameters=sum(t.elements for t in parts.values()),
         dora="magnitude" in parts,
         values=values,

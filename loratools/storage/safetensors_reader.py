@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from loratools.errors import FormatError
@@ -41,11 +42,25 @@ class SafetensorsFile:
 def read_header(path: Path) -> SafetensorsFile:
     """Read and check the header of a safetensors file. No values are read.
 
+    The header read last is kept: detection asks each format and layout in turn, of one file after the other.
+
     Raises:
         UsageError: there is no such file.
         FormatError: it is not a safetensors file, or not a sound one.
     """
+    global _last
     file = identify(path)
+    last = _last
+    if last is None or last.file != file:
+        _last = last = _read_header(path, file)
+    # Mappings of its own for each caller, which may change them.
+    return SafetensorsFile(file, dict(last.tensors), dict(last.metadata), last.data_offset)
+
+
+_last: SafetensorsFile | None = None
+
+
+def _read_header(path: Path, file: FileId) -> SafetensorsFile:
     header, data_offset = _header_bytes(file)
     where = f"the header of {quoted(path)}"
     entries = parse_json(header, where)
@@ -54,7 +69,7 @@ def read_header(path: Path) -> SafetensorsFile:
     metadata = _metadata(file, entries.pop("__metadata__", {}))
     if b"\\u" in header:
         _refuse_lone_surrogates([*entries, *metadata, *metadata.values()], where)
-    spans = sorted(((*_entry(file, name, value), name) for name, value in entries.items()), key=_by_offset)
+    spans = sorted([_entry(file, name, value) for name, value in entries.items()], key=itemgetter(0, 1))
     _check_tiling(file, data_offset, spans)
     tensors = {}
     for begin, end, shape, dtype, name in spans:
@@ -65,10 +80,6 @@ def read_header(path: Path) -> SafetensorsFile:
 
 # begin, end, shape, dtype, name
 _Span = tuple[int, int, tuple[int, ...], str, str]
-
-
-def _by_offset(span: _Span) -> tuple[int, int]:
-    return span[0], span[1]
 
 
 def _header_bytes(file: FileId) -> tuple[bytes, int]:
@@ -122,8 +133,8 @@ def _metadata(file: FileId, value: object) -> dict[str, str]:
     return value
 
 
-def _entry(file: FileId, name: str, value: object) -> tuple[int, int, tuple[int, ...], str]:
-    """begin, end, shape, dtype; checked on its own."""
+def _entry(file: FileId, name: str, value: object) -> _Span:
+    """One tensor of the header, checked on its own. Loops and no generators: a file may have 90,000 of them."""
     if len(name) > _MAX_NAME:
         raise FormatError(f"{quoted(file.path)} has a tensor whose name has {len(name):,} characters", hint=_AGAIN)
     if not isinstance(value, dict):
@@ -138,15 +149,11 @@ def _entry(file: FileId, name: str, value: object) -> tuple[int, int, tuple[int,
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
         raise _bad(file, name, f"has the unknown dtype {quoted(str(dtype))}")
-    if not isinstance(shape, list) or not all(type(axis) is int and 0 <= axis <= _MAX_COUNT for axis in shape):
+    if not _are_counts(shape):
         raise _bad(file, name, f"has the shape {_shown(shape)}; whole numbers from 0 are needed")
     if len(shape) > _MAX_AXES:
         raise _bad(file, name, f"has {len(shape)} axes; at most {_MAX_AXES} are supported")
-    if not (
-        isinstance(offsets, list)
-        and len(offsets) == 2
-        and all(type(offset) is int and 0 <= offset <= _MAX_COUNT for offset in offsets)
-    ):
+    if not _are_counts(offsets) or len(offsets) != 2:
         raise _bad(file, name, f"has the data_offsets {_shown(offsets)}; two whole numbers from 0 are needed")
     begin, end = offsets
     if begin > end:
@@ -162,7 +169,17 @@ def _entry(file: FileId, name: str, value: object) -> tuple[int, int, tuple[int,
     if elements * bits // 8 != end - begin:
         wanted = f"{dtype} of shape {_shown(shape)} needs {elements * bits // 8:,} bytes"
         raise _bad(file, name, f"has {end - begin:,} bytes, and {wanted}")
-    return begin, end, tuple(shape), dtype
+    return begin, end, tuple(shape), dtype, name
+
+
+def _are_counts(values: object) -> bool:
+    """Whether this is a list of whole numbers from 0 that fit in 63 bits; `true` is no number."""
+    if not isinstance(values, list):
+        return False
+    for value in values:  # noqa: SIM110 (a generator costs three times as much)
+        if type(value) is not int or not 0 <= value <= _MAX_COUNT:
+            return False
+    return True
 
 
 def _bad(file: FileId, name: str, what: str) -> FormatError:

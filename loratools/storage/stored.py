@@ -31,6 +31,9 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
 
+    def __hash__(self) -> int:
+        return hash(self.location)
+
     def read_rows(self, start: int, stop: int) -> Tensor:
         """Rows start:stop of the first axis.
 

@@ -59,6 +59,10 @@ class LazyTensor:
     def __repr__(self) -> str:
         return f"<LazyTensor {self.dtype} {self.shape}>"
 
+    def __hash__(self) -> int:
+        # The source says where the values are, which hardly ever leaves more than one shape and dtype.
+        return hash(self.source)
+
     @property
     def elements(self) -> int:
         """How many values it has."""

@@ -76,8 +76,12 @@ class LoRA(UpdateDefaults):
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
-        found = {"A": self.a, "B": self.b, "mid": self.mid, "magnitude": self.magnitude}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        parts = {"A": self.a, "B": self.b}
+        if self.mid is not None:
+            parts["mid"] = self.mid
+        if self.magnitude is not None:
+            parts["magnitude"] = self.magnitude
+        return parts
 
     @property
     def needs_base(self) -> bool:

@@ -56,7 +56,7 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     "padding": {".reshape_weight": "shape"},
 }
 _SUFFIXES = {suffix: (kind, part) for kind, parts in KINDS.items() for suffix, part in parts.items()}
-_LONGEST = sorted(_SUFFIXES, key=len, reverse=True)
+_LONGEST = tuple(sorted(_SUFFIXES, key=len, reverse=True))
 
 
 @dataclass
@@ -97,6 +97,9 @@ class Module:
 
 def split(key: str) -> tuple[str, str, str] | None:
     """Module, kind and part of a key; None where no spelling of a part ends it."""
+    # Asked at once of keys that end as none of them does: nearly every key of a model.
+    if not key.endswith(_LONGEST):
+        return None
     for suffix in _LONGEST:
         if key.endswith(suffix) and len(key) > len(suffix):
             return (key[: -len(suffix)], *_SUFFIXES[suffix])
@@ -141,9 +144,14 @@ def grouped(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, Module], list[
 
 def _with_ia3(modules: Mapping[str, Module], rest: list[str], tensors: Mapping[str, LazyTensor]) -> None:
     # Its vector is called `weight`, like anything else: it counts only beside `on_input`.
-    for key in [k for k in rest if k.endswith(".weight")]:
+    scales = set()
+    for key in rest:
+        if not key.endswith(".weight"):
+            continue
         module = modules.get(key.removesuffix(".weight"))
         if module is not None and module.kinds == {"ia3"}:
             module.parts["scales"] = tensors[key]
             module.keys["scales"] = key
-            rest.remove(key)
+            scales.add(key)
+    if scales:
+        rest[:] = [key for key in rest if key not in scales]

@@ -14,6 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 PREFIX = "base_model.model."
+# The ends of nearly all keys, and the parts that they are.
+_USUAL_ENDS = {".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B"}
+_USUAL_END_LENGTH = len(".lora_A.weight")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ def parse_all(keys: Iterable[str]) -> dict[str, Parsed]:
 
 def parse(key: str, *, dumped: bool = False) -> Parsed:
     """What a key means. Everything but the names in the table below is a whole weight."""
+    part = _USUAL_ENDS.get(key[-_USUAL_END_LENGTH:])
+    if part is not None and key.startswith(PREFIX):
+        module = key[len(PREFIX) : -_USUAL_END_LENGTH]
+        # `base_model` and `base_layer` are taken out below.
+        if module and "base_" not in module:
+            return Factor(module, part, None)
     parts = key.split(".")
     # Twice where a PeftModel was wrapped in another.
     while parts[:2] == ["base_model", "model"] and len(parts) > 2:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from loratools.errors import FormatError, UnsupportedError
 from loratools.formats.common.source import CONFIG, AdapterSource, counted, shown
@@ -26,6 +27,7 @@ from loratools.updates.parts.protocol import Update
 
 _A = ("lora_A", "lora_embedding_A")
 _B = ("lora_B", "lora_embedding_B")
+_MATRICES = _A + _B
 # Parameters of one module in the order in which layers of experts register them: the first is wrapped innermost.
 _REGISTERED = ("gate_up_proj", "gate_proj", "w1", "input_linear", "up_proj", "w3", "down_proj", "w2", "output_linear")
 _OUT_PROJ = re.compile(r"\.base_layer\.out_proj\.lora_A")
@@ -56,14 +58,16 @@ def lora_updates(
     ranks = {g.target: None if g.parameter else _rank(g) for g in groups}
     alphas, said, doubts, warnings = _alphas(ranks, numbers, source.config, rank_from)
     updates: dict[str, Update] = {}
+    kind = peft_variant(variant)
     for group in groups:
         alpha, origin = alphas[group.target]
         if group.parameter:
             updates[group.target] = _experts(group, said[group.target], alpha, origin, numbers.rslora, config)
             continue
         module = PeftModule(group.target, group.parts, config, said[group.target], alpha, origin)
-        made = peft_variant(variant).from_peft(module)
-        updates |= {group.target + suffix: update for suffix, update in made.items()}
+        by_suffix = kind.from_peft(module)
+        for suffix, update in by_suffix.items():
+            updates[group.target + suffix] = update
     if any(_OUT_PROJ.search(key) for key in parsed):
         warnings.append(
             "PEFT adds the delta of an attention's out_proj twice, in training as in its merge; here it is added once"
@@ -82,23 +86,28 @@ def _groups(
         if not isinstance(factor, Factor):
             continue
         tensor = source.tensors[key]
-        parts = found.setdefault((factor.module, factor.depth), {})
+        parts = found.get((factor.module, factor.depth))
+        if parts is None:
+            parts = found[factor.module, factor.depth] = {}
         if factor.part in parts:
             problems.append(f"{quoted(factor.module)} has more than one {factor.part}")
         parts[factor.part] = tensor
-        matrix = factor.part in _A + _B
+        matrix = factor.part in _MATRICES
         if not factor.module:
             problems.append(f"{quoted(key)} names no module")
         elif (len(tensor.shape) < 2 and matrix) or 0 in tensor.shape:
             problems.append(f"{quoted(key)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
         elif tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
             problems.append(f"{quoted(key)} has dtype {tensor.dtype}, which is no number with a fraction")
-    for (module, _), parts in sorted(found.items()):
+    ordered = sorted(found.items(), key=itemgetter(0))
+    for (module, _), parts in ordered:
+        if plain and _is_usual_pair(parts):
+            continue
         for first, second in zip(_A, _B, strict=True):
             if (first in parts) != (second in parts):
                 has, lacks = (first, second) if first in parts else (second, first)
                 problems.append(f"{quoted(module)} has {has} without {lacks}")
-        if not any(name in parts for name in _A + _B):
+        if not any(name in parts for name in _MATRICES):
             problems.append(f"{quoted(module)} has {', '.join(sorted(parts))} without lora_A and lora_B")
         for first, second in zip(_A, _B, strict=True):
             if first in parts and second in parts and plain:
@@ -122,7 +131,7 @@ def _groups(
             hint="A sees all channels, and the weight only those of its group: no change of the weight equals it",
         )
     by_module: dict[str, dict[int, Mapping[str, LazyTensor]]] = {}
-    for (module, depth), parts in sorted(found.items(), key=lambda item: item[0]):
+    for (module, depth), parts in ordered:
         by_module.setdefault(module, {})[depth] = parts
     listed = config.get("target_parameters")
     parameters = _TargetParameters([str(name) for name in listed] if isinstance(listed, list) else [])
@@ -132,6 +141,14 @@ def _groups(
         for module, wrappers in by_module.items()
         for group in _of_module(module, wrappers, parameters.of(module, list(wrappers), module in adapted))
     ]
+
+
+def _is_usual_pair(parts: Mapping[str, LazyTensor]) -> bool:
+    """Whether these are the two factors of a linear layer, and make a product: there is nothing more to look for."""
+    if len(parts) != 2 or "lora_A" not in parts or "lora_B" not in parts:
+        return False
+    a, b = parts["lora_A"].shape, parts["lora_B"].shape
+    return len(a) == len(b) == 2 and a[0] == b[1]
 
 
 class _TargetParameters:
@@ -155,6 +172,8 @@ class _TargetParameters:
 
         depths: of its wrappers, how many others each is inside of. adapted: whether `target_modules` explains it.
         """
+        if not self._by_end and not self._without_path:
+            return []
         named = {name for end in _ends_of(module) for name in self._by_end.get(end, ())} if self._by_end else set()
         if len(named) < len(depths) and (depths != [0] or not adapted):
             named |= self._without_path

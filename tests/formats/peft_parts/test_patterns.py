@@ -1,3 +1,4 @@
+import os
 import time
 
 import pytest
@@ -70,13 +71,20 @@ def test_a_regex_that_takes_years_is_stopped_and_named(
     )
 
 
-def test_alternatives_that_take_years_are_stopped_within_five_seconds(stored: Stored) -> None:
-    started = time.monotonic()
+def test_alternatives_that_take_years_are_stopped_within_five_seconds_of_computing(stored: Stored) -> None:
+    started = _computed()
 
     with pytest.raises(FormatError, match=r"takes more than 1\.5 seconds"):
         formats.load(stored(factors("a" * 40 + "!"), alpha_pattern={"(a|a)" * 40: 3}))
 
-    assert time.monotonic() - started < 5
+    # Not by the clock on the wall, which a busy machine makes longer than any limit.
+    assert _computed() - started < 5
+
+
+def _computed() -> float:
+    """Seconds of computing by this process and the children that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def test_a_pattern_that_names_every_module_is_soon_matched() -> None:

@@ -16,6 +16,7 @@ from loratools.adapter import Adapter
 from loratools.arguments import checked
 from loratools.errors import FormatError, UndecidedError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
+from loratools.formats.common.malformed import refuse_malformed
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import (
     AdapterSource,
@@ -113,7 +114,9 @@ def load_source(source: AdapterSource, *, format: str | None = None, rank_from: 
     """As `load`, of what is open already."""
     if rank_from not in (None, "tensors", "config"):
         raise UsageError(f"no rank to take from '{rank_from}'; there are: config, tensors")
-    adapter = _entry(format or _only_claim(source)).read(source, rank_from=rank_from)
+    entry = _entry(format or _only_claim(source))
+    refuse_malformed(source)
+    adapter = entry.read(source, rank_from=rank_from)
     unread = tuple(f.name for f in source.companions if f.name not in adapter.read_companions)
     beside = [f"trained weights are also read from '{name}' beside the adapter" for name in adapter.read_companions]
     beside += [

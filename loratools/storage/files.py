@@ -112,6 +112,14 @@ def identify(path: Path) -> FileId:
     return file
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything has the name, be it a broken link or a FIFO: reading it then says what is wrong with it."""
+    try:
+        return system.exists(path)
+    except ValueError:  # a NUL in the name
+        return False
+
+
 def read_bytes(location: ByteRange, start: int = 0, stop: int | None = None) -> bytes:
     """Bytes start:stop of the range.
 

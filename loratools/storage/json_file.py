@@ -19,6 +19,8 @@ from loratools.tensors.files import ByteRange
 _MOST_DIGITS = 20
 # Every digit as 0 and everything else as a space: a long number is then a run of zeros, which C code finds.
 _DIGITS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else ord(" ") for byte in range(256))
+# No header or configuration nests further than a tenth of this.
+_DEEPEST = 100
 
 
 def read_json(path: Path, *, max_bytes: int = 1_000_000, infinities: bool = False) -> dict[str, object]:
@@ -74,9 +76,11 @@ def parse_json(data: bytes, where: str, *, infinities: bool = False) -> object:
     """
     try:
         text = data.decode("utf-8")
-        if infinities:
-            return _lenient.decode(text)
-        return (_decoder if _has_unusual_integers(data) else _decoder_of_plain_integers).decode(text)
+        plain = not infinities and not _has_unusual_integers(data)
+        decoder = _lenient if infinities else _decoder_of_plain_integers if plain else _decoder
+        value = decoder.decode(text)
+        _refuse_deep(value)
+        return value
     except _Refused as refused:
         raise FormatError(f"{where} {refused}") from None
     except UnicodeDecodeError as error:
@@ -94,6 +98,22 @@ def kind_of(value: object) -> str:
         (list, "a list"), (dict, "an object"),
     )  # fmt: skip
     return next(words for kind, words in kinds if isinstance(value, kind))
+
+
+def _refuse_deep(value: object) -> None:
+    """Refuse what is nested so deeply that whoever copies or writes it would run out of stack."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise _Refused("is nested too deeply")
 
 
 class _Refused(Exception):  # noqa: N818 (never leaves this file)

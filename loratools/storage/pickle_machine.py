@@ -15,7 +15,7 @@ from typing import Protocol
 
 from loratools.errors import FormatError, LoraToolsError, UnsupportedError
 from loratools.storage.files import quoted, read_bytes
-from loratools.tensors.files import ByteRange
+from loratools.tensors.files import ByteRange, FileId
 
 _MAX_BYTES = 256 << 20
 # A tensor takes about 40 steps, so this is enough for 100,000 of them.
@@ -75,7 +75,16 @@ class Machine:
         except LoraToolsError:
             raise
         # Each step takes its operands for granted: what a sound pickle cannot do ends as one of these.
-        except (IndexError, KeyError, ValueError, TypeError, AttributeError, OverflowError, struct.error) as error:
+        except (
+            IndexError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            struct.error,
+            RecursionError,
+        ) as error:
             raise FormatError(
                 f"{quoted(self._file.path)} is damaged: the pickle makes no sense at byte {self.position:,}",
                 hint=_AGAIN,
@@ -184,6 +193,30 @@ class Machine:
 
     def _refer(self, reference: object) -> None:
         self._push(self._world.refer(reference))
+
+
+class CopyBudget:
+    """What calls may copy, in items and characters, of arguments that the pickle can name again at two bytes each.
+
+    A sound pickle has each of them copied once, and so no more than it has bytes.
+    """
+
+    def __init__(self, file: FileId) -> None:
+        self._file = file
+        self._left = 4 * min(file.size, _MAX_BYTES) + 10_000
+
+    def spend(self, count: int) -> None:
+        """Take `count` off.
+
+        Raises:
+            FormatError: nothing is left.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise FormatError(
+                f"the pickle {quoted(self._file.path)} copies its values again and again; no file of tensors does",
+                hint="do not trust this file",
+            )
 
 
 HINT = "load it where it can do no harm, save its tensors as safetensors, and give that file"

@@ -36,6 +36,8 @@ class StoredZip:
         self.file = file
         self._directory_start, directory, count = _directory(file)
         self._entries = _entries(file, directory, count, self._directory_start)
+        if not self._entries:
+            raise FormatError(f"{quoted(file.path)} is a zip archive without entries", hint=_AGAIN)
         starts = sorted(entry.header for entry in self._entries.values())
         # An entry ends where the next one begins at the latest, so that no byte belongs to two.
         self._limits = dict(zip(starts, [*starts[1:], self._directory_start], strict=True))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.files import identify, quoted, read_bytes
-from loratools.storage.pickle_machine import HINT, Machine, put_items
+from loratools.storage.pickle_machine import HINT, CopyBudget, Machine, put_items
 from loratools.storage.sniff import ENOUGH, describe
 from loratools.storage.stored import StoredTensor, StridedTensor
 from loratools.storage.stored_zip import StoredZip
@@ -119,6 +119,9 @@ class _TorchWorld:
     file: FileId
     storages: dict[str, _Storage] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.copies = CopyBudget(self.file)
+
     def find(self, module: str, name: str) -> object:
         # Protocol 2 and earlier use the name that Python 2 had.
         full = f"{'builtins' if module == '__builtin__' else module}.{name}"
@@ -137,6 +140,9 @@ class _TorchWorld:
     def call(self, function: object, arguments: tuple[object, ...]) -> object:
         if not isinstance(function, _Global) or function.name not in _CALLABLE:
             raise TypeError("not a function")
+        for argument in arguments:
+            if isinstance(argument, str | bytes | list | tuple):
+                self.copies.spend(len(argument))
         match function.name.rpartition(".")[2]:
             case "OrderedDict":
                 return _ordered_dict(*arguments)
@@ -148,7 +154,7 @@ class _TorchWorld:
                 return arguments[0]
             case "_rebuild_from_type_v2":
                 inner, _, inner_arguments = arguments[:3]
-                if not isinstance(inner_arguments, tuple):
+                if not isinstance(inner_arguments, tuple) or inner == function:
                     raise TypeError("not arguments")
                 return self.call(inner, inner_arguments)
             case "Size" | "set" | "frozenset":
@@ -167,7 +173,9 @@ class _TorchWorld:
 
     def refer(self, reference: object) -> object:
         if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
-            what = quoted(str(reference[0])) if isinstance(reference, tuple) and reference else "something else"
+            named = isinstance(reference, tuple) and reference and isinstance(reference[0], str)
+            # Not any value as text: a tuple that holds itself twice, and so on, is short in the file alone.
+            what = quoted(reference[0]) if named else "something else"
             raise UnsupportedError(f"the pickle {quoted(self.file.path)} refers to {what} where only storages may be")
         _, kind, key, _, elements = reference[:5]
         if not isinstance(kind, _Global) or not isinstance(key, str) or type(elements) is not int or elements < 0:
@@ -198,6 +206,8 @@ class _TorchWorld:
     ) -> _Tensor:
         if not isinstance(storage, _Storage):
             raise TypeError("not a storage")
+        if any(len(sizes) > _MAX_AXES for sizes in (shape, strides) if isinstance(sizes, list | tuple)):
+            raise ValueError("no tensor has so many axes")
         if any(metadata):
             raise UnsupportedError(
                 f"a tensor of {quoted(self.file.path)} is a conjugated or negated view",

@@ -38,6 +38,18 @@ class UntrustedRegexes:
         self.names = names
         self.seconds = BUDGET_SECONDS + SECONDS_PER_NAME * len(names)
         self.spent = 0.0
+        self._matching: dict[str, frozenset[str]] = {}
+
+    def matching(self, pattern: str, *, where: str) -> frozenset[str]:
+        """The names that one pattern matches from beginning to end, matched once however often it is asked.
+
+        Raises:
+            FormatError: the pattern is no regular expression, or the budget is used up.
+            MachineError: no child process could be started.
+        """
+        if pattern not in self._matching:
+            (self._matching[pattern],) = self.match([pattern], where=where)
+        return self._matching[pattern]
 
     def match(
         self, patterns: Sequence[str], *, where: str, around: tuple[str, str] | None = None

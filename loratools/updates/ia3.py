@@ -7,12 +7,10 @@ LyCORIS leaves the bias alone and stores how far from 1 the numbers are.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor, held
 from loratools.updates.parts.defaults import UpdateDefaults
@@ -117,26 +115,8 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
 def _is_feedforward(module: PeftModule) -> bool:
     listed = module.config.get("feedforward_modules")
     if isinstance(listed, str):
-        return _matches(listed, module.name)
+        return module.name in module.regexes.matching(listed, where="feedforward_modules")
     return isinstance(listed, list) and any(module.name.endswith(str(entry)) for entry in listed)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    """Whether a regular expression from a stranger's file matches a name, where it cannot hold us up.
-
-    Raises:
-        FormatError: it is none, or repeats what repeats, or repeats so often that it might take years.
-    """
-    try:
-        found = re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise FormatError(f"feedforward_modules: {pattern!r} is no regular expression: {error}") from None
-    if len(pattern) > 500 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 4:
-        raise FormatError(
-            f"feedforward_modules: the regular expression {pattern[:80]!r} may take too long to match",
-            hint="write the names of the modules in its place, as a list",
-        )
-    return found.fullmatch(name) is not None
 
 
 def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:

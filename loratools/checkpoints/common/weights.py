@@ -17,7 +17,7 @@ from pathlib import Path
 from loratools.checkpoints import Component, WeightFile
 from loratools.checkpoints.common.paths import fault_of, leads_out, names_in
 from loratools.errors import FormatError, InputError, UnsupportedError, UsageError
-from loratools.storage.files import quoted
+from loratools.storage.files import is_there, quoted
 from loratools.storage.json_file import read_json
 from loratools.storage.safetensors_reader import read_header
 from loratools.storage.torch_pickle import read_pickle
@@ -145,7 +145,7 @@ def read_one(path: Path, spelling: Spelling) -> Weights:
 
 def read_config(folder: Path, name: str = "config.json") -> Mapping[str, object]:
     """The config beside the weights; empty where there is none."""
-    if not (folder / name).is_file():
+    if not is_there(folder / name):
         return {}
     refuse_ways_out([name], folder)
     return read_json(folder / name, max_bytes=_MAX_CONFIG_BYTES, infinities=True)

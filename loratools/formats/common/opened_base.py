@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loratools.errors import FormatError, UsageError
 from loratools.formats.common.base import Base
 from loratools.naming.gguf import BY_MODEL_TYPE, hf_module
-from loratools.storage.files import quoted
+from loratools.storage.files import is_there, quoted
 from loratools.storage.json_file import read_json
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def open_base(path: str | Path) -> Base:
     try:
         checkpoint = open_checkpoint(path)
     except FormatError:
-        if not (path / "config.json").is_file():
+        if not is_there(path / "config.json"):
             raise
         return Base({}, read_json(path / "config.json", infinities=True), path)
     return base_of(checkpoint)

@@ -15,7 +15,7 @@ from loratools.errors import FormatError, UsageError
 from loratools.formats.common.base import Base
 from loratools.formats.common.companions import companions_of
 from loratools.formats.common.wrappers import unwrapped, unwrapped_config
-from loratools.storage.files import machine_error, quoted
+from loratools.storage.files import is_there, machine_error, quoted
 from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import in_float16
@@ -90,7 +90,7 @@ def open_source(path: str | Path, *, base: Base | None = None) -> AdapterSource:
     path = _existing(path)
     if not path.is_dir():
         return _opened(path, path, [], base)
-    found = [path / name for name in ADAPTER_FILES if (path / name).is_file()] or loose_files(path)
+    found = [path / name for name in ADAPTER_FILES if is_there(path / name)] or loose_files(path)
     if not found or (len(found) > 1 and found[0].name not in ADAPTER_FILES):
         raise _no_weights(path)
     warnings = [f"{quoted(path)} also holds '{other.name}', which is not read" for other in found[1:]]
@@ -171,7 +171,7 @@ def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> A
     if file.name == CONFIG or file.suffix == ".json":
         raise FormatError(f"{quoted(file)} holds no tensors", hint="give the folder, or the file with the weights")
     beside = file.parent / CONFIG
-    config = unwrapped_config(read_json(beside)) if beside.is_file() else None
+    config = unwrapped_config(read_json(beside)) if is_there(beside) else None
     if config is not None and not is_adapter_file(file.name):
         warnings = [*warnings, f"rank and alpha are taken from '{CONFIG}' in the folder of {quoted(file)}"]
     content = _without_wrappers(_content(file))

@@ -13,6 +13,7 @@ from loratools.errors import FormatError, UnsupportedError
 from loratools.formats.common.source import counted, shown
 from loratools.formats.peft_parts.keys import PREFIX
 from loratools.storage.files import quoted
+from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.kind_files import may_be_empty, peft_kind, shared_alone_hint, shared_parts
 from loratools.updates.parts.peft_module import PeftModule
@@ -134,9 +135,10 @@ def updates(
         )
     _refuse_no_numbers(found, path, empty_allowed=may_be_empty(kind))
     names = list(found.parts)
+    regexes = UntrustedRegexes(names)
     made: dict[str, Update] = {}
     for module, parts in found.parts.items():
-        one = PeftModule(module, parts, config, ranks[module], *alphas[module], found.shared, names)
+        one = PeftModule(module, parts, config, ranks[module], *alphas[module], found.shared, names, regexes)
         made |= {module + suffix: update for suffix, update in kind.from_peft(one).items()}
     return made
 

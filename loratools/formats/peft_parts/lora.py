@@ -118,6 +118,8 @@ def _groups(
                     problems.append(
                         f"{quoted(module)} has {first} {list(a)} and {second} {list(b)}, which have different ranks"
                     )
+                elif math.prod(b[2:]) != 1:
+                    problems.append(f"{quoted(module)} has {second} {list(b)}; a matrix is needed")
     if problems:
         raise FormatError(
             f"{quoted(source.file)} has {counted(len(problems), 'fault')} in its factors",

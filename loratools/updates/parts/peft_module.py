@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loratools.errors import FormatError
+from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.lazy import LazyTensor
 
 
@@ -18,6 +19,7 @@ class PeftModule:
     alpha     likewise; `alpha_source` is config or assumed.
     shared    tensors that belong to no module (`vera_A`), by name.
     modules   names of all modules of the adapter, in the order of the file.
+    regexes   matches patterns of the config against these names, within one budget for the whole adapter.
     """
 
     name: str
@@ -28,6 +30,7 @@ class PeftModule:
     alpha_source: str
     shared: Mapping[str, LazyTensor] = field(default_factory=dict)
     modules: Sequence[str] = ()
+    regexes: UntrustedRegexes = field(default_factory=lambda: UntrustedRegexes([]))
 
     def need(self, *names: str) -> list[LazyTensor]:
         """These parts.

@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[str, dict[str, Tensor], dict[str, Any], str]] = {
         "IA3",
         {f"{'a' * 40}.ia3_l": random(1, 6, 1, 1)},
         {"feedforward_modules": "(a*)*b"},
-        "may take too long",
+        "takes more than",
     ),
     "a seed that no generator takes": (
         "FOURIERFT",

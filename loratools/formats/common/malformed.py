@@ -43,9 +43,9 @@ def refuse_malformed(source: AdapterSource) -> None:
 def _fault(name: str, tensor: LazyTensor) -> str | None:
     shape = tensor.shape
     if not shape:
-        return "has no axes; a matrix is needed"
+        return "has shape []; a matrix is needed"
     if tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
-        return f"has dtype {tensor.dtype}; a floating-point tensor is needed"
+        return f"has dtype {tensor.dtype}, which is no number with a fraction"
     if _INPUTS.search(name) is not None and 0 in shape[1:]:
         return f"has shape {list(shape)}, without columns"
     if _OUTPUTS.search(name) is not None and shape[0] == 0:

@@ -49,7 +49,7 @@ REFUSED: dict[str, tuple[str, dict[str, Tensor], dict[str, Any], str]] = {
         "LOHA",
         {f"a.{name}": torch.tensor(1.0) if name == "hada_w1_b" else random(*s) for name, s in LOHA.items()},
         {},
-        r"'a.hada_w1_b' has shape \[\]",
+        r"a.hada_w1_b' has shape \[\]",
     ),
     "integers": (
         "LOHA",

@@ -173,9 +173,9 @@ class _TorchWorld:
 
     def refer(self, reference: object) -> object:
         if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
-            named = isinstance(reference, tuple) and reference and isinstance(reference[0], str)
+            head = reference[0] if isinstance(reference, tuple) and reference else None
             # Not any value as text: a tuple that holds itself twice, and so on, is short in the file alone.
-            what = quoted(reference[0]) if named else "something else"
+            what = quoted(head) if isinstance(head, str) else "something else"
             raise UnsupportedError(f"the pickle {quoted(self.file.path)} refers to {what} where only storages may be")
         _, kind, key, _, elements = reference[:5]
         if not isinstance(kind, _Global) or not isinstance(key, str) or type(elements) is not int or elements < 0:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from loratools._version import __version__
-from loratools.cli.common.errors import NoVerb, run, signals_raise
+from loratools.cli.common.errors import Ended, NoVerb, run, signals_end, signals_raise
 
 # As people meet them; a verb that is not listed here comes after these.
 _ORDER = (
@@ -116,11 +116,10 @@ def verbs() -> None:
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the command line with the arguments of this process, and end the process."""
     # What starting up allocates is kept to the end: looking through it for garbage, again and again and once more at
     # the exit, is a fifth of the time of a short verb. Cycles made later are still found, in larger batches.
     gc.set_threshold(50_000)
-    signals_raise()
     # A stream that the caller has closed is None here; what would go there goes nowhere.
     sys.stdout = sys.stdout if sys.stdout is not None else open(os.devnull, "w")  # noqa: PTH123, SIM115
     sys.stderr = sys.stderr if sys.stderr is not None else open(os.devnull, "w")  # noqa: PTH123, SIM115
@@ -131,6 +130,13 @@ def main() -> NoReturn:
         # A name that the terminal's encoding lacks is shown as an escape; the default would end in a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        signals_raise()
         verbs.main(prog_name="loratools")
+    except KeyboardInterrupt:
+        # Before the error boundary of the verb, or after it.
+        sys.exit(130)
+    except Ended as end:
+        sys.exit(end.exit_code)
     finally:
+        signals_end()
         gc.freeze()

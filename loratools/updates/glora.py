@@ -32,7 +32,10 @@ _NOTHING = "zeros"
 
 @dataclass(frozen=True)
 class GLoRA(UpdateDefaults):
-    """`A` and `B`: `{"Xd": (out, rank), "Xu": (rank, in)}`, `{"X": (out, 1)}`, `{"X": (1,)}` or nothing."""
+    """`A` and `B`: `{"Xd": (out, rank), "Xu": (rank, in)}`, `{"X": (out, 1)}`, `{"X": (1,)}` or nothing.
+
+    sizes: outputs and inputs of the layer, as far as any of the five paths tells them.
+    """
 
     kind: ClassVar[str] = "glora"
     alpha: ClassVar[None] = None
@@ -42,6 +45,7 @@ class GLoRA(UpdateDefaults):
 
     multiplied: Mapping[str, LazyTensor]
     added: Mapping[str, LazyTensor]
+    sizes: tuple[int | None, int | None] = (None, None)
 
     @property
     def rank(self) -> int | None:
@@ -49,12 +53,7 @@ class GLoRA(UpdateDefaults):
 
     @property
     def shape(self) -> Shape:
-        for path in (self.multiplied, self.added):
-            if "Xu" in path:
-                return path["Xd"].shape[0], path["Xu"].shape[1]
-            if "X" in path and path["X"].elements > 1:
-                return path["X"].elements, None
-        return None, None
+        return self.sizes
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
@@ -173,7 +172,32 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     if wrong:
         raise faulty(module.name, f"has parts that make no path: {', '.join(sorted(set(wrong)))}")
     a, b, c, d, e = (paths[name] for name in PEFT_PARTS)
-    found: dict[str, Update] = {"": GLoRA(a, b)}
+    found: dict[str, Update] = {"": GLoRA(a, b, _sizes(module, paths))}
     if c or d or e:
         found[".bias"] = GLoRABias(d, e, c)
     return found
+
+
+def _sizes(module: PeftModule, paths: Mapping[str, Mapping[str, LazyTensor]]) -> tuple[int | None, int | None]:
+    """Outputs and inputs of the layer.
+
+    Raises:
+        FormatError: the paths are for layers of different sizes, or a factor is no matrix.
+    """
+    outputs: set[int] = set()
+    inputs: set[int] = set()
+    matrices = True
+    for name, path in paths.items():
+        rows, columns = (inputs, None) if name == "glora_C" else (outputs, inputs)
+        if "Xu" in path:
+            down, up = path["Xd"].shape, path["Xu"].shape
+            matrices &= len(down) == len(up) == 2 and (columns is not None or up[1] == 1)
+            rows.add(down[0])
+            if columns is not None:
+                columns.add(up[-1])
+        elif "X" in path and (path["X"].elements > 1 or name == "glora_C"):
+            rows.add(path["X"].elements)
+    if not matrices or len(outputs) > 1 or len(inputs) > 1:
+        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(module.parts.items()))
+        raise faulty(module.name, f"has parts of layers of different sizes: {shapes}")
+    return next(iter(outputs), None), next(iter(inputs), None)

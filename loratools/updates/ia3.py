@@ -123,5 +123,7 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
     """The module's update, of linear layers and convolutions alike; there is no alpha in it."""
     if missing := [part for part in LYCORIS_PARTS if part not in parts]:
         raise faulty(name, f"has {', '.join(sorted(parts))} without {', '.join(missing)}")
+    if parts["on_input"].elements != 1:
+        raise faulty(name, f"has on_input {list(parts['on_input'].shape)}; one number is needed")
     scales = parts["weight"]
     return {"": IA3(scales, "in" if parts["on_input"].scalar() else "out", max(2, len(scales.shape)), unchanged=0.0)}

@@ -155,16 +155,16 @@ def _made(parts: Mapping[str, LazyTensor], name: str, alpha: float | None, origi
         raise faulty(name, f"has {', '.join(sorted(parts))} without {', '.join(missing)}")
     w1_a, w1_b, w2_a, w2_b = (parts[part] for part in PEFT_PARTS[:4])
     t1, t2 = parts.get("hada_t1"), parts.get("hada_t2")
-    rank = w1_b.shape[0]
     cores = [tuple(t.shape[:2]) for t in (t1, t2) if t is not None]
     inner = (0 if cores else 1, 0)
+    # A matrix has two axes; what has fewer adds no size, so that there are not four.
     sizes = [t.shape[i] for t, i in zip((w1_a, w1_b, w2_a, w2_b), inner * 2, strict=True) if len(t.shape) >= 2]
-    if sizes != [rank] * 4 or cores not in ([], [(rank, rank)] * 2):
+    if len(sizes) < 4 or len(set(sizes)) > 1 or cores not in ([], [(sizes[0], sizes[0])] * 2):
         shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
         raise faulty(name, f"has parts that make no product: {shapes}")
-    if w1_a.shape != w2_a.shape or w1_b.shape != w2_b.shape:
+    if w1_a.shape != w2_a.shape or w1_b.shape != w2_b.shape or (t1 and t1.shape) != (t2 and t2.shape):
         raise faulty(name, "has two products of different sizes, of which there is no entrywise one")
-    made = LoHa(w1_a, w1_b, w2_a, w2_b, alpha or float(rank), origin if alpha else "assumed", t1, t2)
+    made = LoHa(w1_a, w1_b, w2_a, w2_b, alpha or float(sizes[0]), origin if alpha else "assumed", t1, t2)
     if (scale := parts.get("dora_scale")) is None:
         return made
     axis = magnitude_axis(scale, made.shape[0], name)

@@ -117,5 +117,15 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
         raise faulty(name, f"has factors that make no product: {shapes}")
     if not now:
         a1, a2, b1, b2 = a2, a1, b2, b1
-    found, origin = alpha or float(a1.shape[1]), "tensor" if alpha else "assumed"
-    return {"": LycorisGLoRA(a1, a2, b1, b2, found, origin, parts.get("bm.weight"))}
+    core = parts.get("bm.weight")
+    kernels = [t.shape[2:] for t in (a1, a2, b1, *([b2] if core is not None else []))]
+    rank = a1.shape[1]
+    if (
+        b2.shape[1] != a1.shape[0]
+        or any(size != 1 for kernel in kernels for size in kernel)
+        or (core is not None and core.shape[:2] != (rank, rank))
+    ):
+        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
+        raise faulty(name, f"has factors of layers of different sizes: {shapes}")
+    found, origin = alpha or float(rank), "tensor" if alpha else "assumed"
+    return {"": LycorisGLoRA(a1, a2, b1, b2, found, origin, core)}

@@ -97,3 +97,47 @@ def test_a_killed_merge_leaves_nothing_under_the_outputs_name_and_the_next_one_c
     )
     assert again.returncode == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "base", "out"]
+
+
+def test_ctrl_c_while_the_program_starts_shows_no_traceback() -> None:
+    """At any time of the first tenths of a second; before our first line it is Python that answers."""
+    program = "from loratools.__main__ import main; print(flush=True); main()"
+    for i in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "x"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.002 + 0.01 * i)
+
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+
+        # The verb 'x' does not exist: a machine that is fast enough says so before it is interrupted.
+        assert process.returncode in (130, 2, -signal.SIGINT)
+        assert "Traceback" not in err
+
+
+def test_a_second_signal_does_not_stop_the_cleaning_up(tmp_path: Path) -> None:
+    process = begun(tmp_path)
+
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+
+    assert process.returncode in (130, 143)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "base"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_under_stderr_does_not_stop_the_work(tmp_path: Path) -> None:
+    factories.checkpoint_folder(tmp_path / "base")
+    factories.adapter_folder(tmp_path / "a")
+    command = f"{sys.executable} -m loratools merge base a -o out 2>/dev/full"
+
+    assert subprocess.run(command, shell=True, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert subprocess.run(command, shell=True, cwd=tmp_path).returncode == 2, "the output exists"

@@ -34,18 +34,32 @@ class NoVerb(Exception):  # noqa: N818 - a way out, as SystemExit
         self.help = text
 
 
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
 def signals_raise() -> None:
-    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does. What the parent ignores (nohup) stays ignored."""
-    for name in ("SIGTERM", "SIGHUP"):
+    """Let Ctrl-C, SIGTERM and SIGHUP unwind the stack, once. What the parent ignores (nohup) stays ignored."""
+    for name in _ENDING:
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    # `timeout` sends the same signal twice, to the process and to its group: the second must not stop the cleaning up.
-    signal.signal(number, signal.SIG_IGN)
+    # `timeout` sends the same signal twice, to the process and to its group, and a service manager sends SIGTERM where
+    # somebody has pressed Ctrl-C already: a second one must not stop the cleaning up.
+    for name in _ENDING:
+        if (ending := getattr(signal, name, None)) is not None:
+            signal.signal(ending, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise Ended(number)
+
+
+def signals_end() -> None:
+    """Let Ctrl-C end the process as the system does: the work is done, and the interpreter is about to end."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(body: Callable[[], object], args: Sequence[str], verb: str | None) -> int:

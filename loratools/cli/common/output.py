@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TextIO
 
@@ -152,7 +152,7 @@ def print_rich(stream: TextIO, *renderables: RenderableType) -> None:
         out.print(renderable)
     # Rich pads lines to the width of the table; trailing blanks are noise in a file.
     text = "\n".join(line.rstrip() for line in drawn.getvalue().split("\n"))
-    stream.write(ascii_only(text) if narrow(stream) else text)
+    _write(stream, ascii_only(text) if narrow(stream) else text)
 
 
 def print_line(stream: TextIO, text: str, *, label: str = "", colour: str = "") -> None:
@@ -160,7 +160,25 @@ def print_line(stream: TextIO, text: str, *, label: str = "", colour: str = "") 
     if label:
         start = f"{label}:"
         text = f"{click.style(start, fg=colour, bold=True) if coloured(stream) else start} {text}"
-    stream.write((ascii_only(text) if narrow(stream) else text) + "\n")
+    _write(stream, (ascii_only(text) if narrow(stream) else text) + "\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write `text`. A stderr that cannot be written to (a full disk) does not stop the work."""
+    try:
+        stream.write(text)
+        if stream is sys.stderr:
+            stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        if stream is not sys.stderr:
+            raise
+        # What is still buffered goes nowhere: the interpreter would try again at its end, and change the exit code.
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def print_error(error: LoraToolsError, *, details: int = _SHOWN_DETAILS) -> None:

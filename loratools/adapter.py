@@ -64,7 +64,15 @@ class Adapter:
         format: The format that it was read from; empty where it was made in memory.
         path: Where it was read from; None where it was made in memory.
         base_model: The base model that the adapter names; None where it names none.
-        notes: What the source says that is not interpreted here, kept to be written back: one mapping per format.
+        fan_in_fan_out: What the source says of how its base stores square weights: (in, out) if True, (out, in) if
+            False. None where it does not say, or where its kind does not go by it.
+        layer_replication: Ranges [start, stop) of layers of the base which, in this order, are the layers of the model
+            that was trained. Empty where the layers are those of the base.
+        base_class: The Python class of the model that was trained, after its module where that is known, such as
+            `transformers.models.bert.modeling_bert.BertModel`.
+        task_type: The task of the model that was trained as PEFT spells it, such as `SEQ_CLS`.
+        notes: What the source says that is not interpreted outside `formats/`, kept to be written back: one mapping per
+            format.
         doubts: What makes the updates uncertain, their scale or the order of their rows. What needs their values
             refuses while there is any.
         moved_base: The initialisation that changed the base (PiSSA, OLoRA, ...), whose factors at the start have to
@@ -93,6 +101,10 @@ class Adapter:
     format: str = ""
     path: Path | None = None
     base_model: str | None = None
+    fan_in_fan_out: bool | None = None
+    layer_replication: tuple[tuple[int, int], ...] = ()
+    base_class: str | None = None
+    task_type: str | None = None
     notes: Mapping[str, object] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     moved_base: str | None = None

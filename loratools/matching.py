@@ -168,7 +168,7 @@ class _Orientation:
         self.adapter = adapter
         model_type = config.get("model_type")
         self.model_type = model_type if isinstance(model_type, str) else None
-        self.flag = _fan_in_fan_out(adapter)
+        self.flag = adapter.fan_in_fan_out
         self.undecided: set[str] = set()
 
     def possible(self, update: Update, shape: tuple[int, ...]) -> bool:
@@ -224,16 +224,6 @@ def _inside(name: str, modules: set[str], renaming: Renaming) -> bool:
     """Whether the module that `name` belongs to exists in the base, so that `name` is a misfit and no new head."""
     parent = name.rpartition(".")[0]
     return parent in modules or renaming(parent) in modules
-
-
-def _fan_in_fan_out(adapter: Adapter) -> bool | None:
-    """What the adapter says of how square weights are stored; None where it does not say."""
-    notes = adapter.notes.get("peft")
-    config = notes.get("config") if isinstance(notes, Mapping) else None
-    flag = config.get("fan_in_fan_out") if isinstance(config, Mapping) else None
-    if isinstance(config, Mapping) and config.get("peft_type") == "HIRA":
-        return None  # PEFT turns the weight where it must, and saves the flag as the user had it
-    return flag if isinstance(flag, bool) else None
 
 
 def _best_renaming(adapter: Adapter, shapes: Shapes, known: Mapping[str, Alias]) -> Renaming:

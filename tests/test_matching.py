@@ -20,11 +20,10 @@ def lora(out: int, in_: int, rank: int = 3) -> LoRA:
 
 
 def adapter(*names: str, out: int = 10, in_: int = 6, flag: bool | None = None, **replaced: tuple[int, ...]) -> Adapter:
-    config = {} if flag is None else {"fan_in_fan_out": flag}
     replacements = {
         n.replace("__", "."): Replacement(held(torch.ones(s)), "modules_to_save") for n, s in replaced.items()
     }
-    return Adapter({n: lora(out, in_) for n in names}, replacements, notes={"peft": {"config": config}})
+    return Adapter({n: lora(out, in_) for n in names}, replacements, fan_in_fan_out=flag)
 
 
 def places(found: Matches) -> dict[str, str]:
@@ -123,7 +122,7 @@ def test_a_square_weight_without_a_flag_is_stored_as_its_model_stores_it(
 
 
 def test_a_flag_that_all_other_weights_contradict_is_warned_of() -> None:
-    both = Adapter({"m.a": lora(6, 6), "m.b": lora(10, 6)}, notes={"peft": {"config": {"fan_in_fan_out": True}}})
+    both = Adapter({"m.a": lora(6, 6), "m.b": lora(10, 6)}, fan_in_fan_out=True)
 
     found = match(both, {"m.a.weight": (6, 6), "m.b.weight": (10, 6)})
 

@@ -86,6 +86,10 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         format="peft",
         path=source.path,
         base_model=base if isinstance(base, str) and base else None,
+        fan_in_fan_out=fields.fan_in_fan_out(config or {}),
+        layer_replication=fields.layer_replication(config or {}),
+        base_class=fields.base_class(config or {}),
+        task_type=fields.task_type(config or {}),
         notes={
             "peft": {
                 "config": None if config is None else dict(config),

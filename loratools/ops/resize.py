@@ -18,6 +18,7 @@ from loratools.arguments import Globs, Positive, Size, byte_size, checked
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats import Base
+from loratools.formats.common.notes import lora_notes
 from loratools.formats.common.opened_base import known_base
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops.common.output import output_format
@@ -26,7 +27,6 @@ from loratools.ops.lowrank.factors import (
     exact_factors,
     is_vector,
     layout_of,
-    lora_notes,
     reason_against,
     refuse_together,
 )

@@ -242,6 +242,59 @@ def scaling(config: Mapping[str, object]) -> Scaling:
     return found
 
 
+def fan_in_fan_out(config: Mapping[str, object]) -> bool | None:
+    """What the config says of how the base stores square weights; None where it does not say."""
+    if config.get("peft_type") == "HIRA":
+        return None  # PEFT transposes the weight where it must, and saves the flag as the user had it
+    flag = config.get("fan_in_fan_out")
+    return flag if isinstance(flag, bool) else None
+
+
+# No model has as many layers; a config that says so is damaged.
+_MOST_LAYERS = 100_000
+
+
+def layer_replication(config: Mapping[str, object]) -> tuple[tuple[int, int], ...]:
+    """Ranges of layers of the base that the trained model repeats; none where it has those of the base.
+
+    Raises:
+        FormatError: ranges that name no layers.
+    """
+    ranges = config.get("layer_replication")
+    if not ranges:
+        return ()
+    entries = ranges if isinstance(ranges, list | tuple) else ()
+    pairs = [(p[0], p[1]) for p in entries if isinstance(p, list | tuple) and len(p) == 2]
+    layers = tuple((start, stop) for start, stop in pairs if type(start) is int and type(stop) is int)
+    if (
+        len(layers) != len(entries)
+        or not layers
+        or any(not 0 <= start < stop <= _MOST_LAYERS for start, stop in layers)
+        or sum(stop - start for start, stop in layers) > _MOST_LAYERS
+    ):
+        raise FormatError(
+            f"adapter_config.json has layer_replication = {shown_value(ranges)}, which names no layers",
+            hint="it lists [first layer, layer after the last]; where the base's own layers were trained, remove it",
+        )
+    return layers
+
+
+def base_class(config: Mapping[str, object]) -> str | None:
+    """The class of the model that was trained, after its module where that is known."""
+    mapping = config.get("auto_mapping")
+    name = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    if not isinstance(mapping, Mapping) or not isinstance(name, str) or not name:
+        return None
+    library = mapping.get("parent_library")
+    return f"{library}.{name}" if isinstance(library, str) and library else name
+
+
+def task_type(config: Mapping[str, object]) -> str | None:
+    """The task of the model that was trained, as PEFT spells it."""
+    task = config.get("task_type")
+    return task if isinstance(task, str) and task else None
+
+
 def saved_modules(config: Mapping[str, object]) -> list[str]:
     """The entries of `modules_to_save`, with those that PEFT adds by itself for a task."""
     value = config.get("modules_to_save")

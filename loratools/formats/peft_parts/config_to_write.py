@@ -59,6 +59,7 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
         "alpha_pattern": {key: _number(value) for key, value in pattern(alphas, alpha, bare).items()},
         "use_rslora": rslora,
     }
+    config |= _of_the_trained_model(adapter, config)
     # PEFT runs the initialisation again when it loads; these two need the base for it, or an even rank.
     if config.get("init_lora_weights") in ("orthogonal", "mica"):
         config["init_lora_weights"] = True
@@ -112,6 +113,23 @@ def factor_tensors(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[st
 def metadata_to_write(adapter: Adapter) -> dict[str, str]:
     """The metadata that the source's file had, whatever its format."""
     return metadata_of(adapter)
+
+
+def _of_the_trained_model(adapter: Adapter, config: Mapping[str, object]) -> dict[str, object]:
+    """The fields of the adapter's own `fan_in_fan_out`, `layer_replication`, `base_class` and `task_type`."""
+    stated: dict[str, object] = {"task_type": adapter.task_type}
+    if adapter.fan_in_fan_out is not None or "fan_in_fan_out" in config:
+        stated["fan_in_fan_out"] = bool(adapter.fan_in_fan_out)
+    if adapter.layer_replication or "layer_replication" in config:
+        stated["layer_replication"] = [list(layers) for layers in adapter.layer_replication] or None
+    source = config.get("auto_mapping")
+    mapping: dict[str, object] = dict(source) if isinstance(source, Mapping) else {}
+    if adapter.base_class is not None:
+        library, _, name = adapter.base_class.rpartition(".")
+        stated["auto_mapping"] = mapping | {"base_model_class": name} | ({"parent_library": library} if library else {})
+    elif "base_model_class" in mapping:
+        stated["auto_mapping"] = None
+    return stated
 
 
 def _notes(adapter: Adapter) -> Mapping[str, object]:

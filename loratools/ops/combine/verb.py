@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from loratools import formats, methods, registry
 from loratools._version import __version__
@@ -23,6 +23,7 @@ from loratools.arguments import Globs, Positive, checked
 from loratools.errors import MismatchError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats import Base
+from loratools.formats.common.notes import agreed_notes, lora_notes
 from loratools.formats.common.opened_base import known_base
 from loratools.methods import Method, Terms, Value
 from loratools.ops.combine.heads import combined_replacements
@@ -36,7 +37,6 @@ from loratools.ops.lowrank.factors import (
     exact_factors,
     is_vector,
     layout_of,
-    lora_notes,
     reason_against,
     refuse_together,
 )
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
     from loratools.checkpoints import Checkpoint
     from loratools.methods import Combination
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -511,7 +513,7 @@ def _adapter(
     recipe: Mapping[str, object],
 ) -> Adapter:
     """The result as an adapter, with those notes of the sources that still hold, and with its recipe."""
-    notes = lora_notes(_agreed([a.notes for a in sources]), updates)
+    notes = agreed_notes([lora_notes(a.notes, updates) for a in sources])
     text = json.dumps({"loratools": __version__, "verb": "combine", "recipe": recipe}, default=str)
     return replace(
         sources[0],
@@ -519,19 +521,16 @@ def _adapter(
         replacements=replacements,
         path=None,
         base_model=next((a.base_model for a in sources if a.base_model is not None), None),
+        fan_in_fan_out=_same(a.fan_in_fan_out for a in sources),
+        layer_replication=_same(a.layer_replication for a in sources) or (),
+        base_class=_same(a.base_class for a in sources),
+        task_type=_same(a.task_type for a in sources),
         notes={**notes, "loratools": {"metadata": {"loratools": text}}},
         warnings=(),
     )
 
 
-def _agreed(notes: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """What all the sources say alike, at any depth; what they disagree on is true of none of them any more."""
-    first, *others = notes
-    found: dict[str, object] = {}
-    for key, value in first.items():
-        said = [other.get(key) for other in others]
-        if isinstance(value, Mapping) and all(isinstance(s, Mapping) for s in said):
-            found[key] = _agreed([value, *(cast("Mapping[str, object]", s) for s in said)])
-        elif all(s == value for s in said):
-            found[key] = value
-    return found
+def _same(values: Iterable[_T]) -> _T | None:
+    """What all the sources say alike; None where they disagree."""
+    first, *others = values
+    return first if all(value == first for value in others) else None

@@ -6,12 +6,11 @@ vLLM and SGLang multiply every module with the config's alpha / r, and read neit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from loratools.adapter import Adapter
 from loratools.errors import UsageError
-from loratools.formats.common.notes import names_digest, notes_of
+from loratools.formats.common.notes import record_notes
 from loratools.formats.common.scale import uniform
 from loratools.formats.common.source import counted
 
@@ -32,8 +31,6 @@ SERVERS: dict[str, Server] = {
     "tgi": Server(),
     "vllm": Server(largest=512, usual=16, option="--max-lora-rank"),
 }
-# What a server would apply to the base besides factors, or refuse, stays out of the config.
-_FIELDS = ("task_type", "revision", "base_model_name_or_path", "auto_mapping", "peft_version")
 
 
 def server(name: str) -> Server:
@@ -76,10 +73,8 @@ def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, lis
     known = server(name)
     if known.usual is not None and rank > known.usual:
         warnings.append(f"{name} takes rank {known.usual} unless it is told otherwise: {known.option} {rank}")
-    said: Mapping[str, object] = notes_of(adapter, "peft", "config") or {}
-    config: dict[str, object] = {k: said[k] for k in _FIELDS if k in said}
-    # By the last part of their names, which is what servers look at; a longer name is no error, and not understood.
-    config |= {"target_modules": sorted({n.rpartition(".")[2] for n in same}), "bias": "none"}
-    metadata = dict(notes_of(adapter, "peft", "metadata") or {})
-    notes = {**adapter.notes, "peft": {"config": config, "metadata": metadata, "names": names_digest(same, {})}}
-    return replace(adapter, updates=same, notes=notes), warnings
+    # What a server would apply to the base besides factors, or refuse, stays out of the config. Modules are listed by
+    # the last part of their names, which is what servers look at; a longer name is no error, and not understood.
+    fields = {"target_modules": sorted({n.rpartition(".")[2] for n in same}), "bias": "none"}
+    notes = record_notes(adapter, same, fields)
+    return replace(adapter, updates=same, fan_in_fan_out=None, layer_replication=(), notes=notes), warnings

@@ -17,6 +17,7 @@ from loratools.arguments import Globs, checked
 from loratools.checkpoints import Checkpoint
 from loratools.errors import InputError, LoraToolsError, MismatchError, UnsupportedError, UsageError
 from loratools.formats import Base
+from loratools.formats.common.notes import records_of
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import counted, shown
 from loratools.matching import Matches, match
@@ -32,15 +33,6 @@ from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS, FLOAT_DTYPES
 from loratools.updates.parts.protocol import Update
-
-# Fields of configs that say what the tensors and their scale say as well: every format writes these in its own way.
-_INTERPRETED = frozenset({
-    "peft_type", "peft_version", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias",
-    "fan_in_fan_out", "inference_mode", "init_lora_weights", "base_model_name_or_path", "lora_parameters",
-    "fine_tune_type", "num_layers", "model", "format", "loratools.family", "loratools.version",
-    "lora_adapter_metadata",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -331,22 +323,10 @@ def _refuse_not_finite(source: Adapter) -> None:
 
 def _metadata(source: Adapter, result: Adapter) -> tuple[list[str], list[str], list[str]]:
     """Names of what the source said beside its tensors: kept, written anew, dropped."""
-    said, says = _said(source), _said(result)
+    said, says = records_of(source), records_of(result)
     kept = [name for name, value in said.items() if says.get(name) == value]
     recomputed = [name for name, value in said.items() if name in says and says[name] != value]
     return kept, recomputed, [name for name in said if name not in says]
-
-
-def _said(adapter: Adapter) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for notes in adapter.notes.values():
-        for part in ("metadata", "config"):
-            entries = notes.get(part) if isinstance(notes, Mapping) else None
-            if isinstance(entries, Mapping):
-                found |= {str(k): v for k, v in entries.items() if v and k not in _INTERPRETED}
-    if adapter.base_model is not None:
-        found["base model"] = adapter.base_model
-    return dict(sorted(found.items()))
 
 
 def _shown_alphas(adapter: Adapter, names: Iterable[str]) -> str:

@@ -26,17 +26,17 @@ def adapter_of(
     linear = [p for p in factors if p.layer == "linear"]
     own = base.config.get("_name_or_path")
     config: dict[str, object] = {
-        # Of all modules or of none: PEFT corrects it by the class of each layer, and warns where it must.
-        "fan_in_fan_out": bool(linear) and all(p.turned for p in linear),
         "init_lora_weights": True,
         "lora_dropout": 0.0,
         "target_modules": _target_modules({t for t, u in updates.items() if u.as_lora() is not None}, pairs.modules),
-        "task_type": _task_type(base, set(updates)),
     }
     return Adapter(
         updates=updates,
         replacements=replaced,
         format="peft",
+        # Of all modules or of none: PEFT corrects it by the class of each layer, and warns where it must.
+        fan_in_fan_out=bool(linear) and all(p.turned for p in linear),
+        task_type=_task_type(base, set(updates)),
         base_model=own if isinstance(own, str) and own else base.path.absolute().name,
         # The list of modules holds as long as the names are these.
         notes={"peft": {"config": config, "metadata": {}, "names": names_digest(updates, replaced)}},

@@ -7,7 +7,6 @@ all the same: itself times the unit matrix, exactly; its rank is then the smalle
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,22 +23,6 @@ if TYPE_CHECKING:
 
 # Products of factors beyond this are no update of a weight: float32 ends there.
 _LARGEST = 3e38
-# Fields of adapter_config.json that PEFT knows of every kind.
-_COMMON_FIELDS = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "exclude_modules",
-        "inference_mode",
-        "layers_pattern",
-        "layers_to_transform",
-        "modules_to_save",
-        "peft_version",
-        "revision",
-        "target_modules",
-        "task_type",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -116,21 +99,6 @@ def refuse_together(reasons: list[str], count: int) -> None:
             details=reasons,
             hint="leave them out with --exclude; or merge the adapter into its base and extract a LoRA from the result",
         )
-
-
-def lora_notes(notes: Mapping[str, object], updates: Mapping[str, Update]) -> dict[str, object]:
-    """What the source said that is still true of an adapter whose updates are LoRA now.
-
-    A config of another kind of PEFT's is left with the fields that all kinds have.
-    """
-    peft = notes.get("peft")
-    config = peft.get("config") if isinstance(peft, Mapping) else None
-    if not isinstance(config, Mapping) or config.get("peft_type", "LORA") == "LORA":
-        return dict(notes)
-    if not all(u.kind in ("lora", "lora-experts") for u in updates.values()):
-        return dict(notes)
-    assert isinstance(peft, Mapping)
-    return {**notes, "peft": {**peft, "config": {k: v for k, v in config.items() if k in _COMMON_FIELDS}}}
 
 
 def _whole(update: Update, name: str, whose: str) -> Factors:

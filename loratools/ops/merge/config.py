@@ -121,15 +121,10 @@ def _add_head(
 
 
 def _class_of(adapter: Adapter, config: Mapping[str, object]) -> str | None:
-    """The transformers class that the adapter was trained on, from its config."""
-    notes = adapter.notes.get("peft")
-    own = notes.get("config") if isinstance(notes, Mapping) else None
-    if not isinstance(own, Mapping):
-        return None
-    mapping = own.get("auto_mapping")
-    if isinstance(mapping, Mapping) and isinstance(mapping.get("base_model_class"), str):
-        return str(mapping["base_model_class"])
-    suffix = _TASK_CLASSES.get(str(own.get("task_type")))
+    """The transformers class that the adapter was trained on; None where nothing tells."""
+    if adapter.base_class is not None:
+        return adapter.base_class.rpartition(".")[2]
+    suffix = _TASK_CLASSES.get(adapter.task_type or "")
     architectures = config.get("architectures")
     if suffix is None or not isinstance(architectures, list) or not architectures:
         return None

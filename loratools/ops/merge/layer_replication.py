@@ -17,8 +17,6 @@ from loratools.errors import MismatchError
 from loratools.tensors.lazy import LazyTensor
 
 _IN_LAYER = re.compile(r"((?:.+\.)?(?:layers|layer|h|blocks)\.)(\d+)(\..+)")
-# No model has as many layers; what says so is damage.
-_MOST = 100_000
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -47,7 +45,7 @@ def replication(adapters: Sequence[Adapter]) -> Replication | None:
     Raises:
         MismatchError: they count the layers in different ways.
     """
-    said = [_said(adapter) for adapter in adapters]
+    said = [adapter.layer_replication for adapter in adapters]
     if len(set(said)) > 1:
         raise MismatchError(
             "the adapters repeat the layers of their base in different ways, so that their layers are not the same",
@@ -92,18 +90,3 @@ def replicated(base: Checkpoint, wanted: Replication) -> Checkpoint:
 
     components = tuple(map(deeper, base.components))
     return replace(base, components=components, stored=repeated(base.stored), weights=repeated(base.weights))
-
-
-def _said(adapter: Adapter) -> tuple[tuple[int, int], ...]:
-    notes = adapter.notes.get("peft")
-    config = notes.get("config") if isinstance(notes, Mapping) else None
-    ranges = config.get("layer_replication") if isinstance(config, Mapping) else None
-    if not ranges:
-        return ()
-    try:
-        found = tuple((int(start), int(stop)) for start, stop in ranges)
-    except (TypeError, ValueError):
-        found = ((0, 0),)
-    if any(not 0 <= start < stop <= _MOST for start, stop in found) or sum(b - a for a, b in found) > _MOST:
-        raise MismatchError(f"'{adapter.name}' has layer_replication = {ranges}, which names no layers")
-    return found

@@ -73,10 +73,10 @@ class Adapter:
         task_type: The task of the model that was trained as PEFT spells it, such as `SEQ_CLS`.
         notes: What the source says that is not interpreted outside `formats/`, kept to be written back: one mapping per
             format.
-        doubts: What makes the updates uncertain, their scale or the order of their rows. What needs their values
+        uncertainties: What makes the updates uncertain, their scale or the order of their rows. What needs their values
             refuses while there is any.
-        moved_base: The initialisation that changed the base (PiSSA, OLoRA, ...), whose factors at the start have to
-            be subtracted.
+        initialisation_changed_base: The initialisation that changed the base (PiSSA, OLoRA, ...), whose factors at the
+            start have to be subtracted.
         warnings: What a person should know and what changes nothing.
         stored_names: Whether modules have the names of the file, letter by letter, and not those of diffusers or
             transformers.
@@ -84,7 +84,7 @@ class Adapter:
         aliases: Names by which a module can be selected beside its own.
         read_companions: Files beside the adapter's own that were read with it.
         unread_companions: Files beside it that hold tensors of unknown meaning. Merging refuses while there is any.
-        remedy: What a person can do about the doubts.
+        remedy: What a person can do about the uncertainties.
 
     Example:
         >>> import loratools
@@ -106,8 +106,8 @@ class Adapter:
     base_class: str | None = None
     task_type: str | None = None
     notes: Mapping[str, object] = field(default_factory=dict)
-    doubts: tuple[str, ...] = ()
-    moved_base: str | None = None
+    uncertainties: tuple[str, ...] = ()
+    initialisation_changed_base: str | None = None
     warnings: tuple[str, ...] = ()
     stored_names: bool = False
     undecided: LoraToolsError | None = None
@@ -356,10 +356,10 @@ class Adapter:
 
     def require_scale(self) -> None:
         """Raise UnsupportedError where it is not certain what the updates are to be multiplied with."""
-        if self.doubts:
+        if self.uncertainties:
             raise UnsupportedError(
                 f"the scale of '{self.name}' is uncertain",
-                details=self.doubts,
+                details=self.uncertainties,
                 hint=self.remedy,
             )
 

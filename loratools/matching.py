@@ -94,8 +94,8 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
             missing.append((target, f"adapter {_size(update)}, base {flow(own.get(found[0], sizes[found[0]]))}"))
         else:
             name = fitting[0]
-            turned = orientation.decided(target, update, own.get(name, sizes[name]))
-            places = tuple(p for place in known[name].places for p in _oriented(place, update, turned))
+            transposed = orientation.decided(target, update, own.get(name, sizes[name]))
+            places = tuple(p for place in known[name].places for p in _oriented(place, update, transposed))
             if update.needs_base and any(p.of.rows or p.of.columns for p in places):
                 missing.append((target, f"{update.kind} depends on a whole weight, which the base stores in pieces"))
             else:
@@ -120,11 +120,11 @@ def _size(update: Update) -> str:
     return f"{update.kind} with {', '.join(parts)}"
 
 
-def _oriented(place: Place, update: Update, turned: bool) -> list[Place]:
+def _oriented(place: Place, update: Update, transposed: bool) -> list[Place]:
     """The place of an update whose weight is the alias's, or its transpose; one for each expert of fused ones."""
-    if turned:
+    if transposed:
         assert place.order is None, "what has heads in another order has their rows first"
-        place = replace(place, transposed=not place.transposed, of=place.of.turned())
+        place = replace(place, transposed=not place.transposed, of=place.of.transposed())
     experts = update.as_experts()
     if experts is None or place.of.expert is not None:
         return [place]
@@ -172,19 +172,19 @@ class _Orientation:
         self.undecided: set[str] = set()
 
     def possible(self, update: Update, shape: tuple[int, ...]) -> bool:
-        return update.fits(shape) or self._fits_turned(update, shape)
+        return update.fits(shape) or self._fits_transposed(update, shape)
 
     def decidable(self, update: Update, shape: tuple[int, ...]) -> bool:
         experts = update.as_experts()
         if experts is None or experts.orientation is not None:
             return True
-        return not (update.fits(shape) and self._fits_turned(update, shape))
+        return not (update.fits(shape) and self._fits_transposed(update, shape))
 
     def decided(self, target: str, update: Update, shape: tuple[int, ...]) -> bool:
         """Whether the weight is the transpose of what the layer computes with."""
-        straight, turned = update.fits(shape), self._fits_turned(update, shape)
-        if not (straight and turned):
-            return turned
+        straight, transposed = update.fits(shape), self._fits_transposed(update, shape)
+        if not (straight and transposed):
+            return transposed
         self.undecided.add(target)
         if (experts := update.as_experts()) is not None:
             own = stored_in_out(self.model_type)
@@ -197,7 +197,7 @@ class _Orientation:
         return is_conv1d(self.model_type, target) if self.flag is None or is_known(self.model_type) else self.flag
 
     @staticmethod
-    def _fits_turned(update: Update, shape: tuple[int, ...]) -> bool:
+    def _fits_transposed(update: Update, shape: tuple[int, ...]) -> bool:
         """Whether it is one of the transpose; the axes of a kernel are never exchanged."""
         matrix = len(shape) == 2 or (len(shape) == 3 and update.as_experts() is not None)
         return matrix and update.fits(_swapped(shape))

@@ -272,7 +272,7 @@ def test_state_dict_with_half_a_pair_is_refused(folder: Path) -> None:
 def test_adapter_with_an_uncertain_scale_gives_no_delta(folder: Path) -> None:
     from dataclasses import replace
 
-    adapter = replace(loratools.load(folder), doubts=("two ranks",))
+    adapter = replace(loratools.load(folder), uncertainties=("two ranks",))
 
     for call in (lambda: adapter.delta(NAME), adapter.to_state_dict, adapter.peft_config):
         with pytest.raises(UnsupportedError, match="uncertain"):

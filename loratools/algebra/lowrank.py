@@ -119,20 +119,20 @@ class Core:
 @dataclass(frozen=True)
 class Basis:
     """Orthonormal columns: the reflections of a QR decomposition (LAPACK's geqrf) or, where there are none, the unit
-    vectors; times `turn`, orthonormal columns in those, where that is given."""
+    vectors; times `rotation`, orthonormal columns in those, where that is given."""
 
     reflections: Tensor | None = None
     taus: Tensor | None = None
-    turn: Tensor | None = None
+    rotation: Tensor | None = None
 
-    def turned(self, turn: Tensor) -> Basis:
-        """These columns times orthonormal columns `turn`, which are not multiplied out yet."""
-        return Basis(self.reflections, self.taus, turn if self.turn is None else self.turn @ turn)
+    def rotated(self, rotation: Tensor) -> Basis:
+        """These columns times the orthonormal columns of `rotation`, which are not multiplied out yet."""
+        return Basis(self.reflections, self.taus, rotation if self.rotation is None else self.rotation @ rotation)
 
     def times(self, x: Tensor) -> Tensor:
         """The basis times a thin matrix; reflecting it is cheaper than forming the basis first."""
-        if self.turn is not None:
-            x = self.turn @ x
+        if self.rotation is not None:
+            x = self.rotation @ x
         if self.reflections is None or self.taus is None:
             return x
         padded = x.new_zeros(self.reflections.shape[0], x.shape[1])
@@ -200,8 +200,8 @@ def row_space(f: Factors) -> tuple[Tensor, float]:
     kept = values > EPS * max(a.shape) * values.max() if values.numel() else values > 0
     root = values[kept].sqrt()
     basis = (a.mT @ vectors[:, kept]) / root
-    turned = (vectors[:, kept] * root).mT
-    squares, directions = torch.linalg.eigh(turned @ (b.mT @ b) @ turned.mT)
+    scaled = (vectors[:, kept] * root).mT
+    squares, directions = torch.linalg.eigh(scaled @ (b.mT @ b) @ scaled.mT)
     real = squares > 1e-14 * squares.max() if squares.numel() else squares > 0
     return basis @ directions[:, real], float(squares.clamp(min=0).sum())
 

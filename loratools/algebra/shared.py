@@ -7,7 +7,7 @@ vectors of the deltas above one another (a higher-order SVD of the stack; De Lat
 Matrix Anal. Appl. 2000). They depend on the deltas alone, up to signs: not on how a delta is split into its factors,
 nor on the order of the deltas. Panariello et al., 2025, "Accurate and efficient low-rank model merging in core space",
 https://arxiv.org/abs/2509.17786, take them from the factors instead, unscaled, so that theirs change when a factor is
-turned by G and the other by its inverse.
+multiplied by G and the other by its inverse.
 
 What commutes with turning both sides gives the same result on the cores as on the deltas. What works entry by entry
 does not: on the cores it is another method.
@@ -51,7 +51,7 @@ def shared(deltas: Sequence[Factors]) -> Shared:
     """Return the deltas in their common coordinates, O((out + in) R^2) with R the sum of ranks."""
     left, right, cores = _raw(deltas)
     p, q = _directions(torch.cat(cores, dim=1)), _directions(torch.cat([c.mT for c in cores], dim=1))
-    return Shared(left.turned(p), right.turned(q), tuple(p.mT @ c @ q for c in cores))
+    return Shared(left.rotated(p), right.rotated(q), tuple(p.mT @ c @ q for c in cores))
 
 
 def side_by_side(deltas: Sequence[Factors]) -> SideBySide:

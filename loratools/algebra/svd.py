@@ -164,14 +164,14 @@ def truncated_svds(
         return [truncated_svd(delta, rank, tolerance=tolerance, seed=seed, exact=exact) for delta in deltas]
     if m < n:
         flipped = truncated_svds(deltas.mT, rank)
-        return [_turned(found) for found in flipped]
+        return [_transposed(found) for found in flipped]
     found: list[TruncatedSvd] = []
     for some in _pieces(deltas.detach(), max(1, 8 * _PIECE // (m * n))):
         found += _exact_together(some.float(), rank)
     return found
 
 
-def _turned(found: TruncatedSvd) -> TruncatedSvd:
+def _transposed(found: TruncatedSvd) -> TruncatedSvd:
     u, s, vt = fix_signs(found.vt.mT, found.s, found.u.mT)
     return replace(found, u=u.contiguous(), s=s, vt=vt.contiguous())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from loratools import registry
+
 
 class Runner(Protocol):
     """The `run` of an entry: `work` on every unit, results in the order of the units, the first error raised.
@@ -21,3 +23,13 @@ class Runner(Protocol):
         threads: int,
         done: Callable[[Any, Any], None] = ...,
     ) -> list[Any]: ...
+
+
+def runner(name: str) -> Runner:
+    """The `run` of the entry of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    run: Runner = registry.load("execution", name).run
+    return run

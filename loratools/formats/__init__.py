@@ -85,7 +85,7 @@ def load(
         path: The file or folder.
         from_format: One of `list_formats()`; found from the content where it is None.
         rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree. Without it such an adapter
-            has `doubts`, and what needs its scale refuses it.
+            has `uncertainties`, and what needs its scale refuses it.
         base: The model that it is for: its path, opened, or its names and config. Some formats need its names.
         stored_names: Keep the names that the file has for modules of image models, letter by letter.
 

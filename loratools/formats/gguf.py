@@ -2,7 +2,7 @@
 
 Facts from llama.cpp's convert_lora_to_gguf.py and src/llama-adapter.cpp. `lora_a`: (r, in), `lora_b`: (out, r) on
 `<tensor of the base>.weight`; what is added is alpha / r * lora_b @ lora_a with the tensor's own rank, or lora_b @
-lora_a where alpha is 0. Experts are stacked: (E, r, in) and (E, out, r). Of the embedding `lora_a` is turned round:
+lora_a where alpha is 0. Experts are stacked: (E, r, in) and (E, out, r). Of the embedding `lora_a` is transposed:
 (tokens, r).
 """
 
@@ -47,7 +47,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter in `source`, under its Hugging Face names.
 
     The order of rows of queries and keys can be undone only where the base says how many heads they are: without one
-    the adapter has doubts.
+    the adapter is uncertain.
 
     Raises:
         UnsupportedError: tensors or an architecture that are not read, named.
@@ -85,9 +85,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         embedding = module == _EMBEDDING
         updates[name] = LoRA(transposed(a) if embedding else a, b, own, alpha_source, embedding=embedding)
     base_model = source.other.get("general.base_model.0.name")
-    doubts = []
+    uncertainties = []
     if unordered:
-        doubts.append(
+        uncertainties.append(
             f"{counted(len(unordered), 'module')}, such as {quoted(unordered[0])}, have their rows in the order of "
             "llama.cpp; how many heads they are is said in the config of the base alone"
         )
@@ -97,7 +97,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         path=source.path,
         base_model=base_model if isinstance(base_model, str) and base_model else None,
         notes={"gguf": {"metadata": _texts(source.other)}},
-        doubts=tuple(doubts),
+        uncertainties=tuple(uncertainties),
         warnings=_warnings(source),
         remedy="convert it first: loratools convert ADAPTER -o OUT --to peft --base BASE",
     )

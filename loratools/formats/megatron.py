@@ -42,7 +42,7 @@ def detect(source: AdapterSource) -> bool:
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter in `source` under the names of a Llama of Hugging Face; alpha is assumed to be the rank.
 
-    Without a base, fused projections stay so, and the adapter has doubts: their rows come by groups of heads.
+    Without a base, fused projections stay so, and the adapter is uncertain: their rows come by groups of heads.
 
     Raises:
         UnsupportedError: tensors of other names.
@@ -73,9 +73,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
             fused += [module] if module.endswith(_QKV) else []
         else:
             updates |= {name: LoRA(a, part, rank, "assumed") for name, part in split.items()}
-    doubts = []
+    uncertainties = []
     if fused:
-        doubts.append(
+        uncertainties.append(
             f"{counted(len(fused), 'module')}, such as {quoted(fused[0])}, have queries, keys and values by groups of "
             "heads; how many there are is said in the config of the base alone"
         )
@@ -84,7 +84,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         format="megatron",
         path=source.path,
         notes={"megatron": {"metadata": dict(source.metadata)}},
-        doubts=tuple(doubts),
+        uncertainties=tuple(uncertainties),
         remedy="convert it first: loratools convert ADAPTER -o OUT --to peft --base BASE",
     )
 

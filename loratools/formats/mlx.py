@@ -1,7 +1,7 @@
 """MLX: adapters.safetensors (formerly .npz) with adapter_config.json, as mlx-lm trains and loads them.
 
 Facts from mlx-lm 0.32 (tuner/utils.py, tuner/lora.py). `y = W x + scale * (x @ lora_a) @ lora_b` with lora_a: (in, r)
-and lora_b: (r, out), both turned round against PEFT; experts are stacked, (E, r, in) and (E, out, r), and not turned.
+and lora_b: (r, out), both transposed against PEFT; experts are stacked, (E, r, in) and (E, out, r), and not transposed.
 `scale` is the multiplier itself, one for the whole adapter, as is the rank. Embeddings have lora_a: (tokens, r) and
 lora_b: (r, width). With DoRA every module has its magnitude `m`: one number for each output, or for each token.
 """
@@ -57,7 +57,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     if _is_full(source):
         whole = {name: Replacement(tensor, "modules_to_save") for name, tensor in source.tensors.items()}
         return Adapter({}, whole, format="mlx", path=source.path, base_model=base_model, notes=notes)
-    scale, alpha_source, doubts = _scale(config)
+    scale, alpha_source, uncertainties = _scale(config)
     updates: dict[str, LoRA] = {}
     for module, found in _factors(source).items():
         for name, update in _as_updates(module, found, scale, alpha_source):
@@ -75,7 +75,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         path=source.path,
         base_model=base_model,
         notes=notes,
-        doubts=tuple(doubts),
+        uncertainties=tuple(uncertainties),
         warnings=tuple(warnings),
         remedy=f"set the scale that was trained with in {CONFIG}, and remove alpha from it",
     )

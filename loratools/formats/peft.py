@@ -65,7 +65,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         parsed = parse_all(source.tensors)
         _refuse_unsupported(source, parsed)
         _refuse_several_adapters(source, parsed)
-        updates, doubts, warnings = lora_updates(source, parsed, rank_from)
+        updates, uncertainties, warnings = lora_updates(source, parsed, rank_from)
     else:
         _refuse_unsupported(source, {})
         found = kinds.modules(source.tensors, peft_type)
@@ -74,7 +74,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         foreign = Foreign("LoRA")
         parsed = {key: foreign if isinstance(one, Factor) else one for key, one in parsed.items()}
         _refuse_unsupported(source, parsed)
-        updates, doubts, warnings = kind_updates(source, found, peft_type), [], []
+        updates, uncertainties, warnings = kind_updates(source, found, peft_type), [], []
     warnings += _warnings(source, parsed, updates)
     replacements = _replacements(source, parsed)
     beside = companion_weights(source, replacements)
@@ -97,8 +97,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
                 "names": names_digest(updates, replacements),
             }
         },
-        doubts=tuple(doubts),
-        moved_base=fields.moves_the_base(config or {}) if peft_type == "LORA" else None,
+        uncertainties=tuple(uncertainties),
+        initialisation_changed_base=fields.initialisation_changed_base(config or {}) if peft_type == "LORA" else None,
         warnings=tuple(warnings),
         read_companions=beside.files,
     )

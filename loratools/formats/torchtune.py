@@ -47,7 +47,7 @@ def detect(source: AdapterSource) -> bool:
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
-    """The adapter in `source`, under its Hugging Face names; it has doubts where the order of rows is not known.
+    """The adapter in `source`, under its Hugging Face names; it is uncertain where the order of rows is not known.
 
     Raises:
         UnsupportedError: tensors or modules of other names; an architecture of the base that is not known.
@@ -80,9 +80,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         elif which is not None and heads is not None and which in heads:
             update = _in_halves(module, update, heads[which])
         updates[module] = update
-    doubts = []
+    uncertainties = []
     if unordered:
-        doubts.append(
+        uncertainties.append(
             f"{counted(len(unordered), 'module')}, such as {quoted(unordered[0])}, may have their rows in torchtune's "
             "order; whether, and how many heads they are, is said in the config of the base alone"
         )
@@ -93,7 +93,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         path=source.path,
         base_model=base_model if isinstance(base_model, str) and base_model else None,
         notes={"torchtune": {"config": dict(source.config or {}), "metadata": dict(source.metadata)}},
-        doubts=tuple(doubts),
+        uncertainties=tuple(uncertainties),
         warnings=() if source.config is not None else (f"{quoted(source.file)} has no {CONFIG} beside it",),
         remedy="convert it first: loratools convert ADAPTER -o OUT --to peft --base BASE",
     )

@@ -40,7 +40,7 @@ def combine(terms: Terms, *, rank: int, sweeps: int) -> Combination:
     units = stack / torch.where(sizes > 0, sizes, 1.0)
     u, v = _subspaces(units, rank, sweeps)
     total = stack.sum(dim=0)
-    return Framed(frame.left.turned(u), u.mT @ total @ v, frame.right.turned(v))
+    return Framed(frame.left.rotated(u), u.mT @ total @ v, frame.right.rotated(v))
 
 
 def _subspaces(units: Tensor, rank: int, sweeps: int) -> tuple[Tensor, Tensor]:

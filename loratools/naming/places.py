@@ -25,7 +25,7 @@ class Part:
     rows: Span | None = None
     columns: Span | None = None
 
-    def turned(self) -> Part:
+    def transposed(self) -> Part:
         """The same rectangle of the transposed matrix."""
         return Part(self.expert, self.columns, self.rows)
 

@@ -445,7 +445,7 @@ def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEn
         modules=tuple(_module(name, update, options) for name, update in adapter.updates.items()),
         replacements=tuple(_tensor_entries(replaced, options)),
         metadata=adapter.notes,
-        warnings=(*adapter.doubts, *adapter.warnings),
+        warnings=(*adapter.uncertainties, *adapter.warnings),
     )
 
 

@@ -83,8 +83,8 @@ def explained(made: MergePlan) -> list[str]:
         if weight:
             placed = f"{len(m.updates)} updates and {len(m.replacements) + len(m.added)} replaced tensors placed"
             told.append(f"'{adapter.name}': {placed}" + (f", with the prefix {m.renaming}" if m.renaming else ""))
-    turned = sum(place.transposed for m in made.matches for places in m.updates.values() for place in places)
-    told += [f"{turned} weights are stored as (in, out)"] if turned else []
+    transposed = sum(place.transposed for m in made.matches for places in m.updates.values() for place in places)
+    told += [f"{transposed} weights are stored as (in, out)"] if transposed else []
     told += [f"beside the weights: {name}" for name in _side_files(made)]
     return told + [f"left out: {left.name}, {left.why}" for left in made.base.left_out]
 

@@ -65,8 +65,8 @@ class BOFT(UpdateDefaults):
         # R = R_n ... R_1 with R_i = P_i diag(blocks) P_i', so that W R' = W R_1' ... R_n'.
         for stage, blocks in enumerate(rotations):
             order = _order(values.shape[1], blocks.shape[0] >> stage, blocks.shape[1], len(rotations))
-            turned = times_blocks(merged[:, np.argsort(order)], blocks.swapaxes(1, 2))
-            merged = turned[:, order]
+            rotated = times_blocks(merged[:, np.argsort(order)], blocks.swapaxes(1, 2))
+            merged = rotated[:, order]
         merged = merged * read_array(self.scales, "F64").reshape(-1, 1)
         return dense(merged - values, weight, dtype)
 

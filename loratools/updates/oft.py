@@ -102,8 +102,8 @@ class OFT(UpdateDefaults):
         if self.shared:
             blocks = np.repeat(blocks, values.shape[1] // self.block_size, axis=0)
         as_it_is = self.embedding or (self.kernels and len(base.shape) > 2)
-        turned = blocks if as_it_is else blocks.swapaxes(1, 2)
-        return dense(times_blocks(values, turned) - values, weight, dtype)
+        matrices = blocks if as_it_is else blocks.swapaxes(1, 2)
+        return dense(times_blocks(values, matrices) - values, weight, dtype)
 
     def _blocks(self) -> Floats:
         """R, (blocks, size, size)."""

@@ -151,7 +151,7 @@ def test_experts_are_stacked_with_zeros_for_those_left_alone(tmp_path: Path) -> 
 
 
 @peers.needs("gguf")
-def test_the_embedding_is_looked_up_in_a_turned_round(tmp_path: Path) -> None:
+def test_the_embedding_is_looked_up_in_a_transposed(tmp_path: Path) -> None:
     a, b = torch.randn(4, 13), torch.randn(12, 4)
     update = LoRA(held(a), held(b), 6.0, "config", embedding=True)
 
@@ -203,13 +203,13 @@ def test_rows_are_uncertain_without_the_heads_of_the_base(tmp_path: Path) -> Non
     adapter = formats.load(tmp_path / "out.gguf")
 
     assert set(adapter.updates) == set(factories.layered(2, SHAPES))
-    assert "4 modules, such as 'model.layers.0.self_attn.k_proj'" in adapter.doubts[0]
+    assert "4 modules, such as 'model.layers.0.self_attn.k_proj'" in adapter.uncertainties[0]
     with pytest.raises(UnsupportedError) as raised:
         convert(tmp_path / "out.gguf", tmp_path / "back", format="peft")
     assert "--base BASE" in str(raised.value.hint)
     # Where no rows are interleaved nothing is uncertain.
     convert(source, tmp_path / "qwen.gguf", format="gguf", base=config(tmp_path / "qwen", "qwen2"))
-    assert formats.load(tmp_path / "qwen.gguf").doubts == ()
+    assert formats.load(tmp_path / "qwen.gguf").uncertainties == ()
 
 
 @peers.needs("gguf")

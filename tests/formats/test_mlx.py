@@ -36,7 +36,7 @@ def lora_config(scale: float, rank: int, **more: object) -> dict[str, object]:
     return {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": {"rank": rank, "scale": scale, **more}}
 
 
-def test_factors_are_turned_round_and_scale_is_the_multiplier(tmp_path: Path) -> None:
+def test_factors_are_transposed_and_scale_is_the_multiplier(tmp_path: Path) -> None:
     a, b = torch.randn(6, 4, dtype=torch.float64), torch.randn(4, 10, dtype=torch.float64)
     tensors = {"model.layers.1.self_attn.q_proj.lora_a": a, "model.layers.1.self_attn.q_proj.lora_b": b}
     folder = mlx_folder(tmp_path / "mlx", tensors, config=lora_config(2.5, 4, dropout=0.0))
@@ -51,7 +51,7 @@ def test_factors_are_turned_round_and_scale_is_the_multiplier(tmp_path: Path) ->
     torch.testing.assert_close(factors.b @ factors.a, 2.5 * (a @ b).T, rtol=1e-12, atol=0)
 
 
-def test_experts_are_stacked_and_not_turned(tmp_path: Path) -> None:
+def test_experts_are_stacked_and_not_transposed(tmp_path: Path) -> None:
     a, b = torch.randn(3, 4, 6), torch.randn(3, 10, 4)
     for parent, leaf in (("mlp", "gate_proj"), ("block_sparse_moe", "w1")):
         key = f"model.layers.0.{parent}.switch_mlp.gate_proj"
@@ -96,7 +96,7 @@ def test_alpha_beside_scale_makes_the_scale_uncertain(
 
     adapter = formats.load(folder)
 
-    assert bool(adapter.doubts) == uncertain
+    assert bool(adapter.uncertainties) == uncertain
     if uncertain:
         with pytest.raises(UnsupportedError) as raised:
             convert(folder, tmp_path / "out", format="peft")

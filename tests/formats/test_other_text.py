@@ -79,7 +79,7 @@ def test_torchtune_rows_of_heads_are_put_back(tmp_path: Path) -> None:
 def test_torchtune_needs_to_know_the_base(tmp_path: Path) -> None:
     folder, tensors = tune(tmp_path / "tune")
 
-    assert "2 modules, such as 'model.layers.1.self_attn.k_proj'" in formats.load(folder).doubts[0]
+    assert "2 modules, such as 'model.layers.1.self_attn.k_proj'" in formats.load(folder).uncertainties[0]
     with pytest.raises(UnsupportedError, match="model_type 'mamba'"):
         formats.load(folder, base=Base({}, {"model_type": "mamba"}))
     with pytest.raises(MismatchError, match="24 rows are no 5 heads"):
@@ -122,7 +122,7 @@ def test_megatron_groups_of_heads_are_taken_apart(style: str, tmp_path: Path) ->
     assert set(adapter.updates) == {f"model.layers.2.{name}" for name in wanted}
     for name, right in wanted.items():
         torch.testing.assert_close(delta(adapter, f"model.layers.2.{name}"), right, rtol=1e-12, atol=1e-12)
-    assert "by groups of heads" in formats.load(tmp_path / "x.ckpt").doubts[0]
+    assert "by groups of heads" in formats.load(tmp_path / "x.ckpt").uncertainties[0]
     report = convert(tmp_path / "x.ckpt", tmp_path / "out", format="peft", base=LLAMA, alpha=6)
     assert report.max_relative_error == 0.0
     assert {u.scale for u in formats.load(tmp_path / "out").updates.values()} == {2.0}

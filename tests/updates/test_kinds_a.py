@@ -250,7 +250,7 @@ def test_a_weight_multiplies_the_delta(tmp_path: Path, case: str) -> None:
     torch.testing.assert_close(half, delta_of(update, base) * -0.5, rtol=1e-12, atol=1e-14)
 
 
-def test_a_kronecker_product_is_turned_and_cut_as_its_matrix_is() -> None:
+def test_a_kronecker_product_is_transposed_and_cut_as_its_matrix_is() -> None:
     first, second = random(2, 3, seed=1).numpy(), random(4, 5, seed=2).numpy()
     whole = np.kron(first, second)
     delta = KroneckerDelta(first, second)
@@ -258,7 +258,7 @@ def test_a_kronecker_product_is_turned_and_cut_as_its_matrix_is() -> None:
 
     assert delta.shape == whole.shape
     np.testing.assert_allclose(delta.rows(3, 7), whole[3:7])
-    np.testing.assert_allclose(delta.turned().rows(0, 15), whole.T)
+    np.testing.assert_allclose(delta.transposed().rows(0, 15), whole.T)
     np.testing.assert_allclose(delta.part(rows, columns).rows(0, 3), whole[rows][:, columns])
     np.testing.assert_allclose(delta.magnitude(1, 6), abs(whole[1:6]))
     assert delta.energy(1, 6) == pytest.approx((whole[1:6] ** 2).sum())
@@ -306,15 +306,15 @@ MUTATIONS: dict[str, tuple[str, str, Any]] = {
     "singular values of other columns": ("AdaLora plain square", "lora_E", lambda t: t.roll(1, 0)),
     "a diagonal of other columns": ("Lora kasa square", "lora_diag", lambda t: t.roll(1)),
     "inputs for outputs": ("IA3 outputs square", "ia3_l", lambda t: t.T),
-    "a block turned": ("Miss bat square", "miss_block", lambda t: t.mT),
-    "a factor turned": ("LoKr whole square", "lokr_w1", lambda t: t.T),
+    "a block transposed": ("Miss bat square", "miss_block", lambda t: t.mT),
+    "a factor transposed": ("LoKr whole square", "lokr_w1", lambda t: t.T),
     "factors exchanged": ("LoHa flat square", "hada_w1_a", lambda t: t.flip(0)),
     "added and multiplied with others": ("Glora vector none none square", "glora_A.X", lambda t: t.roll(1, 0)),
 }
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_part_turned_or_exchanged_would_be_seen(tmp_path: Path, mutation: str) -> None:
+def test_a_part_transposed_or_exchanged_would_be_seen(tmp_path: Path, mutation: str) -> None:
     """Of a square layer, where no shape gives a mistake away."""
     case, part, change = MUTATIONS[mutation]
     adapter = trained(tmp_path / "adapter", case)

@@ -114,7 +114,7 @@ def test_a_merge_equals_pefts(tmp_path: Path, layer: str, option: str) -> None:
 
 
 def test_rows_and_columns_swapped_would_be_seen(tmp_path: Path) -> None:
-    """The comparison can fail: a magnitude taken for that of another layer, a factor turned."""
+    """The comparison can fail: a magnitude taken for that of another layer, a factor transposed."""
     base = saved_base(base_model(), tmp_path / "base")
     adapter = trained(tmp_path / "adapter", use_dora=True, target_modules=["square"])
     tensors = load_file(adapter / "adapter_model.safetensors")

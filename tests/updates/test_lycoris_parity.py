@@ -268,7 +268,7 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_part_lost_or_turned_would_be_seen(mutation: str) -> None:
+def test_a_part_lost_or_transposed_would_be_seen(mutation: str) -> None:
     """The comparison above can fail: of a square layer, where no shape gives a mistake away."""
     kind, option, part, change = MUTATIONS[mutation]
     cls, options = MODULES[kind]

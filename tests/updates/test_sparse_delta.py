@@ -1,4 +1,4 @@
-"""A sparse delta gives what the same values in a whole matrix give, cut and turned in any way."""
+"""A sparse delta gives what the same values in a whole matrix give, cut and transposed in any way."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_parts_and_blocks_are_those_of_the_whole(added: bool, rows: object, colu
     delta, whole = both(added)
     for found, expected in (
         (delta.part(rows, columns), whole.part(rows, columns)),
-        (delta.part(rows, columns).turned(), whole.part(rows, columns).turned()),
-        (delta.turned().part(columns, rows), whole.turned().part(columns, rows)),
+        (delta.part(rows, columns).transposed(), whole.part(rows, columns).transposed()),
+        (delta.transposed().part(columns, rows), whole.transposed().part(columns, rows)),
     ):
         assert found.shape == expected.shape
         for start, stop in ((0, found.shape[0]), (1, 2)):

@@ -216,7 +216,7 @@ def _spelled(
         elif len(back.place.targets) > 1:
             together.setdefault(back.name, (back.place, {}))[1][name] = found
         else:
-            modules.append(_turned(part, back, found))
+            modules.append(_in_published_order(part, back, found))
     for name, (place, parts) in sorted(together.items()):
         why_not = why_not_fused(parts, place)
         if why_not is not None:
@@ -231,7 +231,7 @@ def _targets(part: str, members: Mapping[str, Mapping[str, Update]]) -> list[str
     return [f"{part}.{name}{'.bias' if leaf == 'bias' else ''}" for name, found in members.items() for leaf in found]
 
 
-def _turned(part: str, back: Fused, found: Mapping[str, Update]) -> Written:
+def _in_published_order(part: str, back: Fused, found: Mapping[str, Update]) -> Written:
     made = _written(part, back.name, found)
     columns = None if made.weight is None or len(made.weight.shape) < 2 else made.weight.shape[1]
     if made.weight is not None:

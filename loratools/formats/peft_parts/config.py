@@ -55,16 +55,16 @@ def variant(config: Mapping[str, object]) -> str:
     return next((kind for name, kind in VARIANTS.items() if _given(config.get(name))), "lora")
 
 
-def moves_the_base(config: Mapping[str, object]) -> str | None:
+def initialisation_changed_base(config: Mapping[str, object]) -> str | None:
     """The initialisation that also changed the base, so that the factors alone are no delta of the plain one."""
     value = config.get("init_lora_weights")
-    return str(value) if isinstance(value, str) and _moves_the_base(value) else None
+    return str(value) if isinstance(value, str) and _changes_base(value) else None
 
 
 _INITIAL = "save the adapter with path_initial_model_for_weight_conversion in PEFT, which makes it plain LoRA"
 
 
-def _moves_the_base(value: object) -> bool:
+def _changes_base(value: object) -> bool:
     harmless = ("gaussian", "eva", "orthogonal", "mica")
     return not (value is None or isinstance(value, bool) or (isinstance(value, str) and value.lower() in harmless))
 
@@ -75,7 +75,7 @@ _UNDONE = ("pissa", "olora", "corda", "lora_ga")
 
 def _has_no_undoing(value: object) -> bool:
     known = isinstance(value, str) and value.lower().startswith(_UNDONE)
-    return _moves_the_base(value) and not known
+    return _changes_base(value) and not known
 
 
 FIELDS: dict[str, Field] = {

@@ -45,7 +45,7 @@ class _Group:
 def lora_updates(
     source: AdapterSource, parsed: Mapping[str, Parsed], rank_from: str | None
 ) -> tuple[dict[str, Update], list[str], list[str]]:
-    """Updates by target, doubts about their scale, and warnings.
+    """Updates by target, uncertainties about their scale, and warnings.
 
     Raises:
         FormatError: factors that do not make a product, values that cannot be meant.
@@ -56,7 +56,7 @@ def lora_updates(
     variant = fields.variant(config)
     groups = _groups(source, parsed, config, plain=variant == "lora")
     ranks = {g.target: None if g.parameter else _rank(g) for g in groups}
-    alphas, said, doubts, warnings = _alphas(ranks, numbers, source.config, rank_from)
+    alphas, said, uncertainties, warnings = _alphas(ranks, numbers, source.config, rank_from)
     updates: dict[str, Update] = {}
     kind = peft_variant(variant)
     for group in groups:
@@ -72,7 +72,7 @@ def lora_updates(
         warnings.append(
             "PEFT adds the delta of an attention's out_proj twice, in training as in its merge; here it is added once"
         )
-    return updates, doubts, warnings
+    return updates, uncertainties, warnings
 
 
 def _groups(
@@ -266,7 +266,7 @@ def _alphas(
     config: Mapping[str, object] | None,
     rank_from: str | None,
 ) -> tuple[dict[str, tuple[float, str]], dict[str, int | None], list[str], list[str]]:
-    """Alpha of every module and where it is from; the ranks that the config says; doubts; warnings.
+    """Alpha of every module and where it is from; the ranks that the config says; uncertainties; warnings.
 
     ranks: those of the tensors; None where these do not tell.
     """
@@ -291,10 +291,10 @@ def _alphas(
                 # The scale is the config's; the rank stays the tensors'.
                 alpha = alpha * math.sqrt(rank) / math.sqrt(said) if numbers.rslora else alpha * rank / said
         alphas[module] = alpha, origin
-    doubts = []
+    uncertainties = []
     for (said, rank), modules in sorted(differing.items()):
         more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-        doubts.append(f"{quoted(modules[0])}{more}: rank {rank} in the tensors, {said} in {CONFIG}")
+        uncertainties.append(f"{quoted(modules[0])}{more}: rank {rank} in the tensors, {said} in {CONFIG}")
     warnings = _unused("rank_pattern", numbers.ranks, rank_keys) + _unused("alpha_pattern", numbers.alphas, alpha_keys)
     torn = [module for module, keys in alpha_keys.items() if len({numbers.alphas[key] for key in keys}) > 1]
     if torn and list(numbers.alphas) == sorted(numbers.alphas):
@@ -302,7 +302,7 @@ def _alphas(
             f"alpha_pattern: keys with different values match {counted(len(torn), 'module')}, such as "
             f"{quoted(torn[0])}; the first counts, but PEFT sorts them when it saves: training may have used another"
         )
-    return alphas, told, [] if rank_from is not None else doubts, warnings
+    return alphas, told, [] if rank_from is not None else uncertainties, warnings
 
 
 def _keys(where: str, values: Mapping[str, float], regexes: UntrustedRegexes) -> Mapping[str, tuple[str, ...]]:

@@ -91,7 +91,7 @@ _FUSED = re.compile(r"(?P<parent>.+)\.experts\.(?P<leaf>gate_up_proj|up_proj|dow
 _IN_TURN = frozenset({"gpt_oss", "openai_privacy_filter"})
 # Those whose first files have fused experts as (experts, in, out), which memory has the other way round, and so have
 # the files that transformers 5 saves; it goes by the shape alone.
-_TURNED_AT_FIRST = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
+_TRANSPOSED_AT_FIRST = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
 _WIDE, _NARROW = ("gate_proj", "up_proj"), "down_proj"
 
 
@@ -112,14 +112,14 @@ def expert_aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Al
         found |= _fused(parent, experts, type_)
     found = {name: alias for name, alias in found.items() if name not in shapes}
     for name, shape in shapes.items():
-        if len(shape) == 3 and (fused := _FUSED.fullmatch(name)) and _turned_in_file(fused["leaf"], shape, config):
+        if len(shape) == 3 and (fused := _FUSED.fullmatch(name)) and _transposed_in_file(fused["leaf"], shape, config):
             found[name] = Alias((shape[0], *shape[:0:-1]), (Place(name, True),))
     return found
 
 
-def _turned_in_file(leaf: str, shape: tuple[int, ...], config: Mapping[str, object]) -> bool:
+def _transposed_in_file(leaf: str, shape: tuple[int, ...], config: Mapping[str, object]) -> bool:
     """Whether a fused parameter lies in the file the other way round than in memory."""
-    if config.get("model_type") not in _TURNED_AT_FIRST:
+    if config.get("model_type") not in _TRANSPOSED_AT_FIRST:
         return False
     text = config.get("text_config")
     width = (text if isinstance(text, Mapping) else config).get("hidden_size")
@@ -143,12 +143,12 @@ def _mixtures(config: Mapping[str, object], shapes: Shapes) -> dict[str, dict[st
             for i in range(shape[0]):
                 put(*stack, i, shape[1:], Place(name, at=Part(i)))
         elif len(shape) == 3 and (fused := _FUSED.fullmatch(module)) is not None:
-            turned = model_type in _IN_OUT or _turned_in_file(fused["leaf"], shape, config)
-            for role, span in _shares(fused["leaf"], shape[2 if turned else 1], model_type).items():
-                size = (len(span) if span else shape[2 if turned else 1], shape[1 if turned else 2])
+            transposed = model_type in _IN_OUT or _transposed_in_file(fused["leaf"], shape, config)
+            for role, span in _shares(fused["leaf"], shape[2 if transposed else 1], model_type).items():
+                size = (len(span) if span else shape[2 if transposed else 1], shape[1 if transposed else 2])
                 for i in range(shape[0]):
-                    at = Part(i, columns=span) if turned else Part(i, rows=span)
-                    put(fused["parent"], role, i, size, Place(name, turned, at))
+                    at = Part(i, columns=span) if transposed else Part(i, rows=span)
+                    put(fused["parent"], role, i, size, Place(name, transposed, at))
     return found
 
 

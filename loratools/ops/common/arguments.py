@@ -41,9 +41,10 @@ def load_adapter(
             Path(source), from_format=from_format, rank_from=rank_from, base=base, stored_names=stored_names
         )
     source.require_scale()
-    if source.moved_base is not None and not moved:
+    if source.initialisation_changed_base is not None and not moved:
         raise UnsupportedError(
-            f"'{source.name}' began with {source.moved_base}, which changed the base: its factors are no delta of it",
+            f"'{source.name}' began with {source.initialisation_changed_base}, which changed the base: "
+            "its factors are no delta of it",
             hint="merge takes the adapter as it was before training off again: --initial PATH",
         )
     return source

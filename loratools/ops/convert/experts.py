@@ -49,11 +49,11 @@ def _modules(parent: str, leaf: str, update: LoRAExperts, hidden: int) -> dict[s
     if (out == hidden) == (into == hidden):
         return None
     # Where PEFT took the two axes the other way round, the product of an expert is the transposed change.
-    turned = (into == hidden) != (leaf == _FUSED)
+    swapped = (into == hidden) != (leaf == _FUSED)
     found: dict[str, LoRA] = {}
     for e in range(update.experts):
         one = update.expert(e)
-        if turned:
+        if swapped:
             one = replace(one, a=transposed(one.b), b=transposed(one.a))
         if leaf == _DOWN:
             found[expert_name(Expert(parent, e, _DOWN))] = one

@@ -35,7 +35,7 @@ def adapter_of(
         replacements=replaced,
         format="peft",
         # Of all modules or of none: PEFT corrects it by the class of each layer, and warns where it must.
-        fan_in_fan_out=bool(linear) and all(p.turned for p in linear),
+        fan_in_fan_out=bool(linear) and all(p.transposed for p in linear),
         task_type=_task_type(base, set(updates)),
         base_model=own if isinstance(own, str) and own else base.path.absolute().name,
         # The list of modules holds as long as the names are these.
@@ -57,7 +57,7 @@ def update_of(pair: Pair, left: Tensor, right: Tensor, keep: Keep) -> Update:
     adapter has them. Scale is 1: alpha is the rank."""
     rank = left.shape[2]
     if pair.layer == "experts":
-        return _experts(left, right, keep, turned=pair.turned)
+        return _experts(left, right, keep, transposed=pair.transposed)
     b, a = left[0], right[0]
     if pair.layer == "embedding":
         # Stored as (tokens, width), which is (in, out) of a layer that takes one-hot tokens.
@@ -65,21 +65,21 @@ def update_of(pair: Pair, left: Tensor, right: Tensor, keep: Keep) -> Update:
     elif pair.layer == "conv":
         _, inputs, *kernel = pair.base.shape
         a, b = a.reshape(rank, inputs, *kernel), b.reshape(*b.shape, *(1 for _ in kernel))
-    elif pair.turned:
+    elif pair.transposed:
         a, b = left[0].mT, right[0].mT
     kept = keep({"a": a.contiguous(), "b": b.contiguous()})
     return LoRA(kept["a"], kept["b"], float(rank), "config", embedding=pair.layer == "embedding")
 
 
-def _experts(left: Tensor, right: Tensor, keep: Keep, *, turned: bool) -> LoRAExperts:
+def _experts(left: Tensor, right: Tensor, keep: Keep, *, transposed: bool) -> LoRAExperts:
     """An expert's rows of A together, its columns of B apart, as PEFT packs them."""
-    if turned:
+    if transposed:
         left, right = right.mT, left.mT
     count, outputs, rank = left.shape
     a = right.reshape(count * rank, right.shape[2]).contiguous()
     b = left.permute(1, 2, 0).reshape(outputs, rank * count).contiguous()
     kept = keep({"a": a, "b": b})
-    side: Literal["in-out", "out-in"] = "in-out" if turned else "out-in"
+    side: Literal["in-out", "out-in"] = "in-out" if transposed else "out-in"
     return LoRAExperts(kept["a"], kept["b"], count, float(rank), "config", orientation=side)
 
 

@@ -30,7 +30,7 @@ from loratools.ops.extract.outline import outline
 from loratools.ops.extract.rank_policy import RankPolicy
 from loratools.ops.extract.replacements import replacements
 from loratools.ops.extract.report import ExtractReport, Skipped, planned, reported
-from loratools.ops.extract.warnings import doubts, nothing_error, resized, unwritable_lines
+from loratools.ops.extract.warnings import nothing_error, quality_warnings, resized, unwritable_lines
 from loratools.ops.finetune.delta import norm
 from loratools.ops.finetune.pairs import Alone, Pair, Pairs, line_up
 from loratools.ops.lowrank.limit import Limit
@@ -174,7 +174,7 @@ def extract(
                 f"'{tied[0]}' is taken whole: a tied head follows it, and PEFT would add factors to one of the two only"
             )
         warnings += resized(results)
-        warnings += doubts(report, factors, settings)
+        warnings += quality_warnings(report, factors, settings)
         adapter = named(adapter)
         warnings += adapter.warnings
         if out is not None:

@@ -19,7 +19,7 @@ _LITTLE_ENERGY = 0.5
 _FAIR_RANK = 16
 
 
-def doubts(report: ExtractReport, factors: Mapping[Pair, Factored], settings: Settings) -> list[str]:
+def quality_warnings(report: ExtractReport, factors: Mapping[Pair, Factored], settings: Settings) -> list[str]:
     """What speaks against taking the adapter for the fine-tune."""
     found = []
     narrow = [e.rounding for p, e in factors.items() if p.tuned.dtype in ("BF16", "F16")]

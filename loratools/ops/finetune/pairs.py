@@ -34,7 +34,7 @@ class Pair:
     """A tensor of the base and what became of it, and what is to be done should it have changed: one of three.
 
     target    the module, as an adapter names it.
-    layer     low-rank factors, as of such a layer; `turned` where it keeps its weight as (in, out).
+    layer     low-rank factors, as of such a layer; `transposed` where it keeps its weight as (in, out).
     declared  replaced by the fine-tuned tensor, which an adapter declares so (`adapter.Replacement`).
     followed  an embedding that a tied weight follows, on both sides.
     grown     a vocabulary of another number of rows: what both have are the same words.
@@ -48,7 +48,7 @@ class Pair:
     base: LazyTensor
     tuned: LazyTensor
     layer: Layer | None = None
-    turned: bool = False
+    transposed: bool = False
     declared: str | None = None
     followed: bool = False
     grown: bool = False
@@ -149,9 +149,9 @@ def line_up(
             if pair.target in replaced and pair.layer not in (None, "experts"):
                 declared = "embedding" if pair.followed else "modules_to_save"
                 pair = replace(pair, layer=None, declared=declared)
-            turned = is_conv1d(model_type, name.removesuffix(".weight")) if pair.layer == "linear" else False
-            turned = stored_in_out(model_type) if pair.layer == "experts" else turned
-            pairs.append(replace(pair, turned=turned))
+            transposed = is_conv1d(model_type, name.removesuffix(".weight")) if pair.layer == "linear" else False
+            transposed = stored_in_out(model_type) if pair.layer == "experts" else transposed
+            pairs.append(replace(pair, transposed=transposed))
     alone = [Alone(n, ours[n], "only in the base") for n in sorted(ours.keys() - renamed.keys())]
     for name in sorted(renamed.keys() - ours.keys()):
         new, why = renamed[name], "only in the fine-tuned model"

@@ -23,7 +23,7 @@ def with_initial(
         UsageError: there are not as many initial adapters as adapters that need one.
         MismatchError: one has other modules, or another scale, than the adapter that it became.
     """
-    needing = [adapter for adapter, _ in adapters if adapter.moved_base is not None]
+    needing = [adapter for adapter, _ in adapters if adapter.initialisation_changed_base is not None]
     if len(initial) < len(needing):
         load_adapter(needing[len(initial)], moved=False)  # says what is needed, and why
     if len(initial) > len(needing):
@@ -35,7 +35,7 @@ def with_initial(
     found: list[tuple[Adapter, float]] = []
     for adapter, weight in adapters:
         found.append((adapter, weight))
-        if adapter.moved_base is None:
+        if adapter.initialisation_changed_base is None:
             continue
         began = load_adapter(next(rest), rank_from=rank_from, moved=True)
         theirs = {name: (u.shape, u.scale) for name, u in began.updates.items()}

@@ -78,7 +78,7 @@ def compute_dtype(output: Output) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A delta, turned and cut as it is stored, and where in the matrix of an output it goes: its rows and columns."""
+    """A delta, transposed and cut as it is stored, and its rows and columns in the matrix of an output."""
 
     delta: Delta
     start: int
@@ -150,7 +150,7 @@ def _delta(output: Output, weighted: WeightedUpdate, dtype: str) -> Delta:
         delta = delta.part(_slice(place.of.rows), _slice(place.of.columns))
     if place.order is not None:
         delta = delta.part(place.order(delta.shape[0]), slice(None))
-    return delta.turned() if place.transposed else delta
+    return delta.transposed() if place.transposed else delta
 
 
 def _slice(span: Span | None) -> slice:

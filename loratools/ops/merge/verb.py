@@ -15,11 +15,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loratools import registry
 from loratools.arguments import Globs, Positive, Size, byte_size, checked
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError
-from loratools.execution import Runner
+from loratools.execution import Runner, runner
 from loratools.execution.local import worker_count
 from loratools.formats.common.opened_base import base_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
@@ -296,7 +295,7 @@ def run(
     check_output(out, overwrite=overwrite, inputs=inputs)
     made.require_space(out)
     _refuse_not_finite({a.name: {n: r.tensor for n, r in a.replacements.items()} for a, _ in made.active})
-    run_units, workers = registry.load("execution", execution).run, worker_count(threads)
+    run_units, workers = runner(execution), worker_count(threads)
     with staged_folder(out, overwrite=overwrite, inputs=inputs) as staging:
         try:
             written, record = _write_weights(made, staging, run_units, workers, verify, progress or (lambda _: None))

@@ -1,7 +1,7 @@
 """What a prepared update gives its rows from: products of factors, and products with the base's own weights.
 
-Every delta is a matrix, (out, in) or (out, in x kernel), that can be turned and cut, so that a kind states its formula
-once, as the layer computes with it, and never how a base happens to store it.
+Every delta is a matrix, (out, in) or (out, in x kernel), that can be transposed and cut, so that a kind states its
+formula once, as the layer computes with it, and never how a base happens to store it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class FactorDelta:
         product: Floats = abs(self.b[start:stop]) @ abs(self.a)
         return product
 
-    def turned(self) -> FactorDelta:
+    def transposed(self) -> FactorDelta:
         import numpy as np
 
         return FactorDelta(np.ascontiguousarray(self.a.T), np.ascontiguousarray(self.b.T))
@@ -100,8 +100,8 @@ class ScaledDelta:
         sizes: Floats = abs(base) * abs(self._scales(start, stop))
         return sizes + self.added.magnitude(start, stop) if self.added is not None else sizes
 
-    def turned(self) -> ScaledDelta:
-        added = self.added.turned() if self.added is not None else None
+    def transposed(self) -> ScaledDelta:
+        added = self.added.transposed() if self.added is not None else None
         return ScaledDelta(self.by_column, self.by_row, added, self.shape[::-1])
 
     def part(self, rows: Index, columns: Index) -> ScaledDelta:
@@ -151,8 +151,8 @@ class HadamardDelta:
         sizes: Floats = self.first.magnitude(start, stop) * abs(base)
         return sizes
 
-    def turned(self) -> HadamardDelta:
-        return HadamardDelta(self.first.turned(), self.second.turned() if self.second is not None else None)
+    def transposed(self) -> HadamardDelta:
+        return HadamardDelta(self.first.transposed(), self.second.transposed() if self.second is not None else None)
 
     def part(self, rows: Index, columns: Index) -> HadamardDelta:
         second = self.second.part(rows, columns) if self.second is not None else None
@@ -191,7 +191,7 @@ class KroneckerDelta:
         sizes: Floats = abs(self.rows(start, stop))
         return sizes
 
-    def turned(self) -> KroneckerDelta:
+    def transposed(self) -> KroneckerDelta:
         import numpy as np
 
         return KroneckerDelta(np.ascontiguousarray(self.first.T), np.ascontiguousarray(self.second.T))
@@ -235,8 +235,8 @@ class SparseDelta:
         added = self.added.magnitude(start, stop) if self.added is not None else None
         return self._spread(abs(self.values), start, stop, added)
 
-    def turned(self) -> SparseDelta:
-        added = self.added.turned() if self.added is not None else None
+    def transposed(self) -> SparseDelta:
+        added = self.added.transposed() if self.added is not None else None
         return _by_row(self.column, self.row, self.values, self.shape[::-1], added)
 
     def part(self, rows: Index, columns: Index) -> SparseDelta:
@@ -279,7 +279,7 @@ class DenseDelta:
         sizes: Floats = abs(self.values[start:stop])
         return sizes
 
-    def turned(self) -> DenseDelta:
+    def transposed(self) -> DenseDelta:
         return DenseDelta(self.values.T)
 
     def part(self, rows: Index, columns: Index) -> DenseDelta:

@@ -152,7 +152,7 @@ class Delta(Protocol):
     def magnitude(self, start: int, stop: int, base: Floats | None = None) -> Floats:
         """Upper bound of the absolute values that rounding errors of these rows are proportional to: sum |b| |a|."""
 
-    def turned(self) -> Delta:
+    def transposed(self) -> Delta:
         """Its transpose."""
 
     def part(self, rows: Index, columns: Index) -> Delta:

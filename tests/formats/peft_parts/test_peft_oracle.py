@@ -203,7 +203,7 @@ def test_ranks_and_scales_are_those_that_peft_holds(case: str, tmp_path: Path) -
 
     assert {name: update.scale for name, update in adapter.updates.items()} == scales(model)
     assert {name: update.rank for name, update in adapter.updates.items()} == ranks(model)
-    assert adapter.doubts == ()
+    assert adapter.uncertainties == ()
     assert [w for w in adapter.warnings if "base weights that are replaced anyway" not in w] == []
 
 

@@ -69,7 +69,7 @@ def test_keys_that_mean_the_same_module_are_refused(stored: Stored) -> None:
 def test_scale_comes_from_the_config(fields: dict[str, object], scale: float, stored: Stored) -> None:
     adapter = formats.load(stored(**fields))
 
-    assert (adapter.updates[Q].scale, adapter.updates[Q].alpha_source, adapter.doubts) == (scale, "config", ())
+    assert (adapter.updates[Q].scale, adapter.updates[Q].alpha_source, adapter.uncertainties) == (scale, "config", ())
 
 
 def test_without_a_config_alpha_is_assumed_to_be_the_rank(stored: Stored) -> None:
@@ -94,11 +94,11 @@ def test_a_rank_that_differs_from_the_tensors_is_a_doubt_until_someone_decides(s
 
     undecided = formats.load(folder)
 
-    assert undecided.doubts == (f"'{Q}': rank 4 in the tensors, 16 in adapter_config.json",)
+    assert undecided.uncertainties == (f"'{Q}': rank 4 in the tensors, 16 in adapter_config.json",)
     with pytest.raises(UnsupportedError, match=r"scale of .* is uncertain"):
         formats.save(undecided, folder.parent / "out")
     tensors, config = formats.load(folder, rank_from="tensors"), formats.load(folder, rank_from="config")
-    assert (tensors.doubts, config.doubts) == ((), ())
+    assert (tensors.uncertainties, config.uncertainties) == ((), ())
     assert (tensors.updates[Q].scale, config.updates[Q].scale) == (8 / 4, 8 / 16)
     assert (tensors.updates[V].scale, config.updates[V].scale) == (2.0, 2.0)
 
@@ -218,7 +218,7 @@ def test_a_tensor_of_another_kind_is_refused_by_name_and_kind(suffix: str, kind:
 
 @pytest.mark.parametrize("value", ["pissa", "pissa_niter_4", "PiSSA", "olora", "corda", "lora_ga"])
 def test_an_initialisation_that_moves_the_base_is_told(value: str, stored: Stored) -> None:
-    assert formats.load(stored(init_lora_weights=value)).moved_base == value
+    assert formats.load(stored(init_lora_weights=value)).initialisation_changed_base == value
 
 
 def test_lora_of_a_grouped_convolution_is_refused_with_the_reason(stored: Stored) -> None:

@@ -21,6 +21,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.plan
 @options.dtype
 @option(OUTPUT, "--max-shard-size", type=options.SIZE, metavar="SIZE", help="Start a new file before one exceeds this.")
+@option(OUTPUT, "--dequantize", is_flag=True, help="Write quantised weights as floats, in the dtype of the config.")
 @option(SELECTION, "--allow-partial", is_flag=True, help="Leave out what does not fit the base, and list it.")
 @option(EXECUTION, "--no-verify", is_flag=True, help="Do not read the result back to check it.")
 @options.include

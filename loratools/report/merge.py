@@ -44,7 +44,7 @@ def plan_table(made: MergePlan, out: Path) -> list[RenderableType]:
     updated, replaced = sum(1 for o in touched if o.updates), sum(1 for o in touched if o.replaced_by is not None)
     rows += [
         ("will", f"change {plural(updated, 'weight')}, replace {replaced}, add {len(made.added)}, "
-                 f"copy {len(made.outputs) - len(touched)} as they are"),
+                 f"copy {made.copied} as they are"),
         ("output", f"{out}  {plural(len(made.files), 'file')}  {size(made.bytes_written)}"
                    + ("  with index" if made.with_index else "")),
         ("beside", ", ".join(_side_files(made)) or "nothing"),
@@ -52,6 +52,12 @@ def plan_table(made: MergePlan, out: Path) -> list[RenderableType]:
         ("memory", f"about {size(made.memory)} in each process"),
         ("disk", f"{size(free_space(out.parent))} free"),
     ]  # fmt: skip
+    if made.dequantized:
+        dtypes = sorted({o.dtype for o in made.outputs if o.name in set(made.dequantized)})
+        rows.insert(
+            [key for key, _ in rows].index("will") + 1,
+            ("dequantize", f"{plural(len(made.dequantized), 'quantised weight')} written as {'/'.join(dtypes)}"),
+        )
     rows += [("leftover", str(left)) for left in made.leftovers]
     rows += [("warning", warning) for warning in made.warnings]
     return [pairs(rows)]
@@ -94,7 +100,10 @@ def summary(report: MergeReport) -> list[RenderableType]:
     changed = f"{plural(report.merged_weights, 'weight')} merged"
     changed += f", {report.replaced} replaced" if report.replaced else ""
     changed += f", {len(report.added)} new" if report.added else ""
-    rows = [("merged", f"{changed}, {report.untouched} copied as they are")]
+    unchanged = set(report.dequantized) - {tensor.name for tensor in report.tensors}
+    rows = [("merged", f"{changed}, {report.untouched - len(unchanged)} copied as they are")]
+    if report.dequantized:
+        rows.append(("dequantized", f"{plural(len(report.dequantized), 'quantised weight')} written as floats"))
     if report.gain is not None:
         unmoved = f"{report.unchanged_share or 0:.1%} of the weights moved too little to change"
         rows.append(("gain", f"{report.gain:.4%} of the adapter's change is in the result ({unmoved})"))

@@ -186,7 +186,7 @@ def test_checkpoint_document_is_whole(tmp_path: Path, shards: int) -> None:
         "parameters": 23,
         "dtypes": {"BF16": 1, "F32": 2},
         "quantization": None,
-            "quantised": [],
+        "quantised": [],
         "tensors": [
             {"name": "a.bias", "shape": [7], "dtype": "BF16", "parameters": 7},
             {"name": "b.weight", "shape": [5, 3], "dtype": "F32", "parameters": 15},

@@ -11,6 +11,7 @@ from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint
 from loratools.ops.common.vocabulary import vocabulary_config, vocabulary_size
 from loratools.ops.merge.layer_replication import Replication
+from loratools.quantization.common.config import without_quantisation
 
 _DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TASK_CLASSES = {
@@ -28,19 +29,20 @@ def merged_configs(
     shapes: Mapping[str, tuple[int, ...]],
     *,
     dtype: str | None,
+    dequantize: bool = False,
     untied: Sequence[str],
     deeper: Replication | None = None,
 ) -> tuple[dict[str, str], list[str]]:
     """Texts of the result's configs by file, and warnings; without those of the base that can be copied as they are.
 
     `shapes`: name -> shape of every tensor of the result. `untied`: names that are no longer tied.
-    `deeper`: how layers are repeated.
+    `dequantize`: whether the result has no quantised weights. `deeper`: how layers are repeated.
     """
     if base.config_file is None:
-        return _component_configs(base, dtype), []
+        return _component_configs(base, dtype, dequantize), []
     if not base.config:
         return {}, []
-    config = copy.deepcopy(dict(base.config))
+    config = copy.deepcopy(without_quantisation(base.config) if dequantize else dict(base.config))
     warnings: list[str] = []
     _set_dtype(config, dtype)
     if untied:
@@ -55,13 +57,13 @@ def merged_configs(
     return ({base.config_file: _text(config)} if config != dict(base.config) else {}), warnings
 
 
-def _component_configs(base: Checkpoint, dtype: str | None) -> dict[str, str]:
+def _component_configs(base: Checkpoint, dtype: str | None, dequantize: bool) -> dict[str, str]:
     """Of a pipeline: its weights keep their shapes and ties, but their dtype may be another."""
     texts: dict[str, str] = {}
     for component in base.components:
         own = base.config[component.prefix.removesuffix(".")]
         assert isinstance(own, Mapping)
-        config = dict(own)
+        config = without_quantisation(own) if dequantize else dict(own)
         _set_dtype(config, dtype)
         if config != own:
             texts[f"{component.folder}config.json"] = _text(config)

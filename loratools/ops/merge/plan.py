@@ -19,7 +19,15 @@ from loratools.matching import Leftover, Matches, match
 from loratools.ops.merge.config import merged_configs
 from loratools.ops.merge.layer_replication import replicated, replication
 from loratools.ops.merge.outputs import CopyUnit, Output, OutputFile, PlannedFile, RowsUnit, WorkUnit
-from loratools.ops.merge.quantised import refuse_quantised, refuse_unreadable, with_stored_parts
+from loratools.ops.merge.quantised import (
+    dequantised_base,
+    in_dtype_of_model,
+    is_dequantised,
+    refuse_quantised,
+    refuse_unreadable,
+    unpacking_memory,
+    with_stored_parts,
+)
 from loratools.ops.merge.resolve import resolve
 from loratools.ops.merge.side_files import planned_side_files
 from loratools.short_repr import one_line
@@ -35,8 +43,12 @@ _BLOCKS_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class MergePlan:
-    """`weights[i]` is the weight of `adapters[i]`, in the order given; `matches[i]` is where its names go, which is
-    nowhere for an adapter of weight 0."""
+    """What a merge will do, worked out from headers.
+
+    weights[i]   the weight of `adapters[i]`, in the order given
+    matches[i]   where its names go, which is nowhere for an adapter of weight 0
+    base         as its weights are merged: where they are dequantised, a checkpoint of plain weights
+    """
 
     base: Checkpoint
     adapters: tuple[Adapter, ...]
@@ -61,6 +73,22 @@ class MergePlan:
         return tuple(o for f in self.files for o in f.outputs)
 
     @property
+    def dequantized(self) -> tuple[str, ...]:
+        """The names of the quantised weights that are written as floats."""
+        return tuple(o.name for o in self.outputs if self._is_dequantized(o))
+
+    @property
+    def copied(self) -> int:
+        """How many tensors go over as the base has them, in another dtype at most."""
+        return sum(1 for o in self.outputs if not o.touched and not self._is_dequantized(o))
+
+    def _is_dequantized(self, output: Output) -> bool:
+        if self.base.quantisation is not None:
+            return False
+        weight = self.base.weights.get(self.base.tied.get(output.name, output.name))
+        return weight is not None and is_dequantised(weight)
+
+    @property
     def leftovers(self) -> tuple[Leftover, ...]:
         return tuple(left for m in self.matches for left in m.leftovers)
 
@@ -81,7 +109,7 @@ class MergePlan:
         # A kind that looks at its whole weight, or makes its delta whole, holds them in float64: base, result, and
         # what it works with.
         whole = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.whole), default=0)
-        return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + whole
+        return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + whole + unpacking_memory(self.outputs)
 
     def to_dict(self) -> dict[str, object]:
         """The document of `loratools merge --plan --json`, without its head."""
@@ -116,6 +144,7 @@ class MergePlan:
                 "targets": sum(1 for o in touched if o.updates),
                 "replacements": [o.name for o in touched if o.replaced_by is not None],
                 "added": list(self.added),
+                "dequantized": list(self.dequantized),
                 "untouched": len(self.outputs) - len(touched),
                 "files": [{"name": f.name, "tensors": len(f.outputs), "bytes": file_size(f)} for f in self.files],
                 "side_files": [
@@ -148,22 +177,25 @@ def plan_merge(
     dtype: str | None = None,
     max_shard_bytes: int | None = None,
     allow_partial: bool = False,
+    dequantize: bool = False,
     out: Path,
 ) -> MergePlan:
     """Plan the merge of weighted adapters into `base`.
 
     Raises:
-        UnsupportedError: an adapter would change a weight that the base stores quantised.
+        UnsupportedError: an adapter would change a weight that the base stores quantised, and it is not dequantised.
         MismatchError: something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
     """
     _refuse_all_fixed(base)
+    nothing_packed = dequantize and base.quantisation is None
+    base = dequantised_base(base) if dequantize else base
     active = [(a, w) for a, w in adapters if w]
     deeper = replication([a for a, _ in active])
     if deeper is not None and base.quantisation is not None:
         raise UnsupportedError(
             f"an adapter repeats layers of its base, and the weights of {quoted(base.path)} are quantised "
             f"({base.quantisation.name})",
-            hint="merge into the model that it was quantised from",
+            hint="write them as floats with --dequantize, or merge into the model that it was quantised from",
         )
     base = base if deeper is None else replicated(base, deeper)
     shapes = _shapes(base)
@@ -180,14 +212,17 @@ def plan_merge(
             "would have to say",
             hint="merge into the folder of that component",
         )
-    files = _files(base, with_stored_parts(base, result.outputs), max_shard_bytes)
+    outputs = in_dtype_of_model(base, result.outputs, dtype) if dequantize else with_stored_parts(base, result.outputs)
+    files = _files(base, outputs, max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}
     configs, config_warnings = merged_configs(
-        base, [a for a, _ in active], shapes, dtype=dtype, untied=result.untied, deeper=deeper
-    )
+        base, [a for a, _ in active], shapes, dtype=dtype, dequantize=dequantize, untied=result.untied,
+        deeper=deeper,
+    )  # fmt: skip
     side_files, side_warnings = planned_side_files(base, [a for a, _ in active], configs)
     every_warning = [
         *base.warnings,
+        *([f"--dequantize changes nothing: no weight of {quoted(base.path)} is quantised"] if nothing_packed else []),
         *(w for a, _ in active for w in a.warnings),
         *(w for m in matches for w in m.warnings),
         *(_other_base(a, base) for a, _ in active),

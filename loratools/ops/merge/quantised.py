@@ -1,20 +1,109 @@
-"""A base whose weights are quantised, or some of them: which of them a merge may leave as they are.
+"""A base whose weights are quantised, or some of them: what a merge leaves as it is, refuses, or writes as floats.
 
 What is decided is decided for each weight. Weights that no adapter changes keep their stored tensors, byte for byte;
-one that an adapter would change is refused by name, since a delta cannot be added to packed numbers.
+one that an adapter would change is refused by name, since a delta cannot be added to packed numbers. A merge that
+dequantises writes all of them as floats, and the result is a model that is not quantised.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from loratools.checkpoints import Checkpoint
+from loratools.checkpoints import Checkpoint, Component, LeftOut
 from loratools.errors import UnsupportedError
 from loratools.matching import Matches
 from loratools.ops.merge.outputs import Output
+from loratools.quantization import Quantisation
+from loratools.quantization.common.config import model_dtype
+from loratools.quantization.common.dequantised import Dequantised
 from loratools.storage.files import quoted
+from loratools.tensors.lazy import LazyTensor
 
 _HINT = "merge into the model that it was quantised from, or leave these out with --exclude"
+_HINT_READABLE = (
+    "write the quantised weights as floats with --dequantize, merge into the model that it was quantised from, or "
+    "leave these out with --exclude"
+)
+# Files beside the weights that say how they are quantised: of AutoGPTQ, AutoAWQ and ModelOpt. A runtime that finds one
+# takes the weights for packed ones.
+_DESCRIPTIONS = frozenset({"quantize_config.json", "quant_config.json", "hf_quant_config.json"})
+# Of the numbers that a scheme works with while it unpacks a block: codes, scales and values, four bytes each.
+_UNPACKING_BYTES = 12
+
+
+def dequantised_base(base: Checkpoint) -> Checkpoint:
+    """The base as a model with plain weights: their values are the dequantised ones, and no packed part is stored.
+
+    Its config is still the one that the base has, since the schemes' settings are in it.
+
+    Raises:
+        UnsupportedError: a weight is packed in a way that is not read, so that it cannot be written as floats.
+    """
+    base.require_readable()
+    quantisation = base.quantisation
+    if quantisation is None:
+        return base
+    descriptions = [file for file in base.side_files if file.name.rpartition("/")[2] in _DESCRIPTIONS]
+    why = "it describes the quantisation, which the result has not"
+    return replace(
+        base,
+        components=tuple(_plain(component, quantisation, base.weights) for component in base.components),
+        stored=base.weights,
+        quantisation=None,
+        side_files=tuple(file for file in base.side_files if file not in descriptions),
+        left_out=(*base.left_out, *(LeftOut(file.name, why) for file in descriptions)),
+    )
+
+
+def _plain(component: Component, quantisation: Quantisation, weights: Mapping[str, LazyTensor]) -> Component:
+    """The component with each packed weight in the file and at the place of its first part."""
+    prefix = component.prefix
+    files = []
+    for file in component.files:
+        logical = quantisation.logical({prefix + name: tensor for name, tensor in file.tensors.items()})
+        tensors = {name.removeprefix(prefix): weights[name] for name in logical}
+        files.append(replace(file, tensors=tensors))
+    return replace(component, files=tuple(files))
+
+
+def is_dequantised(tensor: LazyTensor) -> bool:
+    """Whether the values of the tensor are those of a packed weight."""
+    return isinstance(tensor.source, Dequantised)
+
+
+def in_dtype_of_model(base: Checkpoint, outputs: Mapping[str, Output], dtype: str | None) -> dict[str, Output]:
+    """The outputs of a merge into a dequantised base, with packed weights stored in `dtype`.
+
+    Where that is None, they are stored in the dtype that the model's config names, and else in the one that the scheme
+    computes with.
+    """
+    stored: dict[str, Output] = {}
+    for name, output in outputs.items():
+        weight = base.weights.get(base.tied.get(name, name))
+        if weight is not None and is_dequantised(weight):
+            output = replace(output, dtype=dtype or model_dtype(_config_of(base, name)) or weight.dtype)
+        stored[name] = output
+    return stored
+
+
+def _config_of(base: Checkpoint, name: str) -> Mapping[str, object]:
+    """The config of the component that has the weight of that name."""
+    if base.config_file is not None:
+        return base.config
+    config = base.config.get(next(c.prefix for c in base.components if name.startswith(c.prefix)).removesuffix("."))
+    return config if isinstance(config, Mapping) else {}
+
+
+def unpacking_memory(outputs: Sequence[Output]) -> int:
+    """Bytes that unpacking takes at most: some schemes give many rows at once, or none."""
+    packed = [o.values.source.weight for o in outputs if isinstance(o.values.source, Dequantised)]
+    blocks = [
+        min(weight.parameters.row_block(weight.shape), weight.shape[0]) * math.prod(weight.shape[1:])
+        for weight in packed
+    ]
+    return _UNPACKING_BYTES * max(blocks, default=0)
 
 
 def refuse_quantised(base: Checkpoint, matches: Sequence[Matches]) -> None:
@@ -30,7 +119,7 @@ def refuse_quantised(base: Checkpoint, matches: Sequence[Matches]) -> None:
         raise UnsupportedError(
             f"{len(touched)} weights that the adapters change are quantised in {quoted(base.path)}",
             details=[f"{name}   {packed[name].scheme}: {packed[name].parameters.format}" for name in touched],
-            hint=_HINT,
+            hint=_HINT_READABLE,
         )
 
 

@@ -64,6 +64,9 @@ class MergeReport:
 
     `gain` and `unchanged_share` are measured on every block of 49,152 weights where a unit of work (32 MiB) has up to
     16 of them, and on every fourth where it has more. `max_error_ratio` is of nine rows in each unit.
+
+    `dequantized` are the names of the quantised weights of the base that are written as floats; those of them that no
+    adapter changes are counted in `untouched` as well.
     """
 
     output: Path | None
@@ -73,6 +76,7 @@ class MergeReport:
     untouched: int
     replaced: int
     added: tuple[str, ...]
+    dequantized: tuple[str, ...]
     bytes: int
     seconds: float
     gain: float | None
@@ -103,6 +107,7 @@ class MergeReport:
             "untouched": self.untouched,
             "replaced": self.replaced,
             "added": list(self.added),
+            "dequantized": list(self.dequantized),
             "bytes": self.bytes,
             "seconds": self.seconds,
             "gain": self.gain,
@@ -125,6 +130,7 @@ def merge(
     *,
     dtype: str | None = None,
     max_shard_size: Size | None = None,
+    dequantize: bool = False,
     allow_partial: bool = False,
     overwrite: bool = False,
     verify: bool = True,
@@ -154,6 +160,8 @@ def merge(
             None.
         max_shard_size: Start a new weight file before one grows beyond this, in bytes or as "5GB"; the base's own files
             where it is None.
+        dequantize: Write all quantised weights of the base as floats, in the dtype that its config names, and take the
+            quantisation out of the config. Without it, a merge that would change one is refused.
         allow_partial: Leave out, and report, what has no place in the base.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         verify: Read rows of every merged tensor back and compare them with float64 arithmetic.
@@ -193,6 +201,7 @@ def merge(
         out,
         dtype=dtype,
         max_shard_size=max_shard_size,
+        dequantize=dequantize,
         allow_partial=allow_partial,
         overwrite=overwrite,
         include=include,
@@ -215,6 +224,7 @@ def plan_from_headers(
     *,
     dtype: str | None = None,
     max_shard_size: Size | None = None,
+    dequantize: bool = False,
     allow_partial: bool = False,
     overwrite: bool = False,
     include: Globs = (),
@@ -240,6 +250,7 @@ def plan_from_headers(
         [(a.selected(include, exclude), w) for a, w in loaded],
         dtype=stored,
         max_shard_bytes=byte_size(max_shard_size) if max_shard_size is not None else None,
+        dequantize=dequantize,
         allow_partial=allow_partial,
         out=out,
     )
@@ -260,6 +271,7 @@ def _planned(plan: MergePlan) -> MergeReport:
         untouched=len(plan.outputs) - len(touched),
         replaced=sum(1 for o in touched if o.replaced_by is not None),
         added=plan.added,
+        dequantized=plan.dequantized,
         bytes=plan.bytes_written,
         seconds=0.0,
         gain=None,
@@ -453,6 +465,7 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
         untouched=len(made.outputs) - len(touched),
         replaced=len([o for o in touched if o.replaced_by is not None and o.name not in made.added]),
         added=made.added,
+        dequantized=made.dequantized,
         bytes=made.bytes_written,
         seconds=0.0,
         gain=total.gain,

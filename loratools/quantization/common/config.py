@@ -45,6 +45,15 @@ def model_dtype(config: Mapping[str, object]) -> str | None:
     return None
 
 
+def without_quantisation(config: Mapping[str, object]) -> dict[str, object]:
+    """The config of the same model with plain weights: without the sections that describe a quantisation."""
+    names = {name for name, _ in _SECTIONS}
+    plain = {key: value for key, value in config.items() if not (key in names and isinstance(value, Mapping))}
+    if isinstance(text := plain.get("text_config"), Mapping):
+        plain["text_config"] = {k: v for k, v in text.items() if not (k in names and isinstance(v, Mapping))}
+    return plain
+
+
 def _sections(config: Mapping[str, object]) -> Iterator[tuple[Mapping[str, object], str]]:
     text = config.get("text_config")
     for part in (config, text if isinstance(text, Mapping) else {}):

@@ -348,6 +348,10 @@ class Adapter:
         self.require_scale()
         fields: dict[str, Any] = registry.load("formats", "peft").config_of(self)
         return fields
+    @property
+    def layer_order(self) -> tuple[int, ...]:
+        """For each layer of the deeper model, the layer of the base that it is a copy of; empty where none is."""
+        return tuple(i for start, stop in self.layer_replication for i in range(start, stop))
 
     def tensors(self) -> dict[str, LazyTensor]:
         """Return every tensor, unread, by module and part (`NAME.A`, `NAME.B`), or by the name of a replaced weight."""

@@ -228,6 +228,7 @@ def staged(
 def ensure_writable(adapter: Adapter, format: str, *, base: Base | None = None) -> None:
     """Raise UnsupportedError, with each part of the adapter that the format cannot hold, if there is any."""
     adapter = fitted_names(adapter, format)
+    ensure_layers(adapter, format)
     if lost := writer(format).unwritable(adapter, base=base):
         raise UnsupportedError(
             f"{counted(len(lost), 'part')} of {quoted(adapter.name)} cannot be written as {format}",
@@ -256,6 +257,16 @@ def written_suffix(format: str) -> str | None:
 def keeps_names(format: str) -> bool:
     """Whether adapters of this format can be read with the names of the file and written back with them."""
     return format in _WITH_STORED_NAMES
+
+
+def ensure_layers(adapter: Adapter, client: str) -> None:
+    """Raise UnsupportedError where the adapter repeats layers of its base and `client`, a format or server, cannot."""
+    if adapter.layer_replication and client != "peft":
+        raise UnsupportedError(
+            f"{quoted(adapter.name)} repeats layers of its base (layer_replication), which {client} cannot: "
+            "there its layers would be other layers, and some that the base has not",
+            hint="merge it into its base, which gives a deeper model",
+        )
 
 
 def ensure_named(adapter: Adapter, format: str) -> None:

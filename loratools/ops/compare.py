@@ -19,6 +19,7 @@ from loratools.formats import Base
 from loratools.formats.common.opened_base import known_base
 from loratools.ops.combine.shares import overlap
 from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
+from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import exact_factors, is_vector, reason_against, refuse_together
 from loratools.ops.lowrank.reduce import inner
@@ -172,6 +173,7 @@ def compare(
     """
     known = known_base(base)
     one, two = (load_adapter(a, rank_from=rank_from, from_format=from_format, base=known) for a in (first, second))
+    require_same_layers([one, two], hint="merge each into its base, and compare what becomes of it")
     one, two = (replace(a, updates=apart(a.updates)[0]) for a in (one, two))
     every = sorted({*one.updates, *two.updates, *one.replacements, *two.replacements})
     names = set(select_names(every, include, exclude) if include or exclude else every)

@@ -21,6 +21,8 @@ MAX_RANK = 1 << 20
 # What PEFT takes where the field is absent.
 DEFAULT_RANK = 8
 DEFAULT_ALPHA = 8
+# No model has as many layers; what says so is damage.
+_MOST_LAYERS = 100_000
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from loratools.ops.combine.recipe import Calibration, HeadsRule, Recipe, ingredi
 from loratools.ops.combine.shares import CombinedModule, Part, Share, parts_of, share_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
 from loratools.ops.common.output import output_format, refuse_unrelated, share_names
+from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import Experts, apart, ensure_alike, together, zeros_like
 from loratools.ops.lowrank.factors import (
     Layout,
@@ -206,6 +207,7 @@ def combine(
     arguments = [(i.adapter, i.weight) for i in followed.adapters]
     sources = load_weighted(arguments, rank_from=rank_from, from_format=from_format, base=known)
     taking_part = [i for i, (_, weight) in enumerate(sources) if weight]
+    require_same_layers([sources[i][0] for i in taking_part], hint="merge them one at a time")
     written_as = output_format([sources[i][0] for i in taking_part], out, format)
     format = written_as.name
     if known is None and _keep_names([a for a, _ in sources], format, out):

@@ -21,6 +21,7 @@ from loratools.formats.common.notes import records_of
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import counted, shown
 from loratools.matching import Matches, match
+from loratools.naming.language.repeated_layers import stack_to_repeat, with_repeated_layers
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops.convert.client_names import named_for_client
 from loratools.ops.convert.experts import unpacked
@@ -167,6 +168,8 @@ def convert(
             f"{_shown_alphas(source, assumed)}: if it was trained with another, give it with --alpha"
         )
     source = formats.fitted_names(source, format)
+    formats.ensure_layers(source, format if serve is None else serve)
+    known = _with_its_layers(known, source)
     tensors_in = len(source.tensors())
     source = unpacked(source, entry.unwritable(source, base=known), known)
     whole = source
@@ -271,6 +274,14 @@ def _matches(adapter: Adapter, base: Base | None) -> tuple[Matches | None, list[
         return match(adapter, base.shapes, config=base.config), []
     except MismatchError as error:
         return None, [f"it is not clear whether the adapter fits {quoted(base.name)}: {error.message}"]
+
+
+def _with_its_layers(base: Base | None, adapter: Adapter) -> Base | None:
+    """The base as the adapter counts its layers, which may be repeated."""
+    if base is None or not base.shapes or not adapter.layer_order:
+        return base
+    stack = stack_to_repeat(base.shapes, adapter.layer_order, base.name)
+    return replace(base, shapes=with_repeated_layers(base.shapes, stack, adapter.layer_order))
 
 
 def _renamed_pieces(

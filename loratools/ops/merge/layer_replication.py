@@ -6,17 +6,15 @@ that the result has as many layers as the adapter counts.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint, Component
-from loratools.errors import MismatchError
+from loratools.naming.language.repeated_layers import stack_to_repeat, with_repeated_layers
+from loratools.ops.common.same_layers import require_same_layers
 from loratools.tensors.lazy import LazyTensor
 
-_IN_LAYER = re.compile(r"((?:.+\.)?(?:layers|layer|h|blocks)\.)(\d+)(\..+)")
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -45,15 +43,9 @@ def replication(adapters: Sequence[Adapter]) -> Replication | None:
     Raises:
         MismatchError: they count the layers in different ways.
     """
-    said = [adapter.layer_replication for adapter in adapters]
-    if len(set(said)) > 1:
-        raise MismatchError(
-            "the adapters repeat the layers of their base in different ways, so that their layers are not the same",
-            details=[f"'{a.name}'   {list(s) if s else 'as they are'}" for a, s in zip(adapters, said, strict=True)],
-            hint="merge them one at a time",
-        )
-    ranges = said[0] if said else ()
-    return Replication(tuple(i for start, stop in ranges for i in range(start, stop))) if ranges else None
+    require_same_layers(adapters, hint="merge them one at a time")
+    order = adapters[0].layer_order if adapters else ()
+    return Replication(order) if order else None
 
 
 def replicated(base: Checkpoint, wanted: Replication) -> Checkpoint:
@@ -62,22 +54,10 @@ def replicated(base: Checkpoint, wanted: Replication) -> Checkpoint:
     Raises:
         MismatchError: the base has no such layers.
     """
-    stacks = Counter(found[1] for name in base.weights if (found := _IN_LAYER.fullmatch(name)) is not None)
-    stack = stacks.most_common(1)[0][0] if stacks else ""
-    numbers = {int(f[2]) for n in base.weights if (f := _IN_LAYER.fullmatch(n)) is not None and f[1] == stack}
-    if missing := sorted(set(wanted.order) - numbers):
-        raise MismatchError(f"the adapter repeats layer {missing[0]}, and '{base.path}' has {len(numbers)} layers")
+    stack = stack_to_repeat(base.weights, wanted.order, str(base.path))
 
     def repeated(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        found: dict[str, LazyTensor] = {}
-        for name, tensor in tensors.items():
-            layer = _IN_LAYER.fullmatch(name)
-            if layer is None or layer[1] != stack:
-                found[name] = tensor
-                continue
-            copies = [j for j, i in enumerate(wanted.order) if i == int(layer[2])]
-            found |= {f"{stack}{j}{layer[3]}": tensor for j in copies}
-        return found
+        return with_repeated_layers(tensors, stack, wanted.order)
 
     def deeper(component: Component) -> Component:
         prefix = component.prefix

@@ -14,6 +14,7 @@ from pathlib import Path
 from loratools.errors import FormatError, UsageError
 from loratools.formats.common.base import Base
 from loratools.formats.common.companions import companions_of
+from loratools.formats.common.shards import is_shard, require_indexed, shards_of
 from loratools.formats.common.wrappers import unwrapped, unwrapped_config
 from loratools.storage.files import is_there, machine_error, quoted
 from loratools.tensors.dtypes import FLOAT8_DTYPES
@@ -76,7 +77,11 @@ class AdapterSource:
     @property
     def declared(self) -> str | None:
         """The format that the config itself names, so that nobody else has to be asked: PEFT writes its own type."""
-        own = self.config is not None and self.file.name in WEIGHTS and "peft_type" in self.config
+        own = (
+            self.config is not None
+            and (self.file.name in WEIGHTS or is_shard(self.file.name))
+            and "peft_type" in self.config
+        )
         return "peft" if own else None
 
 
@@ -88,21 +93,30 @@ def open_source(path: str | Path, *, base: Base | None = None) -> AdapterSource:
         FormatError: there is no adapter in it, or it is no file of tensors.
     """
     path = _existing(path)
+    if is_shard(path.name) and path.is_file():
+        # One shard is a part of the training; the others are beside it, or it is refused.
+        shards = shards_of(path.parent, [p.name for p in _listed(path.parent)])
+        return _opened(path, shards[0], [], base, shards)
     if not path.is_dir():
         return _opened(path, path, [], base)
     found = [path / name for name in ADAPTER_FILES if is_there(path / name)] or loose_files(path)
-    if not found or (len(found) > 1 and found[0].name not in ADAPTER_FILES):
+    shards = []
+    if (not found or found[0].name not in ADAPTER_FILES) and (
+        shards := shards_of(path, [p.name for p in _listed(path)])
+    ):
+        found = shards[:1]
+    if not found or (len(found) > 1 and not is_adapter_file(found[0].name)):
         raise _no_weights(path)
     warnings = [f"{quoted(path)} also holds '{other.name}', which is not read" for other in found[1:]]
     if inner := [p for p in find_adapters(path) if p != path]:
         names = shown([quoted(p.relative_to(path)) for p in inner])
         warnings.append(f"{counted(len(inner), 'adapter')} in folders below are not read: {', '.join(names)}")
-    return _opened(path, found[0], warnings, base)
+    return _opened(path, found[0], warnings, base, shards)
 
 
 def is_adapter_file(name: str) -> bool:
     """Whether a file of this name is an adapter wherever it lies."""
-    return name in ADAPTER_FILES or _NUMBERED.fullmatch(name) is not None
+    return name in ADAPTER_FILES or is_shard(name) or _NUMBERED.fullmatch(name) is not None
 
 
 def find_adapters(folder: str | Path) -> list[Path]:
@@ -112,7 +126,7 @@ def find_adapters(folder: str | Path) -> list[Path]:
     def visit(here: Path, depth: int) -> None:
         try:
             inside = {p.name: p for p in here.iterdir()}
-            if any(name in inside and inside[name].is_file() for name in ADAPTER_FILES):
+            if any(p.is_file() for name, p in inside.items() if name in ADAPTER_FILES or is_shard(name)):
                 found.append(here)
             inner = [p for p in inside.values() if not p.name.startswith(".") and p.is_dir()] if depth < _DEPTH else []
         except OSError:
@@ -165,7 +179,9 @@ def _existing(path: str | Path) -> Path:
     raise UsageError(f"there is no file or folder {quoted(given)}", hint=hint)
 
 
-def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> AdapterSource:
+def _opened(
+    path: Path, file: Path, warnings: list[str], base: Base | None, shards: Sequence[Path] = ()
+) -> AdapterSource:
     from loratools.storage.json_file import read_json
 
     if file.name == CONFIG or file.suffix == ".json":
@@ -174,7 +190,7 @@ def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> A
     config = unwrapped_config(read_json(beside)) if is_there(beside) else None
     if config is not None and not is_adapter_file(file.name):
         warnings = [*warnings, f"rank and alpha are taken from '{CONFIG}' in the folder of {quoted(file)}"]
-    content = _without_wrappers(_content(file))
+    content = _without_wrappers(_content_of_shards(file, shards) if shards else _content(file))
     if content.warnings:
         warnings = [*warnings, *content.warnings]
     if short := {name: t for name, t in content.tensors.items() if t.dtype in FLOAT8_DTYPES}:
@@ -185,8 +201,8 @@ def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> A
         ]
         content = replace(content, tensors={**content.tensors, **{n: in_float16(t) for n, t in short.items()}})
     # A folder with a config of PEFT or MLX is the adapter's own; any other may hold files of anything, also the base.
-    own_folder = config is not None and is_adapter_file(file.name)
-    companions = companions_of(file, ADAPTER_FILES) if own_folder else []
+    own_folder = config is not None and (is_adapter_file(file.name) or bool(shards))
+    companions = companions_of(file, [*ADAPTER_FILES, *(shard.name for shard in shards)]) if own_folder else []
     return replace(
         content,
         path=path,
@@ -195,6 +211,25 @@ def _opened(path: Path, file: Path, warnings: list[str], base: Base | None) -> A
         warnings=tuple(warnings),
         base=base,
         companions=tuple(companions),
+    )
+
+
+def _content_of_shards(first: Path, shards: Sequence[Path]) -> AdapterSource:
+    """What is in all shards of an adapter together, under the name of the first."""
+    parts = [_content(shard) for shard in shards]
+    holders = {name: part.file.name for part in parts for name in part.tensors}
+    if sum(len(part.tensors) for part in parts) > len(holders):
+        counts = Counter(name for part in parts for name in part.tensors)
+        twice = [quoted(name) for name, count in counts.items() if count > 1]
+        raise FormatError(
+            f"{counted(len(twice), 'tensor')} of {quoted(first.parent)} in more than one shard", details=shown(twice)
+        )
+    require_indexed(first.parent, holders)
+    return replace(
+        parts[0],
+        tensors={name: tensor for part in parts for name, tensor in part.tensors.items()},
+        metadata={key: text for part in parts for key, text in part.metadata.items()},
+        other={key: entry for part in parts for key, entry in part.other.items()},
     )
 
 

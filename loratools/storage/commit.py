@@ -158,7 +158,12 @@ def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iter
         raise UsageError(f"{quoted(out)} is a file, and a folder is to be written", hint="choose another name")
     inside = found is not None and _stays_in_place(real)
     with _staging(out, real, inside=inside) as staging:
-        yield staging.path
+        try:
+            yield staging.path
+        except MachineError as error:
+            if _is_missing_in(staging.path, error.__cause__):
+                raise _removed(out) from error
+            raise
         try:
             staging.require(out)
             write_record(staging.path)
@@ -230,6 +235,11 @@ def require_files(staging: Path, out: Path, names: Iterable[str]) -> None:
     """
     if any(_stat_or_none(staging / name) is None for name in names):
         raise _removed(out)
+
+
+def _is_missing_in(staging: Path, error: BaseException | None) -> bool:
+    """Whether a file of the prepared folder could not be opened because someone else has removed it."""
+    return isinstance(error, FileNotFoundError) and Path(str(error.filename)).is_relative_to(staging)
 
 
 def _removed(out: Path) -> MachineError:

@@ -13,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from loratools.errors import FormatError
+from loratools.storage import system
 from loratools.storage.files import identify, quoted, read_bytes
 from loratools.storage.json_file import kind_of, parse_json
 from loratools.storage.sniff import ENOUGH, Sniffed, describe
@@ -50,14 +51,16 @@ def read_header(path: Path) -> SafetensorsFile:
     """
     global _last
     file = identify(path)
-    last = _last
-    if last is None or last.file != file:
-        _last = last = _read_header(path, file)
+    # Size and times of writing can be set back by whoever rewrites a file, its time of change cannot.
+    key = file, system.stat(path).st_ctime_ns
+    if _last is None or _last[0] != key:
+        _last = key, _read_header(path, file)
+    last = _last[1]
     # Mappings of its own for each caller, which may change them.
     return SafetensorsFile(file, dict(last.tensors), dict(last.metadata), last.data_offset)
 
 
-_last: SafetensorsFile | None = None
+_last: tuple[tuple[FileId, int], SafetensorsFile] | None = None
 
 
 def _read_header(path: Path, file: FileId) -> SafetensorsFile:

@@ -72,7 +72,9 @@ def test_single_file_of_somebody_else_is_refused(inputs: Path) -> None:
     # The rows of queries and keys are reordered by heads of an even width.
     modules = {"model.layers.0.self_attn.q_proj": (12, 6), "model.layers.0.self_attn.v_proj": (7, 6)}
     factories.adapter_folder(inputs / "adapter", modules=modules)
-    args = ["convert", str(inputs / "adapter"), "--to", "gguf", "--base", str(inputs / "base"), "-o", str(out)]
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    base = factories.checkpoint_folder(inputs / "wide", weights=factories.base_weights(modules), config=heads)
+    args = ["convert", str(inputs / "adapter"), "--to", "gguf", "--base", str(base), "-o", str(out)]
     out.write_bytes(b"precious")
 
     code, document = call(*args, "--overwrite")

@@ -82,7 +82,7 @@ def test_the_measure_tells_quadratic_work_from_linear() -> None:
         pytest.param(lambda path, out: loratools.compare(path, path, threads=1), id="compare"),
         pytest.param(lambda path, out: loratools.resize(path, out, rank=1, overwrite=True), id="resize"),
         pytest.param(lambda path, out: loratools.combine([path, path], out, overwrite=True), id="combine"),
-        pytest.param(lambda path, out: loratools.convert(path, out, to="peft", overwrite=True), id="convert"),
+        pytest.param(lambda path, out: loratools.convert(path, out, format="peft", overwrite=True), id="convert"),
     ],
 )
 def test_a_verb_calls_as_many_functions_for_each_module_however_many_there_are(

@@ -49,7 +49,8 @@ def methods() -> str:
         marks = " | ".join("yes" if holds else "no" for holds in (laws.turns, laws.gauge, laws.order, laws.alone))
         options = "; ".join(f"`{o.name}={o.default}`: {o.about}" for o in registered.options_of(name)) or "–"
         rows.append(f"| `{name}` | {registry.summary('methods', name)} | {marks} | {options} |")
-    head = "| method | what it is | turns | deltas only | any order | alone | `--set` |"
+    laws = "exact on cores | ignores the A, B split | order-free | one adapter unchanged"
+    head = f"| method | what it is | {laws} | `--set` |"
     return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
 
 

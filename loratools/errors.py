@@ -1,7 +1,7 @@
 """Every error that loratools raises on purpose.
 
     LoraToolsError                 what is wrong, about which thing, and what to do next
-    ├── UsageError        exit 2   the command line asks for something that cannot be meant
+    ├── UsageError        exit 2   the command line asks for something that makes no sense
     │   ├── OutputExistsError      the output is there already, or is one of the inputs
     │   └── UnknownModuleError     the adapter has no module of this name (also a KeyError)
     ├── UndecidedError    exit 3   the question could not be answered

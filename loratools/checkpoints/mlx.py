@@ -29,7 +29,7 @@ def detect(path: Path) -> bool:
 
 
 def open(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, a folder or one file; errors as of a Hugging Face folder."""
+    """The checkpoint at `path`, a folder or one file; raises the same errors as for a Hugging Face folder."""
     found = open_model(path, "mlx", read_folder(path, TRANSFORMERS) if path.is_dir() else read_one(path, TRANSFORMERS))
     # Three axes are a kernel of one dimension too, unless they are experts.
     kernels = [n for n, t in found.weights.items() if len(t.shape) > 2 and not _is_stack(n)]

@@ -40,7 +40,7 @@ def detect(path: Path) -> bool:
 
 
 def open(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, a folder or one pickle; errors as of a Hugging Face folder."""
+    """The checkpoint at `path`, a folder or one pickle; raises the same errors as for a Hugging Face folder."""
     if path.is_dir():
         weights = read_folder(path, TRANSFORMERS_PICKLED)
     else:

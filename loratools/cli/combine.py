@@ -62,7 +62,10 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     help="What to do where adapters replace a weight with different values, if not refuse.",
 )
 @option(
-    SELECTION, "--calibrate", type=click.Choice(["svc"]), help="Afterwards, bring back what several adapters repeat."
+    SELECTION,
+    "--calibrate",
+    type=click.Choice(["svc"]),
+    help="Rescale singular values that several adapters share (svc).",
 )
 @option(SELECTION, "--norm-match", is_flag=True, help="Then scale each module to the weighted norms of its adapters.")
 @option(OUTPUT, "--residual", type=options.PATH, metavar="PATH", help="Also write what was lost, as an adapter.")

@@ -205,7 +205,7 @@ def staged(
     inputs: Iterable[str | Path] = (),
     base: Base | None = None,
 ) -> Iterator[Staged]:
-    """Write an adapter beside `out`; it takes its place when the block ends in order. Errors as of `save`."""
+    """Write an adapter beside `out`; it takes its place when the block ends in order. Raises what `save` does."""
     from loratools.storage.commit import require_files, staged_file, staged_folder
     from loratools.tensors.dtypes import parse_float_dtype
 
@@ -344,7 +344,7 @@ def _only_claim(source: AdapterSource) -> str:
     if not count:
         raise FormatError(f"{quoted(source.file)} holds no tensors")
     learnt = all(is_learnt_word(name) for name in source.tensors)
-    words = "these are embeddings of new words (textual inversion), which change no weight of a model"
+    words = "these are embeddings of new tokens (textual inversion), which change no weight of a model"
     adapted = any("lora" in name.lower() for name in source.tensors)
     model = "a whole model is given as the base: to take an adapter out of a fine-tuned one, use loratools extract"
     raise FormatError(

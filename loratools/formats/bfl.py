@@ -47,7 +47,7 @@ def detect(source: AdapterSource) -> bool:
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
-    """The adapter; norms are replacements under the names of diffusers. Errors as of `_image_read.read`."""
+    """The adapter; norms are replacements under the names of diffusers. Raises what `image_parts.reading.read` does."""
     norms = {key: tensor for key, tensor in source.tensors.items() if key.endswith(_NORM)}
     rest = {key: tensor for key, tensor in source.tensors.items() if key not in norms}
     how = Read("bfl", _locate, known_only=True, families=_FAMILIES)

@@ -31,7 +31,7 @@ def detect(source: AdapterSource) -> bool:
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
-    """The adapter; errors as of `_image_read.read`."""
+    """The adapter; raises the same errors as `image_parts.reading.read`."""
     return flat_names.read(source, _PREFIXES)
 
 

@@ -48,7 +48,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
     Raises:
         UnsupportedError: tensors that are not read, all of them named.
-        FormatError: factors that do not make a product, a config that cannot be meant.
+        FormatError: factors that do not make a product, an invalid config.
     """
     config = source.config if _is_mlx(source.config) else None
     notes = {"mlx": {"config": None if config is None else dict(config), "metadata": dict(source.metadata)}}

@@ -57,7 +57,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
     Raises:
         UnsupportedError: fields or tensors that are not read, all of them named.
-        FormatError: factors that do not make a product, values that cannot be meant.
+        FormatError: factors that do not make a product, invalid values.
     """
     config = source.config
     peft_type = str((config or {}).get("peft_type", "LORA"))
@@ -203,12 +203,12 @@ def from_state_dict(tensors: Mapping[str, Any], config: object | None) -> Adapte
 
 
 def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:
-    """The tensors as torch tensors by PEFT's keys; errors as of `write`."""
+    """The tensors as torch tensors by PEFT's keys; raises the same errors as `write`."""
     return {key: tensor.read() for key, tensor in sorted(_tensors_by_key(adapter, _writable(adapter)).items())}
 
 
 def config_of(adapter: Adapter) -> dict[str, object]:
-    """The fields of `adapter_config.json`; errors as of `write`."""
+    """The fields of `adapter_config.json`; raises the same errors as `write`."""
     from loratools.formats.peft_parts.config_to_write import config_to_write
 
     return config_to_write(adapter, _writable(adapter))

@@ -39,7 +39,7 @@ def detect(source: AdapterSource) -> bool:
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
-    """The adapter; errors as of `_image_read.read`."""
+    """The adapter; raises the same errors as `image_parts.reading.read`."""
     renamed = {_common(key): tensor for key, tensor in source.tensors.items()}
     return read_image(replace(source, tensors=renamed, stored_names=False), Read("xlabs", _locate, families=(FAMILY,)))
 

@@ -18,7 +18,7 @@ _HEADINGS = ("weight", "gain", "lost by rank", "interference", "overlap", "at ra
 
 
 def combine_summary(report: CombineReport, *, every: bool = False) -> list[RenderableType]:
-    """What is told on stderr after a combination; `every` module, if asked for."""
+    """Lines printed on stderr after a combination; `every` module, if asked for."""
     written = [("written", f"{report.output}  {size(report.bytes)}")]
     if report.residual is not None:
         written.append(("residual", str(report.residual)))

@@ -17,7 +17,7 @@ _SHOWN = 3
 
 
 def extract_summary(report: ExtractReport) -> list[RenderableType]:
-    """What is told on stderr after an extraction."""
+    """Lines printed on stderr after an extraction."""
     rows = [("extracted", f"{plural(len(report.modules), 'module')}, {_ranks(report)}")]
     if report.unchanged:
         rows[0] = (rows[0][0], f"{rows[0][1]}; {plural(report.unchanged, 'tensor')} unchanged")

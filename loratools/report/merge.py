@@ -96,7 +96,7 @@ def explained(made: MergePlan) -> list[str]:
 
 
 def summary(report: MergeReport) -> list[RenderableType]:
-    """What is told on stderr after a merge."""
+    """Lines printed on stderr after a merge."""
     changed = f"{plural(report.merged_weights, 'weight')} merged"
     changed += f", {report.replaced} replaced" if report.replaced else ""
     changed += f", {len(report.added)} new" if report.added else ""

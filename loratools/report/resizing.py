@@ -25,7 +25,7 @@ class Reduced(Protocol):
 
 
 def resize_summary(report: ResizeReport) -> list[RenderableType]:
-    """What is told on stderr after a resizing."""
+    """Lines printed on stderr after a resizing."""
     return [pairs([*_head(report), ("written", f"{report.output}  {size(report.bytes)}")])]
 
 

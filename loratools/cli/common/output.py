@@ -43,7 +43,7 @@ class Output(NamedTuple):
         print_document(self.verb, {**body, "error": error_json(error)} if error is not None else body)
 
     def fail(self, error: LoraToolsError) -> NoReturn:
-        """Tell the error and end with its code, after what there was to report has been printed."""
+        """Print the error and exit with its code, after what there was to report has been printed."""
         print_error(error)
         raise click.exceptions.Exit(error.exit_code)
 
@@ -182,7 +182,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def print_error(error: LoraToolsError, *, details: int = _SHOWN_DETAILS) -> None:
-    """Tell the error on stderr, with so many of its details."""
+    """Print the error on stderr, with so many of its details."""
     print_line(sys.stderr, safe(error.message), label="error", colour="red")
     for line in error.details[:details]:
         print_line(sys.stderr, f"  {safe(line)}")

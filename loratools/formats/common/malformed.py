@@ -45,7 +45,7 @@ def _fault(name: str, tensor: LazyTensor) -> str | None:
     if not shape:
         return "has shape []; a matrix is needed"
     if tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
-        return f"has dtype {tensor.dtype}, which is no number with a fraction"
+        return f"has dtype {tensor.dtype}; a floating-point tensor is needed"
     if _INPUTS.search(name) is not None and 0 in shape[1:]:
         return f"has shape {list(shape)}, without columns"
     if _OUTPUTS.search(name) is not None and shape[0] == 0:

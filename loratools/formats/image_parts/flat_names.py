@@ -73,7 +73,7 @@ class Prefixes:
 
 
 def read(source: AdapterSource, prefixes: Prefixes) -> Adapter:
-    """The adapter; errors as of `_image_read.read`."""
+    """The adapter; raises the same errors as `image_parts.reading.read`."""
     return read_image(source, Read(prefixes.format, prefixes.locate, encoder_part, known_only=True))
 
 

@@ -117,7 +117,7 @@ def _lora(module: Module, scale: Scale) -> Update:
         raise NotReadError(f"{shapes}, and a core {list(mid.shape)} that does not go between them")
     for part, tensor in module.parts.items():
         if part != "alpha" and (tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL"):
-            raise NotReadError(f"{quoted(module.keys[part])} has dtype {tensor.dtype}, no number with a fraction")
+            raise NotReadError(f"{quoted(module.keys[part])} has dtype {tensor.dtype}; a floating-point one is needed")
     # Trainers take an alpha of 0 for the rank, too.
     alpha = scale.alpha or float(a.shape[0])
     magnitude = module.parts.get("magnitude")

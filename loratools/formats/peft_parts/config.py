@@ -189,7 +189,7 @@ def scaling(config: Mapping[str, object]) -> Scaling:
     """The fields that the scale is made of.
 
     Raises:
-        FormatError: values that cannot be meant, all of them named.
+        FormatError: invalid values, all of them named.
     """
     wrong: list[str] = []
 
@@ -238,7 +238,7 @@ def scaling(config: Mapping[str, object]) -> Scaling:
             wrong.append(f"{name} = {shown_value(value)}: a list of names is needed")
     if wrong:
         raise FormatError(
-            f"adapter_config.json has {len(wrong)} value{'s' if len(wrong) > 1 else ''} that cannot be meant",
+            f"adapter_config.json has {len(wrong)} invalid value{'s' if len(wrong) > 1 else ''}",
             details=wrong[:20],
         )
     return found

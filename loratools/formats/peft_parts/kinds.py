@@ -156,7 +156,7 @@ def _refuse_no_numbers(found: Modules, path: object, *, empty_allowed: bool) -> 
             and "indices" not in name
             and name not in found.shared
         ):
-            wrong.append(f"{quoted(name)} has dtype {tensor.dtype}, which is no number with a fraction")
+            wrong.append(f"{quoted(name)} has dtype {tensor.dtype}; a floating-point tensor is needed")
     if wrong:
         raise FormatError(
             f"{quoted(str(path))} has {counted(len(wrong), 'tensor')} that cannot be what the kind needs",

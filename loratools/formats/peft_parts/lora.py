@@ -48,7 +48,7 @@ def lora_updates(
     """Updates by target, uncertainties about their scale, and warnings.
 
     Raises:
-        FormatError: factors that do not make a product, values that cannot be meant.
+        FormatError: factors that do not make a product, invalid values.
         UnsupportedError: grouped convolutions; parameters whose order in their module is not known.
     """
     config = source.config or {}
@@ -98,7 +98,7 @@ def _groups(
         elif (len(tensor.shape) < 2 and matrix) or 0 in tensor.shape:
             problems.append(f"{quoted(key)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
         elif tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
-            problems.append(f"{quoted(key)} has dtype {tensor.dtype}, which is no number with a fraction")
+            problems.append(f"{quoted(key)} has dtype {tensor.dtype}; a floating-point tensor is needed")
     ordered = sorted(found.items(), key=itemgetter(0))
     for (module, _), parts in ordered:
         if plain and _is_usual_pair(parts):

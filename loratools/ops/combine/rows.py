@@ -1,4 +1,4 @@
-"""Rows that adapters replace, such as the vectors of new words: those of all adapters together.
+"""Rows that adapters replace, such as the embeddings of new tokens: those of all adapters together.
 
 A row that only one adapter replaces is its. One that several replace with different values is that of the first, or
 their mean, weighted by the adapters' weights.

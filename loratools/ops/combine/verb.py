@@ -271,7 +271,7 @@ def combine(
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What is done to each target."""
+    """Settings shared by all modules of a combination."""
 
     method: Method
     name: str

@@ -27,7 +27,7 @@ def load_adapter(
     base: Base | None = None,
     stored_names: bool = False,
 ) -> Adapter:
-    """The adapter, with a scale that is certain; errors as of `formats.load`.
+    """The adapter, with a scale that is certain; raises the same errors as `formats.load`.
 
     moved: whether it may belong to a base that its initialisation has changed.
     base: what is known of the model it is for; some formats need its names and sizes.

@@ -1,4 +1,4 @@
-"""How many words a model knows, by its config."""
+"""The size of a model's vocabulary, from its config."""
 
 from __future__ import annotations
 

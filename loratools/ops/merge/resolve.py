@@ -289,7 +289,7 @@ def _output(
 
 
 def _long_enough(name: str, values: LazyTensor, patches: Sequence[RowsReplaced]) -> LazyTensor:
-    """The values with as many rows as are replaced: those of new words come after all others.
+    """The values with as many rows as are replaced: new tokens must follow the existing ones.
 
     Raises:
         MismatchError: rows of another width, or new ones with a gap before them.
@@ -304,7 +304,9 @@ def _long_enough(name: str, values: LazyTensor, patches: Sequence[RowsReplaced])
             details=[f"the base has {count}, the adapter has row {size - 1} and not row {missing[0]}"]
             if missing
             else [f"{shape_text(p.values.shape)} into {shape_text(values.shape)}" for p in patches],
-            hint="is it the adapter of this model? new words come after all others, without a gap" if missing else None,
+            hint="is it the adapter of this model? new tokens must follow the existing ones, without a gap"
+            if missing
+            else None,
         )
     return values if size == count else placed((size, inner[0]), [(0, 0, values)])
 

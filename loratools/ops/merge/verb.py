@@ -300,7 +300,7 @@ def run(
     execution: str = "local",
     progress: Callable[[int], None] | None = None,
 ) -> MergeReport:
-    """Do what the plan says; arguments and errors as of `merge`."""
+    """Do what the plan says; with the arguments and errors of `merge`."""
     began = time.monotonic()
     out = Path(out)
     inputs = [made.base.path, *(a.path for a in made.adapters if a.path is not None)]

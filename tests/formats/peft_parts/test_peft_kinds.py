@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[str, dict[str, Tensor], dict[str, Any], str]] = {
         "LOHA",
         {f"a.{name}": random(*shape).int() for name, shape in LOHA.items()},
         {},
-        "has dtype I32, which is no number with a fraction",
+        "has dtype I32; a floating-point tensor is needed",
     ),
     "factors of LoRA beside another kind": (
         "HRA",

@@ -83,6 +83,7 @@ def test_misspelt_choice_is_answered_with_the_nearest() -> None:
 
 
 def test_single_text_is_one_glob_and_not_a_list_of_letters() -> None:
+    pytest.importorskip("torch")
     one = loratools.resize(ADAPTER, rank=1, include="*layers.0*q_proj")
     several = loratools.resize(ADAPTER, rank=1, include=["*layers.0*q_proj"])
 
@@ -90,6 +91,7 @@ def test_single_text_is_one_glob_and_not_a_list_of_letters() -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
+    pytest.importorskip("torch")
     numpy = pytest.importorskip("numpy")
 
     assert [m.rank for m in loratools.resize(ADAPTER, rank=numpy.int64(1)).modules] == [
@@ -102,6 +104,7 @@ def test_size_is_a_number_of_bytes_or_a_text_with_its_unit() -> None:
 
 
 def test_every_verb_takes_a_path_as_text_a_path_and_a_loaded_object() -> None:
+    pytest.importorskip("torch")
     adapter, base = loratools.load(str(ADAPTER)), loratools.open_checkpoint(str(BASE))
 
     for source in (str(ADAPTER), ADAPTER, adapter):

@@ -182,6 +182,7 @@ def test_an_empty_path_is_refused_and_nothing_is_touched(
     ],
 )
 def test_a_device_that_is_not_there_is_refused_before_anything_is_read(verb: str, device: str, message: str) -> None:
+    pytest.importorskip("torch", reason="it says which devices there are")
     more = [] if verb == "spectrum" else ["b", "-o", "out", "--rank", "1", "--plan"]
 
     done = CliRunner().invoke(verbs, [verb, "no-such-adapter", *more, "--device", device])

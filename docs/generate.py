@@ -160,7 +160,7 @@ def _one_paragraph(doc: str) -> str:
 
 def _type_text(value: object) -> str:
     """The definition of an alias, as one would write it."""
-    return re.sub(r"\b(?:typing|collections\.abc|pathlib|loratools(?:\.\w+)*)\.", "", str(value))
+    return re.sub(r"\b(?:typing|collections\.abc|pathlib(?:\._local)?|loratools(?:\.\w+)*)\.", "", str(value))
 
 
 PARTS: dict[str, Callable[[], str]] = {

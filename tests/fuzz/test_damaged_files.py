@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import peers
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -142,6 +143,7 @@ def test_a_damaged_file_ends_in_an_error_of_ours_or_in_an_answer(tmp_path: Path,
     assert len(outcomes) > 1, "damages that nothing comes of test nothing"
 
 
+@peers.needs("gguf")
 def test_what_is_damaged_is_sound_before(tmp_path: Path) -> None:
     root = sound(tmp_path)
 

@@ -120,7 +120,7 @@ def load_source(source: AdapterSource, *, format: str | None = None, rank_from: 
     unread = tuple(f.name for f in source.companions if f.name not in adapter.read_companions)
     beside = [f"trained weights are also read from '{name}' beside the adapter" for name in adapter.read_companions]
     beside += [
-        f"'{quoted(name)[1:-1]}' beside the adapter holds tensors that are not read; they may be a part of the training"
+        f"{quoted(name)} beside the adapter holds tensors that are not read; they may be a part of the training"
         for name in unread
     ]
     return replace(adapter, warnings=(*source.warnings, *adapter.warnings, *beside), unread_companions=unread)

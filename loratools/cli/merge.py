@@ -65,8 +65,9 @@ def command(
       loratools merge llama-3-8b style=0.7 facts=0.3 -o merged --plan
     """
     from loratools.ops.merge import verb as op
+    from loratools.ops.merge.options import MergeOptions
 
-    made = op.plan_from_headers(base, adapters, out, overwrite=overwrite, **settings)
+    made = op.plan_from_headers(base, adapters, out, MergeOptions(**settings), overwrite=overwrite)
     if plan:
         if output.json:
             output.document(with_replaced(made.to_dict(), out, overwrite=overwrite))

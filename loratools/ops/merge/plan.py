@@ -18,6 +18,7 @@ from loratools.errors import MachineError, MismatchError, UnsupportedError
 from loratools.matching import Leftover, Matches, match
 from loratools.ops.merge.config import merged_configs
 from loratools.ops.merge.layer_replication import replicated, replication
+from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outputs import CopyUnit, Output, OutputFile, PlannedFile, RowsUnit, WorkUnit
 from loratools.ops.merge.quantised import (
     dequantised_base,
@@ -173,11 +174,8 @@ class MergePlan:
 def plan_merge(
     base: Checkpoint,
     adapters: Sequence[tuple[Adapter, float]],
+    options: MergeOptions,
     *,
-    dtype: str | None = None,
-    max_shard_bytes: int | None = None,
-    allow_partial: bool = False,
-    dequantize: bool = False,
     out: Path,
 ) -> MergePlan:
     """Plan the merge of weighted adapters into `base`.
@@ -187,6 +185,7 @@ def plan_merge(
         MismatchError: something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
     """
     _refuse_all_fixed(base)
+    dtype, dequantize = options.stored_dtype, options.dequantize
     nothing_packed = dequantize and base.quantisation is None
     base = dequantised_base(base) if dequantize else base
     active = [(a, w) for a, w in adapters if w]
@@ -202,7 +201,7 @@ def plan_merge(
     # One of weight 0 is absent, and keeps its place in the list: positions are told in reports.
     matches = [match(a, shapes, config=base.config) if w else Matches({}, {}, {}, ()) for a, w in adapters]
     refuse_unreadable(base, matches)
-    _refuse_leftovers(adapters, matches, allow_partial=allow_partial, base=base)
+    _refuse_leftovers(adapters, matches, allow_partial=options.allow_partial, base=base)
     _refuse_fixed(base, matches)
     refuse_quantised(base, matches)
     result = resolve(base, adapters, matches, dtype=dtype)
@@ -213,7 +212,7 @@ def plan_merge(
             hint="merge into the folder of that component",
         )
     outputs = in_dtype_of_model(base, result.outputs, dtype) if dequantize else with_stored_parts(base, result.outputs)
-    files = _files(base, outputs, max_shard_bytes)
+    files = _files(base, outputs, options.max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}
     configs, config_warnings = merged_configs(
         base, [a for a, _ in active], shapes, dtype=dtype, dequantize=dequantize, untied=result.untied,

@@ -15,14 +15,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loratools.arguments import Globs, Positive, Size, byte_size, checked
+from loratools.adapter import Adapter
+from loratools.arguments import Globs, Positive, Size, checked
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError
 from loratools.execution import Runner, runner
 from loratools.execution.local import worker_count
 from loratools.formats.common.opened_base import base_of
-from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted, stored_dtype
+from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted
 from loratools.ops.merge.initial import with_experts, with_initial
+from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outputs import CopyUnit, OutputFile, WorkUnit
 from loratools.ops.merge.plan import MergePlan, index_texts, plan_merge, specs, work_units
 from loratools.ops.merge.provenance import inputs_record, provenance_text
@@ -195,15 +197,11 @@ def merge(
         >>> report.verified, report.merged_weights
         (True, 21)
     """
-    made = plan_from_headers(
-        base,
-        adapters,
-        out,
+    options = MergeOptions(
         dtype=dtype,
         max_shard_size=max_shard_size,
         dequantize=dequantize,
         allow_partial=allow_partial,
-        overwrite=overwrite,
         include=include,
         exclude=exclude,
         rank_from=rank_from,
@@ -212,6 +210,7 @@ def merge(
         expert_packing=expert_packing,
         expert_orientation=expert_orientation,
     )
+    made = plan_from_headers(base, adapters, out, options, overwrite=overwrite)
     if plan:
         return _planned(made)
     return run(made, out, overwrite=overwrite, verify=verify, threads=threads, execution=execution, progress=progress)
@@ -221,44 +220,36 @@ def plan_from_headers(
     base: str | Path | Checkpoint,
     adapters: Sequence[AdapterArgument] | AdapterSource,
     out: str | Path,
+    options: MergeOptions | None = None,
     *,
-    dtype: str | None = None,
-    max_shard_size: Size | None = None,
-    dequantize: bool = False,
-    allow_partial: bool = False,
     overwrite: bool = False,
-    include: Globs = (),
-    exclude: Globs = (),
-    rank_from: RankFrom = None,
-    from_format: str | None = None,
-    initial: Sequence[AdapterSource] = (),
-    expert_packing: Packing | None = None,
-    expert_orientation: Orientation | None = None,
 ) -> MergePlan:
     """Work out from headers what `merge` would do, writing nothing; arguments and errors as there."""
     out = Path(out)
-    stored = stored_dtype(dtype) if dtype is not None else None
+    options = options if options is not None else MergeOptions()
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
-    known = base_of(checkpoint)
-    loaded = load_weighted(adapters, rank_from=rank_from, from_format=from_format, moved=True, base=known)
-    loaded = with_initial(loaded, initial, rank_from=rank_from)
-    loaded = [(with_experts(a, packing=expert_packing, orientation=expert_orientation), w) for a, w in loaded]
+    loaded = _loaded(adapters, checkpoint, options)
     inputs = [checkpoint.path, *(a.path for a, _ in loaded if a.path is not None)]
     check_output(out, overwrite=overwrite, inputs=inputs)
-    made = plan_merge(
-        checkpoint,
-        [(a.selected(include, exclude), w) for a, w in loaded],
-        dtype=stored,
-        max_shard_bytes=byte_size(max_shard_size) if max_shard_size is not None else None,
-        dequantize=dequantize,
-        allow_partial=allow_partial,
-        out=out,
-    )
+    selected = [(a.selected(options.include, options.exclude), w) for a, w in loaded]
+    made = plan_merge(checkpoint, selected, options, out=out)
     check_output(out, overwrite=overwrite, inputs=inputs, names=_names(made))
     for side_file in made.side_files:
         if side_file.source is not None:
             identify(side_file.source)  # held to what it is now, though it is copied last
     return made
+
+
+def _loaded(
+    adapters: Sequence[AdapterArgument] | AdapterSource, base: Checkpoint, options: MergeOptions
+) -> list[tuple[Adapter, float]]:
+    """The adapters with their weights, each less what it was before training where that is given."""
+    loaded = load_weighted(
+        adapters, rank_from=options.rank_from, from_format=options.from_format, moved=True, base=base_of(base)
+    )
+    loaded = with_initial(loaded, options.initial, rank_from=options.rank_from)
+    packing, orientation = options.expert_packing, options.expert_orientation
+    return [(with_experts(a, packing=packing, orientation=orientation), w) for a, w in loaded]
 
 
 def _planned(plan: MergePlan) -> MergeReport:

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     )
     from loratools.formats import Base, RankFrom, load, save
     from loratools.ops.combine.recipe import Calibration, HeadsRule
+    from loratools.ops.combine.report import CombineReport
     from loratools.ops.combine.shares import CombinedModule, ModuleShare, Share
-    from loratools.ops.combine.verb import CombineReport, combine
+    from loratools.ops.combine.verb import combine
     from loratools.ops.common.arguments import AdapterArgument, AdapterSource
     from loratools.ops.compare import ComparedModule, CompareReport, compare
     from loratools.ops.convert.verb import ConvertReport, Dropped, convert
@@ -62,7 +63,8 @@ if TYPE_CHECKING:
         list_layouts,
         list_methods,
     )
-    from loratools.ops.resize import ResizeReport, resize
+    from loratools.ops.resize.report import ResizeReport
+    from loratools.ops.resize.verb import resize
     from loratools.ops.spectrum import ModuleSpectrum, RankRow, SpectrumReport, spectrum
     from loratools.quantization import Quantisation
     from loratools.tensors.files import ByteRange, FileId
@@ -85,7 +87,7 @@ _HOMES = {
     "ChangedInputError": "errors",
     "Checkpoint": "checkpoints",
     "CheckpointEntry": "ops.inspect",
-    "CombineReport": "ops.combine.verb",
+    "CombineReport": "ops.combine.report",
     "CombinedModule": "ops.combine.shares",
     "CompareReport": "ops.compare",
     "ComparedModule": "ops.compare",
@@ -132,7 +134,7 @@ _HOMES = {
     "ReducedModule": "ops.lowrank.reduce",
     "Replaced": "ops.extract.report",
     "Replacement": "adapter",
-    "ResizeReport": "ops.resize",
+    "ResizeReport": "ops.resize.report",
     "Share": "ops.combine.shares",
     "SideFile": "checkpoints",
     "Size": "arguments",
@@ -159,7 +161,7 @@ _HOMES = {
     "load": "formats",
     "merge": "ops.merge.verb",
     "open_checkpoint": "checkpoints",
-    "resize": "ops.resize",
+    "resize": "ops.resize.verb",
     "save": "formats",
     "spectrum": "ops.spectrum",
 }

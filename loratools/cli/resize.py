@@ -48,7 +48,7 @@ def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Out
       loratools resize my-lora -o smaller --max-size 20MB
       loratools resize my-lora -o smaller --rule sv_fro=0.9 --max-rank 32
     """
-    from loratools.ops.resize import resize
+    from loratools.ops.resize.verb import resize
 
     with output.progress(None, "resizing") as progress:
         report = resize(adapter, out, plan=plan, overwrite=overwrite, progress=progress, **settings)

@@ -21,7 +21,7 @@ from loratools.ops.combine.shares import overlap
 from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
 from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import apart
-from loratools.ops.lowrank.factors import exact_factors, is_vector, reason_against, refuse_together
+from loratools.ops.lowrank.factors import exact_factors, is_vector, require_factors
 from loratools.ops.lowrank.reduce import inner
 from loratools.short_repr import few_lines, one_line
 from loratools.storage.held_inputs import holding_inputs
@@ -286,9 +286,7 @@ def _ensure_comparable(one: Adapter, two: Adapter, both: Sequence[str]) -> None:
             details=[f"'{a.name}': {name}, ..." for a, name in zip((one, two), example, strict=True)],
             hint="they are for different models, or name modules in different ways",
         )
-    every = [(n, a) for n in both for a in (one, two)]
-    reasons = [f"{n} of '{a.name}'   {why}" for n, a in every if (why := reason_against(a.updates[n])) is not None]
-    refuse_together(reasons, len(every))
+    require_factors((f"{name} of '{a.name}'", a.updates[name]) for name in both for a in (one, two))
     misfits = [
         f"{n}   {flow(one.updates[n].shape)} and {flow(two.updates[n].shape)}"
         for n in both

@@ -21,11 +21,12 @@ from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops.common.device import device_named, ensure_device
-from loratools.ops.extract.rank_policy import ABOVE_EDGE, header_bytes
+from loratools.ops.extract.rank_policy import ABOVE_EDGE
 from loratools.ops.finetune.delta import Decomposed, Deltas, decomposed
 from loratools.ops.finetune.pairs import Pair, line_up
 from loratools.ops.lowrank.experts import apart
-from loratools.ops.lowrank.factors import exact_factors, reason_against, refuse_together
+from loratools.ops.lowrank.factors import exact_factors, require_factors
+from loratools.ops.lowrank.header_size import header_bytes
 from loratools.short_repr import few_lines, one_line
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.same import same_bytes
@@ -258,8 +259,7 @@ def _of_adapter(adapter: Adapter, workers: int, progress: Callable[[int], None] 
 
     # Each of the experts that one parameter holds is a matrix of its own, with a spectrum of its own.
     updates, _ = apart(adapter.updates)
-    why_not = {name: reason_against(u) for name, u in updates.items()}
-    refuse_together([f"{name}   {why}" for name, why in why_not.items() if why is not None], len(why_not))
+    require_factors(updates.items())
     if not updates:
         raise InputError(f"'{adapter.name}' has no updates, only replaced weights: there is no spectrum")
     with single_threaded_torch():

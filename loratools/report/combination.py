@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loratools.ops.combine.report import CombineReport
 from loratools.ops.combine.shares import ModuleShare, Share
-from loratools.ops.combine.verb import CombineReport
 from loratools.report.pairs import pairs
 from loratools.report.resizing import change, error_row, modules_table
 from loratools.report.text import plural, safe, size

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loratools.ops.lowrank.reduce import ReducedModule
-from loratools.ops.resize import ResizeReport
+from loratools.ops.resize.report import ResizeReport
 from loratools.report.pairs import pairs
 from loratools.report.text import number, plural, ranks, safe, size
 

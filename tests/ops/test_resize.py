@@ -16,7 +16,7 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.cli import verbs
 from loratools.errors import InputError, OutputExistsError, UsageError
-from loratools.ops.resize import resize
+from loratools.ops.resize.verb import resize
 from loratools.tensors.lazy import held
 from loratools.updates.lora import LoRA
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.errors import UsageError
+from loratools.ops.lowrank.header_size import header_bytes
 from loratools.ops.lowrank.limit import Limit
 from loratools.tensors.dtypes import DTYPE_BITS
 
@@ -100,7 +100,7 @@ class RankPolicy:
         found = [len(s) for s in spectra]
         for option, budget, per_unit, taken in (
             ("--max-params", self.max_params, 1, sum(replaced.values())),
-            ("--max-size", self.max_size, DTYPE_BITS[dtype] // 8, replaced_bytes + header_bytes([*names, *replaced])),
+            ("--max-size", self.max_size, DTYPE_BITS[dtype] // 8, replaced_bytes + header_bytes(names, [*replaced])),
         ):
             if budget is None:
                 continue
@@ -119,14 +119,6 @@ class RankPolicy:
 
 
 _ENDLESS = 1 << 62
-
-
-def header_bytes(names: Sequence[str]) -> int:
-    """No file of weights with A and B of these modules has a longer header."""
-    entry = {"dtype": "BF16", "shape": [1 << 24] * 4, "data_offsets": [1 << 40] * 2}
-    key = "base_model.model.{}.base_layer.lora_A.weight"
-    longest = sum(2 * len(json.dumps({key.format(name): entry})) for name in names)
-    return longest + 256
 
 
 def _amount(option: str, value: int) -> str:

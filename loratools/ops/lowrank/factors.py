@@ -7,6 +7,7 @@ all the same: itself times the unit matrix, exactly; its rank is then the smalle
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,11 +92,17 @@ def reason_against(update: Update) -> str | None:
     return None
 
 
-def refuse_together(reasons: list[str], count: int) -> None:
-    """Raise UnsupportedError with one line for each update that has no factors, if there is any."""
+def require_factors(updates: Iterable[tuple[str, Update]]) -> None:
+    """Raise UnsupportedError with one line for each update that has no factors, if there is any.
+
+    Args:
+        updates: Pairs of what the error calls the update, and the update.
+    """
+    listed = list(updates)
+    reasons = [f"{label}   {why}" for label, update in listed if (why := reason_against(update)) is not None]
     if reasons:
         raise UnsupportedError(
-            f"{len(reasons)} of {count} updates have no delta of their own to compute with",
+            f"{len(reasons)} of {len(listed)} updates have no delta of their own to compute with",
             details=reasons,
             hint="leave them out with --exclude; or merge the adapter into its base and extract a LoRA from the result",
         )

@@ -15,7 +15,7 @@ from loratools.adapter import Adapter
 from loratools.errors import MismatchError, UnsupportedError, UsageError
 from loratools.ops.combine.verb import combine
 from loratools.ops.compare import compare
-from loratools.ops.resize import resize
+from loratools.ops.resize.verb import resize
 from loratools.tensors.lazy import held
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA

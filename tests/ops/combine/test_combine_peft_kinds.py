@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loratools.errors import UnsupportedError
 from loratools.ops.combine.verb import combine
-from loratools.ops.resize import resize
+from loratools.ops.resize.verb import resize
 
 
 class _Model(torch.nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loratools.ops.combine.verb import combine
 from loratools.ops.extract.verb import extract
-from loratools.ops.resize import resize
+from loratools.ops.resize.verb import resize
 
 IDS = torch.tensor([[3, 14, 15, 9, 2, 6]])
 

@@ -1,0 +1,1 @@
+"""resize: give an adapter another rank."""

@@ -1,0 +1,45 @@
+"""The report of a resizing: what each module became."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from loratools.adapter import Adapter
+from loratools.ops.lowrank.reduce import ReducedModule
+from loratools.short_repr import few_lines
+
+
+@dataclass(frozen=True)
+class ResizeReport:
+    """What a resizing did, or of a plan what it would do: all is computed, and nothing written.
+
+    `unchanged` counts the modules that were small enough already and keep their bytes. `output` is None where nothing
+    was written, `adapter` of a plan.
+    """
+
+    modules: tuple[ReducedModule, ...]
+    error: float
+    unchanged: int
+    output: Path | None
+    adapter: Adapter | None
+    bytes: int
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [module.to_dict() for module in self.modules]
+
+    def to_dict(self) -> dict[str, object]:
+        """The document of `loratools resize --json`, without its head."""
+        return {
+            "modules": [m.to_dict() for m in self.modules],
+            "error": self.error,
+            "unchanged": self.unchanged,
+            "bytes": self.bytes,
+            "warnings": list(self.warnings),
+            "output": str(self.output) if self.output is not None else None,
+        }

@@ -1,0 +1,194 @@
+"""Give an adapter another rank: each module becomes the nearest one that is small enough, in Frobenius norm.
+
+Exact, from the factors (`algebra.lowrank`): the best approximation of rank k of a product of thin factors costs two
+thin QR decompositions and the SVD of a small core. A budget for the whole adapter is shared out over its modules by
+their singular values (`budget`), so that what is lost in all is least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loratools.adapter import Adapter
+from loratools.arguments import Globs, Positive, Size, byte_size, checked
+from loratools.errors import UsageError
+from loratools.execution.local import run, single_threaded_torch, worker_count
+from loratools.formats import Base
+from loratools.formats.common.notes import lora_notes
+from loratools.ops.common.arguments import RankFrom, stored_dtype
+from loratools.ops.common.opening import open_adapters
+from loratools.ops.lowrank.experts import apart, together
+from loratools.ops.lowrank.factors import exact_factors, is_vector, layout_of, require_factors
+from loratools.ops.lowrank.limit import Limit
+from loratools.ops.lowrank.reduce import ReducedModule, Stored, overall_error, passed_through, reduced, update_dtype
+from loratools.ops.resize.budget import Budget, limits_within
+from loratools.ops.resize.report import ResizeReport
+from loratools.storage.held_inputs import holding_inputs
+from loratools.updates.parts.protocol import Update
+
+if TYPE_CHECKING:
+    from loratools.checkpoints import Checkpoint
+
+
+@checked(Checkpoint="loratools.checkpoints")
+@holding_inputs()
+def resize(
+    adapter: str | Path | Adapter,
+    out: str | Path | None = None,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    error: float | None = None,
+    rule: tuple[str, float] | None = None,
+    max_size: Size | None = None,
+    max_params: int | None = None,
+    max_rank: int | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    include: Globs = (),
+    exclude: Globs = (),
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    format: str | None = None,
+    base: str | Path | Checkpoint | Base | None = None,
+    threads: Positive | None = None,
+    progress: Callable[[int], None] | None = None,
+    plan: bool = False,
+) -> ResizeReport:
+    """Return the adapter with another rank: each module becomes the nearest one, in Frobenius norm.
+
+    One of `rank`, `energy`, `error`, `rule`, `max_size` and `max_params` chooses the ranks. A LoRA at or below its rank
+    passes through with its tensors byte for byte, unless a dtype is asked for. The others have their singular values
+    split evenly between A and B, and scale 1; other kinds become LoRA. Replaced weights, and changes of vectors, pass
+    through. Computed in float64; errors are those of the stored values.
+
+    Args:
+        adapter: The adapter, by its path or loaded.
+        out: Where to write the result; nothing is written where it is None.
+        rank: At most this rank in every module.
+        energy: Keep at least this share of each module's squared Frobenius norm, in (0, 1].
+        error: Lose at most this share of each module's Frobenius norm, in (0, 1).
+        rule: A rule of kohya's resize script and its number: `("sv_ratio", 20)`, `("sv_cumulative", 0.9)` or
+            `("sv_fro", 0.9)`.
+        max_size: Bytes that the file of weights may have, as a number or as "5MB". Ranks are shared out over the
+            modules so that the loss over all is least.
+        max_params: The same for the number of parameters.
+        max_rank: No rank is above this, whatever the rule.
+        dtype: The dtype of the stored factors; each module keeps its own where it is None.
+        overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
+        include: Globs over the names of modules; all are taken where there is none.
+        exclude: Globs of what is left out.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        format: The format to write, one of `list_formats()`; where it is None, that of the adapter where it can be
+            written, otherwise peft.
+        base: The model that it is for, where names alone do not tell: its path, opened, or its names and config.
+        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        progress: Called with the number of bytes just read.
+        plan: Compute everything, and write nothing.
+
+    Returns:
+        A report of ranks and errors; `report.adapter` is the result, and None of a plan.
+
+    Raises:
+        UsageError: Not exactly one rule, or a budget in which rank 1 everywhere has no place.
+        UnsupportedError: The scale of the adapter is uncertain, or an update has no factors.
+        InputError: Values that are not finite, or that do not fit the dtype.
+        OutputExistsError: `out` exists, or is the input.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.resize("fixtures/llama-tiny-science", "science-4", rank=4)
+        >>> report.adapter["model.layers.0.self_attn.q_proj"].rank
+        4
+    """
+    limit = Limit(rank, energy, error, rule, max_rank)
+    budget = _budget(limit, byte_size(max_size) if max_size is not None else None, max_params)
+    cast_to = stored_dtype(dtype) if dtype is not None else None
+    opened = open_adapters(
+        [(adapter, 1.0)],
+        out,
+        format=format,
+        base=base,
+        rank_from=rank_from,
+        from_format=from_format,
+        overwrite=overwrite,
+    )
+    opened.output.check()
+    source = opened.weighted[0][0].selected(include, exclude)
+    warnings = [*opened.warnings, *source.warnings]
+
+    # Each of the experts that one parameter holds is a matrix of its own, and gets a rank of its own.
+    modules, fused_experts = apart(source.updates)
+    require_factors(modules.items())
+    workers = worker_count(threads)
+    limits: Mapping[str, Limit] = dict.fromkeys(modules, limit)
+    if budget is not None:
+        split = replace(source, updates=modules)
+        limits = limits_within(budget, split, dtype=cast_to, max_rank=max_rank, workers=workers)
+
+    def resized(item: tuple[str, Update]) -> tuple[Stored, ReducedModule]:
+        name, update = item
+        result = _resized(name, update, source.name, limits, cast_to)
+        if progress is not None:
+            progress(sum(t.nbytes for t in update.parts.values()))
+        return result
+
+    with single_threaded_torch():
+        results = dict(zip(modules, run(list(modules.items()), resized, threads=workers), strict=True))
+    updates = together({name: stored.update for name, (stored, _) in results.items()}, fused_experts)
+    result = replace(source, updates=updates, path=None, warnings=(), notes=lora_notes(source.notes, updates))
+    warnings += opened.output.save(result, plan=plan)
+    lines = tuple(line for _, line in results.values())
+    return ResizeReport(
+        modules=lines,
+        error=overall_error(lines),
+        unchanged=sum(stored.update is modules[name] for name, (stored, _) in results.items()),
+        output=None if plan else opened.output.path,
+        adapter=None if plan else result,
+        bytes=sum(t.nbytes for t in result.tensors().values()),
+        warnings=tuple(warnings),
+    )
+
+
+def _budget(limit: Limit, max_size: int | None, max_params: int | None) -> Budget | None:
+    """The budget for all modules together, None where each has a limit of its own.
+
+    Raises:
+        UsageError: not exactly one of the rules that choose ranks is given.
+    """
+    budgets = {"--max-size": max_size, "--max-params": max_params}
+    given = [name for name, value in budgets.items() if value is not None]
+    rules = [f"--{n}" for n in ("rank", "energy", "error", "rule") if getattr(limit, n) is not None]
+    if len(given + rules) > 1:
+        raise UsageError(f"{' and '.join(rules + given)} exclude each other", hint="give one of them")
+    if not limit.given and not given:
+        raise UsageError(
+            "no rank to resize to", hint="give one of --rank, --energy, --error, --rule, --max-size and --max-params"
+        )
+    if max_size is not None:
+        return Budget(max_size, in_bytes=True)
+    return Budget(max_params, in_bytes=False) if max_params is not None else None
+
+
+def _resized(
+    name: str, update: Update, adapter_name: str, limits: Mapping[str, Limit], dtype: str | None
+) -> tuple[Stored, ReducedModule]:
+    """One module within its limit, as it is stored, and its line in the report. A vector has no rank, and stays."""
+    factors = exact_factors(update, name, adapter_name)
+    if is_vector(update):
+        stored = passed_through(update, factors, name, dtype).stored
+        return stored, stored.module(name, None, None)
+    nearest = reduced(
+        factors,
+        limits[name],
+        name,
+        dtype or update_dtype(update),
+        unchanged=update.as_lora(),
+        unchanged_dtype=dtype,
+        layout=layout_of(update),
+    )
+    return nearest.stored, nearest.stored.module(name, factors.rank, nearest.factors.rank)

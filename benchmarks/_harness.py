@@ -32,10 +32,15 @@ class RunError(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """One process: wall-clock seconds from its start to its end, or to that of the sync; peak resident memory."""
+    """One process: wall-clock seconds from its start to its end, or to that of the sync; peak resident memory.
+
+    `cpu_seconds` are those of the process and of the workers that it waited for, in user mode and in the kernel. They
+    say more than the clock does where the machine has other work.
+    """
 
     seconds: float
     peak_bytes: int
+    cpu_seconds: float
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def run(side: Side, log: Path, timeout: float = 3600.0) -> Run:
     if process.returncode != 0:
         tail = log.read_text(errors="replace")[-3000:]
         raise RunError(f"{side.name} ended with {process.returncode}: {' '.join(side.command)}\n{tail}")
-    return Run(seconds, usage.ru_maxrss * PEAK_UNIT)
+    return Run(seconds, usage.ru_maxrss * PEAK_UNIT, usage.ru_utime + usage.ru_stime)
 
 
 def interleave(sides: Sequence[Side], rounds: int, logs: Path, warm_up: bool = True) -> dict[str, list[Run]]:
@@ -127,6 +132,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         "seconds": statistics.median(seconds),
         "seconds_min": min(seconds),
         "seconds_max": max(seconds),
+        "cpu_seconds": statistics.median(run.cpu_seconds for run in runs),
         "peak_bytes": int(statistics.median(run.peak_bytes for run in runs)),
         "runs": [asdict(run) for run in runs],
     }

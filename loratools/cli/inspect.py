@@ -19,18 +19,21 @@ from loratools.cli.common.output import Output
 @options.from_format
 @options.base
 @options.rank_from
+@options.include
+@options.exclude
 @options.common
 def command(sources: tuple[str, ...], *, values: bool, modules: bool, output: Output, **settings: Any) -> None:
     """Show what is in adapters and checkpoints: modules, ranks, scales, dtypes, replaced weights.
 
-    Only headers are read, unless --values is given. A folder of several adapters or checkpoints is listed.
+    Only headers are read, unless --values is given. Several sources make a table with a row for each; a folder is
+    searched to the bottom. --modules shows each in full.
 
     \b
     Examples:
       loratools inspect my-lora
       loratools inspect my-lora --values --json
     """
-    from loratools.ops.inspect import inspect
+    from loratools.ops.inspect.verb import inspect
 
     with output.progress(None, "reading") if values else nullcontext() as progress:
         inspection = inspect(*sources, values=values, progress=progress, **settings)
@@ -39,7 +42,7 @@ def command(sources: tuple[str, ...], *, values: bool, modules: bool, output: Ou
     else:
         from loratools.report.inspection import inspection_report
 
-        overview = len(inspection.sources) > len(sources)
-        output.table(*inspection_report(inspection, modules=modules, overview=overview))
-    if inspection.error is not None:
-        output.fail(inspection.error)
+        output.table(*inspection_report(inspection, modules=modules, overview=len(inspection.sources) > 1))
+    if (error := inspection.error) is not None:
+        # With --json as details, else what is wrong with each has its place in the table.
+        output.fail(error if output.json else type(error)(error.message))

@@ -22,8 +22,6 @@ from loratools.formats.common.source import (
     AdapterSource,
     counted,
     find_adapters,
-    is_adapter_file,
-    loose_files,
     open_source,
     shown,
 )
@@ -135,18 +133,6 @@ def is_adapter_shaped(path: str | Path) -> bool:
     """Whether a format claims the file at `path`, or its names end as parts of an adapter do, in whatever spelling."""
     source = open_source(path)
     return bool(_claims(source)) or any(is_spelled(name) for name in source.tensors)
-
-
-def find_files(folder: Path) -> list[Path]:
-    """Adapters among the files of `folder` that have names of their own, as a collection of downloads has them."""
-    found = []
-    for path in loose_files(folder):
-        try:
-            if not is_adapter_file(path.name) and detect(path):
-                found.append(path)
-        except FormatError:
-            continue  # no file of tensors, or a damaged one: it is not what was asked for
-    return found
 
 
 @checked(Checkpoint="loratools.checkpoints")

@@ -19,6 +19,7 @@ from loratools.formats import Base
 from loratools.formats.common.opened_base import known_base
 from loratools.ops.combine.shares import overlap
 from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
+from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import exact_factors, is_vector, require_factors
@@ -184,9 +185,10 @@ def compare(
     def work(name: str) -> _Pair:
         pair = _pair(name, one, two)
         if progress is not None:
-            progress(sum(t.nbytes for u in (left[name], right[name]) for t in u.parts.values()))
+            progress(bytes_of((left[name], right[name])))
         return pair
 
+    expect(progress, bytes_of(updates[name] for name in both for updates in (left, right)))
     with single_threaded_torch():
         pairs = run(both, work, threads=worker_count(threads))
     heads = [n for n in one.replacements if n in two.replacements and n in names]

@@ -12,18 +12,19 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from loratools.ops.inspect import (
+from loratools.ops.inspect.entries import (
     AdapterEntry,
     CheckpointEntry,
     Entry,
     FailedEntry,
     InspectedModule,
     InspectReport,
+    NotListed,
     QuantisedEntry,
     TensorEntry,
 )
 from loratools.report.groups import Group, grouped
-from loratools.report.text import interval, number, plural, safe, shape, size
+from loratools.report.text import common_folder, interval, number, plural, safe, shape, size
 
 _Item = TypeVar("_Item")
 
@@ -31,6 +32,8 @@ _Item = TypeVar("_Item")
 _NAMED = 5
 # Rows of a table without --modules. A usual model has a few dozen; a file whose names have no pattern has one for each.
 _MOST_ROWS = 1000
+# Warnings below a table of sources.
+_MOST_WARNINGS = 20
 _GAP = 2
 
 
@@ -43,16 +46,15 @@ def inspection_report(
         modules: a row for every module or tensor, in place of one for all that are alike.
         overview: one row per source and nothing more, for a folder of many.
     """
+    not_listed = [("not listed", _not_listed(each)) for each in inspection.not_listed]
     if overview and not modules:
-        failed = [e for e in inspection.sources if isinstance(e, FailedEntry)]
-        remarks = [*_value_marks(inspection.sources), *(("error", f"{e.path}: {e.error.message}") for e in failed)]
-        return [_overview(inspection.sources), *_remarks(remarks)]
+        return [*_overview(inspection.sources), *_remarks([*_marks(inspection.sources), *not_listed])]
     blocks: list[RenderableType] = []
     for entry in inspection.sources:
         if blocks:
             blocks.append("")
         blocks.extend(_blocks(entry, modules))
-    return blocks
+    return [*blocks, *_remarks(not_listed)]
 
 
 def _blocks(entry: Entry, modules: bool) -> Iterator[RenderableType]:
@@ -220,14 +222,17 @@ def _left_out(groups: Sequence[Group[_Item]], word: str) -> Iterator[RenderableT
         yield Text(f"… and {plural(count, word)} more{rows}, whose names have no pattern; --modules lists every one")
 
 
-def _overview(entries: Sequence[Entry]) -> RenderableType:
-    rows = [_overview_row(e) for e in entries]
+def _overview(entries: Sequence[Entry]) -> Iterator[RenderableType]:
+    """A row for each source, by its path below the folder that all are in; that folder stands above them once."""
+    folder = common_folder([e.path for e in entries])
+    if folder:
+        yield Text(safe(folder), style="bold", overflow="fold")
+    rows = [_overview_row(e, safe(e.path[len(folder) :] or ".")) for e in entries]
     heads = ("source", "what", "modules", "rank", "parameters", "size")
-    return _Rows([_Column(h, [r[i] for r in rows], numeric=i > 1) for i, h in enumerate(heads)])
+    yield _Rows([_Column(h, [r[i] for r in rows], numeric=i > 1) for i, h in enumerate(heads)])
 
 
-def _overview_row(entry: Entry) -> tuple[str, str, str, str, str, str]:
-    path = safe(entry.path)
+def _overview_row(entry: Entry, path: str) -> tuple[str, str, str, str, str, str]:
     match entry:
         case AdapterEntry():
             what = f"{entry.format} adapter"
@@ -306,15 +311,27 @@ def _adapter_remarks(entry: AdapterEntry) -> Iterator[tuple[str, str]]:
     yield from (("warning", w) for w in entry.warnings)
 
 
-def _value_marks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
-    """For a list of sources: those whose values are a reason to warn, each with how many names have them."""
+def _not_listed(group: NotListed) -> str:
+    paths = ", ".join(group.paths[:_NAMED])
+    rest = len(group.paths) - _NAMED
+    return f"{paths}{f' … and {rest:,} more' if rest > 0 else ''} ({group.why})"
+
+
+def _marks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    """For a list of sources: those that could not be read, with the reason, and those whose values are one to warn."""
     for entry in entries:
         if isinstance(entry, FailedEntry):
+            message = entry.error.message
+            yield "error", message if entry.path in message else f"{entry.path}: {message}"
             continue
         if entry.not_finite:
             yield "warning", f"{entry.path}: values not finite in {_names(entry.not_finite)}"
         if isinstance(entry, AdapterEntry) and entry.untrained:
             yield "warning", f"{entry.path}: {_untrained(entry)}"
+    warned = [(entry.path, w) for entry in entries if not isinstance(entry, FailedEntry) for w in entry.warnings]
+    yield from (("warning", f"{path}: {warning}") for path, warning in warned[:_MOST_WARNINGS])
+    if (rest := len(warned) - _MOST_WARNINGS) > 0:
+        yield "warning", f"{rest:,} more; --modules and --json show every one"
 
 
 def _untrained(entry: AdapterEntry) -> str:

@@ -187,7 +187,7 @@ def test_bug_in_a_verb_ends_with_70(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def broken(*args: object, **options: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr("loratools.ops.inspect.inspect", broken)
+    monkeypatch.setattr("loratools.ops.inspect.verb.inspect", broken)
 
     done = CliRunner().invoke(inspect_verb(), ["inspect", str(tmp_path)])
 
@@ -252,14 +252,14 @@ def test_names_that_the_encoding_lacks_do_not_end_in_a_traceback(tmp_path: Path)
 
 _SLEEPING = """
 import sys, time
-import loratools.ops.inspect
+import loratools.ops.inspect.verb
 def inspect(*sources, **options):
     try:
         print("started", file=sys.stderr, flush=True)
         time.sleep(60)
     finally:
         print("cleaned", file=sys.stderr, flush=True)
-loratools.ops.inspect.inspect = inspect
+loratools.ops.inspect.verb.inspect = inspect
 from loratools.cli import main
 sys.argv = ["loratools", "inspect", "x"]
 main()

@@ -20,7 +20,7 @@ REACHED_BY = {
     "ops/convert": ("convert",),
     "ops/extract": ("extract",),
     "ops/finetune": ("extract", "spectrum"),
-    "ops/inspect.py": ("inspect",),
+    "ops/inspect": ("inspect",),
     "ops/lowrank/factors.py": ("combine", "compare", "resize", "spectrum"),
     "ops/merge": ("merge",),
     "ops/resize.py": ("resize",),

@@ -58,9 +58,15 @@ def test_bad_source_among_several_leaves_the_others_and_ends_with_4() -> None:
     document = CliRunner().invoke(verbs, ["inspect", "style", "page.safetensors", "base", "--json"])
 
     assert (plain.exit_code, document.exit_code) == (4, 4)
-    places = [plain.stdout.index(start) for start in ("│ style  ", "\npage.safetensors\nerror: ", "│ base  ")]
-    assert places == sorted(places)
-    assert plain.stderr.startswith("error: 1 of 3 sources could not be inspected\n  page.safetensors: ")
+    assert [line.split()[:2] for line in plain.stdout.splitlines()[2:5]] == [
+        ["style", "peft"],
+        ["page.safetensors", "error"],
+        ["base", "huggingface"],
+    ]
+    # The reason stands once, with the table; the end says how many there were.
+    assert (plain.stdout + plain.stderr).count("not a safetensors file but a web page") == 1
+    assert plain.stderr == "error: 1 of 3 sources could not be inspected\n"
+    assert document.stderr.startswith("error: 1 of 3 sources could not be inspected\n  page.safetensors: ")
     told = json.loads(document.stdout)
     assert [source["path"] for source in told["sources"]] == ["style", "page.safetensors", "base"]
     assert ["error" in source for source in told["sources"]] == [False, True, False]
@@ -70,11 +76,30 @@ def test_bad_source_among_several_leaves_the_others_and_ends_with_4() -> None:
 def test_folder_of_several_is_listed() -> None:
     done = CliRunner().invoke(verbs, ["inspect", "."])
 
-    assert (done.exit_code, done.stderr) == (0, "")
-    assert [line.split()[:3] for line in done.stdout.splitlines()[2:]] == [
+    assert (done.exit_code, done.stderr) == (4, "error: 1 of 3 sources could not be inspected\n")
+    assert [line.split()[:3] for line in done.stdout.splitlines()[2:5]] == [
         ["base", "huggingface", "checkpoint"],
+        ["page.safetensors", "error", "(format)"],
         ["style", "peft", "adapter"],
     ]
+
+
+def test_several_files_make_a_table_as_a_folder_does() -> None:
+    files = ["style/adapter_model.safetensors", "base/model.safetensors"]
+    done = CliRunner().invoke(verbs, ["inspect", *files])
+
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:4]] == files
+    in_full = CliRunner().invoke(verbs, ["inspect", *files, "--modules"])
+    assert in_full.stdout.count("╭") == 2
+
+
+def test_names_are_chosen_by_globs() -> None:
+    done = CliRunner().invoke(verbs, ["inspect", "style", "--include", "*q_proj", "--exclude", "*.1.*", "--json"])
+
+    assert (done.exit_code, done.stderr) == (0, "")
+    (source,) = json.loads(done.stdout)["sources"]
+    assert [module["name"] for module in source["modules"]] == ["model.layers.0.self_attn.q_proj"]
 
 
 def test_format_that_does_not_exist_is_wrong_usage() -> None:

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import peers
 import pytest
 import torch
 from safetensors.torch import save_file
 
+# As a program of its own it finds here what pytest has on its path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import peers
 from fuzz import mutations
 
 import loratools

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loratools.cli.common.output import print_rich
-from loratools.ops.inspect import inspect
+from loratools.ops.inspect.verb import inspect
 from loratools.report.inspection import inspection_report
 
 SHAPES = {"mlp.down_proj": (6, 22), "self_attn.q_proj": (10, 6), "self_attn.v_proj": (7, 6)}
@@ -253,13 +253,14 @@ def test_folder_of_many_is_listed() -> None:
     assert (
         text
         == """\
-source       what            modules  rank  parameters     size
-───────────────────────────────────────────────────────────────
-many/a       peft adapter          4     4         232  1.93 kB
-many/b       peft adapter          4     4         232  1.93 kB
-many/broken  error (format)        –     –           –        –
+many/
+source  what            modules  rank  parameters     size
+──────────────────────────────────────────────────────────
+a       peft adapter          4     4         232  1.93 kB
+b       peft adapter          4     4         232  1.93 kB
+broken  error (format)        –     –           –        –
 
-error: many/broken: 'many/broken/adapter_model.safetensors' is not a safetensors file but a git-LFS pointer, \
+error: 'many/broken/adapter_model.safetensors' is not a safetensors file but a git-LFS pointer, \
 not the file itself
 """
     )

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from loratools.ops.inspect import AdapterEntry, InspectReport, TensorEntry
+from loratools.ops.inspect.entries import AdapterEntry, InspectReport, TensorEntry
 from loratools.report.inspection import inspection_report
 
 

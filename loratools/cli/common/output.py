@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import StringIO
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TextIO
@@ -17,6 +17,7 @@ from loratools.report.text import ascii_only, safe
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import Progress, TaskID
 
 SCHEMA_VERSION = 1
 # Where nobody looks at a terminal's width (a pipe, a file), lines are as long as they have to be.
@@ -25,6 +26,20 @@ _UNBOUNDED = 1000
 _NARROWEST = 20
 # More details than this scroll the message itself off the screen; `-v` and `--json` give them all.
 _SHOWN_DETAILS = 10
+
+
+class ProgressBar:
+    """A bar on a terminal: called with the bytes just done, and told how many there will be."""
+
+    def __init__(self, bars: Progress, task: TaskID) -> None:
+        self._bars = bars
+        self._task = task
+
+    def __call__(self, done: int, /) -> None:
+        self._bars.advance(self._task, done)
+
+    def expect(self, total: int) -> None:
+        self._bars.update(self._task, total=total)
 
 
 class Output(NamedTuple):
@@ -70,9 +85,10 @@ class Output(NamedTuple):
             print_line(sys.stderr, safe(text), label="warning", colour="yellow")
 
     @contextmanager
-    def progress(self, total: int | None, description: str) -> Iterator[Callable[[int], None] | None]:
+    def progress(self, total: int | None, description: str) -> Iterator[ProgressBar | None]:
         """A bar of bytes with rate and time left, on a terminal; yields what to call with the bytes just done.
 
+        `total`: None where the verb itself will tell, once it has read the headers.
         Yields None where there is nobody to watch: a pipe, a file, `-q`.
         """
         if self.quiet or not animated(sys.stderr):
@@ -90,8 +106,7 @@ class Output(NamedTuple):
             TimeRemainingColumn(compact=True),
         )
         with Progress(*columns, console=console(sys.stderr), transient=True, expand=True) as bars:
-            task = bars.add_task(safe(description), total=total)
-            yield lambda done: bars.advance(task, done)
+            yield ProgressBar(bars, bars.add_task(safe(description), total=total))
 
 
 def animated(stream: TextIO) -> bool:

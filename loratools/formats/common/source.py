@@ -34,10 +34,10 @@ ADAPTER_FILES = (
     "pytorch_lora_weights.bin",
 )
 # A checkpoint of MLX in the folder of its training: the config there is its own.
-_NUMBERED = re.compile(r"\d+_adapters\.(safetensors|npz)")
-_LOOSE = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
-_MODEL = re.compile(r"(model|pytorch_model|diffusion_pytorch_model|consolidated).*\.(safetensors|bin|json|pth)")
-_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|trainer_state).*")
+NUMBERED_FILE = re.compile(r"\d+_adapters\.(safetensors|npz)")
+TENSOR_SUFFIXES = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
+MODEL_FILE = re.compile(r"(model|pytorch_model|diffusion_pytorch_model|consolidated).*\.(safetensors|bin|json|pth)")
+TRAINING_FILE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|trainer_state).*")
 # How far below a folder adapters are looked for: a run's checkpoint, and an adapter's name in it.
 _DEPTH = 2
 
@@ -110,13 +110,14 @@ def open_source(path: str | Path, *, base: Base | None = None) -> AdapterSource:
     warnings = [f"{quoted(path)} also holds '{other.name}', which is not read" for other in found[1:]]
     if inner := [p for p in find_adapters(path) if p != path]:
         names = shown([quoted(p.relative_to(path)) for p in inner])
-        warnings.append(f"{counted(len(inner), 'adapter')} in folders below are not read: {', '.join(names)}")
+        are = "is" if len(inner) == 1 else "are"
+        warnings.append(f"{counted(len(inner), 'adapter')} in folders below {are} not read: {', '.join(names)}")
     return _opened(path, found[0], warnings, base, shards)
 
 
 def is_adapter_file(name: str) -> bool:
     """Whether a file of this name is an adapter wherever it lies."""
-    return name in ADAPTER_FILES or is_shard(name) or _NUMBERED.fullmatch(name) is not None
+    return name in ADAPTER_FILES or is_shard(name) or NUMBERED_FILE.fullmatch(name) is not None
 
 
 def find_adapters(folder: str | Path) -> list[Path]:
@@ -131,7 +132,7 @@ def find_adapters(folder: str | Path) -> list[Path]:
             inner = [p for p in inside.values() if not p.name.startswith(".") and p.is_dir()] if depth < _DEPTH else []
         except OSError:
             return  # what may not be looked into is not what was asked for
-        for each in sorted(inner, key=_natural):
+        for each in sorted(inner, key=natural_order):
             visit(each, depth + 1)
 
     visit(Path(folder), 0)
@@ -141,10 +142,10 @@ def find_adapters(folder: str | Path) -> list[Path]:
 def loose_files(folder: Path) -> list[Path]:
     """Files of tensors in `folder` under names of their own, which neither a model nor a training has."""
     listed = _listed(folder)
-    if any(_MODEL.fullmatch(p.name) for p in listed):
+    if any(MODEL_FILE.fullmatch(p.name) for p in listed):
         return []
-    files = [p for p in listed if p.suffix.lower() in _LOOSE and not _TRAINING.fullmatch(p.name) and p.is_file()]
-    return sorted(files, key=_natural)
+    files = [p for p in listed if p.suffix.lower() in TENSOR_SUFFIXES and p.is_file()]
+    return sorted((p for p in files if not TRAINING_FILE.fullmatch(p.name)), key=natural_order)
 
 
 def shown(lines: Sequence[str], most: int = 5) -> list[str]:
@@ -298,7 +299,7 @@ def _no_weights(folder: Path) -> FormatError:
             f"{quoted(folder)} has {CONFIG}, and no weights beside it: {' or '.join(WEIGHTS)} is missing",
             hint="download it again, or let the training finish",
         )
-    if any(_MODEL.fullmatch(n) for n in names):
+    if any(MODEL_FILE.fullmatch(n) for n in names):
         return FormatError(
             f"{quoted(folder)} is a model checkpoint, not an adapter",
             details=shown(names),
@@ -323,6 +324,6 @@ def _listed(folder: Path) -> list[Path]:
         raise machine_error(error, "list", folder) from error
 
 
-def _natural(path: Path) -> list[tuple[int, int, str]]:
+def natural_order(path: Path) -> list[tuple[int, int, str]]:
     """checkpoint-500 before checkpoint-1000."""
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", path.name) if p]

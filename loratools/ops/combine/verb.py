@@ -30,6 +30,7 @@ from loratools.ops.combine.shares import share_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom
 from loratools.ops.common.opening import AdapterOutput, open_adapters
 from loratools.ops.common.output import refuse_unrelated
+from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import together
 from loratools.ops.lowrank.reduce import overall_error
@@ -172,9 +173,10 @@ def combine(
         name, updates = item
         result = combine_module(name, updates, settings, residual=residual is not None)
         if progress is not None:
-            progress(sum(t.nbytes for u in updates for t in u.update.parts.values()))
+            progress(bytes_of(u.update for u in updates))
         return result
 
+    expect(progress, bytes_of(u.update for updates in modules.updates.values() for u in updates))
     with single_threaded_torch():
         in_order = run(list(modules.updates.items()), combined, threads=worker_count(threads))
     results = dict(zip(modules.updates, in_order, strict=True))

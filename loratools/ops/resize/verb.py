@@ -20,6 +20,7 @@ from loratools.formats import Base
 from loratools.formats.common.notes import lora_notes
 from loratools.ops.common.arguments import RankFrom, stored_dtype
 from loratools.ops.common.opening import open_adapters
+from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.lowrank.experts import apart, together
 from loratools.ops.lowrank.factors import exact_factors, is_vector, layout_of, require_factors
 from loratools.ops.lowrank.limit import Limit
@@ -134,9 +135,10 @@ def resize(
         name, update = item
         result = _resized(name, update, source.name, limits, cast_to)
         if progress is not None:
-            progress(sum(t.nbytes for t in update.parts.values()))
+            progress(bytes_of((update,)))
         return result
 
+    expect(progress, bytes_of(modules.values()))
     with single_threaded_torch():
         results = dict(zip(modules, run(list(modules.items()), resized, threads=workers), strict=True))
     updates = together({name: stored.update for name, (stored, _) in results.items()}, fused_experts)

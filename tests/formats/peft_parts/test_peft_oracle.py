@@ -303,7 +303,7 @@ def test_each_of_two_adapters_of_one_model_is_read_from_its_own_folder(tmp_path:
 
     assert {n: u.scale for n, u in first.updates.items()} == scales(model)
     assert {n: u.scale for n, u in second.updates.items()} == scales(model, "second")
-    assert first.warnings == ("1 adapter in folders below are not read: 'second'",)
+    assert first.warnings == ("1 adapter in folders below is not read: 'second'",)
     assert formats.find_adapters(tmp_path) == [tmp_path, tmp_path / "second"]
 
 

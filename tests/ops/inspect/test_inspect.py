@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from loratools.errors import FormatError, UsageError
-from loratools.ops.inspect import AdapterEntry, CheckpointEntry, FailedEntry, inspect
+from loratools.ops.inspect.entries import AdapterEntry, CheckpointEntry, FailedEntry
+from loratools.ops.inspect.verb import inspect
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
 
@@ -202,7 +203,7 @@ def test_checkpoint_document_is_whole(tmp_path: Path, shards: int) -> None:
 def test_checkpoint_values_count_what_is_not_finite_in_every_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loratools.ops.inspect._BLOCK_BYTES", 64)
+    monkeypatch.setattr("loratools.ops.inspect.values._BLOCK_BYTES", 64)
     weights = factories.base_weights()
     weights["lm_head.weight"][0, 0] = float("nan")
     weights["lm_head.weight"][12, 5] = float("-inf")

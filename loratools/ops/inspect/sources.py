@@ -1,0 +1,164 @@
+"""What there is to inspect at a path: the file or folder itself, or every adapter, model and broken file below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from loratools import formats, registry
+from loratools.errors import LoraToolsError
+from loratools.formats.common.companions import companions_of
+from loratools.formats.common.shards import is_shard
+from loratools.formats.common.source import (
+    ADAPTER_FILES,
+    CONFIG,
+    MODEL_FILE,
+    NUMBERED_FILE,
+    TENSOR_SUFFIXES,
+    TRAINING_FILE,
+    find_adapters,
+    natural_order,
+)
+from loratools.ops.inspect.entries import NotListed
+
+# What else files of these suffixes hold is no reason to call them broken: vocabularies, states of programs.
+_OF_ANYTHING = frozenset({".bin", ".pt", ".pth", ".ckpt"})
+
+
+class FoundSource(NamedTuple):
+    """Something to inspect. `error`: why it cannot be, where the search has come upon that already."""
+
+    path: Path
+    is_adapter: bool
+    error: LoraToolsError | OSError | None = None
+
+
+class SearchResult(NamedTuple):
+    """What a path has to inspect, and what is there besides."""
+
+    sources: tuple[FoundSource, ...]
+    not_listed: tuple[NotListed, ...] = ()
+
+
+def sources_at(path: Path, format: str | None) -> SearchResult:
+    """What there is to inspect at `path`: itself, or what is in a folder that is neither adapter nor model."""
+    if format is not None:
+        return SearchResult((FoundSource(path, is_adapter=True),))
+    if not path.is_dir():
+        # Of a file the content decides; what is not there is for `open_checkpoint` to tell.
+        return SearchResult((FoundSource(path, is_adapter=path.exists() and formats.is_adapter_shaped(path)),))
+    adapters = find_adapters(path)
+    if path not in adapters and is_checkpoint(path):
+        # It says itself what lies in its folder and is no part of it.
+        return SearchResult((FoundSource(path, is_adapter=False),))
+    search = _Search()
+    search.visit(path)
+    found = sorted(search.sources, key=lambda source: natural_order_of_path(source.path))
+    if path in adapters:
+        # Adapters in folders below are named by the adapter's own warning.
+        others = [s.path for s in found if s.path != path and s.path not in adapters]
+        why = "beside or below the adapter; inspect them by their own paths"
+        search.skip(why, others)
+        found = [s for s in found if s.path == path]
+    # Neither: opening it tells what it is instead.
+    return SearchResult(tuple(found) or (FoundSource(path, is_adapter=False),), search.not_listed)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a layout of whole models claims what is at `path`."""
+    return any(registry.load("checkpoints", name).detect(path) for name in registry.names("checkpoints"))
+
+
+def natural_order_of_path(path: Path) -> list[list[tuple[int, int, str]]]:
+    """checkpoint-500 before checkpoint-1000, and a folder before what is in it."""
+    return [natural_order(Path(part)) for part in path.parts]
+
+
+class _Search:
+    """A walk through a folder to its bottom. Links to folders are followed, each folder is visited once."""
+
+    def __init__(self) -> None:
+        self.sources: list[FoundSource] = []
+        self._skipped: dict[str, list[str]] = {}
+        self._visited: set[tuple[int, int]] = set()
+
+    @property
+    def not_listed(self) -> tuple[NotListed, ...]:
+        return tuple(NotListed(why, tuple(paths)) for why, paths in self._skipped.items())
+
+    def skip(self, why: str, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self._skipped.setdefault(why, []).append(str(path))
+
+    def visit(self, folder: Path) -> None:
+        # A list in place of calls in calls: folders may be nested deeper than the interpreter's stack.
+        waiting = [folder]
+        while waiting:
+            here = waiting.pop()
+            try:
+                status = here.stat()
+                if (status.st_dev, status.st_ino) in self._visited:
+                    continue
+                self._visited.add((status.st_dev, status.st_ino))
+                inside = sorted(here.iterdir(), key=natural_order)
+                folders = [p for p in inside if p.is_dir()]
+                files = [p for p in inside if p.is_file()]
+            except OSError as error:
+                self.sources.append(FoundSource(here, is_adapter=False, error=error))
+                continue
+            is_pipeline = self._look_at(here, files)
+            self.skip("hidden folders, which are not searched", [p for p in folders if p.name.startswith(".")])
+            # The folders of a pipeline are its parts.
+            waiting += [] if is_pipeline else [p for p in folders if not p.name.startswith(".")]
+
+    def _look_at(self, here: Path, files: list[Path]) -> bool:
+        """Note what `here` itself is, and its files that stand for themselves; whether it is a pipeline."""
+        names = {p.name for p in files}
+        is_adapter = any(name in ADAPTER_FILES or is_shard(name) for name in names)
+        is_model = is_checkpoint(here)
+        of_a_model = any(MODEL_FILE.fullmatch(p.name) and p.suffix in TENSOR_SUFFIXES for p in files)
+        if is_adapter or CONFIG in names:
+            self.sources.append(FoundSource(here, is_adapter=True))
+        if is_model or of_a_model:
+            self.sources.append(FoundSource(here, is_adapter=False))
+        self._look_at_files(here, files, is_adapter=is_adapter, is_model=is_model)
+        return is_model and "model_index.json" in names
+
+    def _look_at_files(self, here: Path, files: list[Path], *, is_adapter: bool, is_model: bool) -> None:
+        named_by_adapter = set(companions_of(here / CONFIG, ADAPTER_FILES)) if is_adapter else set()
+        for path in files:
+            name = path.name
+            if path.suffix.lower() not in TENSOR_SUFFIXES or name in ADAPTER_FILES or is_shard(name):
+                continue
+            if TRAINING_FILE.fullmatch(name):
+                self.skip("state of a training", [path])
+            elif is_adapter and NUMBERED_FILE.fullmatch(name):
+                self.skip("earlier states of the adapter beside them", [path])
+            elif not MODEL_FILE.fullmatch(name) and path not in named_by_adapter:
+                self._look_at_file(path, beside_model=is_model)
+
+    def _look_at_file(self, path: Path, *, beside_model: bool) -> None:
+        try:
+            is_adapter = formats.is_adapter_shaped(path)
+        except (LoraToolsError, OSError) as error:
+            if path.suffix.lower() in _OF_ANYTHING and not _is_container(path):
+                self.skip("no tensors", [path])
+            else:
+                self.sources.append(FoundSource(path, is_adapter=False, error=error))
+            return
+        if beside_model and not is_adapter:
+            self.skip("no part of the model beside them", [path])
+        else:
+            self.sources.append(FoundSource(path, is_adapter=is_adapter))
+
+
+def _is_container(path: Path) -> bool:
+    """Whether the first bytes are those of a file that tensors are stored in, or of what a failed download leaves."""
+    from loratools.storage.sniff import describe
+
+    try:
+        description = describe(path)
+    except (LoraToolsError, OSError):
+        return True
+    return description is not None and not description.what.startswith("a text that")

@@ -1,0 +1,319 @@
+"""inspect: what an adapter or a checkpoint holds, from headers alone.
+
+Importing this file, and inspecting without `values`, imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from loratools import formats
+from loratools.adapter import Adapter
+from loratools.arguments import Globs, checked
+from loratools.errors import InputError, LoraToolsError
+from loratools.ops.common.progress import bytes_of, expect
+from loratools.ops.inspect.entries import (
+    AdapterEntry,
+    CheckpointEntry,
+    Entry,
+    FailedEntry,
+    InspectedModule,
+    InspectReport,
+    NotListed,
+    QuantisedEntry,
+    TensorEntry,
+    frequencies,
+)
+from loratools.ops.inspect.selection import NameSelection
+from loratools.ops.inspect.sources import FoundSource, sources_at
+from loratools.ops.inspect.values import non_finite_count, update_values
+from loratools.storage.held_inputs import holding_inputs
+from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.protocol import Update
+
+if TYPE_CHECKING:
+    from loratools.checkpoints import Checkpoint
+
+
+@checked(Checkpoint="loratools.checkpoints")
+def inspect(
+    *sources: str | Path | Adapter | Checkpoint,
+    values: bool = False,
+    include: Globs = (),
+    exclude: Globs = (),
+    from_format: str | None = None,
+    rank_from: formats.RankFrom | None = None,
+    base: str | Path | Checkpoint | formats.Base | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> InspectReport:
+    """Return what each source holds: an adapter, a checkpoint, or a folder of several of them.
+
+    Of one source that cannot be inspected the error is raised; of several, it takes the place of the source.
+
+    Args:
+        sources: Paths, loaded adapters or opened checkpoints.
+        values: Also read the values: norms and spectra of every update, from its factors, and values that are not
+            finite. This reads the whole file.
+        include: Globs over the names of modules, replaced weights and a model's tensors; all are taken where there is
+            none. A glob need not match in every source.
+        exclude: Globs of what is left out.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        base: The model that the adapters are for, where their names alone do not tell: its path, opened, or its names
+            and config.
+        progress: Called with the number of bytes just read, with `values`. If it has a method `expect`, that is called
+            with the total before.
+
+    Returns:
+        A report with one entry per source, in the order in which they were given, and for a folder of several with
+        one for each adapter, model and broken file below it.
+
+    Raises:
+        UsageError: Nothing is at the only source, or a glob matches nothing.
+        InputError: The only source is damaged, unsafe or not supported.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.inspect("fixtures/llama-tiny-science", values=True)
+        >>> report.rows()[0]["name"], report.rows()[0]["rank"]
+        ('model.layers.0.mlp.down_proj', 16)
+    """
+    from loratools.formats.common.opened_base import known_base
+
+    names = NameSelection(include, exclude)
+    options = _Options(values, from_format, rank_from, known_base(base), progress or (lambda done: None), names)
+    # Of headers alone nothing is computed that a later change could contradict.
+    with holding_inputs() if values else nullcontext():
+        not_listed: list[NotListed] = []
+        opened: Iterable[_Opened | FailedEntry] = _opened_sources(sources, options, not_listed)
+        if values:
+            opened = list(opened)  # the total is known when every header is
+            expect(progress, sum(_bytes_to_read(each.source) for each in opened if isinstance(each, _Opened)))
+        entries = [each if isinstance(each, FailedEntry) else _entry(each, options) for each in opened]
+        names.require_matches()
+        return InspectReport(tuple(entries), tuple(not_listed))
+
+
+class _Options(NamedTuple):
+    values: bool
+    format: str | None
+    rank_from: formats.RankFrom | None
+    base: formats.Base | None
+    progress: Callable[[int], None]
+    names: NameSelection
+
+
+class _Opened(NamedTuple):
+    """A source whose headers have been read, and the path to call it by."""
+
+    source: Adapter | Checkpoint
+    path: str
+
+
+def _opened_sources(
+    sources: Sequence[str | Path | Adapter | Checkpoint], options: _Options, not_listed: list[NotListed]
+) -> Iterator[_Opened | FailedEntry]:
+    for source in sources:
+        if not isinstance(source, (str, Path)):
+            yield _Opened(_selected(source, options.names), source.name)
+            continue
+        path = Path(source)
+        try:
+            found = sources_at(path, options.format)
+        except (LoraToolsError, OSError) as error:
+            if len(sources) == 1:
+                raise
+            yield FailedEntry(str(source), _as_ours(error))
+            continue
+        not_listed += found.not_listed
+        for each in found.sources:
+            # As it was given: Path drops a leading `./`, and scripts look their own spelling up.
+            shown = str(source) if each.path == path else str(each.path)
+            try:
+                yield _Opened(_selected(_open(each, options), options.names), shown)
+            except (LoraToolsError, OSError) as error:
+                if len(sources) == len(found.sources) == 1:
+                    raise
+                yield FailedEntry(shown, _as_ours(error))
+
+
+def _as_ours(error: LoraToolsError | OSError) -> LoraToolsError:
+    if isinstance(error, LoraToolsError):
+        return error
+    return InputError(f"it cannot be read: {(error.strerror or str(error)).lower()}")
+
+
+def _open(found: FoundSource, options: _Options) -> Adapter | Checkpoint:
+    if found.error is not None:
+        raise found.error
+    if found.is_adapter:
+        return formats.load(found.path, from_format=options.format, rank_from=options.rank_from, base=options.base)
+    # Here, because an adapter needs none of it.
+    from loratools import checkpoints
+
+    return checkpoints.open_checkpoint(found.path)
+
+
+def _bytes_to_read(source: Adapter | Checkpoint) -> int:
+    tensors = source.tensors() if isinstance(source, Adapter) else source.stored
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _entry(opened: _Opened, options: _Options) -> Entry:
+    source = opened.source
+    if isinstance(source, Adapter):
+        return _adapter_entry(source, opened.path, options)
+    return _checkpoint_entry(source, opened.path, options)
+
+
+def _selected(source: Adapter | Checkpoint, names: NameSelection) -> Adapter | Checkpoint:
+    """The part of the source that `include` and `exclude` leave; of quantised weights the names as models have them
+    count too."""
+    if not names:
+        return source
+    if isinstance(source, Adapter):
+        kept = names.of([*source.updates, *source.replacements], source.aliases)
+        return replace(
+            source,
+            updates={name: update for name, update in source.updates.items() if name in kept},
+            replacements={name: weight for name, weight in source.replacements.items() if name in kept},
+        )
+    quantisation = source.quantisation
+    stored_names: dict[str, Sequence[str]] = {}
+    if quantisation is not None:
+        stored_names |= {name: weight.stored_names for name, weight in quantisation.weights.items()}
+        stored_names |= {name: weight.stored for name, weight in quantisation.unreadable.items()}
+    kept = names.of(source.stored, {stored: (name,) for name, every in stored_names.items() for stored in every})
+    left = {name for name in source.weights if kept.intersection(stored_names.get(name, (name,)))}
+    return replace(
+        source,
+        stored={name: tensor for name, tensor in source.stored.items() if name in kept},
+        weights={name: tensor for name, tensor in source.weights.items() if name in left},
+        quantisation=None
+        if quantisation is None
+        else replace(
+            quantisation,
+            weights={n: w for n, w in quantisation.weights.items() if kept.intersection(stored_names[n])},
+            unreadable={n: w for n, w in quantisation.unreadable.items() if kept.intersection(stored_names[n])},
+        ),
+    )
+
+
+def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEntry:
+    # What several modules share (VeRA's A and B) is stored once.
+    tensors = dict.fromkeys(tensor for update in adapter.updates.values() for tensor in update.parts.values())
+    tensors |= dict.fromkeys(replacement.tensor for replacement in adapter.replacements.values())
+    replaced = {name: r.tensor for name, r in adapter.replacements.items()}
+    return AdapterEntry(
+        path=shown,
+        format=adapter.format,
+        base_model=adapter.base_model,
+        bytes=_bytes(tensors, options),
+        parameters=sum(t.elements for t in tensors),
+        dtypes=frequencies(t.dtype for t in tensors),
+        modules=tuple(_module(name, update, options) for name, update in adapter.updates.items()),
+        replacements=tuple(_tensor_entries(replaced, options)),
+        metadata=adapter.notes,
+        warnings=(*adapter.uncertainties, *adapter.warnings),
+    )
+
+
+def _checkpoint_entry(checkpoint: Checkpoint, shown: str, options: _Options) -> CheckpointEntry:
+    architectures = checkpoint.config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    return CheckpointEntry(
+        path=shown,
+        layout=checkpoint.layout,
+        architecture=first if isinstance(first, str) else None,
+        bytes=_bytes(checkpoint.stored.values(), options),
+        parameters=_parameters(checkpoint),
+        dtypes=frequencies(t.dtype for t in checkpoint.stored.values()),
+        quantization=checkpoint.quantization,
+        quantised=_quantised(checkpoint),
+        tensors=tuple(_stored_entries(checkpoint, options)),
+        tied=dict(sorted(checkpoint.tied.items())),
+        side_files=tuple(f.name for f in checkpoint.side_files),
+        left_out={f.name: f.why for f in checkpoint.left_out},
+        warnings=checkpoint.warnings,
+        values_read=options.values,
+    )
+
+
+def _parameters(checkpoint: Checkpoint) -> int:
+    """How many numbers the weights have; of those that cannot be unpacked, how many are stored."""
+    unreadable = checkpoint.quantisation.unreadable.values() if checkpoint.quantisation is not None else ()
+    stored = sum(checkpoint.stored[name].elements for weight in unreadable for name in weight.stored)
+    return stored + sum(tensor.elements for tensor in checkpoint.weights.values())
+
+
+def _quantised(checkpoint: Checkpoint) -> tuple[QuantisedEntry, ...]:
+    """The quantised weights, those of one scheme and one set of parameters together."""
+    if checkpoint.quantisation is None:
+        return ()
+    readable: dict[tuple[str, str, float, int | None], list[str]] = {}
+    for name, weight in checkpoint.quantisation.weights.items():
+        parameters = weight.parameters
+        key = (weight.scheme, parameters.format, parameters.bits, parameters.group)
+        readable.setdefault(key, []).append(name)
+    refused: dict[tuple[str, str], list[str]] = {}
+    for name, unreadable in checkpoint.quantisation.unreadable.items():
+        refused.setdefault((unreadable.scheme, unreadable.why), []).append(name)
+    return (
+        *(QuantisedEntry(*key, tuple(sorted(names))) for key, names in readable.items()),
+        *(QuantisedEntry(scheme, None, None, None, tuple(sorted(n)), why) for (scheme, why), n in refused.items()),
+    )
+
+
+def _module(name: str, update: Update, options: _Options) -> InspectedModule:
+    parts = update.parts
+    dtypes = {t.dtype for t in parts.values()}
+    values = None
+    if options.values:
+        values = update_values(update)
+        options.progress(bytes_of((update,)))
+    return InspectedModule(
+        name=name,
+        target=name,
+        kind=update.kind,
+        rank=update.rank,
+        alpha=update.alpha,
+        alpha_source=update.alpha_source,
+        scale=update.scale,
+        shape=update.shape,
+        dtype="+".join(sorted(dtypes)),
+        parameters=sum(t.elements for t in parts.values()),
+        dora="magnitude" in parts,
+        values=values,
+    )
+
+
+def _tensor_entries(tensors: Mapping[str, LazyTensor], options: _Options) -> Iterator[TensorEntry]:
+    for name, tensor in tensors.items():
+        found = non_finite_count(tensor, options.progress) if options.values else None
+        yield TensorEntry(name, tensor.shape, tensor.dtype, tensor.elements, found)
+
+
+def _stored_entries(checkpoint: Checkpoint, options: _Options) -> Iterator[TensorEntry]:
+    """The stored tensors by name. Of packed numbers, the values that they mean are looked at."""
+    weights = checkpoint.quantisation.weights if checkpoint.quantisation is not None else {}
+    packed = {weight.stored_names[0]: checkpoint.weights[name] for name, weight in weights.items()}
+    for name, tensor in sorted(checkpoint.stored.items()):
+        found = None
+        if options.values and name in packed:
+            found = non_finite_count(packed[name], lambda done: None)
+            options.progress(tensor.nbytes)
+        elif options.values:
+            found = non_finite_count(tensor, options.progress)
+        yield TensorEntry(name, tensor.shape, tensor.dtype, tensor.elements, found)
+
+
+def _bytes(tensors: Iterable[LazyTensor], options: _Options) -> int:
+    """Size of the files that the tensors are stored in; of the tensors alone, where they are a selection or have no
+    place there."""
+    tensors = list(tensors)
+    files = {t.location.file for t in tensors if t.location is not None}
+    return sum(f.size for f in files) if files and not options.names else sum(t.nbytes for t in tensors)

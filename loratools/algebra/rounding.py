@@ -42,7 +42,9 @@ def widen(stored: Stored, dtype: str, out: Floats) -> None:
         with np.errstate(invalid="ignore"):
             np.copyto(out, (stored.astype(np.uint32) << 16).view(np.float32))
     else:
-        np.copyto(out, stored, casting="same_kind")
+        # A signalling NaN of float16 or float64 is no number before and after; numpy would warn of it.
+        with np.errstate(invalid="ignore"):
+            np.copyto(out, stored, casting="same_kind")
 
 
 def narrow(values: Floats, dtype: str, out: Stored, *, rounded: Floats | None = None, keep_nan: bool = True) -> None:

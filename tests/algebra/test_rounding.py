@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -186,3 +187,15 @@ def test_merging_in_float32_and_rounding_once_stays_within_the_bound(dtype):
         # A second rounding on the way does not fit: the bound is worth having.
         twice = (base + (scale * (b @ a)).to(TORCH[dtype])).double()
         assert ((twice - exact).abs() > bound).any()
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("F16", 0x7C01), ("F64", 0x7FF0000000000001)])
+def test_signalling_nans_are_widened_without_a_word(dtype: str, bits: int) -> None:
+    pattern = np.array([bits], np.uint16 if dtype == "F16" else np.uint64)
+    out = np.empty(1, np.float32)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        widen(pattern.view(np.float16 if dtype == "F16" else np.float64), dtype, out)
+
+    assert np.isnan(out).all()

@@ -23,7 +23,7 @@ REACHED_BY = {
     "ops/inspect": ("inspect",),
     "ops/lowrank/factors.py": ("combine", "compare", "resize", "spectrum"),
     "ops/merge": ("merge",),
-    "ops/resize.py": ("resize",),
+    "ops/resize": ("resize",),
     "ops/spectrum.py": ("spectrum",),
     "ops/common/device.py": ("extract", "spectrum"),
     "methods": ("combine",),

@@ -69,6 +69,13 @@ def test_random_blocks_are_worth_what_the_package_says(kind: str) -> None:
     assert np.array_equal(ours, theirs, equal_nan=True)
 
 
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_no_rows_of_any_type_are_no_values(name: str) -> None:
+    weight = open_checkpoint(FIXTURES / "model.gguf").weights[name]
+
+    assert weight.read_rows(2, 2).shape == (0, 512)
+
+
 @peers.needs("gguf")
 def test_block_sizes_are_those_of_the_package() -> None:
     plain = {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"}

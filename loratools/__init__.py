@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     )
     from loratools.ops.resize.report import ResizeReport
     from loratools.ops.resize.verb import resize
-    from loratools.ops.spectrum import ModuleSpectrum, RankRow, SpectrumReport, spectrum
+    from loratools.ops.spectrum.report import ModuleSpectrum, RankRow, SpectrumReport
+    from loratools.ops.spectrum.verb import spectrum
     from loratools.quantization import Quantisation
     from loratools.tensors.files import ByteRange, FileId
     from loratools.tensors.lazy import LazyTensor, Source
@@ -123,7 +124,7 @@ _HOMES = {
     "MethodOption": "ops.registries",
     "MismatchError": "errors",
     "ModuleShare": "ops.combine.shares",
-    "ModuleSpectrum": "ops.spectrum",
+    "ModuleSpectrum": "ops.spectrum.report",
     "Orientation": "updates.lora_experts",
     "OutputExistsError": "errors",
     "Packing": "updates.lora_experts",
@@ -132,7 +133,7 @@ _HOMES = {
     "NotListed": "ops.inspect.entries",
     "QuantisedEntry": "ops.inspect.entries",
     "RankFrom": "formats",
-    "RankRow": "ops.spectrum",
+    "RankRow": "ops.spectrum.report",
     "ReducedModule": "ops.lowrank.reduce",
     "Replaced": "ops.extract.report",
     "Replacement": "adapter",
@@ -142,7 +143,7 @@ _HOMES = {
     "Size": "arguments",
     "Skipped": "ops.extract.report",
     "Source": "tensors.lazy",
-    "SpectrumReport": "ops.spectrum",
+    "SpectrumReport": "ops.spectrum.report",
     "TensorEntry": "ops.inspect.entries",
     "UndecidedError": "errors",
     "UnknownModuleError": "errors",
@@ -165,7 +166,7 @@ _HOMES = {
     "open_checkpoint": "checkpoints",
     "resize": "ops.resize.verb",
     "save": "formats",
-    "spectrum": "ops.spectrum",
+    "spectrum": "ops.spectrum.verb",
 }
 
 __all__ = [

@@ -48,7 +48,7 @@ def command(source: str, *, base: str | None, modules: bool, output: Output, **s
       loratools spectrum my-lora
       loratools spectrum my-finetune --base llama-3-8b --max-rank 256
     """
-    from loratools.ops.spectrum import spectrum
+    from loratools.ops.spectrum.verb import spectrum
 
     total = None
     if base is not None:

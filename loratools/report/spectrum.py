@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loratools.ops.spectrum import ModuleSpectrum, SpectrumReport
+from loratools.ops.spectrum.report import ModuleSpectrum, SpectrumReport
 from loratools.report.pairs import pairs
 from loratools.report.text import interval, plural, safe, shape, size
 

@@ -18,7 +18,7 @@ from loratools.algebra.spectrum import effective_rank, effective_rank_estimate, 
 from loratools.cli import verbs
 from loratools.errors import InputError, UsageError
 from loratools.ops.extract.verb import extract
-from loratools.ops.spectrum import spectrum
+from loratools.ops.spectrum.verb import spectrum
 
 MODULES = factories.layered(2, {"self_attn.q_proj": (40, 24), "mlp.up_proj": (30, 26)})
 

@@ -1,0 +1,227 @@
+"""Show the singular values of an adapter or of a fine-tune, and what each rank would keep of it.
+
+Of an adapter all singular values are known, from its factors. Of a pair of checkpoints the largest are, by certified
+decompositions of the deltas; what all others hold together is known from the norms, so energies and errors are not
+estimates: they are what an extraction at that rank would report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loratools.adapter import Adapter
+from loratools.arguments import Globs, Positive, checked
+from loratools.checkpoints import Checkpoint, open_checkpoint
+from loratools.errors import InputError, UsageError
+from loratools.execution.local import run, single_threaded_torch, worker_count
+from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
+from loratools.ops.common.device import device_named, ensure_device
+from loratools.ops.finetune.delta import Deltas, decomposed
+from loratools.ops.finetune.pairs import Pair, Pairs, line_up
+from loratools.ops.lowrank.experts import apart
+from loratools.ops.lowrank.factors import require_factors
+from loratools.ops.spectrum.modules import spectrum_of_pair, spectrum_of_update
+from loratools.ops.spectrum.report import ModuleSpectrum, SpectrumReport
+from loratools.ops.spectrum.table import knee_of, rank_table
+from loratools.storage.held_inputs import holding_inputs
+from loratools.storage.same import same_bytes
+from loratools.updates.parts.protocol import Update
+
+_DEFAULT_MAX_RANK = 128
+
+
+@checked
+@holding_inputs()
+def spectrum(
+    source: str | Path | Adapter | Checkpoint,
+    base: str | Path | Checkpoint | None = None,
+    *,
+    max_rank: int = _DEFAULT_MAX_RANK,
+    dtype: str = "F32",
+    tolerance: float | None = None,
+    exact: bool = False,
+    seed: int = 0,
+    threads: Positive | None = None,
+    device: str = "auto",
+    include: Globs = (),
+    exclude: Globs = (),
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SpectrumReport:
+    """Return the singular values of an adapter, or of the change from `base` to the fine-tuned model `source`.
+
+    Args:
+        source: An adapter, by its path or loaded; with `base`, a fine-tuned model.
+        base: The model that `source` was fine-tuned from; None for an adapter.
+        max_rank: The largest rank that is looked at; of an adapter, the largest that is in the table.
+        dtype: The dtype that the size of a file is told for: float32, bfloat16, float16 or float64.
+        tolerance: Share of the captured energy that a better decomposition may probably still find, between 0 and 1.
+            Smaller takes more passes over each change.
+        exact: Find all singular values of a pair, by exact methods: slower.
+        seed: Random seed of the decomposition. Equal input and seed give an equal result.
+        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        device: What decomposes: cpu, cuda, cuda:N, or auto.
+        include: Globs over the names of modules; all are taken where there is none.
+        exclude: Globs of what is left out.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        progress: Called with the number of bytes just read.
+
+    Returns:
+        A report with the singular values of each module, and what each rank would keep (share of the squared Frobenius
+        norm), lose (relative Frobenius error) and take (bytes).
+
+    Raises:
+        UsageError: A model without its base, or an adapter with one.
+        InputError: Nothing changed, or values that are not finite.
+        MismatchError: Names or shapes of the two models do not fit each other.
+        UnsupportedError: A model is quantised in a way that is not read, or the scale of the adapter is uncertain.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.spectrum("fixtures/llama-tiny-science")
+        >>> [row.rank for row in report.table][-1]
+        16
+    """
+    if max_rank < 1:
+        raise UsageError(f"rank {max_rank} is not positive")
+    ensure_device(device)
+    stored = stored_dtype(dtype)
+    workers = worker_count(threads)
+    if base is None:
+        if isinstance(source, Checkpoint):
+            raise UsageError(f"'{source.name}' is a model", hint="give the model that it was trained from, as base")
+        adapter = load_adapter(source, rank_from=rank_from, from_format=from_format).selected(include, exclude)
+        modules = _spectra_of_adapter(adapter, workers, progress)
+        return _reported(adapter.name, None, modules, stored, max_rank, warnings=adapter.warnings)
+    if isinstance(source, Adapter):
+        raise UsageError("an adapter has its spectrum without a base", hint="leave the base away")
+    before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, source))
+    pairs = line_up(before, after, include=include, exclude=exclude)
+    layers = [pair for pair in pairs.pairs if pair.layer is not None]
+    search = _Search(max_rank, tolerance, exact, seed, device_named(device))
+    modules = _spectra_of_pairs(layers, search, workers, progress)
+    if not modules:
+        raise InputError(
+            f"no weight of a layer of '{after.name}' differs from '{before.name}'",
+            hint="give the fine-tuned model first, and what it was trained from as --base",
+        )
+    return _reported(
+        after.name,
+        before.name,
+        modules,
+        stored,
+        max_rank,
+        unchanged=len(layers) - len(modules),
+        skipped=_skipped(pairs),
+        warnings=pairs.warnings,
+    )
+
+
+@dataclass(frozen=True)
+class _Search:
+    """How far and how exactly a change is decomposed; see `spectrum`."""
+
+    max_rank: int
+    tolerance: float | None
+    exact: bool
+    seed: int
+    device: str
+
+
+def _spectra_of_adapter(adapter: Adapter, workers: int, progress: Callable[[int], None] | None) -> list[ModuleSpectrum]:
+    # Each of the experts that one parameter holds is a matrix of its own, with a spectrum of its own.
+    updates, _ = apart(adapter.updates)
+    require_factors(updates.items())
+    if not updates:
+        raise InputError(f"'{adapter.name}' has no updates, only replaced weights: there is no spectrum")
+
+    def spectrum_of(item: tuple[str, Update]) -> ModuleSpectrum:
+        name, update = item
+        module = spectrum_of_update(name, update, adapter.name)
+        if progress is not None:
+            progress(sum(t.nbytes for t in update.parts.values()))
+        return module
+
+    with single_threaded_torch():
+        return run(list(updates.items()), spectrum_of, threads=workers)
+
+
+def _spectra_of_pairs(
+    layers: Sequence[Pair], search: _Search, workers: int, progress: Callable[[int], None] | None
+) -> list[ModuleSpectrum]:
+    """The spectra of those layers that changed, by name."""
+
+    def spectrum_of(pair: Pair) -> ModuleSpectrum | None:
+        module = None if same_bytes(pair.base, pair.tuned) else _decomposed_pair(pair, search)
+        if progress is not None:
+            progress(pair.nbytes)
+        return module
+
+    # The largest first: one that is begun last would keep a single thread busy at the end.
+    largest_first = sorted(layers, key=lambda pair: (-pair.nbytes, pair.name))
+    with single_threaded_torch():
+        modules = run(largest_first, spectrum_of, threads=workers)
+    return sorted((module for module in modules if module is not None), key=lambda module: module.name)
+
+
+def _decomposed_pair(pair: Pair, search: _Search) -> ModuleSpectrum | None:
+    """The spectrum of a pair whose bytes differ; None where its values do not."""
+    from loratools.algebra.rank_rules import Fixed
+
+    decomposition = decomposed(
+        Deltas(pair.name, pair.base, pair.tuned, pair.matrices),
+        Fixed(min(search.max_rank, *pair.matrices[1:])),
+        tolerance=search.tolerance,
+        seed=search.seed,
+        exact=search.exact,
+        device=search.device,
+    )
+    return None if decomposition is None else spectrum_of_pair(pair, decomposition)
+
+
+def _skipped(pairs: Pairs) -> list[tuple[str, str]]:
+    """Names of tensors that have no spectrum, and why."""
+    in_both = [(pair.name, pair.why or "taken whole") for pair in pairs.pairs if pair.layer is None]
+    return sorted([*in_both, *((alone.name, alone.why) for alone in pairs.alone)])
+
+
+def _reported(
+    source: str,
+    base: str | None,
+    modules: Sequence[ModuleSpectrum],
+    dtype: str,
+    max_rank: int,
+    *,
+    unchanged: int = 0,
+    skipped: Sequence[tuple[str, str]] = (),
+    warnings: Sequence[str],
+) -> SpectrumReport:
+    table = rank_table(modules, dtype, max_rank)
+    knee, why = knee_of(modules, table)
+    return SpectrumReport(
+        source=source,
+        base=base,
+        dtype=dtype,
+        modules=tuple(modules),
+        table=table,
+        knee=knee,
+        why=why,
+        unchanged=unchanged,
+        skipped=tuple(skipped),
+        warnings=(*warnings, *_rounding_warning(modules)),
+    )
+
+
+def _rounding_warning(modules: Sequence[ModuleSpectrum]) -> list[str]:
+    """A warning where most weights of changed modules are still the base's."""
+    measured = [module.identical for module in modules if module.identical is not None]
+    if not measured or sum(measured) <= len(measured) / 2:
+        return []
+    return [
+        f"{sum(measured) / len(measured):.0%} of the weights of changed modules are bit for bit the base's: the "
+        "update is smaller than the rounding of the checkpoint, and the noise edge says little"
+    ]

@@ -208,6 +208,15 @@ def test_weight_in_another_spelling_is_refused_with_the_right_one(
     assert refused.value.hint == f"a weight is written {corrected}"
 
 
+@pytest.mark.parametrize("text", ["absent=0,7", "absent:0.7"])
+def test_misspelt_weight_of_an_adapter_that_does_not_exist_is_hinted_at_too(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_weighted(text)
+
+    assert refused.value.message == f"'{text}' does not exist"
+    assert refused.value.hint == "a weight is written absent=0.7"
+
+
 def test_names_that_look_like_a_misspelt_weight_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "style:0.7").mkdir()

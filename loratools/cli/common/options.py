@@ -52,11 +52,13 @@ def parse_weighted(text: str) -> Weighted:
     if os.path.lexists(text):
         return Weighted(text)
     misspelt = _MISSPELT_WEIGHT.fullmatch(text)
-    if misspelt is not None and os.path.lexists(misspelt[1]):
-        corrected = misspelt[2].replace(",", ".")
-        raise UsageError(
-            f"'{text}' does not exist, and '{misspelt[1]}' does", hint=f"a weight is written {misspelt[1]}={corrected}"
-        )
+    if misspelt is not None:
+        adapter, weight_text = misspelt[1], misspelt[2].replace(",", ".")
+        adapter_exists = os.path.lexists(adapter)
+        # `host:8080` is no weight; a fraction, and a comma behind `=`, can be nothing else.
+        if adapter_exists or "." in weight_text:
+            exists = f", and '{adapter}' does" if adapter_exists else ""
+            raise UsageError(f"'{text}' does not exist{exists}", hint=f"a weight is written {adapter}={weight_text}")
     if not equals:
         return Weighted(text)
     if not _NUMBER.fullmatch(number) and not _NOT_FINITE.fullmatch(number):

@@ -16,6 +16,7 @@ from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint, Component
 from loratools.errors import MachineError, MismatchError, UnsupportedError
 from loratools.matching import Leftover, Matches, match
+from loratools.ops.merge.base_identity import different_base_warning
 from loratools.ops.merge.config import merged_configs
 from loratools.ops.merge.layer_replication import replicated, replication
 from loratools.ops.merge.options import MergeOptions
@@ -224,7 +225,7 @@ def plan_merge(
         *([f"--dequantize changes nothing: no weight of {quoted(base.path)} is quantised"] if nothing_packed else []),
         *(w for a, _ in active for w in a.warnings),
         *(w for m in matches for w in m.warnings),
-        *(_other_base(a, base) for a, _ in active),
+        *(different_base_warning(a, base, m) for (a, w), m in zip(adapters, matches, strict=True) if w),
         *(f"'{a.name}' has weight 0 and is left out" for a, w in adapters if w == 0),
         *(
             f"the weight {w:g} of '{a.name}' does not apply to its {len(a.replacements)} replaced tensors"
@@ -402,23 +403,3 @@ def index_texts(plan: MergePlan) -> dict[str, str]:
         document = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
         texts[component.index_name] = json.dumps(document, indent=2) + "\n"
     return texts
-
-
-def _other_base(adapter: Adapter, base: Checkpoint) -> str | None:
-    """A warning where the adapter names another base than the one it is merged into."""
-    if not adapter.base_model:
-        return None
-    own = base.config.get("_name_or_path")
-    # A hub cache keeps `owner/name` in .../models--owner--name/snapshots/<revision>.
-    cached = [
-        p.removeprefix("models--").replace("--", "/") for p in base.path.absolute().parts if p.startswith("models--")
-    ]
-    known = [str(base.path.absolute()), *([own] if isinstance(own, str) and own else []), *cached]
-    last = {_last(k) for k in known}
-    if _last(adapter.base_model) in last:
-        return None
-    return f"'{adapter.name}' names its base as '{adapter.base_model}', not as '{_last(str(base.path.absolute()))}'"
-
-
-def _last(path: str) -> str:
-    return path.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()

@@ -837,14 +837,6 @@ def test_allow_partial_does_not_allow_nothing_at_all(tmp_path: Path) -> None:
         merge(base, [folder], tmp_path / "out", allow_partial=True)
 
 
-def test_a_base_model_of_another_name_is_a_warning(tmp_path: Path) -> None:
-    base, folder = base_and_adapter(tmp_path, config={"base_model_name_or_path": "meta/llama-9"})
-
-    assert any("'meta/llama-9'" in w for w in merge(base, [folder], tmp_path / "out").warnings)
-    same = factories.adapter_folder(tmp_path / "b", config={"base_model_name_or_path": "some/where/base"})
-    assert not any("names its base" in w for w in merge(base, [same], tmp_path / "out2").warnings)
-
-
 def test_too_little_disk_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, folder = base_and_adapter(tmp_path)
     monkeypatch.setattr("loratools.ops.merge.plan.free_space", lambda path: 100)

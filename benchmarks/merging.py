@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from loratools import combine
 from loratools.adapter import Adapter
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 CONTEXT, BATCH = 128, 8
@@ -140,7 +140,9 @@ def adapter(model: LlamaForCausalLM, split: Split, alpha: float, steps: int, see
     fit(model, [p for d in deltas.values() for p in d.parameters()], [split], steps, 4e-3)
     for layer in layers.values():
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-    return Adapter({name: LoRA(held(d.a.detach()), held(d.b.detach()), alpha, "config") for name, d in deltas.items()})
+    return Adapter(
+        {name: LoRA(from_torch(d.a.detach()), from_torch(d.b.detach()), alpha, "config") for name, d in deltas.items()}
+    )
 
 
 @torch.no_grad()

@@ -175,11 +175,11 @@ class Adapter:
                 hint=f"adapter.replacements['{name}'].tensor.read() has its values",
             )
         text = clipped(str(name), 200)
-        containing = [known for known in self.updates if text and text in known][:3]
+        containing = [module for module in self.updates if text and text in module][:3]
         names = list(self.updates)
         if len(names) > _MANY:
             last = text.rpartition(".")[2]
-            names = [known for known in names if known.rpartition(".")[2] == last][:_MANY]
+            names = [module for module in names if module.rpartition(".")[2] == last][:_MANY]
         near = containing or difflib.get_close_matches(text, names, n=3, cutoff=0.5)
         return UnknownModuleError(
             f"'{self.name}' has no module '{text}'",
@@ -275,11 +275,11 @@ class Adapter:
 
         updates: dict[str, Update] = {}
         misfits: list[str] = []
-        for name, given in factors.items():
-            if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
-                raise UsageError(f"'{name}' is given as {clipped(repr(given))}", hint="give (A, B) or (A, B, scale)")
-            a, b = (from_array(values) for values in given[:2])
-            scale = float(given[2]) if len(given) == 3 else 1.0
+        for name, parts in factors.items():
+            if not isinstance(parts, (tuple, list)) or len(parts) not in (2, 3):
+                raise UsageError(f"'{name}' is given as {clipped(repr(parts))}", hint="give (A, B) or (A, B, scale)")
+            a, b = (from_array(values) for values in parts[:2])
+            scale = float(parts[2]) if len(parts) == 3 else 1.0
             if not math.isfinite(scale):
                 raise UsageError(f"the scale of '{name}' is {scale}, which is not finite")
             if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
@@ -348,6 +348,7 @@ class Adapter:
         self.require_scale()
         fields: dict[str, Any] = registry.load("formats", "peft").config_of(self)
         return fields
+
     @property
     def layer_order(self) -> tuple[int, ...]:
         """For each layer of the deeper model, the layer of the base that it is a copy of; empty where none is."""
@@ -380,11 +381,11 @@ class Adapter:
         if not include and not exclude:
             return self
         every = [*self.updates, *self.replacements]
-        kept = set(select_names(every, include, exclude, aliases=self.aliases))
+        chosen = set(select_names(every, include, exclude, aliases=self.aliases))
         return replace(
             self,
-            updates={n: u for n, u in self.updates.items() if n in kept},
-            replacements={n: r for n, r in self.replacements.items() if n in kept},
+            updates={n: u for n, u in self.updates.items() if n in chosen},
+            replacements={n: r for n, r in self.replacements.items() if n in chosen},
         )
 
 
@@ -414,8 +415,8 @@ def select_names(
                 f"'{glob}' matches none of {len(names)} names",
                 hint=f"names look like '{names[0]}'; a glob may start with '*'" if names else None,
             )
-    kept = [n for n in names if not include or any(matches(n, g) for g in include)]
-    kept = [n for n in kept if not any(matches(n, g) for g in exclude)]
-    if not kept:
+    selected = [n for n in names if not include or any(matches(n, g) for g in include)]
+    selected = [n for n in selected if not any(matches(n, g) for g in exclude)]
+    if not selected:
         raise UsageError(f"--include and --exclude leave none of {len(names)} names")
-    return kept
+    return selected

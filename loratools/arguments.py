@@ -55,18 +55,18 @@ def byte_size(size: Size) -> int:
 
 def parse_size(text: str) -> int:
     """`5GB` -> 5 x 10^9, `5GiB` -> 5 x 2^30, `4096` -> 4096 bytes."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
+    size_match = _SIZE.fullmatch(text.strip())
+    if size_match is None:
         raise UsageError(f"'{text}' is no size", hint="write a number and a unit: 500MB, 5GB, 5GiB")
-    unit = (found[2] or "B").upper()
+    unit = (size_match[2] or "B").upper()
     if not unit.endswith("B"):
-        big = f"{found[1]}{unit[0]}"
+        big = f"{size_match[1]}{unit[0]}"
         raise UsageError(f"the unit of '{text}' can be read in two ways", hint=f"write {big}B (10^n) or {big}iB (2^n)")
     power = "BKMGTP".index(unit[0])
     # Exact for decimals, which floats are not: 0.3GB is 300,000,000 bytes.
-    whole, _, part = found[1].partition(".")
+    integer_digits, _, fraction_digits = size_match[1].partition(".")
     scale: int = (1024 if "I" in unit else 1000) ** power
-    size = int((whole or "0") + part) * scale // int("1" + "0" * len(part))
+    size = int((integer_digits or "0") + fraction_digits) * scale // int("1" + "0" * len(fraction_digits))
     if size < 1:
         raise UsageError(f"'{text}' is less than a byte")
     return size
@@ -95,10 +95,9 @@ def checked(function: Any = None, /, **later: str) -> Any:
         unknown = [name for name in named if name not in parameters]
         if unknown:
             near = difflib.get_close_matches(unknown[0], parameters, n=1)
-            known = ", ".join(parameters)
             raise UsageError(
                 f"{function.__name__} has no parameter '{unknown[0]}'",
-                hint=f"did you mean {near[0]}?" if near else f"its parameters: {known}",
+                hint=f"did you mean {near[0]}?" if near else f"its parameters: {', '.join(parameters)}",
             )
         try:
             bound = signature.bind(*positional, **named)
@@ -156,14 +155,14 @@ def _fault(value: object, hint: Any) -> tuple[str, str | None] | None:
     if choices:
         near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
         return f"one of {', '.join(choices)}", f"did you mean '{near[0]}'?" if near else f"for example '{choices[0]}'"
-    words = [_spelled(part) for part in _alternatives(hint) if part is not type(None)]
-    return " or ".join(dict.fromkeys(words)), _advice(value, hint)
+    type_names = [_spelled(part) for part in _alternatives(hint) if part is not type(None)]
+    return " or ".join(dict.fromkeys(type_names)), _advice(value, hint)
 
 
 def _advice(value: object, hint: Any) -> str:
     parts = _alternatives(hint)
-    wants_number = any(part in (int, float) or get_origin(part) is Annotated for part in parts)
-    if isinstance(value, str) and wants_number:
+    needs_number = any(part in (int, float) or get_origin(part) is Annotated for part in parts)
+    if isinstance(value, str) and needs_number:
         return "give the number itself, without quotation marks"
     if isinstance(value, Iterable) and not isinstance(value, Sequence) and any(_is_sequence(p) for p in parts):
         return "give a list: list(...) makes one of an iterator"
@@ -234,18 +233,18 @@ def _spelled(hint: Any) -> str:
     if origin is Annotated:
         return f"a whole number of at least {inner[1].least}"
     if origin in (Sequence, Iterable):
-        return "a list of " + " or ".join(dict.fromkeys(_many(part) for part in _alternatives(inner[0])))
+        return "a list of " + " or ".join(dict.fromkeys(_plural(part) for part in _alternatives(inner[0])))
     if origin is tuple:
         return f"a tuple of {len(inner)}"
     if origin is Mapping:
         return "a dict"
     if origin is Callable:
         return "a function"
-    words = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
-    return words.get(hint, f"{'an' if hint.__name__[0] in 'AEIOU' else 'a'} {hint.__name__}")
+    type_names = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
+    return type_names.get(hint, f"{'an' if hint.__name__[0] in 'AEIOU' else 'a'} {hint.__name__}")
 
 
-def _many(hint: Any) -> str:
+def _plural(hint: Any) -> str:
     if get_origin(hint) is not None:
         return "lists" if _is_sequence(hint) else "tuples"
     return {str: "texts", int: "whole numbers", float: "numbers"}.get(hint, f"{hint.__name__}s")

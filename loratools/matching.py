@@ -73,36 +73,41 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
         MismatchError: two renamings explain the names equally well, or two names mean the same weight.
     """
     config = config or {}
-    known = {name: Alias(shape, (Place(name),)) for name, shape in shapes.items()} | aliases(config, shapes)
-    sizes = {name: alias.shape for name, alias in known.items()}
-    renaming = _best_renaming(adapter, sizes, known)
+    alias_of = {name: Alias(shape, (Place(name),)) for name, shape in shapes.items()} | aliases(config, shapes)
+    sizes = {name: alias.shape for name, alias in alias_of.items()}
+    renaming = _best_renaming(adapter, sizes, alias_of)
     orientation = _Orientation(adapter, config)
     # An update of a weight that the adapter replaces itself (a resized head) is one of the replacement.
-    own = {renaming(name): r.tensor.shape for name, r in adapter.replacements.items() if r.rows is None}
+    replaced_shapes = {renaming(name): r.tensor.shape for name, r in adapter.replacements.items() if r.rows is None}
     updates: dict[str, tuple[Place, ...]] = {}
     missing: list[tuple[str, str]] = []
 
     for target, update in adapter.updates.items():
-        found = [name for name in map(renaming, spellings(target)) if name in known]
-        fitting = [name for name in found if orientation.possible(update, own.get(name, sizes[name]))]
-        if not found:
+        known_names = [name for name in map(renaming, spellings(target)) if name in alias_of]
+        fitting = [name for name in known_names if orientation.possible(update, replaced_shapes.get(name, sizes[name]))]
+        if not known_names:
             if not update.optional:
                 missing.append((target, _MISSING))
-        elif fitting and not orientation.decidable(update, own.get(fitting[0], sizes[fitting[0]])):
+        elif fitting and not orientation.decidable(update, replaced_shapes.get(fitting[0], sizes[fitting[0]])):
             missing.append((target, "square experts, and nothing says how they are stored: see --expert-orientation"))
         elif not fitting:
-            missing.append((target, f"adapter {_size(update)}, base {flow(own.get(found[0], sizes[found[0]]))}"))
+            missing.append(
+                (
+                    target,
+                    f"adapter {_size(update)}, base {flow(replaced_shapes.get(known_names[0], sizes[known_names[0]]))}",
+                )
+            )
         else:
             name = fitting[0]
-            transposed = orientation.decided(target, update, own.get(name, sizes[name]))
-            places = tuple(p for place in known[name].places for p in _oriented(place, update, transposed))
+            transposed = orientation.decided(target, update, replaced_shapes.get(name, sizes[name]))
+            places = tuple(p for place in alias_of[name].places for p in _oriented(place, update, transposed))
             if update.needs_base and any(p.of.rows or p.of.columns for p in places):
                 missing.append((target, f"{update.kind} depends on a whole weight, which the base stores in pieces"))
             else:
                 updates[target] = places
 
-    replacements, added = _replacements(adapter, known, renaming, missing)
-    _refuse_meant_twice(updates, replacements)
+    replacements, added = _replacements(adapter, alias_of, renaming, missing)
+    _refuse_shared_place(updates, replacements)
     # Looking for near names is slow in a large base, and three show what is the matter.
     leftovers = [
         Leftover(name, why, _nearest(renaming(name), sizes) if i < 3 and why == _MISSING else ())
@@ -134,16 +139,16 @@ def _oriented(place: Place, update: Update, transposed: bool) -> list[Place]:
 
 
 def _replacements(
-    adapter: Adapter, known: Mapping[str, Alias], renaming: Renaming, missing: list[tuple[str, str]]
+    adapter: Adapter, alias_of: Mapping[str, Alias], renaming: Renaming, missing: list[tuple[str, str]]
 ) -> tuple[dict[str, tuple[Place, ...]], dict[str, str]]:
     """Where replaced weights go, and those that the base has no weight for; what does not fit is put in `missing`."""
     replacements: dict[str, tuple[Place, ...]] = {}
     added: dict[str, str] = {}
-    modules = {name.rpartition(".")[0] for name in known}
+    modules = {name.rpartition(".")[0] for name in alias_of}
     for name, replacement in adapter.replacements.items():
-        found = next((n for n in (renaming(name), name) if n in known), None)
-        if found is not None:
-            places, shape = known[found].places, known[found].shape
+        base_name = next((n for n in (renaming(name), name) if n in alias_of), None)
+        if base_name is not None:
+            places, shape = alias_of[base_name].places, alias_of[base_name].shape
             pieces = any(not place.whole for place in places)
             if pieces and replacement.rows is None and replacement.tensor.shape != shape:
                 # Pieces of another size would be cut out of it, and what is left dropped.
@@ -187,8 +192,8 @@ class _Orientation:
             return transposed
         self.undecided.add(target)
         if (experts := update.as_experts()) is not None:
-            own = stored_in_out(self.model_type)
-            return {"in-out": True, "out-in": False, "module": own, "inverted": not own}[
+            by_class = stored_in_out(self.model_type)
+            return {"in-out": True, "out-in": False, "module": by_class, "inverted": not by_class}[
                 experts.orientation or "module"
             ]
         if len(shape) != 2 or update.embedding:
@@ -205,8 +210,8 @@ class _Orientation:
     def warnings(self, updates: Mapping[str, tuple[Place, ...]]) -> list[str]:
         """The flag decides for square weights only; where the others all contradict it, say so."""
         square = [t for t in updates if t in self.undecided]
-        others = {places[0].transposed for t, places in updates.items() if t not in self.undecided and places}
-        if square and self.flag is not None and others == {not self.flag}:
+        decided = {places[0].transposed for t, places in updates.items() if t not in self.undecided and places}
+        if square and self.flag is not None and decided == {not self.flag}:
             stored = "(in, out)" if self.flag else "(out, in)"
             return [
                 f"fan_in_fan_out={self.flag} makes {len(square)} square weights {stored}; "
@@ -226,10 +231,10 @@ def _inside(name: str, modules: set[str], renaming: Renaming) -> bool:
     return parent in modules or renaming(parent) in modules
 
 
-def _best_renaming(adapter: Adapter, shapes: Shapes, known: Mapping[str, Alias]) -> Renaming:
-    wanted: dict[str, Update | tuple[int, ...]] = dict(adapter.updates)
-    if not wanted:  # an adapter of replaced weights only
-        wanted = {name: r.tensor.shape for name, r in adapter.replacements.items()}
+def _best_renaming(adapter: Adapter, shapes: Shapes, alias_of: Mapping[str, Alias]) -> Renaming:
+    stored: dict[str, Update | tuple[int, ...]] = dict(adapter.updates)
+    if not stored:  # an adapter of replaced weights only
+        stored = {name: r.tensor.shape for name, r in adapter.replacements.items()}
     orientation = _Orientation(adapter, {})
 
     def same(update: Update | tuple[int, ...], weight: tuple[int, ...]) -> bool:
@@ -238,15 +243,15 @@ def _best_renaming(adapter: Adapter, shapes: Shapes, known: Mapping[str, Alias])
         return orientation.possible(update, weight)
 
     spelled = spellings if adapter.updates else lambda name: (name,)
-    winners, count = best_renamings(wanted, shapes, same, spelled=spelled)
+    winners, count = best_renamings(stored, shapes, same, spelled=spelled)
     if len(winners) > 1:
         # One leads to a weight by the name that it is stored under, another by its name in memory.
-        leading = {tuple(known.get(w(s)) for name in wanted for s in spelled(name)): w for w in reversed(winners)}
+        leading = {tuple(alias_of.get(w(s)) for name in stored for s in spelled(name)): w for w in reversed(winners)}
         winners = list(leading.values())[::-1]
     if len(winners) > 1:
-        first = next(iter(wanted))
+        first = next(iter(stored))
         raise MismatchError(
-            f"the names of '{adapter.name}' fit the base in {len(winners)} ways, {count} of {len(wanted)} each",
+            f"the names of '{adapter.name}' fit the base in {len(winners)} ways, {count} of {len(stored)} each",
             details=[f"with {winner}: {winner(first)}" for winner in winners],
             hint="rename the adapter's keys, or choose its part with --include",
         )
@@ -255,12 +260,12 @@ def _best_renaming(adapter: Adapter, shapes: Shapes, known: Mapping[str, Alias])
 
 def _nearest(name: str, shapes: Shapes) -> tuple[str, ...]:
     """The names of the base that look most like `name`, of those that it shares a word with: a module's own name."""
-    words = {part for part in name.split(".")[-2:] if part not in ("weight", "bias")}
-    pool = [n for n in shapes if words & set(n.split("."))]
+    parts = {part for part in name.split(".")[-2:] if part not in ("weight", "bias")}
+    pool = [n for n in shapes if parts & set(n.split("."))]
     return tuple(difflib.get_close_matches(f"{name}.weight", pool[:5000], n=2, cutoff=0.5))
 
 
-def _refuse_meant_twice(
+def _refuse_shared_place(
     updates: Mapping[str, tuple[Place, ...]], replacements: Mapping[str, tuple[Place, ...]]
 ) -> None:
     counts = [Counter(str(place) for places in each.values() for place in places) for each in (updates, replacements)]

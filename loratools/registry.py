@@ -43,10 +43,10 @@ def load(folder: str, name: str) -> ModuleType:
         UsageError: there is no such entry; the message lists those there are.
     """
     if name not in names(folder):
-        word = folder.removesuffix("s")
+        entry_kind = folder.removesuffix("s")
         near = difflib.get_close_matches(name, names(folder), n=1)
         raise UsageError(
-            f"no {word} named '{name}'; there are: {', '.join(names(folder))}",
+            f"no {entry_kind} named '{name}'; there are: {', '.join(names(folder))}",
             hint=f"did you mean '{near[0]}'?" if near else None,
         )
     return import_module(f"loratools.{folder}.{name.replace('-', '_')}")

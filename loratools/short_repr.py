@@ -58,8 +58,8 @@ def _short(item: object) -> str:
         return f"({inner},)" if len(item) == 1 else f"({inner})"
     if isinstance(item, (tuple, list, set, frozenset, Mapping)) and not hasattr(item, "_fields"):
         kinds = {type(each).__name__ for each in (item.values() if isinstance(item, Mapping) else item)}
-        what = kinds.pop() if len(kinds) == 1 else "value"
-        return f"<{len(item):,} × {what}>"
+        kind = kinds.pop() if len(kinds) == 1 else "value"
+        return f"<{len(item):,} × {kind}>"
     return clipped(repr(item), 2 * _MOST_CHARACTERS)
 
 

@@ -10,18 +10,18 @@ from loratools.errors import MismatchError
 from loratools.matching import Matches, match
 from loratools.naming.places import Place
 from loratools.naming.renaming import Renaming
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 from loratools.updates.shira import SHiRA
 
 
 def lora(out: int, in_: int, rank: int = 3) -> LoRA:
-    return LoRA(held(torch.ones(rank, in_)), held(torch.ones(out, rank)), alpha=6.0, alpha_source="config")
+    return LoRA(from_torch(torch.ones(rank, in_)), from_torch(torch.ones(out, rank)), alpha=6.0, alpha_source="config")
 
 
 def adapter(*names: str, out: int = 10, in_: int = 6, flag: bool | None = None, **replaced: tuple[int, ...]) -> Adapter:
     replacements = {
-        n.replace("__", "."): Replacement(held(torch.ones(s)), "modules_to_save") for n, s in replaced.items()
+        n.replace("__", "."): Replacement(from_torch(torch.ones(s)), "modules_to_save") for n, s in replaced.items()
     }
     return Adapter({n: lora(out, in_) for n in names}, replacements, fan_in_fan_out=flag)
 
@@ -161,7 +161,7 @@ def test_what_depends_on_its_whole_weight_is_not_cut_into_pieces() -> None:
     # The halves of this weight stand in the other order in the base.
     shapes = {"final_layer.adaLN_modulation.1.weight": (12, 6), "double_blocks.0.img_attn.qkv.weight": (18, 6)}
     plain = lora(12, 6)
-    scaled = LoRA(plain.a, plain.b, 6.0, "config", magnitude=held(torch.ones(12)))
+    scaled = LoRA(plain.a, plain.b, 6.0, "config", magnitude=from_torch(torch.ones(12)))
 
     found = match(Adapter({"transformer.norm_out.linear": plain}), shapes)
     refused = match(Adapter({"transformer.norm_out.linear": scaled}), shapes)
@@ -171,7 +171,7 @@ def test_what_depends_on_its_whole_weight_is_not_cut_into_pieces() -> None:
 
 
 def test_what_does_not_tell_its_shape_is_named_by_its_parts_where_it_does_not_fit() -> None:
-    update = SHiRA(held(torch.ones(32)), held(torch.zeros(2, 32, dtype=torch.int64)), rank=2)
+    update = SHiRA(from_torch(torch.ones(32)), from_torch(torch.zeros(2, 32, dtype=torch.int64)), rank=2)
 
     found = match(Adapter({"model.layers.0.q": update}), {"model.layers.0.q.weight": (10, 8)})
 

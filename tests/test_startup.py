@@ -64,12 +64,12 @@ def test_inspect_of_other_containers_imports_no_torch_or_numpy(file: str, tmp_pa
     import torch
 
     from loratools.storage.gguf_writer import write_gguf
-    from loratools.tensors.lazy import held
+    from loratools.tensors.lazy import from_torch
 
     if file == "adapters.npz":
         np.savez(tmp_path / file, **{"q.lora_a": np.ones((6, 4)), "q.lora_b": np.ones((4, 10))})
     else:
-        pair = {f"blk.0.ffn_up.weight.lora_{part}": held(torch.ones(4, 4)) for part in "ab"}
+        pair = {f"blk.0.ffn_up.weight.lora_{part}": from_torch(torch.ones(4, 4)) for part in "ab"}
         kind = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
         write_gguf(tmp_path / file, kind, pair)
 

@@ -38,9 +38,9 @@ def allocate(
     """
     largest = _largest_ranks(spectra, maximum)
     ranks = [min(minimum, most) for most in largest]
-    left = budget - _total(ranks, costs)
-    if left < 0:
-        raise ValueError(f"a budget of {budget} is less than the {budget - left} of rank {minimum} everywhere")
+    unspent = budget - _total(ranks, costs)
+    if unspent < 0:
+        raise ValueError(f"a budget of {budget} is less than the {budget - unspent} of rank {minimum} everywhere")
     modules = [i for i, (low, most) in enumerate(zip(ranks, largest, strict=True)) for _ in range(most - low)]
     if not modules:
         return ranks
@@ -55,13 +55,13 @@ def allocate(
     order = torch.sort(rates, descending=True, stable=True).indices.tolist()
     cheapest = min(costs[i] for i in set(modules))
     for place in order:
-        if left < cheapest:
+        if unspent < cheapest:
             break
         module = modules[place]
         # What is left only shrinks: where one unit did not fit, no later unit of that module does.
-        if costs[module] <= left:
+        if costs[module] <= unspent:
             ranks[module] += 1
-            left -= costs[module]
+            unspent -= costs[module]
     return ranks
 
 
@@ -82,7 +82,7 @@ def _largest_ranks(spectra: Sequence[Tensor], maximum: int | Sequence[int] | Non
     if maximum is None:
         return positive
     caps = [maximum] * len(positive) if isinstance(maximum, int) else maximum
-    return [min(found, cap) for found, cap in zip(positive, caps, strict=True)]
+    return [min(count, cap) for count, cap in zip(positive, caps, strict=True)]
 
 
 def _total(ranks: Sequence[int], costs: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from loratools.algebra.lowrank import Factors, Svd
 
 
-def calibrated(merged: Svd, own: Sequence[Factors], *, least: float = 1.0) -> Svd:
+def calibrated(merged: Svd, deltas: Sequence[Factors], *, least: float = 1.0) -> Svd:
     """Return `merged` with singular values divided by how often the deltas `own` say the same thing there.
 
     In the direction `u_r` of the output the i-th delta answers with `a = u_r^T delta_i`, and the merged one with
@@ -20,13 +20,13 @@ def calibrated(merged: Svd, own: Sequence[Factors], *, least: float = 1.0) -> Sv
     https://arxiv.org/abs/2602.05536. Singular values may lose their order.
     """
     shares = torch.zeros_like(merged.s)
-    for f in own:
-        left = merged.u.mT @ f.b.double()
+    for f in deltas:
+        projected_b = merged.u.mT @ f.b.double()
         a = f.a.double()
-        product = merged.s * (left * (a @ merged.vt.mT).mT).sum(dim=1)
-        square = ((left @ (a @ a.mT)) * left).sum(dim=1)
+        product = merged.s * (projected_b * (a @ merged.vt.mT).mT).sum(dim=1)
+        square = ((projected_b @ (a @ a.mT)) * projected_b).sum(dim=1)
         shares += torch.where(square > 0, product / torch.where(square > 0, square, 1.0), 0.0).clamp(min=least)
-    return Svd(merged.u, merged.s * len(own) / shares, merged.vt)
+    return Svd(merged.u, merged.s * len(deltas) / shares, merged.vt)
 
 
 def dense_svd(delta: Tensor) -> Svd:

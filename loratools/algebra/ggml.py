@@ -31,7 +31,7 @@ def _halves_of_bytes(packed: Bytes) -> Bytes:
     return np.concatenate([packed & 15, packed >> 4], axis=1)
 
 
-def _bits_of_word(blocks: Bytes, start: int) -> Bytes:
+def _bits_of_uint32(blocks: Bytes, start: int) -> Bytes:
     """The 32 bits of the word at byte `start`, lowest first."""
     return np.unpackbits(blocks[:, start : start + 4], axis=1, bitorder="little")
 
@@ -45,12 +45,12 @@ def _q4_1(blocks: Bytes) -> Singles:
 
 
 def _q5_0(blocks: Bytes) -> Singles:
-    codes = _halves_of_bytes(blocks[:, 6:]) | (_bits_of_word(blocks, 2) << 4)
+    codes = _halves_of_bytes(blocks[:, 6:]) | (_bits_of_uint32(blocks, 2) << 4)
     return _half(blocks, 0) * (codes.astype(np.float32) - 16)
 
 
 def _q5_1(blocks: Bytes) -> Singles:
-    codes = _halves_of_bytes(blocks[:, 8:]) | (_bits_of_word(blocks, 4) << 4)
+    codes = _halves_of_bytes(blocks[:, 8:]) | (_bits_of_uint32(blocks, 4) << 4)
     return _half(blocks, 0) * codes.astype(np.float32) + _half(blocks, 2)
 
 

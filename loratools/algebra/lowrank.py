@@ -137,8 +137,8 @@ class Basis:
             return x
         padded = x.new_zeros(self.reflections.shape[0], x.shape[1])
         padded[: x.shape[0]] = x
-        found: Tensor = torch.ormqr(self.reflections, self.taus, padded)
-        return found
+        product: Tensor = torch.ormqr(self.reflections, self.taus, padded)
+        return product
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,10 @@ def row_space(f: Factors) -> tuple[Tensor, float]:
     """
     b, a = _in_range(f)
     values, vectors = torch.linalg.eigh(a @ a.mT)
-    kept = values > EPS * max(a.shape) * values.max() if values.numel() else values > 0
-    root = values[kept].sqrt()
-    basis = (a.mT @ vectors[:, kept]) / root
-    scaled = (vectors[:, kept] * root).mT
+    significant = values > EPS * max(a.shape) * values.max() if values.numel() else values > 0
+    root = values[significant].sqrt()
+    basis = (a.mT @ vectors[:, significant]) / root
+    scaled = (vectors[:, significant] * root).mT
     squares, directions = torch.linalg.eigh(scaled @ (b.mT @ b) @ scaled.mT)
     real = squares > 1e-14 * squares.max() if squares.numel() else squares > 0
     return basis @ directions[:, real], float(squares.clamp(min=0).sum())

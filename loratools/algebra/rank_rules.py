@@ -131,10 +131,10 @@ class AtMost:
     cap: int
 
     def rank(self, squares: Tensor, total: float, *, complete: bool) -> int | None:
-        found = self.rule.rank(squares, total, complete=complete)
-        if found is None:
+        uncapped = self.rule.rank(squares, total, complete=complete)
+        if uncapped is None:
             return self.cap if len(squares) >= self.cap else None
-        return min(found, self.cap)
+        return min(uncapped, self.cap)
 
 
 def scaled(rule: RankRule, factor: float) -> RankRule:

@@ -91,8 +91,8 @@ def _directions(wide: Tensor) -> Tensor:
     # Of the triangle of its transpose, which has as few columns as it has rows.
     triangle: Tensor = torch.linalg.qr(wide.mT, mode="r").R.mT
     u, s, _ = torch.linalg.svd(triangle, full_matrices=False)
-    found: Tensor = u[:, : _count(s, *wide.shape)]
-    return found
+    vectors: Tensor = u[:, : _count(s, *wide.shape)]
+    return vectors
 
 
 def _count(s: Tensor, rows: int, columns: int) -> int:

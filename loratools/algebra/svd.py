@@ -141,15 +141,15 @@ def truncated_svd(
         delta = _times_power_of_two(delta, shift)
     scale = 2.0**shift
     rule = scaled(rule, scale)
-    wanted = rule.count + _OVERSAMPLING if isinstance(rule, Fixed) else _BLOCK_OF_RULES
-    block = -(-min(wanted, _BLOCK_AT_MOST) // _BLOCK_MULTIPLE) * _BLOCK_MULTIPLE
+    columns = rule.count + _OVERSAMPLING if isinstance(rule, Fixed) else _BLOCK_OF_RULES
+    block = -(-min(columns, _BLOCK_AT_MOST) // _BLOCK_MULTIPLE) * _BLOCK_MULTIPLE
     smaller = min(m, n)
-    found: _Found | None = None
+    decomposition: _ScaledSvd | None = None
     if not exact and smaller > max(_EXACT_BELOW, _EXACT_BELOW_BLOCKS * block):
-        found = _krylov(delta, rule, block, norm * scale, tolerance, seed)
-    if found is None:
-        found = _exact(delta, rule, norm * scale, careful=exact)
-    return _finish(delta, found, norm, shift)
+        decomposition = _krylov(delta, rule, block, norm * scale, tolerance, seed)
+    if decomposition is None:
+        decomposition = _exact(delta, rule, norm * scale, careful=exact)
+    return _finish(delta, decomposition, norm, shift)
 
 
 def truncated_svds(
@@ -164,16 +164,16 @@ def truncated_svds(
         return [truncated_svd(delta, rank, tolerance=tolerance, seed=seed, exact=exact) for delta in deltas]
     if m < n:
         flipped = truncated_svds(deltas.mT, rank)
-        return [_transposed(found) for found in flipped]
-    found: list[TruncatedSvd] = []
+        return [_transposed(results) for results in flipped]
+    results: list[TruncatedSvd] = []
     for some in _pieces(deltas.detach(), max(1, 8 * _PIECE // (m * n))):
-        found += _exact_together(some.float(), rank)
-    return found
+        results += _exact_together(some.float(), rank)
+    return results
 
 
-def _transposed(found: TruncatedSvd) -> TruncatedSvd:
-    u, s, vt = fix_signs(found.vt.mT, found.s, found.u.mT)
-    return replace(found, u=u.contiguous(), s=s, vt=vt.contiguous())
+def _transposed(svd: TruncatedSvd) -> TruncatedSvd:
+    u, s, vt = fix_signs(svd.vt.mT, svd.s, svd.u.mT)
+    return replace(svd, u=u.contiguous(), s=s, vt=vt.contiguous())
 
 
 def _exact_together(deltas: Tensor, rank: int | RankRule) -> list[TruncatedSvd]:
@@ -188,28 +188,28 @@ def _exact_together(deltas: Tensor, rank: int | RankRule) -> list[TruncatedSvd]:
     wide = torch.ldexp(wide, torch.tensor(shifts, device=wide.device).view(-1, 1, 1))
     squares, vectors = torch.linalg.eigh(wide.mT @ wide)
     squares, vectors = squares.flip(-1).clamp(min=0), vectors.flip(-1)
-    found: list[TruncatedSvd] = []
+    results: list[TruncatedSvd] = []
     rule: RankRule = Fixed(min(rank, n)) if isinstance(rank, int) else rank
     rules = [scaled(rule, 2.0**shift) for shift in shifts]
     norms = [math.ldexp(math.sqrt(square), shift) for square, shift in zip(squares_of_norms, shifts, strict=True)]
     on_cpu = squares.cpu()
-    ranks = [_whole_rank(r, s, norm, n) for r, s, norm in zip(rules, on_cpu, norms, strict=True)]
+    ranks = [_exact_rank(r, s, norm, n) for r, s, norm in zip(rules, on_cpu, norms, strict=True)]
     largest = max(ranks)
     q_image, r_image = torch.linalg.qr(wide @ vectors[:, :, :largest])
     p, s, zt = torch.linalg.svd(r_image)
     u, vt = q_image @ p, zt @ vectors[:, :, :largest].mT
     for i, (k, shift) in enumerate(zip(ranks, shifts, strict=True)):
         if not squares_of_norms[i]:
-            found.append(_zero(deltas[i], k if isinstance(rank, int) else 1))
+            results.append(_zero(deltas[i], k if isinstance(rank, int) else 1))
             continue
-        one = _Found(u[i, :, :k], s[i, :k], vt[i, :k], squares[i].sqrt(), 0.0, 0.0, 2, "gram")
+        decomposition = _ScaledSvd(u[i, :, :k], s[i, :k], vt[i, :k], squares[i].sqrt(), 0.0, 0.0, 2, "gram")
         scaled_delta = _times_power_of_two(deltas[i], shift)
-        found.append(_finish(scaled_delta, one, math.sqrt(squares_of_norms[i]), shift))
-    return found
+        results.append(_finish(scaled_delta, decomposition, math.sqrt(squares_of_norms[i]), shift))
+    return results
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ScaledSvd:
     """u, s, vt in float64, of the scaled delta, and how they were come by."""
 
     u: Tensor
@@ -222,7 +222,7 @@ class _Found:
     method: str
 
 
-def _krylov(delta: Tensor, rule: RankRule, block: int, norm: float, tolerance: float, seed: int) -> _Found | None:
+def _krylov(delta: Tensor, rule: RankRule, block: int, norm: float, tolerance: float, seed: int) -> _ScaledSvd | None:
     """Return the Ritz decomposition once its energy has converged, or None when the basis is no longer small."""
     m, n = delta.shape
     total = norm * norm
@@ -253,37 +253,37 @@ def _krylov(delta: Tensor, rule: RankRule, block: int, norm: float, tolerance: f
             w.append(image)
             gram = _grown_gram(gram, w.filled())
             history.append(torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).cpu())
-        found = history[-1]
+        squares = history[-1]
         # Nothing new: Q holds the whole range of delta, and the projection is delta itself. Or delta has so few
         # different singular values that it maps the space searched to itself: then there are others of each, and a
         # fresh start finds them.
-        if exhausted and float(found.sum()) < (1 - _NOISE) * total:
+        if exhausted and float(squares.sum()) < (1 - _NOISE) * total:
             if restarted or q.count + block > most:
                 return None
             restarted = True
             x = random()
             continue
         restarted = False
-        k = rule.rank(found, total, complete=exhausted)
+        k = rule.rank(squares, total, complete=exhausted)
         gap = 0.0
         if k is not None and not exhausted:
             missing = _extrapolated_gaps(history)
             gap = float(missing[:k].sum())
-            if gap > tolerance * float(found[:k].sum()) or _may_do_with_less(rule, found + missing, total, k):
+            if gap > tolerance * float(squares[:k].sum()) or _may_do_with_less(rule, squares + missing, total, k):
                 k = None
         if k is not None and (exhausted or proven or k <= block):
             break
         # Of more equal singular values than a block has columns, a Krylov space holds one for each column, and has
         # converged without the others. A fresh start would meet them: what it gains is what the estimate must cover.
         proven = k is not None
-        if q.count + block > _most_rows(rule, found, total, min(m, n)):
+        if q.count + block > _most_rows(rule, squares, total, min(m, n)):
             return None
         x = random() if proven else _well_conditioned(image.mT)
     bound = max(0.0, total - float(gram.diagonal().sum())) / total
     k = max(1, min(k, m, n))
     u, s, vt = _ritz(q.filled(), w.filled(), gram, k)
-    return _Found(
-        u, s, vt, found.sqrt(), gap_bound=bound, gap_estimate=min(gap / total, bound), passes=passes, method="krylov"
+    return _ScaledSvd(
+        u, s, vt, squares.sqrt(), gap_bound=bound, gap_estimate=min(gap / total, bound), passes=passes, method="krylov"
     )
 
 
@@ -299,10 +299,10 @@ def _most_rows(rule: RankRule, squares: Tensor, total: float, smaller: int) -> f
     """Rows of the basis at which the exact way is the cheaper one, or will be before the rule is content."""
     if isinstance(rule, Fixed):
         return 3 * smaller / 4
-    known = len(squares) // 2
+    trusted = len(squares) // 2
     if rule.rank(squares, total, complete=False) is None:
         # Imagine every singular value still to come to be as large as one in the middle, which has mostly converged.
-        imagined = torch.cat([squares[:known], squares[known].expand(int(_GIVE_UP * smaller))])
+        imagined = torch.cat([squares[:trusted], squares[trusted].expand(int(_GIVE_UP * smaller))])
         if rule.rank(imagined, total, complete=False) is None:
             return 0
     return _GIVE_UP * smaller
@@ -357,7 +357,7 @@ def _complement(basis: Tensor, extra: int) -> Tensor:
     return completed[:, have:]
 
 
-def _exact(delta: Tensor, rule: RankRule, norm: float, *, careful: bool) -> _Found:
+def _exact(delta: Tensor, rule: RankRule, norm: float, *, careful: bool) -> _ScaledSvd:
     """Return the decomposition from the eigenvectors of the Gram of the smaller side, in float64.
 
     A Gram squares the condition: singular values below 1e-8 of the largest are noise in it. Their energy is none
@@ -374,27 +374,29 @@ def _exact(delta: Tensor, rule: RankRule, norm: float, *, careful: bool) -> _Fou
         gram.addmm_(wide.mT, wide)
     squares, vectors = torch.linalg.eigh(gram)
     squares = squares.flip(0).clamp(min=0)
-    k = _whole_rank(rule, squares, norm, n)
+    k = _exact_rank(rule, squares, norm, n)
     if careful and squares[k - 1] < 1e-12 * squares[0]:
         u, s, vt = torch.linalg.svd(delta.double(), full_matrices=False)
-        k = _whole_rank(rule, s.square(), norm, n)
-        return _Found(u[:, :k], s[:k], vt[:k], s, gap_bound=0.0, gap_estimate=0.0, passes=1, method="dense")
+        k = _exact_rank(rule, s.square(), norm, n)
+        return _ScaledSvd(u[:, :k], s[:k], vt[:k], s, gap_bound=0.0, gap_estimate=0.0, passes=1, method="dense")
     v = vectors.flip(1)[:, :k]
     image = torch.cat([piece.double() @ v for piece in _pieces(delta, rows)])
     q_image, r_image = torch.linalg.qr(image)
     p, s, zt = torch.linalg.svd(r_image)
-    return _Found(q_image @ p, s, zt @ v.mT, squares.sqrt(), gap_bound=0.0, gap_estimate=0.0, passes=2, method="gram")
+    return _ScaledSvd(
+        q_image @ p, s, zt @ v.mT, squares.sqrt(), gap_bound=0.0, gap_estimate=0.0, passes=2, method="gram"
+    )
 
 
-def _whole_rank(rule: RankRule, squares: Tensor, norm: float, n: int) -> int:
+def _exact_rank(rule: RankRule, squares: Tensor, norm: float, n: int) -> int:
     return max(1, min(rule.rank(squares.cpu(), norm * norm, complete=True) or 0, n))
 
 
-def _finish(delta: Tensor, found: _Found, norm: float, shift: int) -> TruncatedSvd:
-    u, s, vt = fix_signs(found.u, found.s, found.vt)
+def _finish(delta: Tensor, scaled: _ScaledSvd, norm: float, shift: int) -> TruncatedSvd:
+    u, s, vt = fix_signs(scaled.u, scaled.s, scaled.vt)
     u, vt = u.float(), vt.float()
     # The leading ones are better known from the decomposition itself.
-    values = torch.cat([s, found.values[len(s) :].to(s.device).clamp(max=s[-1])])
+    values = torch.cat([s, scaled.values[len(s) :].to(s.device).clamp(max=s[-1])])
     total = math.ldexp(norm, shift) ** 2
     energy = min(1.0, float((s * s).sum()) / total)
     if energy > _DIRECT_RESIDUAL_ABOVE:
@@ -409,10 +411,10 @@ def _finish(delta: Tensor, found: _Found, norm: float, shift: int) -> TruncatedS
         norm=norm,
         energy=energy,
         error=error,
-        gap_bound=found.gap_bound,
-        gap_estimate=found.gap_estimate,
-        passes=found.passes,
-        method=found.method,
+        gap_bound=scaled.gap_bound,
+        gap_estimate=scaled.gap_estimate,
+        passes=scaled.passes,
+        method=scaled.method,
     )
 
 

@@ -191,8 +191,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         from loratools.checkpoints.common.unsupported import refusal
 
         raise refusal(path)
-    found: Checkpoint = registry.load("checkpoints", layouts[0]).open(path)
-    return found
+    checkpoint: Checkpoint = registry.load("checkpoints", layouts[0]).open(path)
+    return checkpoint
 
 
 def _ensure_present(path: Path) -> None:

@@ -22,9 +22,9 @@ from loratools.checkpoints.common.weights import (
     TRANSFORMERS_PICKLED,
     Spelling,
     read_folder,
-    read_one,
+    read_single_file,
 )
-from loratools.checkpoints.pytorch import said
+from loratools.checkpoints.pytorch import result_is_safetensors
 from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.files import quoted
 
@@ -39,8 +39,8 @@ def detect(path: Path) -> bool:
     if not path.is_dir():
         return path.name.startswith("consolidated") and path.suffix in (".safetensors", ".pth")
     names = names_in(path)
-    others = any(s.entry_point(names) for s in (TRANSFORMERS, TRANSFORMERS_PICKLED, DIFFUSERS))
-    return not others and any(s.entry_point(names) is not None for s in (_MISTRAL, _META))
+    other_layouts = any(s.entry_point(names) for s in (TRANSFORMERS, TRANSFORMERS_PICKLED, DIFFUSERS))
+    return not other_layouts and any(s.entry_point(names) is not None for s in (_MISTRAL, _META))
 
 
 def open(path: Path) -> Checkpoint:
@@ -59,9 +59,11 @@ def open(path: Path) -> Checkpoint:
             hint="download it too; the order of rows of queries and keys depends on it",
         )
     spelling = _MISTRAL if (path.suffix == ".safetensors" or _MISTRAL.entry_point(names)) else _META
-    weights = read_folder(path, spelling) if path.is_dir() else read_one(path, spelling)
-    found = open_model(path, "consolidated", weights, config_file=_CONFIG)
-    return replace(found, warnings=(*found.warnings, *([said(path)] if spelling.is_pickle else [])))
+    weights = read_folder(path, spelling) if path.is_dir() else read_single_file(path, spelling)
+    checkpoint = open_model(path, "consolidated", weights, config_file=_CONFIG)
+    return replace(
+        checkpoint, warnings=(*checkpoint.warnings, *([result_is_safetensors(path)] if spelling.is_pickle else []))
+    )
 
 
 def _refuse_pieces(folder: Path, names: list[str]) -> None:

@@ -30,7 +30,7 @@ from loratools.checkpoints.common.weights import (
     read_folder,
     refuse_ways_out,
 )
-from loratools.checkpoints.pytorch import said
+from loratools.checkpoints.pytorch import result_is_safetensors
 from loratools.errors import FormatError, InputError
 from loratools.quantization import Quantisation, recognise
 from loratools.storage.files import quoted
@@ -65,39 +65,39 @@ def open(path: Path) -> Checkpoint:
         return _pipeline(path)
     weights = _weights(path)
     assert weights is not None, "`detect` has seen it"
-    found = open_model(path, "diffusers", weights)
-    return replace(found, warnings=(*found.warnings, *_pickled(path, weights)))
+    checkpoint = open_model(path, "diffusers", weights)
+    return replace(checkpoint, warnings=(*checkpoint.warnings, *_pickled(path, weights)))
 
 
 def _pipeline(path: Path) -> Checkpoint:
     refuse_ways_out([_INDEX], path)
-    found: list[Weights] = []
+    parts: list[Weights] = []
     configs: dict[str, object] = {}
     names = _components(path)
     for name in names:
         weights = _weights(path / name)
         if weights is not None:
-            found.append(weights.inside(name, f"{name}."))
+            parts.append(weights.inside(name, f"{name}."))
             configs[name] = read_config(path / name)
-    stored = {n: tensor for weights in found for n, tensor in weights.component.tensors.items()}
+    stored = {n: tensor for weights in parts for n, tensor in weights.component.tensors.items()}
     if not stored:
         raise FormatError(f"none of the components of the pipeline {quoted(path)} has weights")
-    quantisation = _quantisation(found, configs)
-    own = frozenset(name for weights in found for name in weights.own)
-    side_files, left_out = sort_out(path, own, parts=frozenset(names))
+    quantisation = _quantisation(parts, configs)
+    file_names = frozenset(name for weights in parts for name in weights.file_names)
+    side_files, left_out = sort_out(path, file_names, parts=frozenset(names))
     return Checkpoint(
         path=path,
         layout="diffusers",
-        components=tuple(weights.component for weights in found),
+        components=tuple(weights.component for weights in parts),
         stored=stored,
         weights=quantisation.logical(stored) if quantisation is not None else stored,
         config=configs,
         config_file=None,
-        tied=_tied(found, configs),
+        tied=_tied(parts, configs),
         quantisation=quantisation,
         side_files=side_files,
         left_out=left_out,
-        warnings=tuple(w for weights in found for w in (*weights.warnings, *_pickled(path, weights))),
+        warnings=tuple(w for weights in parts for w in (*weights.warnings, *_pickled(path, weights))),
     )
 
 
@@ -111,9 +111,9 @@ def _components(path: Path) -> list[str]:
             details=[quoted(name) for name in wrong],
             hint="the index is damaged, or made to have other files read; do not trust this model",
         )
-    there = [name for name in names if (path / name).is_dir()]
-    refuse_ways_out(there, path)
-    return there
+    folders = [name for name in names if (path / name).is_dir()]
+    refuse_ways_out(folders, path)
+    return folders
 
 
 def _weights(folder: Path) -> Weights | None:
@@ -134,28 +134,28 @@ def _weights(folder: Path) -> Weights | None:
 
 def _pickled(path: Path, weights: Weights) -> tuple[str, ...]:
     changed = any(file.name != file.saved_as for file in weights.component.files)
-    return (said(path / weights.component.folder),) if changed else ()
+    return (result_is_safetensors(path / weights.component.folder),) if changed else ()
 
 
-def _tied(found: list[Weights], configs: Mapping[str, object]) -> dict[str, str]:
+def _tied(parts: list[Weights], configs: Mapping[str, object]) -> dict[str, str]:
     tied: dict[str, str] = {}
-    for part, names, config in _each(found, configs):
-        own = tied_weights(names.keys(), config)
-        tied |= {part + absent: part + source for absent, source in own.items()}
+    for part, names, config in _each(parts, configs):
+        tied_here = tied_weights(names.keys(), config)
+        tied |= {part + absent: part + source for absent, source in tied_here.items()}
     return tied
 
 
-def _quantisation(found: list[Weights], configs: Mapping[str, object]) -> Quantisation | None:
+def _quantisation(parts: list[Weights], configs: Mapping[str, object]) -> Quantisation | None:
     """How the weights of the components are packed, by the names that they have in the pipeline."""
-    each = [(prefix, recognise(tensors, config)) for prefix, tensors, config in _each(found, configs)]
-    packed = [one.with_prefix(prefix) for prefix, one in each if one is not None]
+    each = [(prefix, recognise(tensors, config)) for prefix, tensors, config in _each(parts, configs)]
+    packed = [recognised.with_prefix(prefix) for prefix, recognised in each if recognised is not None]
     if not packed:
         return None
     return Quantisation(
-        {name: weight for one in packed for name, weight in one.weights.items()},
-        {name: weight for one in packed for name, weight in one.unreadable.items()},
-        tuple(name for one in packed for name in one.markers),
-        next((one.declared for one in packed if one.declared is not None), None),
+        {name: weight for recognised in packed for name, weight in recognised.weights.items()},
+        {name: weight for recognised in packed for name, weight in recognised.unreadable.items()},
+        tuple(name for recognised in packed for name in recognised.markers),
+        next((recognised.declared for recognised in packed if recognised.declared is not None), None),
     )
 
 
@@ -168,6 +168,6 @@ def _each(
         prefix = weights.component.prefix
         config = configs[prefix.removesuffix(".")]
         assert isinstance(config, Mapping)
-        own = {name.removeprefix(prefix): tensor for name, tensor in weights.component.tensors.items()}
-        told.append((prefix, own, config))
+        file_names = {name.removeprefix(prefix): tensor for name, tensor in weights.component.tensors.items()}
+        told.append((prefix, file_names, config))
     return told

@@ -16,7 +16,7 @@ from loratools.checkpoints.common.model import open_model
 from loratools.checkpoints.common.paths import names_in
 from loratools.checkpoints.common.peek import is_mlx, is_original
 from loratools.checkpoints.common.unsupported import is_adapter_file
-from loratools.checkpoints.common.weights import TRANSFORMERS, read_folder, read_one
+from loratools.checkpoints.common.weights import TRANSFORMERS, read_folder, read_single_file
 
 
 def detect(path: Path) -> bool:
@@ -43,5 +43,5 @@ def open(path: Path) -> Checkpoint:
         FormatError: the index and the shards do not fit each other; every fault is named.
         UnsupportedError: it is an adapter.
     """
-    weights = read_folder(path, TRANSFORMERS) if path.is_dir() else read_one(path, TRANSFORMERS)
+    weights = read_folder(path, TRANSFORMERS) if path.is_dir() else read_single_file(path, TRANSFORMERS)
     return open_model(path, "huggingface", weights)

@@ -14,7 +14,7 @@ from loratools.checkpoints.common.model import open_model
 from loratools.checkpoints.common.paths import names_in
 from loratools.checkpoints.common.peek import is_mlx
 from loratools.checkpoints.common.unsupported import is_adapter_file
-from loratools.checkpoints.common.weights import TRANSFORMERS, read_folder, read_one
+from loratools.checkpoints.common.weights import TRANSFORMERS, read_folder, read_single_file
 
 _CHANNELS_LAST = "MLX keeps the channels of a kernel last, (out, *kernel, in)"
 
@@ -23,17 +23,19 @@ def detect(path: Path) -> bool:
     """Whether there is a model here that says that MLX saved it."""
     if path.is_dir():
         names = names_in(path)
-        found = "model_index.json" not in names and TRANSFORMERS.entry_point(names) is not None
-        return found and is_mlx(path)
+        has_model = "model_index.json" not in names and TRANSFORMERS.entry_point(names) is not None
+        return has_model and is_mlx(path)
     return path.suffix == ".safetensors" and not is_adapter_file(path.name) and is_mlx(path)
 
 
 def open(path: Path) -> Checkpoint:
     """The checkpoint at `path`, a folder or one file; raises the same errors as for a Hugging Face folder."""
-    found = open_model(path, "mlx", read_folder(path, TRANSFORMERS) if path.is_dir() else read_one(path, TRANSFORMERS))
+    checkpoint = open_model(
+        path, "mlx", read_folder(path, TRANSFORMERS) if path.is_dir() else read_single_file(path, TRANSFORMERS)
+    )
     # Three axes are a kernel of one dimension too, unless they are experts.
-    kernels = [n for n, t in found.weights.items() if len(t.shape) > 2 and not _is_stack(n)]
-    return replace(found, fixed=dict.fromkeys(kernels, _CHANNELS_LAST))
+    kernels = [n for n, t in checkpoint.weights.items() if len(t.shape) > 2 and not _is_stack(n)]
+    return replace(checkpoint, fixed=dict.fromkeys(kernels, _CHANNELS_LAST))
 
 
 def _is_stack(name: str) -> bool:

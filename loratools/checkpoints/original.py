@@ -13,8 +13,8 @@ from pathlib import Path
 from loratools.checkpoints import Checkpoint
 from loratools.checkpoints.common.peek import is_original
 from loratools.checkpoints.common.unsupported import is_adapter_file
-from loratools.checkpoints.common.weights import Spelling, read_one
-from loratools.checkpoints.pytorch import said
+from loratools.checkpoints.common.weights import Spelling, read_single_file
+from loratools.checkpoints.pytorch import result_is_safetensors
 from loratools.quantization import recognise
 
 
@@ -29,7 +29,7 @@ def open(path: Path) -> Checkpoint:
     Raises:
         UsageError: it is one shard of several.
     """
-    weights = read_one(path, Spelling(path.stem, path.suffix))
+    weights = read_single_file(path, Spelling(path.stem, path.suffix))
     stored = weights.component.tensors
     quantisation = recognise(stored, {})
     return Checkpoint(
@@ -39,5 +39,5 @@ def open(path: Path) -> Checkpoint:
         stored=stored,
         weights=quantisation.logical(stored) if quantisation is not None else stored,
         quantisation=quantisation,
-        warnings=(*weights.warnings, *([] if path.suffix == ".safetensors" else [said(path)])),
+        warnings=(*weights.warnings, *([] if path.suffix == ".safetensors" else [result_is_safetensors(path)])),
     )

@@ -25,7 +25,7 @@ from loratools.checkpoints.common.weights import (
     Spelling,
     read_config,
     read_folder,
-    read_one,
+    read_single_file,
 )
 
 
@@ -33,8 +33,12 @@ def detect(path: Path) -> bool:
     """Whether there are pickles of a model here, and nothing better."""
     if path.is_dir():
         names = names_in(path)
-        others = any(s.entry_point(names) for s in (TRANSFORMERS, DIFFUSERS, DIFFUSERS_PICKLED))
-        return "model_index.json" not in names and not others and TRANSFORMERS_PICKLED.entry_point(names) is not None
+        other_layouts = any(s.entry_point(names) for s in (TRANSFORMERS, DIFFUSERS, DIFFUSERS_PICKLED))
+        return (
+            "model_index.json" not in names
+            and not other_layouts
+            and TRANSFORMERS_PICKLED.entry_point(names) is not None
+        )
     named = path.suffix in PICKLES and not is_adapter_file(path.name) and not path.name.startswith("consolidated")
     return named and not is_original(path)
 
@@ -47,12 +51,12 @@ def open(path: Path) -> Checkpoint:
         spelling = (
             TRANSFORMERS_PICKLED if path.name == TRANSFORMERS_PICKLED.single else Spelling(path.stem, path.suffix)
         )
-        weights = read_one(path, spelling)
+        weights = read_single_file(path, spelling)
     weights = without_repetitions(weights, read_config(path if path.is_dir() else path.parent))
-    found = open_model(path, "pytorch", weights)
-    return replace(found, warnings=(*found.warnings, said(path)))
+    checkpoint = open_model(path, "pytorch", weights)
+    return replace(checkpoint, warnings=(*checkpoint.warnings, result_is_safetensors(path)))
 
 
-def said(path: Path) -> str:
+def result_is_safetensors(path: Path) -> str:
     """That a result does not look like its base."""
     return f"'{path.name}' is stored as pickles; the result is written as safetensors"

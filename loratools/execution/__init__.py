@@ -11,7 +11,7 @@ from loratools import registry
 class Runner(Protocol):
     """The `run` of an entry: `work` on every unit, results in the order of the units, the first error raised.
 
-    `done` is called with each unit and its result as it comes, one at a time, on the caller's thread. What `work`
+    `on_result` is called with each unit and its result as it comes, one at a time, on the caller's thread. What `work`
     changes in memory may be lost: its result and what it wrote to disk are what counts.
     """
 
@@ -21,7 +21,7 @@ class Runner(Protocol):
         work: Callable[[Any], Any],
         *,
         threads: int,
-        done: Callable[[Any, Any], None] = ...,
+        on_result: Callable[[Any, Any], None] = ...,
     ) -> list[Any]: ...
 
 

@@ -39,29 +39,29 @@ def run(
     work: Callable[[Unit], Result],
     *,
     threads: int,
-    done: Callable[[Unit, Result], None] = lambda unit, result: None,
+    on_result: Callable[[Unit, Result], None] = lambda unit, result: None,
 ) -> list[Result]:
     """`local.run`, with `threads` processes; `work` must leave its traces in its result or on disk."""
     if threads == 1 or len(units) < 2 or not sys.platform.startswith("linux"):
-        return local.run(units, work, threads=threads, done=done)
+        return local.run(units, work, threads=threads, on_result=on_result)
     workers = _Workers(min(threads, len(units)), units, work)
     results: dict[int, Result] = {}
     length = max(1, len(units) // _RUNS)
     try:
         todo = iter([(start, min(start + length, len(units))) for start in range(0, len(units), length)])
-        left = len(units)
+        unfinished = len(units)
         for _ in range(_AHEAD):
             for connection in workers.connections:
                 _tell(connection, next(todo, None))
-        while left:
+        while unfinished:
             for connection in workers.ready():
                 start, stop = workers.answer(connection, results)
-                left -= stop - start
+                unfinished -= stop - start
                 _tell(connection, next(todo, None))
                 for i in range(start, stop):
-                    done(units[i], results[i])
+                    on_result(units[i], results[i])
     finally:
-        workers.end(kill=left > 0)
+        workers.end(kill=unfinished > 0)
     return [results[i] for i in range(len(results))]
 
 
@@ -84,8 +84,8 @@ class _Workers:
                 ours, theirs = socket.socketpair()
                 pid = os.fork()
                 if pid == 0:
-                    for other in [*self.connections, ours]:
-                        other.close()
+                    for connection in [*self.connections, ours]:
+                        connection.close()
                     _work(theirs, units, work)
                 theirs.close()
                 self.connections.append(ours)

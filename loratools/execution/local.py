@@ -49,11 +49,11 @@ def run(
     work: Callable[[Unit], Result],
     *,
     threads: int,
-    done: Callable[[Unit, Result], None] = lambda unit, result: None,
+    on_result: Callable[[Unit, Result], None] = lambda unit, result: None,
 ) -> list[Result]:
     """`work` done on every unit; results in the order of the units. The first error stops the rest and is raised.
 
-    done: called with each unit and its result as it comes, one at a time, on the thread that called `run`.
+    on_result: called with each unit and its result as it comes, one at a time, on the thread that called `run`.
     """
     results: dict[int, Result] = {}
     waiting: dict[Future[Result], int] = {}
@@ -70,7 +70,7 @@ def run(
                 for future in wait(waiting, return_when=FIRST_COMPLETED)[0]:
                     i = waiting.pop(future)
                     results[i] = future.result()
-                    done(units[i], results[i])
+                    on_result(units[i], results[i])
         except BaseException:
             for future in waiting:
                 future.cancel()

@@ -30,7 +30,7 @@ from loratools.formats.image_parts.writing import (
 from loratools.naming.image.families import flux, flux2
 from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 
 WRITES = ".safetensors"
 _NORM = ".scale"
@@ -92,7 +92,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
             factors = lora_parts(lora, keep_mid=False)
             parts |= {f"{module.name}.lora_{part}.weight": tensor for part, tensor in factors.items()}
             if plain_alpha(lora) != lora.rank:
-                alphas[f"{module.name}.alpha"] = held(torch.tensor(plain_alpha(lora)))
+                alphas[f"{module.name}.alpha"] = from_torch(torch.tensor(plain_alpha(lora)))
         if module.bias is not None:
             parts[f"{module.name}.lora_B.bias"] = module.bias.diff
     for name, replacement in adapter.replacements.items():

@@ -29,7 +29,7 @@ from loratools.formats.image_parts.writing import (
 )
 from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 
 WRITES = ".safetensors"
 _PREFIX = "diffusion_model."
@@ -85,13 +85,13 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
                 parts[f"{name}.dora_scale"] = magnitude
             alpha = plain_alpha(lora)
             if lora.alpha_source == "tensor" or alpha != lora.rank:
-                stored[f"{name}.alpha"] = held(torch.tensor(alpha))
+                stored[f"{name}.alpha"] = from_torch(torch.tensor(alpha))
         elif (full := weight.as_full()) is not None:
             parts[f"{name}.diff"] = full.diff
         else:
             parts |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(weight) or {}).items()}
             if (own := weight.lycoris_alpha()) is not None:
-                stored[f"{name}.alpha"] = held(torch.tensor(own))
+                stored[f"{name}.alpha"] = from_torch(torch.tensor(own))
         if bias is not None:
             parts[f"{name}.diff_b"] = bias.diff
     for name, replacement in adapter.replacements.items():

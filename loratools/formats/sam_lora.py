@@ -16,7 +16,7 @@ from loratools.formats.common.factor_pairs import paired
 from loratools.formats.common.source import AdapterSource
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor
-from loratools.tensors.views import placed
+from loratools.tensors.views import block_matrix
 from loratools.updates.lora import LoRA
 
 _FACTOR = re.compile(r"w_(?P<part>[ab])_(?P<number>\d{3})(\.weight)?")
@@ -70,6 +70,6 @@ def _joined(
     if qa.shape[1] != va.shape[1] or qb.shape[0] != vb.shape[0] or {t.dtype for t in (qa, qb, va, vb)} != {qa.dtype}:
         raise FormatError(f"{quoted(source.file)} has queries and values of block {block} that do not fit each other")
     width, rank = qb.shape[0], qa.shape[0] + va.shape[0]
-    a = placed((rank, qa.shape[1]), [(0, 0, qa), (qa.shape[0], 0, va)])
-    b = placed((_PARTS * width, rank), [(_QUERIES * width, 0, qb), (_VALUES * width, qa.shape[0], vb)])
+    a = block_matrix((rank, qa.shape[1]), [(0, 0, qa), (qa.shape[0], 0, va)])
+    b = block_matrix((_PARTS * width, rank), [(_QUERIES * width, 0, qb), (_VALUES * width, qa.shape[0], vb)])
     return LoRA(a, b, float(rank), "assumed")

@@ -122,24 +122,24 @@ class Option:
     open_low: bool = False
     choices: tuple[str, ...] = ()
 
-    def parsed(self, given: object) -> Value:
+    def parsed(self, setting: object) -> Value:
         """The value as the method takes it.
 
         Raises:
             UsageError: it is none of the choices, no number, or out of range.
         """
         if isinstance(self.default, str):
-            if given in self.choices:
-                return str(given)
-            near = difflib.get_close_matches(str(given), self.choices, n=1)
+            if setting in self.choices:
+                return str(setting)
+            near = difflib.get_close_matches(str(setting), self.choices, n=1)
             raise UsageError(
-                f"{self.name} cannot be '{given}'; there are: {', '.join(self.choices)}",
+                f"{self.name} cannot be '{setting}'; there are: {', '.join(self.choices)}",
                 hint=f"did you mean '{near[0]}'?" if near else None,
             )
-        value = self._number(given)
+        value = self._number(setting)
         low = value > self.low if self.open_low else value >= self.low
         if not (low and value <= self.high):
-            raise UsageError(f"{self.name} cannot be {given}; it is a {self.range}")
+            raise UsageError(f"{self.name} cannot be {setting}; it is a {self.range}")
         return value
 
     @property
@@ -147,24 +147,24 @@ class Option:
         """`number above 0 and at most 1`, `whole number of at least 1`, or the choices."""
         if self.choices:
             return " or ".join(self.choices)
-        word = "whole number" if isinstance(self.default, int) else "number"
+        number_kind = "whole number" if isinstance(self.default, int) else "number"
         bounds = []
         if self.low > -math.inf:
             bounds.append(f"above {self.low:g}" if self.open_low else f"of at least {self.low:g}")
         if self.high < math.inf:
             bounds.append(f"at most {self.high:g}")
-        return " ".join([word, " and ".join(bounds)]).strip()
+        return " ".join([number_kind, " and ".join(bounds)]).strip()
 
-    def _number(self, given: object) -> float | int:
+    def _number(self, setting: object) -> float | int:
         kind = int if isinstance(self.default, int) else float
         try:
-            if isinstance(given, bool) or not isinstance(given, (int, float, str)):
+            if isinstance(setting, bool) or not isinstance(setting, (int, float, str)):
                 raise ValueError
-            value = kind(given)
+            value = kind(setting)
         except (ValueError, OverflowError):
             value = math.nan
-        if not math.isfinite(value) or (isinstance(given, float) and value != given):
-            raise UsageError(f"{self.name} cannot be '{given}'; it is a {self.range}")
+        if not math.isfinite(value) or (isinstance(setting, float) and value != setting):
+            raise UsageError(f"{self.name} cannot be '{setting}'; it is a {self.range}")
         return value
 
 
@@ -183,8 +183,8 @@ class Method(Protocol):
 
 def options_of(name: str) -> Sequence[Option]:
     """What can be set of the method `name`."""
-    found: Sequence[Option] = getattr(registry.load("methods", name), "OPTIONS", ())
-    return found
+    options: Sequence[Option] = getattr(registry.load("methods", name), "OPTIONS", ())
+    return options
 
 
 def settings(name: str, given: Mapping[str, object]) -> dict[str, Value]:
@@ -197,9 +197,9 @@ def settings(name: str, given: Mapping[str, object]) -> dict[str, Value]:
     for key in given:
         if key not in options:
             near = difflib.get_close_matches(key, options, n=1)
-            there = f"there are: {', '.join(options)}" if options else "it has none"
+            available = f"there are: {', '.join(options)}" if options else "it has none"
             raise UsageError(
-                f"the method '{name}' has no option '{key}'; {there}",
+                f"the method '{name}' has no option '{key}'; {available}",
                 hint=f"did you mean '{near[0]}'?" if near else None,
             )
     return {key: o.parsed(given[key]) if key in given else o.default for key, o in options.items()}

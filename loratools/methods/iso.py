@@ -35,12 +35,12 @@ def combine(terms: Terms, *, common: float) -> Combination:
     rank = len(together.s)
     if not rank:
         return Framed(frame.left, torch.zeros_like(total), frame.right)
-    kept = max(1, round(common * rank))
-    each = (rank - kept) // len(terms)
-    us, ss, vs = [together.u[:, :kept]], [together.s[:kept]], [together.vt[:kept].mT]
+    shared_rank = max(1, round(common * rank))
+    each = (rank - shared_rank) // len(terms)
+    us, ss, vs = [together.u[:, :shared_rank]], [together.s[:shared_rank]], [together.vt[:shared_rank].mT]
     if each:
         for core in frame.cores:
-            own = cut(core - us[0] @ (us[0].mT @ core), each)
-            us, ss, vs = [*us, own.u], [*ss, own.s], [*vs, own.vt.mT]
+            individual = cut(core - us[0] @ (us[0].mT @ core), each)
+            us, ss, vs = [*us, individual.u], [*ss, individual.s], [*vs, individual.vt.mT]
     u, v = (nearest_orthonormal(torch.cat(parts, dim=1)) for parts in (us, vs))
     return Framed(frame.left, torch.cat(ss).mean() * (u @ v.mT), frame.right)

@@ -32,14 +32,14 @@ def combine(terms: Terms, *, steps: int, tolerance: float) -> Combination:
     if terms.weights == (1.0,):
         return terms.factors[0]
     lengths = terms.gram.diagonal().clamp(min=0).sqrt()
-    there = lengths > 0
+    nonzero = lengths > 0
     weights = torch.tensor(terms.weights, dtype=torch.float64)
-    if not there.any():
+    if not nonzero.any():
         return concatenate(list(zip(terms.weights, terms.factors, strict=True)))
-    scale = torch.where(there, lengths, 1.0)
+    scale = torch.where(nonzero, lengths, 1.0)
     # Directions as coefficients of the unit deltas; their inner products are cosines.
     cosines = terms.gram / scale[:, None] / scale
-    shares = torch.where(there, weights, 0.0)
+    shares = torch.where(nonzero, weights, 0.0)
     shares = shares / shares.sum()
 
     def length(x: torch.Tensor) -> float:
@@ -65,5 +65,5 @@ def combine(terms: Terms, *, steps: int, tolerance: float) -> Combination:
         mean = math.cos(size) * mean + math.sin(size) / size * tangent
         mean /= length(mean)
     total = float((weights * lengths).sum())
-    found = (total * mean / scale).tolist()
-    return concatenate(list(zip(found, terms.factors, strict=True)))
+    coefficients = (total * mean / scale).tolist()
+    return concatenate(list(zip(coefficients, terms.factors, strict=True)))

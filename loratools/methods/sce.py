@@ -50,7 +50,7 @@ def combine(terms: Terms, *, density: float, space: str) -> Combination:
         stack = selected(blocks)
         agree = (stack.sign() == stack.sum(dim=0).sign()) & (stack != 0)
         total = (weights * agree).sum(dim=0)
-        found: Tensor = (weights * stack * agree).sum(dim=0) / torch.where(total > 0, total, 1.0)
-        return found
+        merged: Tensor = (weights * stack * agree).sum(dim=0) / torch.where(total > 0, total, 1.0)
+        return merged
 
     return matrices.back(matrices.by_blocks(merge))

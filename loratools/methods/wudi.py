@@ -39,7 +39,9 @@ def combine(terms: Terms, *, ridge: float) -> Combination:
     mu = ridge * float(gram.trace()) / size
     if not mu:
         return Framed(frame.left, total, frame.right)
-    wanted = torch.stack([core @ g for core, g in zip(frame.cores, grams, strict=True)]).sum(dim=0) + mu * total
-    # M (gram + mu I) = wanted; symmetric and positive.
-    found = torch.cholesky_solve(wanted.mT, torch.linalg.cholesky(gram + mu * torch.eye(size, dtype=gram.dtype))).mT
-    return Framed(frame.left, found, frame.right)
+    right_side = torch.stack([core @ g for core, g in zip(frame.cores, grams, strict=True)]).sum(dim=0) + mu * total
+    # M (gram + mu I) = right_side; symmetric and positive.
+    solution = torch.cholesky_solve(
+        right_side.mT, torch.linalg.cholesky(gram + mu * torch.eye(size, dtype=gram.dtype))
+    ).mT
+    return Framed(frame.left, solution, frame.right)

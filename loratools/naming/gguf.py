@@ -97,24 +97,24 @@ def hf_module(architecture: Architecture, module: str) -> str | None:
 
 def gguf_stack(architecture: Architecture, parent: str, role: str) -> str | None:
     """The stacked experts of `model.layers.3.mlp`: `blk.3.ffn_up_exps`."""
-    found = re.fullmatch(r"model\.layers\.(\d+)\.(\w+)", parent)
-    if found is None or found[2] != architecture.mixture or role not in _EXPERT_ROLES:
+    parsed = re.fullmatch(r"model\.layers\.(\d+)\.(\w+)", parent)
+    if parsed is None or parsed[2] != architecture.mixture or role not in _EXPERT_ROLES:
         return None
-    return f"blk.{found[1]}.{_EXPERT_ROLES[role]}"
+    return f"blk.{parsed[1]}.{_EXPERT_ROLES[role]}"
 
 
 def hf_stack(architecture: Architecture, module: str) -> tuple[str, str] | None:
     """Parent and role of stacked experts: `blk.3.ffn_up_exps` -> `model.layers.3.mlp`, `up_proj`."""
-    found = re.fullmatch(r"blk\.(\d+)\.(ffn_\w+_exps)", module)
-    role = next((r for r, name in _EXPERT_ROLES.items() if found is not None and name == found[2]), None)
-    if found is None or role is None or architecture.mixture is None:
+    parsed = re.fullmatch(r"blk\.(\d+)\.(ffn_\w+_exps)", module)
+    role = next((r for r, name in _EXPERT_ROLES.items() if parsed is not None and name == parsed[2]), None)
+    if parsed is None or role is None or architecture.mixture is None:
         return None
-    return f"model.layers.{found[1]}.{architecture.mixture}", role
+    return f"model.layers.{parsed[1]}.{architecture.mixture}", role
 
 
 def _renamed(module: str, table: Mapping[str, str]) -> str | None:
     numbers = _NUMBER.findall(module)
     if len(numbers) > 1:
         return None
-    found = table.get(_NUMBER.sub("{}", module))
-    return found.format(*numbers) if found is not None else None
+    template = table.get(_NUMBER.sub("{}", module))
+    return template.format(*numbers) if template is not None else None

@@ -26,7 +26,7 @@ def interleaving(rows: int, heads: int) -> tuple[int, ...]:
 
 def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes an order."""
-    found = [0] * len(order)
+    positions = [0] * len(order)
     for position, row in enumerate(order):
-        found[row] = position
-    return tuple(found)
+        positions[row] = position
+    return tuple(positions)

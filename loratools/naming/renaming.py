@@ -34,8 +34,8 @@ class Renaming:
 
 
 def best_renamings(
-    wanted: Mapping[str, Wanted],
-    there: Shapes,
+    stored: Mapping[str, Wanted],
+    base_shapes: Shapes,
     same: Callable[[Wanted, tuple[int, ...]], bool],
     *,
     spelled: Callable[[str], Sequence[str]] = lambda name: (name,),
@@ -48,45 +48,45 @@ def best_renamings(
     shapes, is returned: another size of the same model is better told by its shapes.
     """
 
-    names = {name: tuple(spelled(name)) for name in wanted}
+    names = {name: tuple(spelled(name)) for name in stored}
 
     def fits(renaming: Renaming) -> int:
-        def found(name: str, value: Wanted) -> bool:
-            others = (there.get(renaming(spelling)) for spelling in names[name])
-            return any(other is not None and same(value, other) for other in others)
+        def has_place(name: str, value: Wanted) -> bool:
+            candidates = (base_shapes.get(renaming(spelling)) for spelling in names[name])
+            return any(base_shape is not None and same(value, base_shape) for base_shape in candidates)
 
-        return sum(1 for name, value in wanted.items() if found(name, value))
+        return sum(1 for name, value in stored.items() if has_place(name, value))
 
     identity = Renaming()
-    if (count := fits(identity)) == len(wanted):
+    if (count := fits(identity)) == len(stored):
         return [identity], count
-    scores = {candidate: fits(candidate) for candidate in {identity, *_candidates(names, there)}}
+    scores = {candidate: fits(candidate) for candidate in {identity, *_candidates(names, base_shapes)}}
     best = max(scores.values())
     if best == 0:
-        named = [c for c in scores if all(any(c(s) in there for s in spellings) for spellings in names.values())]
+        named = [c for c in scores if all(any(c(s) in base_shapes for s in spellings) for spellings in names.values())]
         return (named if len(named) == 1 else [identity]), 0
     if scores[identity] == best:
         return [identity], best
     return sorted((c for c, score in scores.items() if score == best), key=lambda c: (c.strip, c.add)), best
 
 
-def _candidates(wanted: Mapping[str, Sequence[str]], there: Iterable[str]) -> set[Renaming]:
+def _candidates(spellings: Mapping[str, Sequence[str]], base_names: Iterable[str]) -> set[Renaming]:
     """Every renaming that brings one of a few wanted names onto a name that is there."""
     by_leaf: dict[str, list[list[str]]] = {}
-    for name in there:
+    for name in base_names:
         segments = name.split(".")
         by_leaf.setdefault(_leaf(segments), []).append(segments)
-    found: set[Renaming] = set()
-    names = sorted(wanted)
+    renamings: set[Renaming] = set()
+    names = sorted(spellings)
     chosen = names[:: max(1, len(names) // 16)]
-    for segments in [spelling.split(".") for name in chosen for spelling in wanted[name]]:
-        for others in by_leaf.get(_leaf(segments), ()):
-            common = _common_tail(segments, others)
-            strip, add = segments[:-common], others[:-common]
+    for segments in [spelling.split(".") for name in chosen for spelling in spellings[name]]:
+        for base_segments in by_leaf.get(_leaf(segments), ()):
+            common = _common_tail(segments, base_segments)
+            strip, add = segments[:-common], base_segments[:-common]
             # The tail must reach past the layer number, or every layer would look like every other.
             if not any(part.isdigit() for part in [*strip, *add]):
-                found.add(Renaming("".join(f"{s}." for s in strip), "".join(f"{s}." for s in add)))
-    return found
+                renamings.add(Renaming("".join(f"{s}." for s in strip), "".join(f"{s}." for s in add)))
+    return renamings
 
 
 def _leaf(segments: list[str]) -> str:

@@ -72,14 +72,14 @@ class AwqIntegers:
         return scaled(np.ascontiguousarray(codes.T), values.T, zeros.T.astype(np.float32), weight.dtype)
 
 
-def _outputs(words: Stored) -> Bytes:
+def _outputs(packed: Stored) -> Bytes:
     """The 4-bit integers of words, in the order of the outputs: (rows, words) -> (rows, 8 * words)."""
     import numpy as np
 
     from loratools.algebra.packing import unpack_bits
 
-    stream = unpack_bits(np.ascontiguousarray(words).view(np.uint8), 4)
-    ordered: Bytes = stream.reshape(len(words), -1, 8)[:, :, list(_POSITIONS)].reshape(len(words), -1)
+    stream = unpack_bits(np.ascontiguousarray(packed).view(np.uint8), 4)
+    ordered: Bytes = stream.reshape(len(packed), -1, 8)[:, :, list(_POSITIONS)].reshape(len(packed), -1)
     return ordered
 
 

@@ -195,11 +195,11 @@ def _with_state(parts: tuple[Part, ...], codes: str, state: Mapping[str, object]
     outer = state.get("nested_blocksize")
     if nested and (not isinstance(outer, int) or outer < 1):
         raise ValueError(f"nested_blocksize {outer}")
-    wanted = {"absmax": blocks, "quant_map": 16}
+    expected_sizes = {"absmax": blocks, "quant_map": 16}
     if isinstance(outer, int):
-        wanted |= {"nested_absmax": -(-blocks // outer), "nested_quant_map": 256}
+        expected_sizes |= {"nested_absmax": -(-blocks // outer), "nested_quant_map": 256}
     if wrong := [
-        f"{role} of {sizes[role].elements}" for role, count in wanted.items() if sizes[role].elements != count
+        f"{role} of {sizes[role].elements}" for role, count in expected_sizes.items() if sizes[role].elements != count
     ]:
         raise ValueError(f"{', '.join(wrong)} for a weight of {elements} values")
     if (sizes["absmax"].dtype == "U8") != nested or DTYPE_BITS[sizes["weight"].dtype] < 8:

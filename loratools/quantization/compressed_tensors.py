@@ -69,8 +69,8 @@ class PackedIntegers:
         from loratools.storage.arrays import read_raw
 
         offset = 1 << (self.width - 1)
-        words = read_raw(weight.tensor("packed"), start, stop)
-        codes = unpack_bits(words.view(np.uint8), self.width)[:, : weight.shape[1]].astype(np.int16) - offset
+        packed = read_raw(weight.tensor("packed"), start, stop)
+        codes = unpack_bits(packed.view(np.uint8), self.width)[:, : weight.shape[1]].astype(np.int16) - offset
         scales = read_floats(weight.tensor("scale"), start, stop)
         zeros = None
         if weight.has("zero point"):

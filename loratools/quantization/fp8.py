@@ -185,13 +185,13 @@ def _block(shape: tuple[int, ...], grid: tuple[int, ...], declared: tuple[int, i
     return (rows, columns) if rows is not None and columns is not None else None
 
 
-def _length(size: int, blocks: int, told: int | None) -> int | None:
+def _length(size: int, blocks: int, declared: int | None) -> int | None:
     """How long the blocks of an axis are, given how many there are."""
     if blocks == 1:
         return size
     if blocks == size:
         return 1
-    for length in (told, _USUAL_BLOCK):
+    for length in (declared, _USUAL_BLOCK):
         if length and -(-size // length) == blocks:
             return length
     # Without a word from the config only an even division into powers of two is beyond doubt.

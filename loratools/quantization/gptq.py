@@ -41,12 +41,12 @@ class GptqIntegers:
 
     width: int
     inputs: int | None
-    zeros_less_one: bool
+    zeros_stored_less_one: bool
 
     @property
     def format(self) -> str:
         """`int4`, of the first format or the second"""
-        return f"int{self.width}{'' if self.zeros_less_one else ', zero points of v2'}"
+        return f"int{self.width}{'' if self.zeros_stored_less_one else ', zero points of v2'}"
 
     @property
     def bits(self) -> float:
@@ -68,12 +68,12 @@ class GptqIntegers:
         from loratools.algebra.rounding import widen
         from loratools.storage.arrays import read_raw
 
-        words = np.ascontiguousarray(read_columns(weight.tensor("qweight"), start, stop).T)
-        codes = unpack_bits(words.view(np.uint8), self.width)[:, : weight.shape[1]]
+        packed = np.ascontiguousarray(read_columns(weight.tensor("qweight"), start, stop).T)
+        codes = unpack_bits(packed.view(np.uint8), self.width)[:, : weight.shape[1]]
         first, last = start * self.width // 32, -(-stop * self.width // 32)
         packed = np.ascontiguousarray(read_columns(weight.tensor("qzeros"), first, last))
         zeros = unpack_bits(packed.view(np.uint8), self.width)[:, : stop - start]
-        if self.zeros_less_one:
+        if self.zeros_stored_less_one:
             zeros = (zeros + np.uint8(1)) & np.uint8((1 << self.width) - 1)
         scales = weight.tensor("scales")
         columns = read_columns(scales, start, stop)
@@ -88,12 +88,14 @@ def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -
 
     The config says of which format the zero points are; without a word it is the first.
     """
-    less_one = find_setting(config, "checkpoint_format") != "gptq_v2"
+    zeros_stored_less_one = find_setting(config, "checkpoint_format") != "gptq_v2"
     modules = [module for module in quantised_modules(tensors) if not packs_outputs(module, tensors)]
-    return {f"{module}.weight": _recognised(module, tensors, less_one) for module in modules}
+    return {f"{module}.weight": _recognised(module, tensors, zeros_stored_less_one) for module in modules}
 
 
-def _recognised(module: str, tensors: Mapping[str, LazyTensor], less_one: bool) -> PackedWeight | Unreadable:
+def _recognised(
+    module: str, tensors: Mapping[str, LazyTensor], zeros_stored_less_one: bool
+) -> PackedWeight | Unreadable:
     parts = collect(tensors, {role: f"{module}.{role}" for role in ("qweight", "qzeros", "scales", "g_idx")})
     by_role = {part.role: part.tensor for part in parts}
     stored = tuple(part.name for part in parts)
@@ -119,4 +121,6 @@ def _recognised(module: str, tensors: Mapping[str, LazyTensor], less_one: bool) 
         shapes = ", ".join(f"{part.role} {shape_text(part.tensor)}" for part in parts)
         return Unreadable("gptq", stored, f"its parts do not fit each other: {shapes}")
     group = -(-inputs // groups) if groups > 1 else None
-    return PackedWeight("gptq", (outputs, inputs), scales.dtype, parts, GptqIntegers(width, group, less_one))
+    return PackedWeight(
+        "gptq", (outputs, inputs), scales.dtype, parts, GptqIntegers(width, group, zeros_stored_less_one)
+    )

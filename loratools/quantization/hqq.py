@@ -67,10 +67,10 @@ class HqqIntegers:
         from loratools.storage.arrays import read_raw
 
         per_word, word_bits = _PER_WORD[self.width]
-        words = read_raw(weight.tensor("W_q")).view(np.uint32 if word_bits == 32 else np.uint8)
+        packed = read_raw(weight.tensor("W_q")).view(np.uint32 if word_bits == 32 else np.uint8)
         mask = (1 << self.width) - 1
         shifts = range((per_word - 1) * self.width, -1, -self.width)
-        codes: Integers = np.concatenate([(words >> shift) & mask for shift in shifts])
+        codes: Integers = np.concatenate([(packed >> shift) & mask for shift in shifts])
         groups = math.prod(weight.shape) // self.values
         codes = codes[: groups if self.axis == 1 else self.values].reshape(
             (groups, self.values) if self.axis == 1 else (self.values, groups)

@@ -61,8 +61,8 @@ class AffineGroups:
         from loratools.algebra.packing import onto_grid, unpack_bits
         from loratools.storage.arrays import read_raw
 
-        words = read_raw(weight.tensor("weight"), start, stop)
-        codes = unpack_bits(words.view(np.uint8), self.width).astype(np.float32)
+        packed = read_raw(weight.tensor("weight"), start, stop)
+        codes = unpack_bits(packed.view(np.uint8), self.width).astype(np.float32)
         groups = codes.reshape(*codes.shape[:-1], -1, self.columns)
         products = onto_grid(groups * read_floats(weight.tensor("scales"), start, stop)[..., None], weight.dtype)
         values = products + read_floats(weight.tensor("biases"), start, stop)[..., None]
@@ -128,9 +128,9 @@ def _recognised(
     stored = tuple(part.name for part in parts)
     if len(weight.shape) < 2 or scales.shape[:-1] != weight.shape[:-1] or not scales.shape[-1]:
         return Unreadable("mlx", stored, f"scales of {shape_text(scales)} for {shape_text(weight)} words")
-    told = settings(config)
-    own = told.get(stem.removesuffix("."))
-    told = own if isinstance(own, Mapping) else told
+    quantization_settings = settings(config)
+    of_module = quantization_settings.get(stem.removesuffix("."))
+    quantization_settings = of_module if isinstance(of_module, Mapping) else quantization_settings
     # Bits of a whole group: the shapes give no more.
     group_bits = weight.shape[-1] * 32 // scales.shape[-1]
     if len(parts) == 2 and scales.dtype == "U8":
@@ -139,10 +139,12 @@ def _recognised(
             return Unreadable("mlx", stored, f"groups of {group_bits} bits, as no mode of floats has")
         columns = scales.shape[-1] * _FLOAT_MODES[modes[0]][1]
         return PackedWeight("mlx", (*weight.shape[:-1], columns), "BF16", parts, FloatGroups(modes[0]))
-    return _affine(parts, group_bits, told)
+    return _affine(parts, group_bits, quantization_settings)
 
 
-def _affine(parts: tuple[Part, ...], group_bits: int, told: Mapping[str, object]) -> PackedWeight | Unreadable:
+def _affine(
+    parts: tuple[Part, ...], group_bits: int, quantization_settings: Mapping[str, object]
+) -> PackedWeight | Unreadable:
     weight, scales = parts[0].tensor, parts[1].tensor
     stored = tuple(part.name for part in parts)
     if len(parts) != 3 or parts[2].tensor.shape != scales.shape or parts[2].tensor.dtype != scales.dtype:
@@ -150,7 +152,7 @@ def _affine(parts: tuple[Part, ...], group_bits: int, told: Mapping[str, object]
     if scales.dtype not in ("F32", "F16", "BF16"):
         return Unreadable("mlx", stored, f"scales of dtype {scales.dtype}")
     possible = [(width, group) for width in _WIDTHS for group in _GROUPS if width * group == group_bits]
-    declared = (told.get("bits"), told.get("group_size"))
+    declared = (quantization_settings.get("bits"), quantization_settings.get("group_size"))
     if declared in possible:
         possible = [pair for pair in possible if pair == declared]
     if len(possible) != 1:

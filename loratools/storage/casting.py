@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from loratools.errors import UnsupportedError
 from loratools.storage.files import quoted
 from loratools.tensors.dtypes import FLOAT_DTYPES, torch_dtype
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ def cast(name: str, tensor: LazyTensor, dtype: str | None) -> LazyTensor:
     """
     if dtype is None or tensor.dtype == dtype or tensor.dtype not in FLOAT_DTYPES:
         return tensor
-    return held(narrowed(name, tensor.read(), dtype))
+    return from_torch(narrowed(name, tensor.read(), dtype))
 
 
 def narrowed(name: str, values: Tensor, dtype: str) -> Tensor:

@@ -65,16 +65,16 @@ def check_output(out: Path, *, overwrite: bool, inputs: Sequence[Path], names: I
         UsageError: it is no file or folder, or cannot be one.
     """
     real = _real(out)
-    found = _stat_or_none(real)
-    for given in inputs:
-        _check_apart(out, real, found, given)
+    status = _stat_or_none(real)
+    for source in inputs:
+        _check_apart(out, real, status, source)
     hold_no(real)
-    if found is None:
+    if status is None:
         _check_parents(out, real)
         return Replacement()
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise UsageError(f"{quoted(out)} is a device, FIFO or socket and stays", hint="choose another name")
-    if stat.S_ISREG(found.st_mode):
+    if stat.S_ISREG(status.st_mode):
         if not overwrite:
             raise OutputExistsError(f"{quoted(out)} exists", hint=_OVERWRITE)
         if not is_marked(real):
@@ -127,10 +127,10 @@ def _replacement(out: Path, real: Path, names: Iterable[str]) -> Replacement:
 
 def _collide(name: str, entry: str) -> bool:
     """Whether a new file and an entry that stays cannot both be: one is the other, or a file where a folder must be."""
-    there = entry.rstrip("/")
+    existing = entry.rstrip("/")
     if entry.endswith("/"):
-        return name == there or name.startswith(entry)
-    return name == there or name.startswith(f"{there}/") or there.startswith(f"{name}/")
+        return name == existing or name.startswith(entry)
+    return name == existing or name.startswith(f"{existing}/") or existing.startswith(f"{name}/")
 
 
 def _stays_in_place(real: Path) -> bool:
@@ -153,10 +153,10 @@ def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iter
     real = _real(out)
     _recover(out, real)
     check_output(out, overwrite=overwrite, inputs=inputs)
-    found = _stat_or_none(real)
-    if found is not None and not stat.S_ISDIR(found.st_mode):
+    status = _stat_or_none(real)
+    if status is not None and not stat.S_ISDIR(status.st_mode):
         raise UsageError(f"{quoted(out)} is a file, and a folder is to be written", hint="choose another name")
-    inside = found is not None and _stays_in_place(real)
+    inside = status is not None and _stays_in_place(real)
     with _staging(out, real, inside=inside) as staging:
         try:
             yield staging.path
@@ -172,8 +172,8 @@ def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iter
             if inside:
                 _fill_in_place(out, staging.path, real)
             else:
-                if found is not None:
-                    system.change_mode(staging.path, stat.S_IMODE(found.st_mode))
+                if status is not None:
+                    system.change_mode(staging.path, stat.S_IMODE(status.st_mode))
                 _place_folder(out, staging, real, overwrite)
                 system.fsync_folder(real.parent)
         except OSError as error:
@@ -210,8 +210,8 @@ def rewritten_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def _staged_file(out: Path, *, overwrite: bool) -> Iterator[Path]:
     real = _real(out)
-    found = _stat_or_none(real)
-    if found is not None and stat.S_ISDIR(found.st_mode):
+    status = _stat_or_none(real)
+    if status is not None and stat.S_ISDIR(status.st_mode):
         raise UsageError(f"{quoted(out)} is a folder, and a file is to be written", hint="add the name of the file")
     with _staging(out, real) as staging:
         staged = staging.path / real.name
@@ -219,8 +219,8 @@ def _staged_file(out: Path, *, overwrite: bool) -> Iterator[Path]:
         try:
             staging.require(out, real.name)
             _flush(staging.path)
-            if found is not None:
-                system.change_mode(staged, stat.S_IMODE(found.st_mode))
+            if status is not None:
+                system.change_mode(staged, stat.S_IMODE(status.st_mode))
             _place_file(out, staged, real, overwrite)
             system.fsync_folder(real.parent)
         except OSError as error:
@@ -263,8 +263,8 @@ def scratch_folder(out: Path) -> Iterator[Path]:
 def stale_staging(out: Path) -> list[Path]:
     """Folders beside `out` that killed runs left, newest last."""
     real = _real(out)
-    found = [(_stat_or_none(path), path) for path in _staging_folders(real) if _owner_is_gone(path)]
-    return [path for _, path in sorted((status.st_mtime_ns, path) for status, path in found if status is not None)]
+    folders = [(_stat_or_none(path), path) for path in _staging_folders(real) if _owner_is_gone(path)]
+    return [path for _, path in sorted((status.st_mtime_ns, path) for status, path in folders if status is not None)]
 
 
 def _real(out: Path) -> Path:
@@ -295,27 +295,31 @@ def _names_in(path: Path) -> list[str]:
         raise machine_error(error, "look into", path) from error
 
 
-def _check_apart(out: Path, real: Path, found: os.stat_result | None, given: Path) -> None:
+def _check_apart(out: Path, real: Path, out_status: os.stat_result | None, source: Path) -> None:
     """Refuse an output that is, holds or lies in an input. Compared by inode: links, mounts and case cannot hide it."""
-    source = _stat_or_none(given)
-    if source is None:
+    source_status = _stat_or_none(source)
+    if source_status is None:
         return
     hint = "choose a place outside of the inputs"
-    if found is not None and os.path.samestat(found, source):
+    if out_status is not None and os.path.samestat(out_status, source_status):
         raise OutputExistsError(f"the output {quoted(out)} is also an input", hint=hint)
-    if stat.S_ISDIR(source.st_mode) and _is_above(source, real):
-        raise OutputExistsError(f"the output {quoted(out)} lies in the input {quoted(given)}", hint=hint)
+    if stat.S_ISDIR(source_status.st_mode) and _is_above(source_status, real):
+        raise OutputExistsError(f"the output {quoted(out)} lies in the input {quoted(source)}", hint=hint)
     # The name that was given counts too: a folder of links holds its inputs, wherever these lie.
-    places = (system.real_path(given), system.real_path(given.parent) / given.name)
-    if found is not None and stat.S_ISDIR(found.st_mode) and any(_is_above(found, place) for place in places):
-        raise OutputExistsError(f"the output {quoted(out)} holds the input {quoted(given)}", hint=hint)
+    places = (system.real_path(source), system.real_path(source.parent) / source.name)
+    if (
+        out_status is not None
+        and stat.S_ISDIR(out_status.st_mode)
+        and any(_is_above(out_status, place) for place in places)
+    ):
+        raise OutputExistsError(f"the output {quoted(out)} holds the input {quoted(source)}", hint=hint)
 
 
 def _check_parents(out: Path, real: Path) -> None:
     for parent in real.parents:
-        found = _stat_or_none(parent)
-        if found is not None:
-            if not stat.S_ISDIR(found.st_mode):
+        status = _stat_or_none(parent)
+        if status is not None:
+            if not stat.S_ISDIR(status.st_mode):
                 raise UsageError(f"{quoted(out)} cannot be written: {quoted(parent)} is no folder")
             return
 
@@ -332,13 +336,13 @@ class _Staging:
         self.path = path
         self.real = real
         self.lock = lock
-        self.made = system.stat(path)
+        self.created = system.stat(path)
         self.replaced: frozenset[str] | None = None
 
     def require(self, out: Path, *names: str) -> None:
         """Raise MachineError where someone else has removed the folder, or one of `names` from it."""
-        found = _stat_or_none(self.path)
-        if found is None or not os.path.samestat(found, self.made):
+        status = _stat_or_none(self.path)
+        if status is None or not os.path.samestat(status, self.created):
             raise _removed(out)
         require_files(self.path, out, names)
 
@@ -353,11 +357,11 @@ class _Staging:
 @contextmanager
 def _staging(out: Path, real: Path, *, inside: bool = False) -> Iterator[_Staging]:
     """A folder of ours beside `real` or inside of it, locked while in use, gone afterwards unless it was renamed."""
-    made: list[Path] = []
+    created: list[Path] = []
     staging: _Staging | None = None
     try:
         try:
-            _make_parents(real.parent, made)
+            _make_parents(real.parent, created)
             path = (real if inside else real.parent) / (_prefix(real) + _own_suffix())
             for stale in [*_staging_folders(real), *_staging_folders(real, inside=True)]:
                 if _owner_is_gone(stale):
@@ -384,7 +388,7 @@ def _staging(out: Path, real: Path, *, inside: bool = False) -> Iterator[_Stagin
     except BaseException:
         if staging is not None:
             staging.remove()
-        for folder in reversed(made):
+        for folder in reversed(created):
             try:
                 system.remove_folder(folder)
             except OSError:
@@ -398,7 +402,7 @@ def _staging(out: Path, real: Path, *, inside: bool = False) -> Iterator[_Stagin
     staging.remove()
 
 
-def _make_parents(folder: Path, made: list[Path]) -> None:
+def _make_parents(folder: Path, created: list[Path]) -> None:
     missing = []
     while _stat_or_none(folder) is None:
         missing.append(folder)
@@ -408,7 +412,7 @@ def _make_parents(folder: Path, made: list[Path]) -> None:
             system.make_folder(path)
         except FileExistsError:  # another run was faster
             continue
-        made.append(path)
+        created.append(path)
 
 
 def _prefix(real: Path) -> str:
@@ -436,12 +440,12 @@ def _staging_folders(real: Path, *, aside: bool = False, inside: bool = False) -
         names = system.names_in(folder)
     except OSError:
         return []
-    found = []
+    paths = []
     for name in names:
         match = _SUFFIX.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
         if match and bool(match["aside"]) == aside:
-            found.append(folder / name)
-    return found
+            paths.append(folder / name)
+    return paths
 
 
 def _owner_is_gone(staging: Path) -> bool:

@@ -86,7 +86,7 @@ def identify(path: Path) -> FileId:
         InputError: it is a folder, FIFO, socket or device.
     """
     try:
-        found = system.stat(path)
+        status = system.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         try:
             system.lstat(path)
@@ -100,13 +100,13 @@ def identify(path: Path) -> FileId:
         if error.errno == errno.ELOOP:
             raise UsageError(f"{quoted(path)} is a link that leads back to itself") from error
         raise machine_error(error, "look at", path) from error
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{quoted(path)} is a folder; a file is needed", hint=_model_file_inside(path))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         kinds = ((stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"))
-        kind = next((words for test, words in kinds if test(found.st_mode)), "a device")
+        kind = next((kind_name for test, kind_name in kinds if test(status.st_mode)), "a device")
         raise InputError(f"{quoted(path)} is {kind}; a regular file is needed", hint="copy its content to a file first")
-    file = _file_id(path, found)
+    file = _file_id(path, status)
     if (observer := observed.get()) is not None:
         observer(file)
     return file
@@ -170,26 +170,26 @@ def copy_range(location: ByteRange, out_fd: int, out_offset: int, *, path: Path 
         ChangedInputError: the input is not what it was when it was identified.
         MachineError: the disk is full or failed.
     """
-    done = 0
+    copied = 0
     with _inputs.borrow(location.file) as fd:
         try:
-            while done < location.nbytes:
-                left = min(_KERNEL_BLOCK, location.nbytes - done)
-                count = system.copy_inside_kernel(fd, out_fd, left, location.offset + done, out_offset + done)
+            while copied < location.nbytes:
+                remaining = min(_KERNEL_BLOCK, location.nbytes - copied)
+                count = system.copy_inside_kernel(fd, out_fd, remaining, location.offset + copied, out_offset + copied)
                 if count == 0:
                     break
-                start_writeback(out_fd, out_offset + done, count)
-                done += count
+                start_writeback(out_fd, out_offset + copied, count)
+                copied += count
         except OSError as error:
             raise machine_error(error, "write", path) from error
-    if done == location.nbytes:
+    if copied == location.nbytes:
         return
-    buffer = memoryview(bytearray(min(_COPY_BLOCK, location.nbytes - done)))
-    while done < location.nbytes:
-        block = buffer[: location.nbytes - done]
-        read_into(location, done, block)
-        write_at(out_fd, block, out_offset + done, path=path)
-        done += len(block)
+    buffer = memoryview(bytearray(min(_COPY_BLOCK, location.nbytes - copied)))
+    while copied < location.nbytes:
+        block = buffer[: location.nbytes - copied]
+        read_into(location, copied, block)
+        write_at(out_fd, block, out_offset + copied, path=path)
+        copied += len(block)
 
 
 def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int, *, path: Path | None = None) -> None:
@@ -260,12 +260,12 @@ def sha256(path: Path) -> str:
 
     file = identify(path)
     digest = new()
-    whole = ByteRange(file, 0, file.size)
+    content = ByteRange(file, 0, file.size)
     buffer = memoryview(bytearray(min(_COPY_BLOCK, file.size)))
-    advise_sequential(whole)
+    advise_sequential(content)
     for start in range(0, file.size, _COPY_BLOCK):
         block = buffer[: file.size - start]
-        read_into(whole, start, block)
+        read_into(content, start, block)
         digest.update(block)
     return digest.hexdigest()
 
@@ -275,23 +275,23 @@ def fingerprint(file: FileId, header_bytes: int = 0, *, pieces: int = _PIECES, p
     from hashlib import sha256 as new
 
     digest = new(file.size.to_bytes(8, "little"))
-    whole = ByteRange(file, 0, file.size)
-    digest.update(read_bytes(whole, 0, header_bytes))
+    content = ByteRange(file, 0, file.size)
+    digest.update(read_bytes(content, 0, header_bytes))
     values = file.size - header_bytes
     for i in range(pieces):
         start = header_bytes + i * values // pieces
-        digest.update(read_bytes(whole, start, min(start + piece_bytes, file.size)))
+        digest.update(read_bytes(content, start, min(start + piece_bytes, file.size)))
     return "sha256-sampled:" + digest.hexdigest()
 
 
-def _file_id(path: Path, found: os.stat_result) -> FileId:
-    return FileId(path, found.st_size, found.st_mtime_ns, found.st_ino)
+def _file_id(path: Path, status: os.stat_result) -> FileId:
+    return FileId(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def _model_file_inside(folder: Path) -> str | None:
     names = ("adapter_model", "model", "pytorch_lora_weights", "adapters")
-    found = next((path for name in names if (path := folder / f"{name}.safetensors").exists()), None)
-    return f"did you mean {quoted(found)}?" if found is not None else None
+    model_file = next((path for name in names if (path := folder / f"{name}.safetensors").exists()), None)
+    return f"did you mean {quoted(model_file)}?" if model_file is not None else None
 
 
 def _free_space_or_none(path: Path) -> int | None:
@@ -313,14 +313,14 @@ def _fill(file: FileId, fd: int, view: memoryview, offset: int) -> None:
         offset += count
 
 
-def _compare(file: FileId, found: os.stat_result) -> None:
-    if _file_id(file.path, found) == file:
+def _compare(file: FileId, status: os.stat_result) -> None:
+    if _file_id(file.path, status) == file:
         return
-    what = "it was rewritten"
-    if found.st_size != file.size:
-        what = f"it had {file.size:,} bytes and now has {found.st_size:,}"
+    change = "it was rewritten"
+    if status.st_size != file.size:
+        change = f"it had {file.size:,} bytes and now has {status.st_size:,}"
     raise ChangedInputError(
-        f"{quoted(file.path)} changed while it was being read: {what}",
+        f"{quoted(file.path)} changed while it was being read: {change}",
         hint="let whatever writes it finish, then start again",
     )
 

@@ -86,9 +86,9 @@ def read_gguf(path: Path) -> GgufFile:
     file = identify(path)
     header = _Header(file)
     if header.take(4) != b"GGUF":
-        found = describe(read_bytes(ByteRange(file, 0, min(file.size, 1024))))
-        what = f"but {found.what}" if found else "by its first bytes"
-        raise FormatError(f"{quoted(path)} is not a GGUF file {what}", hint=found.hint if found else _AGAIN)
+        sniffed = describe(read_bytes(ByteRange(file, 0, min(file.size, 1024))))
+        actual_kind = f"but {sniffed.kind}" if sniffed else "by its first bytes"
+        raise FormatError(f"{quoted(path)} is not a GGUF file {actual_kind}", hint=sniffed.hint if sniffed else _AGAIN)
     version = header.number("I")
     if version not in (2, 3):
         big = version.to_bytes(4, "little") in (b"\0\0\0\2", b"\0\0\0\3")

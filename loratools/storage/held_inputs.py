@@ -24,7 +24,7 @@ _PIECES = 16
 _PIECE_BYTES = 1 << 14
 
 
-class _Held:
+class _HeldInputs:
     def __init__(self) -> None:
         self.files: dict[FileId, tuple[os.stat_result, str]] = {}
         self.outputs: tuple[Path, ...] = ()
@@ -44,10 +44,12 @@ class _Held:
 
     def changed(self) -> list[str]:
         self.compared = True
-        return [what for file, (before, digest) in list(self.files.items()) if (what := _change(file, before, digest))]
+        return [
+            change for file, (before, digest) in list(self.files.items()) if (change := _change(file, before, digest))
+        ]
 
 
-_current: ContextVar[_Held | None] = ContextVar("held_inputs", default=None)
+_current: ContextVar[_HeldInputs | None] = ContextVar("held_inputs", default=None)
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def holding_inputs() -> Iterator[None]:
     if _current.get() is not None:
         yield
         return
-    held = _Held()
+    held = _HeldInputs()
     token = _current.set(held)
     observer = observed.set(held.add)
     try:
@@ -91,7 +93,7 @@ def hold_no(path: Path) -> None:
     held = _current.get()
     if held is not None:
         held.outputs = (*held.outputs, path)
-        held.files = {file: known for file, known in held.files.items() if not file.path.is_relative_to(path)}
+        held.files = {file: noted for file, noted in held.files.items() if not file.path.is_relative_to(path)}
 
 
 def _refuse(changed: list[str]) -> None:

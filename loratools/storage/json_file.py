@@ -37,10 +37,10 @@ def read_json(path: Path, *, max_bytes: int = 1_000_000, infinities: bool = Fals
             hint="this is some other file under that name",
         )
     data = read_bytes(ByteRange(file, 0, file.size))
-    found = parse_json(data.removeprefix(b"\xef\xbb\xbf"), quoted(path), infinities=infinities)
-    if not isinstance(found, dict):
-        raise FormatError(f"{quoted(path)} holds {kind_of(found)}; an object is needed")
-    return found
+    value = parse_json(data.removeprefix(b"\xef\xbb\xbf"), quoted(path), infinities=infinities)
+    if not isinstance(value, dict):
+        raise FormatError(f"{quoted(path)} holds {kind_of(value)}; an object is needed")
+    return value
 
 
 def write_json(path: Path, value: object, *, sort: bool = False) -> None:
@@ -97,7 +97,7 @@ def kind_of(value: object) -> str:
         (type(None), "null"), (bool, "true or false"), (str, "a text"), (int, "a number"), (float, "a number"),
         (list, "a list"), (dict, "an object"),
     )  # fmt: skip
-    return next(words for kind, words in kinds if isinstance(value, kind))
+    return next(name for kind, name in kinds if isinstance(value, kind))
 
 
 def _refuse_deep(value: object) -> None:
@@ -121,12 +121,12 @@ class _Refused(Exception):  # noqa: N818 (never leaves this file)
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise _Refused(f"has the key {quoted(twice)} twice")
-    return found
+    return members
 
 
 def _constant(text: str) -> object:

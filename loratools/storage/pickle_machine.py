@@ -112,8 +112,8 @@ class Machine:
             self._pop_to_mark()
 
     def _number(self, layout: str) -> int:
-        found: int = struct.unpack(layout, self._stream.take(struct.calcsize(layout)))[0]
-        return found
+        number: int = struct.unpack(layout, self._stream.take(struct.calcsize(layout)))[0]
+        return number
 
     def _data(self, length_layout: str) -> bytes:
         return self._stream.take(self._number(length_layout))
@@ -246,9 +246,9 @@ class _Stream:
         if count < 0 or end > len(self._buffer):
             self._fill(count)
             end = self._at + count
-        found = self._buffer[self._at : end]
+        data = self._buffer[self._at : end]
         self._at = end
-        return found
+        return data
 
     def line(self) -> bytes:
         end = self._buffer.find(b"\n", self._at)
@@ -257,13 +257,13 @@ class _Stream:
             end = self._buffer.find(b"\n", self._at)
             if end < 0:
                 raise ValueError("a line without end")
-        found = self._buffer[self._at : end]
+        data = self._buffer[self._at : end]
         self._at = end + 1
-        return found
+        return data
 
     def _fill(self, count: int) -> None:
-        left = self._location.nbytes - self.position
-        if count < 0 or count > left:
+        remaining = self._location.nbytes - self.position
+        if count < 0 or count > remaining:
             raise FormatError(
                 f"{quoted(self._location.file.path)} is cut off: the pickle in it does not end", hint=_AGAIN
             )
@@ -272,7 +272,7 @@ class _Stream:
                 f"the pickle {quoted(self._location.file.path)} has more than {_MAX_BYTES:,} bytes besides its tensors",
                 hint="do not trust this file",
             )
-        self._start, self._at, stop = self.position, 0, self.position + min(left, max(count, _BLOCK))
+        self._start, self._at, stop = self.position, 0, self.position + min(remaining, max(count, _BLOCK))
         self._buffer = read_bytes(self._location, self._start, stop)
 
 
@@ -343,9 +343,9 @@ def void(_: object) -> None:
 
 
 def _dictionary(items: list[object]) -> dict[object, object]:
-    found: dict[object, object] = {}
-    put_items(found, list(zip(items[::2], items[1::2], strict=True)))
-    return found
+    items_by_key: dict[object, object] = {}
+    put_items(items_by_key, list(zip(items[::2], items[1::2], strict=True)))
+    return items_by_key
 
 
 def _check_protocol(version: int) -> None:

@@ -93,9 +93,9 @@ def _header_bytes(file: FileId) -> tuple[bytes, int]:
     length = int.from_bytes(first[:8], "little")
     if len(first) > 8 and 2 <= length <= min(MAX_HEADER, file.size - 8) and first[8:9] == b"{":
         return read_bytes(ByteRange(file, 8, length)), 8 + length
-    found = describe(first)
-    if found is not None and found.what != "a safetensors file":
-        raise _misnamed(file, found)
+    sniffed = describe(first)
+    if sniffed is not None and sniffed.kind != "a safetensors file":
+        raise _misnamed(file, sniffed)
     if file.size < 10:
         raise FormatError(f"{quoted(file.path)} has {file.size} bytes; it is no model file", hint=_AGAIN)
     if length > MAX_HEADER:
@@ -112,8 +112,8 @@ def _header_bytes(file: FileId) -> tuple[bytes, int]:
     raise FormatError(f"{quoted(file.path)} is no safetensors file: its header does not begin with '{{'", hint=_AGAIN)
 
 
-def _misnamed(file: FileId, found: Sniffed) -> FormatError:
-    return FormatError(f"{quoted(file.path)} is not a safetensors file but {found.what}", hint=found.hint)
+def _misnamed(file: FileId, sniffed: Sniffed) -> FormatError:
+    return FormatError(f"{quoted(file.path)} is not a safetensors file but {sniffed.kind}", hint=sniffed.hint)
 
 
 def _refuse_lone_surrogates(texts: Iterable[str], where: str) -> None:
@@ -128,8 +128,8 @@ def _metadata(file: FileId, value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        found = f"'__metadata__' of {quoted(file.path)} is {kind_of(value)}"
-        raise FormatError(f"{found}; an object is needed", hint=_AGAIN)
+        problem = f"'__metadata__' of {quoted(file.path)} is {kind_of(value)}"
+        raise FormatError(f"{problem}; an object is needed", hint=_AGAIN)
     for key, text in value.items():
         if not isinstance(text, str):
             raise FormatError(
@@ -173,8 +173,8 @@ def _entry(file: FileId, name: str, value: object) -> _Span:
     if elements * bits % 8:
         raise _bad(file, name, f"has {elements:,} values of {bits} bits, which is no whole number of bytes")
     if elements * bits // 8 != end - begin:
-        wanted = f"{dtype} of shape {_shown(shape)} needs {elements * bits // 8:,} bytes"
-        raise _bad(file, name, f"has {end - begin:,} bytes, and {wanted}")
+        requirement = f"{dtype} of shape {_shown(shape)} needs {elements * bits // 8:,} bytes"
+        raise _bad(file, name, f"has {end - begin:,} bytes, and {requirement}")
     return begin, end, tuple(shape), dtype, name
 
 
@@ -188,8 +188,8 @@ def _are_counts(values: object) -> bool:
     return True
 
 
-def _bad(file: FileId, name: str, what: str) -> FormatError:
-    return FormatError(f"tensor {quoted(name)} of {quoted(file.path)} {what}", hint=_AGAIN)
+def _bad(file: FileId, name: str, fault: str) -> FormatError:
+    return FormatError(f"tensor {quoted(name)} of {quoted(file.path)} {fault}", hint=_AGAIN)
 
 
 def _shown(value: object) -> str:
@@ -205,11 +205,11 @@ def _check_tiling(file: FileId, data_offset: int, spans: list[_Span]) -> None:
         if begin != expected:
             this = f"tensor {quoted(name)} (bytes {begin:,} to {end:,})"
             if begin > expected:
-                what = f"bytes {expected:,} to {begin:,} before {this} belong to no tensor"
+                fault = f"bytes {expected:,} to {begin:,} before {this} belong to no tensor"
             else:
                 assert before is not None  # nothing begins before byte 0
-                what = f"{this} overlaps tensor {quoted(before[4])} (bytes {before[0]:,} to {before[1]:,})"
-            raise FormatError(f"{quoted(file.path)} is not sound: {what}", hint=_AGAIN)
+                fault = f"{this} overlaps tensor {quoted(before[4])} (bytes {before[0]:,} to {before[1]:,})"
+            raise FormatError(f"{quoted(file.path)} is not sound: {fault}", hint=_AGAIN)
         expected, before = end, span
     have = file.size - data_offset
     if have < expected:

@@ -25,10 +25,10 @@ def same_bytes(first: LazyTensor, second: LazyTensor) -> bool:
     start, step = 0, _FIRST_LOOK
     while start < a.nbytes:
         size = min(step, a.nbytes - start)
-        left, right = bytearray(size), bytearray(size)
-        read_into(a, start, left)
-        read_into(b, start, right)
-        if left != right:
+        first_bytes, second_bytes = bytearray(size), bytearray(size)
+        read_into(a, start, first_bytes)
+        read_into(b, start, second_bytes)
+        if first_bytes != second_bytes:
             return False
         start, step = start + size, _LOOK
     return True

@@ -14,7 +14,7 @@ ENOUGH = 1024
 
 
 class Sniffed(NamedTuple):
-    what: str
+    kind: str
     hint: str
 
 
@@ -34,9 +34,9 @@ def describe(source: Path | bytes) -> Sniffed | None:
 def _describe(first: bytes) -> Sniffed | None:
     if not first:
         return Sniffed("an empty file", _AGAIN)
-    for magic, what, hint in _MAGIC:
+    for magic, kind, hint in _MAGIC:
         if first.startswith(magic):
-            return Sniffed(what, hint)
+            return Sniffed(kind, hint)
     if first.startswith(b"PK\x03\x04"):
         return _zip(first)
     if len(first) > 8 and first[8:9] == b"{" and 2 <= int.from_bytes(first[:8], "little") <= 100_000_000:

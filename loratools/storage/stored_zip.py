@@ -104,7 +104,7 @@ def _directory(file: FileId) -> tuple[int, bytes, int]:
 
 
 def _entries(file: FileId, directory: bytes, count: int, directory_start: int) -> dict[str, _Entry]:
-    found: dict[str, _Entry] = {}
+    entries: dict[str, _Entry] = {}
     at = 0
     while at < len(directory):
         if at + _CENTRAL.size > len(directory):
@@ -124,7 +124,7 @@ def _entries(file: FileId, directory: bytes, count: int, directory_start: int) -
             raise FormatError(f"an entry of {quoted(file.path)} has a name that is not UTF-8", hint=_AGAIN) from error
         size, packed, header = _sizes64(extra, size, packed, header)
         where = f"the entry {quoted(name)} of {quoted(file.path)}"
-        if name in found:
+        if name in entries:
             raise FormatError(f"{where} is there twice", hint=_AGAIN)
         if name.startswith("/") or "\\" in name or ".." in name.split("/"):
             raise FormatError(f"{where} would lie outside of the archive", hint="do not trust this file")
@@ -136,10 +136,10 @@ def _entries(file: FileId, directory: bytes, count: int, directory_start: int) -
             )
         if header >= directory_start:
             raise FormatError(f"{where} begins at byte {header:,}, after the archive's directory", hint=_AGAIN)
-        found[name] = _Entry(name, header, size)
-    if count != len(found):
-        raise FormatError(f"{quoted(file.path)} declares {count:,} entries and has {len(found):,}", hint=_AGAIN)
-    return found
+        entries[name] = _Entry(name, header, size)
+    if count != len(entries):
+        raise FormatError(f"{quoted(file.path)} declares {count:,} entries and has {len(entries):,}", hint=_AGAIN)
+    return entries
 
 
 def _sizes64(extra: bytes, *fields: int) -> tuple[int, ...]:

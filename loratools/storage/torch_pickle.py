@@ -82,9 +82,9 @@ def read_pickle(path: Path) -> PickledFile:
         return _select(file, *_read_zip(file))
     if first[:1] == b"\x80":
         return _select(file, *_read_legacy(file))
-    found = describe(first)
-    what = f"but {found.what}" if found else "by its first bytes"
-    raise FormatError(f"{quoted(path)} is not a PyTorch pickle {what}", hint=found.hint if found else _AGAIN)
+    sniffed = describe(first)
+    actual_kind = f"but {sniffed.kind}" if sniffed else "by its first bytes"
+    raise FormatError(f"{quoted(path)} is not a PyTorch pickle {actual_kind}", hint=sniffed.hint if sniffed else _AGAIN)
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ class _TorchWorld:
         if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
             head = reference[0] if isinstance(reference, tuple) and reference else None
             # Not any value as text: a tuple that holds itself twice, and so on, is short in the file alone.
-            what = quoted(head) if isinstance(head, str) else "something else"
-            raise UnsupportedError(f"the pickle {quoted(self.file.path)} refers to {what} where only storages may be")
+            target = quoted(head) if isinstance(head, str) else "something else"
+            raise UnsupportedError(f"the pickle {quoted(self.file.path)} refers to {target} where only storages may be")
         _, kind, key, _, elements = reference[:5]
         if not isinstance(kind, _Global) or not isinstance(key, str) or type(elements) is not int or elements < 0:
             raise TypeError("not a storage")
@@ -225,9 +225,9 @@ class _TorchWorld:
 def _ordered_dict(pairs: object = ()) -> dict[object, object]:
     if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
         raise TypeError("not pairs")
-    found: dict[object, object] = {}
-    put_items(found, [(key, value) for key, value in pairs])
-    return found
+    items: dict[object, object] = {}
+    put_items(items, [(key, value) for key, value in pairs])
+    return items
 
 
 def _counts(values: object) -> tuple[int, ...]:
@@ -322,14 +322,14 @@ def _select(file: FileId, value: object, places: Mapping[str, ByteRange]) -> Pic
         )
     inside, layers = "", [value]
     if not any(isinstance(item, _Tensor) for item in value.values()):
-        found = [name for name in WRAPPERS if _has_tensors(value.get(name))]
-        if len(found) > 1:
+        wrappers = [name for name in WRAPPERS if _has_tensors(value.get(name))]
+        if len(wrappers) > 1:
             raise FormatError(
-                f"{quoted(file.path)} has tensors under {' and '.join(map(quoted, found))}; one of them is needed",
+                f"{quoted(file.path)} has tensors under {' and '.join(map(quoted, wrappers))}; one of them is needed",
                 hint="save the right one to a file of its own",
             )
-        if found:
-            inside = found[0]
+        if wrappers:
+            inside = wrappers[0]
             layers = [value[inside], {name: item for name, item in value.items() if name != inside}]
     tensors: dict[str, LazyTensor] = {}
     other: dict[str, object] = {}
@@ -377,8 +377,8 @@ def _lazy(file: FileId, name: str, tensor: _Tensor, place: ByteRange) -> LazyTen
 
 def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
     """The strides of a contiguous tensor; of an axis of one, which is never stepped along, as they are."""
-    found, step = [], 1
-    for n, given in zip(reversed(shape), reversed(strides), strict=True):
-        found.append(given if n == 1 else step)
+    normalised, step = [], 1
+    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
+        normalised.append(stride if n == 1 else step)
         step *= n
-    return tuple(reversed(found))
+    return tuple(reversed(normalised))

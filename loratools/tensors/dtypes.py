@@ -36,8 +36,8 @@ def torch_dtype(dtype: str) -> TorchDtype:
     """The torch dtype of a safetensors spelling; KeyError for the packed ones that torch has no tensors of."""
     import torch
 
-    found: TorchDtype = getattr(torch, _TORCH_NAMES[dtype])
-    return found
+    dtype_of_torch: TorchDtype = getattr(torch, _TORCH_NAMES[dtype])
+    return dtype_of_torch
 
 
 def dtype_name(dtype: TorchDtype) -> str:
@@ -68,5 +68,5 @@ def parse_float_dtype(name: str) -> str | None:
     """`bfloat16`, `bf16` or `BF16` -> `BF16`; None where `name` is no floating dtype that weights are stored in."""
     aliases = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "half": "F16", "float": "F32", "double": "F64"}
     lower = name.lower()
-    found = aliases.get(lower) or _FROM_TORCH.get(lower) or name.upper()
-    return found if found in FLOAT_DTYPES else None
+    dtype = aliases.get(lower) or _FROM_TORCH.get(lower) or name.upper()
+    return dtype if dtype in FLOAT_DTYPES else None

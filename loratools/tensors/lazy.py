@@ -101,7 +101,7 @@ class LazyTensor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
+class _InMemory:
     """Values in memory."""
 
     values: Tensor
@@ -118,9 +118,9 @@ class _Held:
         return float(self.values.double().item())
 
 
-def held(values: Tensor) -> LazyTensor:
+def from_torch(values: Tensor) -> LazyTensor:
     """A tensor in memory, as a LazyTensor."""
-    return LazyTensor(tuple(values.shape), dtype_name(values.dtype), _Held(values))
+    return LazyTensor(tuple(values.shape), dtype_name(values.dtype), _InMemory(values))
 
 
 def from_array(values: np.ndarray[Any, Any] | Tensor) -> LazyTensor:
@@ -134,7 +134,7 @@ def from_array(values: np.ndarray[Any, Any] | Tensor) -> LazyTensor:
 
     try:
         tensor = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
-        return held(tensor.detach().cpu())
+        return from_torch(tensor.detach().cpu())
     except (AttributeError, KeyError, TypeError):
         kind = f"an array of {values.dtype}" if hasattr(values, "dtype") else f"of type {type(values).__name__}"
         raise UsageError(

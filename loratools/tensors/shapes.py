@@ -10,6 +10,6 @@ def shape_text(shape: Sequence[int | None]) -> str:
     return "x".join("?" if size is None else str(size) for size in shape) or "a scalar"
 
 
-def without_ones(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+def without_unit_kernel(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
     """The shape without a kernel of one element: such a convolution may be stored as a linear layer."""
     return shape[:2] if all(size == 1 for size in shape[2:]) else shape

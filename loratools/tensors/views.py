@@ -68,11 +68,11 @@ class _Rows(_View):
     @property
     def location(self) -> ByteRange | None:
         of, first, last = self._how
-        whole: ByteRange | None = of.location
+        location: ByteRange | None = of.location
         row_bits = math.prod(of.shape[1:]) * DTYPE_BITS[of.dtype]
-        if whole is None or row_bits % 8:
+        if location is None or row_bits % 8:
             return None
-        return ByteRange(whole.file, whole.offset + first * row_bits // 8, (last - first) * row_bits // 8)
+        return ByteRange(location.file, location.offset + first * row_bits // 8, (last - first) * row_bits // 8)
 
     def read_rows(self, start: int, stop: int) -> Tensor:
         of, first, _ = self._how
@@ -90,8 +90,8 @@ class _Columns(_View):
 class _Reshaped(_View):
     @property
     def location(self) -> ByteRange | None:
-        found: ByteRange | None = self._how[0].location
-        return found
+        location: ByteRange | None = self._how[0].location
+        return location
 
     def read_rows(self, start: int, stop: int) -> Tensor:
         of, shape = self._how
@@ -114,11 +114,11 @@ class _Reordered(_View):
         import torch
 
         of, order = self._how
-        wanted = order[start:stop]
-        if 2 * len(wanted) >= of.shape[0]:
-            values: Tensor = of.read()[list(wanted)]
+        row_numbers = order[start:stop]
+        if 2 * len(row_numbers) >= of.shape[0]:
+            values: Tensor = of.read()[list(row_numbers)]
             return values
-        pieces = [of.read_rows(first, last) for first, last in _runs(wanted)]
+        pieces = [of.read_rows(first, last) for first, last in _runs(row_numbers)]
         return torch.cat(pieces) if pieces else of.read_rows(0, 0)
 
 
@@ -128,7 +128,7 @@ class _Float16(_View):
         return values
 
 
-class _Placed(_View):
+class _BlockMatrix(_View):
     def read_rows(self, start: int, stop: int) -> Tensor:
         import torch
 
@@ -144,13 +144,13 @@ class _Placed(_View):
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Numbers that follow each other as ranges: first and one past the last."""
-    found: list[tuple[int, int]] = []
+    runs: list[tuple[int, int]] = []
     for number in numbers:
-        if found and found[-1][1] == number:
-            found[-1] = found[-1][0], number + 1
+        if runs and runs[-1][1] == number:
+            runs[-1] = runs[-1][0], number + 1
         else:
-            found.append((number, number + 1))
-    return found
+            runs.append((number, number + 1))
+    return runs
 
 
 def transposed(tensor: LazyTensor) -> LazyTensor:
@@ -197,7 +197,7 @@ def in_float16(tensor: LazyTensor) -> LazyTensor:
     return LazyTensor(tensor.shape, "F16", _Float16(tensor))
 
 
-def placed(shape: tuple[int, int], blocks: Sequence[tuple[int, int, LazyTensor]]) -> LazyTensor:
+def block_matrix(shape: tuple[int, int], blocks: Sequence[tuple[int, int, LazyTensor]]) -> LazyTensor:
     """View of a matrix that is zero but for blocks of one dtype, each at its first row and column."""
     dtypes = {block.dtype for _, _, block in blocks}
     if len(dtypes) != 1:
@@ -205,4 +205,4 @@ def placed(shape: tuple[int, int], blocks: Sequence[tuple[int, int, LazyTensor]]
     for row, column, block in blocks:
         if len(block.shape) != 2 or row + block.shape[0] > shape[0] or column + block.shape[1] > shape[1]:
             raise ValueError(f"a block {block.shape} at {row}, {column} is not inside {shape}")
-    return LazyTensor(shape, dtypes.pop(), _Placed(shape, tuple(blocks)))
+    return LazyTensor(shape, dtypes.pop(), _BlockMatrix(shape, tuple(blocks)))

@@ -82,5 +82,5 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     if not isinstance(initial, int) or initial < 0 or not isinstance(alpha, int | float):
         raise FormatError(f"adapter_config.json has init_r {initial!r} and lora_alpha {alpha!r}: numbers are needed")
     # PEFT takes the rank at the time for an alpha that is not positive, which is the one that pruning left.
-    found = float(alpha) if alpha > 0 else float(a.shape[0])
-    return {"": AdaLoRA(a, b, e, found, "config" if "lora_alpha" in module.config else "assumed", initial)}
+    alpha_value = float(alpha) if alpha > 0 else float(a.shape[0])
+    return {"": AdaLoRA(a, b, e, alpha_value, "config" if "lora_alpha" in module.config else "assumed", initial)}

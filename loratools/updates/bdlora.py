@@ -70,9 +70,9 @@ def _along_diagonal(stacked: Floats, blocks: int) -> Floats:
     import numpy as np
 
     rows, columns = stacked.shape
-    whole = np.zeros((blocks, rows // blocks, blocks, columns))
-    whole[np.arange(blocks), :, np.arange(blocks)] = stacked.reshape(blocks, -1, columns)
-    return whole.reshape(rows, -1)
+    spread = np.zeros((blocks, rows // blocks, blocks, columns))
+    spread[np.arange(blocks), :, np.arange(blocks)] = stacked.reshape(blocks, -1, columns)
+    return spread.reshape(rows, -1)
 
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:
@@ -81,11 +81,11 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     settings = settings if isinstance(settings, Mapping) else {}
     _check(settings)
     # PEFT looks for the entries in the last part of the name, anywhere.
-    own = module.name.rpartition(".")[2]
+    last_name = module.name.rpartition(".")[2]
     named = [
         factor
         for factor in ("A", "B")
-        if any(str(entry) in own for entry in settings.get(f"target_modules_bd_{factor.lower()}") or ())
+        if any(str(entry) in last_name for entry in settings.get(f"target_modules_bd_{factor.lower()}") or ())
     ]
     if not named:
         return lora.from_peft(module)

@@ -172,10 +172,10 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     if wrong:
         raise faulty(module.name, f"has parts that make no path: {', '.join(sorted(set(wrong)))}")
     a, b, c, d, e = (paths[name] for name in PEFT_PARTS)
-    found: dict[str, Update] = {"": GLoRA(a, b, _sizes(module, paths))}
+    updates: dict[str, Update] = {"": GLoRA(a, b, _sizes(module, paths))}
     if c or d or e:
-        found[".bias"] = GLoRABias(d, e, c)
-    return found
+        updates[".bias"] = GLoRABias(d, e, c)
+    return updates
 
 
 def _sizes(module: PeftModule, paths: Mapping[str, Mapping[str, LazyTensor]]) -> tuple[int | None, int | None]:

@@ -27,7 +27,7 @@ PEFT_FIELDS = ("hybrid_r", "alpha", "gralora_dropout", "gralora_k", "init_weight
 
 @dataclass(frozen=True)
 class GraLoRA(LowRank):
-    """`a: (k, in / k, r)`, `b: (k, r, out / k)`, `whole_a: (hybrid r, in)`, `whole_b: (out, hybrid r)`."""
+    """`a: (k, in / k, r)`, `b: (k, r, out / k)`, `hybrid_a: (hybrid r, in)`, `hybrid_b: (out, hybrid r)`."""
 
     kind: ClassVar[str] = "gralora"
 
@@ -35,13 +35,13 @@ class GraLoRA(LowRank):
     b: LazyTensor
     alpha: float
     alpha_source: str
-    whole_a: LazyTensor | None = None
-    whole_b: LazyTensor | None = None
+    hybrid_a: LazyTensor | None = None
+    hybrid_b: LazyTensor | None = None
 
     @property
     def rank(self) -> int:
         """What alpha is divided by."""
-        return self.a.shape[2] + (self.whole_a.shape[0] if self.whole_a is not None else 0)
+        return self.a.shape[2] + (self.hybrid_a.shape[0] if self.hybrid_a is not None else 0)
 
     @property
     def scale(self) -> float:
@@ -53,8 +53,8 @@ class GraLoRA(LowRank):
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
-        found = {"A": self.a, "B": self.b, "whole_A": self.whole_a, "whole_B": self.whole_b}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        tensors = {"A": self.a, "B": self.b, "whole_A": self.hybrid_a, "whole_B": self.hybrid_b}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def matrices(self, rows: int, columns: int) -> tuple[Floats, Floats]:
         import numpy as np
@@ -70,9 +70,9 @@ class GraLoRA(LowRank):
             spread_b[block, :, block] = blocks_b[block].transpose(2, 0, 1)
             spread_a[:, block, :, block] = blocks_a[block].transpose(1, 2, 0)
         b, a = spread_b.reshape(rows, k * r), spread_a.reshape(k * r, columns)
-        if self.whole_a is not None and self.whole_b is not None:
-            b = np.concatenate([b, read_array(self.whole_b, "F64")], axis=1)
-            a = np.concatenate([a, read_array(self.whole_a, "F64")], axis=0)
+        if self.hybrid_a is not None and self.hybrid_b is not None:
+            b = np.concatenate([b, read_array(self.hybrid_b, "F64")], axis=1)
+            a = np.concatenate([a, read_array(self.hybrid_a, "F64")], axis=0)
         return b * self.scale, a
 
 
@@ -86,9 +86,9 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     shaped(module, gralora_B=(k, r, None))
     if r % k:
         raise FormatError(f"'{module.name}' has rank {r} in {k} by {k} blocks, which does not divide it")
-    whole_a = whole_b = None
+    hybrid_a = hybrid_b = None
     if "gralora_A_general" in module.parts or "gralora_B_general" in module.parts:
-        whole_a, whole_b = module.need("gralora_A_general", "gralora_B_general")
+        hybrid_a, hybrid_b = module.need("gralora_A_general", "gralora_B_general")
         shaped(module, gralora_A_general=(None, k * width))
-        shaped(module, gralora_B_general=(k * b.shape[2], whole_a.shape[0]))
-    return {"": GraLoRA(a, b, number(module, "alpha"), "config", whole_a, whole_b)}
+        shaped(module, gralora_B_general=(k * b.shape[2], hybrid_a.shape[0]))
+    return {"": GraLoRA(a, b, number(module, "alpha"), "config", hybrid_a, hybrid_b)}

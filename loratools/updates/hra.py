@@ -83,13 +83,13 @@ def _orthogonalised(u: Floats) -> tuple[Floats, Floats]:
     """The same of columns made orthogonal, where the order no longer counts."""
     import numpy as np
 
-    found = np.empty_like(u)
+    orthonormal = np.empty_like(u)
     for i in range(u.shape[1]):
         column = u[:, i]
         for j in range(i):
-            column = column - (found[:, j] @ column) * found[:, j]
-        found[:, i] = column / np.linalg.norm(column)
-    return 2 * found, found
+            column = column - (orthonormal[:, j] @ column) * orthonormal[:, j]
+        orthonormal[:, i] = column / np.linalg.norm(column)
+    return 2 * orthonormal, orthonormal
 
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.storage.arrays import read_array
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import FactorDelta, HadamardDelta, ScaledDelta
 from loratools.updates.parts.faults import faulty
@@ -51,8 +51,8 @@ class IA3(UpdateDefaults):
 
     @property
     def shape(self) -> Shape:
-        own: Shape = (self.scales.elements,) if self.of == "out" else (None, self.scales.elements)
-        return own + (None,) * (self.axes - len(own))
+        known_axes: Shape = (self.scales.elements,) if self.of == "out" else (None, self.scales.elements)
+        return known_axes + (None,) * (self.axes - len(known_axes))
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
@@ -64,7 +64,7 @@ class IA3(UpdateDefaults):
 
         if self.unchanged != 0:
             return None
-        return {"weight": self.scales, "on_input": held(torch.tensor(int(self.of == "in")))}
+        return {"weight": self.scales, "on_input": from_torch(torch.tensor(int(self.of == "in")))}
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         if len(shape) != self.axes:
@@ -108,8 +108,8 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     else:
         # Convolutions store both in one shape; there the config tells.
         inputs = _is_feedforward(module)
-    own = IA3(scales, "in" if inputs else "out", len(sizes))
-    return {"": own} if inputs else {"": own, ".bias": IA3(scales, "out", 1, optional=True)}
+    update = IA3(scales, "in" if inputs else "out", len(sizes))
+    return {"": update} if inputs else {"": update, ".bias": IA3(scales, "out", 1, optional=True)}
 
 
 def _is_feedforward(module: PeftModule) -> bool:

@@ -64,10 +64,10 @@ class KaSA(UpdateDefaults):
         import numpy as np
 
         left, singular, right = np.linalg.svd(read_array(base, "F64"), full_matrices=False)
-        kept = len(singular) - self.rank
+        kept_rank = len(singular) - self.rank
         added = read_array(self.b, "F64") * (read_array(self.diagonal, "F64").reshape(-1) * self.scale)
-        b = np.concatenate([added, left[:, kept:] * -singular[kept:]], axis=1)
-        a = np.concatenate([read_array(self.a, "F64"), right[kept:]])
+        b = np.concatenate([added, left[:, kept_rank:] * -singular[kept_rank:]], axis=1)
+        a = np.concatenate([read_array(self.a, "F64"), right[kept_rank:]])
         return weighted(b, a, weight, dtype)
 
 

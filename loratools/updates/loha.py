@@ -67,9 +67,9 @@ class LoHa(UpdateDefaults):
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
-        found = {"w1_a": self.w1_a, "w1_b": self.w1_b, "w2_a": self.w2_a, "w2_b": self.w2_b}
+        factors = {"w1_a": self.w1_a, "w1_b": self.w1_b, "w2_a": self.w2_a, "w2_b": self.w2_b}
         more = {"t1": self.t1, "t2": self.t2, "magnitude": self.magnitude}
-        return found | {name: tensor for name, tensor in more.items() if tensor is not None}
+        return factors | {name: tensor for name, tensor in more.items() if tensor is not None}
 
     @property
     def needs_base(self) -> bool:
@@ -83,12 +83,12 @@ class LoHa(UpdateDefaults):
         return replace(self, alpha=alpha, alpha_source="config") if self.assumes_alpha else self
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        own = self.shape
-        if len(shape) < 2 or shape[0] != own[0] or (self.t1 is not None and shape[1] != own[1]):
+        update_shape = self.shape
+        if len(shape) < 2 or shape[0] != update_shape[0] or (self.t1 is not None and shape[1] != update_shape[1]):
             return False
         if self.magnitude is not None and self.magnitude.elements != shape[0 if self.magnitude_of == "out" else 1]:
             return False
-        return math.prod(shape) == math.prod(own)
+        return math.prod(shape) == math.prod(update_shape)
 
     def factors(self) -> Factors | None:
         """Of rank r^2: every column of one times every column of the other. None with a magnitude."""
@@ -115,9 +115,9 @@ class LoHa(UpdateDefaults):
             return HadamardDelta(first, second)
         first, second = (FactorDelta(b, a) for b, a in self._matrices(1.0))
         by: Literal["row", "column"] = "row" if self.magnitude_of == "out" else "column"
-        whole = HadamardDelta(first, second)
+        product = HadamardDelta(first, second)
         kernel = math.prod(base.shape[2:])
-        return with_magnitude(whole, self.magnitude, base, by=by, repeat=kernel, weight=weight, dtype=dtype)
+        return with_magnitude(product, self.magnitude, base, by=by, repeat=kernel, weight=weight, dtype=dtype)
 
     def _matrices(self, weight: float) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
         """`b: (out, rank)`, `a: (rank, in x kernel)` of both, in float64; scale and weight are in the first `b`."""
@@ -142,15 +142,15 @@ def through_core(core: Floats, right: Floats) -> Floats:
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """Linear layers and convolutions, these with or without cores (`use_effective_conv2d`)."""
-    return {"": _made(module.parts, module.name, module.alpha, module.alpha_source)}
+    return {"": _from_lycoris_parts(module.parts, module.name, module.alpha, module.alpha_source)}
 
 
 def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:
     """The module's update. alpha: the stored one, which rs_lora is in already; None or 0 for the rank."""
-    return {"": _made(parts, name, alpha, "tensor")}
+    return {"": _from_lycoris_parts(parts, name, alpha, "tensor")}
 
 
-def _made(parts: Mapping[str, LazyTensor], name: str, alpha: float | None, origin: str) -> LoHa:
+def _from_lycoris_parts(parts: Mapping[str, LazyTensor], name: str, alpha: float | None, origin: str) -> LoHa:
     if missing := [part for part in PEFT_PARTS[:4] if part not in parts]:
         raise faulty(name, f"has {', '.join(sorted(parts))} without {', '.join(missing)}")
     w1_a, w1_b, w2_a, w2_b = (parts[part] for part in PEFT_PARTS[:4])
@@ -164,8 +164,8 @@ def _made(parts: Mapping[str, LazyTensor], name: str, alpha: float | None, origi
         raise faulty(name, f"has parts that make no product: {shapes}")
     if w1_a.shape != w2_a.shape or w1_b.shape != w2_b.shape or (t1 and t1.shape) != (t2 and t2.shape):
         raise faulty(name, "has two products of different sizes, of which there is no entrywise one")
-    made = LoHa(w1_a, w1_b, w2_a, w2_b, alpha or float(sizes[0]), origin if alpha else "assumed", t1, t2)
+    update = LoHa(w1_a, w1_b, w2_a, w2_b, alpha or float(sizes[0]), origin if alpha else "assumed", t1, t2)
     if (scale := parts.get("dora_scale")) is None:
-        return made
-    axis = magnitude_axis(scale, made.shape[0], name)
-    return LoHa(w1_a, w1_b, w2_a, w2_b, made.alpha, made.alpha_source, t1, t2, scale, axis)
+        return update
+    axis = magnitude_axis(scale, update.shape[0], name)
+    return LoHa(w1_a, w1_b, w2_a, w2_b, update.alpha, update.alpha_source, t1, t2, scale, axis)

@@ -103,16 +103,16 @@ class LoKr(UpdateDefaults):
 
     def lycoris_parts(self) -> Mapping[str, LazyTensor] | None:
         # With both matrices whole, LyCORIS does not scale; and there is one layout of a kernel that only PEFT has.
-        both_whole = "w1" in self.stored and "w2" in self.stored
-        return None if self.interleaved or (both_whole and self.scale != 1) else self.parts
+        both_unfactored = "w1" in self.stored and "w2" in self.stored
+        return None if self.interleaved or (both_unfactored and self.scale != 1) else self.parts
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        own = self.shape
-        if len(shape) < 2 or shape[0] != own[0] or (len(own) > 2 and shape[1] != own[1]):
+        update_shape = self.shape
+        if len(shape) < 2 or shape[0] != update_shape[0] or (len(update_shape) > 2 and shape[1] != update_shape[1]):
             return False
         if self.magnitude is not None and self.magnitude.elements != shape[0 if self.magnitude_of == "out" else 1]:
             return False
-        return math.prod(shape) == math.prod(own)
+        return math.prod(shape) == math.prod(update_shape)
 
     def factors(self) -> Factors | None:
         """`kron(B1, B2) @ kron(A1, A2)`, with an identity for a matrix that is whole; None where both are."""
@@ -121,8 +121,8 @@ class LoKr(UpdateDefaults):
 
         from loratools.algebra.lowrank import Factors
 
-        whole = "w1" in self.stored and "w2" in self.stored
-        if whole or self.interleaved or self.magnitude is not None:
+        both_unfactored = "w1" in self.stored and "w2" in self.stored
+        if both_unfactored or self.interleaved or self.magnitude is not None:
             return None
         first, second = self._pair("w1"), self._pair("w2")
         b = np.kron(first[0], second[0]) * self.scale
@@ -141,19 +141,19 @@ class LoKr(UpdateDefaults):
             kind = np.float64 if dtype == "F64" else np.float32
             return KroneckerDelta((w1 * (self.scale * weight)).astype(kind), w2.astype(kind))
         by: Literal["row", "column"] = "row" if self.magnitude_of == "out" else "column"
-        whole = KroneckerDelta(w1 * self.scale, w2)
+        product = KroneckerDelta(w1 * self.scale, w2)
         kernel = math.prod(base.shape[2:])
-        return with_magnitude(whole, self.magnitude, base, by=by, repeat=kernel, weight=weight, dtype=dtype)
+        return with_magnitude(product, self.magnitude, base, by=by, repeat=kernel, weight=weight, dtype=dtype)
 
     def _pair(self, name: str) -> tuple[Floats, Floats]:
         """Factors of W1 or of W2 as a matrix, in float64; the smaller identity for one of them where it is whole."""
         import numpy as np
 
         if name in self.stored:
-            whole = read_array(self.stored[name], "F64")
-            whole = whole.reshape(len(whole), -1)
-            rows, columns = whole.shape
-            return (whole, np.eye(columns)) if columns <= rows else (np.eye(rows), whole)
+            unfactored = read_array(self.stored[name], "F64")
+            unfactored = unfactored.reshape(len(unfactored), -1)
+            rows, columns = unfactored.shape
+            return (unfactored, np.eye(columns)) if columns <= rows else (np.eye(rows), unfactored)
         left, right = (read_array(self.stored[f"{name}_{side}"], "F64") for side in "ab")
         if name == "w2" and "t2" in self.stored:
             return left.T, through_core(read_array(self.stored["t2"], "F64"), right)
@@ -173,12 +173,12 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
     stored = _stored(parts, name)
     factor = stored.get("w2_b", stored.get("w1_b"))
     rank = factor.shape[0] if factor is not None else 1
-    found, origin = alpha or float(rank), "tensor" if alpha else "assumed"
-    made = LoKr(stored, found, origin, rank, factor is None)
+    alpha_value, origin = alpha or float(rank), "tensor" if alpha else "assumed"
+    update = LoKr(stored, alpha_value, origin, rank, factor is None)
     if (scale := parts.get("dora_scale")) is None:
-        return {"": made}
-    axis = magnitude_axis(scale, made.shape[0], name)
-    return {"": LoKr(stored, found, origin, rank, factor is None, magnitude=scale, magnitude_of=axis)}
+        return {"": update}
+    axis = magnitude_axis(scale, update.shape[0], name)
+    return {"": LoKr(stored, alpha_value, origin, rank, factor is None, magnitude=scale, magnitude_of=axis)}
 
 
 def _stored(parts: Mapping[str, LazyTensor], name: str) -> dict[str, LazyTensor]:

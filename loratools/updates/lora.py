@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.tensors.shapes import without_ones
+from loratools.tensors.shapes import without_unit_kernel
 from loratools.updates.full import Full
 from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.peft_module import PeftModule
@@ -99,7 +99,7 @@ class LoRA(UpdateDefaults):
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         # A 1x1 convolution may be stored as a linear layer, and the other way round.
-        return fits_shape(without_ones(self.shape), without_ones(shape))
+        return fits_shape(without_unit_kernel(self.shape), without_unit_kernel(shape))
 
     def factors(self) -> Factors | None:
         """None with a magnitude, whose delta depends on the base."""
@@ -158,15 +158,17 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     a, b = module.need("lora_embedding_A", "lora_embedding_B") if embedding else module.need("lora_A", "lora_B")
     magnitude = module.parts.get("lora_magnitude_vector")
     if bool(module.config.get("use_dora")) != (magnitude is not None):
-        said = "no lora_magnitude_vector" if magnitude is None else "a lora_magnitude_vector"
         raise FormatError(
-            f"'{module.name}' has {said}, and use_dora is {str(magnitude is None).lower()} in adapter_config.json",
+            f"'{module.name}' has {'no' if magnitude is None else 'a'} lora_magnitude_vector, and use_dora is "
+            f"{str(magnitude is None).lower()} in adapter_config.json",
             hint="save the adapter again; whether the weights were normalised in training cannot be guessed",
         )
-    own = LoRA(a, b, module.alpha, module.alpha_source, rslora, embedding=embedding, magnitude=magnitude)
-    if magnitude is not None and magnitude.elements != (own.shape[1] if embedding else own.shape[0]):
-        raise FormatError(f"'{module.name}' has a magnitude of {magnitude.elements} numbers for {own.shape[0]} outputs")
-    found: dict[str, Update] = {"": own}
+    update = LoRA(a, b, module.alpha, module.alpha_source, rslora, embedding=embedding, magnitude=magnitude)
+    if magnitude is not None and magnitude.elements != (update.shape[1] if embedding else update.shape[0]):
+        raise FormatError(
+            f"'{module.name}' has a magnitude of {magnitude.elements} numbers for {update.shape[0]} outputs"
+        )
+    updates: dict[str, Update] = {"": update}
     if (bias := module.parts.get("lora_B.bias")) is not None:
-        found[".bias"] = Full(bias, own.scale)
-    return found
+        updates[".bias"] = Full(bias, update.scale)
+    return updates

@@ -79,10 +79,10 @@ class LoRAExperts(UpdateDefaults):
 
     def expert(self, index: int) -> LoRA:
         """The update of one expert, (out, in)."""
-        own = Span(index * self.rank, (index + 1) * self.rank)
+        ranks = Span(index * self.rank, (index + 1) * self.rank)
         spread = Span(index, self.rank * self.experts, self.experts)
-        b = columns_of(self.b, spread if self.packing == "peft" else own)
-        return LoRA(rows(self.a, own.start, own.stop), b, self.alpha, self.alpha_source, self.rslora)
+        b = columns_of(self.b, spread if self.packing == "peft" else ranks)
+        return LoRA(rows(self.a, ranks.start, ranks.stop), b, self.alpha, self.alpha_source, self.rslora)
 
     def prepare_expert(self, index: int, *, weight: float, dtype: str) -> FactorDelta:
         """`weight * dW` of one expert."""
@@ -91,10 +91,10 @@ class LoRAExperts(UpdateDefaults):
         from loratools.updates.parts.deltas import FactorDelta
 
         rank = self.rank
-        own = slice(index * rank, (index + 1) * rank)
-        a = read_array(self.a, dtype, own.start, own.stop)
+        ranks = slice(index * rank, (index + 1) * rank)
+        a = read_array(self.a, dtype, ranks.start, ranks.stop)
         # The columns of one expert lie apart in every row, so that all of B is read for any of them.
-        b = _values(self.b)[:, slice(index, None, self.experts) if self.packing == "peft" else own]
+        b = _values(self.b)[:, slice(index, None, self.experts) if self.packing == "peft" else ranks]
         return FactorDelta(np.ascontiguousarray(b * (self.scale * weight), a.dtype), a)
 
     def factors(self) -> Factors | None:

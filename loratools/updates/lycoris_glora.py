@@ -58,8 +58,8 @@ class LycorisGLoRA(UpdateDefaults):
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
-        found = {"a1": self.a1, "a2": self.a2, "b1": self.b1, "b2": self.b2}
-        return found | ({"core": self.core} if self.core is not None else {})
+        factors = {"a1": self.a1, "a2": self.a2, "b1": self.b1, "b2": self.b2}
+        return factors | ({"core": self.core} if self.core is not None else {})
 
     @property
     def assumes_alpha(self) -> bool:
@@ -85,8 +85,8 @@ class LycorisGLoRA(UpdateDefaults):
             b2 = through_core(read_array(self.core, "F64"), b2)
         # The matrix works on the inputs of each element of the kernel alike.
         values = read_array(base, "F64").reshape(out, inputs, kernel)
-        seen = np.einsum("oik,ir->ork", values, a1).reshape(out, -1)
-        b = np.concatenate([seen, b1], axis=1) * (self.scale * weight)
+        base_times_a = np.einsum("oik,ir->ork", values, a1).reshape(out, -1)
+        b = np.concatenate([base_times_a, b1], axis=1) * (self.scale * weight)
         a = np.concatenate([np.kron(a2, np.eye(kernel)), b2])
         return FactorDelta(b.astype(kind), a.astype(kind))
 
@@ -127,5 +127,5 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
     ):
         shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
         raise faulty(name, f"has factors of layers of different sizes: {shapes}")
-    found, origin = alpha or float(rank), "tensor" if alpha else "assumed"
-    return {"": LycorisGLoRA(a1, a2, b1, b2, found, origin, core)}
+    alpha_value, origin = alpha or float(rank), "tensor" if alpha else "assumed"
+    return {"": LycorisGLoRA(a1, a2, b1, b2, alpha_value, origin, core)}

@@ -150,7 +150,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
             f"num_cayley_neumann_terms = {terms!r} and eps = {most!r}: numbers are needed, and at most {_MOST_TERMS} "
             "terms of the series"
         )
-    made = OFT(
+    update = OFT(
         skew,
         terms if series else None,
         _is_before_0_18(config.get("peft_version")),
@@ -158,8 +158,8 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
         embedding,
         shared,
     )
-    _ensure_blocks(module.name, made)
-    return {"": made}
+    _ensure_blocks(module.name, update)
+    return {"": update}
 
 
 def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:
@@ -179,14 +179,14 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
     if beside or alpha is not None:
         raise UnsupportedError(f"OFT of OneTrainer with {', '.join(beside) or 'alpha'}")
     rooted = scaled is not None and scaled.elements == 1 and scaled.scalar() != 0
-    made = OFT(skew, _ONETRAINER_TERMS, shared=skew.shape[0] == 1, rooted=rooted, kernels=True)
-    _ensure_blocks(name, made)
-    return {"": made}
+    update = OFT(skew, _ONETRAINER_TERMS, shared=skew.shape[0] == 1, rooted=rooted, kernels=True)
+    _ensure_blocks(name, update)
+    return {"": update}
 
 
-def _ensure_blocks(name: str, made: OFT) -> None:
-    rows, entries = made.skew.shape
-    if made.block_size * (made.block_size - 1) // 2 != entries or (made.shared and rows != 1):
+def _ensure_blocks(name: str, update: OFT) -> None:
+    rows, entries = update.skew.shape
+    if update.block_size * (update.block_size - 1) // 2 != entries or (update.shared and rows != 1):
         raise faulty(name, f"has oft_R {[rows, entries]}, which is above the diagonal of no block")
 
 

@@ -62,9 +62,9 @@ class OSF(NoAlpha):
         import numpy as np
 
         u, s, v = np.linalg.svd(read_array(base, "F64"), full_matrices=False)
-        kept = s.size - self.rank
+        kept_rank = s.size - self.rank
         # Training starts from the decomposition in the base's own dtype, and moved away from that.
-        u, s, v = (_rounded(x, base.dtype) for x in (u[:, kept:], s[kept:], v[kept:]))
+        u, s, v = (_rounded(x, base.dtype) for x in (u[:, kept_rank:], s[kept_rank:], v[kept_rank:]))
         trained = (read_array(self.u, "F64") * read_array(self.s, "F64")) @ read_array(self.v, "F64")
         return dense(trained - (u * s) @ v, weight, dtype)
 

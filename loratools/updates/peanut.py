@@ -84,8 +84,8 @@ class PEANuT(UpdateDefaults):
             state = act(read(encoder) @ state)
         for decoder in self.decoders:
             state = act(read(decoder) @ state) + skipped.pop()
-        made: FactorDelta = weighted(read_array(self.b, "F64") * self.scale, state.numpy(), weight, dtype)
-        return made
+        delta: FactorDelta = weighted(read_array(self.b, "F64") * self.scale, state.numpy(), weight, dtype)
+        return delta
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -102,8 +102,8 @@ def _activation(name: str) -> Callable[[Tensor], Tensor]:
     }
     if name in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"):
         return lambda x: functional.gelu(x, approximate="tanh")
-    found: Callable[[Tensor], Tensor] = by_name.get(name) or getattr(functional, name)
-    return found
+    activation: Callable[[Tensor], Tensor] = by_name.get(name) or getattr(functional, name)
+    return activation
 
 
 def from_peft(module: PeftModule) -> Mapping[str, Update]:

@@ -100,8 +100,8 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     theta, stretch = module.need(*PEFT_PARTS)
     shaped(module, road_theta=(None,), road_alpha=theta.shape)
     variant, group = chosen(module, "variant", tuple(_FOR_ONE), "road_1"), integer(module, "group_size", 64)
-    made = RoAd(theta, stretch, variant, group)
-    out = made.shape[0]
+    update = RoAd(theta, stretch, variant, group)
+    out = update.shape[0]
     if group < 2 or group % 2 or not out or out % group or theta.elements != out * _FOR_ONE[variant]:
         raise FormatError(f"'{module.name}' has {theta.elements} angles, which are no groups of {group} ({variant})")
-    return {"": made, ".bias": RoAd(theta, stretch, variant, group, bias=True)}
+    return {"": update, ".bias": RoAd(theta, stretch, variant, group, bias=True)}

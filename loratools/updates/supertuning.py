@@ -53,8 +53,8 @@ class SuperTuning(UpdateDefaults):
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
-        found = {"values": self.values, "places": self.places, "A": self.a, "B": self.b}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        tensors = {"values": self.values, "places": self.places, "A": self.a, "B": self.b}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return fits_shape(self.shape, shape) and self.values.elements <= math.prod(shape)

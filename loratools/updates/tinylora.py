@@ -107,9 +107,9 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     groups = max(1, round(modules * (1.0 - number(module, "weight_tying", 0.0))))
     names = [f"tinylora_v.{i}" for i in range(groups)]
     if sorted(names) != sorted(name for name in module.shared if name.startswith("tinylora_v.")):
-        found = ", ".join(sorted(module.shared)) or "none"
+        shared_names = ", ".join(sorted(module.shared)) or "none"
         raise FormatError(
-            f"{modules} modules share {groups} vectors by adapter_config.json; the file has {found}",
+            f"{modules} modules share {groups} vectors by adapter_config.json; the file has {shared_names}",
             hint="save the adapter again, with all of its modules",
         )
     shaped(module, **dict.fromkeys(names, (p.shape[0],)))

@@ -47,8 +47,8 @@ class Mixtures:
 
     @property
     def tensors(self) -> Mapping[str, LazyTensor]:
-        found = {"logits": self.logits, "chosen": self.chosen, "weights": self.weights}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        tensors_by_name = {"logits": self.logits, "chosen": self.chosen, "weights": self.weights}
+        return {name: tensor for name, tensor in tensors_by_name.items() if tensor is not None}
 
     @property
     def pieces(self) -> tuple[int, int]:
@@ -69,8 +69,8 @@ class Mixtures:
             assert self.chosen is not None
             assert self.weights is not None
             chosen = read_indices(self.chosen, bank.shape[0], "the vectors chosen by VB-LoRA")
-            said = read_array(self.weights, "F64")
-            weights = np.concatenate([said, 1 - said.sum(axis=-1, keepdims=True)], axis=-1)
+            stored_weights = read_array(self.weights, "F64")
+            weights = np.concatenate([stored_weights, 1 - stored_weights.sum(axis=-1, keepdims=True)], axis=-1)
         mixed: Floats = np.einsum("mnk,mnkl->mnl", weights, bank[chosen])
         return mixed
 
@@ -96,8 +96,8 @@ class VBLoRA(NoAlpha, LowRank):
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
-        own = {f"{name}_{side}": t for side, m in (("A", self.a), ("B", self.b)) for name, t in m.tensors.items()}
-        return {"bank": self.bank, **own}
+        mixtures = {f"{name}_{side}": t for side, m in (("A", self.a), ("B", self.b)) for name, t in m.tensors.items()}
+        return {"bank": self.bank, **mixtures}
 
     def matrices(self, rows: int, columns: int) -> tuple[Floats, Floats]:
         bank = read_array(self.bank, "F64")
@@ -112,18 +112,18 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """
     bank = shared(module, "vblora_vector_bank", "it is trained")
     topk = integer(module, "topk", 2)
-    made = {}
+    mixtures = {}
     for side in "AB":
         logits, chosen, weights = (f"vblora_{part.format(side)}" for part in _PARTS)
         if chosen in module.parts or weights in module.parts:
             first, second = module.need(chosen, weights)
             shaped(module, **{chosen: (None, None, topk), weights: (*first.shape[:2], topk - 1)})
-            made[side] = Mixtures(topk, None, first, second)
+            mixtures[side] = Mixtures(topk, None, first, second)
         else:
-            (found,) = module.need(logits)
+            (logits_tensor,) = module.need(logits)
             shaped(module, **{logits: (None, None, bank.shape[0])})
-            made[side] = Mixtures(topk, found)
-    rank = made["A"].pieces[0]
+            mixtures[side] = Mixtures(topk, logits_tensor)
+    rank = mixtures["A"].pieces[0]
     name = next(iter(name for name in module.parts if name.startswith("vblora_logits_B")))
     shaped(module, vblora_vector_bank=(None, None), **{name: (None, rank, None)})
-    return {"": VBLoRA(bank, made["A"], made["B"])}
+    return {"": VBLoRA(bank, mixtures["A"], mixtures["B"])}

@@ -41,7 +41,7 @@ def test_no_units_give_no_results(run: Runner) -> None:
 def test_done_is_called_once_for_each_unit_with_its_result(run: Runner) -> None:
     seen: dict[str, int] = {}
 
-    run(["a", "bb", "ccc"], len, threads=2, done=lambda unit, result: seen.update({unit: result}))
+    run(["a", "bb", "ccc"], len, threads=2, on_result=lambda unit, result: seen.update({unit: result}))
 
     assert seen == {"a": 1, "bb": 2, "ccc": 3}
 
@@ -61,11 +61,11 @@ def test_the_first_error_is_raised_whole_and_stops_the_rest(run: Runner, tmp_pat
 
 
 def test_an_error_in_done_stops_the_run(run: Runner) -> None:
-    def done(unit: int, result: int) -> None:
+    def on_result(unit: int, result: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(range(50), lambda unit: unit, threads=2, done=done)
+        run(range(50), lambda unit: unit, threads=2, on_result=on_result)
 
 
 def test_large_results_arrive_whole(run: Runner) -> None:
@@ -140,7 +140,7 @@ def test_many_units_are_handed_over_in_runs_and_each_is_done_once() -> None:
     seen: list[tuple[int, int]] = []
 
     results = registry.load("execution", "forked").run(
-        range(5001), lambda unit: unit * 3, threads=2, done=lambda unit, result: seen.append((unit, result))
+        range(5001), lambda unit: unit * 3, threads=2, on_result=lambda unit, result: seen.append((unit, result))
     )
 
     assert results == [unit * 3 for unit in range(5001)]
@@ -156,14 +156,14 @@ def test_a_parent_that_fails_kills_its_workers_before_it_raises(tmp_path: Path, 
             time.sleep(20)
         return unit
 
-    def done(unit: int, result: int) -> None:
+    def on_result(unit: int, result: int) -> None:
         while len(list(tmp_path.iterdir())) < 2:
             time.sleep(0.01)
         raise failure
 
     started = time.monotonic()
     with pytest.raises(type(failure)):
-        registry.load("execution", "forked").run(range(100), work, threads=2, done=done)
+        registry.load("execution", "forked").run(range(100), work, threads=2, on_result=on_result)
 
     assert time.monotonic() - started < 15, "the workers were waited for"
     workers = [int(path.name) for path in tmp_path.iterdir()]

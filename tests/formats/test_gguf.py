@@ -18,7 +18,7 @@ from loratools.errors import FormatError, MismatchError, UnsupportedError, Usage
 from loratools.formats import Base
 from loratools.ops.convert.verb import convert
 from loratools.ops.merge.verb import merge
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 gguf = peers.load("gguf")
@@ -153,7 +153,7 @@ def test_experts_are_stacked_with_zeros_for_those_left_alone(tmp_path: Path) -> 
 @peers.needs("gguf")
 def test_the_embedding_is_looked_up_in_a_transposed(tmp_path: Path) -> None:
     a, b = torch.randn(4, 13), torch.randn(12, 4)
-    update = LoRA(held(a), held(b), 6.0, "config", embedding=True)
+    update = LoRA(from_torch(a), from_torch(b), 6.0, "config", embedding=True)
 
     report = convert(
         Adapter({"model.embed_tokens": update}), tmp_path / "out.gguf", format="gguf", base=config(tmp_path / "base")
@@ -186,7 +186,9 @@ def test_a_merge_knows_the_heads_of_its_base(tmp_path: Path) -> None:
 
 
 def test_a_magnitude_has_no_place(tmp_path: Path) -> None:
-    dora = LoRA(held(torch.ones(4, 6)), held(torch.ones(10, 4)), 6.0, "config", magnitude=held(torch.ones(10)))
+    dora = LoRA(
+        from_torch(torch.ones(4, 6)), from_torch(torch.ones(10, 4)), 6.0, "config", magnitude=from_torch(torch.ones(10))
+    )
     adapter = Adapter({"model.layers.0.mlp.up_proj": dora})
 
     with pytest.raises(UnsupportedError, match="1 part of") as raised:

@@ -284,11 +284,11 @@ def test_a_merge_of_what_mlx_lm_saves_is_what_mlx_lm_computes(kind: str, base: P
 
 def test_dora_is_for_all_modules_or_for_none(tmp_path: Path) -> None:
     from loratools.adapter import Adapter
-    from loratools.tensors.lazy import held
+    from loratools.tensors.lazy import from_torch
 
-    a, b = held(torch.ones(4, 6)), held(torch.ones(10, 4))
-    plain, dora = LoRA(a, b, 4.0, "config"), LoRA(a, b, 4.0, "config", magnitude=held(torch.ones(10)))
-    inward = LoRA(a, b, 4.0, "config", magnitude=held(torch.ones(6)), magnitude_of="in")
+    a, b = from_torch(torch.ones(4, 6)), from_torch(torch.ones(10, 4))
+    plain, dora = LoRA(a, b, 4.0, "config"), LoRA(a, b, 4.0, "config", magnitude=from_torch(torch.ones(10)))
+    inward = LoRA(a, b, 4.0, "config", magnitude=from_torch(torch.ones(6)), magnitude_of="in")
 
     with pytest.raises(UnsupportedError) as raised:
         convert(Adapter({"p": plain, "q": dora, "r": inward}), tmp_path / "out", format="mlx")

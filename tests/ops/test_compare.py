@@ -18,7 +18,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.cli import verbs
 from loratools.errors import MismatchError
 from loratools.ops.compare import compare, principal_angles
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 SHAPES = {"a": (12, 9), "b": (8, 11)}
@@ -31,7 +31,10 @@ def _adapter(seed: int, rank: int, alpha: float, names: tuple[str, ...] = ("a", 
         rows, columns = SHAPES[name]
         a = torch.randn(rank, columns, generator=generator, dtype=torch.float64)
         updates[name] = LoRA(
-            held(a), held(torch.randn(rows, rank, generator=generator, dtype=torch.float64)), alpha, "config"
+            from_torch(a),
+            from_torch(torch.randn(rows, rank, generator=generator, dtype=torch.float64)),
+            alpha,
+            "config",
         )
     return Adapter(updates)
 
@@ -89,10 +92,10 @@ def test_an_adapter_is_itself() -> None:
 
 
 def test_what_only_one_has_is_named_and_zeros_have_no_cosine() -> None:
-    head = Replacement(held(torch.ones(2)), "modules_to_save")
+    head = Replacement(from_torch(torch.ones(2)), "modules_to_save")
     one = Adapter(_adapter(1, 2, 3.0).updates, {"head": head, "norm": head})
-    zero = LoRA(held(torch.randn(2, 9)), held(torch.zeros(12, 2)), 1.0, "config")
-    two = Adapter({"a": zero, "c": zero}, {"head": Replacement(held(torch.zeros(2)), "modules_to_save")})
+    zero = LoRA(from_torch(torch.randn(2, 9)), from_torch(torch.zeros(12, 2)), 1.0, "config")
+    two = Adapter({"a": zero, "c": zero}, {"head": Replacement(from_torch(torch.zeros(2)), "modules_to_save")})
 
     report = compare(one, two)
 
@@ -106,7 +109,7 @@ def test_what_only_one_has_is_named_and_zeros_have_no_cosine() -> None:
 def test_nothing_in_common_and_other_shapes_are_refused() -> None:
     with pytest.raises(MismatchError, match="no module in common"):
         compare(_adapter(1, 2, 3.0, ("a",)), _adapter(1, 2, 3.0, ("b",)))
-    other = Adapter({"a": LoRA(held(torch.randn(2, 5)), held(torch.randn(12, 2)), 1.0, "config")})
+    other = Adapter({"a": LoRA(from_torch(torch.randn(2, 5)), from_torch(torch.randn(12, 2)), 1.0, "config")})
     with pytest.raises(MismatchError, match="differ in the shape"):
         compare(_adapter(1, 2, 3.0), other)
 

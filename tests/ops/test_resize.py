@@ -17,7 +17,7 @@ from loratools.adapter import Adapter
 from loratools.cli import verbs
 from loratools.errors import InputError, OutputExistsError, UsageError
 from loratools.ops.resize.verb import resize
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 
@@ -108,7 +108,7 @@ def test_reported_error_is_that_of_the_stored_values(tmp_path: Path, dtype: str)
 
 def test_energy_one_drops_only_what_is_redundant() -> None:
     b, a = torch.randn(10, 2, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
-    twice = LoRA(held(torch.cat([a, a])), held(torch.cat([b, b], dim=1)), 4.0, "config")
+    twice = LoRA(from_torch(torch.cat([a, a])), from_torch(torch.cat([b, b], dim=1)), 4.0, "config")
 
     report = resize(Adapter({"m": twice}), energy=1.0)
 
@@ -117,7 +117,7 @@ def test_energy_one_drops_only_what_is_redundant() -> None:
 
 
 def test_untrained_module_becomes_rank_one_of_zeros() -> None:
-    zero = LoRA(held(torch.randn(4, 6)), held(torch.zeros(10, 4)), 4.0, "config")
+    zero = LoRA(from_torch(torch.randn(4, 6)), from_torch(torch.zeros(10, 4)), 4.0, "config")
 
     report = resize(Adapter({"m": zero}), energy=0.5)
 

@@ -19,7 +19,7 @@ from loratools.adapter import Adapter
 from loratools.errors import UnsupportedError
 from loratools.formats.image_parts.reading import NOTES
 from loratools.storage.casting import cast, rounded
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 TELLING = {"bfloat16": 1 + 2.0**-8 + 2.0**-30, "float16": 1 + 2.0**-11 + 2.0**-30}
@@ -45,7 +45,7 @@ def test_every_format_rounds_once(name: str, dtype: str, tmp_path: Path) -> None
     language = name in ("peft", "mlx", "gguf")
     modules = LANGUAGE if language else FLUX
     value = TELLING[dtype]
-    updates = {n: LoRA(held(a), held(b), 4.0, "test") for n, (a, b) in telling(modules, value).items()}
+    updates = {n: LoRA(from_torch(a), from_torch(b), 4.0, "test") for n, (a, b) in telling(modules, value).items()}
     adapter = Adapter(updates, notes={NOTES: {"family": "flux"}})
     config = {"model_type": "llama", "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1}
     (tmp_path / "base").mkdir()
@@ -63,7 +63,7 @@ def test_every_format_rounds_once(name: str, dtype: str, tmp_path: Path) -> None
 def test_combine_and_resize_round_once(dtype: str, tmp_path: Path) -> None:
     value = TELLING[dtype]
     formats.save(
-        Adapter({n: LoRA(held(a), held(b), 4.0, "test") for n, (a, b) in telling(LANGUAGE, value).items()}),
+        Adapter({n: LoRA(from_torch(a), from_torch(b), 4.0, "test") for n, (a, b) in telling(LANGUAGE, value).items()}),
         tmp_path / "wide",
     )
     loratools.combine([tmp_path / "wide"], tmp_path / "sum", dtype=dtype)
@@ -95,8 +95,8 @@ def test_what_is_not_finite_stays_so_and_overflow_is_refused() -> None:
     assert stored[1:].tolist() == [np.inf, -np.inf, 0.0]
     assert bool(stored[3].signbit())
     with pytest.raises(UnsupportedError, match="'x' has values beyond the range of float16") as caught:
-        cast("x", held(torch.tensor([1.0, 65520.0])), "F16")
+        cast("x", from_torch(torch.tensor([1.0, 65520.0])), "F16")
     assert caught.value.hint == "store it with --dtype float32 or bfloat16"
-    assert cast("x", held(torch.tensor([65519.0])), "F16").read().tolist() == [65504.0]
-    whole = held(torch.tensor([1, 2]))
+    assert cast("x", from_torch(torch.tensor([65519.0])), "F16").read().tolist() == [65504.0]
+    whole = from_torch(torch.tensor([1, 2]))
     assert cast("x", whole, "F16") is whole

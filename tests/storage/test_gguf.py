@@ -13,7 +13,7 @@ import torch
 from loratools.errors import FormatError, InputError, UnsupportedError
 from loratools.storage.gguf_reader import read_gguf
 from loratools.storage.gguf_writer import write_gguf
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 
 gguf = peers.load("gguf")
 
@@ -85,7 +85,7 @@ def test_what_is_written_the_gguf_package_reads(tmp_path: Path) -> None:
     write_gguf(
         tmp_path / "x.gguf",
         {"general.architecture": "llama", "general.type": "adapter", "count": 3, "adapter.lora.alpha": 1.5},
-        {name: held(t) for name, t in tensors.items()},
+        {name: from_torch(t) for name, t in tensors.items()},
     )
 
     reader = gguf.GGUFReader(tmp_path / "x.gguf")

@@ -19,7 +19,7 @@ from loratools.storage import system
 from loratools.storage.safetensors_reader import read_header
 from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec, layout, write_safetensors
 from loratools.tensors.dtypes import DTYPE_BITS, torch_dtype
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.tensors.views import transposed
 
 DTYPES = [name for name in DTYPE_BITS if not name.startswith(("F4", "F6"))]
@@ -108,7 +108,7 @@ def test_views_and_lazy_tensors_are_written_by_value(tmp_path: Path) -> None:
         {
             "copied": stored,
             "turned": transposed(stored),
-            "held": held(matrix.T),
+            "held": from_torch(matrix.T),
             "strided": matrix[1:5:2, ::3],
             "conj": torch.tensor([1 + 2j]).conj(),
             "parameter": torch.nn.Parameter(matrix[:1]),
@@ -131,7 +131,7 @@ def test_large_lazy_tensor_is_written_in_row_blocks(tmp_path: Path, monkeypatch:
     matrix = torch.arange(77.0).reshape(7, 11)
     monkeypatch.setattr(safetensors_writer, "_BLOCK", 100)  # two rows of 44 bytes
 
-    write_safetensors(tmp_path / "x", {"m": held(matrix)}, {})
+    write_safetensors(tmp_path / "x", {"m": from_torch(matrix)}, {})
 
     assert torch.equal(load_file(tmp_path / "x")["m"], matrix)
 

@@ -76,5 +76,5 @@ def test_file_is_named_with_a_way_out(tmp_path: Path, data: bytes, what: str | N
         assert found is None
     else:
         assert found is not None
-        assert found.what.startswith(what)
+        assert found.kind.startswith(what)
         assert found.hint

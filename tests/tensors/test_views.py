@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from loratools.storage.files import read_bytes
 from loratools.storage.safetensors_reader import read_header
-from loratools.tensors.lazy import held
-from loratools.tensors.views import placed, reordered, reshaped, rows, transposed
+from loratools.tensors.lazy import from_torch
+from loratools.tensors.views import block_matrix, reordered, reshaped, rows, transposed
 
 
 def test_rows_and_shapes_of_a_stored_tensor_keep_their_place_in_the_file(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_rows_and_shapes_of_a_stored_tensor_keep_their_place_in_the_file(tmp_pat
 def test_rows_in_another_order_are_read_in_it() -> None:
     values = torch.randn(5, 3)
 
-    view = reordered(held(values), (4, 0, 0, 2))
+    view = reordered(from_torch(values), (4, 0, 0, 2))
 
     assert view.shape == (4, 3)
     assert torch.equal(view.read(), values[[4, 0, 0, 2]])
@@ -46,13 +46,13 @@ def test_blocks_stand_in_zeros() -> None:
     wanted = torch.zeros(7, 5)
     wanted[1:3, :3], wanted[4:7, 4:] = first, second
 
-    view = placed((7, 5), [(1, 0, held(first)), (4, 4, held(second))])
+    view = block_matrix((7, 5), [(1, 0, from_torch(first)), (4, 4, from_torch(second))])
 
     assert torch.equal(view.read(), wanted)
     for start in range(7):
         assert torch.equal(view.read_rows(start, 7), wanted[start:])
         assert torch.equal(view.read_rows(0, start), wanted[:start])
     with pytest.raises(ValueError, match="is not inside"):
-        placed((7, 5), [(6, 0, held(first))])
+        block_matrix((7, 5), [(6, 0, from_torch(first))])
     with pytest.raises(ValueError, match="blocks of"):
-        placed((7, 5), [(0, 0, held(first)), (4, 4, held(second.half()))])
+        block_matrix((7, 5), [(0, 0, from_torch(first)), (4, 4, from_torch(second.half()))])

@@ -34,7 +34,7 @@ from updates.test_peft_parity_a import (  # noqa: E402
 import loratools  # noqa: E402
 from loratools import formats, registry  # noqa: E402
 from loratools.errors import FormatError, UnsupportedError  # noqa: E402
-from loratools.tensors.lazy import LazyTensor, held  # noqa: E402
+from loratools.tensors.lazy import LazyTensor, from_torch  # noqa: E402
 from loratools.updates.parts.deltas import KroneckerDelta  # noqa: E402
 from loratools.updates.parts.peft_module import PeftModule  # noqa: E402
 from loratools.updates.parts.protocol import Update  # noqa: E402
@@ -58,7 +58,7 @@ ONE_OF_EACH = (
 
 
 def module(parts: Mapping[str, Tensor], *, rank: int | None = None, alpha: float = 5.0, **config: Any) -> PeftModule:
-    stored = {name: held(tensor) for name, tensor in parts.items()}
+    stored = {name: from_torch(tensor) for name, tensor in parts.items()}
     return PeftModule("layer", stored, config, rank, alpha, "config")
 
 
@@ -73,7 +73,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def delta_of(update: Update, base: Tensor, *, weight: float = 1.0) -> Tensor:
     whole = base.reshape(base.shape[0], -1).numpy()
-    delta = update.prepare(held(base), weight=weight, dtype="F64")
+    delta = update.prepare(from_torch(base), weight=weight, dtype="F64")
     return torch.from_numpy(delta.rows(0, len(whole), whole))
 
 
@@ -427,7 +427,7 @@ def test_a_magnitude_of_neither_outputs_nor_inputs_is_refused_by_name(kind: str)
         "loha": {"hada_w1_a": (9, 3), "hada_w1_b": (3, 7), "hada_w2_a": (9, 3), "hada_w2_b": (3, 7)},
         "lokr": {"lokr_w1": (3, 1), "lokr_w2": (3, 7)},
     }[kind]
-    parts = {name: held(random(*shape)) for name, shape in {**shapes, "dora_scale": (9, 7)}.items()}
+    parts = {name: from_torch(random(*shape)) for name, shape in {**shapes, "dora_scale": (9, 7)}.items()}
 
     with pytest.raises(FormatError, match=r"'layer' has dora_scale \[9, 7\]: one number for each of 9 outputs"):
         registry.load("updates", kind).from_lycoris(parts, 5.0, name="layer")

@@ -20,7 +20,7 @@ from loratools.errors import UnsupportedError
 from loratools.formats.image_parts.kinds import Scale
 from loratools.formats.image_parts.kinds import updates_of as formats_updates_of
 from loratools.formats.image_parts.spellings import grouped
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.updates.parts.protocol import Update
 
 pytestmark = peers.needs("lycoris")
@@ -120,7 +120,7 @@ def parts_of(module: nn.Module) -> tuple[dict[str, Any], float | None]:
     stored = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
     own = {key: value for key, value in stored.items() if "org_module" not in key}
     alpha = own.pop("alpha", None)
-    return {key: held(value) for key, value in own.items()}, None if alpha is None else float(alpha)
+    return {key: from_torch(value) for key, value in own.items()}, None if alpha is None else float(alpha)
 
 
 def rebuilt(module: nn.Module, weight: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def read_as_a_file(parts: Mapping[str, LazyTensor], alpha: float | None) -> dict
 
 
 def merged(update: Update, weight: Tensor) -> Tensor:
-    base = held(weight.detach())
+    base = from_torch(weight.detach())
     assert update.fits(tuple(weight.shape))
     delta = update.prepare(base, weight=1.0, dtype="F64")
     whole = weight.detach().reshape(weight.shape[0], -1).numpy()
@@ -214,7 +214,7 @@ def test_the_bias_of_a_whole_difference_is_added(layer: str) -> None:
     bias = base.get_parameter("bias").detach().clone()
     module = module_of(FullModule, base, {})
 
-    found = updates_of(module)[".bias"].prepare(held(bias), weight=1.0, dtype="F64").rows(0, len(bias))
+    found = updates_of(module)[".bias"].prepare(from_torch(bias), weight=1.0, dtype="F64").rows(0, len(bias))
 
     torch.testing.assert_close(bias + torch.from_numpy(found[:, 0]), module.make_weight()[1].detach())
 
@@ -227,7 +227,7 @@ def test_the_weight_and_bias_of_a_norm_are_added(norm: nn.Module) -> None:
     updates = updates_of(module)
 
     for suffix, own, wanted in zip(("", ".bias"), norm.parameters(), expected, strict=True):
-        delta = updates[suffix].prepare(held(own.detach()), weight=1.0, dtype="F64").rows(0, own.numel())
+        delta = updates[suffix].prepare(from_torch(own.detach()), weight=1.0, dtype="F64").rows(0, own.numel())
         torch.testing.assert_close(own.detach() + torch.from_numpy(delta[:, 0]), wanted.detach())
 
 
@@ -239,7 +239,7 @@ def test_the_first_layout_of_glora_is_told_by_its_shapes() -> None:
         stored = {n: torch.randn(*s, generator=generator, dtype=torch.float64) for n, s in sizes.items()}
         weight = torch.randn(outputs, inputs, generator=generator, dtype=torch.float64)
 
-        update = read_as_a_file({f"{n}.weight": held(t) for n, t in stored.items()}, 5.0)[""]
+        update = read_as_a_file({f"{n}.weight": from_torch(t) for n, t in stored.items()}, 5.0)[""]
 
         dense = weight @ stored["a2"] @ stored["a1"] + stored["b2"] @ stored["b1"]
         torch.testing.assert_close(merged(update, weight), weight + 5 / rank * dense)
@@ -247,7 +247,7 @@ def test_the_first_layout_of_glora_is_told_by_its_shapes() -> None:
 
 def test_glora_of_square_factors_is_refused_since_its_layout_cannot_be_told() -> None:
     entry = registry.load("updates", "lycoris-glora")
-    parts = {f"{name}.weight": held(torch.ones(4, 4)) for name in ("a1", "a2", "b1", "b2")}
+    parts = {f"{name}.weight": from_torch(torch.ones(4, 4)) for name in ("a1", "a2", "b1", "b2")}
 
     with pytest.raises(UnsupportedError, match="'layer' has factors that are all 4 x 4"):
         entry.from_lycoris(parts, None, name="layer")
@@ -278,7 +278,7 @@ def test_a_part_lost_or_transposed_would_be_seen(mutation: str) -> None:
     expected = rebuilt(module, weight)
     parts, alpha = parts_of(module)
     changed = change(parts.pop(part).read())
-    parts |= {part: held(changed)} if changed is not None else {}
+    parts |= {part: from_torch(changed)} if changed is not None else {}
 
     update = read_as_a_file(parts, alpha)[""]
 

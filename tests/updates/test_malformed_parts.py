@@ -29,7 +29,7 @@ import loratools  # noqa: E402
 from loratools import registry  # noqa: E402
 from loratools.errors import InputError  # noqa: E402
 from loratools.formats.image_parts.kinds import NotReadError  # noqa: E402
-from loratools.tensors.lazy import held  # noqa: E402
+from loratools.tensors.lazy import from_torch  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -137,7 +137,7 @@ def test_a_damaged_part_of_lycoris_is_no_update_or_one_that_can_be_computed(kind
     for part, tensor in parts.items():
         for damage, apply in DAMAGES.items():
             if tensor.shape or damage not in ("no columns", "one row more", "one column more"):
-                damaged = held(apply(tensor.read()).contiguous())
+                damaged = from_torch(apply(tensor.read()).contiguous())
                 with suppress(NotReadError, InputError):
                     update = third.read_as_a_file({**parts, part: damaged}, alpha)[""]
                     if update.fits(tuple(weight.shape)):

@@ -33,8 +33,10 @@ def open_model(path: Path, layout: str, weights: Weights, *, config_file: str = 
         raise adapter_refusal(path)
     quantisation = recognise(stored, config)
     logical = quantisation.logical(stored) if quantisation is not None else stored
-    side_files, left_out = sort_out(folder, weights.own) if path.is_dir() or config else ((), ())
-    stray = [f"{quoted(left.name)} is {left.why}; it is left out" for left in left_out if left.why == STRAY_SHARD]
+    side_files, left_out = sort_out(folder, weights.file_names) if path.is_dir() or config else ((), ())
+    stray = [
+        f"{quoted(skipped.name)} is {skipped.why}; it is left out" for skipped in left_out if skipped.why == STRAY_SHARD
+    ]
     return Checkpoint(
         path=path,
         layout=layout,

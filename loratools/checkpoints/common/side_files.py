@@ -106,13 +106,13 @@ def sort_out(
     Links are followed to files in the folder or its cache, and to nowhere else.
     """
     along: list[SideFile] = []
-    left: list[LeftOut] = []
+    skipped: list[LeftOut] = []
     for name, path, why in _walk(folder, weights, parts):
         if why is None:
             along.append(SideFile(name, path))
         else:
-            left.append(LeftOut(name, why))
-    return tuple(sorted(along, key=lambda s: s.name)), tuple(sorted(left, key=lambda s: s.name))
+            skipped.append(LeftOut(name, why))
+    return tuple(sorted(along, key=lambda s: s.name)), tuple(sorted(skipped, key=lambda s: s.name))
 
 
 def why_left_out(name: str) -> str | None:
@@ -129,11 +129,11 @@ def _walk(folder: Path, weights: Set[str], parts: Set[str]) -> Iterator[tuple[st
     is_sentence_transformer = (folder / "modules.json").is_file()
     waiting = [(folder, "", False)]
     while waiting:
-        here, prefix, is_module = waiting.pop()
-        entries = _entries(here)
+        folder_now, prefix, is_module = waiting.pop()
+        entries = _entries(folder_now)
         files = {entry.name for entry in entries}
         for entry in entries:
-            name, path = prefix + entry.name, here / entry.name
+            name, path = prefix + entry.name, folder_now / entry.name
             if name in weights:
                 continue
             if entry.is_dir(follow_symlinks=False):
@@ -148,8 +148,8 @@ def _walk(folder: Path, weights: Set[str], parts: Set[str]) -> Iterator[tuple[st
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise machine_error(error, "look into", folder) from error
 

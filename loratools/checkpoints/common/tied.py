@@ -72,7 +72,7 @@ _HEADS = (
 
 def tied_weights(stored: Set[str], config: Mapping[str, object]) -> dict[str, str]:
     """Absent weight -> the stored one it follows, sorted."""
-    found = {
+    tied = {
         absent: source
         for family, absent, source in _SHARED
         if absent not in stored and source in stored and any(name.startswith(family) for name in stored)
@@ -80,16 +80,16 @@ def tied_weights(stored: Set[str], config: Mapping[str, object]) -> dict[str, st
     if _ties_head(config):
         for head in _HEADS:
             if head.absent not in stored and _has(head, stored, config) and (source := _source(head, stored)):
-                found[head.absent] = source
-    return dict(sorted(found.items()))
+                tied[head.absent] = source
+    return dict(sorted(tied.items()))
 
 
 def _ties_head(config: Mapping[str, object]) -> bool:
     text = config.get("text_config")
     for part in (config, text if isinstance(text, Mapping) else {}):
-        said = part.get("tie_word_embeddings")
-        if isinstance(said, bool):
-            return said
+        flag = part.get("tie_word_embeddings")
+        if isinstance(flag, bool):
+            return flag
     # Before transformers 5 the default was to tie, and defaults were not written. Without a config nothing is known.
     return bool(config)
 
@@ -103,8 +103,8 @@ def _has(head: _Head, stored: Set[str], config: Mapping[str, object]) -> bool:
         return any(name.startswith(head.models) and _HAS_HEAD.search(name) for name in names)
     if not names:
         return config.get("tie_word_embeddings") is True
-    others = tuple(other.models for other in _HEADS if other.models)
-    return any(_HAS_HEAD.search(name) and not name.startswith(others) for name in names)
+    model_prefixes = tuple(head_of_models.models for head_of_models in _HEADS if head_of_models.models)
+    return any(_HAS_HEAD.search(name) and not name.startswith(model_prefixes) for name in names)
 
 
 def _source(head: _Head, stored: Set[str]) -> str | None:

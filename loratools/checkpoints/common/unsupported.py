@@ -55,9 +55,9 @@ def _refuse_folder(folder: Path) -> LoraToolsError:
             f"{quoted(folder)} has only variants of a model: {', '.join(quoted(name) for name in variants)}",
             hint="give the one file that is meant",
         )
-    for globs, what, hint in _KINDS:
+    for globs, kind, hint in _KINDS:
         if _has(names, globs):
-            return UnsupportedError(f"{quoted(folder)} is {what}", hint=hint)
+            return UnsupportedError(f"{quoted(folder)} is {kind}", hint=hint)
     if _has(names, ("*-of-*.safetensors",)):
         return FormatError(
             f"{quoted(folder)} has shards without their index, model.safetensors.index.json",
@@ -89,9 +89,9 @@ def _refuse_file(path: Path) -> LoraToolsError:
         return adapter_refusal(path)
     if ".safetensors.index" in path.name and path.suffix == ".json":
         return UsageError(f"{quoted(path)} is the index of a model", hint="give the folder that it is in")
-    found = describe(path)
-    if path.suffix == ".gguf" and found is not None and found.what == "a GGUF file":
+    sniffed = describe(path)
+    if path.suffix == ".gguf" and sniffed is not None and sniffed.kind == "a GGUF file":
         return adapter_refusal(path)
-    if found is None:
+    if sniffed is None:
         return FormatError(f"{quoted(path)} is no model", hint="give a folder with model.safetensors, or such a file")
-    return FormatError(f"{quoted(path)} is no model but {found.what}", hint=found.hint)
+    return FormatError(f"{quoted(path)} is no model but {sniffed.kind}", hint=sniffed.hint)

@@ -52,8 +52,8 @@ class Spelling:
 
     def entry_point(self, names: Sequence[str]) -> str | None:
         """The file to begin with: the index, the single file, or else the one variant there is."""
-        if found := [name for name in (self.index, self.single) if name in names]:
-            return found[0]
+        if present := [name for name in (self.index, self.single) if name in names]:
+            return present[0]
         stem, suffix = re.escape(self.stem), re.escape(self.suffix)
         variant = re.compile(rf"{stem}\.[^.]+{suffix}|{stem}{suffix}\.index\.[^.]+\.json")
         variants = [name for name in names if variant.fullmatch(name)]
@@ -78,7 +78,7 @@ class Weights:
     """`own`: the names of all files that these weights are in, the index with them."""
 
     component: Component
-    own: frozenset[str]
+    file_names: frozenset[str]
     warnings: tuple[str, ...] = ()
 
     def inside(self, folder: str, prefix: str) -> Weights:
@@ -87,8 +87,8 @@ class Weights:
             replace(f, name=f"{folder}/{f.name}", saved_as=f"{folder}/{f.saved_as}") for f in self.component.files
         )
         component = replace(self.component, files=files, prefix=prefix, folder=f"{folder}/")
-        told = tuple(f"{folder}: {warning}" for warning in self.warnings)
-        return Weights(component, frozenset(f"{folder}/{name}" for name in self.own), told)
+        warnings = tuple(f"{folder}: {warning}" for warning in self.warnings)
+        return Weights(component, frozenset(f"{folder}/{name}" for name in self.file_names), warnings)
 
 
 def read_folder(folder: Path, spelling: Spelling) -> Weights:
@@ -112,8 +112,8 @@ def read_folder(folder: Path, spelling: Spelling) -> Weights:
                 hint=f"move one of them away, or give the file itself: {folder / spelling.single}",
             )
     if entry not in (spelling.index, spelling.single):
-        said = f"the only weights are a variant, {quoted(entry)}"
-        weights = replace(weights, warnings=(*weights.warnings, said))
+        warning = f"the only weights are a variant, {quoted(entry)}"
+        weights = replace(weights, warnings=(*weights.warnings, warning))
     return weights
 
 
@@ -129,7 +129,7 @@ def first_file(folder: Path, spelling: Spelling) -> Path | None:
     return folder / _shards(_weight_map(index, folder / entry), folder, entry, spelling)[0]
 
 
-def read_one(path: Path, spelling: Spelling) -> Weights:
+def read_single_file(path: Path, spelling: Spelling) -> Weights:
     """The weights of one file.
 
     Raises:
@@ -215,8 +215,8 @@ def _indexed(folder: Path, name: str, spelling: Spelling) -> Weights:
         )
     metadata = index.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
-    found = _weights(files, name, spelling, metadata)
-    return replace(found, warnings=_size_warning(metadata, files))
+    weights = _weights(files, name, spelling, metadata)
+    return replace(weights, warnings=_size_warning(metadata, files))
 
 
 def _shards(weight_map: Mapping[str, str], folder: Path, index: str, spelling: Spelling) -> list[str]:
@@ -235,19 +235,20 @@ def _shards(weight_map: Mapping[str, str], folder: Path, index: str, spelling: S
 
 def _is_sibling(name: str, shards: Sequence[str]) -> bool:
     """Whether `name` counts to the same total as the shards: model-00002-of-00005 beside model-00001-of-00005."""
-    found = _NUMBERED.fullmatch(name)
-    return found is not None and any(
-        (other := _NUMBERED.fullmatch(shard)) is not None and other.groups() == found.groups() for shard in shards
+    numbered = _NUMBERED.fullmatch(name)
+    return numbered is not None and any(
+        (numbered_shard := _NUMBERED.fullmatch(shard)) is not None and numbered_shard.groups() == numbered.groups()
+        for shard in shards
     )
 
 
 def _weight_map(index: Mapping[str, object], path: Path) -> dict[str, str]:
-    found = index.get("weight_map")
-    if not isinstance(found, dict) or not found:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{quoted(path)} has no weight_map, or an empty one", hint="download it again")
-    if wrong := [name for name, shard in found.items() if not isinstance(shard, str)]:
+    if wrong := [name for name, shard in weight_map.items() if not isinstance(shard, str)]:
         raise FormatError(f"{quoted(path)} names no file for {len(wrong)} tensors, such as {quoted(wrong[0])}")
-    return found
+    return weight_map
 
 
 def _misfits(weight_map: Mapping[str, str], files: Sequence[WeightFile], missing: Sequence[str]) -> list[str]:
@@ -257,13 +258,13 @@ def _misfits(weight_map: Mapping[str, str], files: Sequence[WeightFile], missing
             homes.setdefault(name, []).append(file.name)
     faults = []
     for name, shards in homes.items():
-        said = weight_map.get(name)
+        indexed_shard = weight_map.get(name)
         if len(shards) > 1:
             faults.append(f"{quoted(name)} is in {' and in '.join(quoted(shard) for shard in shards)}")
-        elif said is None:
+        elif indexed_shard is None:
             faults.append(f"{quoted(name)} is in {quoted(shards[0])}, and not in the index")
-        elif said != shards[0]:
-            faults.append(f"{quoted(name)} is in {quoted(shards[0])}; the index says {quoted(said)}")
+        elif indexed_shard != shards[0]:
+            faults.append(f"{quoted(name)} is in {quoted(shards[0])}; the index says {quoted(indexed_shard)}")
     return faults + [
         f"{quoted(name)} is not in {quoted(shard)}, where the index says it is"
         for name, shard in weight_map.items()
@@ -273,8 +274,8 @@ def _misfits(weight_map: Mapping[str, str], files: Sequence[WeightFile], missing
 
 def _size_warning(metadata: Mapping[str, object], files: Sequence[WeightFile]) -> tuple[str, ...]:
     """Programs disagree on what the size counts where weights are tied, so that a wrong one is no fault."""
-    said = metadata.get("total_size")
+    declared = metadata.get("total_size")
     size = sum(tensor.nbytes for file in files for tensor in file.tensors.values())
-    if isinstance(said, (int, float)) and said != size:
-        return (f"the index says that the tensors have {said:,} bytes; they have {size:,}",)
+    if isinstance(declared, (int, float)) and declared != size:
+        return (f"the index says that the tensors have {declared:,} bytes; they have {size:,}",)
     return ()

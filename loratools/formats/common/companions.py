@@ -55,4 +55,4 @@ def _holds_tensors(path: Path) -> bool:
     description = describe(path)
     if description is None:
         return False
-    return description.what == "a safetensors file" or description.what.endswith(("pickle", "(.npz)"))
+    return description.kind == "a safetensors file" or description.kind.endswith(("pickle", "(.npz)"))

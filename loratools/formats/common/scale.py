@@ -15,7 +15,7 @@ from typing import TypeVar
 from loratools.errors import UnsupportedError
 from loratools.storage.casting import narrowed
 from loratools.storage.files import quoted
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 _Number = TypeVar("_Number", int, float)
@@ -33,7 +33,7 @@ def at_scale(name: str, update: LoRA, scale: float, dtype: str | None = None) ->
         raise UnsupportedError(f"{quoted(name)} has a scale of {own}, which cannot be written as {scale}")
     b = update.b.read().double() * (own / scale)
     stored = narrowed(f"{name}: B with the scale in it", b, dtype or update.b.dtype)
-    return replace(update, b=held(stored), alpha=scale * update.rank, rslora=False)
+    return replace(update, b=from_torch(stored), alpha=scale * update.rank, rslora=False)
 
 
 def at_rank(update: LoRA, rank: int) -> LoRA:
@@ -46,7 +46,7 @@ def at_rank(update: LoRA, rank: int) -> LoRA:
     a, b = update.a.read(), update.b.read()
     a = torch.cat([a, a.new_zeros(more, *a.shape[1:])])
     b = torch.cat([b, b.new_zeros(b.shape[0], more, *b.shape[2:])], dim=1)
-    return replace(update, a=held(a), b=held(b), alpha=update.scale * rank, rslora=False)
+    return replace(update, a=from_torch(a), b=from_torch(b), alpha=update.scale * rank, rslora=False)
 
 
 def uniform(updates: Mapping[str, LoRA], dtype: str | None = None) -> tuple[dict[str, LoRA], int, float]:

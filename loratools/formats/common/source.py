@@ -262,7 +262,7 @@ def _content(file: Path) -> AdapterSource:
     """What is in the file itself. The content decides how it is read, not the name: a .bin may hold safetensors."""
     from loratools.storage.sniff import describe
 
-    kind = found.what if (found := describe(file)) is not None else ""
+    kind = found.kind if (found := describe(file)) is not None else ""
     opened = AdapterSource(file, file.parent, file, None, {})
     if kind.endswith("pickle"):
         from loratools.storage.torch_pickle import read_pickle

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loratools.tensors.dtypes import torch_dtype
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.tensors.views import reshaped, rows
 
 
@@ -20,4 +20,4 @@ def stacked(members: Mapping[int, LazyTensor], count: int) -> LazyTensor:
 
     first = next(iter(members.values()))
     zeros = torch.zeros(first.shape, dtype=torch_dtype(first.dtype))
-    return held(torch.stack([members[e].read() if e in members else zeros for e in range(count)]))
+    return from_torch(torch.stack([members[e].read() if e in members else zeros for e in range(count)]))

@@ -34,7 +34,7 @@ from loratools.formats.image_parts.writing import (
 from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 
 _TEXT = {
     "lora_te1_": "text_encoder",
@@ -144,11 +144,11 @@ def spelled(name: str, module: Written, *, dtype: str | None) -> Stored:
         found |= {f"{name}.{spellings[part]}": tensor for part, tensor in parts.items()}
         if (magnitude := axis_magnitude(lora)) is not None:
             found[f"{name}.dora_scale"] = magnitude
-        alpha = held(torch.tensor(plain_alpha(lora)))
+        alpha = from_torch(torch.tensor(plain_alpha(lora)))
     elif module.weight is not None and full is None:
         found |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(module.weight) or {}).items()}
         if (own := module.weight.lycoris_alpha()) is not None:
-            alpha = held(torch.tensor(own))
+            alpha = from_torch(torch.tensor(own))
     norm = full is not None and len(full.shape) == 1
     if full is not None:
         found[f"{name}.{'w_norm' if norm else 'diff'}"] = full.diff

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from loratools.naming.image.family import Place, sizes
 from loratools.storage.same import same_bytes
 from loratools.tensors.files import ByteRange
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.tensors.views import reordered, rows
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
@@ -112,7 +112,7 @@ def without_zeros(update: LoRA) -> LoRA:
         return update
     a, b = update.a.read()[used].contiguous(), update.b.read()[:, used].contiguous()
     rank = int(used.sum())
-    return replace(update, a=held(a), b=held(b), alpha=update.scale * rank, rslora=False)
+    return replace(update, a=from_torch(a), b=from_torch(b), alpha=update.scale * rank, rslora=False)
 
 
 def _rows_that_cut(update: Update) -> int | None:
@@ -156,7 +156,7 @@ def _block_diagonal(members: Sequence[LoRA | None], missing: Sequence[int | None
             out[row : row + count, column : column + update.rank] = block
             column += update.rank
         row += count
-    return held(out)
+    return from_torch(out)
 
 
 def _stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
@@ -164,7 +164,7 @@ def _stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
     if len({part.dtype for part in parts}) > 1:
         import torch
 
-        return held(torch.cat([part.read().double() for part in parts]).float())
+        return from_torch(torch.cat([part.read().double() for part in parts]).float())
     rows = sum(part.shape[0] for part in parts)
     return LazyTensor((rows, *parts[0].shape[1:]), parts[0].dtype, _Joined(tuple(parts)))
 

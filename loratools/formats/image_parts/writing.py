@@ -23,7 +23,7 @@ from loratools.storage.files import read_bytes
 from loratools.storage.ownership import MARK
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.files import ByteRange, FileId
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.tensors.views import reshaped
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
@@ -300,7 +300,7 @@ def lora_parts(update: LoRA, *, keep_mid: bool) -> dict[str, LazyTensor]:
 
         core, inner = mid.read().double(), a.read().double().reshape(a.shape[0], -1)
         product = torch.einsum("pq...,qi->pi...", core, inner)
-        a, mid, kernel = held(rounded(product, a.dtype)), None, product.dim() - 2
+        a, mid, kernel = from_torch(rounded(product, a.dtype)), None, product.dim() - 2
     if kernel and len(b.shape) == 2:
         b = reshaped(b, (*b.shape, *(1,) * kernel))
     found = {"A": a, "B": b}

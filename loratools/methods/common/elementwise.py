@@ -91,8 +91,8 @@ def space(terms: Terms, name: str) -> Space:
     from loratools.algebra.lowrank import Factors
     from loratools.algebra.shared import side_by_side
 
-    found = side_by_side(terms.weighted)
-    return _small(found.v, lambda x: Factors(found.left * found.s, x))
+    svd = side_by_side(terms.weighted)
+    return _small(svd.v, lambda x: Factors(svd.left * svd.s, x))
 
 
 def _small(matrices: Sequence[Tensor], back: Callable[[Tensor], Combination]) -> Space:
@@ -116,12 +116,12 @@ def sparse_sum(
     rules = [rule(matrices.blocks(i), i) for i in range(matrices.count)]
 
     def merge(blocks: Sequence[Tensor]) -> Tensor:
-        kept = [keep(block) for keep, block in zip(rules, blocks, strict=True)]
+        sparse = [keep(block) for keep, block in zip(rules, blocks, strict=True)]
         if join == "linear":
-            total = kept[0].clone()
-            for other in kept[1:]:
-                total += other
+            total = sparse[0].clone()
+            for term in sparse[1:]:
+                total += term
             return total
-        return elected(kept, by=majority, average=average, weights=terms.weights)
+        return elected(sparse, by=majority, average=average, weights=terms.weights)
 
     return matrices.back(matrices.by_blocks(merge))

@@ -81,8 +81,8 @@ def elected(majority: str) -> Join:
         votes = stack.sum(dim=0) if majority == "total" else stack.sign().sum(dim=0)
         agree = stack.sign() == torch.where(votes >= 0, 1.0, -1.0)
         scaled = stack * torch.tensor(list(weights), dtype=torch.float64).view(-1, 1, 1)
-        found: Tensor = (scaled * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
-        return found
+        average: Tensor = (scaled * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
+        return average
 
     return join
 

@@ -29,5 +29,5 @@ def nearest_orthonormal(columns: Tensor) -> Tensor:
     Where the columns depend on one another it is the nearest partial isometry: directions that are not there are not
     made up.
     """
-    found = cut(columns)
-    return found.u @ found.vt
+    svd = cut(columns)
+    return svd.u @ svd.vt

@@ -91,49 +91,50 @@ def decide(
     knowing = [family for family in families if all(places[family].values())]
     if given is not None:
         if given not in knowing:
-            raise _not_of_given(given, names, flat)
+            raise _not_of_family(given, names, flat)
         return Decision((given,), meanings(given))
     if not knowing:
         raise _unknown(names, places)
     # Names that no other model has outweigh shapes and depth: it is another size of that model.
     certain = [family for family in knowing if any(family.is_exclusive(name, flat=flat) for name in names)]
-    shaped = [family for family in knowing if not _other_ratios(names, family, flat)]
+    shaped = [family for family in knowing if not _has_other_ratios(names, family, flat)]
     possible = [family for family in shaped if not _too_deep(names, family, flat)] or certain
     if not possible:
         raise _contradicted(knowing, "its shapes or the numbers of its blocks", names)
     named = families_in(header, denoisers())
     if named and not any(family in possible for family in named) and any(family in knowing for family in named):
         raise _contradicted(named, "its shapes or the numbers of its blocks", names)
-    left = [family for family in possible if family in named] or possible
-    proven = bool(certain) or len(shaped) < len(knowing) or any(family in named for family in left)
+    candidates = [family for family in possible if family in named] or possible
+    proven = bool(certain) or len(shaped) < len(knowing) or any(family in named for family in candidates)
     for speaks in (_widths, _depth):
-        votes = {family: speaks(names, family, flat) for family in left}
+        votes = {family: speaks(names, family, flat) for family in candidates}
         best = max(votes.values())
         # What speaks against all of them speaks against none: it is another size of one of them.
-        left = [family for family in left if votes[family] == best]
+        candidates = [family for family in candidates if votes[family] == best]
         proven = proven or best > 0
     agree = same or (lambda one, other: meanings(one) == meanings(other))
-    if not all(agree(left[0], other) for other in left[1:]):
-        differing = [n for n in names if any(places[other][n] != places[left[0]][n] for other in left)]
+    if not all(agree(candidates[0], other) for other in candidates[1:]):
+        differing = [n for n in names if any(places[other][n] != places[candidates[0]][n] for other in candidates)]
         raise UndecidedError(
-            f"it may be of {_listed(left, 'or')}: {len(differing)} of {len(names)} names mean different modules in them"
+            f"it may be of {_listed(candidates, 'or')}: {len(differing)} of {len(names)} names mean different "
+            "modules in them"
             if differing
-            else f"it may be of {_listed(left, 'or')}, which call its modules differently",
+            else f"it may be of {_listed(candidates, 'or')}, which call its modules differently",
             details=[quoted(name) for name in differing[:5]],
             hint=_HINT,
         )
-    if not proven and len(left) == 1 and not _has_distinct_ratio(names, left[0], flat):
-        raise _contradicted(left, "nothing but its names", names)
-    return Decision(tuple(left), meanings(left[0]))
+    if not proven and len(candidates) == 1 and not _has_distinct_ratio(names, candidates[0], flat):
+        raise _contradicted(candidates, "nothing but its names", names)
+    return Decision(tuple(candidates), meanings(candidates[0]))
 
 
 def families_in(text: str | None, families: Sequence[Family]) -> list[Family]:
     """Families that a text speaks of: those with its longest word; none where it speaks of none."""
-    said = f"-{_SEPARATORS.sub('-', (text or '').lower())}"
+    normalised = f"-{_SEPARATORS.sub('-', (text or '').lower())}"
     exact = [family for family in families if family.name == (text or "").lower()]
     if exact:
         return exact
-    lengths = {f: max((len(word) for word in f.words if f"-{word}" in said), default=0) for f in families}
+    lengths = {f: max((len(word) for word in f.words if f"-{word}" in normalised), default=0) for f in families}
     longest = max(lengths.values(), default=0)
     return [family for family, length in lengths.items() if length == longest > 0]
 
@@ -145,7 +146,7 @@ def _family(folder: str, name: str) -> Family:
     return family
 
 
-def _other_ratios(names: Sizes, family: Family, flat: bool) -> bool:
+def _has_other_ratios(names: Sizes, family: Family, flat: bool) -> bool:
     """Whether a module has another number of outputs for each input than in this family."""
     for name, (rows, columns) in names.items():
         if rows is None or columns is None:
@@ -165,19 +166,19 @@ def _too_deep(names: Sizes, family: Family, flat: bool) -> bool:
 
 def _widths(names: Sizes, family: Family, flat: bool) -> int:
     """1 where all inputs are those of a published model, -1 where some are not, 0 where nothing is known."""
-    known = [
+    are_published = [
         columns in sizes
         for name, (_, columns) in names.items()
         if columns is not None and (sizes := family.inputs(name, flat=flat))
     ]
-    return 0 if not known else 1 if all(known) else -1
+    return 0 if not are_published else 1 if all(are_published) else -1
 
 
 def _depth(names: Sizes, family: Family, flat: bool) -> int:
     """1 where the blocks end as in a published model, -1 where some do not, 0 where there are none."""
     counts = _blocks(names, family, flat)
-    known = [counts[block] in depths for block, depths in family.depths.items() if block in counts]
-    return 0 if not known else 1 if all(known) else -1
+    are_published = [counts[block] in depths for block, depths in family.depths.items() if block in counts]
+    return 0 if not are_published else 1 if all(are_published) else -1
 
 
 def _blocks(names: Iterable[str], family: Family, flat: bool) -> dict[str, int]:
@@ -202,10 +203,10 @@ def _has_distinct_ratio(names: Sizes, family: Family, flat: bool) -> bool:
     return any(all(abs(ratio - usual) > 0.01 for usual in _USUAL_RATIOS) for ratio in ratios)
 
 
-def _not_of_given(given: Family, names: Iterable[str], flat: bool) -> MismatchError:
-    missing = [name for name in names if given.find(name, flat=flat) is None]
+def _not_of_family(family: Family, names: Iterable[str], flat: bool) -> MismatchError:
+    missing = [name for name in names if family.find(name, flat=flat) is None]
     return MismatchError(
-        f"{len(missing)} names are of no module of {given.name}, the family of the given base",
+        f"{len(missing)} names are of no module of {family.name}, the family of the given base",
         details=_shown(missing),
         hint="give the model that the adapter was trained on",
     )
@@ -236,5 +237,5 @@ def _shown(names: Sequence[str]) -> list[str]:
     return [quoted(name) for name in names[:5]] + more
 
 
-def _listed(families: Iterable[Family], word: str) -> str:
-    return f" {word} ".join(family.name for family in families)
+def _listed(families: Iterable[Family], conjunction: str) -> str:
+    return f" {conjunction} ".join(family.name for family in families)

@@ -93,10 +93,10 @@ class Family:
 
     def find(self, name: str, *, flat: bool = False) -> Place | None:
         """What `name` means, in any spelling of the family; `flat` with underscores for its dots."""
-        found = self._found(name, flat=flat)
-        return None if found is None else _place(*found)
+        rule_and_numbers = self._look_up(name, flat=flat)
+        return None if rule_and_numbers is None else _place(*rule_and_numbers)
 
-    def _found(self, name: str, *, flat: bool) -> tuple[Rule, list[str]] | None:
+    def _look_up(self, name: str, *, flat: bool) -> tuple[Rule, list[str]] | None:
         separator = "_" if flat else "."
         table = self._flat if flat else self._dotted
         numbers = _NUMBER[separator].findall(name)
@@ -107,8 +107,8 @@ class Family:
 
     def ratio(self, name: str, *, flat: bool = False) -> float | None:
         """How many outputs for each input a module of this family has, where the table says so."""
-        found = self._found(name, flat=flat)
-        return None if found is None else found[0].ratio
+        rule_and_numbers = self._look_up(name, flat=flat)
+        return None if rule_and_numbers is None else rule_and_numbers[0].ratio
 
     def inputs(self, name: str, *, flat: bool = False) -> frozenset[int]:
         """How many inputs a module has in published models of this family; empty where the table does not say."""
@@ -148,13 +148,15 @@ class Family:
     @cached_property
     def _named(self) -> list[tuple[str, Rule]]:
         """Every template by which a module may be named; diffusers' own names mean themselves."""
-        own = {
+        diffusers_rules = {
             t: Rule(t, (t,), ratio=ratio)
             for rules in self.rules.values()
             for rule in rules
             for t, ratio in zip(rule.diffusers, _ratios(rule), strict=True)
         }
-        return [(rule.original, rule) for rules in self.rules.values() for rule in rules] + list(own.items())
+        return [(rule.original, rule) for rules in self.rules.values() for rule in rules] + list(
+            diffusers_rules.items()
+        )
 
     @cached_property
     def _dotted(self) -> _Table:
@@ -182,11 +184,11 @@ _Table = dict[str, list[tuple[tuple[str, ...], Rule, int]]]
 
 
 def _table(entries: Iterable[tuple[str, Rule, int]], separator: str = ".") -> _Table:
-    found: _Table = {}
+    table: _Table = {}
     for template, rule, part in entries:
         slots = tuple(_SLOT[separator].findall(template))
-        found.setdefault(_SLOT[separator].sub("{}", template), []).append((slots, rule, part))
-    return found
+        table.setdefault(_SLOT[separator].sub("{}", template), []).append((slots, rule, part))
+    return table
 
 
 def same(*templates: str, ratio: float | None = None) -> tuple[Rule, ...]:

@@ -59,14 +59,14 @@ def is_original(shapes: Shapes) -> bool:
     that calls them otherwise in diffusers."""
     if any(name.startswith(_DENOISERS[:3]) for name in shapes):
         return True
-    seen: set[str] = set()
+    checked: set[str] = set()
     for name in shapes:
         if not _BARE_BLOCK.match(name):
             continue  # the tables need not be read to hear that a language model is in none
         template = _NUMBER.sub("{}", name.rpartition(".")[0])
-        if template not in seen and template in _only_original():
+        if template not in checked and template in _only_original():
             return True
-        seen.add(template)
+        checked.add(template)
     return False
 
 
@@ -82,16 +82,16 @@ def _only_original() -> frozenset[str]:
 def original_aliases(shapes: Shapes) -> dict[str, Alias]:
     """Name in diffusers, its component's in front -> where it lies."""
     prefix = next(p for p in _DENOISERS if any(name.startswith(p) for name in shapes))
-    found = dict(_denoiser(prefix, {n[len(prefix) :]: shape for n, shape in shapes.items() if n.startswith(prefix)}))
+    aliases = dict(_denoiser(prefix, {n[len(prefix) :]: shape for n, shape in shapes.items() if n.startswith(prefix)}))
     for start, component in _HF_CLIP.items():
         for name, shape in shapes.items():
             if name.startswith(start):
-                found[f"{component}.{name[len(start) :]}"] = Alias(shape, (Place(name),))
+                aliases[f"{component}.{name[len(start) :]}"] = Alias(shape, (Place(name),))
     # The second encoder of Flux, and the third of Stable Diffusion 3.
     component = (
         "text_encoder_3" if any(name.startswith("text_encoders.clip_g.") for name in shapes) else "text_encoder_2"
     )
-    found |= {
+    aliases |= {
         f"{component}.{name[len(_T5) :]}": Alias(shape, (Place(name),))
         for name, shape in shapes.items()
         if name.startswith(_T5)
@@ -99,9 +99,9 @@ def original_aliases(shapes: Shapes) -> dict[str, Alias]:
     for start, component in _OPEN_CLIP.items():
         inside = {name[len(start) :]: shape for name, shape in shapes.items() if name.startswith(start)}
         for name, alias in _open_clip(start, inside):
-            found.setdefault(f"{component}.{name}", alias)
+            aliases.setdefault(f"{component}.{name}", alias)
     # transformers 5 has no `text_model` around a text encoder of CLIP in memory.
-    return {name.replace(".text_model.", ".", 1): alias for name, alias in found.items()} | found
+    return {name.replace(".text_model.", ".", 1): alias for name, alias in aliases.items()} | aliases
 
 
 def _denoiser(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:
@@ -124,8 +124,8 @@ def _denoiser(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:
         for target, rows in zip(place.targets, each, strict=True):
             span = Span(start, start + rows)
             start += rows
-            whole = len(each) == 1
-            places: tuple[Place, ...] = (Place(stored, at=Part() if whole else Part(rows=span)),)
+            undivided = len(each) == 1
+            places: tuple[Place, ...] = (Place(stored, at=Part() if undivided else Part(rows=span)),)
             if place.swap and rows % 2 == 0:
                 half = rows // 2
                 places = (

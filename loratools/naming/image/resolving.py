@@ -41,11 +41,11 @@ def base_families(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, ob
     if named and not modules:
         named = [family for family in named if any(_fits(family, part) for part in parts)]
         return tuple(named) if len(named) == 1 else ()
-    known = [family for family in named or denoisers() if any(family.find(name) for name in modules)]
-    best = [family for family in known if all(family.find(name) for name in modules)]
+    candidates = [family for family in named or denoisers() if any(family.find(name) for name in modules)]
+    best = [family for family in candidates if all(family.find(name) for name in modules)]
     if not best:
         # A checkpoint has modules that no adapter trains and no table has; most of them are known all the same.
-        counts = {family: sum(family.find(name) is not None for name in modules) for family in known}
+        counts = {family: sum(family.find(name) is not None for name in modules) for family in candidates}
         most = max(counts.values(), default=0)
         best = [family for family, count in counts.items() if count == most and 2 * count > len(modules)]
     if not best:
@@ -99,20 +99,24 @@ def unflattened(names: Iterable[str], weights: Iterable[str]) -> dict[str, str] 
         for depth in range(min(len(parts), _DEEPEST)):
             inner = ".".join(parts[depth:])
             by_prefix.setdefault(".".join(parts[:depth]), {}).setdefault(inner.replace(".", "_"), set()).add(inner)
-    found = [
+    readings = [
         {name: sorted(flat[name]) for name in names}
         for flat in by_prefix.values()
         if all(name in flat for name in names)
     ]
-    if not found:
+    if not readings:
         return None
-    torn = [name for name in names if len(found[0][name]) > 1 or any(other[name] != found[0][name] for other in found)]
+    torn = [
+        name
+        for name in names
+        if len(readings[0][name]) > 1 or any(reading[name] != readings[0][name] for reading in readings)
+    ]
     if torn:
         raise UndecidedError(
             f"{len(torn)} of {len(names)} names could be several modules of the base",
-            details=[f"{name!r}: {' or '.join(found[0][name])}" for name in torn[:5]],
+            details=[f"{name!r}: {' or '.join(readings[0][name])}" for name in torn[:5]],
         )
-    return {name: dotted[0] for name, dotted in found[0].items()}
+    return {name: dotted[0] for name, dotted in readings[0].items()}
 
 
 def _fits(family: Family, config: Mapping[str, object]) -> bool:

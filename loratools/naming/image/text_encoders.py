@@ -55,5 +55,5 @@ def meanings(names: Iterable[str], *, flat: bool) -> dict[str, Place]:
 
 @cache
 def families() -> tuple[Family, ...]:
-    made = {"clip": _clip, "t5": _t5, "decoder": _decoder}
-    return tuple(Family(name, "text_encoder", {"original": tuple(rules())}) for name, rules in made.items())
+    rules_by_name = {"clip": _clip, "t5": _t5, "decoder": _decoder}
+    return tuple(Family(name, "text_encoder", {"original": tuple(rules())}) for name, rules in rules_by_name.items())

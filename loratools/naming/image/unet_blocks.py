@@ -34,13 +34,13 @@ def block_of(name: str) -> str | None:
     """The block that the module `name` is in; None where it is of no such model."""
     if _TEXT.search(name):
         return "BASE"
-    if found := _DIFFUSERS.search(name):
-        side, outer, part, inner = found.groups()
+    if parsed := _DIFFUSERS.search(name):
+        side, outer, part, inner = parsed.groups()
         place = 3 * int(outer) + (2 if part.endswith("samplers") else int(inner))
         names = _IN[1:] if side == "down" else _OUT
         return names[place] if place < len(names) else None
-    if found := _ORIGINAL.search(name):
-        names, place = (_IN if found[1] == "input" else _OUT), int(found[2])
+    if parsed := _ORIGINAL.search(name):
+        names, place = (_IN if parsed[1] == "input" else _OUT), int(parsed[2])
         return names[place] if place < len(names) else None
     if _MIDDLE.search(name):
         return "MID"

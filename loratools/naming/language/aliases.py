@@ -25,31 +25,33 @@ def aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
     A stored name may be among them, where memory calls something else so, or has it the other way round.
     """
     if is_consolidated(shapes):
-        found = consolidated_aliases(config, shapes)
+        by_name = consolidated_aliases(config, shapes)
         # Experts are fused in memory whatever the files are.
-        known = {name: alias.shape for name, alias in found.items()}
-        return found | {
-            name: _through(alias, found) for name, alias in _aliases({"model_type": "mixtral"}, known).items()
+        shapes_by_name = {name: alias.shape for name, alias in by_name.items()}
+        return by_name | {
+            name: _through(alias, by_name)
+            for name, alias in _aliases({"model_type": "mixtral"}, shapes_by_name).items()
         }
-    found = _aliases(config, shapes)
+    by_name = _aliases(config, shapes)
     if is_original(shapes):
-        found |= original_aliases(shapes)
-    for part, own in config.items():
+        by_name |= original_aliases(shapes)
+    for part, part_config in config.items():
         # A component of a pipeline, whose names begin with its own.
         inside = {name[len(part) + 1 :]: shape for name, shape in shapes.items() if name.startswith(f"{part}.")}
-        if isinstance(own, Mapping) and inside:
-            found |= {f"{part}.{name}": _under(part, alias) for name, alias in aliases(own, inside).items()}
-    return found
+        if isinstance(part_config, Mapping) and inside:
+            by_name |= {f"{part}.{name}": _under(part, alias) for name, alias in aliases(part_config, inside).items()}
+    return by_name
 
 
 def _aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
-    found = expert_aliases(config, shapes)
-    found |= split_aliases(config, shapes)
-    known = {**shapes, **{name: alias.shape for name, alias in found.items()}}
+    by_name = expert_aliases(config, shapes)
+    by_name |= split_aliases(config, shapes)
+    shapes_by_name = {**shapes, **{name: alias.shape for name, alias in by_name.items()}}
     renamed = {
-        new: found.get(old) or Alias(shapes[old], (Place(old),)) for new, old in names_in_memory(config, known).items()
+        new: by_name.get(old) or Alias(shapes[old], (Place(old),))
+        for new, old in names_in_memory(config, shapes_by_name).items()
     }
-    return found | renamed
+    return by_name | renamed
 
 
 def _under(part: str, alias: Alias) -> Alias:

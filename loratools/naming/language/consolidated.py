@@ -36,7 +36,7 @@ def is_consolidated(shapes: Shapes) -> bool:
 
 def consolidated_aliases(params: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
     """Name in transformers -> where it lies. `params`: what params.json says, of heads above all."""
-    found: dict[str, Alias] = {}
+    aliases: dict[str, Alias] = {}
     for name, shape in shapes.items():
         module, _, leaf = name.rpartition(".")
         renamed = _renamed(module)
@@ -44,8 +44,10 @@ def consolidated_aliases(params: Mapping[str, object], shapes: Shapes) -> dict[s
         # Without a number of heads that fits, the name stays unknown, and an adapter that needs it is refused.
         if renamed is None or (heads is not None and (heads < 1 or shape[0] % (2 * heads))):
             continue
-        found[f"{renamed}.{leaf}"] = Alias(shape, (Place(name, order=HeadOrder(heads) if heads is not None else None),))
-    return found
+        aliases[f"{renamed}.{leaf}"] = Alias(
+            shape, (Place(name, order=HeadOrder(heads) if heads is not None else None),)
+        )
+    return aliases
 
 
 def _renamed(module: str) -> str | None:

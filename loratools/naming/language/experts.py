@@ -36,10 +36,10 @@ class Expert(NamedTuple):
 
 def parse_expert(module: str) -> Expert | None:
     """One expert's module, by its Hugging Face name."""
-    found = _ONE.fullmatch(module)
-    if found is None:
+    parsed = _ONE.fullmatch(module)
+    if parsed is None:
         return None
-    return Expert(found["parent"], int(found["number"]), _PLAIN.get(found["leaf"], found["leaf"]))
+    return Expert(parsed["parent"], int(parsed["number"]), _PLAIN.get(parsed["leaf"], parsed["leaf"]))
 
 
 def expert_name(expert: Expert) -> str:
@@ -50,8 +50,8 @@ def expert_name(expert: Expert) -> str:
 
 def parse_stack(module: str) -> tuple[str, str] | None:
     """Parent and role of a stacked module of MLX."""
-    found = _STACK.fullmatch(module)
-    return None if found is None else (found["parent"], found["leaf"])
+    parsed = _STACK.fullmatch(module)
+    return None if parsed is None else (parsed["parent"], parsed["leaf"])
 
 
 def stack_name(parent: str, role: str) -> str:
@@ -82,8 +82,8 @@ def fused_in_memory(config: Mapping[str, object], shapes: Shapes) -> dict[str, A
     """The fused experts that layers of transformers 5 have in place of those that are stored one by one."""
     if config.get("model_type") not in _FUSED_IN_MEMORY:
         return {}
-    found = expert_aliases(config, shapes)
-    return {name: alias for name, alias in found.items() if len(alias.shape) == 3 and _FUSED.fullmatch(name)}
+    aliases = expert_aliases(config, shapes)
+    return {name: alias for name, alias in aliases.items() if len(alias.shape) == 3 and _FUSED.fullmatch(name)}
 
 
 _FUSED = re.compile(r"(?P<parent>.+)\.experts\.(?P<leaf>gate_up_proj|up_proj|down_proj)")
@@ -106,15 +106,15 @@ def expert_aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Al
     """Every name that experts go by, other than the stored one: one by one, and fused as in transformers 5."""
     model_type = config.get("model_type")
     type_ = model_type if isinstance(model_type, str) else None
-    found: dict[str, Alias] = {}
+    aliases: dict[str, Alias] = {}
     for parent, experts in _mixtures(config, shapes).items():
-        found |= _apart(parent, experts)
-        found |= _fused(parent, experts, type_)
-    found = {name: alias for name, alias in found.items() if name not in shapes}
+        aliases |= _apart(parent, experts)
+        aliases |= _fused(parent, experts, type_)
+    aliases = {name: alias for name, alias in aliases.items() if name not in shapes}
     for name, shape in shapes.items():
         if len(shape) == 3 and (fused := _FUSED.fullmatch(name)) and _transposed_in_file(fused["leaf"], shape, config):
-            found[name] = Alias((shape[0], *shape[:0:-1]), (Place(name, True),))
-    return found
+            aliases[name] = Alias((shape[0], *shape[:0:-1]), (Place(name, True),))
+    return aliases
 
 
 def _transposed_in_file(leaf: str, shape: tuple[int, ...], config: Mapping[str, object]) -> bool:
@@ -130,26 +130,26 @@ def _transposed_in_file(leaf: str, shape: tuple[int, ...], config: Mapping[str, 
 def _mixtures(config: Mapping[str, object], shapes: Shapes) -> dict[str, dict[str, dict[int, _Matrix]]]:
     """Mixture -> role -> number -> the expert's matrix, however the files have it."""
     model_type = str(config.get("model_type"))
-    found: dict[str, dict[str, dict[int, _Matrix]]] = {}
+    mixtures: dict[str, dict[str, dict[int, _Matrix]]] = {}
 
-    def put(parent: str, role: str, number: int, shape: tuple[int, ...], place: Place) -> None:
-        found.setdefault(parent, {}).setdefault(role, {})[number] = _Matrix((shape[0], shape[1]), place)
+    def add_matrix(parent: str, role: str, number: int, shape: tuple[int, ...], place: Place) -> None:
+        mixtures.setdefault(parent, {}).setdefault(role, {})[number] = _Matrix((shape[0], shape[1]), place)
 
     for name, shape in shapes.items():
         module = name.removesuffix(".weight")
-        if len(shape) == 2 and module != name and (one := parse_expert(module)) is not None:
-            put(one.parent, one.role, one.number, shape, Place(name))
+        if len(shape) == 2 and module != name and (expert := parse_expert(module)) is not None:
+            add_matrix(expert.parent, expert.role, expert.number, shape, Place(name))
         elif len(shape) == 3 and module != name and (stack := parse_stack(module)) is not None:
             for i in range(shape[0]):
-                put(*stack, i, shape[1:], Place(name, at=Part(i)))
+                add_matrix(*stack, i, shape[1:], Place(name, at=Part(i)))
         elif len(shape) == 3 and (fused := _FUSED.fullmatch(module)) is not None:
             transposed = model_type in _IN_OUT or _transposed_in_file(fused["leaf"], shape, config)
             for role, span in _shares(fused["leaf"], shape[2 if transposed else 1], model_type).items():
                 size = (len(span) if span else shape[2 if transposed else 1], shape[1 if transposed else 2])
                 for i in range(shape[0]):
                     at = Part(i, columns=span) if transposed else Part(i, rows=span)
-                    put(fused["parent"], role, i, size, Place(name, transposed, at))
-    return found
+                    add_matrix(fused["parent"], role, i, size, Place(name, transposed, at))
+    return mixtures
 
 
 def _shares(leaf: str, outputs: int, model_type: str | None) -> dict[str, Span | None]:
@@ -178,7 +178,7 @@ def _fused(parent: str, roles: Mapping[str, Mapping[int, _Matrix]], model_type: 
     if numbers != set(range(len(numbers))):
         return {}
     wide = [role for role in _WIDE if role in roles]
-    found: dict[str, Alias] = {}
+    aliases: dict[str, Alias] = {}
     for name, parts in (("gate_up_proj" if len(wide) == 2 else "up_proj", wide), (_NARROW, [_NARROW])):
         matrices = [roles[role] for role in parts if role in roles]
         sizes = {matrix.shape for experts in matrices for matrix in experts.values()}
@@ -189,8 +189,8 @@ def _fused(parent: str, roles: Mapping[str, Mapping[int, _Matrix]], model_type: 
         spans = list(_shares(name, total, model_type).values())
         parts_of = list(zip(matrices, spans, strict=True))
         places = [_filling(experts[i].place, i, span) for i in sorted(numbers) for experts, span in parts_of]
-        found[f"{parent}.experts.{name}"] = Alias((len(numbers), total, width), tuple(places))
-    return found
+        aliases[f"{parent}.experts.{name}"] = Alias((len(numbers), total, width), tuple(places))
+    return aliases
 
 
 def _filling(place: Place, expert: int, outputs: Span | None) -> Place:

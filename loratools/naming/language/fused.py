@@ -26,10 +26,10 @@ def parts_of(module: str) -> tuple[str, ...]:
 
 def fused_of(module: str) -> tuple[str, ...]:
     """The fused modules that a module may be a part of."""
-    found = []
+    fused_names = []
     for fused, parts in FUSIONS.items():
-        found += [module.removesuffix(p) + fused for p in parts if module == p or module.endswith(f".{p}")]
-    return tuple(found)
+        fused_names += [module.removesuffix(p) + fused for p in parts if module == p or module.endswith(f".{p}")]
+    return tuple(fused_names)
 
 
 class Modules:
@@ -46,5 +46,5 @@ class Modules:
 
     def find(self, module: str) -> str | None:
         """The one module of the base that is called so, or whose name ends so; None for none, or several."""
-        found = self._full.get(module, [])
-        return module if module in found else found[0] if len(found) == 1 else None
+        same_ending = self._full.get(module, [])
+        return module if module in same_ending else same_ending[0] if len(same_ending) == 1 else None

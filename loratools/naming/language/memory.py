@@ -46,11 +46,11 @@ class NamesInMemory:
         Files of a model without its head leave out the prefix that the model with it has in memory: there the
         adapter's own prefix is right.
         """
-        known = renaming(name)
-        old = known if known in self.by_stored else self.stored.get(known, known)
+        stored_name = renaming(name)
+        old = stored_name if stored_name in self.by_stored else self.stored.get(stored_name, stored_name)
         new = self.by_stored.get(old, old)
         outer = renaming.strip.removesuffix(".")
-        own_prefix = outer in _INNER or outer == self.model_type.replace("-", "_")
-        if outer and not renaming.add and own_prefix and not self.headless and outer not in self.roots:
-            return new if name == known else f"{renaming.strip}{new}"
+        of_inner_model = outer in _INNER or outer == self.model_type.replace("-", "_")
+        if outer and not renaming.add and of_inner_model and not self.headless and outer not in self.roots:
+            return new if name == stored_name else f"{renaming.strip}{new}"
         return new

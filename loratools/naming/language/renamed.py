@@ -131,18 +131,18 @@ _LEGACY: _Rules = ((r"\bLayerNorm\.gamma$", "LayerNorm.weight"), (r"\bLayerNorm\
 def names_in_memory(config: Mapping[str, object], stored: Shapes) -> dict[str, str]:
     """Name in memory -> name in the files, of the weights where the two differ."""
     model_type = config.get("model_type")
-    found = in_memory(model_type if isinstance(model_type, str) else None, stored)
+    names = in_memory(model_type if isinstance(model_type, str) else None, stored)
     rules = [(re.compile(pattern), new) for pattern, new in _rules(config, stored)]
     if not rules:
-        return found
+        return names
     for name in stored:
         now = name
         for pattern, new in rules:
             later = pattern.sub(new, now)
             if later != now and later not in stored:
-                found[later] = name
+                names[later] = name
             now = later
-    return found
+    return names
 
 
 def _rules(config: Mapping[str, object], stored: Shapes) -> list[tuple[str, str]]:

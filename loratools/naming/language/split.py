@@ -29,7 +29,7 @@ _SPLIT: dict[str, dict[str, tuple[str, ...]]] = {
 
 def split_aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
     """The pieces of such weights, and their biases, under the names that the whole one leads to."""
-    found: dict[str, Alias] = {}
+    aliases: dict[str, Alias] = {}
     rules = _SPLIT.get(str(config.get("model_type")), {})
     for name, shape in shapes.items():
         module, _, leaf = name.rpartition(".")
@@ -44,9 +44,9 @@ def split_aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Ali
         start = 0
         for part, rows in zip(parts, sizes or (), strict=False):
             place = Place(name, at=Part(rows=Span(start, start + rows)))
-            found[f"{part}.{leaf}"] = Alias((rows, *shape[1:]), (place,))
+            aliases[f"{part}.{leaf}"] = Alias((rows, *shape[1:]), (place,))
             start += rows
-    return {name: alias for name, alias in found.items() if name not in shapes}
+    return {name: alias for name, alias in aliases.items() if name not in shapes}
 
 
 def _sizes(config: Mapping[str, object], rows: int, count: int) -> tuple[int, ...] | None:

@@ -37,7 +37,7 @@ def in_memory(model_type: str | None, stored: Iterable[str]) -> dict[str, str]:
     moved = _TYPES.get(model_type or "")
     if moved is None:
         return {}
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in stored:
         layer = _LAYER.search(name)
         if layer is None:
@@ -46,5 +46,5 @@ def in_memory(model_type: str | None, stored: Iterable[str]) -> dict[str, str]:
         part, dot, leaf = name[layer.end() :].rpartition(".")
         new = f"{head}{_PARTS.get(part, part)}{dot}{leaf}"
         if new != name:
-            found[new] = name
-    return found
+            names[new] = name
+    return names

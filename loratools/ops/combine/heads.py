@@ -17,7 +17,7 @@ from loratools.ops.lowrank.reduce import widest
 from loratools.storage.casting import narrowed
 from loratools.storage.same import same_bytes
 from loratools.tensors.dtypes import parse_float_dtype
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.tensors.shapes import shape_text
 
 
@@ -97,7 +97,7 @@ def _mean(name: str, owners: Sequence[tuple[float, Replacement]]) -> LazyTensor:
             f"'{name}' is replaced with values that are no weights to average", hint="use --heads first"
         )
     mean = mean_of(f"'{name}'", [w for w, _ in pairs], (t.read().double() for _, t in pairs))
-    return held(narrowed(name, mean, widest([t.dtype for _, t in pairs])))
+    return from_torch(narrowed(name, mean, widest([t.dtype for _, t in pairs])))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from loratools.ops.combine.recipe import Recipe
 from loratools.ops.combine.settings import ModuleSettings
 from loratools.ops.lowrank.experts import Experts, apart, ensure_alike
 from loratools.ops.lowrank.factors import layout_of, require_factors
-from loratools.tensors.shapes import without_ones
+from loratools.tensors.shapes import without_unit_kernel
 from loratools.updates.parts.protocol import Update, flow
 
 
@@ -94,7 +94,7 @@ def _require_same_shapes(updates: Mapping[str, Sequence[WeightedUpdate]]) -> Non
     misfits = [
         f"{name}   " + ", ".join(f"'{u.adapter_name}' {flow(u.update.shape)}" for u in of_module)
         for name, of_module in updates.items()
-        if len({(without_ones(u.update.shape), layout_of(u.update).embedding) for u in of_module}) > 1
+        if len({(without_unit_kernel(u.update.shape), layout_of(u.update).embedding) for u in of_module}) > 1
     ]
     if misfits:
         raise MismatchError(

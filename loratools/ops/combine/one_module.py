@@ -14,7 +14,7 @@ from loratools.ops.combine.settings import ModuleSettings
 from loratools.ops.combine.shares import CombinedModule, Part, parts_of
 from loratools.ops.lowrank.factors import Layout, exact_factors, is_vector, layout_of
 from loratools.ops.lowrank.reduce import ReducedModule, passed_through, reduced, update_dtype, widest
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.full import Full
 from loratools.updates.parts.protocol import Update
 
@@ -88,7 +88,7 @@ def _summed_vectors(
     else:
         columns = torch.stack([u.weight * (f.b @ f.a) for u, f in zip(updates, factors, strict=True)])
         wanted = replace(factors[0], b=columns.sum(dim=0), a=torch.ones(1, 1, dtype=torch.float64))
-        stored = passed_through(Full(held(wanted.b.reshape(-1))), wanted, name, dtype)
+        stored = passed_through(Full(from_torch(wanted.b.reshape(-1))), wanted, name, dtype)
     parts = parts_of([(u.index, u.weight, f) for u, f in zip(updates, factors, strict=True)], stored)
     parts = tuple(replace(p, overlaps=()) for p in parts)
     line = stored.stored.module(name, None, None)

@@ -15,7 +15,7 @@ from loratools.adapter import Replacement
 from loratools.errors import MismatchError
 from loratools.ops.lowrank.reduce import widest
 from loratools.storage.casting import narrowed
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def united(name: str, owners: Sequence[tuple[float, Replacement]], policy: str) 
         for row in rows
     ]
     stored = narrowed(name, torch.stack(vectors), widest([r.tensor.dtype for _, r in owners]))
-    return Replacement(held(stored), owners[0][1].declared, rows), len(differing)
+    return Replacement(from_torch(stored), owners[0][1].declared, rows), len(differing)
 
 
 def mean_of(name: str, weights: Sequence[float], values: Iterable[Tensor]) -> Tensor:

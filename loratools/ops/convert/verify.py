@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
 from loratools.tensors.dtypes import FLOAT_DTYPES
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.tensors.views import reshaped
 from loratools.updates.parts.protocol import Update
 
@@ -165,7 +165,7 @@ def _checked_magnitude(
         return ConvertedModule(name, float("inf"), False)
     import torch
 
-    return _checked_tensor(name, held(torch.cat(wanted)), reshaped(found, (found.elements,)))
+    return _checked_tensor(name, from_torch(torch.cat(wanted)), reshaped(found, (found.elements,)))
 
 
 def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smallest: float, scale: float) -> Tensor:

@@ -9,7 +9,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints import Checkpoint
 from loratools.formats.common.notes import names_digest
 from loratools.ops.finetune.pairs import Pair, Pairs
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
 from loratools.updates.parts.protocol import Update
@@ -49,7 +49,7 @@ Keep: TypeAlias = "Callable[[Mapping[str, Tensor]], dict[str, LazyTensor]]"
 
 def held_all(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
     """Tensors kept in memory."""
-    return {name: held(values) for name, values in tensors.items()}
+    return {name: from_torch(values) for name, values in tensors.items()}
 
 
 def update_of(pair: Pair, left: Tensor, right: Tensor, keep: Keep) -> Update:

@@ -14,7 +14,7 @@ from loratools.naming.language.experts import fused_in_memory
 from loratools.naming.language.renamed import names_in_memory
 from loratools.naming.places import Alias, Place
 from loratools.tensors.lazy import LazyTensor
-from loratools.tensors.views import placed, reshaped
+from loratools.tensors.views import block_matrix, reshaped
 
 Tensors: TypeAlias = Mapping[str, LazyTensor]
 
@@ -61,4 +61,4 @@ def _fused(alias: Alias, weights: Tensors) -> LazyTensor:
         ((place.of.expert or 0) * outputs + (place.of.rows.start if place.of.rows else 0), 0, weights[place.weight])
         for place in alias.places
     ]
-    return reshaped(placed((alias.shape[0] * outputs, inputs), blocks), alias.shape)
+    return reshaped(block_matrix((alias.shape[0] * outputs, inputs), blocks), alias.shape)

@@ -161,4 +161,4 @@ def _is_container(path: Path) -> bool:
         description = describe(path)
     except (LoraToolsError, OSError):
         return True
-    return description is not None and not description.what.startswith("a text that")
+    return description is not None and not description.kind.startswith("a text that")

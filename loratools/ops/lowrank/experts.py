@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loratools.errors import MismatchError
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts, Orientation
 from loratools.updates.parts.protocol import Update
@@ -70,7 +70,9 @@ def zeros_like(update: Update) -> LoRA:
     assert lora is not None
     dtype = lora.a.read().dtype
     rows, columns = lora.shape[:2]
-    return LoRA(held(torch.zeros(1, columns, dtype=dtype)), held(torch.zeros(rows, 1, dtype=dtype)), 1.0, "config")
+    return LoRA(
+        from_torch(torch.zeros(1, columns, dtype=dtype)), from_torch(torch.zeros(rows, 1, dtype=dtype)), 1.0, "config"
+    )
 
 
 def _joined(parts: list[LoRA], experts: Experts) -> LoRAExperts:
@@ -88,8 +90,8 @@ def _joined(parts: list[LoRA], experts: Experts) -> LoRAExperts:
     # An expert's columns lie apart: (out, rank, experts).
     columns = torch.stack(b, dim=2).flatten(1)
     return LoRAExperts(
-        held(torch.cat(a)),
-        held(columns.contiguous()),
+        from_torch(torch.cat(a)),
+        from_torch(columns.contiguous()),
         experts.count,
         common * rank,
         "config",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.errors import InputError, UnsupportedError
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 from loratools.updates.parts.dense import unread_base
 from loratools.updates.parts.protocol import Shape, Update
@@ -41,7 +41,9 @@ class Layout:
         elif len(self.shape) > 2:
             a = a.reshape(rank, *[size or 1 for size in self.shape[1:]])
             b = b.reshape(*b.shape, *[1] * (len(self.shape) - 2))
-        return LoRA(held(a.contiguous()), held(b.contiguous()), float(rank), "config", embedding=self.embedding)
+        return LoRA(
+            from_torch(a.contiguous()), from_torch(b.contiguous()), float(rank), "config", embedding=self.embedding
+        )
 
 
 def layout_of(update: Update) -> Layout:

@@ -18,7 +18,7 @@ from loratools.ops.lowrank.limit import Limit
 from loratools.storage.casting import narrowed
 from loratools.storage.files import quoted
 from loratools.tensors.dtypes import DTYPE_BITS, parse_float_dtype
-from loratools.tensors.lazy import LazyTensor, held
+from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.updates.lora import LoRA
 from loratools.updates.parts.protocol import Update
 
@@ -93,7 +93,7 @@ def passed_through(update: Update, factors: Factors, name: str, dtype: str | Non
     tensors = {f.name: getattr(update, f.name) for f in fields(update)}  # type: ignore[arg-type]
     values = {n: t.read() for n, t in tensors.items() if isinstance(t, LazyTensor)}
     _ensure_finite(name, *values.values())
-    stored = replace(update, **{n: held(narrowed(name, v, dtype)) for n, v in values.items()})  # type: ignore[type-var]
+    stored = replace(update, **{n: from_torch(narrowed(name, v, dtype)) for n, v in values.items()})  # type: ignore[type-var]
     kept = stored.factors() or exact_factors(stored, name, "")
     return Reduced(Stored(stored, size, _norm(_difference(factors, kept))), kept, factors)
 

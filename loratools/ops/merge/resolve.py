@@ -22,7 +22,7 @@ from loratools.storage.same import same_bytes
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
-from loratools.tensors.views import placed
+from loratools.tensors.views import block_matrix
 
 _PER_TOKEN = {
     "embed_tokens", "word_embeddings", "wte", "lm_head", "shared", "embed_in", "embed_out", "predictions",
@@ -308,7 +308,7 @@ def _long_enough(name: str, values: LazyTensor, patches: Sequence[RowsReplaced])
             if missing
             else None,
         )
-    return values if size == count else placed((size, inner[0]), [(0, 0, values)])
+    return values if size == count else block_matrix((size, inner[0]), [(0, 0, values)])
 
 
 def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: Mapping[str, _Replaced]) -> None:

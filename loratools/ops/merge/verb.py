@@ -373,7 +373,7 @@ def _write_weights(
         def work(unit: WorkUnit) -> _Written:
             return _write_unit(unit, made.files[unit.file], writers[unit.file], verify)
 
-        def done(unit: WorkUnit, _: _Written) -> None:
+        def on_result(unit: WorkUnit, _: _Written) -> None:
             if not records:
                 records.append(background.submit(inputs_record, made))
             name, (start, nbytes) = made.files[unit.file].stored_name(unit.output), _span(unit)
@@ -384,7 +384,7 @@ def _write_weights(
             progress(nbytes)
 
         # Added up in the order of the units, whatever the order in which they were done.
-        for unit, measured in zip(units, run_units(units, work, threads=threads, done=done), strict=True):
+        for unit, measured in zip(units, run_units(units, work, threads=threads, on_result=on_result), strict=True):
             written[unit.output.name] += measured
         for future in finished:
             future.result()

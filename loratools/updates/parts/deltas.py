@@ -137,9 +137,9 @@ class HadamardDelta:
     def rows(self, start: int, stop: int, base: Floats | None = None, *, out: Floats | None = None) -> Floats:
         import numpy as np
 
-        other = self.second.rows(start, stop) if self.second is not None else base
-        assert other is not None, "the caller has the rows that are multiplied with"
-        return np.multiply(self.first.rows(start, stop, out=out), other, out=out)
+        factor = self.second.rows(start, stop) if self.second is not None else base
+        assert factor is not None, "the caller has the rows that are multiplied with"
+        return np.multiply(self.first.rows(start, stop, out=out), factor, out=out)
 
     def energy(self, start: int, stop: int) -> float | None:
         return None
@@ -241,16 +241,16 @@ class SparseDelta:
 
     def part(self, rows: Index, columns: Index) -> SparseDelta:
         row, column = _moved(self.row, self.shape[0], rows), _moved(self.column, self.shape[1], columns)
-        kept = (row >= 0) & (column >= 0)
+        inside = (row >= 0) & (column >= 0)
         added = self.added.part(rows, columns) if self.added is not None else None
-        return _by_row(row[kept], column[kept], self.values[kept], _cut(self.shape, rows, columns), added)
+        return _by_row(row[inside], column[inside], self.values[inside], _cut(self.shape, rows, columns), added)
 
     def _spread(self, values: Floats, start: int, stop: int, onto: Floats | None) -> Floats:
         import numpy as np
 
         spread: Floats = np.zeros((stop - start, self.shape[1]), values.dtype) if onto is None else onto
-        own = slice(*np.searchsorted(self.row, (start, stop)))
-        np.add.at(spread, (self.row[own] - start, self.column[own]), values[own])
+        in_rows = slice(*np.searchsorted(self.row, (start, stop)))
+        np.add.at(spread, (self.row[in_rows] - start, self.column[in_rows]), values[in_rows])
         return spread
 
 

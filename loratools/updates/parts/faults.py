@@ -5,6 +5,6 @@ from __future__ import annotations
 from loratools.errors import FormatError
 
 
-def faulty(module: str, what: str) -> FormatError:
+def faulty(module: str, fault: str) -> FormatError:
     """`what` begins with a verb: has no ..."""
-    return FormatError(f"'{module}' {what}", hint="save the adapter again, or download it again if it was cut off")
+    return FormatError(f"'{module}' {fault}", hint="save the adapter again, or download it again if it was cut off")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def read_indices(tensor: LazyTensor, size: int, what: str) -> NDArray[np.int64]:
+def read_indices(tensor: LazyTensor, size: int, owner: str) -> NDArray[np.int64]:
     """All values, each in 0:size.
 
     Raises:
@@ -20,10 +20,10 @@ def read_indices(tensor: LazyTensor, size: int, what: str) -> NDArray[np.int64]:
     """
     import numpy as np
 
-    found: NDArray[np.int64] = np.asarray(tensor.read().long().numpy())
-    if found.size and (int(found.min()) < 0 or int(found.max()) >= size):
+    indices: NDArray[np.int64] = np.asarray(tensor.read().long().numpy())
+    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= size):
         raise FormatError(
-            f"{what} has indices from {found.min()} to {found.max()}, and there are {size} places",
+            f"{owner} has indices from {indices.min()} to {indices.max()}, and there are {size} places",
             hint="the adapter belongs to another base, or its file is damaged",
         )
-    return found
+    return indices

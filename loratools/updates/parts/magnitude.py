@@ -65,12 +65,12 @@ def _rescaled(delta: Delta, ratio: Floats, base: LazyTensor, by: str, weight: fl
         scale = ((ratio - 1) * weight).astype(kind)
         added = FactorDelta((b * weight).astype(kind), a.astype(kind))
         return ScaledDelta(scale if by == "row" else None, scale if by == "column" else None, added, delta.shape)
-    whole = _base_rows(base, 0, delta.shape[0])
-    merged = whole + delta.rows(0, delta.shape[0], whole)
+    base_values = _base_rows(base, 0, delta.shape[0])
+    merged = base_values + delta.rows(0, delta.shape[0], base_values)
     merged *= ratio[:, None] if by == "row" else ratio
-    merged -= whole
-    found: DenseDelta = dense(merged, weight, dtype)
-    return found
+    merged -= base_values
+    rescaled: DenseDelta = dense(merged, weight, dtype)
+    return rescaled
 
 
 def _base_rows(base: LazyTensor, start: int, stop: int) -> Floats:
@@ -88,5 +88,5 @@ def magnitude_axis(magnitude: LazyTensor, out: int, module: str) -> Literal["out
         return "out"
     if len(sizes) >= 2 and sizes[1] == magnitude.elements:
         return "in"
-    what = f"has dora_scale {list(sizes)}: one number for each of {out} outputs, or for each input, is needed"
-    raise faulty(module, what)
+    fault = f"has dora_scale {list(sizes)}: one number for each of {out} outputs, or for each input, is needed"
+    raise faulty(module, fault)

@@ -75,13 +75,13 @@ def shared(module: PeftModule, name: str, why: str) -> LazyTensor:
     Raises:
         UnsupportedError: the adapter was saved without it.
     """
-    found = module.parts.get(name, module.shared.get(name))
-    if found is None:
+    tensor = module.parts.get(name, module.shared.get(name))
+    if tensor is None:
         raise UnsupportedError(
             f"the adapter was saved without {name}, and {why}",
             hint="load it with PEFT where it was trained, and save it with save_projection=True",
         )
-    return found
+    return tensor
 
 
 def _shown(shape: Shape) -> str:

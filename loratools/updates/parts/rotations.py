@@ -12,9 +12,9 @@ def cayley(skew: Floats) -> Floats:
     """`(I - Q)(I + Q)^-1` of skew-symmetric matrices, (..., size, size)."""
     import numpy as np
 
-    one = np.eye(skew.shape[-1])
+    identity = np.eye(skew.shape[-1])
     # (I - Q)(I + Q)^-1 is the transpose of (I + Q)'^-1 (I - Q)', and Q' is -Q.
-    solved: Floats = np.linalg.solve(one - skew, one + skew)
+    solved: Floats = np.linalg.solve(identity - skew, identity + skew)
     rotation: Floats = solved.swapaxes(-1, -2)
     return rotation
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.tensors.views import rows
 from loratools.updates.lora import LoRA
 
@@ -30,8 +30,8 @@ def rows_of(update: LoRA, start: int, stop: int) -> LoRA:
     rank = int(used.sum())
     return replace(
         update,
-        a=held(update.a.read()[used]),
-        b=held(values[:, used].contiguous()),
+        a=from_torch(update.a.read()[used]),
+        b=from_torch(values[:, used].contiguous()),
         alpha=update.scale * rank,
         rslora=False,
     )
@@ -68,5 +68,7 @@ def stacked_rows(parts: Sequence[tuple[int, LoRA]], out: int) -> LoRA:
     for start, up in zip(starts, ups, strict=True):
         b[start : start + up.shape[0], column : column + up.shape[1]] = up
         column += 0 if same else up.shape[1]
-    magnitude = held(torch.cat(magnitudes)) if magnitudes else None
-    return replace(first, a=held(a), b=held(b), alpha=first.scale * a.shape[0], rslora=False, magnitude=magnitude)
+    magnitude = from_torch(torch.cat(magnitudes)) if magnitudes else None
+    return replace(
+        first, a=from_torch(a), b=from_torch(b), alpha=first.scale * a.shape[0], rslora=False, magnitude=magnitude
+    )

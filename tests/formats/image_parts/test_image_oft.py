@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loratools import formats
 from loratools.errors import FormatError, UnsupportedError
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lycoris_oft import LycorisOFT
 from loratools.updates.oft import OFT
 
@@ -43,7 +43,7 @@ def _rotation(skew: Tensor, repeats: int = 1) -> Tensor:
 
 def _delta(update: object, base: Tensor) -> Tensor:
     assert isinstance(update, OFT | LycorisOFT)
-    rows = update.prepare(held(base), weight=1.0, dtype="F64").rows(
+    rows = update.prepare(from_torch(base), weight=1.0, dtype="F64").rows(
         0, base.shape[0], base.numpy().reshape(len(base), -1)
     )
     return torch.from_numpy(np.asarray(rows)).reshape(base.shape)

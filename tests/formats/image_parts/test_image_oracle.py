@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.formats.image_parts import writing
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 Products = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -93,12 +93,12 @@ def adapter_of(cls: str, config: dict[str, object], without: tuple[str, ...]) ->
         if isinstance(module, torch.nn.Linear) and not name.startswith(without):
             a = torch.randn(2, module.in_features, generator=generator)
             products[f"transformer.{name}"] = a, torch.randn(module.out_features, 2, generator=generator)
-    updates = {n: LoRA(held(a), held(b), 1.0, "tensor") for n, (a, b) in products.items()}
+    updates = {n: LoRA(from_torch(a), from_torch(b), 1.0, "tensor") for n, (a, b) in products.items()}
     # Of the layers outside of the blocks of Flux, the converter drops alpha.
     outside = [n for n in updates if "_blocks." not in n] if cls == "FluxTransformer2DModel" else []
     for name in outside:
         a, b = products[name]
-        updates[name] = LoRA(held(a), held(b), 2.0, "tensor")
+        updates[name] = LoRA(from_torch(a), from_torch(b), 2.0, "tensor")
         products[name] = a, 2 * b
     return Adapter(updates), products
 
@@ -152,6 +152,6 @@ def test_the_layout_of_a_file_is_that_of_the_safetensors_library(tmp_path: Path)
     from safetensors.torch import save_file
 
     tensors = {"b": torch.ones(3, dtype=torch.float16), "a": torch.ones(2), "c.alpha": torch.tensor(4.0)}
-    writing.write_file(tmp_path / "ours.safetensors", {k: held(v) for k, v in tensors.items()}, {"format": "pt"})
+    writing.write_file(tmp_path / "ours.safetensors", {k: from_torch(v) for k, v in tensors.items()}, {"format": "pt"})
     save_file(tensors, tmp_path / "theirs.safetensors", {"format": "pt"})
     assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()

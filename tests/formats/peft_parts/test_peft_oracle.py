@@ -369,11 +369,11 @@ def test_an_adapter_without_factors_loads_in_peft(tmp_path: Path) -> None:
 
 
 def update(rank: int, out: int, into: int, alpha: float, *, rslora: bool = False) -> LoRA:
-    from loratools.tensors.lazy import held
+    from loratools.tensors.lazy import from_torch
 
     generator = torch.Generator().manual_seed(rank * 100 + out)
     a, b = torch.randn(rank, into, generator=generator), torch.randn(out, rank, generator=generator)
-    return LoRA(held(a), held(b), alpha, "config", rslora)
+    return LoRA(from_torch(a), from_torch(b), alpha, "config", rslora)
 
 
 REFUSED: dict[str, dict[str, object]] = {

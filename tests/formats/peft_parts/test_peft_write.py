@@ -14,7 +14,7 @@ from safetensors import safe_open
 from loratools import formats
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import OutputExistsError, UnsupportedError, UsageError
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 from loratools.updates.parts.defaults import UpdateDefaults
 
@@ -22,7 +22,7 @@ from loratools.updates.parts.defaults import UpdateDefaults
 def lora(rank: int = 4, alpha: float = 8.0, *, rslora: bool = False, seed: int = 0) -> LoRA:
     generator = torch.Generator().manual_seed(seed)
     a, b = torch.randn(rank, 6, generator=generator), torch.randn(10, rank, generator=generator)
-    return LoRA(held(a), held(b), alpha, "config", rslora)
+    return LoRA(from_torch(a), from_torch(b), alpha, "config", rslora)
 
 
 def config_of(folder: Path) -> dict[str, object]:
@@ -53,7 +53,9 @@ def test_what_is_written_is_read_as_the_same_adapter(
         name: lora(rank, alpha, rslora=rslora, seed=at)
         for at, (name, (rank, alpha, rslora)) in enumerate(modules.items())
     }
-    replacements = {name: Replacement(held(torch.full((3,), 2.0)), "modules_to_save") for name in sorted(replaced)}
+    replacements = {
+        name: Replacement(from_torch(torch.full((3,), 2.0)), "modules_to_save") for name in sorted(replaced)
+    }
     adapter = Adapter(updates, replacements)
 
     with TemporaryDirectory() as folder:
@@ -176,7 +178,7 @@ def test_only_weights_declared_so_become_modules_to_save(tmp_path: Path) -> None
         "q.bias": "bias",
         "q.weight": "modules_to_save",
     }
-    replacements = {name: Replacement(held(torch.ones(3)), declared) for name, declared in kinds.items()}
+    replacements = {name: Replacement(from_torch(torch.ones(3)), declared) for name, declared in kinds.items()}
 
     formats.save(Adapter({"q": lora()}, replacements), tmp_path / "out")
 
@@ -199,7 +201,7 @@ def test_an_entry_of_modules_to_save_goes_with_the_last_of_its_weights(stored: S
 
 
 def test_modules_of_rank_zero_are_left_out_and_named(tmp_path: Path) -> None:
-    nothing = LoRA(held(torch.ones(0, 6)), held(torch.ones(10, 0)), 1.0, "config")
+    nothing = LoRA(from_torch(torch.ones(0, 6)), from_torch(torch.ones(10, 0)), 1.0, "config")
 
     said = formats.save(Adapter({"a": lora(), "b": nothing}), tmp_path / "out")
 
@@ -209,7 +211,7 @@ def test_modules_of_rank_zero_are_left_out_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "stored_as"), [("bfloat16", "BF16"), ("fp16", "F16"), ("float64", "F64")])
 def test_dtype_casts_the_floating_tensors_and_no_others(name: str, stored_as: str, tmp_path: Path) -> None:
-    replacements = {"head.position_ids": Replacement(held(torch.arange(3)), "modules_to_save")}
+    replacements = {"head.position_ids": Replacement(from_torch(torch.arange(3)), "modules_to_save")}
 
     formats.save(Adapter({"q": lora()}, replacements), tmp_path / "out", dtype=name)
 
@@ -220,7 +222,7 @@ def test_dtype_casts_the_floating_tensors_and_no_others(name: str, stored_as: st
 
 def test_each_tensor_keeps_its_own_dtype_without_one(tmp_path: Path) -> None:
     update = lora()
-    mixed = replace(update, a=held(update.a.read().bfloat16()))
+    mixed = replace(update, a=from_torch(update.a.read().bfloat16()))
 
     formats.save(Adapter({"q": mixed}), tmp_path / "out")
 
@@ -228,7 +230,7 @@ def test_each_tensor_keeps_its_own_dtype_without_one(tmp_path: Path) -> None:
 
 
 def test_values_that_a_dtype_cannot_hold_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    large = replace(lora(), a=held(torch.full((4, 6), 1e6)))
+    large = replace(lora(), a=from_torch(torch.full((4, 6), 1e6)))
 
     match = "'base_model.model.q.lora_A.weight' has values beyond the range of float16"
     with pytest.raises(UnsupportedError, match=match):

@@ -15,7 +15,7 @@ import loratools
 from loratools.naming.language.aliases import aliases
 from loratools.naming.places import Alias
 from loratools.ops.merge.views import as_updated
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 
 diffusers = peers.load("diffusers")
 
@@ -25,7 +25,7 @@ def assembled(alias: Alias, stored: dict[str, Tensor]) -> Tensor:
     out = torch.full(alias.shape, torch.nan)
     for place in alias.places:
         rows = place.of.rows.slice if place.of.rows is not None else slice(None)
-        out[rows] = as_updated(held(stored[place.weight]), place).read()
+        out[rows] = as_updated(from_torch(stored[place.weight]), place).read()
     return out
 
 

@@ -23,7 +23,7 @@ from loratools.methods import Terms, linear
 from loratools.ops.combine.verb import combine
 from loratools.ops.lowrank.limit import Limit
 from loratools.ops.lowrank.reduce import reduced
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 SHAPES = {"a.first": (10, 7), "a.second": (9, 12), "b.first": (8, 11)}
@@ -45,8 +45,8 @@ def _adapter(
     for name, (rows, columns) in shapes.items():
         a = torch.randn(rank, columns, generator=generator, dtype=torch.float64).to(dtype)
         b = torch.randn(rows, rank, generator=generator, dtype=torch.float64).to(dtype)
-        updates[name] = LoRA(held(a), held(b), alpha, "config", rslora)
-    replacements = {name: Replacement(held(t), "modules_to_save") for name, t in (heads or {}).items()}
+        updates[name] = LoRA(from_torch(a), from_torch(b), alpha, "config", rslora)
+    replacements = {name: Replacement(from_torch(t), "modules_to_save") for name, t in (heads or {}).items()}
     return Adapter(updates, replacements, path=None, base_model=base)
 
 
@@ -226,7 +226,9 @@ def test_gain_and_interference_equal_their_dense_definitions() -> None:
 
 def test_untrained_adapter_has_no_gain() -> None:
     zero = _adapter(1)
-    updates = {n: LoRA(u.parts["A"], held(torch.zeros(u.shape[0], 2)), 3.0, "config") for n, u in zero.updates.items()}
+    updates = {
+        n: LoRA(u.parts["A"], from_torch(torch.zeros(u.shape[0], 2)), 3.0, "config") for n, u in zero.updates.items()
+    }
 
     report = combine([Adapter(updates), _adapter(2)], energy=0.99)
 
@@ -289,7 +291,7 @@ def test_not_finite_is_refused_by_name() -> None:
     bad = _adapter(1)
     values = bad.updates["a.second"].parts["B"].read()
     values[3, 1] = math.nan
-    bad = replace(bad, updates={**bad.updates, "a.second": replace(bad.updates["a.second"], b=held(values))})
+    bad = replace(bad, updates={**bad.updates, "a.second": replace(bad.updates["a.second"], b=from_torch(values))})
 
     with pytest.raises(InputError, match="not finite") as raised:
         combine([bad, _adapter(2)])

@@ -16,7 +16,7 @@ from loratools.algebra.calibration import calibrated
 from loratools.algebra.lowrank import Factors, Svd
 from loratools.errors import UsageError
 from loratools.ops.combine.verb import combine
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 
@@ -27,7 +27,9 @@ def _factors(rank: int, seed: int, shape: tuple[int, int] = (12, 9)) -> Factors:
 
 
 def _adapter(*modules: Factors) -> Adapter:
-    return Adapter({f"m{i}": LoRA(held(f.a), held(f.b), float(f.rank), "config") for i, f in enumerate(modules)})
+    return Adapter(
+        {f"m{i}": LoRA(from_torch(f.a), from_torch(f.b), float(f.rank), "config") for i, f in enumerate(modules)}
+    )
 
 
 def _dense(adapter: Adapter | None, name: str = "m0") -> Tensor:

@@ -16,7 +16,7 @@ from loratools.errors import MismatchError, UnsupportedError, UsageError
 from loratools.ops.combine.verb import combine
 from loratools.ops.compare import compare
 from loratools.ops.resize.verb import resize
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.full import Full
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
@@ -32,23 +32,23 @@ def _random(*shape: int) -> Tensor:
 def _conv(rank: int, alpha: float) -> tuple[LoRA, Tensor]:
     a, b = _random(rank, 4, 3, 2), _random(7, rank, 1, 1)
     delta = torch.einsum("or,rikl->oikl", b[:, :, 0, 0], a) * alpha / rank
-    return LoRA(held(a), held(b), alpha, "config"), delta
+    return LoRA(from_torch(a), from_torch(b), alpha, "config"), delta
 
 
 def _tucker(rank: int, alpha: float) -> tuple[LoRA, Tensor]:
     a, b, mid = _random(rank, 4, 1, 1), _random(7, rank, 1, 1), _random(rank, rank, 3, 2)
     delta = torch.einsum("op,pqkl,qi->oikl", b[:, :, 0, 0], mid, a[:, :, 0, 0]) * alpha / rank
-    return LoRA(held(a), held(b), alpha, "config", mid=held(mid)), delta
+    return LoRA(from_torch(a), from_torch(b), alpha, "config", mid=from_torch(mid)), delta
 
 
 def _embedding(rank: int, alpha: float) -> tuple[LoRA, Tensor]:
     a, b = _random(rank, 11), _random(6, rank)
-    return LoRA(held(a), held(b), alpha, "config", embedding=True), (b @ a).T * alpha / rank
+    return LoRA(from_torch(a), from_torch(b), alpha, "config", embedding=True), (b @ a).T * alpha / rank
 
 
 def _full(*shape: int) -> tuple[Full, Tensor]:
     diff = _random(*shape)
-    return Full(held(diff), 0.5), 0.5 * diff
+    return Full(from_torch(diff), 0.5), 0.5 * diff
 
 
 def _adapter(updates: Mapping[str, Update]) -> Adapter:
@@ -100,8 +100,8 @@ def test_resized_convolution_is_the_truncated_matrix_of_its_kernel() -> None:
 
 def test_one_by_one_convolution_meets_a_linear_layer() -> None:
     a, b = _random(2, 4, 1, 1), _random(7, 2, 1, 1)
-    conv = LoRA(held(a), held(b), 2.0, "config")
-    linear = LoRA(held(_random(3, 4)), held(_random(7, 3)), 3.0, "config")
+    conv = LoRA(from_torch(a), from_torch(b), 2.0, "config")
+    linear = LoRA(from_torch(_random(3, 4)), from_torch(_random(7, 3)), 3.0, "config")
 
     report = combine([_adapter({"m": conv}), _adapter({"m": linear})])
 
@@ -128,7 +128,7 @@ def test_a_whole_difference_becomes_lora_with_its_error(shape: tuple[int, int]) 
 
 def test_a_whole_difference_joins_a_lora() -> None:
     full, delta = _full(9, 5)
-    lora = LoRA(held(_random(2, 5)), held(_random(9, 2)), 3.0, "config")
+    lora = LoRA(from_torch(_random(2, 5)), from_torch(_random(9, 2)), 3.0, "config")
 
     report = combine([(_adapter({"m": full}), 2.0), _adapter({"m": lora})], rank=3)
 
@@ -151,8 +151,8 @@ def test_vectors_add_whatever_the_method() -> None:
 
 
 def test_what_depends_on_its_base_is_refused_all_at_once_by_name() -> None:
-    magnitude = held(_random(9))
-    dora = LoRA(held(_random(2, 5)), held(_random(9, 2)), 3.0, "config", magnitude=magnitude)
+    magnitude = from_torch(_random(9))
+    dora = LoRA(from_torch(_random(2, 5)), from_torch(_random(9, 2)), 3.0, "config", magnitude=magnitude)
     adapter = _adapter({"d": dora, "e": replace(dora, magnitude_of="in"), "n": _full(6)[0]})
 
     for verb in (
@@ -171,7 +171,7 @@ def test_what_depends_on_its_base_is_refused_all_at_once_by_name() -> None:
 
 
 def test_dense_results_need_a_limit() -> None:
-    lora = LoRA(held(_random(2, 5)), held(_random(9, 2)), 3.0, "config")
+    lora = LoRA(from_torch(_random(2, 5)), from_torch(_random(9, 2)), 3.0, "config")
 
     with pytest.raises(UsageError, match="no low rank") as raised:
         combine([_adapter({"m": lora})] * 2, method="ties")
@@ -182,7 +182,7 @@ def test_dense_results_need_a_limit() -> None:
 def _experts(rank: int, alpha: float, packing: str = "peft") -> tuple[LoRAExperts, Tensor]:
     """PEFT's packing: an expert's rows of A together, its columns of B apart."""
     a, b = _random(3 * rank, 5), _random(9, rank * 3)
-    update = LoRAExperts(held(a), held(b), 3, alpha, "config", packing=packing)  # type: ignore[arg-type]
+    update = LoRAExperts(from_torch(a), from_torch(b), 3, alpha, "config", packing=packing)  # type: ignore[arg-type]
     by_expert = b.reshape(9, rank, 3) if packing == "peft" else b.reshape(9, 3, rank).transpose(1, 2)
     return update, torch.einsum("ore,eri->eoi", by_expert, a.reshape(3, rank, 5)) * alpha / rank
 
@@ -240,7 +240,7 @@ def test_residual_of_experts_completes_them(tmp_path: Path) -> None:
 
 
 def test_experts_of_other_counts_are_refused() -> None:
-    other = LoRAExperts(held(_random(8, 5)), held(_random(9, 8)), 4, 2.0, "config")
+    other = LoRAExperts(from_torch(_random(8, 5)), from_torch(_random(9, 8)), 4, 2.0, "config")
 
     with pytest.raises(MismatchError, match="experts of 'e'"):
         combine([_adapter({"e": _experts(2, 1.0)[0]}), _adapter({"e": other})])

@@ -8,7 +8,7 @@ import torch
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import MismatchError
 from loratools.ops.combine.verb import combine
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 NAME = "model.embed_tokens.weight"
@@ -16,8 +16,10 @@ ONE, TWO = torch.arange(6.0).reshape(2, 3), 10 + torch.arange(9.0).reshape(3, 3)
 
 
 def _adapter(rows: tuple[int, ...] | None, values: torch.Tensor) -> Adapter:
-    update = LoRA(held(torch.ones(2, 4)), held(torch.ones(5, 2)), 2.0, "config")
-    return Adapter({"model.q": update}, {NAME: Replacement(held(values), "tokens" if rows else "embedding", rows)})
+    update = LoRA(from_torch(torch.ones(2, 4)), from_torch(torch.ones(5, 2)), 2.0, "config")
+    return Adapter(
+        {"model.q": update}, {NAME: Replacement(from_torch(values), "tokens" if rows else "embedding", rows)}
+    )
 
 
 def _rows(adapter: Adapter | None) -> dict[int, list[float]]:

@@ -18,7 +18,7 @@ from loratools.cli import verbs
 from loratools.errors import FormatError, MismatchError, UsageError
 from loratools.ops.combine.recipe import read_recipe
 from loratools.ops.combine.verb import combine
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 RECIPE = """
@@ -163,7 +163,7 @@ def test_wrong_weights_are_usage_errors(tmp_path: Path, sources: tuple[Path, Pat
 
 def test_block_weights_weigh_the_blocks_of_a_u_net() -> None:
     names = ("lora_unet_down_blocks_1_attentions_0_proj_in", "lora_unet_mid_block_attentions_0_proj_in")
-    update = LoRA(held(torch.randn(2, 5)), held(torch.randn(7, 2)), 2.0, "config")
+    update = LoRA(from_torch(torch.randn(2, 5)), from_torch(torch.randn(7, 2)), 2.0, "config")
     adapter = Adapter(dict.fromkeys(names, update))
     weights = [1.0] * 17
     weights[3], weights[7] = 0.25, 3.0  # IN04 and MID
@@ -175,8 +175,8 @@ def test_block_weights_weigh_the_blocks_of_a_u_net() -> None:
 
 
 def _with_head(head: Tensor, rows: tuple[int, ...] | None = None) -> Adapter:
-    update = LoRA(held(torch.randn(2, 5)), held(torch.randn(7, 2)), 2.0, "config")
-    return Adapter({"m": update}, {"score.weight": Replacement(held(head), "modules_to_save", rows)})
+    update = LoRA(from_torch(torch.randn(2, 5)), from_torch(torch.randn(7, 2)), 2.0, "config")
+    return Adapter({"m": update}, {"score.weight": Replacement(from_torch(head), "modules_to_save", rows)})
 
 
 def test_heads_that_differ_are_taken_by_policy_and_named() -> None:

@@ -19,7 +19,7 @@ from loratools.errors import InputError, OutputExistsError, UnsupportedError, Us
 from loratools.formats import peft
 from loratools.ops.convert.verb import convert
 from loratools.ops.convert.verify import Piece, compare
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 
 
@@ -71,11 +71,13 @@ def test_a_writer_that_makes_a_mistake_commits_nothing(
         if fault == "scale":
             updates["a"] = replace(first, alpha=first.alpha * 1.001)
         elif fault == "transposed":
-            updates["a"] = replace(first, a=held(first.b.read().T.contiguous()), b=held(first.a.read().T.contiguous()))
+            updates["a"] = replace(
+                first, a=from_torch(first.b.read().T.contiguous()), b=from_torch(first.a.read().T.contiguous())
+            )
         elif fault == "one entry":
             b = first.b.read()
             b[3, 1] *= 1.0001
-            updates["a"] = replace(first, b=held(b))
+            updates["a"] = replace(first, b=from_torch(b))
         else:
             del updates["a"]
         return honest(replace(adapter, updates=updates), out, **options)  # type: ignore[arg-type]
@@ -91,8 +93,10 @@ def test_a_writer_that_makes_a_mistake_commits_nothing(
 def test_rows_of_several_modules_are_compared_in_one(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     b, a, c = (torch.randn(*s, generator=generator) for s in ((10, 4), (4, 6), (7, 4)))
-    parts = Adapter({"q": LoRA(held(a), held(b), 4.0, "config"), "v": LoRA(held(a), held(c), 4.0, "config")})
-    fused = Adapter({"qkv": LoRA(held(a), held(torch.cat([b, torch.zeros(5, 4), c])), 4.0, "config")})
+    parts = Adapter(
+        {"q": LoRA(from_torch(a), from_torch(b), 4.0, "config"), "v": LoRA(from_torch(a), from_torch(c), 4.0, "config")}
+    )
+    fused = Adapter({"qkv": LoRA(from_torch(a), from_torch(torch.cat([b, torch.zeros(5, 4), c])), 4.0, "config")})
     pieces = {"q": (Piece("qkv", None, (0, 10)),), "v": (Piece("qkv", None, (15, 22)),)}
 
     assert [(c.name, c.explained) for c in compare(parts, fused, pieces)] == [("qkv", True)]
@@ -100,7 +104,7 @@ def test_rows_of_several_modules_are_compared_in_one(tmp_path: Path) -> None:
     back = {"qkv": (Piece("q", (0, 10)), Piece("v", (15, 22)))}
     assert [(c.name, c.explained) for c in compare(fused, parts, back)] == [("q", True), ("v", True)]
     # What nobody accounts for is an error: here, rows of k that are not zero.
-    more = Adapter({"qkv": LoRA(held(a), held(torch.cat([b, torch.ones(5, 4), c])), 4.0, "config")})
+    more = Adapter({"qkv": LoRA(from_torch(a), from_torch(torch.cat([b, torch.ones(5, 4), c])), 4.0, "config")})
     assert [c.explained for c in compare(parts, more, pieces)] == [False]
 
 

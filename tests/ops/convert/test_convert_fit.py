@@ -15,7 +15,7 @@ from loratools import formats
 from loratools.errors import MismatchError, UnsupportedError
 from loratools.formats import peft
 from loratools.ops.convert.verb import convert
-from loratools.tensors.lazy import held
+from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 from loratools.updates.parts.row_blocks import rows_of, stacked_rows
 
@@ -110,7 +110,10 @@ def test_rows_that_are_not_the_bases_are_refused(tmp_path: Path) -> None:
 
 def test_equal_a_is_shared_and_no_rank_grows() -> None:
     a, q, v = torch.randn(4, 6), torch.randn(10, 4), torch.randn(7, 4)
-    parts = [(0, LoRA(held(a), held(q), 8.0, "config")), (13, LoRA(held(a.clone()), held(v), 8.0, "config"))]
+    parts = [
+        (0, LoRA(from_torch(a), from_torch(q), 8.0, "config")),
+        (13, LoRA(from_torch(a.clone()), from_torch(v), 8.0, "config")),
+    ]
 
     joined = stacked_rows(parts, 20)
 
@@ -123,7 +126,7 @@ def test_equal_a_is_shared_and_no_rank_grows() -> None:
 def test_terms_that_are_zero_in_the_rows_are_left_out() -> None:
     b = torch.randn(9, 3)
     b[:5, 1] = 0
-    update = LoRA(held(torch.randn(3, 6)), held(b), 6.0, "config", rslora=True)
+    update = LoRA(from_torch(torch.randn(3, 6)), from_torch(b), 6.0, "config", rslora=True)
 
     part = rows_of(update, 0, 5)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import factories
 import pytest
 
 from loratools import merge
-from tests import factories
 
 Q = "model.layers.0.self_attn.q_proj"
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from loratools.ops.combine.report import CombineReport
 from loratools.ops.combine.shares import ModuleShare, Share
 from loratools.report.pairs import pairs
 from loratools.report.resizing import change, error_row, modules_table
+from loratools.report.rows import Column, Rows
 from loratools.report.text import plural, safe, size
 
 _HEADINGS = ("weight", "gain", "lost by rank", "interference", "overlap", "at random")
@@ -41,16 +40,13 @@ def _head(report: CombineReport) -> list[tuple[str, str]]:
 
 
 def _tables(report: CombineReport, every: bool) -> list[RenderableType]:
-    table = _table("adapter", _HEADINGS)
-    for share in report.adapters:
-        table.add_row(Text(safe(share.path)), *_cells(share))
+    table = _rows("adapter", [(share.path, *_cells(share)) for share in report.adapters], _HEADINGS)
     if not every:
         return [table]
-    by_module = _table("module", ("adapter", *_HEADINGS))
-    for module in report.modules:
-        for own in module.adapters:
-            by_module.add_row(Text(safe(module.name)), str(own.adapter + 1), *_cells(own))
-    return [table, by_module]
+    by_module = [
+        (module.name, str(own.adapter + 1), *_cells(own)) for module in report.modules for own in module.adapters
+    ]
+    return [table, _rows("module", by_module, ("adapter", *_HEADINGS))]
 
 
 def _cells(share: Share | ModuleShare) -> list[str]:
@@ -70,9 +66,6 @@ def _short(value: float | None) -> str:
     return "–" if value is None else "0" if abs(value) < 5e-7 else f"{value:.4g}"
 
 
-def _table(first: str, headings: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(first, overflow="fold")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    return table
+def _rows(first: str, rows: Sequence[Sequence[str]], headings: Sequence[str]) -> Rows:
+    columns = [Column(first, [safe(row[0]) for row in rows], numeric=False)]
+    return Rows([*columns, *(Column(head, [row[i + 1] for row in rows]) for i, head in enumerate(headings))])

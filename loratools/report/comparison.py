@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from loratools.ops.compare import ComparedModule, CompareReport
 from loratools.report.groups import grouped
 from loratools.report.pairs import pairs
+from loratools.report.rows import Column, Rows
 from loratools.report.text import number, plural, safe
 
 _HEADINGS = ("cosine", "overlap", "at random", "output overlap", "at random", "norm ratio", "angles")
@@ -34,13 +33,10 @@ def comparison_tables(report: CompareReport, *, every: bool = False) -> list[Ren
             rows.append((word, _names(names)))
     if not every:
         return [pairs(rows)]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("module", overflow="fold")
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="right")
-    for module in report.modules:
-        table.add_row(Text(safe(module.name)), *_cells(module))
-    return [pairs(rows), table]
+    cells = [_cells(module) for module in report.modules]
+    columns = [Column("module", [safe(m.name) for m in report.modules], numeric=False)]
+    columns += [Column(head, [row[i] for row in cells]) for i, head in enumerate(_HEADINGS)]
+    return [pairs(rows), Rows(columns)]
 
 
 def _cells(module: ComparedModule) -> list[str]:

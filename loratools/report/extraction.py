@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from loratools.ops.extract.report import ExtractReport, Skipped
 from loratools.report.pairs import pairs
+from loratools.report.rows import Column, Rows
 from loratools.report.text import interval, number, plural, safe, shape, size
 
 # More of a kind than this are told as one line.
@@ -41,15 +40,15 @@ def extract_summary(report: ExtractReport) -> list[RenderableType]:
 
 def extract_plan(report: ExtractReport, out: object) -> list[RenderableType]:
     """What `--plan` prints: every module with its shape and rank, what is taken whole, then what it all needs."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("module", overflow="fold")
-    for heading in ("shape", "rank"):
-        table.add_column(heading, justify="right")
-    for module in report.modules:
-        rank = "by value" if module.rank is None else str(module.rank)
-        table.add_row(Text(safe(module.name)), shape(module.shape), rank)
-    for whole in report.replacements:
-        table.add_row(Text(safe(whole.name)), shape(whole.shape), "whole")
+    ranks = ["by value" if m.rank is None else str(m.rank) for m in report.modules]
+    parts = [(m.name, m.shape) for m in report.modules] + [(r.name, r.shape) for r in report.replacements]
+    table = Rows(
+        [
+            Column("module", [safe(name) for name, _ in parts], numeric=False),
+            Column("shape", [shape(sizes) for _, sizes in parts]),
+            Column("rank", [*ranks, *["whole"] * len(report.replacements)]),
+        ]
+    )
     nbytes = "size known when computed" if report.bytes is None else f"at most {size(report.bytes)}"
     rows = [("modules", str(len(report.modules))), ("output", f"{out}  {nbytes}")]
     if report.cost is not None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from rich.box import ROUNDED, SIMPLE_HEAD
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.box import ROUNDED
+from rich.console import RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +23,7 @@ from loratools.ops.inspect.entries import (
     TensorEntry,
 )
 from loratools.report.groups import Group, grouped
+from loratools.report.rows import Column, Rows
 from loratools.report.text import common_folder, interval, number, plural, safe, shape, size
 
 _Item = TypeVar("_Item")
@@ -34,7 +34,6 @@ _NAMED = 5
 _MOST_ROWS = 1000
 # Warnings below a table of sources.
 _MOST_WARNINGS = 20
-_GAP = 2
 
 
 def inspection_report(
@@ -146,30 +145,21 @@ def _bulk(parameters: int, dtypes: Mapping[str, int], nbytes: int) -> list[tuple
 # ── rows ──
 
 
-class _Column(NamedTuple):
-    """`spare`: columns with the highest go first where there is no room for all; those with 0 stay."""
-
-    head: str
-    cells: Sequence[str]
-    numeric: bool = True
-    spare: int = 0
-
-
 def _modules(modules: Sequence[InspectedModule], every: bool) -> Iterator[RenderableType]:
     keyed = [(m.name, (m.kind, m.rank, m.alpha, m.scale, m.dtype, m.shape), m) for m in modules]
     groups, left_out = _grouped(keyed, every)
     firsts = [g.items[0] for g in groups]
     with_values = any(m.values is not None for m in modules)
     columns = [
-        _Column("module", [g.name for g in groups], numeric=False),
-        _Column("count", [f"{len(g.items):,}" for g in groups]),
-        _Column("kind", [m.kind for m in firsts], numeric=False),
-        _Column("rank", [f"{m.rank:,}" if m.rank is not None else "–" for m in firsts]),
-        _Column("alpha", [number(m.alpha) if m.alpha is not None else "–" for m in firsts], spare=2),
-        _Column("scale", [number(m.scale) for m in firsts], spare=2 if with_values else 0),
-        _Column("shape", [shape(m.shape) for m in firsts], spare=3 if with_values else 0),
-        _Column("dtype", [m.dtype for m in firsts], numeric=False),
-        _Column("parameters", [f"{sum(m.parameters for m in g.items):,}" for g in groups], spare=1),
+        Column("module", [g.name for g in groups], numeric=False),
+        Column("count", [f"{len(g.items):,}" for g in groups]),
+        Column("kind", [m.kind for m in firsts], numeric=False),
+        Column("rank", [f"{m.rank:,}" if m.rank is not None else "–" for m in firsts]),
+        Column("alpha", [number(m.alpha) if m.alpha is not None else "–" for m in firsts], spare=2),
+        Column("scale", [number(m.scale) for m in firsts], spare=2 if with_values else 0),
+        Column("shape", [shape(m.shape) for m in firsts], spare=3 if with_values else 0),
+        Column("dtype", [m.dtype for m in firsts], numeric=False),
+        Column("parameters", [f"{sum(m.parameters for m in g.items):,}" for g in groups], spare=1),
     ]
     hidden = {c.head for c in columns if c.head in ("kind", "dtype") and len(set(c.cells)) == 1}
     if every:
@@ -178,29 +168,29 @@ def _modules(modules: Sequence[InspectedModule], every: bool) -> Iterator[Render
         # They are what was asked for; the panel and the table without --values have the rest.
         hidden |= {"alpha", "parameters"}
         columns += _value_columns(groups)
-    yield _Rows([c for c in columns if c.head not in hidden])
+    yield Rows([c for c in columns if c.head not in hidden], ruled=True)
     yield from _left_out(left_out, "module")
 
 
-def _value_columns(groups: Sequence[Group[InspectedModule]]) -> Iterator[_Column]:
+def _value_columns(groups: Sequence[Group[InspectedModule]]) -> Iterator[Column]:
     read = [[m.values for m in g.items if m.values is not None] for g in groups]
-    yield _Column("norm", [interval(v.norm for v in values) for values in read])
-    yield _Column("spectral\nnorm", [interval(v.spectral_norm for v in values) for values in read])
-    yield _Column("stable\nrank", [interval(v.stable_rank for v in values) for values in read], spare=1)
-    yield _Column("effective\nrank", [interval(v.effective_rank for v in values) for values in read])
+    yield Column("norm", [interval(v.norm for v in values) for values in read])
+    yield Column("spectral\nnorm", [interval(v.spectral_norm for v in values) for values in read])
+    yield Column("stable\nrank", [interval(v.stable_rank for v in values) for values in read], spare=1)
+    yield Column("effective\nrank", [interval(v.effective_rank for v in values) for values in read])
 
 
 def _tensors(word: str, tensors: Sequence[TensorEntry], every: bool) -> Iterator[RenderableType]:
     groups, left_out = _grouped([(t.name, (t.shape, t.dtype), t) for t in tensors], every)
     firsts = [g.items[0] for g in groups]
     columns = [
-        _Column(word, [g.name for g in groups], numeric=False),
-        _Column("count", [f"{len(g.items):,}" for g in groups]),
-        _Column("shape", [shape(t.shape) for t in firsts]),
-        _Column("dtype", [t.dtype for t in firsts], numeric=False),
-        _Column("parameters", [f"{sum(t.parameters for t in g.items):,}" for g in groups]),
+        Column(word, [g.name for g in groups], numeric=False),
+        Column("count", [f"{len(g.items):,}" for g in groups]),
+        Column("shape", [shape(t.shape) for t in firsts]),
+        Column("dtype", [t.dtype for t in firsts], numeric=False),
+        Column("parameters", [f"{sum(t.parameters for t in g.items):,}" for g in groups]),
     ]
-    yield _Rows([c for c in columns if c.head != "count" or not every])
+    yield Rows([c for c in columns if c.head != "count" or not every], ruled=True)
     yield from _left_out(left_out, word)
 
 
@@ -229,7 +219,7 @@ def _overview(entries: Sequence[Entry]) -> Iterator[RenderableType]:
         yield Text(safe(folder), style="bold", overflow="fold")
     rows = [_overview_row(e, safe(e.path[len(folder) :] or ".")) for e in entries]
     heads = ("source", "what", "modules", "rank", "parameters", "size")
-    yield _Rows([_Column(h, [r[i] for r in rows], numeric=i > 1) for i, h in enumerate(heads)])
+    yield Rows([Column(h, [r[i] for r in rows], numeric=i > 1) for i, h in enumerate(heads)], ruled=True)
 
 
 def _overview_row(entry: Entry, path: str) -> tuple[str, str, str, str, str, str]:
@@ -242,53 +232,6 @@ def _overview_row(entry: Entry, path: str) -> tuple[str, str, str, str, str, str
             return path, f"{entry.layout} checkpoint", "–", "–", f"{entry.parameters:,}", size(entry.bytes)
         case FailedEntry():
             return path, f"error ({entry.error.code})", "–", "–", "–", "–"
-
-
-class _Rows:
-    """A table where it fits, if need be without the columns that can be spared; else each row as a name with its facts
-    below."""
-
-    def __init__(self, columns: Sequence[_Column]) -> None:
-        self.columns = columns
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        for spared in sorted({c.spare for c in self.columns}, reverse=True):
-            columns = [c for c in self.columns if c.spare <= spared]
-            widths = [_width(c) for c in columns]
-            if sum(widths) + _GAP * (len(widths) - 1) <= options.max_width:
-                yield _table(columns, widths)
-                return
-        yield from self._cards(options.max_width)
-
-    def _cards(self, width: int) -> Iterator[Text]:
-        name, *facts = self.columns
-        for i, cell in enumerate(name.cells):
-            yield Text(cell, style="bold", overflow="fold")
-            line = Text("  ")
-            for fact in facts:
-                told = Text.assemble((fact.head.replace("\n", " ") + " ", "dim"), fact.cells[i])
-                if len(line) > 2 and len(line) + len(told) > width:
-                    yield line
-                    line = Text("  ")
-                line.append_text(told).append("  ")
-            yield line
-
-
-def _width(column: _Column) -> int:
-    return max(cell_len(line) for line in [*column.head.split("\n"), *column.cells])
-
-
-def _table(columns: Sequence[_Column], widths: Sequence[int]) -> Table:
-    padding = (0, _GAP - 1, 0, 0)  # the box adds one
-    table = Table(
-        box=SIMPLE_HEAD, border_style="dim", header_style="dim", show_edge=False, pad_edge=False, padding=padding
-    )
-    for column, width in zip(columns, widths, strict=True):
-        # With the width given, rich need not measure every cell, which takes longer than to print it.
-        table.add_column(column.head, justify="right" if column.numeric else "left", no_wrap=True, width=width)
-    for row in zip(*(c.cells for c in columns), strict=True):
-        table.add_row(*(Text(cell) for cell in row))
-    return table
 
 
 # ── remarks ──

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from loratools.ops.lowrank.reduce import ReducedModule
 from loratools.ops.resize.report import ResizeReport
 from loratools.report.pairs import pairs
+from loratools.report.rows import Column, Rows
 from loratools.report.text import number, plural, ranks, safe, size
 
 
@@ -34,14 +33,16 @@ def resize_plan(report: ResizeReport, out: object) -> list[RenderableType]:
     return [modules_table(report), pairs([*_head(report), ("output", f"{out}  {size(report.bytes)}")])]
 
 
-def modules_table(report: Reduced) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("module", overflow="fold")
-    for heading in ("rank now", "rank", "error"):
-        table.add_column(heading, justify="right")
-    for module in report.modules:
-        table.add_row(Text(safe(module.name)), _rank(module.rank_in), _rank(module.rank), number(module.error))
-    return table
+def modules_table(report: Reduced) -> Rows:
+    """A row for each module: its rank before and after, and its error."""
+    return Rows(
+        [
+            Column("module", [safe(m.name) for m in report.modules], numeric=False),
+            Column("rank now", [_rank(m.rank_in) for m in report.modules]),
+            Column("rank", [_rank(m.rank) for m in report.modules]),
+            Column("error", [number(m.error) for m in report.modules]),
+        ]
+    )
 
 
 def error_row(report: Reduced) -> tuple[str, str]:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from loratools.ops.spectrum.report import ModuleSpectrum, SpectrumReport
 from loratools.report.pairs import pairs
+from loratools.report.rows import Column, Rows
 from loratools.report.text import interval, plural, safe, shape, size
 
 _WIDTH, _HEIGHT = 60, 12
@@ -38,42 +38,36 @@ def spectrum_report(report: SpectrumReport, *, modules: bool) -> list[Renderable
     return [*shown, _table(report), Text(), pairs([("knee", advice + report.why)])]
 
 
-def _table(report: SpectrumReport) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("rank", "energy", "error", "shared out", f"file ({report.dtype})", "worst"):
-        table.add_column(heading, justify="right")
-    table.add_column("module", overflow="fold")
-    for row in report.table:
-        table.add_row(
-            str(row.rank),
-            f"{row.energy:.2%}",
-            f"{row.error:.4f}",
-            f"{row.energy_shared:.2%}",
-            size(row.bytes),
-            f"{row.worst_energy:.2%}",
-            Text(safe(row.worst_module)),
-            style="bold" if row.rank == report.knee else None,
-        )
-    return table
+def _table(report: SpectrumReport) -> Rows:
+    rows = report.table
+    return Rows(
+        [
+            Column("rank", [str(row.rank) for row in rows]),
+            Column("energy", [f"{row.energy:.2%}" for row in rows]),
+            Column("error", [f"{row.error:.4f}" for row in rows]),
+            Column("shared out", [f"{row.energy_shared:.2%}" for row in rows]),
+            Column(f"file ({report.dtype})", [size(row.bytes) for row in rows]),
+            Column("worst", [f"{row.worst_energy:.2%}" for row in rows]),
+            Column("module", [safe(row.worst_module) for row in rows], numeric=False, below=True),
+        ],
+        bold=[i for i, row in enumerate(rows) if row.rank == report.knee],
+    )
 
 
-def _modules(modules: Sequence[ModuleSpectrum]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("module", overflow="fold")
-    for heading in ("shape", "norm", "largest", "stable", "effective", "numerical", "above noise"):
-        table.add_column(heading, justify="right")
-    for m in modules:
-        table.add_row(
-            Text(safe(m.name)),
-            shape(m.shape),
-            f"{m.norm:.4g}",
-            f"{m.singular_values[0]:.4g}" if m.singular_values else "–",
-            f"{m.stable_rank:.3g}",
-            f"{m.effective_rank:.3g}",
-            "–" if m.numerical_rank is None else str(m.numerical_rank),
-            "–" if m.above_edge is None else str(m.above_edge),
-        )
-    return table
+def _modules(modules: Sequence[ModuleSpectrum]) -> Rows:
+    largest = [f"{m.singular_values[0]:.4g}" if m.singular_values else "–" for m in modules]
+    return Rows(
+        [
+            Column("module", [safe(m.name) for m in modules], numeric=False),
+            Column("shape", [shape(m.shape) for m in modules]),
+            Column("norm", [f"{m.norm:.4g}" for m in modules]),
+            Column("largest", largest),
+            Column("stable", [f"{m.stable_rank:.3g}" for m in modules]),
+            Column("effective", [f"{m.effective_rank:.3g}" for m in modules]),
+            Column("numerical", ["–" if m.numerical_rank is None else str(m.numerical_rank) for m in modules]),
+            Column("above noise", ["–" if m.above_edge is None else str(m.above_edge) for m in modules]),
+        ]
+    )
 
 
 def _plot(modules: Sequence[ModuleSpectrum], most: int) -> list[RenderableType]:

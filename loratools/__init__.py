@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from loratools.ops.inspect.verb import inspect
     from loratools.ops.lowrank.reduce import ReducedModule
     from loratools.ops.merge.plan import MergePlan
+    from loratools.ops.merge.rounding import RoundingMode
     from loratools.ops.merge.verb import MergedTensor, MergeReport, merge
     from loratools.ops.registries import (
         FormatInfo,
@@ -138,6 +139,7 @@ _HOMES = {
     "Replaced": "ops.extract.report",
     "Replacement": "adapter",
     "ResizeReport": "ops.resize.report",
+    "RoundingMode": "ops.merge.rounding",
     "Share": "ops.combine.shares",
     "SideFile": "checkpoints",
     "Size": "arguments",
@@ -230,6 +232,7 @@ __all__ = [
     "Replaced",
     "Replacement",
     "ResizeReport",
+    "RoundingMode",
     "Share",
     "SideFile",
     "Size",

@@ -65,7 +65,7 @@ def narrow(values: Floats, dtype: str, out: Stored, *, rounded: Floats | None = 
 
 def _narrow_to_bfloat16(values: Floats, out: Stored, rounded: Floats | None, keep_nan: bool) -> None:
     single = values.dtype == np.float32
-    bits = (values if single else _rounded_to_odd(values)).view(np.uint32)
+    bits = (values if single else rounded_to_odd(values)).view(np.uint32)
     # Half a unit less one, and one more where the last kept bit is set: ties go to even. A carry into the exponent is
     # right, up to infinity; from there on it would turn NaNs into zeros.
     work = np.right_shift(bits, 16, out=rounded.view(np.uint32) if single and rounded is not None else None)
@@ -81,7 +81,7 @@ def _narrow_to_bfloat16(values: Floats, out: Stored, rounded: Floats | None, kee
             np.copyto(rounded, work.view(np.float32))
 
 
-def _rounded_to_odd(values: Floats) -> NDArray[np.float32]:
+def rounded_to_odd(values: Floats) -> NDArray[np.float32]:
     """float64 to float32 so that rounding further, to a shorter format, gives what rounding once would give.
 
     Boldo and Melquiond, 2008, "Emulation of FMA and correctly rounded sums": cut off, and set the last bit if that
@@ -124,7 +124,7 @@ def ulp(x: Floats, dtype: str) -> NDArray[np.float64]:
 
 
 def merge_error_bound(
-    base_abs: Floats, product_abs: Floats, result: Floats, dtype: str, terms: int
+    base_abs: Floats, product_abs: Floats, result: Floats, dtype: str, terms: int, *, nearest: bool = True
 ) -> NDArray[np.float64]:
     """Return how far a stored weight may be from the exact `base + update`, entry by entry.
 
@@ -134,8 +134,9 @@ def merge_error_bound(
     the scale, and the addition to the base, in float32, or in float64 where the weight itself is float64.
 
     base_abs: |W|. product_abs: scale * |b| @ |a|, summed over adapters (not the absolute value of the sum: terms that
-    cancel still round). result: the merged weight. terms: rank, added up over adapters.
+    cancel still round). result: the merged weight. terms: rank, added up over adapters. nearest: False where the
+    stored number may be either neighbour of the sum, so that the first part is a whole ulp.
     """
     unit = unit_roundoff("F64" if dtype == "F64" else "F32")
     sizes = np.asarray(base_abs, dtype=np.float64) + np.asarray(product_abs, dtype=np.float64)
-    return ulp(result, dtype) / 2 + gamma(terms + 2, unit) * sizes
+    return ulp(result, dtype) * (0.5 if nearest else 1.0) + gamma(terms + 2, unit) * sizes

@@ -22,6 +22,26 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.dtype
 @option(OUTPUT, "--max-shard-size", type=options.SIZE, metavar="SIZE", help="Start a new file before one exceeds this.")
 @option(OUTPUT, "--dequantize", is_flag=True, help="Write quantised weights as floats, in the dtype of the config.")
+@option(
+    OUTPUT,
+    "--rounding",
+    type=click.Choice(["nearest", "stochastic", "adapter", "calibrated"]),
+    default="nearest",
+    show_default=True,
+    help="How sums are rounded to the stored dtype.",
+)
+@options.seed
+@option(
+    OUTPUT,
+    "--lambda",
+    "penalty",
+    type=float,
+    metavar="F",
+    help="Of adapter and calibrated rounding: weight of the errors for all other inputs.  [default: 0.25, 0.01]",
+)
+@option(
+    OUTPUT, "--moments", type=options.PATH, metavar="FILE", help="Second moments of inputs, for calibrated rounding."
+)
 @option(SELECTION, "--allow-partial", is_flag=True, help="Leave out what does not fit the base, and list it.")
 @option(EXECUTION, "--no-verify", is_flag=True, help="Do not read the result back to check it.")
 @options.include

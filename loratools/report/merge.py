@@ -58,6 +58,8 @@ def plan_table(made: MergePlan, out: Path) -> list[RenderableType]:
             [key for key, _ in rows].index("will") + 1,
             ("dequantize", f"{plural(len(made.dequantized), 'quantised weight')} written as {'/'.join(dtypes)}"),
         )
+    if made.rounding != "nearest":
+        rows.insert([key for key, _ in rows].index("will") + 1, ("rounding", made.rounding))
     rows += [("leftover", str(left)) for left in made.leftovers]
     rows += [("warning", warning) for warning in made.warnings]
     return [pairs(rows)]

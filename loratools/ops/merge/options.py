@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from loratools.arguments import Globs, Size, byte_size
+from loratools.errors import UsageError
 from loratools.ops.common.arguments import AdapterSource, RankFrom, stored_dtype
+from loratools.ops.merge.rounding import RoundingMode
 from loratools.updates.lora_experts import Orientation, Packing
 
 
@@ -21,6 +25,10 @@ class MergeOptions:
     dtype: str | None = None
     max_shard_size: Size | None = None
     dequantize: bool = False
+    rounding: RoundingMode = "nearest"
+    seed: int = 0
+    penalty: float | None = None
+    moments: str | Path | None = None
     allow_partial: bool = False
     include: Globs = ()
     exclude: Globs = ()
@@ -33,6 +41,19 @@ class MergeOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant before any input is opened."""
         _ = self.stored_dtype, self.max_shard_bytes
+        if self.penalty is not None and self.rounding not in ("adapter", "calibrated"):
+            raise UsageError(
+                f"a penalty (--lambda) means nothing with rounding '{self.rounding}'",
+                hint="it belongs to --rounding adapter and --rounding calibrated",
+            )
+        if self.penalty is not None and not 0 <= self.penalty < math.inf:
+            raise UsageError(f"the penalty (--lambda) is {self.penalty:g}", hint="give a number of at least 0")
+        if (self.moments is not None) != (self.rounding == "calibrated"):
+            raise UsageError(
+                "--rounding calibrated needs second moments of inputs" if self.moments is None
+                else f"second moments (--moments) mean nothing with rounding '{self.rounding}'",
+                hint="give both --rounding calibrated and --moments FILE",
+            )  # fmt: skip
 
     @property
     def stored_dtype(self) -> str | None:

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from loratools.naming.places import Place
+from loratools.ops.merge.rounding import NEAREST, Rounding
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor
@@ -45,6 +46,7 @@ class Output:
     values    what it is made from: the base's tensor, or the adapter's replacement
     updates   what is added to it; none for a tensor that is only copied, cast or put in place
     patches   rows of `values` that are replaced before anything is added
+    rounding  how the sums are brought onto the grid of the stored dtype
     """
 
     name: str
@@ -54,6 +56,7 @@ class Output:
     updates: tuple[WeightedUpdate, ...] = ()
     patches: tuple[RowsReplaced, ...] = ()
     replaced_by: int | None = None
+    rounding: Rounding = NEAREST
 
     @property
     def nbytes(self) -> int:
@@ -77,10 +80,20 @@ class Output:
         return self.matrix[1]
 
     @property
-    def whole(self) -> bool:
-        """Whether it is merged in one piece, since an update of it has to see all of it first, or makes all of it at
-        once (`whole_delta`), which it would do again for every piece."""
+    def needs_whole(self) -> bool:
+        """Whether an update of it has to see all of it first, or makes all of its delta at once (`whole_delta`), which
+        it would do again for every piece."""
         return any(u.update.needs_base or u.update.whole_delta for u in self.updates)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is merged in one piece: where it `needs_whole`, or rounding carries errors from row to row."""
+        return self.needs_whole or (self.rounding.feeds_back and self.inputs_along_rows)
+
+    @cached_property
+    def inputs_along_rows(self) -> bool:
+        """Whether the inputs of the layer are along the rows of the matrix, as of a weight stored (in, out)."""
+        return any(u.place.transposed for u in self.updates)
 
     @cached_property
     def row_bytes(self) -> int:

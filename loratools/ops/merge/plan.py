@@ -17,6 +17,7 @@ from loratools.checkpoints import Checkpoint, Component
 from loratools.errors import MachineError, MismatchError, UnsupportedError
 from loratools.matching import Leftover, Matches, match
 from loratools.ops.merge.base_identity import different_base_warning
+from loratools.ops.merge.chosen_rounding import feedback_memory, with_rounding
 from loratools.ops.merge.config import merged_configs
 from loratools.ops.merge.layer_replication import replicated, replication
 from loratools.ops.merge.options import MergeOptions
@@ -31,6 +32,7 @@ from loratools.ops.merge.quantised import (
     with_stored_parts,
 )
 from loratools.ops.merge.resolve import resolve
+from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.side_files import planned_side_files
 from loratools.short_repr import one_line
 from loratools.storage.files import free_space, quoted
@@ -50,6 +52,7 @@ class MergePlan:
     weights[i]   the weight of `adapters[i]`, in the order given
     matches[i]   where its names go, which is nowhere for an adapter of weight 0
     base         as its weights are merged: where they are dequantised, a checkpoint of plain weights
+    rounding     how sums are rounded to the dtype that they are stored in
     """
 
     base: Checkpoint
@@ -61,6 +64,7 @@ class MergePlan:
     added: tuple[str, ...]
     warnings: tuple[str, ...]
     out: Path
+    rounding: RoundingMode = "nearest"
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -110,8 +114,9 @@ class MergePlan:
         )
         # A kind that looks at its whole weight, or makes its delta whole, holds them in float64: base, result, and
         # what it works with.
-        whole = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.whole), default=0)
-        return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + whole + unpacking_memory(self.outputs)
+        whole = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.needs_whole), default=0)
+        feedback = max((feedback_memory(o) for o in self.outputs), default=0)
+        return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + whole + feedback + unpacking_memory(self.outputs)
 
     def to_dict(self) -> dict[str, object]:
         """The document of `loratools merge --plan --json`, without its head."""
@@ -147,6 +152,7 @@ class MergePlan:
                 "replacements": [o.name for o in touched if o.replaced_by is not None],
                 "added": list(self.added),
                 "dequantized": list(self.dequantized),
+                "rounding": self.rounding,
                 "untouched": len(self.outputs) - len(touched),
                 "files": [{"name": f.name, "tensors": len(f.outputs), "bytes": file_size(f)} for f in self.files],
                 "side_files": [
@@ -213,6 +219,7 @@ def plan_merge(
             hint="merge into the folder of that component",
         )
     outputs = in_dtype_of_model(base, result.outputs, dtype) if dequantize else with_stored_parts(base, result.outputs)
+    outputs, rounding_warnings = with_rounding(outputs, options)
     files = _files(base, outputs, options.max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}
     configs, config_warnings = merged_configs(
@@ -234,6 +241,7 @@ def plan_merge(
         ),
         *result.warnings,
         *config_warnings,
+        *rounding_warnings,
         *side_warnings,
     ]
     return MergePlan(
@@ -246,6 +254,7 @@ def plan_merge(
         result.added,
         tuple(dict.fromkeys(w for w in every_warning if w)),
         out,
+        options.rounding,
     )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from loratools.errors import InputError
 from loratools.naming.places import Place
 from loratools.ops.merge.outputs import Output, RowsReplaced, RowsUnit, WeightedUpdate
+from loratools.ops.merge.rounding import Chooser, chooser
 from loratools.ops.merge.views import as_updated
 from loratools.storage.arrays import read_array
 from loratools.storage.files import reading, write_at
@@ -39,12 +40,15 @@ class Gain:
     along     <merged - base, dW>
     energy    <dW, dW>
     still     weights whose stored value is what it was
+    undirected   of errors that should have been fed back: weights that were rounded to nearest, as nothing is known of
+                 the inputs that their updates read
     """
 
     along: float = 0.0
     energy: float = 0.0
     still: float = 0.0
     weights: float = 0.0
+    undirected: int = 0
 
     def __add__(self, other: Gain) -> Gain:
         return Gain(
@@ -52,6 +56,7 @@ class Gain:
             self.energy + other.energy,
             self.still + other.still,
             self.weights + other.weights,
+            self.undirected + other.undirected,
         )
 
     def spread_over(self, weights: int) -> Gain:
@@ -59,7 +64,7 @@ class Gain:
         if not self.weights or self.weights == weights:
             return self
         share = weights / self.weights
-        return Gain(self.along * share, self.energy * share, self.still * share, weights)
+        return Gain(self.along * share, self.energy * share, self.still * share, weights, self.undirected)
 
     @property
     def gain(self) -> float | None:
@@ -168,7 +173,12 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int) -> Gain:
     output = unit.output
     dtype = compute_dtype(output)
     deltas = prepared(output, dtype, unit.start, unit.stop)
+    rounding = output.rounding
+    choose = None
     step = max(1, _BLOCK_ELEMENTS // max(1, output.columns))
+    if deltas and rounding.mode != "nearest":
+        choose = chooser(rounding, output.name, output.matrix, deltas, inputs_along_rows=output.inputs_along_rows)
+        step = rounding.block_rows(output.columns) if rounding.feeds_back else step
     blocks = range(unit.start, unit.stop, step)
     every = _MEASURED if len(blocks) > _FEW else 1
     gain = Gain()
@@ -180,14 +190,15 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int) -> Gain:
             read(start, stop, block)
             _patch(output.patches, start, block.base)
             if deltas:
-                _add(deltas, start, stop, block, output)
+                _add(deltas, start, stop, block, output, choose)
                 if i % every == 0:
                     alone = deltas[0].delta if len(output.updates) == 1 and deltas[0].everywhere else None
                     gain += _gain(alone, start, stop, block)
             else:
                 _cast(block, output)
             write_at(fd, block.stored_bytes, offset + start * output.row_bytes)
-    return gain.spread_over((unit.stop - unit.start) * output.columns)
+    gain = gain.spread_over((unit.stop - unit.start) * output.columns)
+    return replace(gain, undirected=choose.undirected) if choose is not None else gain
 
 
 @contextmanager
@@ -226,8 +237,10 @@ def _patch(patches: Sequence[RowsReplaced], start: int, base: Floats) -> None:
                 base[row - start] = read_array(patch.values, "F64", i, i + 1).reshape(-1)
 
 
-def _add(deltas: Sequence[Placed], start: int, stop: int, block: _Block, output: Output) -> None:
-    """Fill `block.stored` with base + delta, rounded once."""
+def _add(
+    deltas: Sequence[Placed], start: int, stop: int, block: _Block, output: Output, choose: Chooser | None
+) -> None:
+    """Fill `block.stored` with base + delta, rounded once; to nearest where nothing chooses."""
     import numpy as np
 
     from loratools.algebra.rounding import narrow
@@ -241,11 +254,30 @@ def _add(deltas: Sequence[Placed], start: int, stop: int, block: _Block, output:
     for other in rest:
         other.add_to(delta, start, block.base)
     exact = np.add(block.base, delta, out=block.exact)
-    narrow(exact, output.dtype, block.stored, rounded=block.moved, keep_nan=False)
     # An infinity or nan anywhere makes this sum not finite, so it serves as the check of every weight.
     largest = float(np.vdot(exact, exact))
+    if choose is not None and largest < float("inf"):
+        _choose(choose, start, block, output)
+    else:
+        narrow(exact, output.dtype, block.stored, rounded=block.moved, keep_nan=False)
     if not largest < float("inf") or (output.dtype == "F16" and not np.isfinite(block.moved).all()):
         _refuse(output, block.base, block.base + delta)
+
+
+def _choose(choose: Chooser, start: int, block: _Block, output: Output) -> None:
+    """Fill `block.stored` with one of the two neighbours of each sum."""
+    import numpy as np
+
+    from loratools.algebra.neighbours import float_neighbours
+    from loratools.algebra.rounding import LARGEST, narrow
+
+    exact = block.exact
+    if float(np.abs(exact).max(initial=0)) > LARGEST[output.dtype]:
+        _refuse(output, block.base, exact)
+    low, high = float_neighbours(exact, output.dtype)
+    np.copyto(block.moved, np.where(choose(start, exact, low, high), high, low))
+    # On the grid already, so that nothing is rounded.
+    narrow(block.moved, output.dtype, block.stored)
 
 
 def _gain(alone: Delta | None, start: int, stop: int, block: _Block) -> Gain:

@@ -28,6 +28,7 @@ from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outputs import CopyUnit, OutputFile, WorkUnit
 from loratools.ops.merge.plan import MergePlan, index_texts, plan_merge, specs, work_units
 from loratools.ops.merge.provenance import inputs_record, provenance_text
+from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.rows import Gain, merge_rows
 from loratools.ops.merge.verify import error_ratio, require_right
 from loratools.short_repr import few_lines, one_line
@@ -41,6 +42,8 @@ from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora_experts import Orientation, Packing
 
+# Names in one warning.
+_NAMED = 5
 # Elements looked at in one go.
 _LOOK = 1 << 18
 
@@ -87,6 +90,7 @@ class MergeReport:
     verified: bool
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
+    rounding: RoundingMode = "nearest"
     plan: MergePlan | None = None
 
     def __repr__(self) -> str:
@@ -110,6 +114,7 @@ class MergeReport:
             "replaced": self.replaced,
             "added": list(self.added),
             "dequantized": list(self.dequantized),
+            "rounding": self.rounding,
             "bytes": self.bytes,
             "seconds": self.seconds,
             "gain": self.gain,
@@ -133,6 +138,10 @@ def merge(
     dtype: str | None = None,
     max_shard_size: Size | None = None,
     dequantize: bool = False,
+    rounding: RoundingMode = "nearest",
+    seed: int = 0,
+    penalty: float | None = None,
+    moments: str | Path | None = None,
     allow_partial: bool = False,
     overwrite: bool = False,
     verify: bool = True,
@@ -164,6 +173,14 @@ def merge(
             where it is None.
         dequantize: Write all quantised weights of the base as floats, in the dtype that its config names, and take the
             quantisation out of the config. Without it, a merge that would change one is refused.
+        rounding: How sums that are stored in bfloat16 or float16 are rounded. `nearest`; `stochastic`: up or down at
+            random, so that the expected value is the sum; `adapter`: up or down so that the outputs for the inputs that
+            the adapters read change least; `calibrated`: the same for the inputs in `moments`.
+        seed: Of `stochastic`: the same seed gives the same bytes.
+        penalty: Of `adapter` and `calibrated`: what an error costs for all other inputs; larger is closer to `nearest`.
+            0.25 and 0.01 where it is None.
+        moments: Of `calibrated`: a safetensors file with the sum of x x' over the inputs x of each module, by the
+            module's name, (inputs, inputs).
         allow_partial: Leave out, and report, what has no place in the base.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         verify: Read rows of every merged tensor back and compare them with float64 arithmetic.
@@ -201,6 +218,10 @@ def merge(
         dtype=dtype,
         max_shard_size=max_shard_size,
         dequantize=dequantize,
+        rounding=rounding,
+        seed=seed,
+        penalty=penalty,
+        moments=moments,
         allow_partial=allow_partial,
         include=include,
         exclude=exclude,
@@ -271,6 +292,7 @@ def _planned(plan: MergePlan) -> MergeReport:
         verified=False,
         left_out=tuple(left.name for left in plan.leftovers),
         warnings=plan.warnings,
+        rounding=plan.rounding,
         plan=plan,
     )
 
@@ -444,9 +466,16 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
     if updated and total.energy == 0:
         warnings.append("every delta is zero: the adapters are untrained, and the result equals the base")
     elif total.gain is not None and total.gain < 0.99:
+        keeps_more = "" if any(o.rounding.feeds_back for o in updated) else "--rounding adapter keeps more of it, and "
         warnings.append(
             f"{1 - total.gain:.1%} of the update is lost to rounding, being small against the spacing of the stored "
-            "dtype; --dtype float32 keeps it"
+            f"dtype; {keeps_more}--dtype float32 keeps it"
+        )
+    undirected = [o.name for o in updated if written[o.name].gain.undirected]
+    if undirected:
+        warnings.append(
+            f"{len(undirected)} merged weights are rounded to nearest, since their updates have no factors that tell "
+            f"which inputs they read: {', '.join(undirected[:_NAMED])}{', ...' if len(undirected) > _NAMED else ''}"
         )
     return MergeReport(
         output=out,
@@ -465,4 +494,5 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
         verified=verified,
         left_out=tuple(left.name for left in made.leftovers),
         warnings=tuple(warnings),
+        rounding=made.rounding,
     )

@@ -43,7 +43,8 @@ def error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
             delta.add_to(exact, start, base)
             delta.add_magnitude_to(magnitude, start, base)
         error = abs(found - exact)
-        bound = merge_error_bound(abs(base), magnitude, found, output.dtype, terms)
+        nearest = output.rounding.mode == "nearest"
+        bound = merge_error_bound(abs(base), magnitude, found, output.dtype, terms, nearest=nearest)
         # Exact is exact, also where the bound is too small to be a number.
         ratio = np.divide(error, bound, out=np.zeros_like(error), where=error != 0)
         worst = max(worst, float(np.where(np.isnan(ratio), math.inf, ratio).max(initial=0.0)))

@@ -60,6 +60,9 @@ class FactorDelta:
         product: Floats = abs(self.b[start:stop]) @ abs(self.a)
         return product
 
+    def input_directions(self) -> Floats | None:
+        return self.a
+
     def transposed(self) -> FactorDelta:
         import numpy as np
 
@@ -99,6 +102,9 @@ class ScaledDelta:
         assert base is not None
         sizes: Floats = abs(base) * abs(self._scales(start, stop))
         return sizes + self.added.magnitude(start, stop) if self.added is not None else sizes
+
+    def input_directions(self) -> Floats | None:
+        return self.added.a if self.added is not None else None
 
     def transposed(self) -> ScaledDelta:
         added = self.added.transposed() if self.added is not None else None
@@ -151,6 +157,9 @@ class HadamardDelta:
         sizes: Floats = self.first.magnitude(start, stop) * abs(base)
         return sizes
 
+    def input_directions(self) -> Floats | None:
+        return None
+
     def transposed(self) -> HadamardDelta:
         return HadamardDelta(self.first.transposed(), self.second.transposed() if self.second is not None else None)
 
@@ -190,6 +199,9 @@ class KroneckerDelta:
     def magnitude(self, start: int, stop: int, base: Floats | None = None) -> Floats:
         sizes: Floats = abs(self.rows(start, stop))
         return sizes
+
+    def input_directions(self) -> Floats | None:
+        return None
 
     def transposed(self) -> KroneckerDelta:
         import numpy as np
@@ -235,6 +247,9 @@ class SparseDelta:
         added = self.added.magnitude(start, stop) if self.added is not None else None
         return self._spread(abs(self.values), start, stop, added)
 
+    def input_directions(self) -> Floats | None:
+        return self.added.a if self.added is not None else None
+
     def transposed(self) -> SparseDelta:
         added = self.added.transposed() if self.added is not None else None
         return _by_row(self.column, self.row, self.values, self.shape[::-1], added)
@@ -278,6 +293,9 @@ class DenseDelta:
     def magnitude(self, start: int, stop: int, base: Floats | None = None) -> Floats:
         sizes: Floats = abs(self.values[start:stop])
         return sizes
+
+    def input_directions(self) -> Floats | None:
+        return None
 
     def transposed(self) -> DenseDelta:
         return DenseDelta(self.values.T)

@@ -152,6 +152,9 @@ class Delta(Protocol):
     def magnitude(self, start: int, stop: int, base: Floats | None = None) -> Floats:
         """Upper bound of the absolute values that rounding errors of these rows are proportional to: sum |b| |a|."""
 
+    def input_directions(self) -> Floats | None:
+        """Rows that span the inputs that its factors read, (k, columns); None where it has no such factors."""
+
     def transposed(self) -> Delta:
         """Its transpose."""
 

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from loratools import registry
-from loratools.errors import LoraToolsError, MismatchError, UnknownModuleError, UnsupportedError, UsageError
+from loratools.errors import (
+    LoraToolsError,
+    MismatchError,
+    UndecidedError,
+    UnknownModuleError,
+    UnsupportedError,
+    UsageError,
+)
 from loratools.short_repr import clipped, counted, one_line
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.protocol import Update
@@ -230,7 +237,7 @@ class Adapter:
             UsageError: The change depends on the weight, and none is given.
             MismatchError: The weight has another shape.
         """
-        self.require_scale()
+        self.require_certain()
         module = self[name]
         if as_torch:
             return module.delta(base=base, dtype=dtype, as_torch=True)
@@ -335,7 +342,7 @@ class Adapter:
         Raises:
             UnsupportedError: PEFT's format cannot hold a module; or the scale of the adapter is uncertain.
         """
-        self.require_scale()
+        self.require_certain()
         tensors: dict[str, Tensor] = registry.load("formats", "peft").to_state_dict(self)
         return tensors
 
@@ -345,7 +352,7 @@ class Adapter:
         Raises:
             UnsupportedError: PEFT's format cannot hold a module; or the scale of the adapter is uncertain.
         """
-        self.require_scale()
+        self.require_certain()
         fields: dict[str, Any] = registry.load("formats", "peft").config_of(self)
         return fields
 
@@ -359,13 +366,44 @@ class Adapter:
         parts = {f"{target}.{part}": t for target, u in self.updates.items() for part, t in u.parts.items()}
         return parts | {name: r.tensor for name, r in self.replacements.items()}
 
-    def require_scale(self) -> None:
-        """Raise UnsupportedError where it is not certain what the updates are to be multiplied with."""
+    @property
+    def undecided_experts(self) -> tuple[str, ...]:
+        """Names of the fused experts whose columns of B may be shared in two ways."""
+        found = [(name, update.as_experts()) for name, update in self.updates.items()]
+        return tuple(name for name, experts in found if experts is not None and experts.packing is None)
+
+    @property
+    def open_questions(self) -> tuple[str, ...]:
+        """What is uncertain about the updates, each with what answers it; what needs their values refuses meanwhile."""
+        if not (names := self.undecided_experts):
+            return self.uncertainties
+        from loratools.updates.lora_experts import WHICH_PACKING
+
+        parameters = counted(len(names), "parameter")
+        packing = f"the experts of {parameters} may share the columns of B in two ways; {WHICH_PACKING}"
+        return (*self.uncertainties, packing)
+
+    def require_certain(self) -> None:
+        """Raise where it is not certain what the updates are, or what they are to be multiplied with.
+
+        Raises:
+            UnsupportedError: The scale is uncertain.
+            UndecidedError: Fused experts may share the columns of B in two ways.
+        """
         if self.uncertainties:
             raise UnsupportedError(
                 f"the scale of '{self.name}' is uncertain",
                 details=self.uncertainties,
                 hint=self.remedy,
+            )
+        if names := self.undecided_experts:
+            from loratools.updates.lora_experts import WHICH_PACKING
+
+            raise UndecidedError(
+                f"the experts of {counted(len(names), 'parameter')} of '{self.name}' may share the columns of B in two "
+                "ways, and Unsloth, which trained it, has used both",
+                details=names,
+                hint=WHICH_PACKING,
             )
 
     def selected(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Adapter:

@@ -78,6 +78,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.output_format
 @options.base
 @options.rank_from
+@options.expert_packing
 @options.threads
 @options.plan
 @options.overwrite

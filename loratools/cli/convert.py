@@ -36,6 +36,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.exclude
 @options.from_format
 @options.rank_from
+@options.expert_packing
 @options.plan
 @options.overwrite
 @options.common

@@ -19,6 +19,7 @@ from loratools.cli.common.output import Output
 @options.from_format
 @options.base
 @options.rank_from
+@options.expert_packing
 @options.include
 @options.exclude
 @options.common

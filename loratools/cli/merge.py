@@ -55,8 +55,8 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     multiple=True,
     help="An adapter as it was before training, to take off again (PiSSA, OLoRA, CorDA, LoRA-GA). Repeatable.",
 )
-@option(INPUT, "--expert-packing", type=click.Choice(["peft", "expert-major"]), help="How experts share B's columns.")
-@option(INPUT, "--expert-orientation", type=click.Choice(["out-in", "in-out"]), help="How square experts are stored.")
+@options.expert_packing
+@options.expert_orientation
 @options.threads
 @options.overwrite
 @options.common

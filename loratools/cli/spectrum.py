@@ -35,6 +35,7 @@ from loratools.cli.common.output import Output
 @options.exclude
 @options.from_format
 @options.rank_from
+@options.expert_packing
 @options.common
 @holds_inputs
 def command(source: str, *, base: str | None, modules: bool, output: Output, **settings: Any) -> None:

@@ -16,6 +16,7 @@ from loratools.adapter import Adapter
 from loratools.arguments import checked
 from loratools.errors import FormatError, UndecidedError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
+from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.formats.common.malformed import refuse_malformed
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import (
@@ -28,6 +29,7 @@ from loratools.formats.common.source import (
 from loratools.formats.image_parts.spellings import is_learnt_word, is_spelled
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
+from loratools.updates.lora_experts import Packing
 
 if TYPE_CHECKING:
     from loratools.checkpoints import Checkpoint
@@ -76,6 +78,7 @@ def load(
     rank_from: RankFrom | None = None,
     base: str | Path | Checkpoint | Base | None = None,
     stored_names: bool = False,
+    expert_packing: Packing | None = None,
 ) -> Adapter:
     """Read an adapter from a file or a folder. Headers are read, and no values.
 
@@ -86,6 +89,8 @@ def load(
             has `uncertainties`, and what needs its scale refuses it.
         base: The model that it is for: its path, opened, or its names and config. Some formats need its names.
         stored_names: Keep the names that the file has for modules of image models, letter by letter.
+        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B. Without it, what needs the
+            values of an adapter that may have either asks.
 
     Returns:
         The adapter: a mapping of modules, whose values are read when they are asked for.
@@ -105,7 +110,8 @@ def load(
     if from_format is not None:
         _entry(from_format)
     source = replace(open_source(path, base=known_base(base)), stored_names=stored_names)
-    return load_source(source, format=from_format, rank_from=rank_from)
+    adapter = load_source(source, format=from_format, rank_from=rank_from)
+    return adapter if expert_packing is None else with_expert_layout([adapter], packing=expert_packing)[0]
 
 
 def load_source(source: AdapterSource, *, format: str | None = None, rank_from: RankFrom | None = None) -> Adapter:
@@ -200,7 +206,7 @@ def staged(
     if dtype is not None and stored is None:
         raise UsageError(f"no dtype named '{dtype}'; there are: float64, float32, float16, bfloat16")
     # Every format stores the scale in one way or another, so that a doubt would be written as a fact.
-    adapter.require_scale()
+    adapter.require_certain()
     adapter = fitted_names(adapter, format)
     ensure_writable(adapter, format, base=base)
     place = staged_folder if entry.WRITES == FOLDER else staged_file

@@ -156,13 +156,12 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     normalised = {lora.magnitude is not None for lora in loras}
     found = {name: "a trained word" for name, r in adapter.replacements.items() if r.declared == "trained word"}
     for name, update in adapter.updates.items():
-        experts = update.as_experts()
         if (lora := update.as_lora()) is not None:
             if lora.mid is not None:
                 found[name] = "LoRA with a core between its factors, which PEFT has no place for"
             elif lora.magnitude is not None and (lora.magnitude_of == "in" or len(normalised) > 1):
                 found[name] = "a magnitude of its inputs, or of some modules only, which PEFT has no place for"
-        elif (experts is None or experts.packing != "peft") and not _is_bias(adapter, name):
+        elif update.as_experts() is None and not _is_bias(adapter, name):
             found[name] = update.kind
     return found
 

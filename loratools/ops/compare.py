@@ -18,7 +18,7 @@ from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats import Base
 from loratools.formats.common.opened_base import known_base
 from loratools.ops.combine.shares import overlap
-from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
+from loratools.ops.common.arguments import AdapterSource, RankFrom, load_weighted
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import apart
@@ -27,6 +27,7 @@ from loratools.ops.lowrank.reduce import inner
 from loratools.short_repr import few_lines, one_line
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.same import same_bytes
+from loratools.updates.lora_experts import Packing
 from loratools.updates.parts.protocol import flow
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def compare(
     include: Globs = (),
     exclude: Globs = (),
     rank_from: RankFrom = None,
+    expert_packing: Packing | None = None,
     from_format: str | None = None,
     base: str | Path | Checkpoint | Base | None = None,
     threads: Positive | None = None,
@@ -152,6 +154,8 @@ def compare(
         include: Globs over the names of both adapters; all are taken where there is none.
         exclude: Globs of what is left out.
         rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
+            open.
         from_format: The format of the adapters, where it is not to be found from the content.
         base: The model that they are for, where names alone do not tell: its path, opened, or its names and config.
         threads: Workers; one per CPU where it is None. The result does not depend on it.
@@ -173,7 +177,10 @@ def compare(
         1.0
     """
     known = known_base(base)
-    one, two = (load_adapter(a, rank_from=rank_from, from_format=from_format, base=known) for a in (first, second))
+    loaded = load_weighted(
+        [first, second], rank_from=rank_from, expert_packing=expert_packing, from_format=from_format, base=known
+    )
+    one, two = (adapter for adapter, _ in loaded)
     require_same_layers([one, two], hint="merge each into its base, and compare what becomes of it")
     one, two = (replace(a, updates=apart(a.updates)[0]) for a in (one, two))
     every = sorted({*one.updates, *two.updates, *one.replacements, *two.replacements})

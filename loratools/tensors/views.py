@@ -87,6 +87,13 @@ class _Columns(_View):
         return values
 
 
+class _OrderedColumns(_View):
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        of, order = self._how
+        values: Tensor = of.read_rows(start, stop)[:, list(order)]
+        return values
+
+
 class _Reshaped(_View):
     @property
     def location(self) -> ByteRange | None:
@@ -174,6 +181,11 @@ def columns_of(tensor: LazyTensor, span: Span) -> LazyTensor:
     if span == Span(0, columns):
         return tensor
     return LazyTensor((rows, len(span), *inner), tensor.dtype, _Columns(tensor, span))
+
+
+def columns_in_order(tensor: LazyTensor, order: tuple[int, ...]) -> LazyTensor:
+    """View of a selection of columns of a matrix, each by its number, in any order. Whole rows are read."""
+    return LazyTensor((tensor.shape[0], len(order)), tensor.dtype, _OrderedColumns(tensor, order))
 
 
 def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:

@@ -1,7 +1,8 @@
 """LoRA of fused experts: `dW[e] = scale * B[e] @ A[e]` of one parameter that holds all experts of a layer.
 
 PEFT's `target_parameters`: A as (experts * rank, in), an expert's rows together; B as (out, rank * experts), an
-expert's columns apart. Unsloth before 2026-09 kept an expert's columns of B together (`expert-major`).
+expert's columns apart. Unsloth before 2026-09 kept an expert's columns of B together (`expert-major`), in files of the
+same shapes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from loratools.errors import UndecidedError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.tensors.views import Span, columns_of, rows
-from loratools.updates.lora import LoRA
+from loratools.tensors.views import Span, columns_in_order, columns_of, rows
+from loratools.updates.lora import LoRA, lora_scale
 from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.protocol import Delta, fits_shape
 
@@ -27,12 +29,17 @@ Packing = Literal["peft", "expert-major"]
 # How an expert of the parameter is stored in memory: (out, in) or (in, out); `module` and `inverted` leave it to the
 # layer, which says so of itself, or says the opposite. It counts where both sizes are equal; shapes decide elsewhere.
 Orientation = Literal["out-in", "in-out", "module", "inverted"]
+WHICH_PACKING = (
+    "trained with Unsloth before September 2026: --expert-packing expert-major; "
+    "with a later one, or with PEFT alone: --expert-packing peft"
+)
 
 
 @dataclass(frozen=True)
 class LoRAExperts(UpdateDefaults):
     """`a: (experts * rank, in)`, `b: (out, rank * experts)`; the weight is (experts, out, in) as the layer computes.
 
+    packing: None where the file may have either, and what needs the values asks.
     orientation: None where nothing tells, and square experts are refused.
     """
 
@@ -45,7 +52,7 @@ class LoRAExperts(UpdateDefaults):
     alpha: float
     alpha_source: str
     rslora: bool = False
-    packing: Packing = "peft"
+    packing: Packing | None = "peft"
     orientation: Orientation | None = None
 
     @property
@@ -58,7 +65,7 @@ class LoRAExperts(UpdateDefaults):
 
     @property
     def scale(self) -> float:
-        return self.expert(0).scale
+        return lora_scale(self.alpha, self.rank, self.rslora) if self.rank else 0.0
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:
@@ -77,11 +84,26 @@ class LoRAExperts(UpdateDefaults):
     def fits(self, shape: tuple[int, ...]) -> bool:
         return fits_shape(self.shape, shape)
 
+    def packed_as_peft(self) -> LoRAExperts:
+        """The same update with the columns of B where PEFT has them."""
+        if self._known_packing == "peft":
+            return self
+        order = tuple(e * self.rank + i for i in range(self.rank) for e in range(self.experts))
+        return replace(self, b=columns_in_order(self.b, order), packing="peft")
+
+    @property
+    def _known_packing(self) -> Packing:
+        if self.packing is None:
+            raise UndecidedError(
+                "the experts of one parameter may share the columns of B in two ways", hint=WHICH_PACKING
+            )
+        return self.packing
+
     def expert(self, index: int) -> LoRA:
         """The update of one expert, (out, in)."""
         ranks = Span(index * self.rank, (index + 1) * self.rank)
         spread = Span(index, self.rank * self.experts, self.experts)
-        b = columns_of(self.b, spread if self.packing == "peft" else ranks)
+        b = columns_of(self.b, spread if self._known_packing == "peft" else ranks)
         return LoRA(rows(self.a, ranks.start, ranks.stop), b, self.alpha, self.alpha_source, self.rslora)
 
     def prepare_expert(self, index: int, *, weight: float, dtype: str) -> FactorDelta:
@@ -94,7 +116,7 @@ class LoRAExperts(UpdateDefaults):
         ranks = slice(index * rank, (index + 1) * rank)
         a = read_array(self.a, dtype, ranks.start, ranks.stop)
         # The columns of one expert lie apart in every row, so that all of B is read for any of them.
-        b = _values(self.b)[:, slice(index, None, self.experts) if self.packing == "peft" else ranks]
+        b = _values(self.b)[:, slice(index, None, self.experts) if self._known_packing == "peft" else ranks]
         return FactorDelta(np.ascontiguousarray(b * (self.scale * weight), a.dtype), a)
 
     def factors(self) -> Factors | None:

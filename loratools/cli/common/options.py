@@ -290,6 +290,18 @@ rank_from = option(
     type=click.Choice(["tensors", "config"]),
     help="Where the rank that scales comes from, if tensors and config disagree.",
 )
+expert_packing = option(
+    INPUT,
+    "--expert-packing",
+    type=click.Choice(["peft", "expert-major"]),
+    help="How fused experts share the columns of B, if the files leave it open.",
+)
+expert_orientation = option(
+    INPUT,
+    "--expert-orientation",
+    type=click.Choice(["out-in", "in-out"]),
+    help="How square fused experts are stored, if the files leave it open.",
+)
 rank = option(RANK, "--rank", type=click.IntRange(min=1), metavar="N", help="Largest rank of each module.")
 energy = option(
     RANK, "--energy", type=SHARE, metavar="F", help="Smallest rank that keeps this share of each module's energy."

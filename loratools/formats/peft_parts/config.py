@@ -120,7 +120,7 @@ FIELDS: dict[str, Field] = {
     "parent_library": Field("library of the base"),
     "inference_mode": Field("whether it was being trained"),
     "runtime_config": Field("settings of a running model"),
-    "unsloth_fixed": Field("a mark that Unsloth leaves"),
+    "unsloth_fixed": Field("Unsloth trained it, which has packed fused experts in two ways"),
     # training only
     "lora_dropout": Field("dropout in training"),
     "loftq_config": Field("settings of an initialisation"),
@@ -289,6 +289,12 @@ def base_class(config: Mapping[str, object]) -> str | None:
         return None
     library = mapping.get("parent_library")
     return f"{library}.{name}" if isinstance(library, str) and library else name
+
+
+def trained_by_unsloth(config: Mapping[str, object]) -> bool:
+    """Whether Unsloth has left its mark, beside the fields or in the record of the base's class."""
+    mapping = config.get("auto_mapping")
+    return bool(config.get("unsloth_fixed") or (isinstance(mapping, Mapping) and mapping.get("unsloth_fixed")))
 
 
 def task_type(config: Mapping[str, object]) -> str | None:

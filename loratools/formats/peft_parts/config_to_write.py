@@ -60,6 +60,11 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
         "use_rslora": rslora,
     }
     config |= _of_the_trained_model(adapter, config)
+    if experts:
+        # What is written is packed as PEFT has it; the mark would have every reader ask again.
+        config.pop("unsloth_fixed", None)
+        if isinstance(mapping := config.get("auto_mapping"), Mapping):
+            config["auto_mapping"] = {k: v for k, v in mapping.items() if k != "unsloth_fixed"} or None
     # PEFT runs the initialisation again when it loads; these two need the base for it, or an even rank.
     if config.get("init_lora_weights") in ("orthogonal", "mica"):
         config["init_lora_weights"] = True
@@ -99,14 +104,15 @@ def factor_tensors(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[st
         if (bias := adapter.updates.get(f"{target}.bias")) is not None:
             tensors[f"{PREFIX}{target}.lora_B.bias"] = bias.parts["diff"]
     wrapped: dict[str, list[str]] = {}
-    for target in (target for target, update in updates.items() if update.as_experts() is not None):
+    packed = {t: one.packed_as_peft() for t, u in updates.items() if (one := u.as_experts()) is not None}
+    for target in packed:
         wrapped.setdefault(target.rpartition(".")[0], []).append(target)
     for module, targets in wrapped.items():
         inside_out = sorted(targets, key=lambda target: registered(target.rpartition(".")[2]))
         for depth, target in enumerate(reversed(inside_out)):
             place = f"{PREFIX}{module}{'.base_layer' * depth}"
-            tensors[f"{place}.lora_A.weight"] = updates[target].a
-            tensors[f"{place}.lora_B.weight"] = updates[target].b
+            tensors[f"{place}.lora_A.weight"] = packed[target].a
+            tensors[f"{place}.lora_B.weight"] = packed[target].b
     return tensors
 
 

@@ -244,7 +244,10 @@ def _experts(
             f"'{group.target}' has {a.shape[0]} rows in lora_A, which is no multiple of its rank {rank} in {CONFIG}"
         )
     experts = a.shape[0] // rank
-    return LoRAExperts(a, b, experts, alpha, origin, rslora, orientation=_orientation(config.get("peft_version")))
+    # Of one expert, or of rank 1, both packings are the same.
+    either = fields.trained_by_unsloth(config) and experts > 1 and rank > 1
+    orientation = _orientation(config.get("peft_version"))
+    return LoRAExperts(a, b, experts, alpha, origin, rslora, None if either else "peft", orientation)
 
 
 def _orientation(version: object) -> Orientation | None:

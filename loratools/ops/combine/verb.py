@@ -35,6 +35,7 @@ from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import together
 from loratools.ops.lowrank.reduce import overall_error
 from loratools.storage.held_inputs import holding_inputs
+from loratools.updates.lora_experts import Packing
 
 if TYPE_CHECKING:
     from loratools.checkpoints import Checkpoint
@@ -64,6 +65,7 @@ def combine(
     include: Globs = (),
     exclude: Globs = (),
     rank_from: RankFrom = None,
+    expert_packing: Packing | None = None,
     from_format: str | None = None,
     format: str | None = None,
     base: str | Path | Checkpoint | Base | None = None,
@@ -99,6 +101,8 @@ def combine(
         include: Globs over the names of modules of all adapters together; all are taken where there is none.
         exclude: Globs of what is left out.
         rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
+            open.
         from_format: The format of the adapters, where it is not to be found from the content.
         format: The format to write, one of `list_formats()`; where it is None, that of the adapters where they agree,
             otherwise peft.
@@ -149,6 +153,7 @@ def combine(
         format=format,
         base=base,
         rank_from=rank_from,
+        expert_packing=expert_packing,
         from_format=from_format,
         overwrite=overwrite,
     )

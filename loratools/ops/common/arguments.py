@@ -11,7 +11,9 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import UnsupportedError, UsageError
 from loratools.formats import Base
+from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.tensors.dtypes import parse_float_dtype
+from loratools.updates.lora_experts import Orientation, Packing
 
 AdapterSource: TypeAlias = str | Path | Adapter
 AdapterArgument: TypeAlias = AdapterSource | tuple[AdapterSource, float]
@@ -26,28 +28,51 @@ def load_adapter(
     moved: bool = False,
     base: Base | None = None,
     stored_names: bool = False,
+    expert_packing: Packing | None = None,
+    expert_orientation: Orientation | None = None,
 ) -> Adapter:
     """The adapter, with a scale that is certain; raises the same errors as `formats.load`.
 
     moved: whether it may belong to a base that its initialisation has changed.
     base: what is known of the model it is for; some formats need its names and sizes.
     stored_names: whether modules of image models keep the names of the file.
+    expert_packing, expert_orientation: what a person says of its fused experts.
 
     Raises:
         UnsupportedError: it does, and may not.
+        UndecidedError: its experts may be packed in two ways, and nobody says how.
     """
-    if not isinstance(source, Adapter):
-        source = formats.load(
-            Path(source), from_format=from_format, rank_from=rank_from, base=base, stored_names=stored_names
-        )
-    source.require_scale()
-    if source.initialisation_changed_base is not None and not moved:
+    ((adapter, _),) = load_weighted(
+        [source],
+        rank_from=rank_from,
+        from_format=from_format,
+        moved=moved,
+        base=base,
+        stored_names=stored_names,
+        expert_packing=expert_packing,
+        expert_orientation=expert_orientation,
+    )
+    return adapter
+
+
+def _loaded(
+    source: AdapterSource, rank_from: RankFrom, from_format: str | None, base: Base | None, stored_names: bool
+) -> Adapter:
+    if isinstance(source, Adapter):
+        return source
+    return formats.load(
+        Path(source), from_format=from_format, rank_from=rank_from, base=base, stored_names=stored_names
+    )
+
+
+def _require_usable(adapter: Adapter, moved: bool) -> None:
+    adapter.require_certain()
+    if adapter.initialisation_changed_base is not None and not moved:
         raise UnsupportedError(
-            f"'{source.name}' began with {source.initialisation_changed_base}, which changed the base: "
+            f"'{adapter.name}' began with {adapter.initialisation_changed_base}, which changed the base: "
             "its factors are no delta of it",
             hint="merge takes the adapter as it was before training off again: --initial PATH",
         )
-    return source
 
 
 def load_weighted(
@@ -58,6 +83,8 @@ def load_weighted(
     moved: bool = False,
     base: Base | None = None,
     stored_names: bool = False,
+    expert_packing: Packing | None = None,
+    expert_orientation: Orientation | None = None,
 ) -> list[tuple[Adapter, float]]:
     """Every adapter with its weight, 1 where none is given; a single one may come without a list.
 
@@ -75,15 +102,11 @@ def load_weighted(
             raise UsageError(f"the weight of '{name}' is {weight}, which is not finite")
     if not any(weight for _, weight in pairs):
         raise UsageError("every adapter has weight 0, so there is nothing to do")
-    return [
-        (
-            load_adapter(
-                s, rank_from=rank_from, from_format=from_format, moved=moved, base=base, stored_names=stored_names
-            ),
-            float(w),
-        )
-        for s, w in pairs
-    ]
+    loaded = [_loaded(source, rank_from, from_format, base, stored_names) for source, _ in pairs]
+    loaded = with_expert_layout(loaded, packing=expert_packing, orientation=expert_orientation)
+    for adapter in loaded:
+        _require_usable(adapter, moved)
+    return [(adapter, float(weight)) for adapter, (_, weight) in zip(loaded, pairs, strict=True)]
 
 
 def stored_dtype(name: str) -> str:

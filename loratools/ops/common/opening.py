@@ -18,6 +18,7 @@ from loratools.formats.common.opened_base import known_base
 from loratools.ops.common.arguments import AdapterArgument, RankFrom, load_weighted
 from loratools.ops.common.output import output_format, share_names
 from loratools.storage.commit import check_output
+from loratools.updates.lora_experts import Packing
 
 if TYPE_CHECKING:
     from loratools.checkpoints import Checkpoint
@@ -88,6 +89,7 @@ def open_adapters(
     format: str | None,
     base: str | Path | Checkpoint | Base | None,
     rank_from: RankFrom,
+    expert_packing: Packing | None,
     from_format: str | None,
     overwrite: bool,
 ) -> OpenedAdapters:
@@ -98,7 +100,9 @@ def open_adapters(
         LoraToolsError: what `formats.load` and `known_base` raise.
     """
     known = known_base(base)
-    weighted = load_weighted(arguments, rank_from=rank_from, from_format=from_format, base=known)
+    weighted = load_weighted(
+        arguments, rank_from=rank_from, expert_packing=expert_packing, from_format=from_format, base=known
+    )
     chosen = output_format([adapter for adapter, weight in weighted if weight], out, format)
     if out is not None and keep_stored_names([adapter for adapter, _ in weighted], chosen.name, known):
         as_stored = load_weighted(arguments, rank_from=rank_from, from_format=from_format, stored_names=True)

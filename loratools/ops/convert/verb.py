@@ -33,6 +33,7 @@ from loratools.storage.commit import check_output
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS, FLOAT_DTYPES
+from loratools.updates.lora_experts import Packing
 from loratools.updates.parts.protocol import Update
 
 
@@ -105,6 +106,7 @@ def convert(
     exclude: Globs = (),
     from_format: str | None = None,
     rank_from: RankFrom = None,
+    expert_packing: Packing | None = None,
     overwrite: bool = False,
     plan: bool = False,
 ) -> ConvertReport:
@@ -123,6 +125,8 @@ def convert(
         exclude: Globs of what is left out.
         from_format: The format of the adapters, where it is not to be found from the content.
         rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
+            open.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         plan: List what would be left out, from headers alone, and write nothing.
 
@@ -148,10 +152,14 @@ def convert(
     known = known_base(base)
     # PEFT's own config keeps what says that the base was changed; no other place does.
     keeps = format == "peft" and serve is None
-    source = load_adapter(adapter, rank_from=rank_from, from_format=from_format, moved=keeps, base=known)
+    source = load_adapter(
+        adapter, rank_from=rank_from, expert_packing=expert_packing, from_format=from_format, moved=keeps, base=known
+    )
     if source.format == format and formats.keeps_names(format) and known is None:
         # Nothing is renamed where the format stays.
-        source = load_adapter(adapter, rank_from=rank_from, from_format=from_format, stored_names=True)
+        source = load_adapter(
+            adapter, rank_from=rank_from, expert_packing=expert_packing, from_format=from_format, stored_names=True
+        )
     inputs = [source.path] if source.path is not None else []
     check_output(out, overwrite=overwrite, inputs=inputs)
     warnings = list(source.warnings)

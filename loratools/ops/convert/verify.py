@@ -177,6 +177,8 @@ def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smalles
 
 
 def _checked_parts(name: str, source: Update, result: Update) -> ConvertedModule:
+    if (experts := source.as_experts()) is not None and (written := result.as_experts()) is not None:
+        source, result = experts.packed_as_peft(), written.packed_as_peft()
     if source.kind != result.kind or source.parts.keys() != result.parts.keys() or source.rank != result.rank:
         return ConvertedModule(name, float("inf"), False)
     each = [_checked_tensor(name, source.parts[part], result.parts[part]) for part in source.parts]

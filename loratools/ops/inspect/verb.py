@@ -15,6 +15,7 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.arguments import Globs, checked
 from loratools.errors import InputError, LoraToolsError
+from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.inspect.entries import (
     AdapterEntry,
@@ -33,6 +34,7 @@ from loratools.ops.inspect.sources import FoundSource, sources_at
 from loratools.ops.inspect.values import non_finite_count, update_values
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.lora_experts import Packing
 from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def inspect(
     exclude: Globs = (),
     from_format: str | None = None,
     rank_from: formats.RankFrom | None = None,
+    expert_packing: Packing | None = None,
     base: str | Path | Checkpoint | formats.Base | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> InspectReport:
@@ -63,6 +66,8 @@ def inspect(
         exclude: Globs of what is left out.
         from_format: The format of the adapters, where it is not to be found from the content.
         rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
+            open.
         base: The model that the adapters are for, where their names alone do not tell: its path, opened, or its names
             and config.
         progress: Called with the number of bytes just read, with `values`. If it has a method `expect`, that is called
@@ -85,7 +90,9 @@ def inspect(
     from loratools.formats.common.opened_base import known_base
 
     names = NameSelection(include, exclude)
-    options = _Options(values, from_format, rank_from, known_base(base), progress or (lambda done: None), names)
+    options = _Options(
+        values, from_format, rank_from, expert_packing, known_base(base), progress or (lambda done: None), names
+    )
     # Of headers alone nothing is computed that a later change could contradict.
     with holding_inputs() if values else nullcontext():
         not_listed: list[NotListed] = []
@@ -102,6 +109,7 @@ class _Options(NamedTuple):
     values: bool
     format: str | None
     rank_from: formats.RankFrom | None
+    expert_packing: Packing | None
     base: formats.Base | None
     progress: Callable[[int], None]
     names: NameSelection
@@ -151,7 +159,11 @@ def _open(found: FoundSource, options: _Options) -> Adapter | Checkpoint:
     if found.error is not None:
         raise found.error
     if found.is_adapter:
-        return formats.load(found.path, from_format=options.format, rank_from=options.rank_from, base=options.base)
+        adapter = formats.load(found.path, from_format=options.format, rank_from=options.rank_from, base=options.base)
+        if any(update.as_experts() is not None for update in adapter.updates.values()):
+            # Of the other sources in the same list there is nothing to say.
+            (adapter,) = with_expert_layout([adapter], packing=options.expert_packing)
+        return adapter
     # Here, because an adapter needs none of it.
     from loratools import checkpoints
 
@@ -218,7 +230,7 @@ def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEn
         modules=tuple(_module(name, update, options) for name, update in adapter.updates.items()),
         replacements=tuple(_tensor_entries(replaced, options)),
         metadata=adapter.notes,
-        warnings=(*adapter.uncertainties, *adapter.warnings),
+        warnings=(*adapter.open_questions, *adapter.warnings),
     )
 
 

@@ -1,19 +1,22 @@
-"""What only the person who trained an adapter knows: where it began, and how its experts are packed."""
+"""Adapters whose initialisation changed the base: what they began as is subtracted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast, get_args
 
 from loratools.adapter import Adapter
 from loratools.errors import MismatchError, UsageError
 from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
-from loratools.updates.lora_experts import Orientation, Packing
+from loratools.updates.lora_experts import Packing
 
 
 def with_initial(
-    adapters: Sequence[tuple[Adapter, float]], initial: Sequence[AdapterSource], *, rank_from: RankFrom
+    adapters: Sequence[tuple[Adapter, float]],
+    initial: Sequence[AdapterSource],
+    *,
+    rank_from: RankFrom,
+    expert_packing: Packing | None = None,
 ) -> list[tuple[Adapter, float]]:
     """Each adapter whose initialisation changed the base, followed by the one it began as, with the opposite weight.
 
@@ -37,7 +40,9 @@ def with_initial(
         found.append((adapter, weight))
         if adapter.initialisation_changed_base is None:
             continue
-        began = load_adapter(next(rest), rank_from=rank_from, moved=True)
+        began = load_adapter(
+            next(rest), rank_from=rank_from, moved=True, expert_packing=_packing(adapter, expert_packing)
+        )
         theirs = {name: (u.shape, u.scale) for name, u in began.updates.items()}
         mine = {name: (u.shape, u.scale) for name, u in adapter.updates.items()}
         if theirs != mine:
@@ -47,25 +52,6 @@ def with_initial(
     return found
 
 
-def with_experts(adapter: Adapter, *, packing: str | None, orientation: str | None) -> Adapter:
-    """The adapter with its fused experts taken as somebody says.
-
-    Raises:
-        UsageError: there is no such packing or orientation, or nothing that it would apply to.
-    """
-    if packing is None and orientation is None:
-        return adapter
-    if packing not in (None, *get_args(Packing)) or orientation not in (None, "out-in", "in-out"):
-        raise UsageError("experts are packed as peft or expert-major, and stored as out-in or in-out")
-    chosen: dict[str, object] = {}
-    if packing is not None:
-        chosen["packing"] = cast(Packing, packing)
-    if orientation is not None:
-        chosen["orientation"] = cast(Orientation, orientation)
-    updates = {
-        name: u if (experts := u.as_experts()) is None else replace(experts, **chosen)  # type: ignore[arg-type]
-        for name, u in adapter.updates.items()
-    }
-    if not any(u.as_experts() is not None for u in updates.values()):
-        raise UsageError(f"'{adapter.name}' has no fused experts")
-    return replace(adapter, updates=updates)
+def _packing(adapter: Adapter, given: Packing | None) -> Packing | None:
+    """What is said of the experts of the adapter holds of what it began as."""
+    return given if any(update.as_experts() is not None for update in adapter.updates.values()) else None

@@ -23,7 +23,7 @@ from loratools.execution import Runner, runner
 from loratools.execution.local import worker_count
 from loratools.formats.common.opened_base import base_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted
-from loratools.ops.merge.initial import with_experts, with_initial
+from loratools.ops.merge.initial import with_initial
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outputs import CopyUnit, OutputFile, WorkUnit
 from loratools.ops.merge.plan import MergePlan, index_texts, plan_merge, specs, work_units
@@ -191,7 +191,8 @@ def merge(
         from_format: The format of the adapters, where it is not to be found from the content.
         initial: For each adapter whose initialisation changed the base (PiSSA, OLoRA, CorDA, LoRA-GA), the adapter as
             it was before training, in the same order: it is subtracted.
-        expert_packing: `peft` or `expert-major`: how the experts of a fused parameter share the columns of B.
+        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
+            open.
         expert_orientation: `out-in` or `in-out`: how square fused experts are stored, where the adapter does not tell.
         threads: Workers; one per CPU where it is None. The result does not depend on it.
         execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
@@ -266,11 +267,15 @@ def _loaded(
 ) -> list[tuple[Adapter, float]]:
     """The adapters with their weights, each less what it was before training where that is given."""
     loaded = load_weighted(
-        adapters, rank_from=options.rank_from, from_format=options.from_format, moved=True, base=base_of(base)
+        adapters,
+        rank_from=options.rank_from,
+        from_format=options.from_format,
+        moved=True,
+        base=base_of(base),
+        expert_packing=options.expert_packing,
+        expert_orientation=options.expert_orientation,
     )
-    loaded = with_initial(loaded, options.initial, rank_from=options.rank_from)
-    packing, orientation = options.expert_packing, options.expert_orientation
-    return [(with_experts(a, packing=packing, orientation=orientation), w) for a, w in loaded]
+    return with_initial(loaded, options.initial, rank_from=options.rank_from, expert_packing=options.expert_packing)
 
 
 def _planned(plan: MergePlan) -> MergeReport:

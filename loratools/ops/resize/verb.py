@@ -28,6 +28,7 @@ from loratools.ops.lowrank.reduce import ReducedModule, Stored, overall_error, p
 from loratools.ops.resize.budget import Budget, limits_within
 from loratools.ops.resize.report import ResizeReport
 from loratools.storage.held_inputs import holding_inputs
+from loratools.updates.lora_experts import Packing
 from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def resize(
     include: Globs = (),
     exclude: Globs = (),
     rank_from: RankFrom = None,
+    expert_packing: Packing | None = None,
     from_format: str | None = None,
     format: str | None = None,
     base: str | Path | Checkpoint | Base | None = None,
@@ -83,6 +85,8 @@ def resize(
         include: Globs over the names of modules; all are taken where there is none.
         exclude: Globs of what is left out.
         rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
+            open.
         from_format: The format of the adapters, where it is not to be found from the content.
         format: The format to write, one of `list_formats()`; where it is None, that of the adapter where it can be
             written, otherwise peft.
@@ -115,6 +119,7 @@ def resize(
         format=format,
         base=base,
         rank_from=rank_from,
+        expert_packing=expert_packing,
         from_format=from_format,
         overwrite=overwrite,
     )

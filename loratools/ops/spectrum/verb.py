@@ -27,6 +27,7 @@ from loratools.ops.spectrum.report import ModuleSpectrum, SpectrumReport
 from loratools.ops.spectrum.table import knee_of, rank_table
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.same import same_bytes
+from loratools.updates.lora_experts import Packing
 from loratools.updates.parts.protocol import Update
 
 _DEFAULT_MAX_RANK = 128
@@ -48,6 +49,7 @@ def spectrum(
     include: Globs = (),
     exclude: Globs = (),
     rank_from: RankFrom = None,
+    expert_packing: Packing | None = None,
     from_format: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SpectrumReport:
@@ -67,6 +69,8 @@ def spectrum(
         include: Globs over the names of modules; all are taken where there is none.
         exclude: Globs of what is left out.
         rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
+            open.
         from_format: The format of the adapters, where it is not to be found from the content.
         progress: Called with the number of bytes just read.
 
@@ -94,7 +98,9 @@ def spectrum(
     if base is None:
         if isinstance(source, Checkpoint):
             raise UsageError(f"'{source.name}' is a model", hint="give the model that it was trained from, as base")
-        adapter = load_adapter(source, rank_from=rank_from, from_format=from_format).selected(include, exclude)
+        adapter = load_adapter(
+            source, rank_from=rank_from, expert_packing=expert_packing, from_format=from_format
+        ).selected(include, exclude)
         modules = _spectra_of_adapter(adapter, workers, progress)
         return _reported(adapter.name, None, modules, stored, max_rank, warnings=adapter.warnings)
     if isinstance(source, Adapter):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -373,15 +374,29 @@ class Adapter:
         return tuple(name for name, experts in found if experts is not None and experts.packing is None)
 
     @property
+    def without_alpha(self) -> tuple[str, ...]:
+        """Names of modules whose files say an alpha of 0, with which no adapter is trained."""
+        return tuple(name for name, update in self.updates.items() if update.assumes_alpha and update.alpha == 0)
+
+    @property
     def open_questions(self) -> tuple[str, ...]:
         """What is uncertain about the updates, each with what answers it; what needs their values refuses meanwhile."""
-        if not (names := self.undecided_experts):
-            return self.uncertainties
-        from loratools.updates.lora_experts import WHICH_PACKING
+        questions = list(self.uncertainties)
+        if names := self.without_alpha:
+            questions.append(
+                f"alpha is 0 in {counted(len(names), 'module')}, with which nothing changes; {self._alpha}"
+            )
+        if names := self.undecided_experts:
+            from loratools.updates.lora_experts import WHICH_PACKING
 
-        parameters = counted(len(names), "parameter")
-        packing = f"the experts of {parameters} may share the columns of B in two ways; {WHICH_PACKING}"
-        return (*self.uncertainties, packing)
+            parameters = counted(len(names), "parameter")
+            questions.append(f"the experts of {parameters} may share the columns of B in two ways; {WHICH_PACKING}")
+        return tuple(questions)
+
+    @property
+    def _alpha(self) -> str:
+        path = "ADAPTER" if self.path is None else shlex.quote(str(self.path))
+        return f"give the alpha that it was trained with: loratools convert {path} -o FOLDER --to peft --alpha ALPHA"
 
     def require_certain(self) -> None:
         """Raise where it is not certain what the updates are, or what they are to be multiplied with.
@@ -395,6 +410,13 @@ class Adapter:
                 f"the scale of '{self.name}' is uncertain",
                 details=self.uncertainties,
                 hint=self.remedy,
+            )
+        if names := self.without_alpha:
+            raise UnsupportedError(
+                f"the scale of '{self.name}' is uncertain: alpha is 0 in {counted(len(names), 'module')}, with which "
+                "nothing changes",
+                details=names,
+                hint=self._alpha,
             )
         if names := self.undecided_experts:
             from loratools.updates.lora_experts import WHICH_PACKING

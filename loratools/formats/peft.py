@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratools.adapter import Adapter, Replacement
+from loratools.checkpoints.common.dumped import is_dump
 from loratools.errors import FormatError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
 from loratools.formats.common.is_image import is_image
@@ -61,8 +62,11 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """
     config = source.config
     peft_type = str((config or {}).get("peft_type", "LORA"))
+    of_the_base: list[str] = []
     if peft_type == "LORA":
         parsed = parse_all(source.tensors)
+        if is_dump(source.tensors):
+            source, parsed, of_the_base = _without_base(source, parsed)
         _refuse_unsupported(source, parsed)
         _refuse_several_adapters(source, parsed)
         updates, uncertainties, warnings = lora_updates(source, parsed, rank_from)
@@ -75,7 +79,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         parsed = {key: foreign if isinstance(one, Factor) else one for key, one in parsed.items()}
         _refuse_unsupported(source, parsed)
         updates, uncertainties, warnings = kind_updates(source, found, peft_type), [], []
-    warnings += _warnings(source, parsed, updates)
+    warnings += [*of_the_base, *_warnings(source, parsed, updates)]
     replacements = _replacements(source, parsed)
     beside = companion_weights(source, replacements)
     replacements |= beside.replacements
@@ -107,6 +111,31 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     from loratools.formats.image_parts.component import with_component
 
     return with_component(adapter, config or {})
+
+
+def _without_base(
+    source: AdapterSource, parsed: Mapping[str, Parsed]
+) -> tuple[AdapterSource, dict[str, Parsed], list[str]]:
+    """What was trained of the state dict of a whole PeftModel, and a warning of what was not: the weights of its base.
+
+    Modules that were trained whole have a copy of their own there; biases have none, and the config says of them.
+    """
+    bias = (source.config or {}).get("bias", "none")
+    modules = {found.module for found in parsed.values() if isinstance(found, Factor)}
+
+    def is_trained(found: Parsed) -> bool:
+        if not isinstance(found, Whole):
+            return True
+        if found.spelling not in ("plain", "base_layer"):
+            return found.spelling != "original_module"
+        return found.name.endswith(".bias") and (bias == "all" or (bias == "lora_only" and found.module in modules))
+
+    kept = {key: found for key, found in parsed.items() if is_trained(found)}
+    warning = (
+        f"{quoted(source.file)} is the state dict of a whole model: its {counted(len(parsed) - len(kept), 'weight')} "
+        "of the base are not read"
+    )
+    return replace(source, tensors={key: source.tensors[key] for key in kept}), kept, [warning]
 
 
 def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapping[str, Update]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loratools.checkpoints import Checkpoint
+from loratools.checkpoints.common.dumped import dump_refusal, is_dump
 from loratools.checkpoints.common.side_files import STRAY_SHARD, sort_out
 from loratools.checkpoints.common.tied import tied_weights
 from loratools.checkpoints.common.unsupported import adapter_refusal, is_adapter
@@ -31,6 +32,8 @@ def open_model(path: Path, layout: str, weights: Weights, *, config_file: str = 
         raise FormatError(f"{quoted(path)} has no tensors")
     if is_adapter(stored):
         raise adapter_refusal(path)
+    if is_dump(stored):
+        raise dump_refusal(path)
     quantisation = recognise(stored, config)
     logical = quantisation.logical(stored) if quantisation is not None else stored
     side_files, left_out = sort_out(folder, weights.file_names) if path.is_dir() or config else ((), ())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loratools.checkpoints.common.paths import names_in
 from loratools.errors import FormatError, LoraToolsError, UnsupportedError, UsageError
+from loratools.storage.distributed import distributed_checkpoint, distributed_refusal
 from loratools.storage.files import quoted
 from loratools.storage.sniff import describe
 
@@ -50,6 +51,8 @@ def adapter_refusal(path: Path) -> UnsupportedError:
 
 def _refuse_folder(folder: Path) -> LoraToolsError:
     names = names_in(folder)
+    if (distributed := distributed_checkpoint(folder)) is not None:
+        return distributed_refusal(distributed)
     if variants := [name for name in names if fnmatchcase(name, "model.*.safetensors")]:
         return FormatError(
             f"{quoted(folder)} has only variants of a model: {', '.join(quoted(name) for name in variants)}",

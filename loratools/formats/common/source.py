@@ -14,8 +14,10 @@ from pathlib import Path
 from loratools.errors import FormatError, UsageError
 from loratools.formats.common.base import Base
 from loratools.formats.common.companions import companions_of
+from loratools.formats.common.dumped_model import dumped_files
 from loratools.formats.common.shards import is_shard, require_indexed, shards_of
 from loratools.formats.common.wrappers import unwrapped, unwrapped_config
+from loratools.storage.distributed import distributed_checkpoint, distributed_refusal
 from loratools.storage.files import is_there, machine_error, quoted
 from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
@@ -105,6 +107,8 @@ def open_source(path: str | Path, *, base: Base | None = None) -> AdapterSource:
         shards := shards_of(path, [p.name for p in _listed(path)])
     ):
         found = shards[:1]
+    if not found and (dumped := dumped_files(path, [p.name for p in _listed(path)])):
+        return _opened(path, dumped[0], [], base, dumped if len(dumped) > 1 else ())
     if not found or (len(found) > 1 and not is_adapter_file(found[0].name)):
         raise _no_weights(path)
     warnings = [f"{quoted(path)} also holds '{other.name}', which is not read" for other in found[1:]]
@@ -299,6 +303,8 @@ def _no_weights(folder: Path) -> FormatError:
             f"{quoted(folder)} has {CONFIG}, and no weights beside it: {' or '.join(WEIGHTS)} is missing",
             hint="download it again, or let the training finish",
         )
+    if (distributed := distributed_checkpoint(folder)) is not None:
+        return distributed_refusal(distributed)
     if any(MODEL_FILE.fullmatch(n) for n in names):
         return FormatError(
             f"{quoted(folder)} is a model checkpoint, not an adapter",

@@ -176,7 +176,10 @@ def shown_value(value: object) -> str:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The fields that the scale is made of. `alpha` is None where the config says nothing."""
+    """The fields that the scale is made of. `alpha` is None where the config says nothing.
+
+    An alpha of 0 is read as it is: PEFT trains and changes nothing with it, so that whoever wrote it did not know it.
+    """
 
     rank: int | None
     alpha: float | None
@@ -204,8 +207,8 @@ def scaling(config: Mapping[str, object]) -> Scaling:
             number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
         except OverflowError:
             number = math.inf
-        if not math.isfinite(number) or number == 0:
-            wrong.append(f"{where} = {shown_value(value)}: an alpha is a finite number other than 0")
+        if not math.isfinite(number):
+            wrong.append(f"{where} = {shown_value(value)}: an alpha is a finite number")
         return number
 
     def mapping(where: str) -> Mapping[str, object]:

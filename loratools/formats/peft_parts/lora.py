@@ -287,6 +287,8 @@ def _alphas(
             alpha, origin = numbers.alpha, "config"
         else:
             alpha, origin = float(rank if config is None and rank else fields.DEFAULT_ALPHA), "assumed"
+        if alpha == 0:
+            origin = "assumed"  # nobody trains with it: the real one is for a person to say
         told[module] = said = numbers.ranks[keys[0]] if (keys := rank_keys.get(module)) else numbers.rank
         if said is not None and rank is not None and said != rank:
             differing.setdefault((said, rank), []).append(module)
@@ -336,6 +338,9 @@ def kind_updates(source: AdapterSource, found: kinds.Modules, peft_type: str) ->
     # Other kinds use these names for other things as well: what is no rank or alpha is the kind's to read.
     patterns = {name: config[name] for name in ("rank_pattern", "alpha_pattern") if _is_numbers(config.get(name))}
     single = {name: config[name] for name in ("r", "lora_alpha", "alpha") if _is_numbers({"": config.get(name)})}
+    single |= {
+        name: 0 for name in ("lora_alpha", "alpha") if type(config.get(name)) in (int, float) and not config[name]
+    }
     numbers = fields.scaling(patterns | single)
     alphas, said, _, _ = _alphas(dict.fromkeys(found.parts), numbers, config, None)
     return kinds.updates(found, source.config or {}, peft_type, alphas, said, source.path)

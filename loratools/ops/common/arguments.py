@@ -12,6 +12,7 @@ from loratools.adapter import Adapter
 from loratools.errors import UnsupportedError, UsageError
 from loratools.formats import Base
 from loratools.formats.common.expert_layout import with_expert_layout
+from loratools.ops.common.alpha import with_alpha
 from loratools.tensors.dtypes import parse_float_dtype
 from loratools.updates.lora_experts import Orientation, Packing
 
@@ -30,6 +31,7 @@ def load_adapter(
     stored_names: bool = False,
     expert_packing: Packing | None = None,
     expert_orientation: Orientation | None = None,
+    alpha: float | None = None,
 ) -> Adapter:
     """The adapter, with a scale that is certain; raises the same errors as `formats.load`.
 
@@ -37,6 +39,7 @@ def load_adapter(
     base: what is known of the model it is for; some formats need its names and sizes.
     stored_names: whether modules of image models keep the names of the file.
     expert_packing, expert_orientation: what a person says of its fused experts.
+    alpha: what a person says that it was trained with, where its files do not say.
 
     Raises:
         UnsupportedError: it does, and may not.
@@ -51,6 +54,7 @@ def load_adapter(
         stored_names=stored_names,
         expert_packing=expert_packing,
         expert_orientation=expert_orientation,
+        alpha=alpha,
     )
     return adapter
 
@@ -85,6 +89,7 @@ def load_weighted(
     stored_names: bool = False,
     expert_packing: Packing | None = None,
     expert_orientation: Orientation | None = None,
+    alpha: float | None = None,
 ) -> list[tuple[Adapter, float]]:
     """Every adapter with its weight, 1 where none is given; a single one may come without a list.
 
@@ -104,6 +109,7 @@ def load_weighted(
         raise UsageError("every adapter has weight 0, so there is nothing to do")
     loaded = [_loaded(source, rank_from, from_format, base, stored_names) for source, _ in pairs]
     loaded = with_expert_layout(loaded, packing=expert_packing, orientation=expert_orientation)
+    loaded = [with_alpha(adapter, alpha) for adapter in loaded]
     for adapter in loaded:
         _require_usable(adapter, moved)
     return [(adapter, float(weight)) for adapter, (_, weight) in zip(loaded, pairs, strict=True)]

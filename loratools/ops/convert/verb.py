@@ -6,7 +6,6 @@ texts and fields that the source carried are listed as kept, written anew, or dr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import counted, shown
 from loratools.matching import Matches, match
 from loratools.naming.language.repeated_layers import stack_to_repeat, with_repeated_layers
+from loratools.ops.common.alpha import assumed_alphas
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops.convert.client_names import named_for_client
 from loratools.ops.convert.experts import unpacked
@@ -34,7 +34,6 @@ from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS, FLOAT_DTYPES
 from loratools.updates.lora_experts import Packing
-from loratools.updates.parts.protocol import Update
 
 
 @dataclass(frozen=True)
@@ -153,24 +152,35 @@ def convert(
     # PEFT's own config keeps what says that the base was changed; no other place does.
     keeps = format == "peft" and serve is None
     source = load_adapter(
-        adapter, rank_from=rank_from, expert_packing=expert_packing, from_format=from_format, moved=keeps, base=known
+        adapter,
+        rank_from=rank_from,
+        expert_packing=expert_packing,
+        from_format=from_format,
+        moved=keeps,
+        base=known,
+        alpha=alpha,
     )
     if source.format == format and formats.keeps_names(format) and known is None:
         # Nothing is renamed where the format stays.
         source = load_adapter(
-            adapter, rank_from=rank_from, expert_packing=expert_packing, from_format=from_format, stored_names=True
+            adapter,
+            rank_from=rank_from,
+            expert_packing=expert_packing,
+            from_format=from_format,
+            stored_names=True,
+            alpha=alpha,
         )
     inputs = [source.path] if source.path is not None else []
     check_output(out, overwrite=overwrite, inputs=inputs)
     warnings = list(source.warnings)
     everything = source
-    source = with_alpha(source.selected(include, exclude), alpha)
+    source = source.selected(include, exclude)
     unchosen = {
         name: "left out by --include or --exclude"
         for name in [*everything.updates, *everything.replacements]
         if name not in source.updates and name not in source.replacements
     }
-    if assumed := _assumed(source):
+    if assumed := assumed_alphas(source):
         warnings.append(
             f"the scale of {counted(len(assumed), 'module')} is not stored and is assumed to be that of alpha "
             f"{_shown_alphas(source, assumed)}: if it was trained with another, give it with --alpha"
@@ -250,28 +260,6 @@ def convert(
         output=out,
         warnings=(*warnings, *written.warnings),
     )
-
-
-def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
-    """The adapter with `alpha` where its files do not say one.
-
-    Raises:
-        UsageError: they all say it, or it is no scale.
-    """
-    if alpha is None:
-        return adapter
-    if not math.isfinite(alpha) or alpha == 0:
-        raise UsageError(f"an alpha of {alpha:g} is no scale")
-    assumed = _assumed(adapter)
-    if not assumed:
-        raise UsageError(f"{quoted(adapter.name)} says its own alpha, so that there is none to give with --alpha")
-    given = {name: update.with_alpha(alpha) for name, update in assumed.items()}
-    return replace(adapter, updates={**adapter.updates, **given})
-
-
-def _assumed(adapter: Adapter) -> dict[str, Update]:
-    """Updates scaled by an alpha that nobody has said. A whole difference has none; not every LoKr has a use of it."""
-    return {name: update for name, update in adapter.updates.items() if update.assumes_alpha}
 
 
 def _matches(adapter: Adapter, base: Base | None) -> tuple[Matches | None, list[str]]:

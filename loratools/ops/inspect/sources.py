@@ -9,6 +9,7 @@ from typing import NamedTuple
 from loratools import formats, registry
 from loratools.errors import LoraToolsError
 from loratools.formats.common.companions import companions_of
+from loratools.formats.common.dumped_model import dumped_files
 from loratools.formats.common.shards import is_shard
 from loratools.formats.common.source import (
     ADAPTER_FILES,
@@ -49,6 +50,8 @@ def sources_at(path: Path, format: str | None) -> SearchResult:
         # Of a file the content decides; what is not there is for `open_checkpoint` to tell.
         return SearchResult((FoundSource(path, is_adapter=path.exists() and formats.is_adapter_shaped(path)),))
     adapters = find_adapters(path)
+    if path not in adapters and _is_dump(path):
+        return SearchResult((FoundSource(path, is_adapter=True),))
     if path not in adapters and is_checkpoint(path):
         # It says itself what lies in its folder and is no part of it.
         return SearchResult((FoundSource(path, is_adapter=False),))
@@ -63,6 +66,10 @@ def sources_at(path: Path, format: str | None) -> SearchResult:
         found = [s for s in found if s.path == path]
     # Neither: opening it tells what it is instead.
     return SearchResult(tuple(found) or (FoundSource(path, is_adapter=False),), search.not_listed)
+
+
+def _is_dump(folder: Path) -> bool:
+    return bool(dumped_files(folder, [p.name for p in folder.iterdir() if p.is_file()]))
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -118,6 +125,8 @@ class _Search:
         is_adapter = any(name in ADAPTER_FILES or is_shard(name) for name in names)
         is_model = is_checkpoint(here)
         of_a_model = any(MODEL_FILE.fullmatch(p.name) and p.suffix in TENSOR_SUFFIXES for p in files)
+        if not is_adapter and of_a_model and _is_dump(here):
+            is_adapter, of_a_model, is_model = True, False, False
         if is_adapter or CONFIG in names:
             self.sources.append(FoundSource(here, is_adapter=True))
         if is_model or of_a_model:

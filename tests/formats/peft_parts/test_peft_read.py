@@ -119,7 +119,7 @@ def test_pattern_keys_that_no_module_uses_are_warned_about(stored: Stored) -> No
     ("field", "value"),
     [
         ("r", 0), ("r", -1), ("r", 8.0), ("r", True), ("r", "4"), ("r", None), ("r", 1 << 21), ("r", [4, 2]),
-        ("lora_alpha", 0), ("lora_alpha", True), ("lora_alpha", "16"), ("lora_alpha", None), ("lora_alpha", [1]),
+        ("lora_alpha", True), ("lora_alpha", "16"), ("lora_alpha", None), ("lora_alpha", [1]),
         ("rank_pattern", {"q_proj": 0}), ("rank_pattern", [4]), ("alpha_pattern", {"q_proj": True}),
         ("alpha_pattern", "q_proj"), ("use_rslora", "yes"), ("bias", "some"), ("modules_to_save", "head"),
     ],

@@ -1,0 +1,32 @@
+"""The state dict of a whole PeftModel: the weights of a model, with the factors of an adapter unmerged among them.
+
+base_model.model.<module>.base_layer.weight          the model's own weight
+base_model.model.<module>.lora_A.default.weight      a factor, with the name of the adapter
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from loratools.errors import UnsupportedError
+from loratools.storage.files import quoted
+
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_A\.[^.]+\.weight")
+
+
+def is_dump(names: Iterable[str]) -> bool:
+    """Whether these are the tensors of a PeftModel with its base: each module with factors has its weight as well."""
+    every = set(names)
+    modules = {found["module"] for name in every if ".lora_A." in name and (found := _FACTOR.fullmatch(name))}
+    return bool(modules) and all(f"{module}.base_layer.weight" in every for module in modules)
+
+
+def dump_refusal(path: Path) -> UnsupportedError:
+    """What is said where such a file is given as a model."""
+    return UnsupportedError(
+        f"{quoted(path)} is the state dict of a PeftModel: the factors of its adapter are not merged into its weights",
+        hint="give it as an adapter, and as the base the model that was trained: loratools merge BASE "
+        f"{quoted(path)} -o FOLDER",
+    )

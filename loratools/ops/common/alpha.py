@@ -1,0 +1,33 @@
+"""The alpha that a person gives for an adapter whose files do not say it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from loratools.adapter import Adapter
+from loratools.errors import UsageError
+from loratools.storage.files import quoted
+from loratools.updates.parts.protocol import Update
+
+
+def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
+    """The adapter with `alpha` where its files do not say one.
+
+    Raises:
+        UsageError: they all say it, or it is no scale.
+    """
+    if alpha is None:
+        return adapter
+    if not math.isfinite(alpha) or alpha == 0:
+        raise UsageError(f"an alpha of {alpha:g} is no scale")
+    assumed = assumed_alphas(adapter)
+    if not assumed:
+        raise UsageError(f"{quoted(adapter.name)} says its own alpha, so that there is none to give with --alpha")
+    given = {name: update.with_alpha(alpha) for name, update in assumed.items()}
+    return replace(adapter, updates={**adapter.updates, **given})
+
+
+def assumed_alphas(adapter: Adapter) -> dict[str, Update]:
+    """Updates scaled by an alpha that nobody has said. A whole difference has none; not every LoKr has a use of it."""
+    return {name: update for name, update in adapter.updates.items() if update.assumes_alpha}

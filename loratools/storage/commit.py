@@ -24,7 +24,7 @@ from pathlib import Path
 
 from loratools.errors import LoraToolsError, MachineError, OutputExistsError, UsageError
 from loratools.storage import system
-from loratools.storage.files import machine_error, quoted
+from loratools.storage.files import is_without_room, machine_error, quoted
 from loratools.storage.held_inputs import hold_no, require_unchanged
 from loratools.storage.ownership import (
     RECORD,
@@ -380,7 +380,14 @@ def _staging(out: Path, real: Path, *, inside: bool = False) -> Iterator[_Stagin
         except LoraToolsError as error:
             if not isinstance(error, MachineError | UsageError):
                 staging.require(out)
-            raise
+            raise _about_output(error, staging.path, out, real) from error.__cause__
+        except OSError as error:
+            # A small file beside the weights, which is written without a word of ours about what may go wrong.
+            staging.require(out)
+            if not is_without_room(error):
+                raise
+            path = Path(str(error.filename)) if error.filename is not None else out
+            raise _about_output(machine_error(error, "write", path), staging.path, out, real) from error
         except Exception:
             # What is missing there may well be why the block failed: that is the error, and no bug of ours.
             staging.require(out)
@@ -400,6 +407,19 @@ def _staging(out: Path, real: Path, *, inside: bool = False) -> Iterator[_Stagin
                 system.close(staging.lock)
     # After a swap it is the old output that lies here, or the emptied folder of a single file.
     staging.remove()
+
+
+def _about_output(error: LoraToolsError, staging: Path, out: Path, real: Path) -> LoraToolsError:
+    """The error with the names that the files will have, in place of those while they are prepared."""
+
+    def renamed(text: str) -> str:
+        return text.replace(str(staging / real.name), str(out)).replace(str(staging), str(out))
+
+    texts = (error.message, error.hint or "", *error.details)
+    if all(renamed(text) == text for text in texts):
+        return error
+    hint = None if error.hint is None else renamed(error.hint)
+    return type(error)(renamed(error.message), hint=hint, details=[renamed(line) for line in error.details])
 
 
 def _make_parents(folder: Path, created: list[Path]) -> None:

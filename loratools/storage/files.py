@@ -62,8 +62,11 @@ def machine_error(error: OSError, doing: str, path: Path | None = None) -> LoraT
     if isinstance(error, LoraToolsError):  # MachineError is an OSError too, and has said it already
         return error
     about = f"{doing} {quoted(path)}" if path is not None else doing
+    if error.errno == errno.EFBIG:
+        hint: str | None = "write to a file system for larger files, or raise the limit (ulimit -f)"
+        return MachineError(f"could not {about}: {_FULL[errno.EFBIG]}", hint=hint)
     if error.errno in _FULL:
-        hint: str | None = "free some space, or write to another disk"
+        hint = "free some space, or write to another disk"
         if path is not None and (free := _free_space_or_none(path)) is not None:
             hint = f"{free:,} bytes are free there; {hint}"
         return MachineError(f"could not {about}: {_FULL[error.errno]}", hint=hint)
@@ -219,6 +222,26 @@ def read_back(fd: int, buffer: memoryview, offset: int) -> None:
             offset += count
     except OSError as error:
         raise machine_error(error, "read back what was written") from error
+
+
+def reserve(fd: int, nbytes: int, path: Path) -> None:
+    """Make a new file as long as it will be, so that a disk without the room says so before the work.
+
+    Raises:
+        MachineError: there is not so much room; it names how much is needed.
+    """
+    try:
+        system.allocate(fd, nbytes)
+    except OSError as error:
+        full = machine_error(error, "write", path)
+        if not isinstance(full, MachineError):
+            raise full from error
+        raise MachineError(full.message, hint=full.hint, details=[f"{nbytes:,} bytes are needed"]) from error
+
+
+def is_without_room(error: OSError) -> bool:
+    """Whether what is to be written does not fit: the disk, a quota, or a limit on files."""
+    return error.errno in _FULL
 
 
 def start_writeback(fd: int, offset: int, nbytes: int) -> None:

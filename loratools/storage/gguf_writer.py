@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from loratools.errors import UnsupportedError
 from loratools.storage import system
 from loratools.storage.commit import rewritten_file
-from loratools.storage.files import copy_range, machine_error, quoted, write_at
+from loratools.storage.files import copy_range, machine_error, quoted, reserve, write_at
 from loratools.storage.gguf_reader import PLAIN_TYPES
 from loratools.tensors.lazy import LazyTensor
 
@@ -39,17 +39,15 @@ def write_gguf(path: Path, fields: Mapping[str, str | int | float], tensors: Map
         except OSError as error:
             raise machine_error(error, "create", staged) from error
         try:
+            # The last tensor is filled up too, as the others are; what is not written is zeros.
+            padded = sum(t.nbytes + -t.nbytes % _ALIGNMENT for t in tensors.values())
+            reserve(fd, len(header) + padded, path)
             write_at(fd, header, 0, path=path)
             for name, tensor in tensors.items():
                 if tensor.location is not None:
                     copy_range(tensor.location, fd, offsets[name], path=path)
                 else:
                     write_at(fd, _bytes_of(tensor.read()), offsets[name], path=path)
-            if tensors:
-                # The last tensor is filled up too, as the others are.
-                last = list(tensors)[-1]
-                end = offsets[last] + tensors[last].nbytes
-                write_at(fd, bytes(-end % _ALIGNMENT), end, path=path)
             try:
                 system.fsync(fd)
             except OSError as error:

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from loratools.errors import InputError, MachineError
+from loratools.errors import InputError
 from loratools.storage import system
 from loratools.storage.commit import rewritten_file
-from loratools.storage.files import copy_range, machine_error, quoted, start_writeback, write_at
+from loratools.storage.files import copy_range, machine_error, quoted, reserve, start_writeback, write_at
 from loratools.storage.safetensors_reader import MAX_HEADER
 from loratools.tensors.dtypes import DTYPE_BITS, dtype_name
 from loratools.tensors.files import ByteRange
@@ -108,7 +108,7 @@ class SafetensorsWriter:
         self._open = True
         self._finished = False
         try:
-            self._reserve()
+            reserve(self.fd, self.layout.size, path)
             write_at(self.fd, self.layout.header, 0, path=path)
         except BaseException:
             self.abandon()
@@ -219,19 +219,6 @@ class SafetensorsWriter:
         if self._open:
             self._open = False
             system.close(self.fd)
-
-    def _reserve(self) -> None:
-        try:
-            system.allocate(self.fd, self.layout.size)
-        except OSError as error:
-            full = machine_error(error, "write", self.path)
-            if not isinstance(full, MachineError):
-                raise full from error
-            raise MachineError(
-                full.message,
-                hint=full.hint,
-                details=[f"{self.layout.size:,} bytes are needed"],
-            ) from error
 
     def _write(self, name: str, start: int, tensor: Tensor) -> None:
         if dtype_name(tensor.dtype) != self._specs[name].dtype:

@@ -11,16 +11,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from loratools.errors import LoraToolsError
+from loratools.errors import LoraToolsError, MachineError
 from loratools.storage import files, system
 from loratools.storage.commit import staged_folder, stale_staging
+from loratools.storage.gguf_writer import write_gguf
 from loratools.storage.json_file import write_json
 from loratools.storage.ownership import MARK, RECORD, write_record
 from loratools.storage.safetensors_reader import read_header
 from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec, write_safetensors
+from loratools.tensors.lazy import from_array
 
 ROOT = Path(__file__).parents[2]
 CALLS = frozenset({
@@ -142,6 +145,66 @@ def test_the_sweep_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         system.write_from(fd, memoryview(b"second"), 5)
 
     assert out.read_bytes() == b"first"
+
+
+def test_errors_name_the_output_and_not_what_it_is_prepared_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, out = tmp_path / "base.safetensors", tmp_path / "out"
+    write_safetensors(base, {"a": torch.arange(10.0)}, {})
+
+    def full(fd: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(system, "allocate", full)
+    with pytest.raises(LoraToolsError) as of_folder:
+        write_folder(base, out)
+    with pytest.raises(LoraToolsError) as of_file:
+        write_one_file(base, out)
+
+    assert of_folder.value.message == f"could not write '{out / 'model.safetensors'}': no space left on the disk"
+    assert of_file.value.message == f"could not write '{out}': no space left on the disk"
+    for error in (of_folder.value, of_file.value):
+        (needed,) = error.details
+        assert needed.endswith(" bytes are needed")
+        assert "loratools-" not in str(error)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_small_file_without_room_is_an_error_of_the_machine(tmp_path: Path, code: int) -> None:
+    with (
+        pytest.raises(MachineError, match=f"could not write '{tmp_path / 'out'}': "),
+        staged_folder(tmp_path / "out", overwrite=False, inputs=[]),
+    ):
+        # As Python itself raises it when a small text is written: without the name of the file.
+        raise OSError(code, "no room")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_of_the_system_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="what is it") as caught,
+        staged_folder(tmp_path / "out", overwrite=False, inputs=[]),
+    ):
+        raise OSError(errno.ENOTTY, "what is it")
+
+    assert not isinstance(caught.value, LoraToolsError)
+
+
+def test_gguf_file_without_room_says_how_much_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[int] = []
+
+    def full(fd: int, size: int) -> None:
+        wanted.append(size)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tensors = {"a": from_array(np.ones((3, 5), np.float32)), "b": from_array(np.ones(7, np.float32))}
+    write_gguf(tmp_path / "there.gguf", {"general.type": "adapter"}, tensors)
+    monkeypatch.setattr(system, "allocate", full)
+    with pytest.raises(MachineError) as caught:
+        write_gguf(tmp_path / "x.gguf", {"general.type": "adapter"}, tensors)
+
+    assert wanted == [(tmp_path / "there.gguf").stat().st_size]
+    assert caught.value.details == (f"{wanted[0]:,} bytes are needed",)
 
 
 KILLED = """

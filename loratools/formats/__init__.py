@@ -26,7 +26,7 @@ from loratools.formats.common.source import (
     open_source,
     shown,
 )
-from loratools.formats.image_parts.spellings import is_learnt_word, is_spelled
+from loratools.formats.image_parts.spellings import is_learnt_token, is_spelled
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
 from loratools.updates.lora_experts import Packing
@@ -178,11 +178,13 @@ def save(
         >>> loratools.save("fixtures/llama-tiny-science", "science-bf16", dtype="bfloat16")
         ()
     """
-    known = known_base(base)
+    base_names = known_base(base)
     if not isinstance(adapter, Adapter):
         inputs = [*inputs, adapter]
-        adapter = load(adapter, base=known)
-    with staged(adapter, out, format=format, dtype=dtype, overwrite=overwrite, inputs=inputs, base=known) as written:
+        adapter = load(adapter, base=base_names)
+    with staged(
+        adapter, out, format=format, dtype=dtype, overwrite=overwrite, inputs=inputs, base=base_names
+    ) as written:
         return written.warnings
 
 
@@ -303,13 +305,13 @@ def named(out: Path, format: str) -> Path:
     Raises:
         UsageError: a file under the name of a folder, or the other way round.
     """
-    wanted, has = writer(format).WRITES, out.suffix.lower()
-    if wanted == FOLDER and has in (".safetensors", ".gguf", ".npz", ".bin", ".pt"):
+    suffix, has = writer(format).WRITES, out.suffix.lower()
+    if suffix == FOLDER and has in (".safetensors", ".gguf", ".npz", ".bin", ".pt"):
         raise UsageError(
             f"{format} writes a folder, and {quoted(out)} is the name of a file", hint="leave out the suffix"
         )
-    if wanted not in (FOLDER, has):
-        raise UsageError(f"{format} writes one file, '*{wanted}'", hint=f"name it {out.name}{wanted}")
+    if suffix not in (FOLDER, has):
+        raise UsageError(f"{format} writes one file, '*{suffix}'", hint=f"name it {out.name}{suffix}")
     return out
 
 
@@ -335,12 +337,16 @@ def _only_claim(source: AdapterSource) -> str:
     count = len(source.tensors)
     if not count:
         raise FormatError(f"{quoted(source.file)} holds no tensors")
-    learnt = all(is_learnt_word(name) for name in source.tensors)
-    words = "these are embeddings of new tokens (textual inversion), which change no weight of a model"
+    learnt = all(is_learnt_token(name) for name in source.tensors)
+    embeddings_only = "these are embeddings of new tokens (textual inversion), which change no weight of a model"
     adapted = any("lora" in name.lower() for name in source.tensors)
     model = "a whole model is given as the base: to take an adapter out of a fine-tuned one, use loratools extract"
     raise FormatError(
         f"{quoted(source.path)} is no adapter of a format known here: none of its {count} tensors is a part of one",
         details=shown([quoted(name)[1:-1] for name in source.tensors]),
-        hint="its names speak of LoRA, in a spelling that is not read" if adapted else words if learnt else model,
+        hint="its names speak of LoRA, in a spelling that is not read"
+        if adapted
+        else embeddings_only
+        if learnt
+        else model,
     )

@@ -15,8 +15,8 @@ from loratools.adapter import Adapter
 from loratools.errors import LoraToolsError
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource
-from loratools.formats.image_parts.flat_names import left_out, spelled, without_spelling
-from loratools.formats.image_parts.reading import DENOISER, Located, Read, given_family
+from loratools.formats.image_parts.flat_names import empty_modules_warning, spelled, without_spelling
+from loratools.formats.image_parts.reading import DENOISER, Located, Read, family_of_base
 from loratools.formats.image_parts.reading import read as read_image
 from loratools.formats.image_parts.spellings import grouped
 from loratools.formats.image_parts.writing import Stored, header_of, lay_out, pieces_alone, write_file
@@ -29,7 +29,7 @@ _OTHERS = ("double_blocks.", "single_blocks.")
 
 def detect(source: AdapterSource) -> bool:
     """By names with nothing before them that are surely those of an image model, and no config of PEFT."""
-    if source.config_is_its_own:
+    if source.config_belongs_to_file:
         return False
     modules = {name: module for name, module in grouped(source.tensors)[0].items() if module.kinds}
     if not modules or any(name.startswith(_OTHERS) for name in modules):
@@ -39,7 +39,9 @@ def detect(source: AdapterSource) -> bool:
     if not families:
         return False
     try:
-        decide({name: module.sizes for name, module in modules.items()}, families, given=given_family(source.base))
+        decide(
+            {name: module.sizes for name, module in modules.items()}, families, base_family=family_of_base(source.base)
+        )
     except LoraToolsError:
         return False
     return True
@@ -52,10 +54,10 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why: there is a place for one model only."""
-    found = lay_out(adapter, "original", base=base, dry=True)
-    problems = dict(found.problems) | without_spelling(adapter)
-    parts = {module.part for module in found.modules if module.part}
-    for module in found.modules:
+    layout = lay_out(adapter, "original", base=base, dry=True)
+    problems = dict(layout.problems) | without_spelling(adapter)
+    parts = {module.part for module in layout.modules if module.part}
+    for module in layout.modules:
         if module.part.startswith("text_encoder"):
             problems[module.target] = f"of one of {len(parts)} models, in a file for what removes the noise"
     return problems | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
@@ -63,13 +65,13 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
     """Write the file with the authors' names and the parts as kohya spells them, alpha as a tensor."""
-    found = lay_out(adapter, "original", base=base)
-    modules, empty = pieces_alone(found.modules)
+    layout = lay_out(adapter, "original", base=base)
+    modules, empty = pieces_alone(layout.modules)
     stored: Stored = {}
     for module in modules:
         stored |= spelled(module.named(""), module, dtype=dtype)
-    write_file(out, stored, header_of(adapter, found.family))
-    return left_out(empty)
+    write_file(out, stored, header_of(adapter, layout.family))
+    return empty_modules_warning(empty)
 
 
 def _locate(name: str) -> Located:

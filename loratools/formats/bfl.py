@@ -14,7 +14,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.errors import UnsupportedError
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource
-from loratools.formats.image_parts.flat_names import left_out
+from loratools.formats.image_parts.flat_names import empty_modules_warning
 from loratools.formats.image_parts.reading import DENOISER, Located, Read
 from loratools.formats.image_parts.reading import read as read_image
 from loratools.formats.image_parts.spellings import is_spelled
@@ -41,7 +41,7 @@ _PEFT = "base_model.model."
 
 def detect(source: AdapterSource) -> bool:
     """By blocks of Flux with nothing before them, and factors as PEFT or kohya spells them; not PEFT's folders."""
-    if source.config_is_its_own:
+    if source.config_belongs_to_file:
         return False
     return any(_is_bare(key) for key in source.tensors)
 
@@ -50,7 +50,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; norms are replacements under the names of diffusers. Raises what `image_parts.reading.read` does."""
     norms = {key: tensor for key, tensor in source.tensors.items() if key.endswith(_NORM)}
     rest = {key: tensor for key, tensor in source.tensors.items() if key not in norms}
-    how = Read("bfl", _locate, known_only=True, families=_FAMILIES)
+    how = Read("bfl", _locate, table_names_only=True, families=_FAMILIES)
     adapter = read_image(replace(source, tensors=rest, stored_names=False), how)
     replaced: dict[str, Replacement] = {}
     for key, tensor in norms.items():
@@ -64,17 +64,17 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why."""
-    found = lay_out(adapter, "original", base=base, dry=True)
-    problems = dict(found.problems)
+    layout = lay_out(adapter, "original", base=base, dry=True)
+    problems = dict(layout.problems)
     for name, update in adapter.updates.items():
         if name.partition(".")[0] != "transformer":
             problems[name] = "only the transformer has a place"
         elif update.as_full() is None and ((lora := update.as_lora()) is None or lora.magnitude is not None):
             problems[name] = "only plain LoRA and its biases have a place"
-    if found.family is None or found.family.name not in {f.name for f in _FAMILIES}:
+    if layout.family is None or layout.family.name not in {f.name for f in _FAMILIES}:
         problems |= dict.fromkeys(adapter.updates, "of a model that is not Flux")
     for name in adapter.replacements:
-        if _norm_name(found.family, name) is None:
+        if _norm_name(layout.family, name) is None:
             problems[name] = "a whole weight, and no norm of Flux"
     return problems
 
@@ -83,8 +83,8 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     """Write the file. There is no place for alpha but a tensor, which is written where the scale is not 1."""
     import torch
 
-    found = lay_out(adapter, "original", base=base)
-    modules, empty = pieces_alone(found.modules)
+    layout = lay_out(adapter, "original", base=base)
+    modules, empty = pieces_alone(layout.modules)
     parts: dict[str, LazyTensor] = {}
     alphas: Stored = {}
     for module in modules:
@@ -96,10 +96,10 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         if module.bias is not None:
             parts[f"{module.name}.lora_B.bias"] = module.bias.diff
     for name, replacement in adapter.replacements.items():
-        parts[str(_norm_name(found.family, name))] = replacement.tensor
+        parts[str(_norm_name(layout.family, name))] = replacement.tensor
     stored = alphas | {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
-    write_file(out, stored, header_of(adapter, found.family))
-    return left_out(empty)
+    write_file(out, stored, header_of(adapter, layout.family))
+    return empty_modules_warning(empty)
 
 
 def _is_bare(key: str) -> bool:

@@ -45,12 +45,12 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         FormatError: factors that are missing or do not make a product.
     """
     parts: dict[str, dict[str, LazyTensor]] = {}
-    words: dict[str, Replacement] = {}
+    tokens: dict[str, Replacement] = {}
     for name, tensor in source.tensors.items():
-        if (found := _FACTOR.fullmatch(name)) is not None:
-            parts.setdefault(f"{found['model']}:{int(found['number']):05d}", {})[found["part"]] = tensor
+        if (parsed := _FACTOR.fullmatch(name)) is not None:
+            parts.setdefault(f"{parsed['model']}:{int(parsed['number']):05d}", {})[parsed["part"]] = tensor
         elif _WORD.fullmatch(name):
-            words[name] = Replacement(tensor, "trained word")
+            tokens[name] = Replacement(tensor, "trained word")
         else:
             raise UnsupportedError(f"{quoted(source.file)} has {quoted(name)}, which is no factor and no trained word")
     pairs = paired(source, parts, "down", "up")
@@ -65,7 +65,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         for name, (a, b) in zip(names, of_model, strict=True):
             updates[f"{model}.{name}"] = LoRA(a, b, float(a.shape[0]), "assumed")
     return Adapter(
-        updates, words, format="cloneofsimo", path=source.path, notes={"cloneofsimo": {"metadata": _texts(source)}}
+        updates, tokens, format="cloneofsimo", path=source.path, notes={"cloneofsimo": {"metadata": _texts(source)}}
     )
 
 
@@ -120,13 +120,13 @@ def _trained(source: AdapterSource, model: str) -> set[str]:
     return {str(entry) for entry in listed} if isinstance(listed, list) else set()
 
 
-def _unknown(source: AdapterSource, model: str, what: str) -> UnsupportedError:
+def _unknown(source: AdapterSource, model: str, evidence: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{quoted(source.file)} numbers the layers of another {model} than Stable Diffusion 1 or 2: {what}"
+        f"{quoted(source.file)} numbers the layers of another {model} than Stable Diffusion 1 or 2: {evidence}"
     )
 
 
 def _texts(source: AdapterSource) -> dict[str, str]:
     """What the header says beside ranks and kinds, which the tensors say as well."""
-    own = re.compile(r"(unet|text_encoder)(:\d+:rank)?|<[^<>]+>")
-    return {key: text for key, text in source.metadata.items() if not own.fullmatch(key)}
+    of_format = re.compile(r"(unet|text_encoder)(:\d+:rank)?|<[^<>]+>")
+    return {key: text for key, text in source.metadata.items() if not of_format.fullmatch(key)}

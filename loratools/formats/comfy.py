@@ -11,7 +11,7 @@ from pathlib import Path
 from loratools.adapter import Adapter
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource
-from loratools.formats.image_parts.flat_names import encoder_part, left_out, without_spelling
+from loratools.formats.image_parts.flat_names import empty_modules_warning, encoder_part, without_spelling
 from loratools.formats.image_parts.kinds import lycoris_parts
 from loratools.formats.image_parts.reading import DENOISER, Located, Read
 from loratools.formats.image_parts.reading import read as read_image
@@ -51,14 +51,14 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why."""
-    found = lay_out(adapter, "comfy", base=base, dry=True, single_file=True)
-    problems = dict(found.problems) | without_spelling(adapter)
-    family = found.family.name if found.family is not None else ""
+    layout = lay_out(adapter, "comfy", base=base, dry=True, single_file=True)
+    problems = dict(layout.problems) | without_spelling(adapter)
+    family = layout.family.name if layout.family is not None else ""
     for name in () if adapter.stored_names else adapter.updates:
         if name.startswith(ENCODERS) and _encoder(name.partition(".")[0], family) is None:
             problems[name] = "of a text encoder of which it is not known what ComfyUI calls it"
     for name in adapter.replacements:
-        if _replaced(name, found.family, stored=adapter.stored_names) is None:
+        if _replaced(name, layout.family, stored=adapter.stored_names) is None:
             problems[name] = "a whole weight of a module that ComfyUI has no name for, or no own one"
     return problems
 
@@ -67,9 +67,9 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     """Write the file that ComfyUI reads. Alpha is written where the scale is not 1, or where the source had it."""
     import torch
 
-    found = lay_out(adapter, "comfy", base=base, single_file=True)
-    modules, empty = pieces_alone(found.modules)
-    family = found.family.name if found.family is not None else ""
+    layout = lay_out(adapter, "comfy", base=base, single_file=True)
+    modules, empty = pieces_alone(layout.modules)
+    family = layout.family.name if layout.family is not None else ""
     parts: dict[str, LazyTensor] = {}
     stored: Stored = {}
     named = {module.named(_prefix(module.part, family)): (module.weight, module.bias) for module in modules}
@@ -90,15 +90,15 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
             parts[f"{name}.diff"] = full.diff
         else:
             parts |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(weight) or {}).items()}
-            if (own := weight.lycoris_alpha()) is not None:
-                stored[f"{name}.alpha"] = from_torch(torch.tensor(own))
+            if (lycoris_alpha := weight.lycoris_alpha()) is not None:
+                stored[f"{name}.alpha"] = from_torch(torch.tensor(lycoris_alpha))
         if bias is not None:
             parts[f"{name}.diff_b"] = bias.diff
     for name, replacement in adapter.replacements.items():
-        parts[f"{_replaced(name, found.family, stored=adapter.stored_names)}.set_weight"] = replacement.tensor
+        parts[f"{_replaced(name, layout.family, stored=adapter.stored_names)}.set_weight"] = replacement.tensor
     stored |= {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
-    write_file(out, stored, header_of(adapter, found.family))
-    return left_out(empty)
+    write_file(out, stored, header_of(adapter, layout.family))
+    return empty_modules_warning(empty)
 
 
 def _replaced(name: str, family: Family | None, *, stored: bool) -> str | None:

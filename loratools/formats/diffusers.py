@@ -18,7 +18,7 @@ from loratools.errors import FormatError
 from loratools.formats.common.base import Base
 from loratools.formats.common.scale import most_common
 from loratools.formats.common.source import AdapterSource
-from loratools.formats.image_parts.flat_names import left_out
+from loratools.formats.image_parts.flat_names import empty_modules_warning
 from loratools.formats.image_parts.kinds import Scale
 from loratools.formats.image_parts.reading import Located, Read
 from loratools.formats.image_parts.reading import read as read_image
@@ -58,12 +58,12 @@ def detect(source: AdapterSource) -> bool:
     if source.config is not None and "peft_type" in source.config and source.file.name.startswith("adapter_model."):
         return False
     modules = [name for name, module in grouped(source.tensors)[0].items() if module.kinds]
-    found = [at for name in modules if (at := _locate(name)) is not None]
-    if not found:
+    located = [at for name in modules if (at := _locate(name)) is not None]
+    if not located:
         return False
-    if _METADATA in source.metadata or any(at.part != "transformer" for at in found):
+    if _METADATA in source.metadata or any(at.part != "transformer" for at in located):
         return True
-    if any(family.find(at.name) is not None for at in found for family in denoisers()):
+    if any(family.find(at.name) is not None for at in located for family in denoisers()):
         return True
     # What PEFT does not spell so is of no language model.
     return any(is_spelled(key) and not isinstance(parse(key), Factor) for key in source.tensors)
@@ -80,9 +80,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why: diffusers reads LoRA, with magnitudes of outputs and biases, only."""
-    found = lay_out(adapter, "diffusers", base=base, dry=True)
-    problems = dict(found.problems)
-    for module in found.modules:
+    layout = lay_out(adapter, "diffusers", base=base, dry=True)
+    problems = dict(layout.problems)
+    for module in layout.modules:
         name = module.target
         if (lora := module.lora) is not None:
             if lora.magnitude is not None and lora.magnitude_of == "in":
@@ -98,8 +98,8 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
     """Write the file that `load_lora_weights` reads. Scales other than 1 go into its header."""
-    found = lay_out(adapter, "diffusers", base=base)
-    modules, empty = pieces_alone(_in_parts(found.modules))
+    layout = lay_out(adapter, "diffusers", base=base)
+    modules, empty = pieces_alone(_in_parts(layout.modules))
     parts: dict[str, LazyTensor] = {}
     for module in modules:
         lora = module.lora
@@ -114,8 +114,8 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         if module.bias is not None:
             parts[f"{name}.lora_B.bias"] = module.bias.diff
     stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in parts.items()}
-    metadata = header_of(adapter, found.family)
-    warnings = left_out(empty)
+    metadata = header_of(adapter, layout.family)
+    warnings = empty_modules_warning(empty)
     scaled = [m for m in modules if (lora := m.lora) is not None and plain_alpha(lora) != lora.rank]
     if scaled:
         metadata[_METADATA] = json.dumps(_configs(modules), indent=2, sort_keys=True)
@@ -140,8 +140,8 @@ def _locate(name: str) -> Located | None:
         # The oldest files hold a UNet's processors and nothing else.
         old = _PROCESSOR.fullmatch(name)
         return None if old is None else Located("unet", f"{old[1]}.{_processed(old[2])}")
-    if found := _PROCESSOR.fullmatch(module):
-        return Located(part, f"{found[1]}.{_processed(found[2])}")
+    if processor := _PROCESSOR.fullmatch(module):
+        return Located(part, f"{processor[1]}.{_processed(processor[2])}")
     head, _, leaf = module.rpartition(".")
     if part.startswith("text_encoder") and leaf in _OLD_ENCODER and head.endswith("self_attn"):
         return Located(part, f"{head}.{_OLD_ENCODER[leaf]}")
@@ -161,10 +161,10 @@ def _scales(source: AdapterSource) -> _FromHeader | None:
     text = source.metadata.get(_METADATA)
     if text is None:
         return None
-    where = f"{_METADATA!r} of {quoted(source.file)}"
-    flat = parse_json(text.encode(), where)
+    subject = f"{_METADATA!r} of {quoted(source.file)}"
+    flat = parse_json(text.encode(), subject)
     if not isinstance(flat, dict):
-        raise FormatError(f"{where} is no object")
+        raise FormatError(f"{subject} is no object")
     return _FromHeader(flat, [name for name, module in grouped(source.tensors)[0].items() if "lora" in module.kinds])
 
 
@@ -178,9 +178,9 @@ class _FromHeader:
             numbers = fields.scaling(config)
             inside = {name.partition(".")[2]: name for name in modules if name.partition(".")[0] == part}
             regexes = UntrustedRegexes(list(inside))
-            found = matches(numbers.alphas, regexes, where="alpha_pattern") if numbers.alphas else {}
+            matched = matches(numbers.alphas, regexes, subject="alpha_pattern") if numbers.alphas else {}
             for inner, name in inside.items():
-                keys = found.get(inner)
+                keys = matched.get(inner)
                 alpha = numbers.alphas[keys[0]] if keys else numbers.alpha
                 if alpha is None and config:
                     alpha = float(fields.DEFAULT_ALPHA)

@@ -64,26 +64,26 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     for module, (a, b) in _pairs(source).items():
         rank = b.shape[-1]
         # Written as alpha 0, the scale is 1 whatever the rank.
-        own, alpha_source = (
+        module_alpha, alpha_source = (
             (float(alpha), "metadata") if alpha else (float(rank), "assumed" if alpha is None else "metadata")
         )
         stack = names.hf_stack(architecture, module)
         if len(a.shape) == 3 and stack is not None:
             for e, (down, up) in enumerate(zip(items(a), items(b), strict=True)):
-                updates[expert_name(Expert(stack[0], e, stack[1]))] = LoRA(down, up, own, alpha_source)
+                updates[expert_name(Expert(stack[0], e, stack[1]))] = LoRA(down, up, module_alpha, alpha_source)
             continue
         name = names.hf_module(architecture, module)
         if name is None or len(a.shape) == 3:
             raise UnsupportedError(
                 f"{quoted(source.file)} has {quoted(module)}, no module of {architecture.name} known here"
             )
-        which = heads_field(module) if architecture.interleaved else None
-        if which is not None and counts is None:
+        heads_name = heads_field(module) if architecture.interleaved else None
+        if heads_name is not None and counts is None:
             unordered.append(name)
-        elif which is not None and counts is not None:
-            b = reordered(b, inverse(_order(module, b.shape[0], counts[which])))
+        elif heads_name is not None and counts is not None:
+            b = reordered(b, inverse(_order(module, b.shape[0], counts[heads_name])))
         embedding = module == _EMBEDDING
-        updates[name] = LoRA(transposed(a) if embedding else a, b, own, alpha_source, embedding=embedding)
+        updates[name] = LoRA(transposed(a) if embedding else a, b, module_alpha, alpha_source, embedding=embedding)
     base_model = source.other.get("general.base_model.0.name")
     uncertainties = []
     if unordered:
@@ -106,23 +106,23 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     """What GGUF has no place for."""
     architecture = _architecture_of(base)
-    found = dict.fromkeys(adapter.replacements, "a GGUF adapter holds factors and no whole weights")
+    problems = dict.fromkeys(adapter.replacements, "a GGUF adapter holds factors and no whole weights")
     tied = base is not None and base.config.get("tie_word_embeddings") is True
     for name, update in adapter.updates.items():
         lora = update.as_lora()
         if lora is None:
-            found[name] = f"a GGUF adapter has no {update.kind}"
+            problems[name] = f"a GGUF adapter has no {update.kind}"
         elif lora.magnitude is not None:
-            found[name] = "a GGUF adapter has no magnitude (DoRA): merge it into the base and extract a plain LoRA"
+            problems[name] = "a GGUF adapter has no magnitude (DoRA): merge it into the base and extract a plain LoRA"
         elif lora.mid is not None or len(lora.a.shape) != 2:
-            found[name] = "a GGUF adapter has no LoRA of convolutions"
+            problems[name] = "a GGUF adapter has no LoRA of convolutions"
         elif _written_name(architecture, name) is None:
-            found[name] = f"no module of {architecture.name} that GGUF has a name for"
+            problems[name] = f"no module of {architecture.name} that GGUF has a name for"
         elif name == "lm_head" and tied:
-            found[name] = "the base ties its head to the embedding, so that a GGUF of it has no such weight"
+            problems[name] = "the base ties its head to the embedding, so that a GGUF of it has no such weight"
         elif lora.embedding != (_written_name(architecture, name) == _EMBEDDING):
-            found[name] = "an embedding's factors on another module, or a linear layer's on the embedding"
-    return found
+            problems[name] = "an embedding's factors on another module, or a linear layer's on the embedding"
+    return problems
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
@@ -157,11 +157,11 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         written = _written_name(architecture, name)
         assert written is not None
         b = same.b
-        which = heads_field(written) if architecture.interleaved else None
-        if which is not None:
+        heads_name = heads_field(written) if architecture.interleaved else None
+        if heads_name is not None:
             if counts is None:
                 raise UsageError(f"the config of {quoted(base.name)} does not say how many attention heads there are")
-            b = reordered(b, _order(name, b.shape[0], counts[which]))
+            b = reordered(b, _order(name, b.shape[0], counts[heads_name]))
         pairs[written] = (transposed(same.a) if same.embedding else same.a), b
     for (parent, role), members in experts.items():
         rank = max(u.rank for u in members.values())
@@ -197,24 +197,24 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
 
 
 def _architecture(source: AdapterSource) -> names.Architecture:
-    said = source.other.get("general.architecture")
+    declared = source.other.get("general.architecture")
     kind = source.other.get("adapter.type")
     if kind != "lora":
         raise UnsupportedError(f"{quoted(source.file)} is an adapter of type {kind!r}; only lora is read")
     if source.other.get("adapter.alora.invocation_tokens"):
         raise UnsupportedError(f"{quoted(source.file)} is an aLoRA, which acts after certain tokens only")
-    found = names.BY_NAME.get(said) if isinstance(said, str) else None
-    if found is None:
+    architecture = names.BY_NAME.get(declared) if isinstance(declared, str) else None
+    if architecture is None:
         raise UnsupportedError(
-            f"{quoted(source.file)} is for the architecture {said!r}, whose names and orders are not known here",
+            f"{quoted(source.file)} is for the architecture {declared!r}, whose names and orders are not known here",
             hint=f"known are {', '.join(sorted(names.BY_NAME))}",
         )
-    if source.base is not None and _architecture_of(source.base) != found:
+    if source.base is not None and _architecture_of(source.base) != architecture:
         raise MismatchError(
-            f"{quoted(source.file)} is for {found.name}, and {quoted(source.base.name)} is "
+            f"{quoted(source.file)} is for {architecture.name}, and {quoted(source.base.name)} is "
             f"{_architecture_of(source.base).name}"
         )
-    return found
+    return architecture
 
 
 def _architecture_of(base: Base | None) -> names.Architecture:
@@ -223,13 +223,13 @@ def _architecture_of(base: Base | None) -> names.Architecture:
             "gguf needs the config of the base: names and the order of rows depend on it",
             hint="give the model, or its config.json, with --base",
         )
-    found = names.BY_MODEL_TYPE.get(base.model_type or "")
-    if found is None:
+    architecture = names.BY_MODEL_TYPE.get(base.model_type or "")
+    if architecture is None:
         raise UnsupportedError(
             f"{quoted(base.name)} is of model_type {base.model_type!r}, which is not written as gguf",
             hint=f"those that are: {', '.join(sorted(names.BY_MODEL_TYPE))}",
         )
-    return found
+    return architecture
 
 
 def _written_name(architecture: names.Architecture, name: str) -> str | None:
@@ -271,11 +271,11 @@ def _pairs(source: AdapterSource) -> dict[str, tuple[LazyTensor, LazyTensor]]:
             f"{quoted(source.file)} has {counted(len(problems), 'tensor')} that are not read", details=shown(problems)
         )
     pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
-    for module, found in sorted(parts.items()):
-        if len(found) < 2:
-            problems.append(f"{quoted(module)} has {next(iter(found))} alone")
+    for module, factors in sorted(parts.items()):
+        if len(factors) < 2:
+            problems.append(f"{quoted(module)} has {next(iter(factors))} alone")
             continue
-        a, b = found["lora_a"], found["lora_b"]
+        a, b = factors["lora_a"], factors["lora_b"]
         inner = -1 if module == _EMBEDDING else -2
         fits = len(a.shape) == len(b.shape) in (2, 3) and a.shape[inner] == b.shape[-1] and a.shape[:-2] == b.shape[:-2]
         if not fits:

@@ -21,8 +21,8 @@ def detect(source: AdapterSource) -> bool:
     """By names that end in `.lora_A` and `.lora_B`, without PEFT's prefix."""
     if source.container not in ("pickle", "safetensors"):
         return False
-    found = [name for name in source.tensors if name.rpartition(".")[2] in _PARTS and "." in name]
-    return bool(found) and not any(name.startswith("base_model.") for name in found)
+    factor_names = [name for name in source.tensors if name.rpartition(".")[2] in _PARTS and "." in name]
+    return bool(factor_names) and not any(name.startswith("base_model.") for name in factor_names)
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
@@ -33,22 +33,22 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         FormatError: factors that do not make a product.
     """
     parts: dict[str, dict[str, LazyTensor]] = {}
-    others: dict[str, LazyTensor] = {}
+    other_tensors: dict[str, LazyTensor] = {}
     for name, tensor in source.tensors.items():
         module, _, part = name.rpartition(".")
         if module and part in _PARTS:
             parts.setdefault(module, {})[part] = tensor
         else:
-            others[name] = tensor
+            other_tensors[name] = tensor
     _refuse_merged(source, parts)
     updates = {
         module: LoRA(a, b, float(a.shape[0]), "assumed")
         for module, (a, b) in paired(source, parts, "lora_A", "lora_B").items()
     }
-    whole = {name.rpartition(".")[0] for name in others if name.endswith(".weight")}
+    with_weight = {name.rpartition(".")[0] for name in other_tensors if name.endswith(".weight")}
     replacements = {
-        name: Replacement(tensor, "modules_to_save" if name.rpartition(".")[0] in whole else "bias")
-        for name, tensor in others.items()
+        name: Replacement(tensor, "modules_to_save" if name.rpartition(".")[0] in with_weight else "bias")
+        for name, tensor in other_tensors.items()
     }
     return Adapter(updates, replacements, format="loralib", path=source.path)
 
@@ -56,11 +56,11 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 def _refuse_merged(source: AdapterSource, parts: dict[str, dict[str, LazyTensor]]) -> None:
     merged = [
         module
-        for module, found in parts.items()
-        if len(found) == 2
-        and all(len(t.shape) == 2 for t in found.values())
-        and found["lora_A"].shape[0] != found["lora_B"].shape[1]
-        and found["lora_A"].shape[0] % found["lora_B"].shape[1] == 0
+        for module, factors in parts.items()
+        if len(factors) == 2
+        and all(len(t.shape) == 2 for t in factors.values())
+        and factors["lora_A"].shape[0] != factors["lora_B"].shape[1]
+        and factors["lora_A"].shape[0] % factors["lora_B"].shape[1] == 0
     ]
     if merged:
         raise UnsupportedError(

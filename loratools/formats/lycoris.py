@@ -29,9 +29,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why: it wraps one model, so text encoders have no place."""
-    found = dict(flat_names.unwritable(adapter, _PREFIXES, base=base))
+    problems = dict(flat_names.unwritable(adapter, _PREFIXES, base=base))
     encoders = [name for name in adapter.updates if name.startswith("text_encoder")]
-    return found | dict.fromkeys(encoders, "of a text encoder, in a file for one model")
+    return problems | dict.fromkeys(encoders, "of a text encoder, in a file for one model")
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:

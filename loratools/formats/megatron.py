@@ -52,12 +52,12 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     parts: dict[str, dict[str, LazyTensor]] = {}
     foreign: list[str] = []
     for name, tensor in source.tensors.items():
-        found = _FACTOR.fullmatch(name)
-        if found is None:
+        parsed = _FACTOR.fullmatch(name)
+        if parsed is None:
             foreign.append(name)
             continue
-        role = _ROLES[next(word for word in reversed(found["module"].split(".")) if word in _ROLES)]
-        parts.setdefault(f"model.layers.{int(found['layer'])}.{role}", {})[found["part"]] = tensor
+        role = _ROLES[next(segment for segment in reversed(parsed["module"].split(".")) if segment in _ROLES)]
+        parts.setdefault(f"model.layers.{int(parsed['layer'])}.{role}", {})[parsed["part"]] = tensor
     if foreign:
         raise UnsupportedError(
             f"{quoted(source.file)} has {counted(len(foreign), 'tensor')} that are no factors of Megatron",
@@ -113,9 +113,9 @@ def _split(module: str, b: LazyTensor, base: Base | None) -> dict[str, LazyTenso
         return reordered(b, tuple(row for s in start for row in range(s, s + (last - first) * size)))
 
     parent = f"{module.removesuffix(_QKV)}self_attn."
-    own = heads // groups
+    queries = heads // groups
     return {
-        f"{parent}q_proj": picked(0, own),
-        f"{parent}k_proj": picked(own, own + 1),
-        f"{parent}v_proj": picked(own + 1, own + 2),
+        f"{parent}q_proj": picked(0, queries),
+        f"{parent}k_proj": picked(queries, queries + 1),
+        f"{parent}v_proj": picked(queries + 1, queries + 2),
     }

@@ -55,12 +55,12 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     model = (config or {}).get("model")
     base_model = model if isinstance(model, str) and model else None
     if _is_full(source):
-        whole = {name: Replacement(tensor, "modules_to_save") for name, tensor in source.tensors.items()}
-        return Adapter({}, whole, format="mlx", path=source.path, base_model=base_model, notes=notes)
+        weights = {name: Replacement(tensor, "modules_to_save") for name, tensor in source.tensors.items()}
+        return Adapter({}, weights, format="mlx", path=source.path, base_model=base_model, notes=notes)
     scale, alpha_source, uncertainties = _scale(config)
     updates: dict[str, LoRA] = {}
-    for module, found in _factors(source).items():
-        for name, update in _as_updates(module, found, scale, alpha_source):
+    for module, factors in _factors(source).items():
+        for name, update in _as_updates(module, factors, scale, alpha_source):
             updates[name] = update
     warnings = [] if config is not None else [f"{quoted(source.file)} has no {CONFIG} of MLX beside it"]
     if alpha_source == "assumed":
@@ -83,21 +83,21 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     """What mlx-lm has no place for."""
-    found = dict.fromkeys(adapter.replacements, "mlx-lm loads no whole weights beside factors")
+    problems = dict.fromkeys(adapter.replacements, "mlx-lm loads no whole weights beside factors")
     dora = any((lora := u.as_lora()) is not None and lora.magnitude is not None for u in adapter.updates.values())
     for name, update in adapter.updates.items():
         lora = update.as_lora()
         if lora is None:
-            found[name] = f"mlx-lm has no {update.kind}"
+            problems[name] = f"mlx-lm has no {update.kind}"
         elif lora.mid is not None or len(lora.a.shape) != 2:
-            found[name] = "mlx-lm has no LoRA of convolutions"
+            problems[name] = "mlx-lm has no LoRA of convolutions"
         elif lora.magnitude is None and dora:
-            found[name] = "no magnitude, and mlx-lm has DoRA for all modules or for none"
+            problems[name] = "no magnitude, and mlx-lm has DoRA for all modules or for none"
         elif lora.magnitude is not None and parse_expert(name) is not None:
-            found[name] = "mlx-lm has no DoRA of experts"
+            problems[name] = "mlx-lm has no DoRA of experts"
         elif lora.magnitude is not None and (lora.magnitude_of == "in") != lora.embedding:
-            found[name] = f"mlx-lm has no magnitude of each {'output' if lora.embedding else 'input'} here"
-    return found
+            problems[name] = f"mlx-lm has no magnitude of each {'output' if lora.embedding else 'input'} here"
+    return problems
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
@@ -151,7 +151,11 @@ def _is_mlx(config: Mapping[str, object] | None) -> bool:
 
 
 def _is_full(source: AdapterSource) -> bool:
-    return source.config_is_its_own and _is_mlx(source.config) and (source.config or {}).get("fine_tune_type") == "full"
+    return (
+        source.config_belongs_to_file
+        and _is_mlx(source.config)
+        and (source.config or {}).get("fine_tune_type") == "full"
+    )
 
 
 def _parse(key: str) -> tuple[str, str] | None:
@@ -161,8 +165,8 @@ def _parse(key: str) -> tuple[str, str] | None:
 
 
 def _parameters(config: Mapping[str, object] | None) -> Mapping[str, object]:
-    found = (config or {}).get("lora_parameters")
-    return found if isinstance(found, Mapping) else {}
+    parameters = (config or {}).get("lora_parameters")
+    return parameters if isinstance(parameters, Mapping) else {}
 
 
 def _scale(config: Mapping[str, object] | None) -> tuple[float, str, list[str]]:
@@ -203,17 +207,17 @@ def _factors(source: AdapterSource) -> dict[str, dict[str, LazyTensor]]:
             f"{quoted(source.file)} has {counted(len(foreign), 'tensor')} that mlx-lm does not write beside factors",
             details=shown([quoted(key) for key in foreign]),
         )
-    if problems := [line for module, found in sorted(parts.items()) for line in _problems(module, found)]:
+    if problems := [line for module, factors in sorted(parts.items()) for line in _problems(module, factors)]:
         raise FormatError(
             f"{quoted(source.file)} has {counted(len(problems), 'fault')} in its factors", details=shown(problems)
         )
     return dict(sorted(parts.items()))
 
 
-def _problems(module: str, found: Mapping[str, LazyTensor]) -> list[str]:
-    if "lora_a" not in found or "lora_b" not in found:
-        return [f"{quoted(module)} has {' and '.join(found)} alone"]
-    a, b, m = found["lora_a"], found["lora_b"], found.get("m")
+def _problems(module: str, factors: Mapping[str, LazyTensor]) -> list[str]:
+    if "lora_a" not in factors or "lora_b" not in factors:
+        return [f"{quoted(module)} has {' and '.join(factors)} alone"]
+    a, b, m = factors["lora_a"], factors["lora_b"], factors.get("m")
     if len(a.shape) == 3 and parse_stack(module) is None:
         return [f"{quoted(module)} has factors of three axes, and is no mixture of experts known here"]
     if not (
@@ -259,25 +263,25 @@ def _as_updates(
 
 def _stacked(updates: Mapping[str, LoRA], base: Base | None) -> dict[str, dict[str, LazyTensor]]:
     """The parts of every module of MLX; experts that the adapter leaves alone get zeros."""
-    found: dict[str, dict[str, LazyTensor]] = {}
+    parts_of: dict[str, dict[str, LazyTensor]] = {}
     experts: dict[tuple[str, str], dict[int, LoRA]] = {}
     for name, update in updates.items():
         expert = parse_expert(name)
         if expert is None:
-            found[name] = {"lora_a": transposed(update.a), "lora_b": transposed(update.b)}
+            parts_of[name] = {"lora_a": transposed(update.a), "lora_b": transposed(update.b)}
             if update.magnitude is not None:
-                found[name]["m"] = reshaped(update.magnitude, (update.magnitude.elements,))
+                parts_of[name]["m"] = reshaped(update.magnitude, (update.magnitude.elements,))
         else:
             experts.setdefault((expert.parent, expert.role), {})[expert.number] = update
     for (parent, role), members in experts.items():
         count = max(members) + 1
         if base is not None:
             count = base.whole_number("num_local_experts", "num_experts", "n_routed_experts") or count
-        found[stack_name(parent, role)] = {
+        parts_of[stack_name(parent, role)] = {
             "lora_a": stacked({e: u.a for e, u in members.items()}, count),
             "lora_b": stacked({e: u.b for e, u in members.items()}, count),
         }
-    return found
+    return parts_of
 
 
 _LAYER = re.compile(r"(?P<before>.*?\.)?layers\.(?P<number>\d+)\.(?P<rest>.+)")
@@ -291,11 +295,11 @@ def _keys(modules: list[str], base: Base | None) -> list[str]:
     layers: dict[int, set[str]] = {}
     outside = []
     for module in modules:
-        found = _LAYER.fullmatch(module)
-        if found is None:
+        parsed = _LAYER.fullmatch(module)
+        if parsed is None:
             outside.append(module)
         else:
-            layers.setdefault(int(found["number"]), set()).add(found["rest"])
+            layers.setdefault(int(parsed["number"]), set()).add(parsed["rest"])
     count = (base.whole_number("num_hidden_layers", "n_layer") if base is not None else None) or max(
         layers, default=-1
     ) + 1

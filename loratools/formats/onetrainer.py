@@ -29,9 +29,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why: those of UNets go to kohya."""
-    found = dict(flat_names.unwritable(adapter, _PREFIXES, base=base))
+    problems = dict(flat_names.unwritable(adapter, _PREFIXES, base=base))
     unet = [name for name in adapter.updates if name.startswith("unet.")]
-    return found | dict.fromkeys(unet, "of a UNet, which OneTrainer stores as kohya does: --to kohya")
+    return problems | dict.fromkeys(unet, "of a UNet, which OneTrainer stores as kohya does: --to kohya")
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:

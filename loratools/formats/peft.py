@@ -23,7 +23,16 @@ from loratools.formats.common.source import CONFIG, AdapterSource, counted, show
 from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts import kinds
 from loratools.formats.peft_parts.companion_weights import companion_weights
-from loratools.formats.peft_parts.keys import OF_TRAINING, PREFIX, Factor, Foreign, Parsed, Whole, parse, parse_all
+from loratools.formats.peft_parts.keys import (
+    OF_TRAINING,
+    PREFIX,
+    Factor,
+    Foreign,
+    Parsed,
+    WholeWeight,
+    parse,
+    parse_all,
+)
 from loratools.formats.peft_parts.lora import kind_updates, lora_updates
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
@@ -47,8 +56,8 @@ def detect(source: AdapterSource) -> bool:
     if source.declared == "peft":
         return True
     for key in source.tensors:
-        found = parse(key)
-        if isinstance(found, Factor) or (isinstance(found, Foreign) and key.startswith("base_model.")):
+        parsed = parse(key)
+        if isinstance(parsed, Factor) or (isinstance(parsed, Foreign) and key.startswith("base_model.")):
             return not is_image(source)
     return False
 
@@ -72,13 +81,13 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         updates, uncertainties, warnings = lora_updates(source, parsed, rank_from)
     else:
         _refuse_unsupported(source, {})
-        found = kinds.modules(source.tensors, peft_type)
-        parsed = parse_all(found.others)
+        kind_modules = kinds.modules(source.tensors, peft_type)
+        parsed = parse_all(kind_modules.other_keys)
         # Factors of LoRA are of another kind here, and would be left out without a word.
         foreign = Foreign("LoRA")
-        parsed = {key: foreign if isinstance(one, Factor) else one for key, one in parsed.items()}
+        parsed = {key: foreign if isinstance(meaning, Factor) else meaning for key, meaning in parsed.items()}
         _refuse_unsupported(source, parsed)
-        updates, uncertainties, warnings = kind_updates(source, found, peft_type), [], []
+        updates, uncertainties, warnings = kind_updates(source, kind_modules, peft_type), [], []
     warnings += [*of_the_base, *_warnings(source, parsed, updates)]
     replacements = _replacements(source, parsed)
     beside = companion_weights(source, replacements)
@@ -124,7 +133,7 @@ def _without_base(
     modules = {found.module for found in parsed.values() if isinstance(found, Factor)}
 
     def is_trained(found: Parsed) -> bool:
-        if not isinstance(found, Whole):
+        if not isinstance(found, WholeWeight):
             return True
         if found.spelling not in ("plain", "base_layer"):
             return found.spelling != "original_module"
@@ -141,7 +150,7 @@ def _without_base(
 def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapping[str, Update]) -> list[str]:
     """What a person should know of what was read, and what changes nothing."""
     config, warnings = source.config, []
-    lora = {name: one for name, update in updates.items() if (one := update.as_lora()) is not None}
+    lora = {name: as_lora for name, update in updates.items() if (as_lora := update.as_lora()) is not None}
     if config is None:
         warnings.append(f"{quoted(source.file)} has no {CONFIG} beside it; alpha is assumed to be the rank")
     elif lora:
@@ -149,7 +158,9 @@ def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapp
             warnings.append(f"{CONFIG} has no peft_type; it is taken for LORA")
         if "lora_alpha" not in config:
             warnings.append(f"{CONFIG} has no lora_alpha; it is assumed to be {fields.DEFAULT_ALPHA}, PEFT's default")
-    beside = [f.name for f in parsed.values() if isinstance(f, Whole) and f.spelling == "plain" and f.module in updates]
+    beside = [
+        f.name for f in parsed.values() if isinstance(f, WholeWeight) and f.spelling == "plain" and f.module in updates
+    ]
     if beside:
         warnings.append(
             f"{counted(len(beside), 'weight')} of adapted modules not spelled '.base_layer.': PEFT would not load what "
@@ -161,7 +172,7 @@ def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapp
             f"the rank is above what the weight can have in {counted(len(larger), 'module')}, which adds size and "
             f"nothing else: {', '.join(shown([quoted(name) for name in larger]))}"
         )
-    if copies := [key for key, f in parsed.items() if isinstance(f, Whole) and f.spelling == "original_module"]:
+    if copies := [key for key, f in parsed.items() if isinstance(f, WholeWeight) and f.spelling == "original_module"]:
         keys = ", ".join(shown([quoted(key) for key in copies]))
         warnings.append(f"{counted(len(copies), 'copy', 'copies')} of base weights that are replaced anyway: {keys}")
     if source.other:
@@ -183,16 +194,16 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
         return dict.fromkeys([*adapter.updates, *adapter.replacements], f"{several} '{min(parts)}.*'")
     loras = [lora for u in adapter.updates.values() if (lora := u.as_lora()) is not None]
     normalised = {lora.magnitude is not None for lora in loras}
-    found = {name: "a trained word" for name, r in adapter.replacements.items() if r.declared == "trained word"}
+    problems = {name: "a trained word" for name, r in adapter.replacements.items() if r.declared == "trained word"}
     for name, update in adapter.updates.items():
         if (lora := update.as_lora()) is not None:
             if lora.mid is not None:
-                found[name] = "LoRA with a core between its factors, which PEFT has no place for"
+                problems[name] = "LoRA with a core between its factors, which PEFT has no place for"
             elif lora.magnitude is not None and (lora.magnitude_of == "in" or len(normalised) > 1):
-                found[name] = "a magnitude of its inputs, or of some modules only, which PEFT has no place for"
+                problems[name] = "a magnitude of its inputs, or of some modules only, which PEFT has no place for"
         elif update.as_experts() is None and not _is_bias(adapter, name):
-            found[name] = update.kind
-    return found
+            problems[name] = update.kind
+    return problems
 
 
 def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
@@ -206,16 +217,16 @@ def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base |
     from loratools.storage.safetensors_writer import write_safetensors
 
     updates = _writable(adapter)
-    left_out = sorted(n for n in set(adapter.updates) - set(updates) if adapter.updates[n].rank == 0)
+    rank_zero = sorted(n for n in set(adapter.updates) - set(updates) if adapter.updates[n].rank == 0)
     tensors = _tensors_by_key(adapter, updates)
     metadata = {"format": "pt", **metadata_to_write(adapter)}
     stored = {key: cast(key, tensor, dtype) for key, tensor in sorted(tensors.items())}
     write_safetensors(out_folder / "adapter_model.safetensors", stored, dict(sorted(metadata.items())))
     write_json(out_folder / CONFIG, config_to_write(adapter, updates), sort=True)
-    if not left_out:
+    if not rank_zero:
         return ()
-    names = ", ".join(shown([quoted(name) for name in left_out]))
-    return (f"{counted(len(left_out), 'module')} of rank 0 left out, where nothing changes: {names}",)
+    names = ", ".join(shown([quoted(name) for name in rank_zero]))
+    return (f"{counted(len(rank_zero), 'module')} of rank 0 left out, where nothing changes: {names}",)
 
 
 # Values in memory
@@ -223,10 +234,10 @@ def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base |
 
 def from_state_dict(tensors: Mapping[str, Any], config: object | None) -> Adapter:
     """The adapter of a state dict of PEFT; `config` is a `PeftConfig`, or the fields of one."""
-    here = Path("the state dict")
-    held = {key: from_array(values) for key, values in tensors.items()}
+    no_path = Path("the state dict")
+    lazy_tensors = {key: from_array(values) for key, values in tensors.items()}
     fields_of_config = None if config is None else _plain_fields(config)
-    adapter = read(AdapterSource(here, here, here, fields_of_config, held))
+    adapter = read(AdapterSource(no_path, no_path, no_path, fields_of_config, lazy_tensors))
     return replace(adapter, path=None)
 
 
@@ -276,18 +287,24 @@ def _tensors_by_key(adapter: Adapter, updates: Mapping[str, LoRA | LoRAExperts])
 def _refuse_unsupported(source: AdapterSource, parsed: Mapping[str, Parsed]) -> None:
     refused = fields.refusals(source.config or {})
     by_kind: dict[str, list[str]] = {}
-    targets = {found.module for found in parsed.values() if isinstance(found, Factor)}
-    replaced = {f.name for f in parsed.values() if isinstance(f, Whole) and f.spelling != "original_module"}
-    for key, found in parsed.items():
-        if isinstance(found, Foreign) and (source.config or {}).get(OF_TRAINING.get(found.kind, "")):
+    targets = {meaning.module for meaning in parsed.values() if isinstance(meaning, Factor)}
+    replaced = {f.name for f in parsed.values() if isinstance(f, WholeWeight) and f.spelling != "original_module"}
+    for key, meaning in parsed.items():
+        if isinstance(meaning, Foreign) and (source.config or {}).get(OF_TRAINING.get(meaning.kind, "")):
             continue  # said in a warning
-        if isinstance(found, Foreign):
-            by_kind.setdefault(found.kind, []).append(key)
-        elif isinstance(found, Whole) and found.spelling == "original_module" and found.name not in replaced:
+        if isinstance(meaning, Foreign):
+            by_kind.setdefault(meaning.kind, []).append(key)
+        elif (
+            isinstance(meaning, WholeWeight) and meaning.spelling == "original_module" and meaning.name not in replaced
+        ):
             by_kind.setdefault("the base's own copy of a module: a dump of a whole model, not an adapter", []).append(
                 key
             )
-        elif isinstance(found, Whole) and found.module in targets and found.name.split(".")[-1] not in _OF_A_LAYER:
+        elif (
+            isinstance(meaning, WholeWeight)
+            and meaning.module in targets
+            and meaning.name.split(".")[-1] not in _OF_A_LAYER
+        ):
             # An alpha, or the part of some other kind, taken for a weight would be dropped without a word.
             by_kind.setdefault("a tensor beside factors that PEFT does not write", []).append(key)
     if not refused and not by_kind:
@@ -308,7 +325,9 @@ _OF_A_LAYER = ("weight", "bias")
 
 
 def _refuse_several_adapters(source: AdapterSource, parsed: Mapping[str, Parsed]) -> None:
-    names = sorted({f.adapter for f in parsed.values() if isinstance(f, Factor | Whole) and f.adapter is not None})
+    names = sorted(
+        {f.adapter for f in parsed.values() if isinstance(f, Factor | WholeWeight) and f.adapter is not None}
+    )
     if len(names) > 1:
         raise FormatError(
             f"{quoted(source.file)} holds {len(names)} adapters",
@@ -320,48 +339,48 @@ def _refuse_several_adapters(source: AdapterSource, parsed: Mapping[str, Parsed]
 def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[str, Replacement]:
     config = source.config or {}
     saved = fields.saved_modules(config)
-    found: dict[str, Replacement] = {}
+    replacements: dict[str, Replacement] = {}
     twice: list[str] = []
-    for key, whole in parsed.items():
-        if not isinstance(whole, Whole) or whole.spelling == "original_module":
+    for key, weight in parsed.items():
+        if not isinstance(weight, WholeWeight) or weight.spelling == "original_module":
             continue
         tensor = source.tensors[key]
-        if whole.spelling == "tokens":
-            found[whole.name] = Replacement(tensor, "tokens", _token_rows(whole, tensor, config))
-        elif whole.name not in found:
-            found[whole.name] = Replacement(tensor, _declared(whole, saved, config.get("bias", "none")))
-        elif not same_bytes(found[whole.name].tensor, tensor):
+        if weight.spelling == "tokens":
+            replacements[weight.name] = Replacement(tensor, "tokens", _token_rows(weight, tensor, config))
+        elif weight.name not in replacements:
+            replacements[weight.name] = Replacement(tensor, _declared(weight, saved, config.get("bias", "none")))
+        elif not same_bytes(replacements[weight.name].tensor, tensor):
             # Equal ones may stand twice: with bias="all" PEFT saves biases of replaced modules in both spellings.
-            twice.append(quoted(whole.name)[1:-1])
+            twice.append(quoted(weight.name)[1:-1])
     if twice:
         raise FormatError(
             f"{quoted(source.file)} has {counted(len(twice), 'weight')} with more than one value",
             details=shown(sorted(twice)),
         )
-    return found
+    return replacements
 
 
-def _token_rows(whole: Whole, tensor: LazyTensor, config: Mapping[str, object]) -> tuple[int, ...]:
+def _token_rows(weight: WholeWeight, tensor: LazyTensor, config: Mapping[str, object]) -> tuple[int, ...]:
     """The rows that are replaced, which only the config tells: for the input embedding, or by the module's name."""
     listed = config.get("trainable_token_indices", config.get("token_indices"))
     if isinstance(listed, Mapping):
-        listed = next((rows for name, rows in listed.items() if f".{whole.module}".endswith(f".{name}")), None)
+        listed = next((rows for name, rows in listed.items() if f".{weight.module}".endswith(f".{name}")), None)
     rows = tuple(row for row in listed if isinstance(row, int)) if isinstance(listed, list) else ()
     if len(rows) != tensor.shape[0] or len(set(rows)) != len(rows) or min(rows, default=0) < 0:
         raise FormatError(
-            f"'{whole.module}' has {tensor.shape[0]} trained tokens, and {CONFIG} names {len(rows)} of its rows",
+            f"'{weight.module}' has {tensor.shape[0]} trained tokens, and {CONFIG} names {len(rows)} of its rows",
             hint="the numbers of the rows are stored in adapter_config.json alone; save the adapter again",
         )
     return rows
 
 
-def _declared(whole: Whole, saved: Iterable[str], bias: object) -> str:
-    if whole.spelling == "modules_to_save" or any(fields.covers(entry, whole.module) for entry in saved):
+def _declared(weight: WholeWeight, saved: Iterable[str], bias: object) -> str:
+    if weight.spelling == "modules_to_save" or any(fields.covers(entry, weight.module) for entry in saved):
         return "modules_to_save"
-    module, _, leaf = whole.name.rpartition(".")
+    module, _, leaf = weight.name.rpartition(".")
     if leaf == "bias" and bias in ("all", "lora_only"):
         return "bias"
-    if leaf == "weight" and (whole.spelling == "base_layer" or module.rpartition(".")[2] in _EMBEDDINGS):
+    if leaf == "weight" and (weight.spelling == "base_layer" or module.rpartition(".")[2] in _EMBEDDINGS):
         return "embedding"
     return "unlisted"
 
@@ -371,10 +390,10 @@ def _declared(whole: Whole, saved: Iterable[str], bias: object) -> str:
 
 def _writable(adapter: Adapter) -> dict[str, LoRA | LoRAExperts]:
     """The updates that get factors: all but those of rank 0, which PEFT has no way to write."""
-    if others := unwritable(adapter):
+    if other_keys := unwritable(adapter):
         raise UnsupportedError(
-            f"{len(others)} of {len(adapter.updates)} updates of {quoted(adapter.name)} cannot be written as PEFT",
-            details=shown([f"{name}: {why}" for name, why in others.items()]),
+            f"{len(other_keys)} of {len(adapter.updates)} updates of {quoted(adapter.name)} cannot be written as PEFT",
+            details=shown([f"{name}: {why}" for name, why in other_keys.items()]),
         )
     updates = {
         name: factored

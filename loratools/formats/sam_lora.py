@@ -37,11 +37,11 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     parts: dict[str, dict[str, LazyTensor]] = {}
     replacements: dict[str, Replacement] = {}
     for name, tensor in source.tensors.items():
-        found = _FACTOR.fullmatch(name)
-        if found is None:
+        parsed = _FACTOR.fullmatch(name)
+        if parsed is None:
             replacements[name] = Replacement(tensor, "modules_to_save")
         else:
-            parts.setdefault(found["number"], {})[f"w_{found['part']}"] = tensor
+            parts.setdefault(parsed["number"], {})[f"w_{parsed['part']}"] = tensor
     pairs = paired(source, parts, "w_a", "w_b")
     if len(pairs) % 2 or list(pairs) != [f"{n:03d}" for n in range(len(pairs))]:
         raise FormatError(

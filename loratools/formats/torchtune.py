@@ -56,12 +56,12 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     parts: dict[str, dict[str, LazyTensor]] = {}
     foreign: list[str] = []
     for name, tensor in source.tensors.items():
-        found = _FACTOR.fullmatch(name)
-        module = _hugging_face(found["module"]) if found is not None else None
-        if found is None or module is None:
+        parsed = _FACTOR.fullmatch(name)
+        module = _hugging_face(parsed["module"]) if parsed is not None else None
+        if parsed is None or module is None:
             foreign.append(name)
         else:
-            parts.setdefault(module, {})[found["part"]] = tensor
+            parts.setdefault(module, {})[parsed["part"]] = tensor
     if foreign:
         raise UnsupportedError(
             f"{quoted(source.file)} has {counted(len(foreign), 'tensor')} that are no factors of torchtune",
@@ -74,11 +74,11 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     for module, (a, b) in paired(source, parts, "lora_a.weight", "lora_b.weight").items():
         alpha, alpha_source = (numbers.alpha, "config") if numbers.alpha is not None else (float(a.shape[0]), "assumed")
         update = LoRA(a, b, alpha, alpha_source, magnitude=_magnitude(source, module, parts[module], b.shape[0]))
-        which = heads_field(module)
-        if which is not None and heads is None:
+        heads_name = heads_field(module)
+        if heads_name is not None and heads is None:
             unordered.append(module)
-        elif which is not None and heads is not None and which in heads:
-            update = _in_halves(module, update, heads[which])
+        elif heads_name is not None and heads is not None and heads_name in heads:
+            update = _in_halves(module, update, heads[heads_name])
         updates[module] = update
     uncertainties = []
     if unordered:
@@ -102,9 +102,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 def _hugging_face(module: str) -> str | None:
     if module == "output":
         return "lm_head"
-    found = _LAYER.fullmatch(module)
-    inside = _MODULES.get(found[2]) if found is not None else None
-    return f"model.layers.{found[1]}.{inside}" if found is not None and inside is not None else None
+    parsed = _LAYER.fullmatch(module)
+    inside = _MODULES.get(parsed[2]) if parsed is not None else None
+    return f"model.layers.{parsed[1]}.{inside}" if parsed is not None and inside is not None else None
 
 
 def _heads(base: Base | None) -> dict[str, int] | None:
@@ -124,10 +124,12 @@ def _heads(base: Base | None) -> dict[str, int] | None:
 
 
 def _magnitude(source: AdapterSource, module: str, parts: dict[str, LazyTensor], out: int) -> LazyTensor | None:
-    found = parts.get("magnitude")
-    if found is not None and found.shape != (out,):
-        raise FormatError(f"{quoted(source.file)} has a magnitude of shape {list(found.shape)} for {quoted(module)}")
-    return found
+    magnitude = parts.get("magnitude")
+    if magnitude is not None and magnitude.shape != (out,):
+        raise FormatError(
+            f"{quoted(source.file)} has a magnitude of shape {list(magnitude.shape)} for {quoted(module)}"
+        )
+    return magnitude
 
 
 def _in_halves(module: str, update: LoRA, heads: int) -> LoRA:

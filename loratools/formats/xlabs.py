@@ -14,7 +14,7 @@ from loratools.adapter import Adapter
 from loratools.formats.common.base import Base
 from loratools.formats.common.scale import at_scale
 from loratools.formats.common.source import AdapterSource
-from loratools.formats.image_parts.flat_names import left_out
+from loratools.formats.image_parts.flat_names import empty_modules_warning
 from loratools.formats.image_parts.fused import fused
 from loratools.formats.image_parts.reading import Located, Read
 from loratools.formats.image_parts.reading import read as read_image
@@ -47,12 +47,12 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why: only attention of Flux has a place."""
     places = _places(adapter)
-    found = {name: "XLabs has attention of Flux only" for name in adapter.updates if name not in places}
+    problems = {name: "XLabs has attention of Flux only" for name in adapter.updates if name not in places}
     for name, update in adapter.updates.items():
         lora = update.as_lora()
         if name in places and (lora is None or lora.magnitude is not None or lora.mid is not None):
-            found[name] = "only plain LoRA has a place"
-    return found | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
+            problems[name] = "only plain LoRA has a place"
+    return problems | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         stored[f"{name}.down.weight"] = cast(name, plain.a, dtype)
         stored[f"{name}.up.weight"] = cast(name, plain.b, dtype)
     write_file(out, stored, header_of(adapter, FAMILY))
-    return left_out([])
+    return empty_modules_warning([])
 
 
 def _common(key: str) -> str:
@@ -83,10 +83,10 @@ def _common(key: str) -> str:
 
 
 def _locate(module: str) -> Located | None:
-    found = _KEY.fullmatch(f"{module}.down.weight")
-    if found is None:
+    parsed = _KEY.fullmatch(f"{module}.down.weight")
+    if parsed is None:
         return None
-    blocks, kind, number, layer, stream = found[1], found[2], found[3], found[4], found[5]
+    blocks, kind, number, layer, stream = parsed[1], parsed[2], parsed[3], parsed[4], parsed[5]
     if (kind == "double") != bool(stream):
         return None
     return Located("transformer", module, place=_place(module, blocks, number, layer, stream))
@@ -101,7 +101,7 @@ def _place(name: str, blocks: str, number: str, layer: str, stream: str) -> Plac
 
 def _places(adapter: Adapter) -> dict[str, Place]:
     """Canonical name -> where XLabs has it, for every name of `adapter` that it has."""
-    found: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     for target in adapter.updates:
         block = re.match(r"transformer\.(single_)?transformer_blocks\.(\d+)\.", target)
         if block is None:
@@ -112,5 +112,5 @@ def _places(adapter: Adapter) -> dict[str, Place]:
                 name = f"{kind}_blocks.{number}.processor.{layer}_lora{stream}"
                 place = _place(name, f"{kind}_blocks", number, layer, stream)
                 if target.removeprefix("transformer.") in place.targets:
-                    found[target] = replace(place, targets=tuple(f"transformer.{t}" for t in place.targets))
-    return found
+                    places[target] = replace(place, targets=tuple(f"transformer.{t}" for t in place.targets))
+    return places

@@ -194,13 +194,13 @@ def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], dat
     packed: dict[str, LazyTensor] = {}
     end, last = data, None
     for info in sorted(infos, key=lambda i: i.offset):
-        where = f"tensor {quoted(info.name)} of {quoted(file.path)}"
+        subject = f"tensor {quoted(info.name)} of {quoted(file.path)}"
         if info.name in tensors or info.name in quantised:
-            raise FormatError(f"{where} is there twice", hint=_AGAIN)
+            raise FormatError(f"{subject} is there twice", hint=_AGAIN)
         start = data + info.offset
         if info.offset % alignment or start < end:
             overlap = f"overlaps {quoted(last)}" if start < end and last else f"begins at byte {start:,}"
-            raise FormatError(f"{where} {overlap}", hint=_AGAIN)
+            raise FormatError(f"{subject} {overlap}", hint=_AGAIN)
         last, end = info.name, start
         if info.kind in PLAIN_TYPES:
             dtype = PLAIN_TYPES[info.kind]
@@ -210,14 +210,14 @@ def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], dat
         elif info.kind == _Q8_0:
             if len(info.shape) < 2 or info.shape[-1] % _Q8_0_BLOCK:
                 raise FormatError(
-                    f"{where} is Q8_0 of shape {list(info.shape)}, no whole number of blocks", hint=_AGAIN
+                    f"{subject} is Q8_0 of shape {list(info.shape)}, no whole number of blocks", hint=_AGAIN
                 )
             nbytes = math.prod(info.shape) // _Q8_0_BLOCK * _Q8_0_BYTES
             tensors[info.name] = LazyTensor(info.shape, "F32", _EightBit(ByteRange(file, start, nbytes), info.shape))
             decoded.append(info.name)
-            packed[info.name] = _blocks(info, file, start, where)
+            packed[info.name] = _blocks(info, file, start, subject)
         elif info.kind in BLOCK_TYPES:
-            packed[info.name] = _blocks(info, file, start, where)
+            packed[info.name] = _blocks(info, file, start, subject)
             quantised[info.name] = BLOCK_TYPES[info.kind][0]
             nbytes = packed[info.name].nbytes
         else:
@@ -225,15 +225,15 @@ def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], dat
             nbytes = 0
         end = start + nbytes
         if end > file.size:
-            raise FormatError(f"{quoted(file.path)} is cut off in {where.partition(' of ')[0]}", hint=_AGAIN)
+            raise FormatError(f"{quoted(file.path)} is cut off in {subject.partition(' of ')[0]}", hint=_AGAIN)
     return GgufFile(file, fields, tensors, quantised, tuple(decoded), packed)
 
 
-def _blocks(info: _Info, file: FileId, start: int, where: str) -> LazyTensor:
+def _blocks(info: _Info, file: FileId, start: int, subject: str) -> LazyTensor:
     """The bytes of a tensor in blocks, (..., bytes of a row)."""
     kind, values, size = BLOCK_TYPES[info.kind]
     if not info.shape or info.shape[-1] % values:
-        raise FormatError(f"{where} is {kind} of shape {list(info.shape)}, no whole number of blocks", hint=_AGAIN)
+        raise FormatError(f"{subject} is {kind} of shape {list(info.shape)}, no whole number of blocks", hint=_AGAIN)
     shape = (*info.shape[:-1], info.shape[-1] // values * size)
     return LazyTensor(shape, "U8", BlockTensor(ByteRange(file, start, math.prod(shape)), shape, "U8", kind, info.shape))
 

@@ -68,8 +68,8 @@ def write_new(path: Path, data: bytes) -> None:
         raise machine_error(error, "write", path) from error
 
 
-def parse_json(data: bytes, where: str, *, infinities: bool = False) -> object:
-    """Parse strictly; `where` begins the error messages.
+def parse_json(data: bytes, subject: str, *, infinities: bool = False) -> object:
+    """Parse strictly; `subject` begins the error messages.
 
     Raises:
         FormatError: not UTF-8, not JSON, a key twice, a number that is not finite, or nested too deeply.
@@ -82,13 +82,13 @@ def parse_json(data: bytes, where: str, *, infinities: bool = False) -> object:
         _refuse_deep(value)
         return value
     except _Refused as refused:
-        raise FormatError(f"{where} {refused}") from None
+        raise FormatError(f"{subject} {refused}") from None
     except UnicodeDecodeError as error:
-        raise FormatError(f"{where} is not UTF-8 at byte {error.start}") from error
+        raise FormatError(f"{subject} is not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
-        raise FormatError(f"{where} is not JSON: {error.msg.lower()} at character {error.pos}") from error
+        raise FormatError(f"{subject} is not JSON: {error.msg.lower()} at character {error.pos}") from error
     except RecursionError as error:
-        raise FormatError(f"{where} is nested too deeply") from error
+        raise FormatError(f"{subject} is nested too deeply") from error
 
 
 def kind_of(value: object) -> str:

@@ -51,22 +51,22 @@ def read_npz(path: Path) -> dict[str, LazyTensor]:
 
 
 def _array(file: FileId, name: str, place: ByteRange) -> LazyTensor:
-    where = f"the array {quoted(name)} of {quoted(file.path)}"
+    subject = f"the array {quoted(name)} of {quoted(file.path)}"
     first = read_bytes(place, 0, min(12, place.nbytes))
     version = first[6:7]
     if not first.startswith(_MAGIC) or len(first) < 12 or version not in (b"\x01", b"\x02", b"\x03"):
-        raise FormatError(f"{where} does not begin as an array does", hint=_AGAIN)
+        raise FormatError(f"{subject} does not begin as an array does", hint=_AGAIN)
     width = 2 if version == b"\x01" else 4
     start = 8 + width
     length = int.from_bytes(first[8:start], "little")
     if length > _MAX_HEADER or start + length > place.nbytes:
-        raise FormatError(f"{where} declares a header of {length:,} bytes", hint=_AGAIN)
-    dtype, shape, by_columns = _header(read_bytes(place, start, start + length), where)
+        raise FormatError(f"{subject} declares a header of {length:,} bytes", hint=_AGAIN)
+    dtype, shape, by_columns = _header(read_bytes(place, start, start + length), subject)
     offset = start + length
     nbytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
     if offset + nbytes != place.nbytes:
         raise FormatError(
-            f"{where} has {place.nbytes - offset:,} bytes, and {dtype} of shape {list(shape)} needs {nbytes:,}",
+            f"{subject} has {place.nbytes - offset:,} bytes, and {dtype} of shape {list(shape)} needs {nbytes:,}",
             hint=_AGAIN,
         )
     location = ByteRange(file, place.offset + offset, nbytes)
@@ -76,14 +76,14 @@ def _array(file: FileId, name: str, place: ByteRange) -> LazyTensor:
     return LazyTensor(shape, dtype, StridedTensor(location, shape, strides, dtype))
 
 
-def _header(text: bytes, where: str) -> tuple[str, tuple[int, ...], bool]:
+def _header(text: bytes, subject: str) -> tuple[str, tuple[int, ...], bool]:
     """Dtype, shape, and whether the first axis is the one that runs fastest."""
     try:
         fields = ast.literal_eval(text.decode("utf-8").strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise FormatError(f"{where} has a header that cannot be read", hint=_AGAIN) from error
+        raise FormatError(f"{subject} has a header that cannot be read", hint=_AGAIN) from error
     if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
-        raise FormatError(f"{where} has a header without descr, fortran_order and shape", hint=_AGAIN)
+        raise FormatError(f"{subject} has a header without descr, fortran_order and shape", hint=_AGAIN)
     descr, by_columns, shape = fields["descr"], fields["fortran_order"], fields["shape"]
     if (
         not isinstance(by_columns, bool)
@@ -91,9 +91,11 @@ def _header(text: bytes, where: str) -> tuple[str, tuple[int, ...], bool]:
         or len(shape) > _MAX_AXES
         or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
     ):
-        raise FormatError(f"{where} has the shape {str(shape)[:80]}", hint=_AGAIN)
+        raise FormatError(f"{subject} has the shape {str(shape)[:80]}", hint=_AGAIN)
     if isinstance(descr, str) and descr[1:] == "O":
-        raise UnsupportedError(f"{where} is a pickle of objects, which is not read", hint="save its numbers as arrays")
+        raise UnsupportedError(
+            f"{subject} is a pickle of objects, which is not read", hint="save its numbers as arrays"
+        )
     if not isinstance(descr, str) or descr[:1] not in ("<", "|") or descr[1:] not in _DTYPES:
-        raise UnsupportedError(f"{where} has values of type {str(descr)[:80]}, which are no numbers that are read")
+        raise UnsupportedError(f"{subject} has values of type {str(descr)[:80]}, which are no numbers that are read")
     return _DTYPES[descr[1:]], shape, by_columns

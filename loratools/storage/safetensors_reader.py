@@ -68,13 +68,13 @@ _last: tuple[tuple[FileId, int], SafetensorsFile] | None = None
 
 def _read_header(path: Path, file: FileId) -> SafetensorsFile:
     header, data_offset = _header_bytes(file)
-    where = f"the header of {quoted(path)}"
-    entries = parse_json(header, where)
+    subject = f"the header of {quoted(path)}"
+    entries = parse_json(header, subject)
     if not isinstance(entries, dict):
-        raise FormatError(f"{where} holds {kind_of(entries)}; an object is needed", hint=_AGAIN)
+        raise FormatError(f"{subject} holds {kind_of(entries)}; an object is needed", hint=_AGAIN)
     metadata = _metadata(file, entries.pop("__metadata__", {}))
     if b"\\u" in header:
-        _refuse_lone_surrogates([*entries, *metadata, *metadata.values()], where)
+        _refuse_lone_surrogates([*entries, *metadata, *metadata.values()], subject)
     spans = sorted([_entry(file, name, value) for name, value in entries.items()], key=itemgetter(0, 1))
     _check_tiling(file, data_offset, spans)
     tensors = {}
@@ -116,12 +116,12 @@ def _misnamed(file: FileId, sniffed: Sniffed) -> FormatError:
     return FormatError(f"{quoted(file.path)} is not a safetensors file but {sniffed.kind}", hint=sniffed.hint)
 
 
-def _refuse_lone_surrogates(texts: Iterable[str], where: str) -> None:
+def _refuse_lone_surrogates(texts: Iterable[str], subject: str) -> None:
     # Half of a pair is valid in a Python text, but cannot be written back as UTF-8.
     try:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise FormatError(f"{where} has a text with half of a surrogate pair", hint=_AGAIN) from error
+        raise FormatError(f"{subject} has a text with half of a surrogate pair", hint=_AGAIN) from error
 
 
 def _metadata(file: FileId, value: object) -> dict[str, str]:

@@ -123,19 +123,19 @@ def _entries(file: FileId, directory: bytes, count: int, directory_start: int) -
         except UnicodeDecodeError as error:
             raise FormatError(f"an entry of {quoted(file.path)} has a name that is not UTF-8", hint=_AGAIN) from error
         size, packed, header = _sizes64(extra, size, packed, header)
-        where = f"the entry {quoted(name)} of {quoted(file.path)}"
+        subject = f"the entry {quoted(name)} of {quoted(file.path)}"
         if name in entries:
-            raise FormatError(f"{where} is there twice", hint=_AGAIN)
+            raise FormatError(f"{subject} is there twice", hint=_AGAIN)
         if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            raise FormatError(f"{where} would lie outside of the archive", hint="do not trust this file")
+            raise FormatError(f"{subject} would lie outside of the archive", hint="do not trust this file")
         if flags & 1:
-            raise UnsupportedError(f"{where} is encrypted")
+            raise UnsupportedError(f"{subject} is encrypted")
         if method != 0 or packed != size:
             raise UnsupportedError(
-                f"{where} is compressed", hint="repack it without compression, as torch.save and numpy.savez write it"
+                f"{subject} is compressed", hint="repack it without compression, as torch.save and numpy.savez write it"
             )
         if header >= directory_start:
-            raise FormatError(f"{where} begins at byte {header:,}, after the archive's directory", hint=_AGAIN)
+            raise FormatError(f"{subject} begins at byte {header:,}, after the archive's directory", hint=_AGAIN)
         entries[name] = _Entry(name, header, size)
     if count != len(entries):
         raise FormatError(f"{quoted(file.path)} declares {count:,} entries and has {len(entries):,}", hint=_AGAIN)

@@ -357,16 +357,16 @@ def _lazy(file: FileId, name: str, tensor: _Tensor, place: ByteRange) -> LazyTen
     nbytes = storage.elements * DTYPE_BITS[storage.dtype] // 8
     elements = math.prod(tensor.shape)
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True)) if elements else -1
-    where = f"tensor {quoted(name)} of {quoted(file.path)}"
+    subject = f"tensor {quoted(name)} of {quoted(file.path)}"
     end = storage.start * DTYPE_BITS[storage.dtype] // 8 + nbytes
     if start + (last + 1) * width > min(end, place.nbytes):
         raise FormatError(
-            f"{where} ends at byte {start + (last + 1) * width:,} of a storage of {min(end, place.nbytes):,}",
+            f"{subject} ends at byte {start + (last + 1) * width:,} of a storage of {min(end, place.nbytes):,}",
             hint=_AGAIN,
         )
     if elements * width > max(_MAX_REPEATED, nbytes):
         raise UnsupportedError(
-            f"{where} repeats {nbytes:,} bytes to {elements * width:,}", hint="save it again as it is used"
+            f"{subject} repeats {nbytes:,} bytes to {elements * width:,}", hint="save it again as it is used"
         )
     if not elements or tensor.strides == _row_major(tensor.shape, tensor.strides):
         location = ByteRange(file, place.offset + start if elements else place.offset, elements * width)

@@ -30,7 +30,7 @@ class UntrustedRegexes:
 
     Example:
         >>> regexes = UntrustedRegexes(["layers.0.q_proj", "layers.1.q_proj"])
-        >>> regexes.match([r".*\\.0\\..*", "q"], where="rank_pattern")
+        >>> regexes.match([r".*\\.0\\..*", "q"], subject="rank_pattern")
         [frozenset({'layers.0.q_proj'}), frozenset()]
     """
 
@@ -40,7 +40,7 @@ class UntrustedRegexes:
         self.spent = 0.0
         self._matching: dict[str, frozenset[str]] = {}
 
-    def matching(self, pattern: str, *, where: str) -> frozenset[str]:
+    def matching(self, pattern: str, *, subject: str) -> frozenset[str]:
         """The names that one pattern matches from beginning to end, matched once however often it is asked.
 
         Raises:
@@ -48,17 +48,17 @@ class UntrustedRegexes:
             MachineError: no child process could be started.
         """
         if pattern not in self._matching:
-            (self._matching[pattern],) = self.match([pattern], where=where)
+            (self._matching[pattern],) = self.match([pattern], subject=subject)
         return self._matching[pattern]
 
     def match(
-        self, patterns: Sequence[str], *, where: str, around: tuple[str, str] | None = None
+        self, patterns: Sequence[str], *, subject: str, around: tuple[str, str] | None = None
     ) -> list[frozenset[str]]:
         """For every pattern the names that it matches.
 
         Args:
             patterns: regular expressions.
-            where: begins the messages of errors, such as the name of the field that they are from.
+            subject: begins the messages of errors, such as the name of the field that they are from.
             around: what stands before and after each of them; the whole is then matched from the beginning of a name
                 (`re.match`). Without it a pattern matches a name from beginning to end (`re.fullmatch`).
 
@@ -68,11 +68,11 @@ class UntrustedRegexes:
         """
         here = [i for i, pattern in enumerate(patterns) if _is_bounded(pattern)]
         apart = sorted(set(range(len(patterns))).difference(here))
-        matched = self._match_here({i: patterns[i] for i in here}, where, around)
-        matched |= self._match_apart({i: patterns[i] for i in apart}, where, around)
+        matched = self._match_here({i: patterns[i] for i in here}, subject, around)
+        matched |= self._match_apart({i: patterns[i] for i in apart}, subject, around)
         return [matched[i] for i in range(len(patterns))]
 
-    def charge(self, seconds: float, *, where: str, count: int) -> None:
+    def charge(self, seconds: float, *, subject: str, count: int) -> None:
         """Take computing time of `count` patterns off the budget.
 
         Raises:
@@ -81,7 +81,7 @@ class UntrustedRegexes:
         self.spent += seconds
         if self.spent > self.seconds:
             raise FormatError(
-                f"{where}: {count} patterns take more than {self.seconds:.3g} seconds on {self._counted_names()}",
+                f"{subject}: {count} patterns take more than {self.seconds:.3g} seconds on {self._counted_names()}",
                 hint="write the names of the modules in their place",
             )
 
@@ -89,7 +89,7 @@ class UntrustedRegexes:
         return f"{len(self.names)} module name{'' if len(self.names) == 1 else 's'}"
 
     def _match_here(
-        self, patterns: dict[int, str], where: str, around: tuple[str, str] | None
+        self, patterns: dict[int, str], subject: str, around: tuple[str, str] | None
     ) -> dict[int, frozenset[str]]:
         matched: dict[int, frozenset[str]] = {}
         for index, pattern in patterns.items():
@@ -102,18 +102,18 @@ class UntrustedRegexes:
                     else:
                         matches = re.compile(pattern.join(around)).match
             except (re.error, RecursionError, OverflowError) as error:
-                raise _no_regex(pattern, str(error), where) from None
+                raise _no_regex(pattern, str(error), subject) from None
             names: list[str] = []
             for first in range(0, len(self.names), 256):
                 names += filter(matches, self.names[first : first + 256])
                 now = time.thread_time()
-                self.charge(now - started, where=where, count=len(patterns))
+                self.charge(now - started, subject=subject, count=len(patterns))
                 started = now
             matched[index] = frozenset(names)
         return matched
 
     def _match_apart(
-        self, patterns: dict[int, str], where: str, around: tuple[str, str] | None
+        self, patterns: dict[int, str], subject: str, around: tuple[str, str] | None
     ) -> dict[int, frozenset[str]]:
         if not patterns:
             return {}
@@ -143,14 +143,14 @@ class UntrustedRegexes:
                 break
             begun, used, *answer = json.loads(line)
             if answer and isinstance(answer[0], str):
-                raise _no_regex(patterns[begun], answer[0], where)
+                raise _no_regex(patterns[begun], answer[0], subject)
             if answer:
                 self.spent += used
                 matched[begun] = frozenset(self.names[i] for i in answer[0])
         if len(matched) < len(patterns):
             why = f"takes more than {self.seconds:.3g} seconds" if stopped else "could not be matched"
             raise FormatError(
-                f"{where}: the regular expression {quoted(patterns[begun])} {why} on {self._counted_names()}",
+                f"{subject}: the regular expression {quoted(patterns[begun])} {why} on {self._counted_names()}",
                 hint="write the names of the modules in its place",
             )
         return matched
@@ -189,5 +189,5 @@ for index, pattern in patterns:
 """
 
 
-def _no_regex(pattern: str, why: str, where: str) -> FormatError:
-    return FormatError(f"{where}: {quoted(pattern)} is no regular expression: {why}")
+def _no_regex(pattern: str, why: str, subject: str) -> FormatError:
+    return FormatError(f"{subject}: {quoted(pattern)} is no regular expression: {why}")

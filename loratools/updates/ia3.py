@@ -115,7 +115,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
 def _is_feedforward(module: PeftModule) -> bool:
     listed = module.config.get("feedforward_modules")
     if isinstance(listed, str):
-        return module.name in module.regexes.matching(listed, where="feedforward_modules")
+        return module.name in module.regexes.matching(listed, subject="feedforward_modules")
     return isinstance(listed, list) and any(module.name.endswith(str(entry)) for entry in listed)
 
 

@@ -21,9 +21,9 @@ def test_a_pattern_alone_matches_whole_names(pattern: str) -> None:
 
     if expected is None:
         with pytest.raises(FormatError, match=r"feedforward_modules: .* is no regular expression"):
-            UntrustedRegexes(NAMES).match([pattern], where="feedforward_modules")
+            UntrustedRegexes(NAMES).match([pattern], subject="feedforward_modules")
     else:
-        assert UntrustedRegexes(NAMES).match([pattern], where="feedforward_modules") == [expected]
+        assert UntrustedRegexes(NAMES).match([pattern], subject="feedforward_modules") == [expected]
 
 
 @pytest.mark.parametrize("pattern", ["down_.*", "[d]own_proj", "a)|(down", r"mlp\.down_proj", "down_proj$"])
@@ -31,7 +31,7 @@ def test_a_pattern_with_something_around_it_is_matched_from_the_beginning(patter
     wrapped = re.compile(rf"(.*\.)?({pattern})$")
     expected = {name for name in NAMES if wrapped.match(name)}
 
-    (matched,) = UntrustedRegexes(NAMES).match([pattern], where="rank_pattern", around=(r"(.*\.)?(", ")$"))
+    (matched,) = UntrustedRegexes(NAMES).match([pattern], subject="rank_pattern", around=(r"(.*\.)?(", ")$"))
 
     assert matched == expected
 
@@ -39,9 +39,9 @@ def test_a_pattern_with_something_around_it_is_matched_from_the_beginning(patter
 def test_answers_come_in_the_order_of_the_patterns() -> None:
     regexes = UntrustedRegexes(["q", "kk"])
 
-    assert regexes.match(["q*", "[k]k", "x+", "[q]"], where="here") == [{"q"}, {"kk"}, set(), {"q"}]
+    assert regexes.match(["q*", "[k]k", "x+", "[q]"], subject="here") == [{"q"}, {"kk"}, set(), {"q"}]
 
 
 def test_nothing_is_asked_of_no_patterns_and_of_no_names() -> None:
-    assert UntrustedRegexes(["q"]).match([], where="here") == []
-    assert UntrustedRegexes([]).match(["q*", "q"], where="here") == [set(), set()]
+    assert UntrustedRegexes(["q"]).match([], subject="here") == []
+    assert UntrustedRegexes([]).match(["q*", "q"], subject="here") == [set(), set()]

@@ -20,11 +20,11 @@ def paired(
     """
     problems: list[str] = []
     pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
-    for module, found in sorted(parts.items()):
-        if missing := [part for part in (down, up) if part not in found]:
+    for module, factors in sorted(parts.items()):
+        if missing := [part for part in (down, up) if part not in factors]:
             problems.append(f"{quoted(module)} has no {missing[0]}")
             continue
-        a, b = found[down], found[up]
+        a, b = factors[down], factors[up]
         if any(len(t.shape) != 2 or t.dtype[0] not in "FB" or t.dtype == "BOOL" for t in (a, b)):
             problems.append(f"{quoted(module)} has {down} {a.dtype} {list(a.shape)} and {up} {b.dtype} {list(b.shape)}")
         elif a.shape[0] != b.shape[1]:

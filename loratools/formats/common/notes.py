@@ -19,17 +19,17 @@ _OWN = ("format",)
 def notes_of(adapter: Adapter, format: str, part: str) -> Mapping[str, object] | None:
     """A mapping that the adapter's source had, if it was of this format."""
     notes = adapter.notes.get(format)
-    found = notes.get(part) if isinstance(notes, Mapping) else None
-    return found if isinstance(found, Mapping) else None
+    note = notes.get(part) if isinstance(notes, Mapping) else None
+    return note if isinstance(note, Mapping) else None
 
 
 def metadata_of(adapter: Adapter) -> dict[str, str]:
     """The texts of the source's header, whatever format it was."""
-    found: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     for format in adapter.notes:
         texts = notes_of(adapter, format, "metadata") or {}
-        found |= {str(k): str(v) for k, v in texts.items() if k not in _OWN}
-    return found
+        metadata |= {str(k): str(v) for k, v in texts.items() if k not in _OWN}
+    return metadata
 
 
 # Fields of adapter_config.json that PEFT knows of every kind.
@@ -80,13 +80,13 @@ def record_notes(adapter: Adapter, targets: Collection[str], fields: Mapping[str
 
 def agreed_notes(notes: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """What all the sources say alike, at any depth; what they disagree on is true of none of them any more."""
-    first, *others = notes
+    first, *further_notes = notes
     agreed: dict[str, object] = {}
     for key, value in first.items():
-        said = [other.get(key) for other in others]
-        if isinstance(value, Mapping) and all(isinstance(s, Mapping) for s in said):
-            agreed[key] = agreed_notes([value, *(cast("Mapping[str, object]", s) for s in said)])
-        elif all(s == value for s in said):
+        values = [source_notes.get(key) for source_notes in further_notes]
+        if isinstance(value, Mapping) and all(isinstance(s, Mapping) for s in values):
+            agreed[key] = agreed_notes([value, *(cast("Mapping[str, object]", s) for s in values)])
+        elif all(s == value for s in values):
             agreed[key] = value
     return agreed
 

@@ -74,10 +74,10 @@ def _as_in_transformers(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, 
     """A GGUF file as the model that it was converted from: its names, where they are known, and its type."""
     architectures = checkpoint.config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) else None
-    found = next(((kind, table) for kind, table in BY_MODEL_TYPE.items() if table.name == name), None)
-    if found is None:
+    type_and_table = next(((kind, table) for kind, table in BY_MODEL_TYPE.items() if table.name == name), None)
+    if type_and_table is None:
         return Base(shapes, checkpoint.config, checkpoint.path)
-    model_type, table = found
+    model_type, table = type_and_table
     renamed: dict[str, tuple[int, ...]] = {}
     for stored, shape in shapes.items():
         module, dot, leaf = stored.rpartition(".")

@@ -26,12 +26,12 @@ def at_scale(name: str, update: LoRA, scale: float, dtype: str | None = None) ->
 
     dtype: of the result's B where it changes; its own where it is None.
     """
-    own = update.scale
-    if own == scale:
+    present_scale = update.scale
+    if present_scale == scale:
         return replace(update, alpha=scale * update.rank, rslora=False)
-    if scale == 0 or not math.isfinite(own):
-        raise UnsupportedError(f"{quoted(name)} has a scale of {own}, which cannot be written as {scale}")
-    b = update.b.read().double() * (own / scale)
+    if scale == 0 or not math.isfinite(present_scale):
+        raise UnsupportedError(f"{quoted(name)} has a scale of {present_scale}, which cannot be written as {scale}")
+    b = update.b.read().double() * (present_scale / scale)
     stored = narrowed(f"{name}: B with the scale in it", b, dtype or update.b.dtype)
     return replace(update, b=from_torch(stored), alpha=scale * update.rank, rslora=False)
 

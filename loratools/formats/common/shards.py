@@ -50,14 +50,14 @@ def shards_of(folder: Path, names: Sequence[str]) -> list[Path]:
         )
     (count, suffix) = kinds.pop()
     # A count that is damaged could be of any size; as many are looked for as there may be names for.
-    wanted = [f"adapter_model-{number:05d}-of-{count}.{suffix}" for number in range(1, int(count) + 1)]
-    if missing := [name for name in wanted if name not in shards]:
+    expected = [f"adapter_model-{number:05d}-of-{count}.{suffix}" for number in range(1, int(count) + 1)]
+    if missing := [name for name in expected if name not in shards]:
         raise FormatError(
             f"{quoted(folder)} has {len(shards)} of the {int(count)} shards of its adapter",
             details=[f"{name} is missing" for name in missing[:20]],
             hint=_HINT,
         )
-    return [folder / name for name in wanted if name in shards]
+    return [folder / name for name in expected if name in shards]
 
 
 def require_indexed(folder: Path, tensors: Mapping[str, str]) -> None:

@@ -72,19 +72,19 @@ class AdapterSource:
     companions: tuple[Path, ...] = ()
 
     @property
-    def config_is_its_own(self) -> bool:
+    def config_belongs_to_file(self) -> bool:
         """Whether the config is surely this file's: beside a file of any other name it may be another's."""
         return self.config is not None and is_adapter_file(self.file.name)
 
     @property
     def declared(self) -> str | None:
         """The format that the config itself names, so that nobody else has to be asked: PEFT writes its own type."""
-        own = (
+        written_by_peft = (
             self.config is not None
             and (self.file.name in WEIGHTS or is_shard(self.file.name))
             and "peft_type" in self.config
         )
-        return "peft" if own else None
+        return "peft" if written_by_peft else None
 
 
 def open_source(path: str | Path, *, base: Base | None = None) -> AdapterSource:
@@ -101,22 +101,22 @@ def open_source(path: str | Path, *, base: Base | None = None) -> AdapterSource:
         return _opened(path, shards[0], [], base, shards)
     if not path.is_dir():
         return _opened(path, path, [], base)
-    found = [path / name for name in ADAPTER_FILES if is_there(path / name)] or loose_files(path)
+    files = [path / name for name in ADAPTER_FILES if is_there(path / name)] or loose_files(path)
     shards = []
-    if (not found or found[0].name not in ADAPTER_FILES) and (
+    if (not files or files[0].name not in ADAPTER_FILES) and (
         shards := shards_of(path, [p.name for p in _listed(path)])
     ):
-        found = shards[:1]
-    if not found and (dumped := dumped_files(path, [p.name for p in _listed(path)])):
+        files = shards[:1]
+    if not files and (dumped := dumped_files(path, [p.name for p in _listed(path)])):
         return _opened(path, dumped[0], [], base, dumped if len(dumped) > 1 else ())
-    if not found or (len(found) > 1 and not is_adapter_file(found[0].name)):
+    if not files or (len(files) > 1 and not is_adapter_file(files[0].name)):
         raise _no_weights(path)
-    warnings = [f"{quoted(path)} also holds '{other.name}', which is not read" for other in found[1:]]
+    warnings = [f"{quoted(path)} also holds '{unread.name}', which is not read" for unread in files[1:]]
     if inner := [p for p in find_adapters(path) if p != path]:
         names = shown([quoted(p.relative_to(path)) for p in inner])
         are = "is" if len(inner) == 1 else "are"
         warnings.append(f"{counted(len(inner), 'adapter')} in folders below {are} not read: {', '.join(names)}")
-    return _opened(path, found[0], warnings, base, shards)
+    return _opened(path, files[0], warnings, base, shards)
 
 
 def is_adapter_file(name: str) -> bool:
@@ -126,13 +126,13 @@ def is_adapter_file(name: str) -> bool:
 
 def find_adapters(folder: str | Path) -> list[Path]:
     """Folders with an adapter in them: `folder` itself and those up to two levels below; checkpoints by number."""
-    found: list[Path] = []
+    folders: list[Path] = []
 
-    def visit(here: Path, depth: int) -> None:
+    def visit(below: Path, depth: int) -> None:
         try:
-            inside = {p.name: p for p in here.iterdir()}
+            inside = {p.name: p for p in below.iterdir()}
             if any(p.is_file() for name, p in inside.items() if name in ADAPTER_FILES or is_shard(name)):
-                found.append(here)
+                folders.append(below)
             inner = [p for p in inside.values() if not p.name.startswith(".") and p.is_dir()] if depth < _DEPTH else []
         except OSError:
             return  # what may not be looked into is not what was asked for
@@ -140,7 +140,7 @@ def find_adapters(folder: str | Path) -> list[Path]:
             visit(each, depth + 1)
 
     visit(Path(folder), 0)
-    return found
+    return folders
 
 
 def loose_files(folder: Path) -> list[Path]:
@@ -154,8 +154,8 @@ def loose_files(folder: Path) -> list[Path]:
 
 def shown(lines: Sequence[str], most: int = 5) -> list[str]:
     """The first few lines, and how many more there are."""
-    kept = list(lines[:most])
-    return [*kept, f"… and {len(lines) - most} more"] if len(lines) > most else kept
+    first_lines = list(lines[:most])
+    return [*first_lines, f"… and {len(lines) - most} more"] if len(lines) > most else first_lines
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
@@ -164,7 +164,7 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def _existing(path: str | Path) -> Path:
-    given, path = str(path), Path(path)
+    text, path = str(path), Path(path)
     try:
         if path.exists():
             return path
@@ -173,15 +173,15 @@ def _existing(path: str | Path) -> Path:
     except (OSError, ValueError):
         pass
     hint = None
-    if (weighted := re.fullmatch(r"(.+)=([-+]?\d+\.?\d*|[-+]?\.\d+)", given)) and Path(weighted[1]).exists():
+    if (weighted := re.fullmatch(r"(.+)=([-+]?\d+\.?\d*|[-+]?\.\d+)", text)) and Path(weighted[1]).exists():
         # As the command line has it, which splits such an argument before it comes here.
         raise UsageError(
             f"give the weight beside the path: ('{weighted[1]}', {weighted[2]})",
-            hint=f"'{given}' is no path, and functions take pairs of an adapter and its weight",
+            hint=f"'{text}' is no path, and functions take pairs of an adapter and its weight",
         )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not given.startswith(".") and not path.parent.exists():
-        hint = f"if it is a repository on the Hugging Face Hub, download it first: hf download {given} --local-dir DIR"
-    raise UsageError(f"there is no file or folder {quoted(given)}", hint=hint)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(".") and not path.parent.exists():
+        hint = f"if it is a repository on the Hugging Face Hub, download it first: hf download {text} --local-dir DIR"
+    raise UsageError(f"there is no file or folder {quoted(text)}", hint=hint)
 
 
 def _opened(
@@ -206,8 +206,8 @@ def _opened(
         ]
         content = replace(content, tensors={**content.tensors, **{n: in_float16(t) for n, t in short.items()}})
     # A folder with a config of PEFT or MLX is the adapter's own; any other may hold files of anything, also the base.
-    own_folder = config is not None and (is_adapter_file(file.name) or bool(shards))
-    companions = companions_of(file, [*ADAPTER_FILES, *(shard.name for shard in shards)]) if own_folder else []
+    is_adapter_folder = config is not None and (is_adapter_file(file.name) or bool(shards))
+    companions = companions_of(file, [*ADAPTER_FILES, *(shard.name for shard in shards)]) if is_adapter_folder else []
     return replace(
         content,
         path=path,
@@ -266,14 +266,14 @@ def _content(file: Path) -> AdapterSource:
     """What is in the file itself. The content decides how it is read, not the name: a .bin may hold safetensors."""
     from loratools.storage.sniff import describe
 
-    kind = found.kind if (found := describe(file)) is not None else ""
+    kind = sniffed.kind if (sniffed := describe(file)) is not None else ""
     opened = AdapterSource(file, file.parent, file, None, {})
     if kind.endswith("pickle"):
         from loratools.storage.torch_pickle import read_pickle
 
         pickled = read_pickle(file)
-        other = pickled.other | dict.fromkeys(pickled.ignored)
-        return replace(opened, tensors=pickled.tensors, other=other, container="pickle")
+        other_values = pickled.other | dict.fromkeys(pickled.ignored)
+        return replace(opened, tensors=pickled.tensors, other=other_values, container="pickle")
     if kind.endswith("(.npz)"):
         from loratools.storage.npz_reader import read_npz
 

@@ -36,16 +36,16 @@ class Unwrapped:
 
 def unwrapped(names: Iterable[str]) -> Unwrapped:
     """The names without wrappers, those of models that another name is in (`module.`) only where all names have it."""
-    taken: Counter[str] = Counter()
+    removed: Counter[str] = Counter()
     segments: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".")
-        taken.update({_ANYWHERE[part] for part in parts[:-1] if part in _ANYWHERE})
+        removed.update({_ANYWHERE[part] for part in parts[:-1] if part in _ANYWHERE})
         segments[name] = [part for part in parts[:-1] if part not in _ANYWHERE] + parts[-1:]
     while (at := _outermost(segments.values())) is not None:
         segments = {name: parts[:at] + parts[at + 1 :] for name, parts in segments.items()}
-        taken["DistributedDataParallel or DeepSpeed"] = len(segments)
-    return Unwrapped({name: ".".join(parts) for name, parts in segments.items()}, dict(taken))
+        removed["DistributedDataParallel or DeepSpeed"] = len(segments)
+    return Unwrapped({name: ".".join(parts) for name, parts in segments.items()}, dict(removed))
 
 
 def unwrapped_config(config: Mapping[str, object]) -> dict[str, object]:

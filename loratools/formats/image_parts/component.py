@@ -43,8 +43,8 @@ def components(adapter: Adapter) -> set[str]:
         or (adapter.stored_names and adapter.format != "diffusers")
     ):
         return set()
-    found = {name.partition(".")[0] for name in (*adapter.updates, *adapter.replacements)}
-    return found if found <= {*PARTS, *ENCODERS} else set()
+    prefixes = {name.partition(".")[0] for name in (*adapter.updates, *adapter.replacements)}
+    return prefixes if prefixes <= {*PARTS, *ENCODERS} else set()
 
 
 def with_component(adapter: Adapter, config: Mapping[str, object]) -> Adapter:

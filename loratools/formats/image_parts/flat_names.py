@@ -74,7 +74,7 @@ class Prefixes:
 
 def read(source: AdapterSource, prefixes: Prefixes) -> Adapter:
     """The adapter; raises the same errors as `image_parts.reading.read`."""
-    return read_image(source, Read(prefixes.format, prefixes.locate, encoder_part, known_only=True))
+    return read_image(source, Read(prefixes.format, prefixes.locate, encoder_part, table_names_only=True))
 
 
 def encoder_part(part: str, family: Family | None) -> str:
@@ -84,8 +84,8 @@ def encoder_part(part: str, family: Family | None) -> str:
 
 def unwritable(adapter: Adapter, prefixes: Prefixes, *, base: Base | None) -> dict[str, str]:
     """Names that cannot be written, and why."""
-    found = lay_out(adapter, prefixes.spelling, base=base, dry=True, single_file=prefixes.single_file)
-    problems = dict(found.problems)
+    layout = lay_out(adapter, prefixes.spelling, base=base, dry=True, single_file=prefixes.single_file)
+    problems = dict(layout.problems)
     problems |= without_spelling(adapter)
     return problems | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
 
@@ -113,17 +113,17 @@ def write(
     encoders: Mapping[str, str],
 ) -> tuple[str, ...]:
     """Write the file. encoders: prefix by part of the pipeline."""
-    found = lay_out(adapter, prefixes.spelling, base=base, single_file=prefixes.single_file)
-    modules, empty = pieces_alone(found.modules)
+    layout = lay_out(adapter, prefixes.spelling, base=base, single_file=prefixes.single_file)
+    modules, empty = pieces_alone(layout.modules)
     stored: Stored = {}
     for module in modules:
         prefix = encoders.get(module.part, prefixes.denoiser[0])
         stored |= spelled(module.named(prefix, flat=True), module, dtype=dtype)
-    write_file(out, stored, header_of(adapter, found.family), hashed=had_hashes(adapter))
-    return left_out(empty)
+    write_file(out, stored, header_of(adapter, layout.family), hashed=had_hashes(adapter))
+    return empty_modules_warning(empty)
 
 
-def left_out(empty: list[str]) -> tuple[str, ...]:
+def empty_modules_warning(empty: list[str]) -> tuple[str, ...]:
     """What to say of modules in which nothing changes."""
     if not empty:
         return ()
@@ -135,24 +135,24 @@ def spelled(name: str, module: Written, *, dtype: str | None) -> Stored:
     """A module's tensors as kohya and LyCORIS spell them; alpha as float32, which holds every one exactly enough."""
     import torch
 
-    found: dict[str, LazyTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     alpha: LazyTensor | None = None
     full = None if module.weight is None else module.weight.as_full()
     if (lora := module.lora) is not None:
         parts = lora_parts(lora, keep_mid=True)
         spellings = {"A": "lora_down.weight", "B": "lora_up.weight", "mid": "lora_mid.weight"}
-        found |= {f"{name}.{spellings[part]}": tensor for part, tensor in parts.items()}
+        tensors |= {f"{name}.{spellings[part]}": tensor for part, tensor in parts.items()}
         if (magnitude := axis_magnitude(lora)) is not None:
-            found[f"{name}.dora_scale"] = magnitude
+            tensors[f"{name}.dora_scale"] = magnitude
         alpha = from_torch(torch.tensor(plain_alpha(lora)))
     elif module.weight is not None and full is None:
-        found |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(module.weight) or {}).items()}
-        if (own := module.weight.lycoris_alpha()) is not None:
-            alpha = from_torch(torch.tensor(own))
+        tensors |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(module.weight) or {}).items()}
+        if (alpha_value := module.weight.lycoris_alpha()) is not None:
+            alpha = from_torch(torch.tensor(alpha_value))
     norm = full is not None and len(full.shape) == 1
     if full is not None:
-        found[f"{name}.{'w_norm' if norm else 'diff'}"] = full.diff
+        tensors[f"{name}.{'w_norm' if norm else 'diff'}"] = full.diff
     if module.bias is not None:
-        found[f"{name}.{'b_norm' if norm else 'diff_b'}"] = module.bias.diff
-    stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in found.items()}
+        tensors[f"{name}.{'b_norm' if norm else 'diff_b'}"] = module.bias.diff
+    stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in tensors.items()}
     return stored if alpha is None else stored | {f"{name}.alpha": alpha}

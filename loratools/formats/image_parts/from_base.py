@@ -38,7 +38,7 @@ def named_by_base(adapter: Adapter, base: Base) -> Adapter:
     prefix = next(p for p in DENOISER_PREFIXES if any(name.startswith(p) for name in base.shapes))
     updates: dict[str, Update] = {}
     replacements: dict[str, Replacement] = {}
-    left_out = [n for n in (*adapter.updates, *adapter.replacements) if n.startswith(_AUTOENCODER)]
+    autoencoder_names = [n for n in (*adapter.updates, *adapter.replacements) if n.startswith(_AUTOENCODER)]
     for name, update in adapter.updates.items():
         if name.startswith(_AUTOENCODER):
             continue
@@ -57,11 +57,13 @@ def named_by_base(adapter: Adapter, base: Base) -> Adapter:
         module, _, leaf = name.removeprefix(prefix).rpartition(".")
         place = family.find(module) if name.startswith(prefix) else None
         alone = place is not None and len(place.targets) == 1 and not place.swap
-        known = f"{family.component}.{place.targets[0]}.{leaf}" if place is not None and alone else name
-        replacements[known] = replacement
+        canonical = f"{family.component}.{place.targets[0]}.{leaf}" if place is not None and alone else name
+        replacements[canonical] = replacement
     warnings = adapter.warnings
-    if left_out:
-        warnings += (f"{counted(len(left_out), 'weight')} of the autoencoder left out: {left_out[0]}, ...",)
+    if autoencoder_names:
+        warnings += (
+            f"{counted(len(autoencoder_names), 'weight')} of the autoencoder left out: {autoencoder_names[0]}, ...",
+        )
     named = family.name if len(families) == 1 else None
     return replace(
         adapter,

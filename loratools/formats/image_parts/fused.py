@@ -41,19 +41,19 @@ def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Upd
     shares = sizes(place.split, rows, columns or 0, len(place.targets))
     if shares is None:
         return None
-    found: dict[str, Update] = {}
+    pieces: dict[str, Update] = {}
     start = 0
     for target, share in zip(place.targets, shares, strict=True):
-        found[target] = _rows(update, (start, start + share))
+        pieces[target] = _rows(update, (start, start + share))
         start += share
-    return found
+    return pieces
 
 
 def why_not_fused(parts: Mapping[str, Mapping[str, Update]], place: Place) -> str | None:
     """Why the updates of weights and biases of these parts cannot become one; None where they can."""
-    weights = [found["weight"] for found in parts.values() if "weight" in found]
+    weights = [updates["weight"] for updates in parts.values() if "weight" in updates]
     loras = [lora for u in weights if (lora := u.as_lora()) is not None]
-    biases = [found["bias"] for found in parts.values() if "bias" in found]
+    biases = [updates["bias"] for updates in parts.values() if "bias" in updates]
     if biases and len(biases) < len(place.targets):
         return "a bias of some parts of a fused module only"
     if len(loras) < len(parts):

@@ -63,13 +63,13 @@ def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
         raise NotReadError(f"parts of several kinds: {', '.join(quoted(key) for key in sorted(module.keys.values()))}")
     if scale.alpha is not None and not math.isfinite(scale.alpha):
         raise NotReadError(f"{quoted(module.name)} has an alpha of {scale.alpha}")
-    found: dict[str, Update] = {}
+    updates: dict[str, Update] = {}
     if bias := module.parts.get("diff_b") or module.parts.get("bias"):
-        found[".bias"] = Full(bias)
+        updates[".bias"] = Full(bias)
     if kinds or "diff" in module.parts:
         kind = next(iter(kinds), "full")
-        found |= {"": _READERS[kind](module, scale)} if kind in _READERS else _made(kind, module, scale)
-    return found
+        updates |= {"": _READERS[kind](module, scale)} if kind in _READERS else _lycoris_updates(kind, module, scale)
+    return updates
 
 
 def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:
@@ -88,7 +88,7 @@ def _file_of(kind: str) -> LycorisKind | None:
     return lycoris_kind(_FILES.get(kind, kind))
 
 
-def _made(kind: str, module: Module, scale: Scale) -> Mapping[str, Update]:
+def _lycoris_updates(kind: str, module: Module, scale: Scale) -> Mapping[str, Update]:
     file = _file_of(kind)
     assert file is not None
     parts = {key[len(module.name) + 1 :]: module.parts[part] for part, key in module.keys.items() if part != "alpha"}
@@ -154,9 +154,9 @@ def _full(module: Module, scale: Scale) -> Update:
     return Full(module.parts["diff"])
 
 
-def _part(module: Module, part: str, other: str) -> LazyTensor:
+def _part(module: Module, part: str, present: str) -> LazyTensor:
     if part not in module.parts:
-        raise NotReadError(f"{quoted(module.keys.get(other, module.name))} has no partner: factor {part} is missing")
+        raise NotReadError(f"{quoted(module.keys.get(present, module.name))} has no partner: factor {part} is missing")
     return module.parts[part]
 
 

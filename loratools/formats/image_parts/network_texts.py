@@ -27,28 +27,28 @@ def network_texts(texts: Mapping[str, str], adapter: Adapter) -> dict[str, str]:
     """
     loras = [lora for update in adapter.updates.values() if (lora := update.as_lora()) is not None]
     kernels = [u for u in loras if u.mid is not None or any(size > 1 for size in u.a.shape[2:])]
-    linear = [u for u in loras if not any(u is other for other in kernels)] or kernels
+    linear = [u for u in loras if not any(u is kernel for kernel in kernels)] or kernels
     if not linear:
         return {}
-    found = _changed(texts, "ss_network_dim", "ss_network_alpha", linear)
+    changes = _changed(texts, "ss_network_dim", "ss_network_alpha", linear)
     args = _arguments(texts.get("ss_network_args"))
     if kernels and (changed := _changed(args, "conv_dim", "conv_alpha", kernels)):
-        found["ss_network_args"] = json.dumps({**args, **changed})
-    return found
+        changes["ss_network_args"] = json.dumps({**args, **changed})
+    return changes
 
 
 def _changed(texts: Mapping[str, str], dim: str, alpha: str, loras: Iterable[LoRA]) -> dict[str, str]:
     """Rank and alpha of these modules, where the texts say others: no module is larger than a rank that holds."""
     ranks = [u.rank for u in loras]
     alphas = [u.scale * u.rank for u in loras]
-    found: dict[str, str] = {}
+    changes: dict[str, str] = {}
     if dim in texts and _number(texts[dim]) != max(ranks):
-        found[dim] = str(ranks[0]) if len(set(ranks)) == 1 else _DYNAMIC
+        changes[dim] = str(ranks[0]) if len(set(ranks)) == 1 else _DYNAMIC
     stated = _number(texts.get(alpha, ""))
     # Trainers take an alpha of 0 for the rank.
-    if alpha in texts and (found or (stated or max(ranks)) not in alphas):
-        found[alpha] = f"{alphas[0]}" if len(set(alphas)) == 1 else _DYNAMIC
-    return found
+    if alpha in texts and (changes or (stated or max(ranks)) not in alphas):
+        changes[alpha] = f"{alphas[0]}" if len(set(alphas)) == 1 else _DYNAMIC
+    return changes
 
 
 def _arguments(text: str | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.image_parts.fused import apart
 from loratools.formats.image_parts.kinds import NotReadError, Scale, updates_of
-from loratools.formats.image_parts.spellings import Module, grouped, is_learnt_word
+from loratools.formats.image_parts.spellings import Module, grouped, is_learnt_token
 from loratools.naming.image.evidence import Sizes, decide, denoisers, family_named
 from loratools.naming.image.family import Family, Place
 from loratools.naming.image.resolving import base_family, names_prefix, unflattened
@@ -57,7 +57,7 @@ class Read:
     locate: Callable[[str], Located | None]
     encoder: Callable[[str, Family | None], str] = lambda part, family: part
     scale: Callable[[str], Scale] | None = None
-    known_only: bool = False
+    table_names_only: bool = False
     families: tuple[Family, ...] = field(default_factory=denoisers)
 
 
@@ -76,10 +76,10 @@ def read(source: AdapterSource, how: Read) -> Adapter:
         raise UnsupportedError(
             f"{counted(len(strange), 'tensor')} of {quoted(source.file)} not read as {how.format}",
             details=shown(
-                [f"{quoted(key)}{', ' + _EMBEDDING if is_learnt_word(key) else ''}" for key in sorted(strange)]
+                [f"{quoted(key)}{', ' + _EMBEDDING if is_learnt_token(key) else ''}" for key in sorted(strange)]
             ),
             hint="take the embeddings out into a file of their own; programs load them apart from a LoRA"
-            if all(is_learnt_word(key) for key in strange)
+            if all(is_learnt_token(key) for key in strange)
             else "--from FORMAT, if it is another",
         )
     if twice:
@@ -87,11 +87,11 @@ def read(source: AdapterSource, how: Read) -> Adapter:
             f"{quoted(source.file)} has {counted(len(twice), 'part')} twice, in two spellings",
             details=shown([quoted(key) for key in sorted(twice)]),
         )
-    said = source.metadata.get(FAMILY)
+    declared_family = source.metadata.get(FAMILY)
     model = source.metadata.get("ss_base_model_version") or source.metadata.get("modelspec.architecture")
     architecture = source.metadata.get("modelspec.architecture", "")
-    header = said or f"{model or ''} {architecture}".strip() or None
-    own = {name: Meant("", Place(name, (name,))) for name in modules}
+    header = declared_family or f"{model or ''} {architecture}".strip() or None
+    file_names = {name: PrefixedPlace("", Place(name, (name,))) for name in modules}
     families: tuple[Family, ...] = ()
     undecided: LoraToolsError | None = None
     aliases: dict[str, tuple[str, ...]] = {}
@@ -102,10 +102,12 @@ def read(source: AdapterSource, how: Read) -> Adapter:
     except (UnsupportedError, UndecidedError) as error:
         if source.base is not None:
             raise  # the base was given to tell them, so that there is nobody else to ask
-        places, undecided = own, error
+        places, undecided = file_names, error
     if source.stored_names:
-        aliases = {name: tuple(f"{meant.prefix}{t}" for t in meant.place.targets) for name, meant in places.items()}
-        places = own
+        aliases = {
+            name: tuple(f"{prefixed.prefix}{t}" for t in prefixed.place.targets) for name, prefixed in places.items()
+        }
+        places = file_names
     updates, replacements, warnings = _updates(source, modules, places, how)
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
@@ -122,14 +124,14 @@ def read(source: AdapterSource, how: Read) -> Adapter:
         base_model=model or None,
         notes={NOTES: notes},
         warnings=tuple(warnings),
-        stored_names=places is own,
+        stored_names=places is file_names,
         undecided=undecided,
         aliases=aliases,
     )
 
 
 @dataclass(frozen=True)
-class Meant:
+class PrefixedPlace:
     """A module's place below `prefix`."""
 
     prefix: str
@@ -138,12 +140,12 @@ class Meant:
 
 def _places(
     modules: Mapping[str, Module], located: Mapping[str, Located], how: Read, header: str | None, base: Base | None
-) -> tuple[dict[str, Meant], tuple[Family, ...]]:
+) -> tuple[dict[str, PrefixedPlace], tuple[Family, ...]]:
     groups: dict[tuple[str, bool], dict[str, Located]] = {}
     for name, at in located.items():
         if at.place is None:
             groups.setdefault((at.part, at.flat), {})[name] = at
-    found = {name: Meant("transformer.", at.place) for name, at in located.items() if at.place is not None}
+    placed = {name: PrefixedPlace("transformer.", at.place) for name, at in located.items() if at.place is not None}
     families: tuple[Family, ...] = how.families if len(how.families) == 1 else ()
     count = len({part for part, _ in groups if part not in (DENOISER, *DENOISERS)})
     candidates = tuple(f for f in how.families if f.text_encoders is None or f.text_encoders >= count)
@@ -153,25 +155,25 @@ def _places(
             by_component = tuple(f for f in candidates if part == DENOISER or f.component == part.removesuffix("_2"))
             places, families, prefix = _denoiser(sizes, by_component, header, base, flat=flat)
             prefix = f"{part}." if part != DENOISER else prefix
-            found |= {name: Meant(prefix, places[at.name]) for name, at in members.items()}
+            placed |= {name: PrefixedPlace(prefix, places[at.name]) for name, at in members.items()}
     family = families[0] if len(families) == 1 else None
     for (part, flat), members in groups.items():
         if part != DENOISER and part not in DENOISERS:
             inner = [at.name for at in members.values()]
-            known = flat or how.known_only
-            places = meanings(inner, flat=flat) if known else {name: Place(name, (name,)) for name in inner}
+            look_up = flat or how.table_names_only
+            places = meanings(inner, flat=flat) if look_up else {name: Place(name, (name,)) for name in inner}
             prefix = f"{how.encoder(part, family)}."
-            found |= {name: Meant(prefix, places[at.name]) for name, at in members.items()}
-    return found, families
+            placed |= {name: PrefixedPlace(prefix, places[at.name]) for name, at in members.items()}
+    return placed, families
 
 
 def _denoiser(
     names: Sizes, families: tuple[Family, ...], header: str | None, base: Base | None, *, flat: bool
 ) -> tuple[Mapping[str, Place], tuple[Family, ...], str]:
     """What the names mean, the families in which they do, and what stands before the canonical names."""
-    given = given_family(base)
-    if base is None or given is not None:
-        decision = decide(names, families, flat=flat, header=header, given=given)
+    base_family = family_of_base(base)
+    if base is None or base_family is not None:
+        decision = decide(names, families, flat=flat, header=header, base_family=base_family)
         return decision.places, decision.families, f"{decision.families[0].component}."
     # A base that no table has: its names are those that there are, and it says itself how it is stored.
     try:
@@ -184,7 +186,7 @@ def _denoiser(
         return {name: Place(inner, (inner,)) for name, inner in dotted.items()}, (), names_prefix(base.config)
 
 
-def given_family(base: Base | None) -> Family | None:
+def family_of_base(base: Base | None) -> Family | None:
     """The family of the model that a person has named; None where that is of none that is known here."""
     if base is None:
         return None
@@ -192,40 +194,40 @@ def given_family(base: Base | None) -> Family | None:
 
 
 def _updates(
-    source: AdapterSource, modules: Mapping[str, Module], places: Mapping[str, Meant], how: Read
+    source: AdapterSource, modules: Mapping[str, Module], places: Mapping[str, PrefixedPlace], how: Read
 ) -> tuple[dict[str, Update], dict[str, Replacement], list[str]]:
     updates: dict[str, Update] = {}
     replacements: dict[str, Replacement] = {}
     unread: dict[str, list[str]] = {}
     faults: list[str] = []
-    whole, zero = 0, []
+    uncut, zero = 0, []
     for name, module in sorted(modules.items()):
-        meant = places[name]
+        prefixed = places[name]
         if module.kinds == {"replacement"}:
-            target = f"{meant.prefix}{meant.place.targets[0]}.weight"
-            if len(meant.place.targets) > 1 or len(module.parts) > 1:
+            target = f"{prefixed.prefix}{prefixed.place.targets[0]}.weight"
+            if len(prefixed.place.targets) > 1 or len(module.parts) > 1:
                 unread.setdefault("a weight of a fused module that is replaced", []).append(name)
             else:
                 replacements[target] = Replacement(module.parts["weight"], "unlisted")
             continue
         try:
             scale = _scale(module, name, how)
-            made = updates_of(module, scale)
+            module_updates = updates_of(module, scale)
         except NotReadError as error:
             if error.unsupported:
                 unread.setdefault(str(error), []).append(name)
             else:
                 faults.append(str(error))
             continue
-        if scale.alpha == 0 and any(update.alpha for update in made.values()):
+        if scale.alpha == 0 and any(update.alpha for update in module_updates.values()):
             zero.append(name)
-        for leaf, update in made.items():
-            pieces = apart(update, meant.place, columns=module.sizes[1])
+        for leaf, update in module_updates.items():
+            pieces = apart(update, prefixed.place, columns=module.sizes[1])
             if pieces is None:
-                whole += 1
-                pieces = {meant.place.name: update}
+                uncut += 1
+                pieces = {prefixed.place.name: update}
             for target, piece in pieces.items():
-                full = f"{meant.prefix}{target}{leaf}"
+                full = f"{prefixed.prefix}{target}{leaf}"
                 if full in updates:
                     faults.append(f"{quoted(full)} is named twice")
                 updates[full] = piece
@@ -249,8 +251,8 @@ def _updates(
             f"{counted(len(zero), 'module')} with an alpha of 0, which trainers take for the rank: "
             f"{', '.join(shown([quoted(name) for name in zero]))}"
         )
-    if whole:
-        warnings.append(f"{counted(whole, 'fused module')} that cannot be cut exactly keep their own names")
+    if uncut:
+        warnings.append(f"{counted(uncut, 'fused module')} that cannot be cut exactly keep their own names")
     return updates, replacements, warnings
 
 

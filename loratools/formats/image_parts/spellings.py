@@ -106,7 +106,7 @@ def split(key: str) -> tuple[str, str, str] | None:
     return None
 
 
-def is_learnt_word(key: str) -> bool:
+def is_learnt_token(key: str) -> bool:
     """Whether the key is an embedding of textual inversion: bundled with a LoRA (`bundle_emb.WORD.clip_l`), under its
     token (`<s1>`), or in a file of its own (`emb_params`, `clip_l`, `clip_g`)."""
     token = key.startswith("<") and key.endswith(">")
@@ -115,8 +115,8 @@ def is_learnt_word(key: str) -> bool:
 
 def is_spelled(key: str) -> bool:
     """Whether the key ends as a part of an update does, and not only as one that goes with any kind."""
-    found = split(key)
-    return found is not None and found[1] != "any"
+    name_kind_part = split(key)
+    return name_kind_part is not None and name_kind_part[1] != "any"
 
 
 def grouped(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, Module], list[str], list[str]]:
@@ -125,11 +125,11 @@ def grouped(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, Module], list[
     rest: list[str] = []
     twice: list[str] = []
     for key, tensor in tensors.items():
-        found = split(key)
-        if found is None:
+        name_kind_part = split(key)
+        if name_kind_part is None:
             rest.append(key)
             continue
-        name, kind, part = found
+        name, kind, part = name_kind_part
         module = modules.setdefault(name, Module(name))
         if part in module.parts:
             twice.append(key)

@@ -15,7 +15,7 @@ from loratools.formats.common.base import Base
 from loratools.formats.common.notes import metadata_of
 from loratools.formats.image_parts.fused import fused, fused_bias, swapped_back, why_not_fused, without_zeros
 from loratools.formats.image_parts.network_texts import network_texts
-from loratools.formats.image_parts.reading import FAMILY, NOTES, given_family
+from loratools.formats.image_parts.reading import FAMILY, NOTES, family_of_base
 from loratools.naming.image.evidence import decide, denoisers, family_named
 from loratools.naming.image.family import Family, Fused, Place
 from loratools.storage.casting import rounded
@@ -111,13 +111,13 @@ def lay_out(
     family: Family | None = None
     for part, members in sorted(by_part.items()):
         if part in (*ENCODERS, SINGLE_FILE):
-            modules += [_written(part, name, found) for name, found in members.items()]
+            modules += [_written(part, name, updates) for name, updates in members.items()]
             continue
         chosen = family_of(adapter, part, base, spelling=spelling)
         if isinstance(chosen, str):
             if spelling == "diffusers":
                 # A canonical name is the one of diffusers, whatever the family.
-                modules += [_written(part, name, found) for name, found in members.items()]
+                modules += [_written(part, name, updates) for name, updates in members.items()]
                 continue
             problems |= dict.fromkeys(_targets(part, members), chosen)
             continue
@@ -143,16 +143,16 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling
     encoders = sum(_has(adapter, encoder) for encoder in ENCODERS)
     candidates = [f for f in candidates if f.text_encoders is None or f.text_encoders >= encoders]
     noted = adapter.notes.get(NOTES)
-    said = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
-    if said is not None and all(said.find(name) for name in names):
-        return said
-    given = given_family(base)
+    declared_family = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
+    if declared_family is not None and all(declared_family.find(name) for name in names):
+        return declared_family
+    base_family = family_of_base(base)
 
-    def same(one: Family, other: Family) -> bool:
-        return bool(spelling) and _same_names(names, [one, other], spelling)
+    def same(first: Family, second: Family) -> bool:
+        return bool(spelling) and _same_names(names, [first, second], spelling)
 
     try:
-        return decide(names, candidates, header=adapter.base_model, given=given, same=same).families[0]
+        return decide(names, candidates, header=adapter.base_model, base_family=base_family, same=same).families[0]
     except LoraToolsError as error:
         return error.message if error.hint is None else f"{error.message}; {error.hint}"
 
@@ -174,20 +174,20 @@ def _has(adapter: Adapter, part: str) -> bool:
 
 
 def _as_stored(adapter: Adapter) -> Iterator[Written]:
-    found: dict[str, dict[str, Update]] = {}
+    by_module: dict[str, dict[str, Update]] = {}
     for target, update in adapter.updates.items():
         leaf = "bias" if _is_bias(update, target) else "weight"
-        found.setdefault(target.removesuffix(".bias") if leaf == "bias" else target, {})[leaf] = update
-    return (_written("", name, updates) for name, updates in found.items())
+        by_module.setdefault(target.removesuffix(".bias") if leaf == "bias" else target, {})[leaf] = update
+    return (_written("", name, updates) for name, updates in by_module.items())
 
 
 def _is_bias(update: Update, name: str) -> bool:
     return update.as_full() is not None and name.endswith(".bias") and len(update.shape) == 1
 
 
-def _written(part: str, name: str, found: Mapping[str, Update]) -> Written:
-    bias = found.get("bias")
-    return Written(part, name, found.get("weight"), None if bias is None else bias.as_full())
+def _written(part: str, name: str, updates: Mapping[str, Update]) -> Written:
+    bias = updates.get("bias")
+    return Written(part, name, updates.get("weight"), None if bias is None else bias.as_full())
 
 
 def _spelled(
@@ -201,22 +201,22 @@ def _spelled(
 ) -> list[Written]:
     modules: list[Written] = []
     together: dict[str, tuple[Place, dict[str, Mapping[str, Update]]]] = {}
-    for name, found in members.items():
+    for name, updates in members.items():
         place = family.find(name)
         assert place is not None
         if place.targets != (name,):  # kept whole, as it could not be cut
             if spelling == "diffusers":
                 problems[f"{part}.{name}"] = "fused, and of a kind that cannot be cut exactly"
             else:
-                modules.append(_written(part, name, found))
+                modules.append(_written(part, name, updates))
             continue
         back = family.back(name, spelling)
         if back is None:
             problems[f"{part}.{name}"] = f"no module of {family.name} as it was published"
         elif len(back.place.targets) > 1:
-            together.setdefault(back.name, (back.place, {}))[1][name] = found
+            together.setdefault(back.name, (back.place, {}))[1][name] = updates
         else:
-            modules.append(_in_published_order(part, back, found))
+            modules.append(_in_published_order(part, back, updates))
     for name, (place, parts) in sorted(together.items()):
         why_not = why_not_fused(parts, place)
         if why_not is not None:
@@ -228,17 +228,19 @@ def _spelled(
 
 def _targets(part: str, members: Mapping[str, Mapping[str, Update]]) -> list[str]:
     """The adapter's own names of these modules' updates."""
-    return [f"{part}.{name}{'.bias' if leaf == 'bias' else ''}" for name, found in members.items() for leaf in found]
+    return [
+        f"{part}.{name}{'.bias' if leaf == 'bias' else ''}" for name, updates in members.items() for leaf in updates
+    ]
 
 
-def _in_published_order(part: str, back: Fused, found: Mapping[str, Update]) -> Written:
-    made = _written(part, back.name, found)
-    columns = None if made.weight is None or len(made.weight.shape) < 2 else made.weight.shape[1]
-    if made.weight is not None:
-        made.weight = swapped_back(made.weight, back.place, columns=columns)
-    if made.bias is not None:
-        made.bias = swapped_back(made.bias, back.place, columns=columns).as_full()
-    return made
+def _in_published_order(part: str, back: Fused, updates: Mapping[str, Update]) -> Written:
+    written = _written(part, back.name, updates)
+    columns = None if written.weight is None or len(written.weight.shape) < 2 else written.weight.shape[1]
+    if written.weight is not None:
+        written.weight = swapped_back(written.weight, back.place, columns=columns)
+    if written.bias is not None:
+        written.bias = swapped_back(written.bias, back.place, columns=columns).as_full()
+    return written
 
 
 def _together(
@@ -249,8 +251,8 @@ def _together(
     members: Mapping[str, Mapping[str, Update]],
 ) -> Written:
     columns = next(iter(parts.values()))["weight"].shape[1]
-    kept = {target: found["weight"] for target, found in parts.items()}
-    loras = {target: lora for target, u in kept.items() if (lora := u.as_lora()) is not None}
+    weights = {target: updates["weight"] for target, updates in parts.items()}
+    loras = {target: lora for target, u in weights.items() if (lora := u.as_lora()) is not None}
     gaps = [
         None if t in loras else _outputs(t, i, place, loras, columns or 0, members) for i, t in enumerate(place.targets)
     ]
@@ -266,22 +268,22 @@ def _outputs(
     target: str,
     index: int,
     place: Place,
-    kept: Mapping[str, LoRA],
+    loras: Mapping[str, LoRA],
     columns: int,
     members: Mapping[str, Mapping[str, Update]],
 ) -> int:
     """Outputs of a part of a fused module for which the adapter has nothing."""
     if place.split == "thirds":
-        return next(iter(kept.values())).shape[0]
+        return next(iter(loras.values())).shape[0]
     if place.split == "grouped":
-        others = [u.shape[0] for t, u in kept.items() if t != place.targets[0]]
-        return columns if index == 0 else (others or [columns])[0]
+        outputs = [u.shape[0] for t, u in loras.items() if t != place.targets[0]]
+        return columns if index == 0 else (outputs or [columns])[0]
     if index < 3:
         return columns
     # The first layer of the MLP: as in another block, or as wide as all such models have it.
     leaf = target.rpartition(".")[2]
-    seen = Counter(f["weight"].shape[0] for name, f in members.items() if name.endswith(f".{leaf}") and "weight" in f)
-    most = seen.most_common(1)
+    counts = Counter(f["weight"].shape[0] for name, f in members.items() if name.endswith(f".{leaf}") and "weight" in f)
+    most = counts.most_common(1)
     return (most[0][0] or 0) if most else 4 * columns
 
 
@@ -303,8 +305,8 @@ def lora_parts(update: LoRA, *, keep_mid: bool) -> dict[str, LazyTensor]:
         a, mid, kernel = from_torch(rounded(product, a.dtype)), None, product.dim() - 2
     if kernel and len(b.shape) == 2:
         b = reshaped(b, (*b.shape, *(1,) * kernel))
-    found = {"A": a, "B": b}
-    return found if mid is None else found | {"mid": mid}
+    tensors = {"A": a, "B": b}
+    return tensors if mid is None else tensors | {"mid": mid}
 
 
 def plain_alpha(update: LoRA) -> float:
@@ -316,14 +318,14 @@ def axis_magnitude(update: LoRA) -> LazyTensor | None:
     """The magnitude with the axis in its shape, as LyCORIS stores it: (out, 1...) or (1, in, 1...)."""
     if update.magnitude is None:
         return None
-    ones = (1,) * (len(update.shape) - 2)
+    kernel = (1,) * (len(update.shape) - 2)
     shape = (update.shape[0], 1) if update.magnitude_of == "out" else (1, update.shape[1])
-    return reshaped(update.magnitude, (*shape, *ones))
+    return reshaped(update.magnitude, (*shape, *kernel))
 
 
 def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
     """Without what only the other pieces of a fused module use; and the names of those of which nothing is left."""
-    kept: list[Written] = []
+    remaining: list[Written] = []
     empty: list[str] = []
     for module in modules:
         if (lora := module.lora) is not None:
@@ -332,15 +334,15 @@ def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
             if lora.rank == 0:
                 empty.append(module.target)
                 continue
-        kept.append(module)
-    return kept, empty
+        remaining.append(module)
+    return remaining, empty
 
 
 def header_of(adapter: Adapter, family: Family | None) -> dict[str, str]:
     """What the source said in its header that is still true; and the family, which names alone do not always tell."""
-    kept = {k: v for k, v in metadata_of(adapter).items() if k not in _OWN}
-    kept |= network_texts(kept, adapter)
-    return {"format": "pt", MARK: __version__} | kept | ({} if family is None else {FAMILY: family.name})
+    texts = {k: v for k, v in metadata_of(adapter).items() if k not in _OWN}
+    texts |= network_texts(texts, adapter)
+    return {"format": "pt", MARK: __version__} | texts | ({} if family is None else {FAMILY: family.name})
 
 
 def had_hashes(adapter: Adapter) -> bool:

@@ -10,7 +10,7 @@ from loratools.adapter import Replacement
 from loratools.errors import FormatError
 from loratools.formats.common.companions import NEW_HEADS, NEW_TOKENS, REPLACED_WEIGHTS, TABLES
 from loratools.formats.common.source import AdapterSource, companion_tensors, counted, shown
-from loratools.formats.peft_parts.keys import Whole, parse
+from loratools.formats.peft_parts.keys import WholeWeight, parse
 from loratools.storage.files import quoted
 from loratools.storage.json_file import read_json
 from loratools.storage.same import same_bytes
@@ -24,7 +24,7 @@ class CompanionWeights:
     files: tuple[str, ...]
 
 
-def companion_weights(source: AdapterSource, own: Mapping[str, Replacement]) -> CompanionWeights:
+def companion_weights(source: AdapterSource, in_adapter: Mapping[str, Replacement]) -> CompanionWeights:
     """Read what the files beside an adapter replace, where the meaning of such a file is known.
 
     Args:
@@ -45,8 +45,8 @@ def companion_weights(source: AdapterSource, own: Mapping[str, Replacement]) -> 
             replaced, faults = _whole_weights(file, "modules_to_save" if file.name in NEW_HEADS else "companion")
         problems += faults
         for name, replacement in replaced.items():
-            known = weights.get(name, own.get(name))
-            if known is not None and not same_bytes(known.tensor, replacement.tensor):
+            earlier = weights.get(name, in_adapter.get(name))
+            if earlier is not None and not same_bytes(earlier.tensor, replacement.tensor):
                 problems.append(f"{quoted(name)} has another value in '{file.name}' than elsewhere")
             weights[name] = replacement
     if problems:
@@ -63,7 +63,7 @@ def _whole_weights(file: Path, declared: str) -> tuple[dict[str, Replacement], l
     faults = []
     for key, tensor in companion_tensors(file).items():
         parsed = parse(key)
-        if isinstance(parsed, Whole) and parsed.spelling in ("plain", "base_layer", "modules_to_save"):
+        if isinstance(parsed, WholeWeight) and parsed.spelling in ("plain", "base_layer", "modules_to_save"):
             replaced[parsed.name] = Replacement(tensor, declared)
         else:
             faults.append(f"{quoted(key)} in '{file.name}' is no weight of the base")

@@ -38,14 +38,14 @@ def _set(value: object) -> bool:
     return bool(value)
 
 
-def _given(value: object) -> bool:
+def _is_set(value: object) -> bool:
     # PEFT takes even an empty mapping for "with default settings".
     return value is not None and value is not False
 
 
 def _without(kind: str) -> Callable[[object], bool]:
     """Set, and this installation has no such kind."""
-    return lambda value: _given(value) and value != [] and kind not in registry.names("updates")
+    return lambda value: _is_set(value) and value != [] and kind not in registry.names("updates")
 
 
 # The file in `updates/` for a variant, by the field that asks for it.
@@ -54,7 +54,7 @@ VARIANTS = {"use_qalora": "qalora", "use_bdlora": "bdlora", "kasa_config": "kasa
 
 def variant(config: Mapping[str, object]) -> str:
     """The file in `updates/` that knows what the factors mean."""
-    return next((kind for name, kind in VARIANTS.items() if _given(config.get(name))), "lora")
+    return next((kind for name, kind in VARIANTS.items() if _is_set(config.get(name))), "lora")
 
 
 def initialisation_changed_base(config: Mapping[str, object]) -> str | None:
@@ -76,8 +76,8 @@ _UNDONE = ("pissa", "olora", "corda", "lora_ga")
 
 
 def _has_no_undoing(value: object) -> bool:
-    known = isinstance(value, str) and value.lower().startswith(_UNDONE)
-    return _changes_base(value) and not known
+    can_be_undone = isinstance(value, str) and value.lower().startswith(_UNDONE)
+    return _changes_base(value) and not can_be_undone
 
 
 FIELDS: dict[str, Field] = {
@@ -136,7 +136,7 @@ FIELDS: dict[str, Field] = {
     "merge_weights": Field("a setting of a running model (PEFT before 0.3)"),
     # changes the mathematics, and is not read
     "init_lora_weights": Field("an initialisation that also changes the base", _has_no_undoing, _INITIAL),
-    "arrow_config": Field("Arrow: routes tokens, so that there is nothing to merge", _given),
+    "arrow_config": Field("Arrow: routes tokens, so that there is nothing to merge", _is_set),
     "alora_invocation_tokens": Field("aLoRA: acts after certain tokens only, so that there is nothing to merge", _set),
     "enable_lora": Field("merged linear layers of PEFT before 0.3: B is a grouped convolution", _set),
 }
@@ -144,24 +144,24 @@ FIELDS: dict[str, Field] = {
 
 def refusals(config: Mapping[str, object]) -> list[tuple[str, str, str | None]]:
     """Every field whose value cannot be read: its name, a line that says so, and a hint."""
-    found: list[tuple[str, str, str | None]] = []
+    refused: list[tuple[str, str, str | None]] = []
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         if (why := kinds.refusal(kind)) is not None:
-            found.append(("peft_type", f"peft_type = {shown_value(kind)}: {why}", None))
+            refused.append(("peft_type", f"peft_type = {shown_value(kind)}: {why}", None))
         # The fields of another kind of adapter are that kind's business.
         if why is None:
             known = kinds.known_fields(kind)
-            found += [_unknown(name, value) for name, value in config.items() if value and name not in FIELDS | known]
-        return found
+            refused += [_unknown(name, value) for name, value in config.items() if value and name not in FIELDS | known]
+        return refused
     for name, value in config.items():
         field = FIELDS.get(name)
         if field is None:
             if value:
-                found.append(_unknown(name, value))
+                refused.append(_unknown(name, value))
         elif field.refused is not None and field.refused(value):
-            found.append((name, f"{name} = {shown_value(value)}: {field.meaning}", field.hint))
-    return found
+            refused.append((name, f"{name} = {shown_value(value)}: {field.meaning}", field.hint))
+    return refused
 
 
 def _unknown(name: str, value: object) -> tuple[str, str, str]:
@@ -196,37 +196,37 @@ def scaling(config: Mapping[str, object]) -> Scaling:
     """
     wrong: list[str] = []
 
-    def rank(where: str, value: object) -> int:
+    def rank(subject: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_RANK:
-            wrong.append(f"{where} = {shown_value(value)}: a rank is a whole number from 1 to {MAX_RANK:,}")
+            wrong.append(f"{subject} = {shown_value(value)}: a rank is a whole number from 1 to {MAX_RANK:,}")
             return 1
         return value
 
-    def alpha(where: str, value: object) -> float:
+    def alpha(subject: str, value: object) -> float:
         try:
             number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            wrong.append(f"{where} = {shown_value(value)}: an alpha is a finite number")
+            wrong.append(f"{subject} = {shown_value(value)}: an alpha is a finite number")
         return number
 
-    def mapping(where: str) -> Mapping[str, object]:
-        value = config.get(where)
+    def mapping(subject: str) -> Mapping[str, object]:
+        value = config.get(subject)
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            wrong.append(f"{where} = {shown_value(value)}: an object of names and numbers is needed")
+            wrong.append(f"{subject} = {shown_value(value)}: an object of names and numbers is needed")
             return {}
         return value
 
-    def flag(where: str) -> bool:
-        value = config.get(where, False)
+    def flag(subject: str) -> bool:
+        value = config.get(subject, False)
         if value is not None and not isinstance(value, bool):
-            wrong.append(f"{where} = {shown_value(value)}: true or false is needed")
+            wrong.append(f"{subject} = {shown_value(value)}: true or false is needed")
         return bool(value)
 
-    found = Scaling(
+    result = Scaling(
         rank=rank("r", config["r"]) if "r" in config else None,
         alpha=next((alpha(name, config[name]) for name in ("lora_alpha", "alpha") if name in config), None),
         ranks={key: rank(f"rank_pattern[{quoted(key)}]", value) for key, value in mapping("rank_pattern").items()},
@@ -244,7 +244,7 @@ def scaling(config: Mapping[str, object]) -> Scaling:
             f"adapter_config.json has {len(wrong)} invalid value{'s' if len(wrong) > 1 else ''}",
             details=wrong[:20],
         )
-    return found
+    return result
 
 
 def fan_in_fan_out(config: Mapping[str, object]) -> bool | None:

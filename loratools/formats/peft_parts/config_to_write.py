@@ -157,8 +157,8 @@ def pattern(values: Mapping[str, int | float], default: float, bare: Collection[
     plain = {f"{re.escape(t)}{_WEIGHT}" if t in bare else t: value for t, value in different.items()}
     if not plain:
         return {}
-    found = matches(plain, UntrustedRegexes(list(values)), where="a pattern to be written")
-    if all((plain[keys[0]] if keys else default) == values[target] for target, keys in found.items()):
+    matched = matches(plain, UntrustedRegexes(list(values)), subject="a pattern to be written")
+    if all((plain[keys[0]] if keys else default) == values[target] for target, keys in matched.items()):
         return plain
     # A short name is also the end of a longer one.
     return dict(sorted((f"^{re.escape(t)}{_WEIGHT if t in bare else ''}", value) for t, value in different.items()))
@@ -193,21 +193,21 @@ def _saved(
 ) -> list[str] | None:
     """Entries of modules_to_save that find the modules declared so, and no other module of the adapter."""
     declared: set[str] = set()
-    others = set(updates)
+    not_saved = set(updates)
     for name, replacement in adapter.replacements.items():
         module = name.rpartition(".")[0]
-        own = replacement.declared == "modules_to_save" and module not in updates
-        (declared if own else others).add(module)
-    given = config.get("modules_to_save")
-    entries = [entry for entry in given if isinstance(entry, str)] if isinstance(given, list) else []
-    kept = [entry for entry in entries if not any(fields.covers(entry, module) for module in others)]
+        is_saved = replacement.declared == "modules_to_save" and module not in updates
+        (declared if is_saved else not_saved).add(module)
+    stated = config.get("modules_to_save")
+    entries = [entry for entry in stated if isinstance(entry, str)] if isinstance(stated, list) else []
+    valid = [entry for entry in entries if not any(fields.covers(entry, module) for module in not_saved)]
     if not unchanged:
         # An entry that finds no weight here may find a module of the base, for which PEFT would miss the weights.
-        kept = [entry for entry in kept if any(fields.covers(entry, module) for module in declared)]
-    missing = {module for module in declared if not any(fields.covers(entry, module) for entry in kept)}
+        valid = [entry for entry in valid if any(fields.covers(entry, module) for module in declared)]
+    missing = {module for module in declared if not any(fields.covers(entry, module) for entry in valid)}
     # Several entries that find the same module are one wrapper in another: parents only.
     added = [m for m in sorted(missing) if not any(m.startswith(f"{parent}.") for parent in missing)]
-    return [*kept, *added] or None
+    return [*valid, *added] or None
 
 
 def _listed_already(updates: Iterable[str], config: Mapping[str, object]) -> bool:

@@ -33,7 +33,7 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Whole:
+class WholeWeight:
     """A whole weight; `spelling` is `plain`, or the segment that was taken out of the key.
 
     `original_module` is the base's own copy of a weight that is replaced; `tokens` are some of its rows.
@@ -55,14 +55,14 @@ class Foreign:
     kind: str
 
 
-Parsed = Factor | Whole | Foreign
+Parsed = Factor | WholeWeight | Foreign
 
 
 def parse_all(keys: Iterable[str]) -> dict[str, Parsed]:
     """What the keys of one file mean."""
     keys = list(keys)
     parsed = {key: parse(key) for key in keys}
-    if any(isinstance(found, Factor) and found.adapter is not None for found in parsed.values()):
+    if any(isinstance(meaning, Factor) and meaning.adapter is not None for meaning in parsed.values()):
         # Not saved by PEFT but dumped: then replaced modules have the adapter's name in their keys as well.
         parsed |= {key: parse(key, dumped=True) for key in keys if "modules_to_save" in key}
     return parsed
@@ -92,7 +92,7 @@ def parse(key: str, *, dumped: bool = False) -> Parsed:
         if segment.startswith("lora_") and at < len(parts) - 1 and parts[-1] == "weight" and at >= len(parts) - 3:
             # `lora_down` and the like are other formats'; `lora_x` may also be a module's own name further up.
             return Foreign(f"'{segment}', which no PEFT known here writes")
-    return _whole(parts, dumped)
+    return _whole_weight(parts, dumped)
 
 
 def _factor(module: list[str], part: str, tail: list[str]) -> Factor | Foreign:
@@ -121,7 +121,7 @@ def _unwrapped(module: list[str]) -> tuple[list[str], int]:
     return [part for part in module if part != "base_layer"], depth
 
 
-def _whole(parts: list[str], dumped: bool) -> Whole | Foreign:
+def _whole_weight(parts: list[str], dumped: bool) -> WholeWeight | Foreign:
     spelling, adapter = "plain", None
     for segment in ("modules_to_save", "original_module"):
         if segment in parts[:-1]:
@@ -137,8 +137,8 @@ def _whole(parts: list[str], dumped: bool) -> Whole | Foreign:
     parts = [part for part in parts if part != "base_layer"]
     if parts[-1] == "trainable_tokens_delta":
         module = [part for part in parts[:-1] if part != "token_adapter"]
-        return Whole(".".join([*module, "weight"]), "tokens", adapter)
-    return Whole(".".join(parts), spelling, adapter)
+        return WholeWeight(".".join([*module, "weight"]), "tokens", adapter)
+    return WholeWeight(".".join(parts), spelling, adapter)
 
 
 _BY_KIND: dict[str, tuple[str, ...]] = {

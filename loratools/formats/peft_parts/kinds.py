@@ -60,7 +60,7 @@ class Modules:
 
     parts: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
     shared: dict[str, LazyTensor] = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
+    other_keys: list[str] = field(default_factory=list)
 
 
 def modules(tensors: Mapping[str, LazyTensor], peft_type: str) -> Modules:
@@ -70,40 +70,40 @@ def modules(tensors: Mapping[str, LazyTensor], peft_type: str) -> Modules:
         FormatError: several keys mean the same part of a module, as those of several adapters do.
     """
     if peft_type in REPLACING:
-        return Modules(others=list(tensors))
+        return Modules(other_keys=list(tensors))
     kind = peft_kind(_file(peft_type))
     assert kind is not None, "refused before"
     segments = {*kind.PEFT_PARTS, *shared_parts(kind)}
     roots = {segment.split(".")[0] for segment in segments}
-    found, twice = Modules(), list[str]()
+    result, twice = Modules(), list[str]()
     for key, tensor in tensors.items():
         names = key.split(".")
         while names[:2] == PREFIX.split(".")[:2] and len(names) > 2:
             names = names[2:]
         at = next((i for i in range(len(names) - 1, -1, -1) if names[i] in roots), None)
         if at is None:
-            found.others.append(key)
+            result.other_keys.append(key)
             continue
         module = ".".join(name for name in names[:at] if name != "base_layer")
         part = ".".join(name for name in names[at:] if name not in ("default", "weight"))
         if module in ("", "base_model", "model"):
-            found.shared[part] = tensor
+            result.shared[part] = tensor
         else:
-            own = found.parts.setdefault(module, {})
-            if part in own:
+            module_parts = result.parts.setdefault(module, {})
+            if part in module_parts:
                 twice.append(f"{module}.{part}")
-            own[part] = tensor
+            module_parts[part] = tensor
     if twice:
         raise FormatError(
             f"{counted(len(twice), 'part')} of modules stored more than once",
             details=shown([quoted(name)[1:-1] for name in twice]),
             hint="save each adapter on its own, with PEFT's save_pretrained",
         )
-    return found
+    return result
 
 
 def updates(
-    found: Modules,
+    modules_of_kind: Modules,
     config: Mapping[str, object],
     peft_type: str,
     alphas: Mapping[str, tuple[float, str]],
@@ -119,42 +119,48 @@ def updates(
     file = _file(peft_type)
     kind = peft_kind(file)
     assert kind is not None, "refused before"
-    known = {*kind.PEFT_PARTS, *shared_parts(kind)}
-    if found.shared and not found.parts:
+    part_names = {*kind.PEFT_PARTS, *shared_parts(kind)}
+    if modules_of_kind.shared and not modules_of_kind.parts:
         raise UnsupportedError(
-            f"{quoted(str(path))} has {', '.join(sorted(found.shared))}, which modules share, and nothing of a module",
+            f"{quoted(str(path))} has {', '.join(sorted(modules_of_kind.shared))}, which modules share, and "
+            "nothing of a module",
             hint=shared_alone_hint(kind),
         )
     strange = [
-        f"{module}.{part}" for module, parts in found.parts.items() for part in parts if not _is_known(part, known)
+        f"{module}.{part}"
+        for module, parts in modules_of_kind.parts.items()
+        for part in parts
+        if not _is_known(part, part_names)
     ]
     if strange:
         raise UnsupportedError(
             f"{quoted(str(path))} has tensors that are not known of {file}",
             details=shown([quoted(name)[1:-1] for name in strange]),
         )
-    _refuse_no_numbers(found, path, empty_allowed=may_be_empty(kind))
-    names = list(found.parts)
+    _refuse_no_numbers(modules_of_kind, path, empty_allowed=may_be_empty(kind))
+    names = list(modules_of_kind.parts)
     regexes = UntrustedRegexes(names)
-    made: dict[str, Update] = {}
-    for module, parts in found.parts.items():
-        one = PeftModule(module, parts, config, ranks[module], *alphas[module], found.shared, names, regexes)
-        made |= {module + suffix: update for suffix, update in kind.from_peft(one).items()}
-    return made
+    updates_by_target: dict[str, Update] = {}
+    for module, parts in modules_of_kind.parts.items():
+        module_of_kind = PeftModule(
+            module, parts, config, ranks[module], *alphas[module], modules_of_kind.shared, names, regexes
+        )
+        updates_by_target |= {module + suffix: update for suffix, update in kind.from_peft(module_of_kind).items()}
+    return updates_by_target
 
 
-def _refuse_no_numbers(found: Modules, path: object, *, empty_allowed: bool) -> None:
+def _refuse_no_numbers(modules_of_kind: Modules, path: object, *, empty_allowed: bool) -> None:
     """Raise FormatError where parts have no axes or no values, or hold no numbers with a fraction, as indices may and
     what modules share, which may be sizes."""
-    tensors = [(f"{m}.{part}", tensor) for m, parts in found.parts.items() for part, tensor in parts.items()]
+    tensors = [(f"{m}.{part}", tensor) for m, parts in modules_of_kind.parts.items() for part, tensor in parts.items()]
     wrong = []
-    for name, tensor in [*tensors, *found.shared.items()]:
+    for name, tensor in [*tensors, *modules_of_kind.shared.items()]:
         if not tensor.shape or (0 in tensor.shape and not empty_allowed):
             wrong.append(f"{quoted(name)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
         elif (
             (tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL")
             and "indices" not in name
-            and name not in found.shared
+            and name not in modules_of_kind.shared
         ):
             wrong.append(f"{quoted(name)} has dtype {tensor.dtype}; a floating-point tensor is needed")
     if wrong:
@@ -165,5 +171,5 @@ def _refuse_no_numbers(found: Modules, path: object, *, empty_allowed: bool) -> 
         )
 
 
-def _is_known(part: str, known: Iterable[str]) -> bool:
-    return any(part == name or part.startswith(f"{name}.") for name in known)
+def _is_known(part: str, part_names: Iterable[str]) -> bool:
+    return any(part == name or part.startswith(f"{name}.") for name in part_names)

@@ -56,15 +56,15 @@ def lora_updates(
     variant = fields.variant(config)
     groups = _groups(source, parsed, config, plain=variant == "lora")
     ranks = {g.target: None if g.parameter else _rank(g) for g in groups}
-    alphas, said, uncertainties, warnings = _alphas(ranks, numbers, source.config, rank_from)
+    alphas, declared_ranks, uncertainties, warnings = _alphas(ranks, numbers, source.config, rank_from)
     updates: dict[str, Update] = {}
     kind = peft_variant(variant)
     for group in groups:
         alpha, origin = alphas[group.target]
         if group.parameter:
-            updates[group.target] = _experts(group, said[group.target], alpha, origin, numbers.rslora, config)
+            updates[group.target] = _experts(group, declared_ranks[group.target], alpha, origin, numbers.rslora, config)
             continue
-        module = PeftModule(group.target, group.parts, config, said[group.target], alpha, origin)
+        module = PeftModule(group.target, group.parts, config, declared_ranks[group.target], alpha, origin)
         by_suffix = kind.from_peft(module)
         for suffix, update in by_suffix.items():
             updates[group.target + suffix] = update
@@ -81,14 +81,14 @@ def _groups(
     """Parts by module, checked to make a product; all problems are raised at once."""
     problems: list[str] = []
     grouped: list[str] = []
-    found: dict[tuple[str, int], dict[str, LazyTensor]] = {}
+    by_depth: dict[tuple[str, int], dict[str, LazyTensor]] = {}
     for key, factor in parsed.items():
         if not isinstance(factor, Factor):
             continue
         tensor = source.tensors[key]
-        parts = found.get((factor.module, factor.depth))
+        parts = by_depth.get((factor.module, factor.depth))
         if parts is None:
-            parts = found[factor.module, factor.depth] = {}
+            parts = by_depth[factor.module, factor.depth] = {}
         if factor.part in parts:
             problems.append(f"{quoted(factor.module)} has more than one {factor.part}")
         parts[factor.part] = tensor
@@ -99,7 +99,7 @@ def _groups(
             problems.append(f"{quoted(key)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
         elif tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
             problems.append(f"{quoted(key)} has dtype {tensor.dtype}; a floating-point tensor is needed")
-    ordered = sorted(found.items(), key=itemgetter(0))
+    ordered = sorted(by_depth.items(), key=itemgetter(0))
     for (module, _), parts in ordered:
         if plain and _is_usual_pair(parts):
             continue
@@ -214,7 +214,7 @@ def _adapted_modules(modules: Sequence[str], config: Mapping[str, object]) -> Co
     """The modules that `target_modules` names: by their last segments where it is a list, whole where it is a regex."""
     listed = config.get("target_modules")
     if isinstance(listed, str):
-        (matched,) = UntrustedRegexes(modules).match([listed], where="target_modules")
+        (matched,) = UntrustedRegexes(modules).match([listed], subject="target_modules")
         return matched
     names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
     return {module for module in modules if not names.isdisjoint(_ends_of(module))}
@@ -257,10 +257,10 @@ def _orientation(version: object) -> Orientation | None:
     numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", str(version))
     if numbers is None:
         return None
-    found = tuple(map(int, numbers.groups()))
-    if found < (0, 19, 0):
+    version_numbers = tuple(map(int, numbers.groups()))
+    if version_numbers < (0, 19, 0):
         return "in-out"
-    return "inverted" if found == (0, 19, 0) else "module"
+    return "inverted" if version_numbers == (0, 19, 0) else "module"
 
 
 def _alphas(
@@ -274,7 +274,7 @@ def _alphas(
     ranks: those of the tensors; None where these do not tell.
     """
     names = list(ranks)
-    told: dict[str, int | None] = {}
+    declared_ranks: dict[str, int | None] = {}
     regexes = UntrustedRegexes(names)
     rank_keys = _keys("rank_pattern", numbers.ranks, regexes)
     alpha_keys = _keys("alpha_pattern", numbers.alphas, regexes)
@@ -289,17 +289,17 @@ def _alphas(
             alpha, origin = float(rank if config is None and rank else fields.DEFAULT_ALPHA), "assumed"
         if alpha == 0:
             origin = "assumed"  # nobody trains with it: the real one is for a person to say
-        told[module] = said = numbers.ranks[keys[0]] if (keys := rank_keys.get(module)) else numbers.rank
-        if said is not None and rank is not None and said != rank:
-            differing.setdefault((said, rank), []).append(module)
+        declared_ranks[module] = declared = numbers.ranks[keys[0]] if (keys := rank_keys.get(module)) else numbers.rank
+        if declared is not None and rank is not None and declared != rank:
+            differing.setdefault((declared, rank), []).append(module)
             if rank_from == "config":
                 # The scale is the config's; the rank stays the tensors'.
-                alpha = alpha * math.sqrt(rank) / math.sqrt(said) if numbers.rslora else alpha * rank / said
+                alpha = alpha * math.sqrt(rank) / math.sqrt(declared) if numbers.rslora else alpha * rank / declared
         alphas[module] = alpha, origin
     uncertainties = []
-    for (said, rank), modules in sorted(differing.items()):
+    for (declared, rank), modules in sorted(differing.items()):
         more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-        uncertainties.append(f"{quoted(modules[0])}{more}: rank {rank} in the tensors, {said} in {CONFIG}")
+        uncertainties.append(f"{quoted(modules[0])}{more}: rank {rank} in the tensors, {declared} in {CONFIG}")
     warnings = _unused("rank_pattern", numbers.ranks, rank_keys) + _unused("alpha_pattern", numbers.alphas, alpha_keys)
     torn = [module for module, keys in alpha_keys.items() if len({numbers.alphas[key] for key in keys}) > 1]
     if torn and list(numbers.alphas) == sorted(numbers.alphas):
@@ -307,30 +307,30 @@ def _alphas(
             f"alpha_pattern: keys with different values match {counted(len(torn), 'module')}, such as "
             f"{quoted(torn[0])}; the first counts, but PEFT sorts them when it saves: training may have used another"
         )
-    return alphas, told, [] if rank_from is not None else uncertainties, warnings
+    return alphas, declared_ranks, [] if rank_from is not None else uncertainties, warnings
 
 
-def _keys(where: str, values: Mapping[str, float], regexes: UntrustedRegexes) -> Mapping[str, tuple[str, ...]]:
+def _keys(subject: str, values: Mapping[str, float], regexes: UntrustedRegexes) -> Mapping[str, tuple[str, ...]]:
     if not values:
         return {}
     from loratools.formats.peft_parts.patterns import matches
 
-    return matches(values, regexes, where=where)
+    return matches(values, regexes, subject=subject)
 
 
-def _unused(where: str, values: Mapping[str, float], found: Mapping[str, tuple[str, ...]]) -> list[str]:
-    used = {keys[0] for keys in found.values() if keys}
+def _unused(subject: str, values: Mapping[str, float], matched: Mapping[str, tuple[str, ...]]) -> list[str]:
+    used = {keys[0] for keys in matched.values() if keys}
     unused = [quoted(key) for key in values if key not in used]
     if not unused:
         return []
-    return [f"{where}: {len(unused)} of {counted(len(values), 'key')} used by no module: {', '.join(shown(unused))}"]
+    return [f"{subject}: {len(unused)} of {counted(len(values), 'key')} used by no module: {', '.join(shown(unused))}"]
 
 
 def _is_numbers(values: object) -> bool:
     return isinstance(values, Mapping) and all(type(v) in (int, float) and v > 0 for v in values.values())
 
 
-def kind_updates(source: AdapterSource, found: kinds.Modules, peft_type: str) -> dict[str, Update]:
+def kind_updates(source: AdapterSource, kind_modules: kinds.Modules, peft_type: str) -> dict[str, Update]:
     """The updates of an adapter of another kind than LoRA; rank and alpha by the patterns that several of them have."""
     if peft_type in kinds.REPLACING:
         return {}
@@ -342,5 +342,5 @@ def kind_updates(source: AdapterSource, found: kinds.Modules, peft_type: str) ->
         name: 0 for name in ("lora_alpha", "alpha") if type(config.get(name)) in (int, float) and not config[name]
     }
     numbers = fields.scaling(patterns | single)
-    alphas, said, _, _ = _alphas(dict.fromkeys(found.parts), numbers, config, None)
-    return kinds.updates(found, source.config or {}, peft_type, alphas, said, source.path)
+    alphas, declared_ranks, _, _ = _alphas(dict.fromkeys(kind_modules.parts), numbers, config, None)
+    return kinds.updates(kind_modules, source.config or {}, peft_type, alphas, declared_ranks, source.path)

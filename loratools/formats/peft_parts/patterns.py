@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from loratools.storage.untrusted_regex import UntrustedRegexes
 
 
-def matches(keys: Iterable[str], regexes: UntrustedRegexes, *, where: str) -> dict[str, tuple[str, ...]]:
+def matches(keys: Iterable[str], regexes: UntrustedRegexes, *, subject: str) -> dict[str, tuple[str, ...]]:
     """For every name the keys that match it, in their order: PEFT takes the first.
 
     Args:
         keys: those of a `rank_pattern` or `alpha_pattern`.
         regexes: the names, and the time that is left for the patterns of their file.
-        where: begins the messages of errors.
+        subject: begins the messages of errors.
 
     Raises:
         FormatError: a key is no regular expression, or they take too long to match.
@@ -30,10 +30,10 @@ def matches(keys: Iterable[str], regexes: UntrustedRegexes, *, where: str) -> di
     keys = list(keys)
     fixed = {index: text for index, key in enumerate(keys) if (text := _fixed(key)) is not None}
     literal = _Literals(fixed)
-    others = [(index, key) for index, key in enumerate(keys) if index not in fixed]
+    regex_keys = [(index, key) for index, key in enumerate(keys) if index not in fixed]
     hits: dict[str, list[int]] = {name: [] for name in regexes.names}
-    matched = regexes.match([key for _, key in others], where=where, around=(r"(.*\.)?(", ")$"))
-    for (index, _), names in zip(others, matched, strict=True):
+    matched = regexes.match([key for _, key in regex_keys], subject=subject, around=(r"(.*\.)?(", ")$"))
+    for (index, _), names in zip(regex_keys, matched, strict=True):
         for name in names:
             hits[name].append(index)
 
@@ -44,7 +44,7 @@ def matches(keys: Iterable[str], regexes: UntrustedRegexes, *, where: str) -> di
         every = {*indices, *literal.hits(name)}
         keys_by_name[name] = tuple(keys[i] for i in sorted(every)) or ((name,) if name in literally else ())
         now = time.thread_time()
-        regexes.charge(now - started, where=where, count=len(keys))
+        regexes.charge(now - started, subject=subject, count=len(keys))
         started = now
     return keys_by_name
 
@@ -92,7 +92,7 @@ class _Literals:
             group.setdefault(key.text, index)
 
     def hits(self, name: str) -> set[int]:
-        found: set[int] = set()
+        indices: set[int] = set()
         # `$` also matches before a line break at the end.
         ends = [name, name[:-1]] if name.endswith("\n") else [name]
         for text in ends if self._groups else ():
@@ -100,8 +100,8 @@ class _Literals:
                 for (anywhere, anchored), group in self._groups.get(len(text) - start, {}).items():
                     index = group.get(_masked(text[start:], anywhere))
                     if index is not None and not (anchored and start):
-                        found.add(index)
-        return found
+                        indices.add(index)
+        return indices
 
 
 def _starts(name: str) -> list[int]:

@@ -102,7 +102,7 @@ def _small(matrices: Sequence[Tensor], back: Callable[[Tensor], Combination]) ->
 
 def sparse_sum(
     terms: Terms,
-    where: str,
+    space_name: str,
     rule: Callable[[Blocks, int], Rule],
     *,
     join: str,
@@ -112,7 +112,7 @@ def sparse_sum(
     """Sparsify each weighted delta by `rule(blocks, index)`, then join them: the sum, or what TIES elects."""
     from loratools.algebra.sparsify import elected
 
-    matrices = space(terms, where)
+    matrices = space(terms, space_name)
     rules = [rule(matrices.blocks(i), i) for i in range(matrices.count)]
 
     def merge(blocks: Sequence[Tensor]) -> Tensor:

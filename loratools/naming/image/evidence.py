@@ -64,7 +64,7 @@ def decide(
     *,
     flat: bool = False,
     header: str | None = None,
-    given: Family | None = None,
+    base_family: Family | None = None,
     same: Callable[[Family, Family], bool] | None = None,
 ) -> Decision:
     """What the names mean, and in which family.
@@ -74,13 +74,13 @@ def decide(
         families: candidates.
         flat: whether underscores stand for the dots of the names.
         header: what the file says of the model it is for.
-        given: the family of a base that a person has named, which decides.
+        base_family: the family of a base that a person has named, which decides.
         same: whether two families agree on the names; all names mean the same modules of diffusers, if None.
 
     Raises:
         UnsupportedError: no family knows all names.
         UndecidedError: several do, with different meanings; or only names speak for the one that does.
-        MismatchError: the given family does not know them all.
+        MismatchError: `base_family` does not know them all.
     """
     families = tuple(families)
     places = {family: {name: family.find(name, flat=flat) for name in names} for family in families}
@@ -89,10 +89,10 @@ def decide(
         return {name: place for name, place in places[family].items() if place is not None}
 
     knowing = [family for family in families if all(places[family].values())]
-    if given is not None:
-        if given not in knowing:
-            raise _not_of_family(given, names, flat)
-        return Decision((given,), meanings(given))
+    if base_family is not None:
+        if base_family not in knowing:
+            raise _not_of_family(base_family, names, flat)
+        return Decision((base_family,), meanings(base_family))
     if not knowing:
         raise _unknown(names, places)
     # Names that no other model has outweigh shapes and depth: it is another size of that model.

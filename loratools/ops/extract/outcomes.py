@@ -187,8 +187,8 @@ def outcomes(
             costs = [count * (rows + columns) for count, rows, columns in (p.matrices for p in changed if p.layer)]
             look = settings.policy.first_look(costs, settings.dtype)
         found |= work.on(changed, lambda pair: work.first(pair, look), progress)
-        on_result = work.within_limits(found, other_bytes) if settings.policy.limits_all else found
-    return {pair: outcome for pair in pairs if not isinstance(outcome := on_result[pair], _Seen)}
+        finished = work.within_limits(found, other_bytes) if settings.policy.limits_all else found
+    return {pair: outcome for pair in pairs if not isinstance(outcome := finished[pair], _Seen)}
 
 
 def _compared(
@@ -326,5 +326,5 @@ class _Work:
             with self.computing:
                 return self._factored(pair, stored(deltas, seen[pair].whole(), given[pair], self.settings.dtype))
 
-        on_result = self.on(list(seen), kept)
-        return {pair: on_result.get(pair, r) for pair, r in found.items()}  # type: ignore[misc]
+        finished = self.on(list(seen), kept)
+        return {pair: finished.get(pair, r) for pair, r in found.items()}  # type: ignore[misc]

@@ -31,20 +31,22 @@ NAMES = ["layers.0.q_proj", "layers.1.q_proj", "layers.11.q_proj", "q_proj", "la
     ],
 )
 def test_a_key_is_matched_from_the_end_and_by_whole_segments(key: str, matched: list[int]) -> None:
-    found = matches([key], UntrustedRegexes(NAMES), where="rank_pattern")
+    found = matches([key], UntrustedRegexes(NAMES), subject="rank_pattern")
 
     assert [i for i, name in enumerate(NAMES) if found[name]] == matched
 
 
 def test_keys_that_match_come_in_the_order_of_the_file() -> None:
-    found = matches(["q_.*", "q_proj", "layers.0.q_proj", "(q|k)_proj"], UntrustedRegexes(NAMES), where="rank_pattern")
+    found = matches(
+        ["q_.*", "q_proj", "layers.0.q_proj", "(q|k)_proj"], UntrustedRegexes(NAMES), subject="rank_pattern"
+    )
 
     assert found["layers.0.q_proj"] == ("q_.*", "q_proj", "layers.0.q_proj", "(q|k)_proj")
     assert found["layers.0.q_projection"] == ("q_.*",)
 
 
 def test_a_name_that_is_no_regex_for_itself_is_still_found() -> None:
-    assert matches(["a+b"], UntrustedRegexes(["a+b", "aab"]), where="rank_pattern") == {
+    assert matches(["a+b"], UntrustedRegexes(["a+b", "aab"]), subject="rank_pattern") == {
         "a+b": ("a+b",),
         "aab": ("a+b",),
     }
@@ -91,7 +93,7 @@ def test_a_pattern_that_names_every_module_is_soon_matched() -> None:
     names = [f"model.layers.{n}.{m}_proj" for n in range(80) for m in "qkvogud"]
     started = time.monotonic()
 
-    found = matches(names, UntrustedRegexes(names), where="rank_pattern")
+    found = matches(names, UntrustedRegexes(names), subject="rank_pattern")
 
     assert all(name in keys for name, keys in found.items())
     # 560 x 560 regular expressions would take more than a quarter of a second.
@@ -113,11 +115,11 @@ def test_patterns_that_are_many_share_one_budget_and_are_refused(stored: Stored)
 
 def test_what_rank_pattern_used_of_the_budget_is_not_there_for_alpha_pattern() -> None:
     regexes = UntrustedRegexes(NAMES)
-    matches(["q_.*", "[q]_proj"], regexes, where="rank_pattern")
+    matches(["q_.*", "[q]_proj"], regexes, subject="rank_pattern")
     left = regexes.seconds - regexes.spent
 
     with pytest.raises(FormatError, match="alpha_pattern: 1 patterns take more than"):
-        regexes.charge(left + 0.01, where="alpha_pattern", count=1)
+        regexes.charge(left + 0.01, subject="alpha_pattern", count=1)
 
     assert left < regexes.seconds
 

@@ -452,7 +452,7 @@ def assert_same_as_peft(names: list[str], keys: list[str]) -> None:
     theirs = {name: key if (key := get_pattern_key(pattern, name)) in pattern else None for name in names}
     ours = {
         name: keys[0] if keys else None
-        for name, keys in matches(pattern, UntrustedRegexes(names), where="rank_pattern").items()
+        for name, keys in matches(pattern, UntrustedRegexes(names), subject="rank_pattern").items()
     }
     assert ours == theirs
 

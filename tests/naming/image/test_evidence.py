@@ -111,9 +111,9 @@ def test_only_names_are_no_proof() -> None:
 def test_a_given_family_decides_and_must_know_the_names() -> None:
     given = family_named("krea2")
     names: Sizes = {"transformer_blocks.0.attn.to_q": (48, 48)}
-    assert decide(names, denoisers(), given=given).family is given
+    assert decide(names, denoisers(), base_family=given).family is given
     with pytest.raises(MismatchError, match="of no module of krea2"):
-        decide({"double_blocks.0.img_attn.qkv": (9, 3)}, denoisers(), given=given)
+        decide({"double_blocks.0.img_attn.qkv": (9, 3)}, denoisers(), base_family=given)
 
 
 def test_a_config_names_the_family_of_a_base() -> None:

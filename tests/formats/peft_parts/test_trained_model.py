@@ -98,7 +98,7 @@ def test_the_search_for_readers_of_notes_notices_each_spelling() -> None:
 
 def test_notes_are_interpreted_in_formats_only() -> None:
     # The size of a file counts the length of what was said, and not what it says.
-    counting = {"ops/resize.py": ["source.notes.values"]}
+    counting = {"ops/resize/budget.py": ["adapter.notes.values"]}
     found = {
         path.relative_to(PACKAGE).as_posix(): reads
         for path in sorted(PACKAGE.rglob("*.py"))

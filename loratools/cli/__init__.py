@@ -42,8 +42,8 @@ class Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         from loratools import registry
 
-        there = registry.names("cli")
-        return [v for v in _ORDER if v in there] + [v for v in there if v not in _ORDER]
+        present = registry.names("cli")
+        return [v for v in _ORDER if v in present] + [v for v in present if v not in _ORDER]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if not _is_verb(cmd_name):
@@ -87,15 +87,15 @@ class Verbs(click.Group):
     ) -> NoReturn:
         if "_LORATOOLS_COMPLETE" in os.environ:
             super().main(args, prog_name or "loratools", complete_var, True, **extra)
-        given = list(sys.argv[1:] if args is None else args)
+        arguments = list(sys.argv[1:] if args is None else args)
 
         def body() -> None:
             # `make_context` takes what it parses out of the list it is given.
-            with self.make_context(prog_name or "loratools", list(given)) as context:
+            with self.make_context(prog_name or "loratools", list(arguments)) as context:
                 self.invoke(context)
 
-        verb = given[0] if given and _is_verb(given[0]) else None
-        sys.exit(run(body, given, verb))
+        verb = arguments[0] if arguments and _is_verb(arguments[0]) else None
+        sys.exit(run(body, arguments, verb))
 
 
 def _is_verb(name: str) -> bool:

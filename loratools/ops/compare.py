@@ -331,14 +331,14 @@ def _overall(pairs: Sequence[_Pair]) -> dict[str, Any]:
     return {
         "cosine": cosine,
         "norm_ratio": ratio,
-        "overlap": _mean(rows, 0),
-        "overlap_baseline": _mean(rows, 1),
-        "output_overlap": _mean(columns, 0),
-        "output_baseline": _mean(columns, 1),
+        "overlap": _mean_overlap(rows, 0),
+        "overlap_baseline": _mean_overlap(rows, 1),
+        "output_overlap": _mean_overlap(columns, 0),
+        "output_baseline": _mean_overlap(columns, 1),
         "gains": gains,
         "interferences": interferences,
     }
 
 
-def _mean(pairs: Sequence[tuple[float, float]], which: int) -> float | None:
+def _mean_overlap(pairs: Sequence[tuple[float, float]], which: int) -> float | None:
     return math.fsum(p[which] for p in pairs) / len(pairs) if pairs else None

@@ -35,8 +35,8 @@ def combine_plan(report: CombineReport, out: object, *, every: bool = False) -> 
 
 def _head(report: CombineReport) -> list[tuple[str, str]]:
     method = report.recipe.get("method", "linear")
-    told = f"{plural(len(report.modules), 'module')}, {change(report.modules)}, method {method}"
-    return [("combined", told), error_row(report)]
+    description = f"{plural(len(report.modules), 'module')}, {change(report.modules)}, method {method}"
+    return [("combined", description), error_row(report)]
 
 
 def _tables(report: CombineReport, every: bool) -> list[RenderableType]:
@@ -44,7 +44,7 @@ def _tables(report: CombineReport, every: bool) -> list[RenderableType]:
     if not every:
         return [table]
     by_module = [
-        (module.name, str(own.adapter + 1), *_cells(own)) for module in report.modules for own in module.adapters
+        (module.name, str(share.adapter + 1), *_cells(share)) for module in report.modules for share in module.adapters
     ]
     return [table, _rows("module", by_module, ("adapter", *_HEADINGS))]
 

@@ -19,10 +19,16 @@ def comparison_tables(report: CompareReport, *, every: bool = False) -> list[Ren
     """The whole, and with `every` each module."""
     rows = [
         ("modules", f"{plural(len(report.modules), 'module')} in both"),
-        ("cosine", _told(report.cosine)),
-        ("norm ratio", _told(report.norm_ratio)),
-        ("inputs", f"{_told(report.overlap)} of the row spaces in common, {_told(report.overlap_baseline)} at random"),
-        ("outputs", f"{_told(report.output_overlap)} of the column spaces, {_told(report.output_baseline)} at random"),
+        ("cosine", _shown_value(report.cosine)),
+        ("norm ratio", _shown_value(report.norm_ratio)),
+        (
+            "inputs",
+            f"{_shown_value(report.overlap)} of the row spaces in common, {_shown_value(report.overlap_baseline)} at random",
+        ),
+        (
+            "outputs",
+            f"{_shown_value(report.output_overlap)} of the column spaces, {_shown_value(report.output_baseline)} at random",
+        ),
         ("in the sum", f"gains {_both(report.gains)}, interferences {_both(report.interferences)}"),
     ]
     if report.replacements_equal or report.replacements_differ:
@@ -49,7 +55,7 @@ def _cells(module: ComparedModule) -> list[str]:
         module.norm_ratio,
     )
     angles = f"{module.angles[0]:.3g}°–{module.angles[-1]:.3g}°" if module.angles else "–"
-    return [*map(_told, numbers), angles]
+    return [*map(_shown_value, numbers), angles]
 
 
 def _names(names: Sequence[str]) -> str:
@@ -59,8 +65,8 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _both(values: Sequence[float | None]) -> str:
-    return " and ".join(map(_told, values))
+    return " and ".join(map(_shown_value, values))
 
 
-def _told(value: float | None) -> str:
+def _shown_value(value: float | None) -> str:
     return "–" if value is None else number(value)

@@ -33,6 +33,6 @@ def methods_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     for entry in entries:
         table.add_row(Text(safe(entry["name"])), Text(safe(entry["summary"])))
         for option in entry["options"]:
-            told = f"{option['name']}={option['default']}   {option['about']} ({option['range']})"
-            table.add_row("", Text(safe(f"  {told}"), style="dim"))
+            option_line = f"{option['name']}={option['default']}   {option['about']} ({option['range']})"
+            table.add_row("", Text(safe(f"  {option_line}"), style="dim"))
     return table

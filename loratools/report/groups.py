@@ -37,20 +37,20 @@ def grouped(items: Iterable[tuple[str, Hashable, _Item]]) -> list[Group[_Item]]:
     """
     families: dict[tuple[tuple[str, ...], Hashable], dict[tuple[int, ...], _Item]] = {}
     for name, likeness, item in items:
-        words = tuple(_INDEX.split(name))
-        families.setdefault((words, likeness), {})[tuple(map(int, _INDEX.findall(name)))] = item
+        name_parts = tuple(_INDEX.split(name))
+        families.setdefault((name_parts, likeness), {})[tuple(map(int, _INDEX.findall(name)))] = item
     # All groups of one family of names stay together, where the family begins.
     begins: dict[tuple[str, ...], tuple[int, ...]] = {}
-    for (words, _), members in families.items():
-        begins[words] = min([begins[words], *members] if words in begins else members)
-    found = []
-    for (words, _), members in families.items():
+    for (name_parts, _), members in families.items():
+        begins[name_parts] = min([begins[name_parts], *members] if name_parts in begins else members)
+    groups = []
+    for (name_parts, _), members in families.items():
         for grid in _grids(sorted(members)):
             axes = [*map(_spelled, grid), ""]
-            name = "".join(safe(w) + a for w, a in zip(words, axes, strict=True))
-            order = (words[0], begins[words][:1], words[1:], tuple(axis[0] for axis in grid))
-            found.append((order, Group(name, tuple(members[place] for place in product(*grid)))))
-    return [group for _, group in sorted(found, key=itemgetter(0))]
+            name = "".join(safe(w) + a for w, a in zip(name_parts, axes, strict=True))
+            order = (name_parts[0], begins[name_parts][:1], name_parts[1:], tuple(axis[0] for axis in grid))
+            groups.append((order, Group(name, tuple(members[place] for place in product(*grid)))))
+    return [group for _, group in sorted(groups, key=itemgetter(0))]
 
 
 def _grids(places: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...]]:

@@ -18,15 +18,15 @@ from loratools.updates.parts.protocol import Update
 _SHOWN = 5
 
 
-def plan_table(made: MergePlan, out: Path) -> list[RenderableType]:
+def plan_table(plan: MergePlan, out: Path) -> list[RenderableType]:
     """What `--plan` prints."""
-    base = made.base
+    base = plan.base
     dtypes = sorted({t.dtype for t in base.weights.values()})
     nbytes = sum(t.nbytes for t in base.weights.values())
     rows = [
         ("base", f"{base.path}  {'/'.join(dtypes)}  {size(nbytes)}  {plural(len(base.files), 'file')}"),
     ]
-    for adapter, weight, matches in zip(made.adapters, made.weights, made.matches, strict=True):
+    for adapter, weight, matches in zip(plan.adapters, plan.weights, plan.matches, strict=True):
         if not weight:
             rows.append(("adapter", f"{adapter.name}  {adapter.format}  weight 0: left out"))
             continue
@@ -40,61 +40,61 @@ def plan_table(made: MergePlan, out: Path) -> list[RenderableType]:
         parts += [f"{fitting}/{total} names matched", *([f"prefix {matches.renaming}"] if matches.renaming else [])]
         parts += _scales(adapter.updates.values())
         rows.append(("adapter", "  ".join(parts)))
-    touched = [o for o in made.outputs if o.touched]
+    touched = [o for o in plan.outputs if o.touched]
     updated, replaced = sum(1 for o in touched if o.updates), sum(1 for o in touched if o.replaced_by is not None)
     rows += [
-        ("will", f"change {plural(updated, 'weight')}, replace {replaced}, add {len(made.added)}, "
-                 f"copy {made.copied} as they are"),
-        ("output", f"{out}  {plural(len(made.files), 'file')}  {size(made.bytes_written)}"
-                   + ("  with index" if made.with_index else "")),
-        ("beside", ", ".join(_side_files(made)) or "nothing"),
+        ("will", f"change {plural(updated, 'weight')}, replace {replaced}, add {len(plan.added)}, "
+                 f"copy {plan.copied} as they are"),
+        ("output", f"{out}  {plural(len(plan.files), 'file')}  {size(plan.bytes_written)}"
+                   + ("  with index" if plan.with_index else "")),
+        ("beside", ", ".join(_side_files(plan)) or "nothing"),
         ("left out", ", ".join(f"{left.name} ({left.why})" for left in base.left_out[:_SHOWN]) or "nothing"),
-        ("memory", f"about {size(made.memory)} in each process"),
+        ("memory", f"about {size(plan.memory)} in each process"),
         ("disk", f"{size(free_space(out.parent))} free"),
     ]  # fmt: skip
-    if made.dequantized:
-        dtypes = sorted({o.dtype for o in made.outputs if o.name in set(made.dequantized)})
+    if plan.dequantized:
+        dtypes = sorted({o.dtype for o in plan.outputs if o.name in set(plan.dequantized)})
         rows.insert(
             [key for key, _ in rows].index("will") + 1,
-            ("dequantize", f"{plural(len(made.dequantized), 'quantised weight')} written as {'/'.join(dtypes)}"),
+            ("dequantize", f"{plural(len(plan.dequantized), 'quantised weight')} written as {'/'.join(dtypes)}"),
         )
-    if made.rounding != "nearest":
-        rows.insert([key for key, _ in rows].index("will") + 1, ("rounding", made.rounding))
-    rows += [("leftover", str(left)) for left in made.leftovers]
-    rows += [("warning", warning) for warning in made.warnings]
+    if plan.rounding != "nearest":
+        rows.insert([key for key, _ in rows].index("will") + 1, ("rounding", plan.rounding))
+    rows += [("leftover", str(left)) for left in plan.leftovers]
+    rows += [("warning", warning) for warning in plan.warnings]
     return [pairs(rows)]
 
 
 def _scales(updates: Iterable[Update]) -> list[str]:
-    found = sorted({(u.rank, u.scale) for u in updates if u.rank is not None})
-    if not found:
+    rank_scales = sorted({(u.rank, u.scale) for u in updates if u.rank is not None})
+    if not rank_scales:
         return []
-    ranks, scales = sorted({r for r, _ in found}), sorted({s for _, s in found})
+    ranks, scales = sorted({r for r, _ in rank_scales}), sorted({s for _, s in rank_scales})
     return [
         f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}–{ranks[-1]}",
         f"scale {number(scales[0])}" if len(scales) == 1 else f"scales {number(scales[0])}–{number(scales[-1])}",
     ]
 
 
-def _side_files(made: MergePlan) -> list[str]:
-    words = []
-    for file in made.side_files:
+def _side_files(plan: MergePlan) -> list[str]:
+    names = []
+    for file in plan.side_files:
         note = "written anew" if file.text is not None else "" if file.origin == "base" else "from the adapter"
-        words.append(f"{file.name} ({note})" if note else file.name)
-    return words
+        names.append(f"{file.name} ({note})" if note else file.name)
+    return names
 
 
-def explained(made: MergePlan) -> list[str]:
+def explained(plan: MergePlan) -> list[str]:
     """What was found and decided, a line each, for those who ask with `-v`."""
-    told = []
-    for adapter, weight, m in zip(made.adapters, made.weights, made.matches, strict=True):
+    lines = []
+    for adapter, weight, m in zip(plan.adapters, plan.weights, plan.matches, strict=True):
         if weight:
             placed = f"{len(m.updates)} updates and {len(m.replacements) + len(m.added)} replaced tensors placed"
-            told.append(f"'{adapter.name}': {placed}" + (f", with the prefix {m.renaming}" if m.renaming else ""))
-    transposed = sum(place.transposed for m in made.matches for places in m.updates.values() for place in places)
-    told += [f"{transposed} weights are stored as (in, out)"] if transposed else []
-    told += [f"beside the weights: {name}" for name in _side_files(made)]
-    return told + [f"left out: {left.name}, {left.why}" for left in made.base.left_out]
+            lines.append(f"'{adapter.name}': {placed}" + (f", with the prefix {m.renaming}" if m.renaming else ""))
+    transposed = sum(place.transposed for m in plan.matches for places in m.updates.values() for place in places)
+    lines += [f"{transposed} weights are stored as (in, out)"] if transposed else []
+    lines += [f"beside the weights: {name}" for name in _side_files(plan)]
+    return lines + [f"left out: {left.name}, {left.why}" for left in plan.base.left_out]
 
 
 def summary(report: MergeReport) -> list[RenderableType]:

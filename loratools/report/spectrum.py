@@ -25,8 +25,8 @@ def spectrum_report(report: SpectrumReport, *, modules: bool) -> list[Renderable
     rows.append(("stable rank", interval(m.stable_rank for m in report.modules)))
     partly = any(not m.complete for m in report.modules)
     rows.append(("effective", interval(m.effective_rank for m in report.modules) + (", estimated" if partly else "")))
-    if known := [m.numerical_rank for m in report.modules if m.numerical_rank is not None]:
-        rows.append(("numerical", interval(map(float, known))))
+    if numerical_ranks := [m.numerical_rank for m in report.modules if m.numerical_rank is not None]:
+        rows.append(("numerical", interval(map(float, numerical_ranks))))
     if edges := [float(m.above_edge) for m in report.modules if m.above_edge is not None]:
         rows.append(("above noise", f"{interval(edges)} directions rise above the rounding of the checkpoint"))
     if cuts := [float(m.above_cut) for m in report.modules if m.above_cut is not None]:
@@ -109,9 +109,9 @@ def _plot(modules: Sequence[ModuleSpectrum], most: int) -> list[RenderableType]:
         lines.append(Text(f"{label:>8} │{''.join(cells).rstrip()}"))
     centre = str(round(math.sqrt(longest)))
     axis = f"1{centre:^{_WIDTH - 1 - len(str(longest))}}{longest}"
-    told = "sigma / sigma_1 by number; • median of the modules, · most of them"
-    told += ", ╌ rounding noise" if edge and 10**bottom <= edge <= 1 else ""
-    return [*lines, Text(f"{'':>8} └{'─' * _WIDTH}"), Text(f"{'':>10}{axis}"), Text(f"{'':>10}{told}", style="dim")]
+    legend = "sigma / sigma_1 by number; • median of the modules, · most of them"
+    legend += ", ╌ rounding noise" if edge and 10**bottom <= edge <= 1 else ""
+    return [*lines, Text(f"{'':>8} └{'─' * _WIDTH}"), Text(f"{'':>10}{axis}"), Text(f"{'':>10}{legend}", style="dim")]
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

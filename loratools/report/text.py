@@ -81,5 +81,11 @@ def plural(count: int, word: str) -> str:
 
 def ranks(numbers: Iterable[int]) -> str:
     """`rank 8`, `ranks 2–16`."""
-    found = sorted(set(numbers))
-    return f"rank {found[0]}" if len(found) == 1 else f"ranks {found[0]}–{found[-1]}" if found else "no rank"
+    distinct = sorted(set(numbers))
+    return (
+        f"rank {distinct[0]}"
+        if len(distinct) == 1
+        else f"ranks {distinct[0]}–{distinct[-1]}"
+        if distinct
+        else "no rank"
+    )

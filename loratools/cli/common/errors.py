@@ -155,9 +155,9 @@ def _machine(raised: OSError) -> MachineError:
         errno.EPERM: "the permissions of the file or of its folder do not allow this",
         errno.EMFILE: "raise the limit on open files: ulimit -n",
     }
-    what = (raised.strerror or str(raised)).lower()
-    where = f": '{os.fsdecode(raised.filename)}'" if isinstance(raised.filename, (str, bytes)) else ""
-    return MachineError(what + where, hint=hints.get(raised.errno or 0))
+    reason = (raised.strerror or str(raised)).lower()
+    file_part = f": '{os.fsdecode(raised.filename)}'" if isinstance(raised.filename, (str, bytes)) else ""
+    return MachineError(reason + file_part, hint=hints.get(raised.errno or 0))
 
 
 def _forget_stdout() -> None:

@@ -43,9 +43,9 @@ class Verb(click.Command):
         """Write the first paragraph, the examples, then the other paragraphs."""
         if self.help is None:
             return
-        summary, *others = cleandoc(self.help).split("\n\n")
-        examples = [text for text in others if text.startswith("\b\nExample")]
-        explanation = [text for text in others if text not in examples]
+        summary, *paragraphs = cleandoc(self.help).split("\n\n")
+        examples = [text for text in paragraphs if text.startswith("\b\nExample")]
+        explanation = [text for text in paragraphs if text not in examples]
         for text in (summary, *examples, *explanation):
             formatter.write_paragraph()
             with formatter.indentation():

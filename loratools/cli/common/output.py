@@ -35,8 +35,8 @@ class ProgressBar:
         self._bars = bars
         self._task = task
 
-    def __call__(self, done: int, /) -> None:
-        self._bars.advance(self._task, done)
+    def __call__(self, advance: int, /) -> None:
+        self._bars.advance(self._task, advance)
 
     def expect(self, total: int) -> None:
         self._bars.update(self._task, total=total)
@@ -147,9 +147,9 @@ def console(stream: TextIO, *, on: TextIO | None = None) -> Console:
 
 
 def _width(stream: TextIO) -> int:
-    said = os.environ.get("COLUMNS", "")
-    if said.isdecimal() and int(said) > 0:
-        return max(int(said), _NARROWEST)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return max(int(columns), _NARROWEST)
     if not stream.isatty():
         return _UNBOUNDED
     try:

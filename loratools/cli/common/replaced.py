@@ -16,16 +16,16 @@ _SHOWN = 10
 
 def with_replaced(document: Mapping[str, object], out: Path | None, *, overwrite: bool) -> dict[str, object]:
     """The document of a plan with `replaces` and `keeps`: names in the output, which is otherwise empty or new."""
-    found = _replacement(out, overwrite)
-    return {**document, "replaces": list(found.files), "keeps": list(found.kept)}
+    replacement = _replacement(out, overwrite)
+    return {**document, "replaces": list(replacement.files), "keeps": list(replacement.kept)}
 
 
 def replaced_rows(out: Path | None, *, overwrite: bool) -> list[RenderableType]:
     """The same for people; nothing where there is nothing in the way."""
     from loratools.report.pairs import pairs
 
-    found = _replacement(out, overwrite)
-    rows = [("replaces", _listed(found.files)), ("keeps", _listed(found.kept))]
+    replacement = _replacement(out, overwrite)
+    rows = [("replaces", _listed(replacement.files)), ("keeps", _listed(replacement.kept))]
     rows = [row for row in rows if row[1]]
     return [pairs(rows)] if rows else []
 

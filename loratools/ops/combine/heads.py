@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import MismatchError
-from loratools.ops.combine.rows import mean_of, united
+from loratools.ops.combine.rows import united, weighted_mean
 from loratools.ops.lowrank.reduce import widest
 from loratools.storage.casting import narrowed
 from loratools.storage.same import same_bytes
@@ -35,25 +35,31 @@ def combined_replacements(
         for name in sources[i][0].replacements:
             if name in selected:
                 owners.setdefault(name, []).append(i)
-    kept = {name: sources[found[0]][0].replacements[name] for name, found in sorted(owners.items())}
+    replacements = {name: sources[indices[0]][0].replacements[name] for name, indices in sorted(owners.items())}
     differing = [
-        name for name in kept if not all(_alike(kept[name], sources[i][0].replacements[name]) for i in owners[name][1:])
+        name
+        for name in replacements
+        if not all(_alike(replacements[name], sources[i][0].replacements[name]) for i in owners[name][1:])
     ]
     by_rows: dict[str, int] = {}
-    given = {name: [(sources[i][1], sources[i][0].replacements[name]) for i in owners[name]] for name in differing}
-    for name, pairs in given.items():
+    differing_owners = {
+        name: [(sources[i][1], sources[i][0].replacements[name]) for i in owners[name]] for name in differing
+    }
+    for name, pairs in differing_owners.items():
         if all(r.rows is not None for _, r in pairs):
-            kept[name], by_rows[name] = united(name, pairs, policy)
+            replacements[name], by_rows[name] = united(name, pairs, policy)
     together = [name for name, count in by_rows.items() if not count]
     differing = [name for name in differing if name not in together]
 
-    def told(name: str) -> str:
-        return f"{name} ({by_rows[name]} of {len(kept[name].rows or ())} rows)" if name in by_rows else name
+    def disagreement(name: str) -> str:
+        return f"{name} ({by_rows[name]} of {len(replacements[name].rows or ())} rows)" if name in by_rows else name
 
     if differing and policy == "refuse":
         raise MismatchError(
             f"{len(differing)} weights are replaced with different values, and a sum of those means nothing",
-            details=[f"{told(n)}   " + ", ".join(f"'{sources[i][0].name}'" for i in owners[n]) for n in differing],
+            details=[
+                f"{disagreement(n)}   " + ", ".join(f"'{sources[i][0].name}'" for i in owners[n]) for n in differing
+            ],
             hint=f"take one with --heads first, their mean with --heads average, or leave them out with "
             f"--exclude '{differing[0]}'",
         )
@@ -61,28 +67,28 @@ def combined_replacements(
     if differing and policy == "average":
         for name in differing:
             if name not in by_rows:
-                kept[name] = replace(kept[name], tensor=_mean(name, given[name]))
-        warnings.append(f"replaced weights that differ are averaged: {_listed([told(n) for n in differing])}")
+                replacements[name] = replace(replacements[name], tensor=_weighted_mean(name, differing_owners[name]))
+        warnings.append(f"replaced weights that differ are averaged: {_listed([disagreement(n) for n in differing])}")
     elif differing:
         warnings += [
             f"replaced weights that differ are those of '{sources[i][0].name}': {_listed(names)}"
             for i in taking_part
-            if (names := [told(n) for n in differing if owners[n][0] == i])
+            if (names := [disagreement(n) for n in differing if owners[n][0] == i])
         ]
-    lonely = [name for name in kept if len(owners[name]) < len(taking_part)]
+    lonely = [name for name in replacements if len(owners[name]) < len(taking_part)]
     if lonely:
         warnings.append(f"replaced weights that not all adapters have are kept: {_listed(lonely)}")
-    whole = [name for name in kept if name not in differing or policy != "average"]
-    if any(sources[i][1] != 1 for name in whole for i in owners[name]):
-        warnings.append(f"weights do not apply to replaced weights: {len(whole)} are kept as they are")
-    return kept, warnings
+    not_averaged = [name for name in replacements if name not in differing or policy != "average"]
+    if any(sources[i][1] != 1 for name in not_averaged for i in owners[name]):
+        warnings.append(f"weights do not apply to replaced weights: {len(not_averaged)} are kept as they are")
+    return replacements, warnings
 
 
-def _alike(one: Replacement, other: Replacement) -> bool:
-    return one.rows == other.rows and same_bytes(one.tensor, other.tensor)
+def _alike(first: Replacement, second: Replacement) -> bool:
+    return first.rows == second.rows and same_bytes(first.tensor, second.tensor)
 
 
-def _mean(name: str, owners: Sequence[tuple[float, Replacement]]) -> LazyTensor:
+def _weighted_mean(name: str, owners: Sequence[tuple[float, Replacement]]) -> LazyTensor:
     if len({r.rows for _, r in owners}) > 1:
         raise MismatchError(
             f"one adapter replaces all of '{name}' and another some of its rows", hint="use --heads first"
@@ -90,13 +96,15 @@ def _mean(name: str, owners: Sequence[tuple[float, Replacement]]) -> LazyTensor:
     pairs = [(w, r.tensor) for w, r in owners]
     shapes = {t.shape for _, t in pairs}
     if len(shapes) > 1:
-        told = " and ".join(map(shape_text, sorted(shapes)))
-        raise MismatchError(f"'{name}' is replaced with weights of different shapes: {told}", hint="use --heads first")
+        shape_list = " and ".join(map(shape_text, sorted(shapes)))
+        raise MismatchError(
+            f"'{name}' is replaced with weights of different shapes: {shape_list}", hint="use --heads first"
+        )
     if any(parse_float_dtype(t.dtype) is None for _, t in pairs):
         raise MismatchError(
             f"'{name}' is replaced with values that are no weights to average", hint="use --heads first"
         )
-    mean = mean_of(f"'{name}'", [w for w, _ in pairs], (t.read().double() for _, t in pairs))
+    mean = weighted_mean(f"'{name}'", [w for w, _ in pairs], (t.read().double() for _, t in pairs))
     return from_torch(narrowed(name, mean, widest([t.dtype for _, t in pairs])))
 
 

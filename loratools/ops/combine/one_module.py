@@ -57,13 +57,13 @@ def combine_module(
         return _summed_vectors(name, updates, factors, settings, dtype)
     weights, scales = tuple(u.weight for u in updates), tuple(_scale(u.update) for u in updates)
     terms = Terms(name, factors, weights, scales, settings.seed)
-    wanted = _normed(_calibrated(settings.method.combine(terms, **settings.options), terms, settings), terms, settings)
+    target = _normed(_calibrated(settings.method.combine(terms, **settings.options), terms, settings), terms, settings)
     # A method that changes nothing returns the object that it was given.
-    unchanged = next((u.update for u, f in zip(updates, factors, strict=True) if f is wanted), None)
+    unchanged = next((u.update for u, f in zip(updates, factors, strict=True) if f is target), None)
     if unchanged is not None and not settings.keep_kinds and unchanged.as_lora() is None:
         unchanged = None
     nearest = reduced(
-        wanted,
+        target,
         settings.limit,
         name,
         dtype,
@@ -87,8 +87,8 @@ def _summed_vectors(
         stored = passed_through(updates[0].update, factors[0], name, settings.dtype)
     else:
         columns = torch.stack([u.weight * (f.b @ f.a) for u, f in zip(updates, factors, strict=True)])
-        wanted = replace(factors[0], b=columns.sum(dim=0), a=torch.ones(1, 1, dtype=torch.float64))
-        stored = passed_through(Full(from_torch(wanted.b.reshape(-1))), wanted, name, dtype)
+        summed = replace(factors[0], b=columns.sum(dim=0), a=torch.ones(1, 1, dtype=torch.float64))
+        stored = passed_through(Full(from_torch(summed.b.reshape(-1))), summed, name, dtype)
     parts = parts_of([(u.index, u.weight, f) for u, f in zip(updates, factors, strict=True)], stored)
     parts = tuple(replace(p, overlaps=()) for p in parts)
     line = stored.stored.module(name, None, None)
@@ -130,14 +130,14 @@ def _normed(combination: Combination, terms: Terms, settings: ModuleSettings) ->
 
     if not settings.norm_match:
         return combination
-    wanted = math.fsum(abs(w) * norm(f) for w, f in zip(terms.weights, terms.factors, strict=True))
+    target_norm = math.fsum(abs(w) * norm(f) for w, f in zip(terms.weights, terms.factors, strict=True))
     if isinstance(combination, Framed):
         present = float(combination.core.norm())
-        return replace(combination, core=combination.core * (wanted / present)) if present else combination
+        return replace(combination, core=combination.core * (target_norm / present)) if present else combination
     if isinstance(combination, Factors):
         present = norm(combination)
-        if not present or present == wanted:
+        if not present or present == target_norm:
             return combination
-        return Factors(combination.b * (wanted / present), combination.a)
+        return Factors(combination.b * (target_norm / present), combination.a)
     present = float(combination.norm())
-    return combination * (wanted / present) if present else combination
+    return combination * (target_norm / present) if present else combination

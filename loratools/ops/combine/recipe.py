@@ -61,13 +61,13 @@ class Ingredient:
                     f"'{glob}' matches none of the {len(targets)} modules of '{adapter.name}'",
                     hint=f"they look like '{targets[0]}'; a glob may start with '*'" if targets else None,
                 )
-        found = {}
+        weights = {}
         for name in targets:
-            known = (name, *adapter.aliases.get(name, ()))
-            factors = [v for glob, v in self.modules.items() if any(fnmatch.fnmatchcase(n, glob) for n in known)]
-            found[name] = self.weight * (factors[-1] if factors else 1.0)
+            target_names = (name, *adapter.aliases.get(name, ()))
+            factors = [v for glob, v in self.modules.items() if any(fnmatch.fnmatchcase(n, glob) for n in target_names)]
+            weights[name] = self.weight * (factors[-1] if factors else 1.0)
         if not self.blocks:
-            return found
+            return weights
         by_block = weights_by_block(self.blocks)
         blocks = {name: block_of(name) for name in targets}
         if lost := [name for name, block in blocks.items() if block is None]:
@@ -76,7 +76,7 @@ class Ingredient:
                 details=lost,
                 hint="block weights are for U-Nets of Stable Diffusion; weigh modules by name with --module-weight",
             )
-        return {name: weight * by_block[blocks[name] or ""] for name, weight in found.items()}
+        return {name: weight * by_block[blocks[name] or ""] for name, weight in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -98,29 +98,29 @@ class Recipe:
     norm_match: bool = False
 
     def __post_init__(self) -> None:
-        for value, word, known in (
+        for value, option, choices in (
             (self.heads, "policy for replaced weights", HEADS),
             (self.calibrate, "calibration", (None, *CALIBRATIONS)),
         ):
-            if value not in known:
-                there = ", ".join(k for k in known if k is not None)
-                raise UsageError(f"no {word} named '{value}'; there are: {there}")
-        for one in self.adapters:
-            name = one.adapter.name if isinstance(one.adapter, Adapter) else one.adapter
-            numbers = {"": one.weight, **{f" for '{g}'": w for g, w in one.modules.items()}}
-            numbers |= {f" for block {i + 1}": w for i, w in enumerate(one.blocks)}
-            for what, weight in numbers.items():
+            if value not in choices:
+                choice_list = ", ".join(k for k in choices if k is not None)
+                raise UsageError(f"no {option} named '{value}'; there are: {choice_list}")
+        for ingredient in self.adapters:
+            name = ingredient.adapter.name if isinstance(ingredient.adapter, Adapter) else ingredient.adapter
+            numbers = {"": ingredient.weight, **{f" for '{g}'": w for g, w in ingredient.modules.items()}}
+            numbers |= {f" for block {i + 1}": w for i, w in enumerate(ingredient.blocks)}
+            for scope, weight in numbers.items():
                 if not math.isfinite(weight):
-                    raise UsageError(f"the weight of '{name}'{what} is {weight}, which is not finite")
+                    raise UsageError(f"the weight of '{name}'{scope} is {weight}, which is not finite")
 
     def to_dict(self) -> dict[str, object]:
         """What is not a default, as a recipe file would say it; adapters by name."""
-        found: dict[str, object] = {}
+        document: dict[str, object] = {}
         for each in fields(self):
             value = getattr(self, each.name)
             if each.name != "adapters" and value != each.default and value != {}:
-                found[each.name] = list(value) if isinstance(value, tuple) else value
-        found["adapters"] = [
+                document[each.name] = list(value) if isinstance(value, tuple) else value
+        document["adapters"] = [
             {
                 "adapter": i.adapter.name if isinstance(i.adapter, Adapter) else Path(i.adapter).name,
                 "weight": i.weight,
@@ -129,7 +129,7 @@ class Recipe:
             }
             for i in self.adapters
         ]
-        return found
+        return document
 
 
 def ingredients(
@@ -146,8 +146,8 @@ def ingredients(
         arguments = [arguments]
     pairs = [a if isinstance(a, tuple) else (a, 1.0) for a in arguments]
     each: list[dict[str, float]] = [{} for _ in pairs]
-    for glob, given in module_weights.items():
-        numbers = [float(given)] * len(pairs) if isinstance(given, (int, float)) else [float(x) for x in given]
+    for glob, weights in module_weights.items():
+        numbers = [float(weights)] * len(pairs) if isinstance(weights, (int, float)) else [float(x) for x in weights]
         if len(numbers) == 1:
             numbers *= len(pairs)
         if len(numbers) != len(pairs):
@@ -171,47 +171,49 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     document = _parsed(path)
     faults: list[str] = []
-    given = _checked(document, _FIELDS, "", faults)
+    fields = _checked(document, _FIELDS, "", faults)
     adapters = []
-    for i, entry in enumerate(given.pop("adapters", [])):
+    for i, entry in enumerate(fields.pop("adapters", [])):
         entry = {"adapter": entry} if isinstance(entry, str) else entry
-        where = f"adapters[{i}]"
+        entry_name = f"adapters[{i}]"
         if not isinstance(entry, Mapping):
-            faults.append(f"{where} is no path and no mapping")
+            faults.append(f"{entry_name} is no path and no mapping")
             continue
-        one = _checked(entry, _ADAPTER_FIELDS, f"{where}.", faults)
-        modules = one.get("modules", {})
-        faults += [f"{where}.modules: {g!r} is no number" for g, w in modules.items() if not _is_number(w)]
-        blocks = one.get("blocks", [])
-        faults += [f"{where}.blocks: {w!r} is no number" for w in blocks if not _is_number(w)]
-        if not one.get("adapter"):
-            faults.append(f"{where} has no adapter")
+        entry_fields = _checked(entry, _ADAPTER_FIELDS, f"{entry_name}.", faults)
+        modules = entry_fields.get("modules", {})
+        faults += [f"{entry_name}.modules: {g!r} is no number" for g, w in modules.items() if not _is_number(w)]
+        blocks = entry_fields.get("blocks", [])
+        faults += [f"{entry_name}.blocks: {w!r} is no number" for w in blocks if not _is_number(w)]
+        if not entry_fields.get("adapter"):
+            faults.append(f"{entry_name} has no adapter")
         elif not faults:
             numbers = {str(g): float(w) for g, w in modules.items()}
-            source = str(path.parent / one["adapter"])
-            adapters.append(Ingredient(source, float(one.get("weight", 1.0)), numbers, tuple(map(float, blocks))))
+            source = str(path.parent / entry_fields["adapter"])
+            adapters.append(
+                Ingredient(source, float(entry_fields.get("weight", 1.0)), numbers, tuple(map(float, blocks)))
+            )
     for name in ("include", "exclude"):
-        globs = given.get(name, [])
+        globs = fields.get(name, [])
         globs = [globs] if isinstance(globs, str) else globs
         faults += [f"{name}: {g!r} is no glob" for g in globs if not isinstance(g, str)]
-        given[name] = tuple(globs)
+        fields[name] = tuple(globs)
     if faults:
         raise FormatError(f"'{path}' is not a recipe that can be followed", details=faults)
-    return Recipe(adapters=tuple(adapters), **given)
+    return Recipe(adapters=tuple(adapters), **fields)
 
 
-def overridden(recipe: Recipe, given: Mapping[str, object]) -> Recipe:
+def overridden(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
     """The recipe with what is given besides it, which goes before what it says. `set` is merged."""
-    there = {k: v for k, v in given.items() if v is not None and v is not False and v != () and v != {}}
-    if recipe.adapters and there.get("adapters"):
+    set_options = {k: v for k, v in settings.items() if v is not None and v is not False and v != () and v != {}}
+    if recipe.adapters and set_options.get("adapters"):
         raise UsageError("adapters are given, and the recipe names some as well", hint="give them in one place")
-    if {"rank", "energy"} & there.keys():
+    if {"rank", "energy"} & set_options.keys():
         recipe = replace(recipe, rank=None, energy=None)
-    options = there.pop("set", {})
+    options = set_options.pop("set", {})
     assert isinstance(options, Mapping)
     # Another method has other options.
-    kept = recipe.set if there.get("method", recipe.method) == recipe.method else {}
-    return replace(recipe, **there, set={**kept, **options})  # type: ignore[arg-type]
+    from_recipe = recipe.set if set_options.get("method", recipe.method) == recipe.method else {}
+    return replace(recipe, **set_options, set={**from_recipe, **options})  # type: ignore[arg-type]
 
 
 _Kind = type | tuple[type, ...]
@@ -234,28 +236,39 @@ _ADAPTER_FIELDS: dict[str, _Kind] = {"adapter": str, "weight": (int, float), "mo
 
 
 def _checked(
-    entry: Mapping[object, object], known: Mapping[str, _Kind], where: str, faults: list[str]
+    entry: Mapping[object, object], field_kinds: Mapping[str, _Kind], prefix: str, faults: list[str]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in entry.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            faults.append(f"{where}{key} is no field" + (f"; did you mean {near[0]}?" if near else _there(known)))
-        elif not isinstance(value, known[str(key)]) or (isinstance(value, bool) and known[str(key)] is not bool):
-            faults.append(f"{where}{key} is {value!r}, and no {_word(known[str(key)])}")
+        if key not in field_kinds:
+            near = difflib.get_close_matches(str(key), field_kinds, n=1)
+            faults.append(
+                f"{prefix}{key} is no field" + (f"; did you mean {near[0]}?" if near else _list_of_fields(field_kinds))
+            )
+        elif not isinstance(value, field_kinds[str(key)]) or (
+            isinstance(value, bool) and field_kinds[str(key)] is not bool
+        ):
+            faults.append(f"{prefix}{key} is {value!r}, and no {_kind_name(field_kinds[str(key)])}")
         else:
-            found[str(key)] = value
-    return found
+            values[str(key)] = value
+    return values
 
 
-def _there(known: Iterable[str]) -> str:
-    return f"; there are: {', '.join(known)}"
+def _list_of_fields(names: Iterable[str]) -> str:
+    return f"; there are: {', '.join(names)}"
 
 
-def _word(kind: _Kind) -> str:
-    words = {str: "text", list: "list", dict: "mapping", int: "whole number", float: "number", bool: "true or false"}
+def _kind_name(kind: _Kind) -> str:
+    kind_names = {
+        str: "text",
+        list: "list",
+        dict: "mapping",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+    }
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    return "number" if float in kinds else " or ".join(words[k] for k in kinds)
+    return "number" if float in kinds else " or ".join(kind_names[k] for k in kinds)
 
 
 def _is_number(value: object) -> bool:
@@ -273,8 +286,8 @@ def _parsed(path: Path) -> Mapping[object, object]:
             for key in keys:
                 if keys.count(key) > 1:
                     raise FormatError(f"'{path}' has {key!r} twice{node.start_mark}")
-            found: dict[object, object] = super().construct_mapping(node, deep=deep)
-            return found
+            mapping: dict[object, object] = super().construct_mapping(node, deep=deep)
+            return mapping
 
     if not path.is_file():
         raise UsageError(f"there is no recipe at '{path}'")

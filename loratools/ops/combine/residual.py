@@ -26,7 +26,7 @@ def lost_update(result: Reduced, terms: Terms, settings: ModuleSettings, name: s
     from loratools.algebra.lowrank import EPS, Factors, concatenate, decompose, numerical_rank, truncate
 
     approximates = getattr(settings.method, "approximates", None)
-    exact = result.wanted if approximates is None else approximates(terms)
+    exact = result.target if approximates is None else approximates(terms)
     if not isinstance(exact, Factors):
         raise UsageError(
             f"what is lost of '{name}' has no low rank, and makes no adapter",
@@ -39,9 +39,9 @@ def lost_update(result: Reduced, terms: Terms, settings: ModuleSettings, name: s
         return None
     # Cancelled terms leave directions that are rounding: as large as the values that were subtracted, times epsilon.
     rank = max(1, int((core.s > _ROUNDING * max(result.stored.norm, float(core.s[0]))).sum()))
-    kept = truncate(core.leading(rank), rank)
+    truncated = truncate(core.leading(rank), rank)
     layout = layout_of(result.stored.update)
-    return reduced(kept, Limit(), name, dtype, unchanged=None, unchanged_dtype=None, layout=layout).stored.update
+    return reduced(truncated, Limit(), name, dtype, unchanged=None, unchanged_dtype=None, layout=layout).stored.update
 
 
 def residual_updates(

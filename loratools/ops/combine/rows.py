@@ -32,23 +32,23 @@ def united(name: str, owners: Sequence[tuple[float, Replacement]], policy: str) 
 
     if len({r.tensor.shape[1:] for _, r in owners}) > 1:
         raise MismatchError(f"the adapters replace rows of '{name}' with rows of different widths")
-    found: dict[int, list[tuple[float, Tensor]]] = {}
+    by_row: dict[int, list[tuple[float, Tensor]]] = {}
     for weight, replacement in owners:
         values = replacement.tensor.read().double()
         for row, vector in zip(replacement.rows or (), values, strict=True):
-            found.setdefault(row, []).append((weight, vector))
-    differing = {row for row, given in found.items() if any(not torch.equal(given[0][1], v) for _, v in given[1:])}
-    rows = tuple(sorted(found))
+            by_row.setdefault(row, []).append((weight, vector))
+    differing = {row for row, pairs in by_row.items() if any(not torch.equal(pairs[0][1], v) for _, v in pairs[1:])}
+    rows = tuple(sorted(by_row))
     averaged = differing if policy == "average" else set()
     vectors = [
-        mean_of(f"rows of '{name}'", *zip(*found[row], strict=True)) if row in averaged else found[row][0][1]
+        weighted_mean(f"rows of '{name}'", *zip(*by_row[row], strict=True)) if row in averaged else by_row[row][0][1]
         for row in rows
     ]
     stored = narrowed(name, torch.stack(vectors), widest([r.tensor.dtype for _, r in owners]))
     return Replacement(from_torch(stored), owners[0][1].declared, rows), len(differing)
 
 
-def mean_of(name: str, weights: Sequence[float], values: Iterable[Tensor]) -> Tensor:
+def weighted_mean(name: str, weights: Sequence[float], values: Iterable[Tensor]) -> Tensor:
     """The weighted mean of float64 values, which are taken one at a time.
 
     Raises:

@@ -84,7 +84,7 @@ class Part:
     index: int
     weight: float
     inner: float
-    wanted: float
+    target: float
     own: float
     interference: float
     overlaps: tuple[tuple[float, float], ...]
@@ -93,64 +93,66 @@ class Part:
         return ModuleShare(self.index, self.weight, *_ratios([self]))
 
 
-def parts_of(terms: Sequence[tuple[int, float, Factors]], found: Reduced) -> tuple[Part, ...]:
+def parts_of(terms: Sequence[tuple[int, float, Factors]], reduced: Reduced) -> tuple[Part, ...]:
     """The part of every adapter in one target; terms are its position, its weight, and its delta at weight 1."""
     from loratools.algebra.lowrank import concatenate, row_space
 
-    result, owns = found.factors, [own for _, _, own in terms]
-    together = concatenate([(1.0, own) for own in owns])
-    ranks = [own.rank for own in owns]
+    result, deltas = reduced.factors, [delta for _, _, delta in terms]
+    together = concatenate([(1.0, delta) for delta in deltas])
+    ranks = [delta.rank for delta in deltas]
     products = _inners(result, together, ranks)
-    before = products if found.wanted is result else _inners(found.wanted, together, ranks)
-    spaces = [row_space(own) for own in owns]
+    before = products if reduced.target is result else _inners(reduced.target, together, ranks)
+    spaces = [row_space(delta) for delta in deltas]
     parts = []
-    for i, ((index, weight, own), (rows, square)) in enumerate(zip(terms, spaces, strict=True)):
-        difference = result.b @ (result.a @ rows) - own.b @ (own.a @ rows)
-        others = [other for j, (other, _) in enumerate(spaces) if j != i]
+    for i, ((index, weight, delta), (rows, square)) in enumerate(zip(terms, spaces, strict=True)):
+        difference = result.b @ (result.a @ rows) - delta.b @ (delta.a @ rows)
+        other_spaces = [other_space for j, (other_space, _) in enumerate(spaces) if j != i]
         interference = float(difference.square().sum())
-        overlaps = tuple(overlap(rows, other) for other in others if rows.shape[1] and other.shape[1])
+        overlaps = tuple(
+            overlap(rows, other_space) for other_space in other_spaces if rows.shape[1] and other_space.shape[1]
+        )
         parts.append(Part(index, weight, products[i], before[i], square, interference, overlaps))
     return tuple(parts)
 
 
-def overlap(one: Tensor, other: Tensor) -> tuple[float, float]:
+def overlap(first: Tensor, second: Tensor) -> tuple[float, float]:
     """The share of two subspaces, given by orthonormal columns, that is common to both, and what it is at random.
 
     Hu et al., 2021, section 7.2: `|one^T other|^2 / min(r, s)`, whose expectation is `max(r, s) / n`.
     """
-    r, s, n = one.shape[1], other.shape[1], one.shape[0]
-    return float((one.mT @ other).square().sum()) / min(r, s), max(r, s) / n
+    r, s, n = first.shape[1], second.shape[1], first.shape[0]
+    return float((first.mT @ second).square().sum()) / min(r, s), max(r, s) / n
 
 
 def share_of(index: int, adapter: Adapter, weight: float, parts: Sequence[Sequence[Part]]) -> Share:
-    own = [p for module in parts for p in module if p.index == index]
-    return Share(adapter.name, weight, *_ratios(own))
+    own_parts = [p for module in parts for p in module if p.index == index]
+    return Share(adapter.name, weight, *_ratios(own_parts))
 
 
 def _ratios(parts: Sequence[Part]) -> tuple[float | None, float | None, float | None, float | None, float | None]:
-    own = math.fsum(p.own for p in parts)
-    if not own:
+    square = math.fsum(p.own for p in parts)
+    if not square:
         return None, None, None, None, None
-    gain = math.fsum(p.inner for p in parts) / own
-    lost = math.fsum(p.wanted - p.inner for p in parts) / own
-    interference = math.sqrt(math.fsum(p.interference for p in parts) / own)
+    gain = math.fsum(p.inner for p in parts) / square
+    lost = math.fsum(p.target - p.inner for p in parts) / square
+    interference = math.sqrt(math.fsum(p.interference for p in parts) / square)
     pairs = [pair for p in parts for pair in p.overlaps]
     if not pairs:
         return gain, lost, interference, None, None
-    there, random = (math.fsum(pair[k] for pair in pairs) / len(pairs) for k in (0, 1))
-    return gain, lost, interference, there, random
+    shared, random = (math.fsum(pair[k] for pair in pairs) / len(pairs) for k in (0, 1))
+    return gain, lost, interference, shared, random
 
 
-def _inners(found: Factors | Tensor, together: Factors, ranks: Sequence[int]) -> list[float]:
+def _inners(combination: Factors | Tensor, together: Factors, ranks: Sequence[int]) -> list[float]:
     """`<found, own>` for several deltas, which stand side by side in `together` with these ranks."""
     import torch
 
     from loratools.algebra.lowrank import Factors
 
-    if isinstance(found, Factors):
-        by_term = ((found.b.mT @ together.b) * (found.a @ together.a.mT)).sum(dim=0)
+    if isinstance(combination, Factors):
+        by_term = ((combination.b.mT @ together.b) * (combination.a @ together.a.mT)).sum(dim=0)
     else:
-        by_term = ((together.b.mT @ found) * together.a).sum(dim=1)
+        by_term = ((together.b.mT @ combination) * together.a).sum(dim=1)
     return [float(part.sum()) for part in torch.split(by_term, list(ranks))]
 
 

@@ -15,8 +15,8 @@ def ensure_device(name: str) -> None:
     Raises:
         UsageError: there is no such device here, or it has no float64.
     """
-    known = _NAMES.fullmatch(name)
-    if known is None:
+    parsed = _NAMES.fullmatch(name)
+    if parsed is None:
         raise UsageError(
             f"device '{name}' cannot be used: there is no device of that name",
             hint="name one of cpu, cuda, cuda:N, mps and auto",
@@ -30,9 +30,9 @@ def ensure_device(name: str) -> None:
         why = "it has no float64, which is computed in" if present else "there is no MPS device here"
         raise UsageError(f"device 'mps' cannot be used: {why}", hint="use --device cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(known["index"] or 0) >= count:
-        there_are = f"the CUDA devices here are numbered up to {count - 1}" if count else "there is no CUDA device here"
-        raise UsageError(f"device '{name}' cannot be used: {there_are}", hint="use --device cpu")
+    if int(parsed["index"] or 0) >= count:
+        devices = f"the CUDA devices here are numbered up to {count - 1}" if count else "there is no CUDA device here"
+        raise UsageError(f"device '{name}' cannot be used: {devices}", hint="use --device cpu")
 
 
 def device_named(name: str) -> str:

@@ -24,14 +24,14 @@ class OutputFormat:
     warnings: tuple[str, ...] = ()
 
 
-def output_format(sources: Sequence[Adapter], out: str | Path | None, asked: str | None) -> OutputFormat:
+def output_format(sources: Sequence[Adapter], out: str | Path | None, requested: str | None) -> OutputFormat:
     """The format of the inputs where they agree and it is written, PEFT otherwise; what is asked for goes before it.
 
     A folder is written where `out` has no suffix, and PEFT's is the one that holds the parts of any adapter.
     """
-    if asked is not None:
-        formats.writer(asked)
-        return OutputFormat(asked)
+    if requested is not None:
+        formats.writer(requested)
+        return OutputFormat(requested)
     names = sorted({source.format for source in sources if source.format})
     if not names:
         return OutputFormat(_FALLBACK)  # adapters made in memory, which are of no format
@@ -42,8 +42,8 @@ def output_format(sources: Sequence[Adapter], out: str | Path | None, asked: str
     if writes is None:
         return OutputFormat(_FALLBACK, (f"written as {_FALLBACK}, as {name} is read and not written",))
     if writes != formats.FOLDER and out is not None and not Path(out).suffix:
-        told = f"written as a folder of {_FALLBACK}; for {name}, as the inputs are: -o {Path(out).name}{writes}"
-        return OutputFormat(_FALLBACK, (told,))
+        note = f"written as a folder of {_FALLBACK}; for {name}, as the inputs are: -o {Path(out).name}{writes}"
+        return OutputFormat(_FALLBACK, (note,))
     return OutputFormat(name)
 
 
@@ -57,8 +57,8 @@ def share_names(sources: Sequence[Adapter]) -> bool:
     calls: dict[str, str] = {}
     for source in sources:
         for name in source.updates:
-            for meant in source.aliases.get(name, (name,)):
-                if calls.setdefault(meant, name) != name:
+            for canonical in source.aliases.get(name, (name,)):
+                if calls.setdefault(canonical, name) != name:
                     return False
     return True
 
@@ -73,13 +73,13 @@ def refuse_unrelated(sources: Sequence[Adapter]) -> None:
     if len(sources) < 2:
         return
     trees = [
-        {found[0] for name in (*source.updates, *source.replacements) if (found := _BEFORE_NUMBER.match(name))}
+        {start[0] for name in (*source.updates, *source.replacements) if (start := _BEFORE_NUMBER.match(name))}
         for source in sources
     ]
     for i, source in enumerate(sources):
-        others = [tree for j, tree in enumerate(trees) if j != i]
+        other_trees = [tree for j, tree in enumerate(trees) if j != i]
         # Names without a number say nothing of where they hang.
-        if not trees[i] or not all(others) or any(trees[i] & other for other in others):
+        if not trees[i] or not all(other_trees) or any(trees[i] & other_tree for other_tree in other_trees):
             continue
         undecided = next((s for s in sources if s.undecided is not None), None)
         kind = UndecidedError if undecided is not None else MismatchError

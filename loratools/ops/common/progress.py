@@ -12,7 +12,7 @@ from loratools.updates.parts.protocol import Update
 class Bar(Protocol):
     """A callable for bytes just done that can show a share of the total."""
 
-    def __call__(self, done: int, /) -> None: ...
+    def __call__(self, advance: int, /) -> None: ...
 
     def expect(self, total: int) -> None:
         """Take the number of bytes that there will be in all."""

@@ -9,8 +9,8 @@ from loratools.checkpoints import Checkpoint
 
 def vocabulary_size(base: Checkpoint) -> int | None:
     """Rows of the input embedding, by the base's config."""
-    found = vocabulary_config(base.config)
-    size = found.get("vocab_size") if found is not None else None
+    config = vocabulary_config(base.config)
+    size = config.get("vocab_size") if config is not None else None
     return size if isinstance(size, int) else None
 
 

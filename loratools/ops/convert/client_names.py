@@ -55,10 +55,10 @@ def named_for_client(adapter: Adapter, base: Base | None, matches: Matches | Non
     replacements = {name: name for name in adapter.replacements}
     in_memory: Iterable[str] = ()
     if base is not None and base.model_type is not None and matches is not None:
-        known = {**base.shapes, **{name: alias.shape for name, alias in aliases(base.config, base.shapes).items()}}
+        base_names = {**base.shapes, **{name: alias.shape for name, alias in aliases(base.config, base.shapes).items()}}
         names = NamesInMemory.of(base.config, base.shapes)
         in_memory = (*base.shapes, *names.stored)
-        absent = {left.name for left in matches.leftovers}
+        absent = {leftover.name for leftover in matches.leftovers}
 
         def weight(name: str) -> str:
             return names.of_class(name, matches.renaming)
@@ -66,7 +66,7 @@ def named_for_client(adapter: Adapter, base: Base | None, matches: Matches | Non
         for target, update in adapter.updates.items():
             # Experts keep the names that PEFT and servers take for them: it is they that bring them into memory.
             if target not in absent and parse_expert(target) is None and update.as_experts() is None:
-                updates[target] = _renamed_module(target, known, matches, weight)
+                updates[target] = _renamed_module(target, base_names, matches, weight)
         replacements |= {n: weight(n) for n in replacements if n not in absent and n not in matches.added}
     unknown: dict[str, str] = {}
     if to == "mlx":
@@ -75,8 +75,8 @@ def named_for_client(adapter: Adapter, base: Base | None, matches: Matches | Non
         for table in (updates, replacements):
             table.update({old: model_name(new, model_type, inner=inner) for old, new in table.items()})
         unknown = {new: why for new in updates.values() if (why := reason_absent(new, inner=inner))}
-    _refuse_one_name_for_two(adapter, updates)
-    _refuse_one_name_for_two(adapter, replacements)
+    _refuse_shared_name(adapter, updates)
+    _refuse_shared_name(adapter, replacements)
     moved = replace(
         adapter,
         updates={updates[name]: update for name, update in adapter.updates.items()},
@@ -85,17 +85,19 @@ def named_for_client(adapter: Adapter, base: Base | None, matches: Matches | Non
     return ClientNames(moved, _changed(updates), _changed(replacements), unknown)
 
 
-def _renamed_module(target: str, known: Mapping[str, object], matches: Matches, weight: Callable[[str], str]) -> str:
+def _renamed_module(
+    target: str, base_names: Mapping[str, object], matches: Matches, weight: Callable[[str], str]
+) -> str:
     """The module's name in memory, told by the name of its weight, which is what bases are known by."""
     for spelled in spellings(target):
-        if matches.renaming(spelled) in known:
+        if matches.renaming(spelled) in base_names:
             ending = spelled.removeprefix(target)
             new = weight(spelled)
             return new.removesuffix(ending) if new.endswith(ending) else target
     return target
 
 
-def _refuse_one_name_for_two(adapter: Adapter, names: Mapping[str, str]) -> None:
+def _refuse_shared_name(adapter: Adapter, names: Mapping[str, str]) -> None:
     twice = {new for new, count in Counter(names.values()).items() if count > 1}
     if twice:
         raise MismatchError(

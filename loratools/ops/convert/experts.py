@@ -29,11 +29,11 @@ def unpacked(adapter: Adapter, names: Collection[str], base: Base | None) -> Ada
     updates: dict[str, Update] = {}
     for name, update in adapter.updates.items():
         parent, _, leaf = name.rpartition(".experts.")
-        found = None
+        unpacked_modules = None
         experts = update.as_experts()
         if name in names and experts is not None and parent and leaf in (_FUSED, _DOWN):
-            found = _modules(_parent(parent, base), leaf, experts, hidden)
-        updates |= found if found is not None else {name: update}
+            unpacked_modules = _modules(_parent(parent, base), leaf, experts, hidden)
+        updates |= unpacked_modules if unpacked_modules is not None else {name: update}
     return replace(adapter, updates=updates)
 
 
@@ -50,15 +50,15 @@ def _modules(parent: str, leaf: str, update: LoRAExperts, hidden: int) -> dict[s
         return None
     # Where PEFT took the two axes the other way round, the product of an expert is the transposed change.
     swapped = (into == hidden) != (leaf == _FUSED)
-    found: dict[str, LoRA] = {}
+    modules: dict[str, LoRA] = {}
     for e in range(update.experts):
-        one = update.expert(e)
+        expert = update.expert(e)
         if swapped:
-            one = replace(one, a=transposed(one.b), b=transposed(one.a))
+            expert = replace(expert, a=transposed(expert.b), b=transposed(expert.a))
         if leaf == _DOWN:
-            found[expert_name(Expert(parent, e, _DOWN))] = one
+            modules[expert_name(Expert(parent, e, _DOWN))] = expert
             continue
-        half = one.shape[0] // 2
-        found[expert_name(Expert(parent, e, "gate_proj"))] = rows_of(one, 0, half)
-        found[expert_name(Expert(parent, e, "up_proj"))] = rows_of(one, half, 2 * half)
-    return found
+        half = expert.shape[0] // 2
+        modules[expert_name(Expert(parent, e, "gate_proj"))] = rows_of(expert, 0, half)
+        modules[expert_name(Expert(parent, e, "up_proj"))] = rows_of(expert, half, 2 * half)
+    return modules

@@ -58,8 +58,8 @@ def fitted(adapter: Adapter, base: Base | None) -> Fitted:
     for fused, members in joined.items():
         for name in members:
             del updates[name]
-        updates[fused], where = _join(fused, members, _rows(base, modules, fused), base)
-        pieces |= {name: (Piece(fused, None, rows),) for name, rows in where.items()}
+        updates[fused], spans = _join(fused, members, _rows(base, modules, fused), base)
+        pieces |= {name: (Piece(fused, None, rows),) for name, rows in spans.items()}
     return Fitted(replace(adapter, updates=updates) if pieces else adapter, pieces)
 
 
@@ -72,21 +72,21 @@ def _split(name: str, update: LoRA, parts: list[tuple[str, int]]) -> dict[str, t
         raise MismatchError(
             f"{quoted(name)} has {update.shape[0]} rows, and its parts in the base have {[c for _, c in parts]}"
         )
-    found, start = {}, 0
+    parts_and_rows, start = {}, 0
     for part, count in parts:
-        found[part] = rows_of(update, start, start + count), (start, start + count)
+        parts_and_rows[part] = rows_of(update, start, start + count), (start, start + count)
         start += count
-    return found
+    return parts_and_rows
 
 
 def _join(fused: str, members: Mapping[str, LoRA], out: int, base: Base) -> tuple[LoRA, dict[str, tuple[int, int]]]:
     sizes = _part_sizes(fused, members, out, base)
-    where, start = {}, 0
+    spans, start = {}, 0
     for part, count in sizes.items():
-        where[part] = (start, start + count)
+        spans[part] = (start, start + count)
         start += count
     scale = most_common(u.scale for u in members.values())
-    parts = [(where[name][0], at_scale(name, u, scale)) for name, u in members.items()]
+    parts = [(spans[name][0], at_scale(name, u, scale)) for name, u in members.items()]
     try:
         joined = stacked_rows(parts, out)
     except ValueError as error:
@@ -94,24 +94,26 @@ def _join(fused: str, members: Mapping[str, LoRA], out: int, base: Base) -> tupl
             f"{quoted(fused)} cannot be made of {', '.join(name.rpartition('.')[2] for name in members)}: {error}",
             hint="DoRA of some parts only has no fused form: merge it into the base, and extract a LoRA",
         ) from error
-    return joined, {name: where[name] for name in members}
+    return joined, {name: spans[name] for name in members}
 
 
 def _part_sizes(fused: str, members: Mapping[str, LoRA], out: int, base: Base) -> dict[str, int]:
     """Rows of every part: of those in the adapter their own, of the others what the base's config leaves."""
     parts = parts_of(fused)
-    sizes: dict[str, int | None] = {p: members[p].shape[0] if p in members else _said(p, base) for p in parts}
+    sizes: dict[str, int | None] = {p: members[p].shape[0] if p in members else _rows_by_config(p, base) for p in parts}
     unknown = [part for part, size in sizes.items() if size is None]
     if len(unknown) == 1:
         sizes[unknown[0]] = out - sum(size for size in sizes.values() if size is not None)
-    known = {part: size for part, size in sizes.items() if size is not None}
-    if len(known) != len(parts) or sum(known.values()) != out or min(known.values()) <= 0:
-        told = ", ".join(f"{part.rpartition('.')[2]} {sizes[part] or 'unknown'}" for part in parts)
-        raise MismatchError(f"the parts of {quoted(fused)} ({told}) do not make the {out} rows that it has in the base")
-    return known
+    known_sizes = {part: size for part, size in sizes.items() if size is not None}
+    if len(known_sizes) != len(parts) or sum(known_sizes.values()) != out or min(known_sizes.values()) <= 0:
+        listing = ", ".join(f"{part.rpartition('.')[2]} {sizes[part] or 'unknown'}" for part in parts)
+        raise MismatchError(
+            f"the parts of {quoted(fused)} ({listing}) do not make the {out} rows that it has in the base"
+        )
+    return known_sizes
 
 
-def _said(part: str, base: Base) -> int | None:
+def _rows_by_config(part: str, base: Base) -> int | None:
     """Rows of a part by the base's config."""
     leaf = part.rpartition(".")[2]
     if leaf in ("gate_proj", "up_proj"):

@@ -47,16 +47,16 @@ def server(name: str) -> Server:
 def unservable(adapter: Adapter, name: str) -> dict[str, str]:
     """What the server does not load, and why."""
     largest = server(name).largest
-    found = dict.fromkeys(adapter.replacements, f"{name} loads factors and no whole weights")
+    reasons = dict.fromkeys(adapter.replacements, f"{name} loads factors and no whole weights")
     for target, update in adapter.updates.items():
         lora = update.as_lora()
         if lora is None:
-            found[target] = f"{name} loads no {update.kind}"
+            reasons[target] = f"{name} loads no {update.kind}"
         elif set(lora.parts) != {"A", "B"} or len(lora.a.shape) != 2:
-            found[target] = f"{name} loads no LoRA with {', '.join(sorted(update.parts))} of this shape"
+            reasons[target] = f"{name} loads no LoRA with {', '.join(sorted(update.parts))} of this shape"
         elif largest is not None and lora.rank > largest:
-            found[target] = f"rank {lora.rank}, and {name} takes {largest} at most: resize it first"
-    return found
+            reasons[target] = f"rank {lora.rank}, and {name} takes {largest} at most: resize it first"
+    return reasons
 
 
 def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, list[str]]:
@@ -70,9 +70,11 @@ def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, lis
         warnings.append(f"{counted(padded, 'module')} filled up with zeros to rank {rank}: {name} has one for all")
     if folded := sum(u.scale != scale for u in updates.values()):
         warnings.append(f"the scale of {counted(folded, 'module')} is folded into B: {name} has one for all")
-    known = server(name)
-    if known.usual is not None and rank > known.usual:
-        warnings.append(f"{name} takes rank {known.usual} unless it is told otherwise: {known.option} {rank}")
+    server_limits = server(name)
+    if server_limits.usual is not None and rank > server_limits.usual:
+        warnings.append(
+            f"{name} takes rank {server_limits.usual} unless it is told otherwise: {server_limits.option} {rank}"
+        )
     # What a server would apply to the base besides factors, or refuse, stays out of the config. Modules are listed by
     # the last part of their names, which is what servers look at; a longer name is no error, and not understood.
     fields = {"target_modules": sorted({n.rpartition(".")[2] for n in same}), "bias": "none"}

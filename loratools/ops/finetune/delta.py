@@ -76,9 +76,9 @@ class Decomposed:
     def _together(values: Sequence[Tensor]) -> Tensor:
         import torch
 
-        found = [s.square() for s in values]
-        most = max(len(s) for s in found)
-        return torch.stack([torch.nn.functional.pad(s, (0, most - len(s))) for s in found]).sum(0).sqrt()
+        squares = [s.square() for s in values]
+        most = max(len(s) for s in squares)
+        return torch.stack([torch.nn.functional.pad(s, (0, most - len(s))) for s in squares]).sum(0).sqrt()
 
     @property
     def gap_bound(self) -> float:
@@ -178,12 +178,12 @@ def change(name: str, base: LazyTensor, tuned: LazyTensor) -> float:
 def changed_rows(base: LazyTensor, tuned: LazyTensor) -> tuple[int, ...]:
     """Numbers of the rows of `tuned` that the base has with other values, or not at all."""
     shared = min(base.shape[0], tuned.shape[0])
-    found: list[int] = []
+    changed: list[int] = []
     for start, stop in _blocks(base, shared):
         # Of two dtypes the wider one holds both; NaN differs from everything, and is refused elsewhere.
         differ = base.read_rows(start, stop).double() != tuned.read_rows(start, stop).double()
-        found += (start + differ.flatten(1).any(1).nonzero().flatten()).tolist()
-    return (*found, *range(shared, tuned.shape[0]))
+        changed += (start + differ.flatten(1).any(1).nonzero().flatten()).tolist()
+    return (*changed, *range(shared, tuned.shape[0]))
 
 
 def norm(name: str, tensor: LazyTensor, start: int = 0) -> float:
@@ -225,9 +225,9 @@ class Deltas:
             return self._last[1]
         name, base, tuned = self._of
         stacked = self.shape[0] > 1
-        found = delta_of(name, base, tuned, (start, stop) if stacked else None).view(-1, *self.shape[1:])
-        self._last = start, found
-        return found
+        matrices = delta_of(name, base, tuned, (start, stop) if stacked else None).view(-1, *self.shape[1:])
+        self._last = start, matrices
+        return matrices
 
     @cached_property
     def noise(self) -> float:
@@ -294,37 +294,39 @@ def decomposed(
     for piece in deltas.pieces:
         some = deltas.read(piece)
         identical += _zeros_in(some)
-        for found in truncated_svds(some.to(device), rule, seed=seed, exact=exact, **options):
-            on_cpu = replace(found, u=found.u.cpu(), s=found.s.cpu(), vt=found.vt.cpu(), values=found.values.cpu())
-            parts.append(on_cpu if found.norm else None)
+        for svd in truncated_svds(some.to(device), rule, seed=seed, exact=exact, **options):
+            on_cpu = replace(svd, u=svd.u.cpu(), s=svd.s.cpu(), vt=svd.vt.cpu(), values=svd.values.cpu())
+            parts.append(on_cpu if svd.norm else None)
     if not any(parts):
         return None
     return Decomposed(tuple(parts), Rounding(math.prod(deltas.shape), identical, deltas.noise))
 
 
-def stored(deltas: Deltas, found: Decomposed, rank: int, dtype: str) -> Extracted:
+def stored(deltas: Deltas, decomposition: Decomposed, rank: int, dtype: str) -> Extracted:
     """The leading `rank` of a decomposition as factors in `dtype`, and their error against the delta."""
     import torch
 
     kind = torch_dtype(dtype)
     count, rows, columns = deltas.shape
-    rank = max(1, min(rank, max(len(p.s) for p in found.parts if p is not None)))
+    rank = max(1, min(rank, max(len(p.s) for p in decomposition.parts if p is not None)))
     left, right = torch.zeros(count, rows, rank, dtype=kind), torch.zeros(count, rank, columns, dtype=kind)
-    for i, part in enumerate(found.parts):
+    for i, part in enumerate(decomposition.parts):
         if part is not None:
             root = part.s[:rank].sqrt()
             left[i, :, : len(root)] = rounded(part.u[:, :rank] * root, dtype)
             right[i, : len(root)] = rounded(root[:, None] * part.vt[:rank], dtype)
-    norm = found.norm
+    norm = decomposition.norm
     lost = [
         _residual(matrix, left[i], right[i], norm) ** 2
         for start, stop in deltas.pieces
-        if any(found.parts[start:stop])
+        if any(decomposition.parts[start:stop])
         for i, matrix in enumerate(deltas.read((start, stop)), start)
-        if found.parts[i] is not None
+        if decomposition.parts[i] is not None
     ]
     error = math.sqrt(math.fsum(lost)) / norm
-    return Extracted(left, right, norm, error, found.gap_bound, found.gap_estimate, found.rounding)
+    return Extracted(
+        left, right, norm, error, decomposition.gap_bound, decomposition.gap_estimate, decomposition.rounding
+    )
 
 
 def _residual(delta: Tensor, left: Tensor, right: Tensor, norm: float) -> float:

@@ -47,11 +47,11 @@ def with_fused_experts(config: Mapping[str, object], ours: Tensors, theirs: Tens
         if complete and plain and all(ours[m].shape == theirs[m].shape for m in members):
             fused[name] = alias
             apart |= members
-    one, other = (
+    fused_ours, fused_theirs = (
         {n: t for n, t in side.items() if n not in apart} | {n: _fused(alias, side) for n, alias in fused.items()}
         for side in (ours, theirs)
     )
-    return one, other
+    return fused_ours, fused_theirs
 
 
 def _fused(alias: Alias, weights: Tensors) -> LazyTensor:

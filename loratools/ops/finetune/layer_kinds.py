@@ -47,15 +47,15 @@ class Kinds:
     def treatment(self, name: str, tensor: LazyTensor) -> Treatment:
         kind = kind_of(name, tensor)
         if kind == "vector":
-            own = self.tensors.get(name.rpartition(".")[0] + ".weight")
-            if own is not None and len(own.shape) == 1:
+            module_weight = self.tensors.get(name.rpartition(".")[0] + ".weight")
+            if module_weight is not None and len(module_weight.shape) == 1:
                 return {"declared": "modules_to_save"}
             return {"why": "a parameter that is no module of its own"}
         if kind == "bias":
-            own = self.tensors.get(name.rpartition(".")[0] + ".weight")
-            if own is None:
+            module_weight = self.tensors.get(name.rpartition(".")[0] + ".weight")
+            if module_weight is None:
                 return {"why": "a parameter that is no module of its own"}
-            return {"declared": "modules_to_save" if len(own.shape) == 1 else "bias"}
+            return {"declared": "modules_to_save" if len(module_weight.shape) == 1 else "bias"}
         if kind == "conv" and tensor.shape[1] == 1:
             return {"declared": "modules_to_save"}
         if kind == "other":

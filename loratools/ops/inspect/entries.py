@@ -121,10 +121,10 @@ class AdapterEntry(NamedTuple):
     @property
     def value_warnings(self) -> tuple[str, ...]:
         """What the values are a reason to warn of, with every name; empty where they were not read."""
-        found = [f"values not finite in {', '.join(self.not_finite)}"] if self.not_finite else []
+        warnings = [f"values not finite in {', '.join(self.not_finite)}"] if self.not_finite else []
         if self.untrained:
-            found.append(f"untrained modules, which change nothing: {', '.join(self.untrained)}")
-        return tuple(found)
+            warnings.append(f"untrained modules, which change nothing: {', '.join(self.untrained)}")
+        return tuple(warnings)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""
@@ -236,8 +236,8 @@ class FailedEntry(NamedTuple):
 
     def to_dict(self) -> dict[str, object]:
         error = self.error
-        told = {"code": error.code, "message": error.message, "hint": error.hint, "details": list(error.details)}
-        return {"path": self.path, "error": told}
+        document = {"code": error.code, "message": error.message, "hint": error.hint, "details": list(error.details)}
+        return {"path": self.path, "error": document}
 
 
 Entry = AdapterEntry | CheckpointEntry | FailedEntry
@@ -299,8 +299,8 @@ def frequencies(values: Iterable[_Key]) -> dict[_Key, int]:
 
 
 def _replacement_json(tensor: TensorEntry) -> dict[str, object]:
-    found = {} if tensor.non_finite is None else {"non_finite": tensor.non_finite}
-    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, **found}
+    values = {} if tensor.non_finite is None else {"non_finite": tensor.non_finite}
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype, **values}
 
 
 def _tensor_json(tensor: TensorEntry, *, values: bool) -> dict[str, object]:

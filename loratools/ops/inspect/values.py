@@ -42,13 +42,13 @@ def non_finite_count(tensor: LazyTensor, progress: Callable[[int], None]) -> int
         return None
     if not tensor.dtype.startswith(("F", "BF", "C")):
         return 0
-    found = 0
+    count = 0
     blocks = max(1, -(-tensor.nbytes // _BLOCK_BYTES))
     rows = -(-tensor.shape[0] // blocks) if tensor.shape else 1
     for start in range(0, tensor.shape[0] if tensor.shape else 1, rows or 1):
         block = tensor.source.read_rows(start, min(start + rows, tensor.shape[0] if tensor.shape else 1))
         # torch has no isfinite for the dtypes of one byte; float32 holds them exactly.
         block = block.float() if block.element_size() == 1 else block
-        found += int((~block.isfinite()).sum())
+        count += int((~block.isfinite()).sum())
         progress(block.numel() * DTYPE_BITS[tensor.dtype] // 8)
-    return found
+    return count

@@ -30,36 +30,38 @@ class Experts:
 
 def apart(updates: Mapping[str, Update]) -> tuple[dict[str, Update], dict[str, Experts]]:
     """The updates with those of fused experts as one for each, and what is needed to put those together."""
-    found: dict[str, Update] = {}
+    updates_apart: dict[str, Update] = {}
     layers: dict[str, Experts] = {}
     for name, update in updates.items():
         if (experts := update.as_experts()) is not None:
             layers[name] = Experts.of(experts)
-            found |= {_named(name, i): experts.expert(i) for i in range(experts.experts)}
+            updates_apart |= {_named(name, i): experts.expert(i) for i in range(experts.experts)}
         else:
-            found[name] = update
-    return found, layers
+            updates_apart[name] = update
+    return updates_apart, layers
 
 
-def ensure_alike(name: str, one: Experts, other: Experts) -> None:
+def ensure_alike(name: str, first: Experts, second: Experts) -> None:
     """Raise MismatchError where two adapters mean different things by the experts of a layer."""
-    if one != other:
+    if first != second:
         raise MismatchError(
             f"the adapters differ in the experts of '{name}'",
-            details=[f"{e.count} experts, stored {e.orientation or 'in a way that is not told'}" for e in (one, other)],
+            details=[
+                f"{e.count} experts, stored {e.orientation or 'in a way that is not told'}" for e in (first, second)
+            ],
             hint="they were trained on different models, or saved in different ways",
         )
 
 
 def together(updates: Mapping[str, Update], layers: Mapping[str, Experts]) -> dict[str, Update]:
     """The updates with experts as one parameter again, each at scale 1."""
-    found = dict(updates)
+    joined = dict(updates)
     for name, experts in layers.items():
-        parts = [found.pop(_named(name, i), None) for i in range(experts.count)]
+        parts = [joined.pop(_named(name, i), None) for i in range(experts.count)]
         loras = [lora for p in parts if p is not None and (lora := p.as_lora()) is not None]
         if len(loras) == experts.count:
-            found[name] = _joined(loras, experts)
-    return found
+            joined[name] = _joined(loras, experts)
+    return joined
 
 
 def zeros_like(update: Update) -> LoRA:

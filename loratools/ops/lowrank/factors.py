@@ -64,7 +64,7 @@ def exact_factors(update: Update, name: str, whose: str) -> Factors:
     """
     factors = update.factors()
     if factors is None:
-        factors = _whole(update, name, whose)
+        factors = _all_factors(update, name, whose)
     # A sum in float64 of finite values from a file is finite, and several times faster to look at.
     suspect = not math.isfinite(float(factors.b.sum()) + float(factors.a.sum()))
     if suspect and not (factors.b.isfinite().all() and factors.a.isfinite().all()):
@@ -110,7 +110,7 @@ def require_factors(updates: Iterable[tuple[str, Update]]) -> None:
         )
 
 
-def _whole(update: Update, name: str, whose: str) -> Factors:
+def _all_factors(update: Update, name: str, whose: str) -> Factors:
     import torch
 
     from loratools.algebra.lowrank import Factors

@@ -36,9 +36,9 @@ class Limit:
     max_rank: int | None = None
 
     def __post_init__(self) -> None:
-        given = [f"--{name}" for name in ("rank", "energy", "error", "rule") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise UsageError(f"{' and '.join(given)} exclude each other", hint="give one of them")
+        options = [f"--{name}" for name in ("rank", "energy", "error", "rule") if getattr(self, name) is not None]
+        if len(options) > 1:
+            raise UsageError(f"{' and '.join(options)} exclude each other", hint="give one of them")
         for name in ("rank", "max_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -52,7 +52,7 @@ class Limit:
         if self.error is not None and not 0 <= self.error <= 1:
             raise UsageError(f"{self.error:g} is no relative error, a number from 0 to 1")
         if self.rule is not None:
-            _ensure_known(*self.rule)
+            _ensure_rule(*self.rule)
 
     @property
     def given(self) -> bool:
@@ -100,7 +100,7 @@ class Limit:
         return None
 
 
-def _ensure_known(name: str, value: float) -> None:
+def _ensure_rule(name: str, value: float) -> None:
     """Raise UsageError where there is no such rule, or it cannot have that number."""
     if name not in RULES:
         near = difflib.get_close_matches(name, RULES, n=1)

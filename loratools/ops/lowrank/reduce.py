@@ -73,7 +73,7 @@ class Reduced:
 
     stored: Stored
     factors: Factors
-    wanted: Factors | Tensor
+    target: Factors | Tensor
 
 
 def overall_error(modules: Sequence[ReducedModule]) -> float:
@@ -94,12 +94,12 @@ def passed_through(update: Update, factors: Factors, name: str, dtype: str | Non
     values = {n: t.read() for n, t in tensors.items() if isinstance(t, LazyTensor)}
     _ensure_finite(name, *values.values())
     stored = replace(update, **{n: from_torch(narrowed(name, v, dtype)) for n, v in values.items()})  # type: ignore[type-var]
-    kept = stored.factors() or exact_factors(stored, name, "")
-    return Reduced(Stored(stored, size, _norm(_difference(factors, kept))), kept, factors)
+    stored_factors = stored.factors() or exact_factors(stored, name, "")
+    return Reduced(Stored(stored, size, _norm(_difference(factors, stored_factors))), stored_factors, factors)
 
 
 def reduced(
-    wanted: Combination,
+    target: Combination,
     limit: Limit,
     name: str,
     dtype: str,
@@ -117,12 +117,12 @@ def reduced(
     """
     from loratools.algebra.lowrank import Factors, Framed, decompose, norm, truncate
 
-    if not isinstance(wanted, (Factors, Framed)):
-        return _reduced_dense(wanted, limit, name, dtype, layout)
-    factors = wanted if isinstance(wanted, Factors) else wanted.factors()
+    if not isinstance(target, (Factors, Framed)):
+        return _reduced_dense(target, limit, name, dtype, layout)
+    factors = target if isinstance(target, Factors) else target.factors()
     core, rank = None, factors.rank
     if limit.planned(factors.rank) != factors.rank:
-        core = _without_noise(decompose(wanted), factors)
+        core = _without_noise(decompose(target), factors)
         rank = limit.chosen(core.s, (factors.out_features, factors.in_features))
     if core is None or rank >= factors.rank:
         if unchanged is not None:
@@ -130,14 +130,14 @@ def reduced(
         update = _stored_as(factors, name, dtype, layout)
         values = _factors(update)
         return Reduced(Stored(update, norm(factors), _norm(_difference(factors, values))), values, factors)
-    kept = truncate(core.leading(rank), rank)
-    update = _stored_as(kept, name, dtype, layout)
+    truncated = truncate(core.leading(rank), rank)
+    update = _stored_as(truncated, name, dtype, layout)
     values = _factors(update)
-    rounding = _difference(kept, values)
+    rounding = _difference(truncated, values)
     # |tail - rounding|^2. The tail is what was cut off: factors - kept, orthogonal to what was kept, so the product is
     # a small difference of small numbers, and only a correction.
     tail = float(core.s[rank:].square().sum())
-    product = inner(factors, rounding) - inner(kept, rounding)
+    product = inner(factors, rounding) - inner(truncated, rounding)
     lost = math.sqrt(max(0.0, tail - 2 * product + inner(rounding, rounding)))
     return Reduced(Stored(update, float(core.s.square().sum().sqrt()), lost), values, factors)
 
@@ -154,15 +154,15 @@ def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str, layout: L
             hint="give --rank or --energy, or work in small coordinates: --set space=core",
         )
     rule = limit.rank_rule()
-    found: Decomposition
+    svd: Decomposition
     if rule is None or min(delta.shape) <= _SMALL:
         u, s, vt = torch.linalg.svd(delta, full_matrices=False)
         rank = limit.chosen(s, (delta.shape[0], delta.shape[1]))
-        found = Svd(*fix_signs(u[:, :rank], s[:rank], vt[:rank]))
+        svd = Svd(*fix_signs(u[:, :rank], s[:rank], vt[:rank]))
     else:
-        found = truncated_svd(delta, rule)
-        rank = len(found.s)
-    update = _stored_as(truncate(found, max(1, rank)), name, dtype, layout)
+        svd = truncated_svd(delta, rule)
+        rank = len(svd.s)
+    update = _stored_as(truncate(svd, max(1, rank)), name, dtype, layout)
     values = _factors(update)
     residual = 0.0
     for start in range(0, delta.shape[0], _ROWS):
@@ -172,9 +172,9 @@ def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str, layout: L
 
 
 def _factors(update: LoRA) -> Factors:
-    found = update.factors()
-    assert found is not None, "what depends on its base is not reduced"
-    return found
+    factors = update.factors()
+    assert factors is not None, "what depends on its base is not reduced"
+    return factors
 
 
 def inner(f: Factors, g: Factors) -> float:
@@ -192,8 +192,8 @@ def widest(dtypes: Sequence[str]) -> str:
 
 def update_dtype(update: Update) -> str:
     """The widest dtype among the tensors of an update; float32 for those (float8) that are not computed in."""
-    found = widest([t.dtype for t in update.parts.values()])
-    return found if parse_float_dtype(found) else "F32"
+    dtype = widest([t.dtype for t in update.parts.values()])
+    return dtype if parse_float_dtype(dtype) else "F32"
 
 
 def _without_noise(core: Core, factors: Factors) -> Core:
@@ -219,12 +219,12 @@ def _ensure_finite(name: str, *values: Tensor) -> None:
         )
 
 
-def _difference(wanted: Factors, found: Factors) -> Factors:
+def _difference(target: Factors, stored: Factors) -> Factors:
     """Factors of `found - wanted`, each term a rounding error times a factor: nothing large cancels in it."""
     from loratools.algebra.lowrank import Factors, concatenate
 
-    left = Factors(found.b - wanted.b, found.a)
-    right = Factors(wanted.b, found.a - wanted.a)
+    left = Factors(stored.b - target.b, stored.a)
+    right = Factors(target.b, stored.a - target.a)
     return concatenate([(1.0, left), (1.0, right)])
 
 

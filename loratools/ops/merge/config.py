@@ -61,11 +61,11 @@ def _component_configs(base: Checkpoint, dtype: str | None, dequantize: bool) ->
     """Of a pipeline: its weights keep their shapes and ties, but their dtype may be another."""
     texts: dict[str, str] = {}
     for component in base.components:
-        own = base.config[component.prefix.removesuffix(".")]
-        assert isinstance(own, Mapping)
-        config = without_quantisation(own) if dequantize else dict(own)
+        component_config = base.config[component.prefix.removesuffix(".")]
+        assert isinstance(component_config, Mapping)
+        config = without_quantisation(component_config) if dequantize else dict(component_config)
         _set_dtype(config, dtype)
-        if config != own:
+        if config != component_config:
             texts[f"{component.folder}config.json"] = _text(config)
     return texts
 
@@ -107,8 +107,10 @@ def _add_head(
     if not heads:
         return
     labels = shapes[heads[-1]][0]
-    known = config.get("id2label")
-    if not (isinstance(known, Mapping) and len(known) == labels) and (known is not None or labels != 2):
+    labels_of_base = config.get("id2label")
+    if not (isinstance(labels_of_base, Mapping) and len(labels_of_base) == labels) and (
+        labels_of_base is not None or labels != 2
+    ):
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
         config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
     if all(n in base.weights for n in heads):

@@ -35,9 +35,9 @@ def with_initial(
             hint="only an initialisation that changes the base (PiSSA, OLoRA, CorDA, LoRA-GA) has to be taken off",
         )
     rest = iter(initial)
-    found: list[tuple[Adapter, float]] = []
+    weighted: list[tuple[Adapter, float]] = []
     for adapter, weight in adapters:
-        found.append((adapter, weight))
+        weighted.append((adapter, weight))
         if adapter.initialisation_changed_base is None:
             continue
         began = load_adapter(
@@ -48,8 +48,8 @@ def with_initial(
         if theirs != mine:
             differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
             raise MismatchError(f"'{began.name}' is not what '{adapter.name}' began as", details=differ[:20])
-        found.append((replace(began, replacements={}), -weight))
-    return found
+        weighted.append((replace(began, replacements={}), -weight))
+    return weighted
 
 
 def _packing(adapter: Adapter, given: Packing | None) -> Packing | None:

@@ -48,16 +48,16 @@ def replication(adapters: Sequence[Adapter]) -> Replication | None:
     return Replication(order) if order else None
 
 
-def replicated(base: Checkpoint, wanted: Replication) -> Checkpoint:
+def replicated(base: Checkpoint, replication: Replication) -> Checkpoint:
     """The base with its layers repeated; every copy is the same bytes of the same file.
 
     Raises:
         MismatchError: the base has no such layers.
     """
-    stack = stack_to_repeat(base.weights, wanted.order, str(base.path))
+    stack = stack_to_repeat(base.weights, replication.order, str(base.path))
 
     def repeated(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        return with_repeated_layers(tensors, stack, wanted.order)
+        return with_repeated_layers(tensors, stack, replication.order)
 
     def deeper(component: Component) -> Component:
         prefix = component.prefix

@@ -96,7 +96,7 @@ class MergePlan:
 
     @property
     def leftovers(self) -> tuple[Leftover, ...]:
-        return tuple(left for m in self.matches for left in m.leftovers)
+        return tuple(leftover for m in self.matches for leftover in m.leftovers)
 
     @property
     def with_index(self) -> bool:
@@ -114,9 +114,11 @@ class MergePlan:
         )
         # A kind that looks at its whole weight, or makes its delta whole, holds them in float64: base, result, and
         # what it works with.
-        whole = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.needs_whole), default=0)
+        largest_at_once = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.needs_whole), default=0)
         feedback = max((feedback_memory(o) for o in self.outputs), default=0)
-        return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + whole + feedback + unpacking_memory(self.outputs)
+        return (
+            _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + largest_at_once + feedback + unpacking_memory(self.outputs)
+        )
 
     def to_dict(self) -> dict[str, object]:
         """The document of `loratools merge --plan --json`, without its head."""
@@ -147,7 +149,7 @@ class MergePlan:
                     for target, places in m.updates.items()
                     for place in places
                 ],
-                "leftovers": [{"name": left.name, "why": left.why} for left in self.leftovers],
+                "leftovers": [{"name": skipped.name, "why": skipped.why} for skipped in self.leftovers],
                 "targets": sum(1 for o in touched if o.updates),
                 "replacements": [o.name for o in touched if o.replaced_by is not None],
                 "added": list(self.added),
@@ -158,7 +160,7 @@ class MergePlan:
                 "side_files": [
                     {"name": f.name, "from": f.origin if f.text is None else "written anew"} for f in self.side_files
                 ],
-                "not_copied": [{"name": left.name, "why": left.why} for left in self.base.left_out],
+                "not_copied": [{"name": skipped.name, "why": skipped.why} for skipped in self.base.left_out],
                 "bytes": self.bytes_written,
                 "memory": self.memory,
                 "disk_free": free_space(self.out.parent),
@@ -292,7 +294,7 @@ def _shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
 def _refuse_leftovers(
     adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches], *, allow_partial: bool, base: Checkpoint
 ) -> None:
-    for (adapter, _), found in zip(adapters, matches, strict=True):
+    for (adapter, _), adapter_matches in zip(adapters, matches, strict=True):
         total = len(adapter.updates) + len(adapter.replacements)
         if total == 0:
             raise MismatchError(f"'{adapter.name}' holds no updates and no replaced tensors")
@@ -302,9 +304,9 @@ def _refuse_leftovers(
                 details=list(adapter.unread_companions),
                 hint="to merge the adapter without them, give --allow-partial, or move them away",
             )
-        left = found.leftovers
-        nothing_fits = not found.updates and not found.replacements
-        if not left or (allow_partial and not nothing_fits):
+        leftovers = adapter_matches.leftovers
+        nothing_fits = not adapter_matches.updates and not adapter_matches.replacements
+        if not leftovers or (allow_partial and not nothing_fits):
             continue
         hints = [f"the adapter names its base as '{adapter.base_model}'"] if adapter.base_model else []
         if nothing_fits:
@@ -312,8 +314,8 @@ def _refuse_leftovers(
         else:
             hints.append("what does not fit can be left out with --allow-partial")
         raise MismatchError(
-            f"{len(left)} of {total} names in '{adapter.name}' do not fit '{base.path}'",
-            details=[str(one) for one in left],
+            f"{len(leftovers)} of {total} names in '{adapter.name}' do not fit '{base.path}'",
+            details=[str(leftover) for leftover in leftovers],
             hint="; ".join(hints),
         )
 
@@ -350,8 +352,12 @@ def _files(base: Checkpoint, outputs: Mapping[str, Output], max_shard_bytes: int
     """
     files: list[OutputFile] = []
     for component in base.components:
-        own = [o for name, o in outputs.items() if _component_of(name, base) is component]
-        cut = _own_files(component, own) if max_shard_bytes is None else _cut_files(component, own, max_shard_bytes)
+        in_component = [o for name, o in outputs.items() if _component_of(name, base) is component]
+        cut = (
+            _files_as_stored(component, in_component)
+            if max_shard_bytes is None
+            else _cut_files(component, in_component, max_shard_bytes)
+        )
         files += cut
     return tuple(files)
 
@@ -361,13 +367,14 @@ def _component_of(name: str, base: Checkpoint) -> Component:
     return next((c for c in base.components if c.prefix and name.startswith(c.prefix)), base.components[0])
 
 
-def _own_files(component: Component, outputs: Sequence[Output]) -> list[OutputFile]:
+def _files_as_stored(component: Component, outputs: Sequence[Output]) -> list[OutputFile]:
     """As the component has them; what it has not got is put at the end of the last one."""
-    left = {o.name: o for o in outputs}
+    unassigned = {o.name: o for o in outputs}
     groups = [
-        [left.pop(component.prefix + n) for n in f.tensors if component.prefix + n in left] for f in component.files
+        [unassigned.pop(component.prefix + n) for n in f.tensors if component.prefix + n in unassigned]
+        for f in component.files
     ]
-    groups[-1] += left.values()
+    groups[-1] += unassigned.values()
     index = component.index_name if component.index is not None else None
     return [
         OutputFile(f.saved_as, dict(f.metadata), tuple(group), component.prefix, index)

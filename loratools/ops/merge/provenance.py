@@ -11,18 +11,18 @@ from loratools.ops.merge.plan import MergePlan
 from loratools.storage.files import fingerprint, identify, sha256
 
 
-def inputs_record(made: MergePlan) -> dict[str, object]:
+def inputs_record(plan: MergePlan) -> dict[str, object]:
     """What goes into the merge: base and adapters, with their hashes and weights."""
     return {
         "base": {
-            "path": _shown(made.base.path),
+            "path": _shown(plan.base.path),
             "files": [
                 {
                     "name": f.name,
                     "bytes": f.file.size,
                     "fingerprint": fingerprint(f.file, f.header_bytes),
                 }
-                for f in made.base.files
+                for f in plan.base.files
             ],
         },
         "adapters": [
@@ -33,10 +33,10 @@ def inputs_record(made: MergePlan) -> dict[str, object]:
                 "base_model": a.base_model,
                 "files": _adapter_files(a),
             }
-            for a, w in zip(made.adapters, made.weights, strict=True)
+            for a, w in zip(plan.adapters, plan.weights, strict=True)
         ],
-        "side_files": {f.name: f.origin if f.text is None else "written anew" for f in made.side_files},
-        "not_copied": {left.name: left.why for left in made.base.left_out},
+        "side_files": {f.name: f.origin if f.text is None else "written anew" for f in plan.side_files},
+        "not_copied": {left.name: left.why for left in plan.base.left_out},
     }
 
 

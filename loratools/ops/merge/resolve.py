@@ -78,7 +78,7 @@ class _Replaced:
 
 def _replacements(adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches]) -> dict[str, _Replaced]:
     """Stored name -> what takes its place; two adapters may agree, never differ."""
-    found: dict[str, _Replaced] = {}
+    replaced: dict[str, _Replaced] = {}
     differ: list[str] = []
     for i, ((adapter, _), m) in enumerate(zip(adapters, matches, strict=True)):
         for name, places in {**m.replacements, **{n: (Place(s),) for n, s in m.added.items()}}.items():
@@ -86,16 +86,16 @@ def _replacements(adapters: Sequence[tuple[Adapter, float]], matches: Sequence[M
                 continue
             for place in places:
                 new, stored = _cut(adapter.replacements[name], place), place.weight
-                if stored in found and not same_bytes(found[stored].replacement.tensor, new.tensor):
-                    differ.append(f"{stored}   '{adapters[found[stored].adapter][0].name}' and '{adapter.name}'")
-                found.setdefault(stored, _Replaced(i, new))
+                if stored in replaced and not same_bytes(replaced[stored].replacement.tensor, new.tensor):
+                    differ.append(f"{stored}   '{adapters[replaced[stored].adapter][0].name}' and '{adapter.name}'")
+                replaced.setdefault(stored, _Replaced(i, new))
     if differ:
         raise MismatchError(
             f"{len(differ)} weights are replaced by more than one adapter, with different values",
             details=differ,
             hint="leave one of them out with --exclude, or merge the adapters one at a time",
         )
-    return found
+    return replaced
 
 
 def _cut(replacement: Replacement, place: Place) -> Replacement:
@@ -109,32 +109,32 @@ def _patches(
     adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches], replaced: Mapping[str, _Replaced]
 ) -> dict[str, tuple[RowsReplaced, ...]]:
     """Stored name -> its rows that are replaced; two adapters may replace different rows, or agree."""
-    found: dict[str, tuple[RowsReplaced, ...]] = {}
+    patches: dict[str, tuple[RowsReplaced, ...]] = {}
     wrong: list[str] = []
     for i, ((adapter, _), m) in enumerate(zip(adapters, matches, strict=True)):
         for name, (place, *_) in m.replacements.items():
             new = adapter.replacements[name]
             if new.rows is None:
                 continue
-            for other in found.get(place.weight, ()):
-                if not _agree(other, new):
-                    wrong.append(f"{place.weight}   '{adapters[other.adapter][0].name}' and '{adapter.name}'")
+            for earlier in patches.get(place.weight, ()):
+                if not _agree(earlier, new):
+                    wrong.append(f"{place.weight}   '{adapters[earlier.adapter][0].name}' and '{adapter.name}'")
             if place.weight in replaced:
                 wrong.append(f"{place.weight}   '{adapter.name}' replaces rows of what is replaced as a whole")
-            found[place.weight] = (*found.get(place.weight, ()), RowsReplaced(i, new.rows, new.tensor))
+            patches[place.weight] = (*patches.get(place.weight, ()), RowsReplaced(i, new.rows, new.tensor))
     if wrong:
         raise MismatchError(
             f"{len(wrong)} weights have rows that are replaced more than once, with different values",
             details=wrong,
             hint="leave one of them out with --exclude, or merge the adapters one at a time",
         )
-    return found
+    return patches
 
 
-def _agree(one: RowsReplaced, other: Replacement) -> bool:
+def _agree(first: RowsReplaced, second: Replacement) -> bool:
     """Whether the rows that both replace get the same values."""
-    mine, theirs = dict(zip(one.rows, one.values.read(), strict=True)), other.tensor.read()
-    pairs = zip(other.rows or (), theirs, strict=True)
+    mine, theirs = dict(zip(first.rows, first.values.read(), strict=True)), second.tensor.read()
+    pairs = zip(second.rows or (), theirs, strict=True)
     return all(row not in mine or bool((mine[row] == values).all()) for row, values in pairs)
 
 
@@ -145,7 +145,7 @@ def _updates(
     replaced: Mapping[str, _Replaced],
 ) -> dict[str, tuple[WeightedUpdate, ...]]:
     """Stored name -> the updates added to it."""
-    found: dict[str, list[WeightedUpdate]] = {}
+    by_weight: dict[str, list[WeightedUpdate]] = {}
     clashes: list[str] = []
     for i, ((adapter, weight), m) in enumerate(zip(adapters, matches, strict=True)):
         for target, place in ((target, place) for target, places in m.updates.items() for place in places):
@@ -156,14 +156,14 @@ def _updates(
             update = adapter.updates[target]
             if update.reads_layer_weight:
                 update = update.with_layer_weight(_weight_beside(base, target, m))
-            found.setdefault(place.weight, []).append(WeightedUpdate(i, update, weight, place))
+            by_weight.setdefault(place.weight, []).append(WeightedUpdate(i, update, weight, place))
     if clashes:
         raise MismatchError(
             f"{len(clashes)} weights are replaced by one adapter and updated by another",
             details=clashes,
             hint="leave one of them out with --exclude",
         )
-    return {name: tuple(updates) for name, updates in found.items()}
+    return {name: tuple(updates) for name, updates in by_weight.items()}
 
 
 def _weight_beside(base: Checkpoint, bias: str, m: Matches) -> LazyTensor:
@@ -212,15 +212,15 @@ def _untied(
 def _carried(base: Checkpoint, replaced: Mapping[str, _Replaced], untied: Sequence[str]) -> dict[str, _Replaced]:
     """What replaces tied names that are stored on their own now: what replaces the weight that they followed in
     training. Of another size it is not taken, so that it is found to be missing."""
-    found = {}
+    carried = {}
     for name in untied:
         source = base.tied[name]
         new = replaced.get(source)
         if name in replaced or new is None or new.replacement.declared == "modules_to_save":
             continue
         if new.replacement.tensor.shape == base.weights[source].shape:
-            found[name] = new
-    return found
+            carried[name] = new
+    return carried
 
 
 def _followed(base: Checkpoint, patches: Mapping[str, tuple[RowsReplaced, ...]], name: str) -> tuple[RowsReplaced, ...]:
@@ -230,25 +230,25 @@ def _followed(base: Checkpoint, patches: Mapping[str, tuple[RowsReplaced, ...]],
     Raises:
         MismatchError: one adapter's rows differ from another's.
     """
-    own = patches.get(name, ())
-    mine = {patch.adapter for patch in own}
-    others = [patch for patch in patches.get(base.tied[name], ()) if patch.adapter not in mine]
-    for patch in others:
-        for other in own:
-            if not _agree(patch, Replacement(other.values, "tokens", other.rows)):
+    own_patches = patches.get(name, ())
+    mine = {patch.adapter for patch in own_patches}
+    followed = [patch for patch in patches.get(base.tied[name], ()) if patch.adapter not in mine]
+    for patch in followed:
+        for own_patch in own_patches:
+            if not _agree(patch, Replacement(own_patch.values, "tokens", own_patch.rows)):
                 raise MismatchError(
                     f"'{name}' has rows that two adapters replace with different values, one of them through "
                     f"'{base.tied[name]}', which it is tied to",
                     hint="leave one of them out with --exclude, or merge the adapters one at a time",
                 )
-    return (*others, *own)
+    return (*followed, *own_patches)
 
 
-def _same_rows(some: Sequence[RowsReplaced], others: Sequence[RowsReplaced]) -> bool:
+def _same_rows(first: Sequence[RowsReplaced], second: Sequence[RowsReplaced]) -> bool:
     """Whether the same rows get the same values."""
     mine, theirs = (
         {row: values for p in patches for row, values in zip(p.rows, p.values.read(), strict=True)}
-        for patches in (some, others)
+        for patches in (first, second)
     )
     return mine.keys() == theirs.keys() and all(bool((mine[row] == theirs[row]).all()) for row in mine)
 
@@ -274,15 +274,15 @@ def _output(
     stored = base.weights.get(base.tied.get(name, name))
     values = new.replacement.tensor if new is not None else stored
     assert values is not None  # a name is the base's, tied to one of the base's, or replaced
-    kept = stored.dtype if stored is not None else _usual_float(base)
-    if updates and kept not in FLOAT_DTYPES:
+    stored_dtype = stored.dtype if stored is not None else _usual_float(base)
+    if updates and stored_dtype not in FLOAT_DTYPES:
         raise UnsupportedError(
-            f"'{name}' of '{base.path}' is stored as {kept}, which a delta cannot be added to",
+            f"'{name}' of '{base.path}' is stored as {stored_dtype}, which a delta cannot be added to",
             hint="merge into a checkpoint stored in floating point",
         )
-    to = dtype if dtype is not None and kept in FLOAT_DTYPES else kept
+    to = dtype if dtype is not None and stored_dtype in FLOAT_DTYPES else stored_dtype
     if to != values.dtype and values.dtype not in FLOAT_DTYPES:
-        raise MismatchError(f"'{name}' is {values.dtype} in the adapter and {kept} in the base")
+        raise MismatchError(f"'{name}' is {values.dtype} in the adapter and {stored_dtype} in the base")
     if patches:
         values = _long_enough(name, values, patches)
     return Output(name, to, values.shape, values, updates, patches, new.adapter if new is not None else None)
@@ -337,13 +337,13 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
             details=[f"{n}   {old[0]} -> {new[0]}" for n, (old, new) in resized.items()],
         )
     for size in sizes:
-        left = [
+        not_resized = [
             n for n, (old, new) in shapes.items() if old == new and tokens in (old[:1] + old[-1:]) and _per_token(n)
         ]
-        if left:
+        if not_resized:
             raise MismatchError(
-                f"the vocabulary is resized from {tokens} to {size}, and {len(left)} weights stay as they are",
-                details=left,
+                f"the vocabulary is resized from {tokens} to {size}, and {len(not_resized)} weights stay as they are",
+                details=not_resized,
                 hint="save the adapter with its embeddings and its output head (save_embedding_layers=True)",
             )
 

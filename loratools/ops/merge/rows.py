@@ -103,13 +103,13 @@ class Placed:
     def add_to(self, total: Floats, start: int, base: Floats) -> None:
         """Add its share to rows of the output that begin at `start`."""
         if (rows := self.within(start, start + len(total))) is not None:
-            here = slice(rows[0] - start, rows[1] - start), self.columns
-            total[here] += self.delta.rows(rows[0] - self.start, rows[1] - self.start, base[here])
+            target = slice(rows[0] - start, rows[1] - start), self.columns
+            total[target] += self.delta.rows(rows[0] - self.start, rows[1] - self.start, base[target])
 
     def add_magnitude_to(self, total: Floats, start: int, base: Floats) -> None:
         if (rows := self.within(start, start + len(total))) is not None:
-            here = slice(rows[0] - start, rows[1] - start), self.columns
-            total[here] += self.delta.magnitude(rows[0] - self.start, rows[1] - self.start, base[here])
+            target = slice(rows[0] - start, rows[1] - start), self.columns
+            total[target] += self.delta.magnitude(rows[0] - self.start, rows[1] - self.start, base[target])
 
 
 def prepared(output: Output, dtype: str, start: int, stop: int) -> list[Placed]:
@@ -126,8 +126,8 @@ def prepared(output: Output, dtype: str, start: int, stop: int) -> list[Placed]:
     factored = [p.delta for p in placed if p.everywhere and isinstance(p.delta, FactorDelta)]
     if not factored:
         return placed
-    first_one = Placed(joined(factored), 0, output.rows, slice(None), True)
-    return [first_one, *(p for p in placed if not (p.everywhere and isinstance(p.delta, FactorDelta)))]
+    joined_factors = Placed(joined(factored), 0, output.rows, slice(None), True)
+    return [joined_factors, *(p for p in placed if not (p.everywhere and isinstance(p.delta, FactorDelta)))]
 
 
 def _bounds(output: Output, place: Place) -> tuple[int, int, slice, bool]:

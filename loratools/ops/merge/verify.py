@@ -36,15 +36,15 @@ def error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
         base = read_rows(output, "F64", start, stop)
         stored = np.empty(base.shape, STORAGE[output.dtype])
         read_back(fd, stored.reshape(-1).view(np.uint8).data, offset + start * output.row_bytes)
-        found = np.empty_like(base)
-        widen(stored, output.dtype, found)
+        merged = np.empty_like(base)
+        widen(stored, output.dtype, merged)
         exact, magnitude = base.copy(), np.zeros_like(base)
         for delta in deltas:
             delta.add_to(exact, start, base)
             delta.add_magnitude_to(magnitude, start, base)
-        error = abs(found - exact)
+        error = abs(merged - exact)
         nearest = output.rounding.mode == "nearest"
-        bound = merge_error_bound(abs(base), magnitude, found, output.dtype, terms, nearest=nearest)
+        bound = merge_error_bound(abs(base), magnitude, merged, output.dtype, terms, nearest=nearest)
         # Exact is exact, also where the bound is too small to be a number.
         ratio = np.divide(error, bound, out=np.zeros_like(error), where=error != 0)
         worst = max(worst, float(np.where(np.isnan(ratio), math.inf, ratio).max(initial=0.0)))

@@ -42,7 +42,7 @@ def rank_table(modules: Sequence[ModuleSpectrum], dtype: str, max_rank: int) -> 
         used = [min(rank, len(s)) for s in spectra]
         parameters = sum(r * m.cost for r, m in zip(used, modules, strict=True))
         shared = allocate(spectra, [m.cost for m in modules], parameters)
-        kept = math.fsum(m.norm**2 * m.energy(r) for m, r in zip(modules, shared, strict=True))
+        captured = math.fsum(m.norm**2 * m.energy(r) for m, r in zip(modules, shared, strict=True))
         worst = min(range(len(modules)), key=lambda i: (energies[i], modules[i].name))
         rows.append(
             RankRow(
@@ -52,7 +52,7 @@ def rank_table(modules: Sequence[ModuleSpectrum], dtype: str, max_rank: int) -> 
                 worst_module=modules[worst].name,
                 worst_energy=energies[worst],
                 bytes=parameters * DTYPE_BITS[dtype] // 8 + header,
-                energy_shared=kept / total if total else 1.0,
+                energy_shared=captured / total if total else 1.0,
             )
         )
     return tuple(rows)

@@ -19,15 +19,15 @@ def comparison_tables(report: CompareReport, *, every: bool = False) -> list[Ren
     """The whole, and with `every` each module."""
     rows = [
         ("modules", f"{plural(len(report.modules), 'module')} in both"),
-        ("cosine", _shown_value(report.cosine)),
-        ("norm ratio", _shown_value(report.norm_ratio)),
+        ("cosine", _digits(report.cosine)),
+        ("norm ratio", _digits(report.norm_ratio)),
         (
             "inputs",
-            f"{_shown_value(report.overlap)} of the row spaces in common, {_shown_value(report.overlap_baseline)} at random",
+            f"{_digits(report.overlap)} of the row spaces in common, {_digits(report.overlap_baseline)} at random",
         ),
         (
             "outputs",
-            f"{_shown_value(report.output_overlap)} of the column spaces, {_shown_value(report.output_baseline)} at random",
+            f"{_digits(report.output_overlap)} of the column spaces, {_digits(report.output_baseline)} at random",
         ),
         ("in the sum", f"gains {_both(report.gains)}, interferences {_both(report.interferences)}"),
     ]
@@ -55,7 +55,7 @@ def _cells(module: ComparedModule) -> list[str]:
         module.norm_ratio,
     )
     angles = f"{module.angles[0]:.3g}°–{module.angles[-1]:.3g}°" if module.angles else "–"
-    return [*map(_shown_value, numbers), angles]
+    return [*map(_digits, numbers), angles]
 
 
 def _names(names: Sequence[str]) -> str:
@@ -65,8 +65,8 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _both(values: Sequence[float | None]) -> str:
-    return " and ".join(map(_shown_value, values))
+    return " and ".join(map(_digits, values))
 
 
-def _shown_value(value: float | None) -> str:
+def _digits(value: float | None) -> str:
     return "–" if value is None else number(value)

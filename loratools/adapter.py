@@ -90,6 +90,7 @@ class Adapter:
             transformers.
         undecided: Why there are no other names than those of the file, where that is so.
         aliases: Names by which a module can be selected beside its own.
+        unread_tensors: Tensors of its files that are not read and that a person has left out, by their keys.
         read_companions: Files beside the adapter's own that were read with it.
         unread_companions: Files beside it that hold tensors of unknown meaning. Merging refuses while there is any.
         remedy: What a person can do about the uncertainties.
@@ -120,6 +121,7 @@ class Adapter:
     stored_names: bool = False
     undecided: LoraToolsError | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unread_tensors: tuple[str, ...] = ()
     read_companions: tuple[str, ...] = ()
     unread_companions: tuple[str, ...] = ()
     remedy: str = "say which rank the scale is to be taken from: --rank-from tensors, or --rank-from config"
@@ -441,7 +443,7 @@ class Adapter:
         if not include and not exclude:
             return self
         every = [*self.updates, *self.replacements]
-        chosen = set(select_names(every, include, exclude, aliases=self.aliases))
+        chosen = set(select_names(every, include, exclude, aliases=self.aliases, unread=self.unread_tensors))
         return replace(
             self,
             updates={n: u for n, u in self.updates.items() if n in chosen},
@@ -455,10 +457,12 @@ def select_names(
     exclude: Sequence[str],
     *,
     aliases: Mapping[str, Sequence[str]] | None = None,
+    unread: Sequence[str] = (),
 ) -> list[str]:
     """Names that match a glob of `include` (all, if there is none) and none of `exclude`, in their order.
 
     aliases: further names that a name is matched by.
+    unread: keys of tensors that the globs have left out already, as they are not read.
 
     Raises:
         UsageError: a glob matches nothing, or nothing is left.
@@ -470,7 +474,9 @@ def select_names(
         return any(fnmatch.fnmatchcase(n, glob) for n in (name, *aliases.get(name, ())))
 
     for glob in [*include, *exclude]:
-        if not any(matches(n, glob) for n in names):
+        # Of a tensor that is not read, the name of its module will do.
+        gone = any(fnmatch.fnmatchcase(key, glob) or fnmatch.fnmatchcase(key, f"{glob}.*") for key in unread)
+        if not gone and not any(matches(n, glob) for n in names):
             raise UsageError(
                 f"'{glob}' matches none of {len(names)} names",
                 hint=f"names look like '{names[0]}'; a glob may start with '*'" if names else None,

@@ -8,6 +8,7 @@
     ├── InputError        exit 4   what was given is bad or unsafe
     │   ├── FormatError            a file is not what its format says
     │   ├── UnsupportedError       recognised, and refused by name
+    │   │   └── UnreadTensorsError  tensors of an adapter that its format does not read
     │   └── MismatchError          each input is good, but they do not fit each other
     └── MachineError      exit 5   disk, permission, network, a file that changes meanwhile
         └── ChangedInputError      an input is no longer what was read first
@@ -65,6 +66,16 @@ class FormatError(InputError):
 
 class UnsupportedError(InputError):
     code = "unsupported"
+
+
+class UnreadTensorsError(UnsupportedError):
+    """Tensors that are not read, by their keys in the file (`tensors`), all of them."""
+
+    def __init__(
+        self, message: str, tensors: Sequence[str], *, hint: str | None = None, details: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint, details=details)
+        self.tensors = tuple(tensors)
 
 
 class MismatchError(InputError):

@@ -5,7 +5,7 @@ What such a file has is `Format` below. Reading looks at headers only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 from loratools import registry
 from loratools.adapter import Adapter
 from loratools.arguments import checked
-from loratools.errors import FormatError, UndecidedError, UnsupportedError, UsageError
+from loratools.errors import FormatError, InputError, UndecidedError, UnreadTensorsError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
 from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.formats.common.malformed import refuse_malformed
@@ -119,8 +119,7 @@ def load_source(source: AdapterSource, *, format: str | None = None, rank_from: 
     if rank_from not in (None, "tensors", "config"):
         raise UsageError(f"no rank to take from '{rank_from}'; there are: config, tensors")
     entry = _entry(format or _only_claim(source))
-    refuse_malformed(source)
-    adapter = entry.read(source, rank_from=rank_from)
+    adapter = _read(entry, source, rank_from)
     unread = tuple(f.name for f in source.companions if f.name not in adapter.read_companions)
     beside = [f"trained weights are also read from '{name}' beside the adapter" for name in adapter.read_companions]
     beside += [
@@ -128,6 +127,42 @@ def load_source(source: AdapterSource, *, format: str | None = None, rank_from: 
         for name in unread
     ]
     return replace(adapter, warnings=(*source.warnings, *adapter.warnings, *beside), unread_companions=unread)
+
+
+def _read(entry: Format, source: AdapterSource, rank_from: RankFrom | None) -> Adapter:
+    """The adapter without the tensors that a person leaves out, where they are what stands against reading it."""
+    left_out: tuple[str, ...] = ()
+    excluded = tuple(key for key in source.tensors if source.leave_out.excludes(key))
+    why = "as --include and --exclude have it"
+    while True:
+        try:
+            adapter = _read_all(entry, _without(source, left_out), rank_from)
+            return _noting(adapter, source, left_out, why) if left_out else adapter
+        except InputError as error:
+            unread = error.tensors if isinstance(error, UnreadTensorsError) and source.leave_out.unread else ()
+            wanted = tuple(dict.fromkeys((*left_out, *excluded, *unread)))
+            if len(wanted) in (len(left_out), len(source.tensors)):
+                raise
+            left_out, why = wanted, "as they are not read" if unread else why
+
+
+def _read_all(entry: Format, source: AdapterSource, rank_from: RankFrom | None) -> Adapter:
+    refuse_malformed(source)
+    return entry.read(source, rank_from=rank_from)
+
+
+def _without(source: AdapterSource, keys: Sequence[str]) -> AdapterSource:
+    gone = set(keys)
+    return replace(source, tensors={key: tensor for key, tensor in source.tensors.items() if key not in gone})
+
+
+def _noting(adapter: Adapter, source: AdapterSource, keys: Sequence[str], why: str) -> Adapter:
+    """The adapter with a word on the tensors that it has been read without: how many, and their share of the values."""
+    sizes = {key: tensor.elements for key, tensor in source.tensors.items()}
+    share = sum(sizes[key] for key in keys) / max(1, sum(sizes.values()))
+    names = ", ".join(shown([quoted(key) for key in sorted(keys)]))
+    warning = f"{counted(len(keys), 'tensor')} left out, {why} ({share:.2%} of the values in the file): {names}"
+    return replace(adapter, unread_tensors=tuple(sorted(keys)), warnings=(*adapter.warnings, warning))
 
 
 def detect(path: str | Path) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints.common.dumped import is_dump
-from loratools.errors import FormatError, UnsupportedError, UsageError
+from loratools.errors import FormatError, UnreadTensorsError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
 from loratools.formats.common.is_image import is_image
 from loratools.formats.common.notes import names_digest
@@ -310,12 +310,16 @@ def _refuse_unsupported(source: AdapterSource, parsed: Mapping[str, Parsed]) -> 
     if not refused and not by_kind:
         return
     lines = [line for _, line, _ in refused]
+    unread = [key for keys in by_kind.values() for key in keys]
     for kind, keys in sorted(by_kind.items()):
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
         lines.append(f"tensor {quoted(sorted(keys)[0])}{more}: {kind}")
     hints = [hint for _, _, hint in refused if hint]
+    message = f"{quoted(source.path)} needs {counted(len(lines), 'thing')} not supported here"
+    if not refused:
+        raise UnreadTensorsError(message, unread, details=lines, hint="leave them out with --exclude GLOB")
     raise UnsupportedError(
-        f"{quoted(source.path)} needs {counted(len(lines), 'thing')} not supported here",
+        message,
         details=lines,
         hint=hints[0] if hints else "loratools formats lists the kinds that are read",
     )

@@ -16,6 +16,7 @@ from loratools.arguments import Globs, Positive, checked
 from loratools.errors import MismatchError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats import Base
+from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import known_base
 from loratools.ops.combine.shares import overlap
 from loratools.ops.common.arguments import AdapterSource, RankFrom, load_weighted
@@ -178,13 +179,19 @@ def compare(
     """
     known = known_base(base)
     loaded = load_weighted(
-        [first, second], rank_from=rank_from, expert_packing=expert_packing, from_format=from_format, base=known
+        [first, second],
+        rank_from=rank_from,
+        expert_packing=expert_packing,
+        from_format=from_format,
+        base=known,
+        leave_out=LeaveOut.of(include, exclude),
     )
     one, two = (adapter for adapter, _ in loaded)
     require_same_layers([one, two], hint="merge each into its base, and compare what becomes of it")
     one, two = (replace(a, updates=apart(a.updates)[0]) for a in (one, two))
     every = sorted({*one.updates, *two.updates, *one.replacements, *two.replacements})
-    names = set(select_names(every, include, exclude) if include or exclude else every)
+    unread = (*one.unread_tensors, *two.unread_tensors)
+    names = set(select_names(every, include, exclude, unread=unread) if include or exclude else every)
     left, right = ({n: u for n, u in a.updates.items() if n in names} for a in (one, two))
     both = [name for name in left if name in right]
     _ensure_comparable(one, two, both)

@@ -15,6 +15,7 @@ from loratools.errors import FormatError, UsageError
 from loratools.formats.common.base import Base
 from loratools.formats.common.companions import companions_of
 from loratools.formats.common.dumped_model import dumped_files
+from loratools.formats.common.leave_out import NOTHING, LeaveOut
 from loratools.formats.common.shards import is_shard, require_indexed, shards_of
 from loratools.formats.common.wrappers import unwrapped, unwrapped_config
 from loratools.storage.distributed import distributed_checkpoint, distributed_refusal
@@ -52,9 +53,9 @@ class AdapterSource:
     there is besides tensors: entries of a pickle (None where they were not read), keys of a GGUF header.
     `packed`: tensors of a GGUF file in a quantised type that is not decoded, with the type. `base`: what is known of
     the model it is for, where a person has given it. `stored_names`: whether modules of image models keep the names
-    that the file has for them (`Adapter.stored_names`).
-    `companions`: files with tensors beside it, which may be a part of
-    what was trained (`formats/common/companions.py`).
+    that the file has for them (`Adapter.stored_names`). `leave_out`: tensors that are no reason to refuse the adapter.
+    `companions`: files with tensors beside it, which may be a part of what was trained
+    (`formats/common/companions.py`).
     """
 
     path: Path
@@ -69,6 +70,7 @@ class AdapterSource:
     packed: Mapping[str, str] = field(default_factory=dict)
     base: Base | None = None
     stored_names: bool = False
+    leave_out: LeaveOut = NOTHING
     companions: tuple[Path, ...] = ()
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from loratools.adapter import Adapter, Replacement
-from loratools.errors import FormatError, LoraToolsError, UndecidedError, UnsupportedError
+from loratools.errors import FormatError, LoraToolsError, UndecidedError, UnreadTensorsError, UnsupportedError
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.image_parts.fused import apart
@@ -73,14 +73,15 @@ def read(source: AdapterSource, how: Read) -> Adapter:
     located = {name: how.locate(name) for name in modules}
     strange = rest + [key for name, at in located.items() if at is None for key in modules[name].keys.values()]
     if strange:
-        raise UnsupportedError(
+        raise UnreadTensorsError(
             f"{counted(len(strange), 'tensor')} of {quoted(source.file)} not read as {how.format}",
+            sorted(strange),
             details=shown(
                 [f"{quoted(key)}{', ' + _EMBEDDING if is_learnt_token(key) else ''}" for key in sorted(strange)]
             ),
             hint="take the embeddings out into a file of their own; programs load them apart from a LoRA"
             if all(is_learnt_token(key) for key in strange)
-            else "--from FORMAT, if it is another",
+            else "leave them out with --exclude GLOB, or give --from FORMAT, if it is another",
         )
     if twice:
         raise FormatError(
@@ -238,12 +239,14 @@ def _updates(
             hint="save the adapter again, or download it again if it was cut off",
         )
     if unread:
-        raise UnsupportedError(
+        raise UnreadTensorsError(
             f"{quoted(source.path)} needs {counted(len(unread), 'thing')} not supported here",
+            [key for names in unread.values() for name in names for key in modules[name].keys.values()],
             details=[
                 f"{kind}: {quoted(names[0])}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
                 for kind, names in sorted(unread.items())
             ],
+            hint="leave them out with --exclude GLOB",
         )
     warnings = []
     if zero:

@@ -50,7 +50,8 @@ def selected_names(
     """Names of modules and replaced weights that the globs leave, of all adapters together."""
     names = sorted({name for adapter, _ in sources for name in (*adapter.updates, *adapter.replacements)})
     aliases = {name: meant for adapter, _ in sources for name, meant in adapter.aliases.items()}
-    return set(select_names(names, include, exclude, aliases=aliases) if include or exclude else names)
+    unread = [key for adapter, _ in sources for key in adapter.unread_tensors]
+    return set(select_names(names, include, exclude, aliases=aliases, unread=unread) if include or exclude else names)
 
 
 def combined_modules(

@@ -18,6 +18,7 @@ from loratools.arguments import Globs, Positive, checked
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats import Base
+from loratools.formats.common.leave_out import LeaveOut
 from loratools.ops.combine.adapter import base_warnings, combined_adapter
 from loratools.ops.combine.heads import combined_replacements
 from loratools.ops.combine.modules import WeightedUpdate, combined_modules, selected_names
@@ -156,6 +157,7 @@ def combine(
         expert_packing=expert_packing,
         from_format=from_format,
         overwrite=overwrite,
+        leave_out=LeaveOut.of(followed.include, followed.exclude),
     )
     sources, output = opened.weighted, opened.output
     participants = [i for i, (_, weight) in enumerate(sources) if weight]

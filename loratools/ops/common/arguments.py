@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,6 +13,9 @@ from loratools.adapter import Adapter
 from loratools.errors import UnsupportedError, UsageError
 from loratools.formats import Base
 from loratools.formats.common.expert_layout import with_expert_layout
+from loratools.formats.common.leave_out import NOTHING, LeaveOut
+from loratools.formats.common.opened_base import known_base
+from loratools.formats.common.source import open_source
 from loratools.ops.common.alpha import with_alpha
 from loratools.tensors.dtypes import parse_float_dtype
 from loratools.updates.lora_experts import Orientation, Packing
@@ -32,6 +36,7 @@ def load_adapter(
     expert_packing: Packing | None = None,
     expert_orientation: Orientation | None = None,
     alpha: float | None = None,
+    leave_out: LeaveOut = NOTHING,
 ) -> Adapter:
     """The adapter, with a scale that is certain; raises the same errors as `formats.load`.
 
@@ -40,6 +45,7 @@ def load_adapter(
     stored_names: whether modules of image models keep the names of the file.
     expert_packing, expert_orientation: what a person says of its fused experts.
     alpha: what a person says that it was trained with, where its files do not say.
+    leave_out: tensors that are no reason to refuse it.
 
     Raises:
         UnsupportedError: it does, and may not.
@@ -55,18 +61,23 @@ def load_adapter(
         expert_packing=expert_packing,
         expert_orientation=expert_orientation,
         alpha=alpha,
+        leave_out=leave_out,
     )
     return adapter
 
 
 def _loaded(
-    source: AdapterSource, rank_from: RankFrom, from_format: str | None, base: Base | None, stored_names: bool
+    source: AdapterSource,
+    rank_from: RankFrom,
+    from_format: str | None,
+    base: Base | None,
+    stored_names: bool,
+    leave_out: LeaveOut,
 ) -> Adapter:
     if isinstance(source, Adapter):
         return source
-    return formats.load(
-        Path(source), from_format=from_format, rank_from=rank_from, base=base, stored_names=stored_names
-    )
+    opened = replace(open_source(source, base=known_base(base)), stored_names=stored_names, leave_out=leave_out)
+    return formats.load_source(opened, format=from_format, rank_from=rank_from)
 
 
 def _require_usable(adapter: Adapter, moved: bool) -> None:
@@ -90,6 +101,7 @@ def load_weighted(
     expert_packing: Packing | None = None,
     expert_orientation: Orientation | None = None,
     alpha: float | None = None,
+    leave_out: LeaveOut = NOTHING,
 ) -> list[tuple[Adapter, float]]:
     """Every adapter with its weight, 1 where none is given; a single one may come without a list.
 
@@ -107,7 +119,7 @@ def load_weighted(
             raise UsageError(f"the weight of '{name}' is {weight}, which is not finite")
     if not any(weight for _, weight in pairs):
         raise UsageError("every adapter has weight 0, so there is nothing to do")
-    loaded = [_loaded(source, rank_from, from_format, base, stored_names) for source, _ in pairs]
+    loaded = [_loaded(source, rank_from, from_format, base, stored_names, leave_out) for source, _ in pairs]
     loaded = with_expert_layout(loaded, packing=expert_packing, orientation=expert_orientation)
     loaded = [with_alpha(adapter, alpha) for adapter in loaded]
     for adapter in loaded:

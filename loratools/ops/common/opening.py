@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.formats import Base
+from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import known_base
 from loratools.ops.common.arguments import AdapterArgument, RankFrom, load_weighted
 from loratools.ops.common.output import output_format, share_names
@@ -92,20 +94,29 @@ def open_adapters(
     expert_packing: Packing | None,
     from_format: str | None,
     overwrite: bool,
+    leave_out: LeaveOut,
 ) -> OpenedAdapters:
     """Load adapters that one is made of, and decide how that one is written. Arguments as those of the verbs.
+
+    leave_out: tensors that are no reason to refuse an adapter.
 
     Raises:
         UsageError: there is none, a weight is not finite, all are 0, or the format is not written.
         LoraToolsError: what `formats.load` and `known_base` raise.
     """
     known = known_base(base)
-    weighted = load_weighted(
-        arguments, rank_from=rank_from, expert_packing=expert_packing, from_format=from_format, base=known
+    read = partial(
+        load_weighted,
+        arguments,
+        rank_from=rank_from,
+        expert_packing=expert_packing,
+        from_format=from_format,
+        leave_out=leave_out,
     )
+    weighted = read(base=known)
     chosen = output_format([adapter for adapter, weight in weighted if weight], out, format)
     if out is not None and keep_stored_names([adapter for adapter, _ in weighted], chosen.name, known):
-        as_stored = load_weighted(arguments, rank_from=rank_from, from_format=from_format, stored_names=True)
+        as_stored = read(stored_names=True)
         if share_names([adapter for adapter, _ in as_stored]):
             weighted = as_stored
     output = AdapterOutput(

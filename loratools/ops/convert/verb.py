@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from loratools import formats
@@ -16,6 +17,7 @@ from loratools.arguments import Globs, checked
 from loratools.checkpoints import Checkpoint
 from loratools.errors import InputError, LoraToolsError, MismatchError, UnsupportedError, UsageError
 from loratools.formats import Base
+from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.notes import records_of
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import counted, shown
@@ -151,25 +153,20 @@ def convert(
     known = known_base(base)
     # PEFT's own config keeps what says that the base was changed; no other place does.
     keeps = format == "peft" and serve is None
-    source = load_adapter(
+    leave_out = LeaveOut.of(include, exclude, unread=allow_partial)
+    read = partial(
+        load_adapter,
         adapter,
         rank_from=rank_from,
         expert_packing=expert_packing,
         from_format=from_format,
-        moved=keeps,
-        base=known,
         alpha=alpha,
+        leave_out=leave_out,
     )
+    source = read(moved=keeps, base=known)
     if source.format == format and formats.keeps_names(format) and known is None:
         # Nothing is renamed where the format stays.
-        source = load_adapter(
-            adapter,
-            rank_from=rank_from,
-            expert_packing=expert_packing,
-            from_format=from_format,
-            stored_names=True,
-            alpha=alpha,
-        )
+        source = read(stored_names=True)
     inputs = [source.path] if source.path is not None else []
     check_output(out, overwrite=overwrite, inputs=inputs)
     warnings = list(source.warnings)
@@ -227,6 +224,7 @@ def convert(
         Dropped("weight" if name in {**everything.replacements, **whole.replacements} else "module", name, why)
         for name, why in sorted({**unchosen, **unwritable}.items())
     ]
+    dropped += [Dropped("tensor", name, f"not read as {everything.format}") for name in everything.unread_tensors]
     if plan:
         return ConvertReport(
             source.format, format, tensors_in, len(source.tensors()), (), None, tuple(dropped), (), (),

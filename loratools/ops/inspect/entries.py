@@ -101,6 +101,7 @@ class AdapterEntry(NamedTuple):
     replacements: tuple[TensorEntry, ...]
     metadata: Mapping[str, object]
     warnings: tuple[str, ...]
+    unread_tensors: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -145,8 +146,8 @@ class AdapterEntry(NamedTuple):
             "dtypes": dict(self.dtypes),
             "modules": [m.to_dict() for m in self.modules],
             "replacements": [_replacement_json(t) for t in self.replacements],
-            # Every tensor of an adapter is an update's or a replacement, or loading it fails.
-            "other_tensors": [],
+            # Every tensor of an adapter is an update's or a replacement, or left out by a glob, or loading it fails.
+            "other_tensors": list(self.unread_tensors),
             "metadata": dict(self.metadata),
             "warnings": [*self.value_warnings, *self.warnings],
         }

@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
 from loratools.errors import UsageError
+from loratools.formats.common.leave_out import LeaveOut
 
 
 class NameSelection:
@@ -20,6 +21,11 @@ class NameSelection:
 
     def __bool__(self) -> bool:
         return bool(self.include or self.exclude)
+
+    @property
+    def leave_out(self) -> LeaveOut:
+        """The same globs for what reads an adapter: tensors that are no reason to refuse it."""
+        return LeaveOut(self.include, self.exclude)
 
     def of(self, names: Iterable[str], aliases: Mapping[str, Sequence[str]]) -> set[str]:
         """The names that are left. `aliases`: further names that a name is matched by."""

@@ -16,6 +16,8 @@ from loratools.adapter import Adapter
 from loratools.arguments import Globs, checked
 from loratools.errors import InputError, LoraToolsError
 from loratools.formats.common.expert_layout import with_expert_layout
+from loratools.formats.common.leave_out import names_of_key
+from loratools.formats.common.source import open_source
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.inspect.entries import (
     AdapterEntry,
@@ -159,7 +161,8 @@ def _open(found: FoundSource, options: _Options) -> Adapter | Checkpoint:
     if found.error is not None:
         raise found.error
     if found.is_adapter:
-        adapter = formats.load(found.path, from_format=options.format, rank_from=options.rank_from, base=options.base)
+        opened = replace(open_source(found.path, base=options.base), leave_out=options.names.leave_out)
+        adapter = formats.load_source(opened, format=options.format, rank_from=options.rank_from)
         if any(update.as_experts() is not None for update in adapter.updates.values()):
             # Of the other sources in the same list there is nothing to say.
             (adapter,) = with_expert_layout([adapter], packing=options.expert_packing)
@@ -189,6 +192,7 @@ def _selected(source: Adapter | Checkpoint, names: NameSelection) -> Adapter | C
         return source
     if isinstance(source, Adapter):
         kept = names.of([*source.updates, *source.replacements], source.aliases)
+        names.of(source.unread_tensors, {key: names_of_key(key) for key in source.unread_tensors})
         return replace(
             source,
             updates={name: update for name, update in source.updates.items() if name in kept},
@@ -231,6 +235,7 @@ def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEn
         replacements=tuple(_tensor_entries(replaced, options)),
         metadata=adapter.notes,
         warnings=(*adapter.open_questions, *adapter.warnings),
+        unread_tensors=adapter.unread_tensors,
     )
 
 

@@ -21,6 +21,7 @@ from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError
 from loratools.execution import Runner, runner
 from loratools.execution.local import worker_count
+from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import base_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted
 from loratools.ops.merge.initial import with_initial
@@ -274,6 +275,7 @@ def _loaded(
         base=base_of(base),
         expert_packing=options.expert_packing,
         expert_orientation=options.expert_orientation,
+        leave_out=LeaveOut.of(options.include, options.exclude, unread=options.allow_partial),
     )
     return with_initial(loaded, options.initial, rank_from=options.rank_from, expert_packing=options.expert_packing)
 

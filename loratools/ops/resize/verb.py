@@ -17,6 +17,7 @@ from loratools.arguments import Globs, Positive, Size, byte_size, checked
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats import Base
+from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.notes import lora_notes
 from loratools.ops.common.arguments import RankFrom, stored_dtype
 from loratools.ops.common.opening import open_adapters
@@ -122,6 +123,7 @@ def resize(
         expert_packing=expert_packing,
         from_format=from_format,
         overwrite=overwrite,
+        leave_out=LeaveOut.of(include, exclude),
     )
     opened.output.check()
     source = opened.weighted[0][0].selected(include, exclude)

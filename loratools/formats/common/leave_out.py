@@ -1,0 +1,49 @@
+"""What a person leaves out of an adapter before it is read: names that globs exclude, or all that is not read.
+
+A glob is over the names that a verb prints. Of a tensor that is not read there is no such name, so that globs are
+compared with its key and with the name of its module in the file.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+from loratools.arguments import Globs
+from loratools.formats.image_parts.spellings import split
+
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LeaveOut:
+    """`include`, `exclude`: globs, as of `Adapter.selected`. `unread`: leave out every tensor that is not read."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    unread: bool = False
+
+    @classmethod
+    def of(cls, include: Globs = (), exclude: Globs = (), *, unread: bool = False) -> LeaveOut:
+        """From the arguments of a verb, where one glob may come without a list."""
+        kept, gone = ((globs,) if isinstance(globs, str) else tuple(globs) for globs in (include, exclude))
+        return cls(kept, gone, unread)
+
+    def excludes(self, key: str) -> bool:
+        """Whether the globs leave out the tensor under `key`."""
+        names = names_of_key(key)
+
+        def matches(globs: tuple[str, ...]) -> bool:
+            return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
+
+        return matches(self.exclude) or (bool(self.include) and not matches(self.include))
+
+
+NOTHING = LeaveOut()
+
+
+def names_of_key(key: str) -> tuple[str, ...]:
+    """What a person may call the tensor under `key`: by the key, or by its module, with PEFT's prefix or without."""
+    spelled = split(key)
+    names = (key, *(spelled[:1] if spelled is not None else ()))
+    return (*names, *(name.removeprefix(_PEFT_PREFIX) for name in names if name.startswith(_PEFT_PREFIX)))

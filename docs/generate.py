@@ -45,13 +45,16 @@ def methods() -> str:
 
     rows = []
     for name in registry.names("methods"):
-        laws = registry.load("methods", name).LAWS
-        marks = " | ".join("yes" if holds else "no" for holds in (laws.turns, laws.gauge, laws.order, laws.alone))
+        method = registry.load("methods", name)
+        laws, advice = method.LAWS, method.ADVICE
+        held = (laws.rotation_equivariant, laws.ignores_split, laws.order_free, laws.keeps_one)
+        marks = " | ".join("yes" if law else "no" for law in held)
         options = "; ".join(f"`{o.name}={o.default}`: {o.about}" for o in registered.options_of(name)) or "–"
-        rows.append(f"| `{name}` | {registry.summary('methods', name)} | {marks} | {options} |")
+        summary = registry.summary("methods", name)
+        rows.append(f"| `{name}` | {summary} | {advice.use} | {advice.avoid} | {marks} | {options} |")
     laws = "exact on cores | ignores the A, B split | order-free | one adapter unchanged"
-    head = f"| method | what it is | {laws} | `--set` |"
-    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
+    head = f"| method | what it is | when to use it | when not to | {laws} | `--set` |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|---|", *rows])
 
 
 def kinds() -> str:

@@ -5,6 +5,7 @@ adapters have, ranks, storing and the report are `ops.combine`'s, so that a new 
 
     "First line: what `loratools methods` prints. Then the formula, and the paper."
 
+    ADVICE = Advice(use="...", avoid="...")       when to choose it, and when not
     LAWS = Laws(...)                              what holds of it, which the tests of the registry hold it to
     OPTIONS = (Option("density", 0.2, ...),)      what `--set density=0.3` may set; may be left out
     def combine(terms, *, density): ...
@@ -90,20 +91,35 @@ class Terms:
 
 
 class Laws(NamedTuple):
-    """What is true of a method, whatever its options.
+    """The properties of a method that hold whatever its options are.
 
-    order: the order of the adapters does not matter.
-    gauge: only the deltas matter, not how they are split into A and B.
-    turns: it commutes with turning both sides, so that in core coordinates it gives what it gives on whole weights.
-    alone: an adapter alone, at weight 1, comes back.
-    negative: weights may be negative.
+    Attributes:
+        order_free: The order of the adapters does not matter.
+        ignores_split: Only the deltas matter, not how each is split into A and B.
+        rotation_equivariant: It commutes with rotations of inputs and outputs, so that in core coordinates it gives
+            what it gives on whole weights.
+        keeps_one: One adapter alone, at weight 1, is unchanged.
+        negative_weights: Weights may be negative.
     """
 
-    order: bool
-    gauge: bool
-    turns: bool
-    alone: bool
-    negative: bool = True
+    order_free: bool
+    ignores_split: bool
+    rotation_equivariant: bool
+    keeps_one: bool
+    negative_weights: bool = True
+
+
+@dataclass(frozen=True)
+class Advice:
+    """When a method is worth trying and when another one is better, for people who choose.
+
+    Attributes:
+        use: What speaks for it, in one or two sentences.
+        avoid: What speaks against it, and what to take instead.
+    """
+
+    use: str
+    avoid: str
 
 
 @dataclass(frozen=True)
@@ -171,6 +187,7 @@ class Option:
 class Method(Protocol):
     """What a file of this folder provides; `OPTIONS` may be missing."""
 
+    ADVICE: Advice
     LAWS: Laws
 
     def combine(self, terms: Terms, /, **options: Value) -> Combination:

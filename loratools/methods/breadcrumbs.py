@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Option, Terms
+from loratools.methods import Advice, Laws, Option, Terms
 from loratools.methods.common.elementwise import JOIN, SPACE, density, sparse_sum
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=False, alone=False)
+ADVICE = Advice(
+    use="Try it for deltas with a few extreme entries and much small noise, as full fine-tunes have them.",
+    avoid="Avoid it where the result has to stay of low rank, unless space=core is set.",
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (
     density(0.9),
     Option("outliers", 0.01, "share of the largest entries that is dropped", low=0, high=1),

@@ -12,14 +12,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Option, Terms
+from loratools.methods import Advice, Laws, Option, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=True, alone=True)
+ADVICE = Advice(
+    use=(
+        "Use it where the result must have one small rank and every adapter is to weigh the same in it, however "
+        "large its delta."
+    ),
+    avoid=(
+        "Avoid it where the rank is free (linear is exact and simpler), or where large adapters may weigh more "
+        "(linear with --rank has the smaller error)."
+    ),
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True)
 OPTIONS = (
     Option("rank", 0, "of the result; 0: the largest among the adapters", low=0),
     Option("sweeps", 50, "most rounds of the alternation", low=1),

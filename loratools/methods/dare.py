@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 from loratools.methods.common.elementwise import JOIN, SPACE, density, sparse_sum
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=False, gauge=True, turns=False, alone=False)
+ADVICE = Advice(
+    use="Use it to repeat a published recipe that names DARE.",
+    avoid="Avoid it elsewhere: with join=linear the result is that of linear with noise added.",
+)
+LAWS = Laws(order_free=False, ignores_split=True, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (density(0.5), JOIN, SPACE)
 
 

@@ -11,13 +11,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loratools.errors import UsageError
-from loratools.methods import Laws, Option, Terms
+from loratools.methods import Advice, Laws, Option, Terms
 from loratools.methods.common.elementwise import JOIN, SPACE, density, sparse_sum
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=False, gauge=True, turns=False, alone=False)
+ADVICE = Advice(
+    use="Use it to repeat a published recipe that names DELLA.",
+    avoid=(
+        "Avoid it where the result must not depend on a seed or on the order of the adapters, or has to stay of "
+        "low rank without space=core."
+    ),
+)
+LAWS = Laws(order_free=False, ignores_split=True, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (
     density(0.5),
     Option("spread", 0.15, "how far the probability goes below and above the density", low=0, high=0.5),

@@ -12,12 +12,22 @@ import math
 from typing import TYPE_CHECKING
 
 from loratools.errors import UsageError
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=False, turns=True, alone=True)
+ADVICE = Advice(
+    use=(
+        "Use it for the adapters of one round of federated training, which share their initialisation, together "
+        "with --residual, which makes it exact."
+    ),
+    avoid=(
+        "Avoid it for adapters that were trained apart: without --residual the mean of their factors is a bad "
+        "approximation of the sum. Use linear."
+    ),
+)
+LAWS = Laws(order_free=True, ignores_split=False, rotation_equivariant=True, keeps_one=True)
 
 
 def combine(terms: Terms) -> Combination:

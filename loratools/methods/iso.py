@@ -12,12 +12,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Option, Terms
+from loratools.methods import Advice, Laws, Option, Terms
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=True, alone=False)
+ADVICE = Advice(
+    use=(
+        "Try it for many adapters of similar tasks, where a few strong directions would drown the others, and "
+        "search for a common factor of the weights."
+    ),
+    avoid="Avoid it where a small rank is asked for: the spectrum is flat, and a lower rank loses in proportion.",
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=False)
 OPTIONS = (
     Option("common", 1.0, "share of the directions that come from the sum: 1 is Iso-C", low=0, high=1, open_low=True),
 )

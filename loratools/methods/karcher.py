@@ -12,12 +12,16 @@ import math
 from typing import TYPE_CHECKING
 
 from loratools.errors import UsageError
-from loratools.methods import Laws, Option, Terms
+from loratools.methods import Advice, Laws, Option, Terms
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=True, alone=True, negative=False)
+ADVICE = Advice(
+    use="Use it for three or more adapters of which a mean is wanted that does not shrink where they disagree.",
+    avoid="Avoid it where the sum of all skills is wanted in full, or a weight is negative: use linear.",
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True, negative_weights=False)
 OPTIONS = (
     Option("steps", 100, "most steps of the iteration", low=1),
     Option("tolerance", 1e-12, "the angle that a step is not worth", low=0),

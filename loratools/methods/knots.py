@@ -10,13 +10,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 from loratools.methods.common.elementwise import AVERAGE, JOIN, MAJORITY, density, sparse_sum
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=False, alone=False)
+ADVICE = Advice(
+    use="Try it where TIES is wanted for LoRA adapters at small cost, in coordinates that all adapters share.",
+    avoid=(
+        "Avoid it where the numbers of TIES on whole weights are needed (ties with space=full), or where the "
+        "plain sum is good enough, which linear gives exactly."
+    ),
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (density(0.2), replace(JOIN, default="ties"), MAJORITY, AVERAGE)
 
 

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=True, alone=True)
+ADVICE = Advice(
+    use=(
+        "Start with it: it is exact, its result is predictable, and its report of overlaps shows whether another "
+        "method has anything to gain."
+    ),
+    avoid=(
+        "Compare wudi, tsv and --calibrate svc with it where adapters overlap strongly, so that each disturbs the "
+        "others."
+    ),
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True)
 
 
 def combine(terms: Terms) -> Combination:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 from loratools.methods.common.elementwise import JOIN, SPACE, density, sparse_sum
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=False, alone=False)
+ADVICE = Advice(
+    use="Use it to make deltas sparse before they are added, so that each adapter touches few weights.",
+    avoid="Avoid it where nothing speaks for sparse deltas: linear keeps everything and is exact.",
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (density(0.5), JOIN, SPACE)
 
 

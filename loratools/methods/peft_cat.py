@@ -9,12 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loratools.errors import UnsupportedError
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=True, alone=True)
+ADVICE = Advice(
+    use="Use it where the numbers of PEFT's `cat` are needed.",
+    avoid="Prefer linear elsewhere: it is the same sum, and stores it better.",
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True)
 
 
 def combine(terms: Terms) -> Combination:

@@ -10,14 +10,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 from loratools.methods.common.elementwise import JOIN
 from loratools.methods.common.peft import DENSITY, MAJORITY, ON
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=False, gauge=False, turns=False, alone=False)
+ADVICE = Advice(
+    use="Use it to understand or imitate the numbers of PEFT's `dare_linear` and `dare_ties`.",
+    avoid=(
+        "Avoid it in new work: noise in both factors made the model worse than without an adapter in our "
+        "measurements. Use linear, or dare."
+    ),
+)
+LAWS = Laws(order_free=False, ignores_split=False, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (DENSITY, JOIN, MAJORITY, ON)
 
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=False, turns=True, alone=True)
+ADVICE = Advice(
+    use="Use it to reproduce the numbers of PEFT's `linear`.",
+    avoid="Avoid it in new work: its cross terms are as large as the deltas themselves. Use linear.",
+)
+LAWS = Laws(order_free=True, ignores_split=False, rotation_equivariant=True, keeps_one=True)
 
 
 def combine(terms: Terms) -> Combination:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 from loratools.methods.common.peft import DENSITY, ON
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=False, turns=False, alone=False)
+ADVICE = Advice(
+    use="Use it to reproduce the numbers of PEFT's `magnitude_prune`.",
+    avoid="Avoid it in new work: its cross terms belong to no adapter. Use magnitude.",
+)
+LAWS = Laws(order_free=True, ignores_split=False, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (DENSITY, ON)
 
 

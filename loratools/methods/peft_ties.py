@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 from loratools.methods.common.peft import DENSITY, MAJORITY, ON
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=False, turns=False, alone=False)
+ADVICE = Advice(
+    use="Use it to reproduce the numbers of PEFT's `ties` and `ties_svd`.",
+    avoid="Avoid it in new work: it treats entries of A and B as if they were weights of the model. Use ties.",
+)
+LAWS = Laws(order_free=True, ignores_split=False, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (DENSITY, MAJORITY, ON)
 
 

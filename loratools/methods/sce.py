@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 from loratools.methods.common.elementwise import SPACE, density
 from loratools.methods.common.elementwise import space as space_of
 
@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=False, alone=False)
+ADVICE = Advice(
+    use=(
+        "Try it for fine-tunes of one base that differ in few entries, where their values instead of your weights "
+        "should decide how much each counts."
+    ),
+    avoid=(
+        "Avoid it where adapters should keep the strength that their weights say, or where the result has to stay "
+        "of low rank without space=core."
+    ),
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (density(0.1), SPACE)
 
 

@@ -12,12 +12,20 @@ import math
 from typing import TYPE_CHECKING
 
 from loratools.errors import UsageError
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=True, alone=True, negative=False)
+ADVICE = Advice(
+    use=(
+        "Use it for exactly two adapters between which a point is wanted that keeps their strength, such as two styles."
+    ),
+    avoid=(
+        "Avoid it for three or more adapters (use karcher), or where both are wanted at full strength (use linear)."
+    ),
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True, negative_weights=False)
 
 # Below this angle the arc is the straight line to nine digits, and the quotient of two small sines is not.
 _STRAIGHT = 1e-4

@@ -9,13 +9,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Terms
+from loratools.methods import Advice, Laws, Terms
 from loratools.methods.common.elementwise import AVERAGE, MAJORITY, SPACE, density, sparse_sum
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=False, alone=False)
+ADVICE = Advice(
+    use=(
+        "Try it for adapters of different tasks that pull the same entries in opposite directions, and measure it "
+        "against linear."
+    ),
+    avoid=(
+        "Avoid it where the result has to be exact or of low rank: with space=full it is dense, and --rank cuts "
+        "it. Use linear, or space=core."
+    ),
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (density(0.2), MAJORITY, AVERAGE, SPACE)
 
 

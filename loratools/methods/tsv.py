@@ -11,12 +11,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Option, Terms
+from loratools.methods import Advice, Laws, Option, Terms
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=True, alone=True)
+ADVICE = Advice(
+    use=(
+        "Try it where the overlap of adapters is far above chance, so that their singular directions disturb each "
+        "other."
+    ),
+    avoid=(
+        "Avoid it where overlaps are at their random value: it then changes next to nothing, and linear is simpler."
+    ),
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True)
 OPTIONS = (Option("keep", 0, "singular directions of each adapter that take part; 0: all that it has", low=0),)
 
 

@@ -12,12 +12,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.methods import Laws, Option, Terms
+from loratools.methods import Advice, Laws, Option, Terms
 
 if TYPE_CHECKING:
     from loratools.methods import Combination
 
-LAWS = Laws(order=True, gauge=True, turns=True, alone=True)
+ADVICE = Advice(
+    use="Try it for adapters that share many inputs, where each should act on its own inputs as if it were alone.",
+    avoid=(
+        "Avoid it where the result must stay small: it grows where row spaces are nearly the same, unless `ridge` "
+        "is raised. Where overlaps are at random, linear does the same."
+    ),
+)
+LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True)
 OPTIONS = (
     Option("ridge", 0.01, "pull towards the plain sum, as a share of the Gram's mean diagonal", low=0, open_low=True),
 )

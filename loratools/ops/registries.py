@@ -71,6 +71,8 @@ class MethodInfo:
         name: As `method` of `combine` takes it.
         summary: What it is, in one line.
         description: How it works: its formula and its paper.
+        use: When it is worth trying, in one or two sentences.
+        avoid: When it is not, and what to take instead.
         options: What can be set.
         laws: Properties that hold of it, by name, as docs/registries.md explains them.
     """
@@ -78,6 +80,8 @@ class MethodInfo:
     name: str
     summary: str
     description: str
+    use: str
+    avoid: str
     options: tuple[MethodOption, ...]
     laws: dict[str, bool]
 
@@ -87,6 +91,8 @@ class MethodInfo:
             "name": self.name,
             "summary": self.summary,
             "description": self.description,
+            "use": self.use,
+            "avoid": self.avoid,
             "options": [dict(vars(option)) for option in self.options],
             "laws": dict(self.laws),
         }
@@ -148,7 +154,9 @@ def method_named(name: str) -> MethodInfo:
     Raises:
         UsageError: There is no such method; the message lists those there are.
     """
-    laws = registry.load("methods", name).LAWS
+    method = registry.load("methods", name)
     options = tuple(MethodOption(o.name, o.default, o.range, o.about) for o in methods.options_of(name))
     summary, description = registry.summary("methods", name), registry.description("methods", name)
-    return MethodInfo(name, summary, description, options, laws._asdict())
+    return MethodInfo(
+        name, summary, description, method.ADVICE.use, method.ADVICE.avoid, options, method.LAWS._asdict()
+    )

@@ -32,6 +32,7 @@ def methods_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("summary, and what --set takes", overflow="fold")
     for entry in entries:
         table.add_row(Text(safe(entry["name"])), Text(safe(entry["summary"])))
+        table.add_row("", Text(safe(entry["use"])))
         for option in entry["options"]:
             option_line = f"{option['name']}={option['default']}   {option['about']} ({option['range']})"
             table.add_row("", Text(safe(f"  {option_line}"), style="dim"))

@@ -36,13 +36,13 @@ def _laws(name: str) -> Laws:
 
 
 def _gauge(name: str, given: Mapping[str, object]) -> bool:
-    return _laws(name).gauge or given.get("on") == "deltas"
+    return _laws(name).ignores_split or given.get("on") == "deltas"
 
 
 def _turns(name: str, given: Mapping[str, object]) -> bool:
     # Coordinates that turn with the deltas make anything that happens in them commute with turning. In knots only the
     # left side is such.
-    return _laws(name).turns or given.get("space") == "core"
+    return _laws(name).rotation_equivariant or given.get("space") == "core"
 
 
 def _close(found: Tensor, wanted: Tensor) -> None:
@@ -62,7 +62,7 @@ def test_adapters_in_another_order_give_the_same_if_promised(name: str, given: d
 
     one, two = make.run(name, terms, **given), make.run(name, turned, **given)
 
-    if _laws(name).order:
+    if _laws(name).order_free:
         _close(two, one)
     else:
         assert float((two - one).norm()) > 0.01 * float(one.norm())
@@ -115,7 +115,7 @@ def test_an_adapter_alone_at_weight_one_comes_back_if_promised(name: str, given:
 
     found = make.run(name, terms, **given)
 
-    if _laws(name).alone:
+    if _laws(name).keeps_one:
         _close(found, wanted)
     elif not given:
         assert float((found - wanted).norm()) > 0.01 * float(wanted.norm())
@@ -130,7 +130,7 @@ def test_equal_seeds_give_equal_bytes_and_names_draw_their_own(name: str, given:
 
     assert one == again
     # What is random depends on the order, and nothing else does.
-    assert (one != other) == (one != elsewhere) == (not _laws(name).order)
+    assert (one != other) == (one != elsewhere) == (not _laws(name).order_free)
 
 
 @every

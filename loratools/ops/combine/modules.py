@@ -107,7 +107,7 @@ def _require_same_shapes(updates: Mapping[str, Sequence[WeightedUpdate]]) -> Non
 
 def _require_allowed_weights(updates: Mapping[str, Sequence[WeightedUpdate]], settings: ModuleSettings) -> None:
     negative = sorted({u.adapter_name for of_module in updates.values() for u in of_module if u.weight < 0})
-    if negative and not settings.method.LAWS.negative:
+    if negative and not settings.method.LAWS.negative_weights:
         raise UsageError(
             f"the method '{settings.method_name}' takes no negative weights, as that of '{negative[0]}'",
             hint="linear and most others do",

@@ -34,9 +34,15 @@ _MORE = 1e-5
 
 @dataclass(frozen=True)
 class AdaLoRA(LowRank):
-    """`a: (rank, in)`, `b: (out, rank)`, `e: (rank, 1)`, the singular values.
+    """An AdaLoRA update: LoRA with a singular value between the factors, pruned while training.
 
-    initial_rank: what alpha is divided by.
+    Attributes:
+        a: The factor A, unread: (rank, in).
+        b: The factor B, unread: (out, rank).
+        e: The singular values, unread: (rank, 1).
+        alpha: The number that the scale is made of, as stored.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        initial_rank: The rank that the module began with, which alpha is divided by.
     """
 
     kind: ClassVar[str] = "adalora"

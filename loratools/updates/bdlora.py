@@ -28,7 +28,17 @@ _SETTINGS = ("target_modules_bd_a", "target_modules_bd_b", "nblocks", "match_str
 
 @dataclass(frozen=True)
 class BDLoRA(LowRank):
-    """`a: (rank, in / blocks)` where A has the blocks, else `b: (out, rank / blocks)`; the other factor is whole."""
+    """A BD-LoRA update: LoRA with one block-diagonal factor.
+
+    Attributes:
+        a: The factor A, unread: (rank, in / blocks) where A has the blocks, else (rank, in).
+        b: The factor B, unread: (out, rank / blocks) where B has the blocks, else (out, rank).
+        blocks: The number of blocks.
+        diagonal: Which factor is block-diagonal, A or B.
+        alpha: The number that the scale is made of, as stored.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        rslora: Whether the scale is alpha / sqrt(rank) and not alpha / rank.
+    """
 
     kind: ClassVar[str] = "bdlora"
 

@@ -29,7 +29,12 @@ PEFT_FIELDS = ("boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "
 
 @dataclass(frozen=True)
 class BOFT(UpdateDefaults):
-    """`blocks: (butterflies, blocks, size, size)`, of which the skew part counts; `scales`: one for each output."""
+    """A BOFT update: inputs rotated by butterflies of blocks, and outputs scaled.
+
+    Attributes:
+        blocks: Entries of the rotations, unread: (butterflies, blocks, size, size). Only their skew part counts.
+        scales: One factor for each output, unread: (out,).
+    """
 
     kind: ClassVar[str] = "boft"
     rank: ClassVar[None] = None

@@ -26,7 +26,11 @@ PEFT_FIELDS = ("block_size", "block_size_pattern", "init_weights")
 
 @dataclass(frozen=True)
 class C3A(NoAlpha):
-    """`kernel: (out / b, in / b, b)`."""
+    """A C3A update: a delta made of circulant blocks.
+
+    Attributes:
+        kernel: The first column of every block, unread: (out / b, in / b, b) for blocks of b by b.
+    """
 
     kind: ClassVar[str] = "c3a"
     rank: ClassVar[None] = None

@@ -27,9 +27,14 @@ PEFT_FIELDS = ("decomposition_method", "init_scale", "alpha", "para", "deft_drop
 
 @dataclass(frozen=True)
 class DEFT(UpdateDefaults):
-    """`p: (out, rank)`, `r: (rank, in)`, or none.
+    """A DEFT update: a few directions of the weight are removed, and others put in their place.
 
-    method: how P becomes Q and F, `qr` or `relu`.
+    Attributes:
+        p: The directions P, unread: (out, rank).
+        r: What replaces them, unread: (rank, in). None where nothing does (PaRa).
+        method: How Q and F are made from P: `qr` or `relu`.
+        alpha: The number that the scale of R is made of; None where there is no R.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
     """
 
     kind: ClassVar[str] = "deft"

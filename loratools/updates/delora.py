@@ -27,7 +27,14 @@ _SHORTEST = 1e-4
 
 @dataclass(frozen=True)
 class DeLoRA(NoAlpha, LowRank):
-    """`a: (rank, in)`, `b: (out, rank)`, `strength: (1,)`, `norms: (in,)`."""
+    """A DeLoRA update: LoRA with normalised factors and a strength of its own.
+
+    Attributes:
+        a: The factor A, unread: (rank, in).
+        b: The factor B, unread: (out, rank).
+        strength: The strength lambda, unread: (1,).
+        norms: The norms of the base's columns, unread: (in,).
+    """
 
     kind: ClassVar[str] = "delora"
 

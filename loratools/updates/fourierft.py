@@ -22,7 +22,7 @@ PEFT_FIELDS = ("n_frequency", "scaling", "random_loc_seed", "n_frequency_pattern
 
 @dataclass(frozen=True)
 class FourierFT(DrawnSpectrum):
-    """The real part of the inverse transform of the spectrum."""
+    """A FourierFT update: the real part of the inverse Fourier transform of a sparse spectrum."""
 
     kind: ClassVar[str] = "fourierft"
 

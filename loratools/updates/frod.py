@@ -41,7 +41,14 @@ _SHORTEST, _SMALLEST = 1e-12, 1e-6
 
 @dataclass(frozen=True)
 class FRoD(NoAlpha):
-    """`v: (in, in)`, `lengths: (in,)`, `values: (n,)` of S at `places: (2, n)`."""
+    """A FRoD update: the weight in the directions V, with trained lengths and a sparse matrix S between.
+
+    Attributes:
+        v: The directions V, shared by modules of one kind, unread: (in, in).
+        lengths: The lengths l, unread: (in,).
+        values: The trained values of S, unread: (n,).
+        places: Rows and columns of these values, unread: (2, n).
+    """
 
     kind: ClassVar[str] = "frod"
     rank: ClassVar[None] = None

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Full(UpdateDefaults):
-    """`diff` has the shape of the weight."""
+    """A full update: a difference of the same shape as the weight.
+
+    Attributes:
+        diff: The difference, unread: the shape of the weight.
+        scale: What the difference is multiplied with.
+    """
 
     kind: ClassVar[str] = "full"
     rank: ClassVar[None] = None

@@ -32,9 +32,12 @@ _NOTHING = "zeros"
 
 @dataclass(frozen=True)
 class GLoRA(UpdateDefaults):
-    """`A` and `B`: `{"Xd": (out, rank), "Xu": (rank, in)}`, `{"X": (out, 1)}`, `{"X": (1,)}` or nothing.
+    """A GLoRA update of a weight, as PEFT trains it: entries multiplied and added to.
 
-    sizes: outputs and inputs of the layer, as far as any of the five paths tells them.
+    Attributes:
+        multiplied: The parts of A: `{"Xd": (out, rank), "Xu": (rank, in)}`, `{"X": (out, 1)}`, `{"X": (1,)}`, or empty.
+        added: The parts of B, in the same forms.
+        sizes: Outputs and inputs of the layer, None where none of the five paths says.
     """
 
     kind: ClassVar[str] = "glora"
@@ -94,9 +97,13 @@ def _path(path: Mapping[str, LazyTensor], out: int, columns: int) -> tuple[Float
 
 @dataclass(frozen=True)
 class GLoRABias(UpdateDefaults):
-    """`D` and `E`, each `{"X": (out,)}`, `{"X": (1,)}` or nothing; `C`, (in, 1) or a product that makes it.
+    """A GLoRA update of a bias: entries multiplied and added to, and a product of the weight added.
 
-    weight: that of the same layer, unmodified; without it C cannot be used.
+    Attributes:
+        multiplied: The part D: `{"X": (out,)}`, `{"X": (1,)}`, or empty.
+        added: The part E, in the same forms.
+        through: The part C, which is multiplied with the weight: (in, 1), or a product that makes it; or empty.
+        weight: The unmodified weight of the same layer, which C needs; None where it is not at hand.
     """
 
     kind: ClassVar[str] = "glora"

@@ -27,7 +27,16 @@ PEFT_FIELDS = ("hybrid_r", "alpha", "gralora_dropout", "gralora_k", "init_weight
 
 @dataclass(frozen=True)
 class GraLoRA(LowRank):
-    """`a: (k, in / k, r)`, `b: (k, r, out / k)`, `hybrid_a: (hybrid r, in)`, `hybrid_b: (out, hybrid r)`."""
+    """A GraLoRA update: a small LoRA for each of k by k blocks of the weight, and perhaps a plain one.
+
+    Attributes:
+        a: The factors A of the blocks, unread: (k, in / k, r).
+        b: The factors B of the blocks, unread: (k, r, out / k).
+        alpha: The number that the scale is made of, as stored.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        hybrid_a: The factor A of the plain LoRA, unread: (hybrid rank, in). None where there is none.
+        hybrid_b: The factor B of the plain LoRA, unread: (out, hybrid rank). None where there is none.
+    """
 
     kind: ClassVar[str] = "gralora"
 

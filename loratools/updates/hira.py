@@ -26,9 +26,12 @@ PEFT_FIELDS = ("hira_dropout", "init_weights")
 
 @dataclass(frozen=True)
 class HiRA(NoAlpha):
-    """`a: (rank, in, *kernel)`, `b: (out, rank)` with as many axes of 1 as the kernel has.
+    """A HiRA update: the weight times a product of low rank, entry by entry.
 
-    embedding: `a: (rank, tokens)`, `b: (width, rank)`, for a weight stored as (tokens, width).
+    Attributes:
+        a: The factor A, unread: (rank, in, *kernel).
+        b: The factor B, unread: (out, rank), with as many axes of 1 as the kernel has.
+        embedding: Whether a is (rank, tokens) and b is (width, rank), for a weight stored as (tokens, width).
     """
 
     kind: ClassVar[str] = "hira"

@@ -29,7 +29,12 @@ PEFT_FIELDS = ("apply_GS", "init_weights")
 
 @dataclass(frozen=True)
 class HRA(UpdateDefaults):
-    """`u: (in x kernel, rank)`, of any length; orthogonalised one after another first where `gram_schmidt`."""
+    """An HRA update: the inputs reflected once for each rank.
+
+    Attributes:
+        u: The vectors of the reflections, of any length, unread: (in x kernel, rank).
+        gram_schmidt: Whether the vectors are made orthogonal one after another first.
+    """
 
     kind: ClassVar[str] = "hra"
     alpha: ClassVar[None] = None

@@ -29,11 +29,14 @@ LYCORIS_PARTS = ("weight", "on_input")
 
 @dataclass(frozen=True)
 class IA3(UpdateDefaults):
-    """`scales`: one number for each output or input, in any shape.
+    """An IA3 update: every output or every input multiplied by a number.
 
-    axes       of the weight: 1 for a bias, 2 for a linear layer, more for convolutions.
-    unchanged  the number that leaves the weight as it is.
-    optional   whether a base need not have this weight: a layer without bias.
+    Attributes:
+        scales: One number for each output or input, unread, in any shape.
+        of: Whether outputs (`out`) or inputs (`in`) are multiplied.
+        axes: Axes of the weight: 1 for a bias, 2 for a linear layer, more for convolutions.
+        unchanged: The stored number that leaves the weight as it is: 1 in PEFT, 0 in LyCORIS.
+        optional: Whether a base may lack this weight, as a layer without bias does.
     """
 
     kind: ClassVar[str] = "ia3"

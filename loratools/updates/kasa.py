@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KaSA(UpdateDefaults):
-    """`a: (rank, in)`, `b: (out, rank)`, `diagonal: (rank,)`; the rank is below both sizes of the weight."""
+    """A KaSA update: LoRA with a diagonal between the factors, on a base without its least singular values.
+
+    Attributes:
+        a: The factor A, unread: (rank, in).
+        b: The factor B, unread: (out, rank).
+        diagonal: The diagonal d, unread: (rank,). The rank is below both sizes of the weight.
+        alpha: The number that the scale is made of, as stored.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        rslora: Whether the scale is alpha / sqrt(rank) and not alpha / rank.
+    """
 
     kind: ClassVar[str] = "kasa"
     needs_base: ClassVar[bool] = True

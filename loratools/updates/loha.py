@@ -30,10 +30,23 @@ PEFT_FIELDS = ("alpha", "rank_dropout", "module_dropout", "use_effective_conv2d"
 
 @dataclass(frozen=True)
 class LoHa(UpdateDefaults):
-    """`a: (out, rank)`, `b: (rank, in x kernel)` of both; with cores `a: (rank, out)`, `b: (rank, in)` and
-    `t: (rank, rank, *kernel)`, where one of the two is `sum_ij t[i, j, k] a[i, out] b[j, in]`.
+    """A LoHa update: the entrywise product of two low-rank matrices.
 
-    magnitude   one number for each output, or for each input (`magnitude_of`): DoRA on top of it, LyCORIS only.
+    With a core the matrix is `sum_ij t[i, j, k] a[i, out] b[j, in]`. A magnitude is LyCORIS' DoRA on top of the
+    product.
+
+    Attributes:
+        w1_a: The left factor of the first matrix, unread: (out, rank), or (rank, out) where it has a core.
+        w1_b: The right factor of the first matrix, unread: (rank, in x kernel), or (rank, in) where it has a core.
+        w2_a: The left factor of the second matrix, in the same forms.
+        w2_b: The right factor of the second matrix, in the same forms.
+        alpha: The number that the scale is made of, as stored.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        t1: The core of the first matrix, unread: (rank, rank, *kernel). None where there is none.
+        t2: The core of the second matrix, in the same form.
+        magnitude: The magnitude of DoRA: one number for each output, or for each input where `magnitude_of` is `in`.
+            None where there is none.
+        magnitude_of: out, or in (LyCORIS before 3.2).
     """
 
     kind: ClassVar[str] = "loha"

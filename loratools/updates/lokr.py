@@ -43,13 +43,22 @@ _PEFT_RANK = 8
 
 @dataclass(frozen=True)
 class LoKr(UpdateDefaults):
-    """W1 is (a, c), W2 is (b, d, *kernel); the weight is (a b, c d, *kernel).
+    """A LoKr update: the Kronecker product of two matrices.
 
-    stored      `w1` or `w1_a: (a, rank)`, `w1_b: (rank, c)`; `w2`, or `w2_a: (b, rank)`, `w2_b: (rank, d x kernel)`, or
-                with a core `w2_a: (rank, b)`, `w2_b: (rank, d)`, `t2: (rank, rank, *kernel)`.
-    rank        what alpha is divided by.
-    unscaled    whether alpha does not count, as both matrices are whole.
-    interleaved whether W2 is (b, d, kernel) of a Conv1d in PEFT, which takes its Kronecker product with (1, a, c).
+    W1 is (a, c), W2 is (b, d, *kernel), and the weight is (a b, c d, *kernel).
+
+    Attributes:
+        stored: The stored parts by name, unread: `w1`, or `w1_a: (a, rank)` and `w1_b: (rank, c)`; `w2`, or `w2_a: (b,
+            rank)` and `w2_b: (rank, d x kernel)`, or with a core `w2_a: (rank, b)`, `w2_b: (rank, d)` and `t2: (rank,
+            rank, *kernel)`.
+        alpha: The number that the scale is made of, as stored.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        rank: What alpha is divided by.
+        unscaled: Whether alpha does not count, as both matrices are stored without factors.
+        interleaved: Whether W2 is (b, d, kernel) of a Conv1d in PEFT, which takes its Kronecker product with (1, a, c).
+        magnitude: The magnitude of DoRA: one number for each output, or for each input where `magnitude_of` is `in`.
+            None where there is none.
+        magnitude_of: out, or in (LyCORIS before 3.2).
     """
 
     kind: ClassVar[str] = "lokr"

@@ -37,10 +37,17 @@ WHICH_PACKING = (
 
 @dataclass(frozen=True)
 class LoRAExperts(UpdateDefaults):
-    """`a: (experts * rank, in)`, `b: (out, rank * experts)`; the weight is (experts, out, in) as the layer computes.
+    """A LoRA update of all experts of a layer, which are one parameter: (experts, out, in).
 
-    packing: None where the file may have either, and what needs the values asks.
-    orientation: None where nothing tells, and square experts are refused.
+    Attributes:
+        a: The factors A of all experts, unread: (experts * rank, in).
+        b: The factors B of all experts, unread: (out, rank * experts).
+        experts: The number of experts.
+        alpha: The number that the scale is made of, as stored.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        rslora: Whether the scale is alpha / sqrt(rank) and not alpha / rank.
+        packing: How the experts' columns of B lie. None where the file may have either, and what needs the values asks.
+        orientation: How the weight of an expert is stored. None where nothing says it, and square experts are refused.
     """
 
     kind: ClassVar[str] = "lora-experts"

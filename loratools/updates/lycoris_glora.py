@@ -28,9 +28,16 @@ LYCORIS_PARTS = ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"
 
 @dataclass(frozen=True)
 class LycorisGLoRA(UpdateDefaults):
-    """`a1: (in, rank)`, `a2: (rank, in)`, `b1: (out, rank)`, `b2: (rank, in, *kernel)`, with axes of 1 as a kernel has.
+    """A GLoRA update as LyCORIS has it: the weight times a low-rank matrix, and another added.
 
-    core: (rank, rank, *kernel) between B1 and `b2: (rank, in)`.
+    Attributes:
+        a1: The left factor of A, unread: (in, rank).
+        a2: The right factor of A, unread: (rank, in).
+        b1: The left factor of B, unread: (out, rank), with axes of 1 as a kernel has.
+        b2: The right factor of B, unread: (rank, in, *kernel), or (rank, in) where there is a core.
+        alpha: The number that the scale is made of, as stored.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        core: The core between the factors of B, unread: (rank, rank, *kernel). None where there is none.
     """
 
     kind: ClassVar[str] = "lycoris-glora"

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LycorisOFT(UpdateDefaults):
-    """`blocks: (count, size, size)`, or with a stage for each in front; `rescale`: one number for each output.
+    """An OFT or BOFT update as LyCORIS has it: the outputs rotated in blocks, and scaled.
 
-    constraint: the bound of Q, divided by the number of outputs; 0 for none.
+    Attributes:
+        blocks: Entries of the rotations, unread: (count, size, size), or (stages, count, size, size) of BOFT.
+        rescale: One factor for each output, unread; None where outputs are not scaled.
+        constraint: The bound of the norm of Q, divided by the number of outputs; 0 where there is none.
     """
 
     kind: ClassVar[str] = "lycoris-oft"

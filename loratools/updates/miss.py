@@ -28,7 +28,13 @@ PEFT_FIELDS = ("miss_dropout", "mini_r", "init_weights")
 
 @dataclass(frozen=True)
 class MiSS(UpdateDefaults):
-    """`block`: (rank, out); (rank, width) with `mini`, repeated; (out / rank, rank, rank) is `bat`."""
+    """A MiSS update: one small block added along all inputs.
+
+    Attributes:
+        block: The block D, unread: (rank, out); (rank, width) with `mini`; (out / rank, rank, rank) is the variant
+            `bat`.
+        mini: Whether the block is narrower than the outputs, and repeated along them.
+    """
 
     kind: ClassVar[str] = "miss"
     alpha: ClassVar[None] = None

@@ -46,15 +46,18 @@ PEFT_FIELDS = (
 
 @dataclass(frozen=True)
 class OFT(UpdateDefaults):
-    """`skew: (blocks, size (size - 1) / 2)`, the entries above the diagonal, row by row; one block may serve for all.
+    """An OFT update: the inputs rotated in blocks.
 
-    terms      of the series that is taken for Cayley's map; None for the map itself, which PEFT takes of -Q.
-    old_series whether the last term counts twice as well, as it did before PEFT 0.18.
-    most       the norm that a block's Q is cut down to, times the root of their number (COFT); None for any.
-    embedding  W' = W R of a weight (tokens, width), whose outputs are rotated and not its inputs.
-    shared     whether the one block is repeated.
-    rooted     whether the entries are divided by the root of their number in a block (OneTrainer's scaled OFT).
-    kernels    whether a convolution's weight is multiplied with R and not with its transpose, as OneTrainer does.
+    Attributes:
+        skew: The entries of Q above the diagonal, row by row, unread: (blocks, size (size - 1) / 2).
+        terms: Terms of the series that is taken for Cayley's map; None for the map itself, which PEFT takes of -Q.
+        old_series: Whether the last term counts twice as well, as it did before PEFT 0.18.
+        most: The norm that Q of a block is cut down to, times the root of the number of blocks (COFT); None where there
+            is no bound.
+        embedding: Whether it is of a weight (tokens, width), whose outputs are rotated and not its inputs.
+        shared: Whether there is one block, which is repeated.
+        rooted: Whether the entries are divided by the root of their number in a block (OneTrainer's scaled OFT).
+        kernels: Whether a convolution's weight is multiplied with R and not with its transpose, as OneTrainer does.
     """
 
     kind: ClassVar[str] = "oft"

@@ -30,7 +30,15 @@ _U, _S, _V = (f"osf_svd_params.{name}_low" for name in "USV")
 
 @dataclass(frozen=True)
 class OSF(NoAlpha):
-    """`u: (out, n)`, `s: (n,)`, `v: (n, in)`: what is trained of all min(out, in) directions, the last n."""
+    """An OSF update: the least singular directions of the weight replaced by trained ones.
+
+    The n trained directions are the last of all min(out, in).
+
+    Attributes:
+        u: The trained left vectors U, unread: (out, n).
+        s: The trained singular values S, unread: (n,).
+        v: The trained right vectors V, unread: (n, in).
+    """
 
     kind: ClassVar[str] = "osf"
     needs_base: ClassVar[bool] = True

@@ -36,7 +36,16 @@ ACTIVATIONS = (
 
 @dataclass(frozen=True)
 class PEANuT(UpdateDefaults):
-    """`a: (rank, out)`, `b: (out, rank)`, encoders and as many decoders of (rank, rank)."""
+    """A PEANuT update: the delta is what a small network makes of the columns of the weight.
+
+    Attributes:
+        a: The first layer A, unread: (rank, out).
+        b: The last layer B, unread: (out, rank).
+        encoders: The layers after A, unread: (rank, rank) each.
+        decoders: As many layers before B, unread: (rank, rank) each.
+        activation: The activation function by the name that PEFT gives it.
+        scale: What the output of B is multiplied with.
+    """
 
     kind: ClassVar[str] = "peanut"
     needs_base: ClassVar[bool] = True

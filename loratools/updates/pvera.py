@@ -30,7 +30,10 @@ PEFT_FIELDS = (
 
 @dataclass(frozen=True)
 class PVeRA(VeRA):
-    """The mean; `sample_at_inference` draws around it, and cannot be merged."""
+    """A PVeRA update: VeRA with the means of its random scales.
+
+    `sample_at_inference` draws around the means, and cannot be merged.
+    """
 
     kind: ClassVar[str] = "pvera"
 

@@ -28,7 +28,16 @@ _GROUP = 16
 
 @dataclass(frozen=True)
 class QALoRA(LowRank):
-    """`a: (rank, in / group)`, `b: (out, rank)`."""
+    """A QALoRA update: LoRA of inputs that are averaged in groups.
+
+    Attributes:
+        a: The factor A, unread: (rank, in / group).
+        b: The factor B, unread: (out, rank).
+        group: How many inputs are averaged.
+        alpha: The number that the scale is made of, as stored.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        rslora: Whether the scale is alpha / sqrt(rank) and not alpha / rank.
+    """
 
     kind: ClassVar[str] = "qalora"
 

@@ -37,8 +37,18 @@ PEFT_FIELDS = (
 
 @dataclass(frozen=True)
 class RandLoRA(LowRank):
-    """`a: (r, 1, at least short)`, `b: (at least long, at least bases, r)`, `lambda_: (r, bases)`,
-    `gamma: (bases, short)`, where short and long are the sides of the weight."""
+    """A RandLoRA update: a weighted sum of products of random bases.
+
+    `short` and `long` are the sides of the weight.
+
+    Attributes:
+        a: The random bases A, shared by modules, unread: (r, 1, at least short).
+        b: The random bases B, shared by modules, unread: (at least long, at least bases, r).
+        lambda_: The trained weights inside each product, unread: (r, bases).
+        gamma: The trained weights of inputs or outputs, unread: (bases, short).
+        alpha: The number that the scale is made of, as stored.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+    """
 
     kind: ClassVar[str] = "randlora"
 

@@ -31,9 +31,14 @@ _FOR_ONE = {"road_1": 0.5, "road_2": 1.0, "road_4": 2.0}
 
 @dataclass(frozen=True)
 class RoAd(NoAlpha):
-    """`theta` and `stretch`, as many numbers as the variant has.
+    """A RoAd update: pairs of outputs rotated and stretched.
 
-    bias: of a bias, which is rotated as a column of the weight is.
+    Attributes:
+        theta: The angles in radians, unread; as many as the variant has.
+        stretch: The factors of length, unread; as many as the variant has.
+        variant: The variant by the name that PEFT gives it.
+        group: How many outputs lie in a group; outputs i and i + group / 2 are a pair.
+        bias: Whether it is of a bias, which is rotated as a column of the weight is.
     """
 
     kind: ClassVar[str] = "road"

@@ -28,9 +28,12 @@ PEFT_FIELDS = ("mask_type", "random_seed", "init_weights")
 
 @dataclass(frozen=True)
 class SHiRA(NoAlpha):
-    """`values: (n,)`, `places: (2, n)`, rows and columns; values at the same place add.
+    """A SHiRA update: a few trained elements of the weight.
 
-    rank: n is `rank * (in + out)`, as many as LoRA of that rank has.
+    Attributes:
+        values: The values, unread: (n,). Values at the same place add up.
+        places: Their rows and columns, unread: (2, n).
+        rank: The rank of a LoRA with as many numbers: n is `rank * (in + out)`. None where it is not known.
     """
 
     kind: ClassVar[str] = "shira"

@@ -27,7 +27,16 @@ PEFT_FIELDS = ("sparsity", "select_top", "init_weights", "save_precomputed_indic
 
 @dataclass(frozen=True)
 class SuperTuning(UpdateDefaults):
-    """`values: (n,)`, `places: (n,)` in the weight read row by row, `a: (rank, in)`, `b: (out, rank)`."""
+    """A Super-Tuning update: trained elements of the weight, and a plain LoRA.
+
+    Attributes:
+        values: The values, unread: (n,).
+        places: Their places in the weight read row by row, unread: (n,).
+        a: The factor A of the LoRA, unread: (rank, in). None where there is none.
+        b: The factor B of the LoRA, unread: (out, rank). None where there is none.
+        alpha: The number that the scale of the LoRA is made of; None where there is none.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+    """
 
     kind: ClassVar[str] = "supertuning"
     needs_base: ClassVar[bool] = False

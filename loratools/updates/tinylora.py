@@ -37,10 +37,16 @@ PEFT_FIELDS = (
 
 @dataclass(frozen=True)
 class TinyLoRA(NoAlpha, LowRank):
-    """`a: (rank, in)`, `b: (out, rank)`, `p: (u, rank, rank)`, `v`: one (u,) for each group of modules.
+    """A TinyLoRA update: the base's leading singular directions, mixed by a short vector that modules share.
 
-    modules   how many there are; number i is in group `i // (modules // groups)`, or in the last.
-    seed      P of module i was drawn with seed + i.
+    Attributes:
+        a: Leading right singular vectors of the base, unread: (rank, in).
+        b: Leading left singular vectors of the base, unread: (out, rank).
+        p: The random matrices that are mixed, unread: (u, rank, rank).
+        v: The trained vector of each group of modules, unread: (u,) each.
+        modules: How many modules there are; number i is in group `i // (modules // groups)`, or in the last.
+        seed: The seed of the model: P of module i was drawn with seed + i.
+        name: The name of the module, for messages.
     """
 
     kind: ClassVar[str] = "tinylora"

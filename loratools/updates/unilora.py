@@ -33,7 +33,15 @@ PEFT_SHARED_ALONE = (
 
 @dataclass(frozen=True)
 class UniLoRA(NoAlpha, LowRank):
-    """`theta: (d,)`; indices into it and scales for `a: (rank, in)` and `b: (out, rank)`."""
+    """A Uni-LoRA update: both factors made of the elements of one short vector.
+
+    Attributes:
+        theta: The vector, shared by all modules, unread: (d,).
+        indices_a: Which element of theta each element of A is, unread: (rank, in).
+        indices_b: Which element of theta each element of B is, unread: (out, rank).
+        scales_a: What the elements of A are multiplied with, unread: (rank, in).
+        scales_b: What the elements of B are multiplied with, unread: (out, rank).
+    """
 
     kind: ClassVar[str] = "unilora"
 

@@ -37,8 +37,14 @@ PEFT_FIELDS = (
 
 @dataclass(frozen=True)
 class Mixtures:
-    """Which vectors each piece of a factor is mixed of: `logits: (m, n, vectors)`, or `chosen: (m, n, topk)` with
-    `weights: (m, n, topk - 1)`."""
+    """The mixtures that the pieces of one factor are: by logits, or by chosen vectors and their weights.
+
+    Attributes:
+        topk: How many vectors of the bank a piece is mixed of.
+        logits: The logits, unread: (m, n, vectors). None where the choice is stored.
+        chosen: Numbers of the chosen vectors, unread: (m, n, topk). None where logits are stored.
+        weights: All weights of the chosen vectors but the last, unread: (m, n, topk - 1). None where logits are stored.
+    """
 
     topk: int
     logits: LazyTensor | None = None
@@ -77,7 +83,13 @@ class Mixtures:
 
 @dataclass(frozen=True)
 class VBLoRA(NoAlpha, LowRank):
-    """`bank: (vectors, length)`; pieces of `a`: (rank, in / length), of `b`: (out / length, rank)."""
+    """A VB-LoRA update: factors whose pieces are mixed from one bank of vectors.
+
+    Attributes:
+        bank: The bank, shared by all modules, unread: (vectors, length).
+        a: The pieces of A: (rank, in / length).
+        b: The pieces of B: (out / length, rank).
+    """
 
     kind: ClassVar[str] = "vblora"
 

@@ -30,7 +30,14 @@ UNSEEN_SIZES = "PEFT draws it anew for the sizes of all targeted layers together
 
 @dataclass(frozen=True)
 class VeRA(NoAlpha, LowRank):
-    """`a: (rank, at least in)`, `b: (at least out, rank)`, `lambda_b: (out,)`, `lambda_d: (rank,)`."""
+    """A VeRA update: two random matrices that all modules share, with trained scales.
+
+    Attributes:
+        a: The random matrix A, unread: (rank, at least in).
+        b: The random matrix B, unread: (at least out, rank).
+        lambda_b: The trained scales of outputs, unread: (out,).
+        lambda_d: The trained scales of the rank, unread: (rank,).
+    """
 
     kind: ClassVar[str] = "vera"
 

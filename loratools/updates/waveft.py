@@ -35,9 +35,10 @@ PEFT_FIELDS = (
 
 @dataclass(frozen=True)
 class WaveFT(DrawnSpectrum):
-    """One level of the inverse transform of the spectrum.
+    """A WaveFT update: one level of the inverse wavelet transform of a sparse spectrum.
 
-    wavelet: by the name that PyWavelets gives it; None where S is the delta.
+    Attributes:
+        wavelet: The wavelet by the name that PyWavelets gives it; None where S itself is the delta.
     """
 
     kind: ClassVar[str] = "waveft"

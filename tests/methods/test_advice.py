@@ -26,7 +26,8 @@ def test_advice_is_one_or_two_sentences_each_way(name: str) -> None:
     advice = registry.load("methods", name).ADVICE
 
     for text in (advice.use, advice.avoid):
-        assert text[0].isupper() and text.endswith(".")
+        assert text[0].isupper()
+        assert text.endswith(".")
         assert 1 <= text.count(". ") + 1 <= 2
 
 

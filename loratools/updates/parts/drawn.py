@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DrawnSpectrum(UpdateDefaults):
-    """`spectrum: (n,)`, coefficients of a transform at places that `seed` draws, for a weight of any size with at least
-    n elements."""
+    """A few coefficients of a transform, at places that a seed draws.
+
+    Attributes:
+        spectrum: The coefficients, unread: (n,). The weight may have any size with at least n elements.
+        scale: What the transform is multiplied with.
+        seed: The seed that the places are drawn with.
+    """
 
     shape: ClassVar[Shape] = (None, None)
     rank: ClassVar[None] = None

@@ -17,6 +17,7 @@ from loratools.errors import MismatchError
 from loratools.naming.language.aliases import aliases
 from loratools.naming.language.conv1d import is_conv1d, is_known
 from loratools.naming.language.experts import stored_in_out
+from loratools.naming.language.split import aliases_by_rows
 from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Renaming, Shapes, best_renamings
 from loratools.updates.parts.protocol import Update, flow
@@ -74,6 +75,7 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
     """
     config = config or {}
     alias_of = {name: Alias(shape, (Place(name),)) for name, shape in shapes.items()} | aliases(config, shapes)
+    alias_of = aliases_by_rows(_rows_by_end(adapter), shapes) | alias_of
     sizes = {name: alias.shape for name, alias in alias_of.items()}
     renaming = _best_renaming(adapter, sizes, alias_of)
     orientation = _Orientation(adapter, config)
@@ -115,6 +117,14 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
     ]
     warnings = orientation.warnings(updates)
     return Matches(updates, replacements, added, tuple(leftovers), renaming, tuple(warnings))
+
+
+def _rows_by_end(adapter: Adapter) -> dict[str, int]:
+    """The rows of each module by the last two parts of its name, where all modules of that name have as many."""
+    rows: dict[str, set[int | None]] = {}
+    for target, update in adapter.updates.items():
+        rows.setdefault(".".join(target.split(".")[-2:]), set()).add(update.shape[0] if update.shape else None)
+    return {end: size for end, sizes in rows.items() if len(sizes) == 1 and (size := next(iter(sizes))) is not None}
 
 
 def _size(update: Update) -> str:

@@ -34,6 +34,7 @@ from loratools.formats.peft_parts.keys import (
     parse_all,
 )
 from loratools.formats.peft_parts.lora import kind_updates, lora_updates
+from loratools.formats.peft_parts.tinker import with_names_of_peft
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.storage.same import same_bytes
@@ -71,8 +72,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """
     config = source.config
     peft_type = str((config or {}).get("peft_type", "LORA"))
-    of_the_base: list[str] = []
+    renamed, of_the_base = list[str](), list[str]()
     if peft_type == "LORA":
+        source, renamed = with_names_of_peft(source)
         parsed = parse_all(source.tensors)
         if is_dump(source.tensors):
             source, parsed, of_the_base = _without_base(source, parsed)
@@ -88,7 +90,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         parsed = {key: foreign if isinstance(meaning, Factor) else meaning for key, meaning in parsed.items()}
         _refuse_unsupported(source, parsed)
         updates, uncertainties, warnings = kind_updates(source, kind_modules, peft_type), [], []
-    warnings += [*of_the_base, *_warnings(source, parsed, updates)]
+    warnings += [*renamed, *of_the_base, *_warnings(source, parsed, updates)]
     replacements = _replacements(source, parsed)
     beside = companion_weights(source, replacements)
     replacements |= beside.replacements

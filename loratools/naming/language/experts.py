@@ -5,6 +5,7 @@ model.layers.0.mlp.switch_mlp.gate_proj            MLX, all experts in one tenso
 model.layers.0.block_sparse_moe.experts.7.w1       Mixtral: w1 is gate, w3 is up, w2 is down
 
 model.layers.0.mlp.experts.gate_up_proj            transformers 5 in memory, and some files: all experts fused
+model.layers.0.mlp.experts.gate_up_projs.7         gpt-oss loaded in 4 bits by Unsloth: one linear layer for each
 
 Fused, they are (experts, out, in), or (experts, in, out); gate and up one after the other, or their rows in turn.
 """
@@ -40,6 +41,11 @@ def parse_expert(module: str) -> Expert | None:
     if parsed is None:
         return None
     return Expert(parsed["parent"], int(parsed["number"]), _PLAIN.get(parsed["leaf"], parsed["leaf"]))
+
+
+def role_of(leaf: str) -> str:
+    """gate_proj, up_proj or down_proj, by the last part of a module's name in any of its spellings."""
+    return _PLAIN.get(leaf, leaf)
 
 
 def expert_name(expert: Expert) -> str:
@@ -114,6 +120,11 @@ def expert_aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Al
     for name, shape in shapes.items():
         if len(shape) == 3 and (fused := _FUSED.fullmatch(name)) and _transposed_in_file(fused["leaf"], shape, config):
             aliases[name] = Alias((shape[0], *shape[:0:-1]), (Place(name, True),))
+        if type_ in _IN_TURN and len(shape) == 3 and (fused := _FUSED.fullmatch(name)):
+            # Gate and up stand in turn there as in the parameter that the layers are cut from.
+            for i in range(shape[0]):
+                place = Place(name, transposed=True, at=Part(i))
+                aliases[f"{fused['parent']}.experts.{fused['leaf']}s.{i}.weight"] = Alias(shape[:0:-1], (place,))
     return aliases
 
 

@@ -13,6 +13,7 @@ from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Shapes
 from loratools.tensors.views import Span
 
+_LINEAR_ATTENTION = "linear_attn.in_proj_qkv"
 _QKV = ("q_proj", "k_proj", "v_proj")
 # By the `model_type` of a config: the module in files, and those in memory, which share its rows equally.
 _SPLIT: dict[str, dict[str, tuple[str, ...]]] = {
@@ -36,7 +37,7 @@ def split_aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Ali
         if not shape:
             continue
         parts = parts_of(module)
-        sizes = _sizes(config, shape[0], len(parts)) if parts else None
+        sizes = _sizes_of(module, config, shape[0], shapes) if parts else None
         for joint, names in rules.items():
             if module.endswith(f".{joint}") and shape[0] % len(names) == 0:
                 parts = tuple(module.removesuffix(joint) + part for part in names)
@@ -47,6 +48,38 @@ def split_aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Ali
             aliases[f"{part}.{leaf}"] = Alias((rows, *shape[1:]), (place,))
             start += rows
     return {name: alias for name, alias in aliases.items() if name not in shapes}
+
+
+def aliases_by_rows(rows_of: Mapping[str, int], shapes: Shapes) -> dict[str, Alias]:
+    """The pieces of fused weights whose rows an adapter tells, where their sum is that of the weight.
+
+    Args:
+        rows_of: The rows of each part that an adapter has, by the end of its name, such as `linear_attn.in_proj_q`.
+        shapes: The weights of a base by name.
+    """
+    found: dict[str, Alias] = {}
+    for name, shape in shapes.items():
+        module = name.removesuffix(".weight")
+        parts = parts_of(module) if shape and module != name else ()
+        sizes = [rows_of.get(".".join(part.split(".")[-2:])) for part in parts]
+        if not parts or sum(size or 0 for size in sizes) != shape[0] or None in sizes:
+            continue
+        start = 0
+        for part, rows in zip(parts, sizes, strict=True):
+            assert rows is not None, "none is unknown"
+            place = Place(name, at=Part(rows=Span(start, start + rows)))
+            found[f"{part}.weight"] = Alias((rows, *shape[1:]), (place,))
+            start += rows
+    return {name: alias for name, alias in found.items() if name not in shapes}
+
+
+def _sizes_of(module: str, config: Mapping[str, object], rows: int, shapes: Shapes) -> tuple[int, ...] | None:
+    if not module.endswith(_LINEAR_ATTENTION):
+        return _sizes(config, rows, len(parts_of(module)))
+    # Values have as many rows as their gate beside them; queries and keys share the others.
+    gate = shapes.get(f"{module.removesuffix('qkv')}z.weight")
+    rest = rows - gate[0] if gate else 0
+    return (rest // 2, rest // 2, rows - rest) if rest > 0 and rest % 2 == 0 else None
 
 
 def _sizes(config: Mapping[str, object], rows: int, count: int) -> tuple[int, ...] | None:

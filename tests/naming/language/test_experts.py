@@ -89,3 +89,28 @@ def test_experts_that_are_not_all_there_are_not_fused() -> None:
     known = aliases({"model_type": "qwen3_moe"}, {name: SHAPES[name.split(".")[-2]] for name in names})
 
     assert known == {}
+
+
+def test_single_experts_of_gpt_oss_in_4_bits_go_into_the_fused_ones_as_they_are(tmp_path: Path) -> None:
+    """Unsloth cuts `gate_up_proj` into one layer for each expert, whose rows stand in turn as in the parameter."""
+    stored = {name: values.double() for name, values in fused((WIDTH, 2 * INNER), (INNER, WIDTH)).items()}
+    (tmp_path / "base").mkdir()
+    save_file(stored, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
+    shapes = {f"{PARENT}.gate_up_projs.{i}": (2 * INNER, WIDTH) for i in (0, 2)}
+    shapes |= {f"{PARENT}.down_projs.{i}": (WIDTH, INNER) for i in (0, 2)}
+    deltas = save_adapter(tmp_path / "adapter", shapes)
+
+    loratools.merge(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out")
+
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    for leaf in ("gate_up_proj", "down_proj"):
+        for i in (0, 2):
+            assert_added(after[f"{PARENT}.{leaf}"][i], stored[f"{PARENT}.{leaf}"][i], deltas[f"{PARENT}.{leaf}s.{i}"].T)
+        assert torch.equal(after[f"{PARENT}.{leaf}"][1], stored[f"{PARENT}.{leaf}"][1])
+
+
+def test_no_other_model_has_such_experts() -> None:
+    shapes = {f"{PARENT}.gate_up_proj": (EXPERTS, 2 * INNER, WIDTH), f"{PARENT}.down_proj": (EXPERTS, WIDTH, INNER)}
+
+    assert not [name for name in aliases({"model_type": "qwen3_moe"}, shapes) if "projs" in name]

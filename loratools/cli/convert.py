@@ -37,6 +37,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.from_format
 @options.rank_from
 @options.expert_packing
+@options.expert_orientation
 @options.plan
 @options.overwrite
 @options.common

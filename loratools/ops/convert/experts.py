@@ -21,7 +21,7 @@ def unpacked(adapter: Adapter, names: Collection[str], base: Base | None) -> Ada
     """The adapter with the fused experts among `names` taken apart, where the base's sizes say how.
 
     Gate and up, one below the other, become two modules. What cannot be told apart stays as it is: experts of a base
-    that interleaves the two, and those whose inputs and outputs have one size.
+    that interleaves the two, and square ones of which nothing says how they are stored.
     """
     hidden = base.whole_number("hidden_size") if base is not None else None
     if base is None or hidden is None or stored_in_out(base.model_type):
@@ -45,11 +45,10 @@ def _parent(parent: str, base: Base) -> str:
 
 
 def _modules(parent: str, leaf: str, update: LoRAExperts, hidden: int) -> dict[str, LoRA] | None:
-    _, out, into = update.shape
-    if (out == hidden) == (into == hidden):
-        return None
     # Where PEFT took the two axes the other way round, the product of an expert is the transposed change.
-    swapped = (into == hidden) != (leaf == _FUSED)
+    swapped = _is_swapped(leaf, update, hidden)
+    if swapped is None:
+        return None
     modules: dict[str, LoRA] = {}
     for e in range(update.experts):
         expert = update.expert(e)
@@ -62,3 +61,16 @@ def _modules(parent: str, leaf: str, update: LoRAExperts, hidden: int) -> dict[s
         modules[expert_name(Expert(parent, e, "gate_proj"))] = rows_of(expert, 0, half)
         modules[expert_name(Expert(parent, e, "up_proj"))] = rows_of(expert, half, 2 * half)
     return modules
+
+
+def _is_swapped(leaf: str, update: LoRAExperts, hidden: int) -> bool | None:
+    """Whether inputs and outputs are exchanged: by the width of the model, or, of square ones, by who trained them.
+
+    None where neither tells. The layers of these models keep (out, in), so that `module` is the straight order.
+    """
+    _, out, into = update.shape
+    if (out == hidden) != (into == hidden):
+        return (into == hidden) != (leaf == _FUSED)
+    if hidden != out or update.orientation is None:
+        return None
+    return update.orientation in ("in-out", "inverted")

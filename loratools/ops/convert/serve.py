@@ -17,19 +17,28 @@ from loratools.formats.common.source import counted
 
 @dataclass(frozen=True)
 class Server:
-    """`largest`: the largest rank it can be told to take; `usual`: the largest untold; `option`: how to tell it."""
+    """What a server takes.
+
+    Attributes:
+        largest: The largest rank that it can be told to take.
+        usual: The largest rank that it takes without being told.
+        option: How to tell it.
+        single_experts: Whether it loads factors of single experts of a mixture, as files had them before transformers 5
+            (`experts.7.gate_proj`).
+    """
 
     largest: int | None = None
     usual: int | None = None
     option: str = ""
+    single_experts: bool = False
 
 
 SERVERS: dict[str, Server] = {
     "lorax": Server(),
-    "sglang": Server(),
+    "sglang": Server(single_experts=True),
     "tensorrt-llm": Server(usual=64, option="--max_lora_rank"),
     "tgi": Server(),
-    "vllm": Server(largest=512, usual=16, option="--max-lora-rank"),
+    "vllm": Server(largest=512, usual=16, option="--max-lora-rank", single_experts=True),
 }
 
 
@@ -44,13 +53,22 @@ def server(name: str) -> Server:
     return SERVERS[name]
 
 
+def taken_apart_for(adapter: Adapter, name: str) -> list[str]:
+    """Names of fused experts which the server loads one by one."""
+    if not server(name).single_experts:
+        return []
+    return [target for target, update in adapter.updates.items() if update.as_experts() is not None]
+
+
 def unservable(adapter: Adapter, name: str) -> dict[str, str]:
     """What the server does not load, and why."""
     largest = server(name).largest
     reasons = dict.fromkeys(adapter.replacements, f"{name} loads factors and no whole weights")
     for target, update in adapter.updates.items():
         lora = update.as_lora()
-        if lora is None:
+        if lora is None and update.as_experts() is not None and server(name).single_experts:
+            reasons[target] = f"{name} loads experts one by one, and what tells them apart is missing: give --base BASE"
+        elif lora is None:
             reasons[target] = f"{name} loads no {update.kind}"
         elif set(lora.parts) != {"A", "B"} or len(lora.a.shape) != 2:
             reasons[target] = f"{name} loads no LoRA with {', '.join(sorted(update.parts))} of this shape"

@@ -28,14 +28,14 @@ from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops.convert.client_names import named_for_client
 from loratools.ops.convert.experts import unpacked
 from loratools.ops.convert.fit import fitted
-from loratools.ops.convert.serve import served, unservable
+from loratools.ops.convert.serve import served, taken_apart_for, unservable
 from loratools.ops.convert.verify import ConvertedModule, Piece, compare
 from loratools.short_repr import few_lines
 from loratools.storage.commit import check_output
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import DTYPE_BITS, FLOAT_DTYPES
-from loratools.updates.lora_experts import Packing
+from loratools.updates.lora_experts import Orientation, Packing
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ def convert(
     from_format: str | None = None,
     rank_from: RankFrom = None,
     expert_packing: Packing | None = None,
+    expert_orientation: Orientation | None = None,
     overwrite: bool = False,
     plan: bool = False,
 ) -> ConvertReport:
@@ -128,6 +129,7 @@ def convert(
         rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
         expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
             open.
+        expert_orientation: `out-in` or `in-out`: how square fused experts are stored, where the files leave it open.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         plan: List what would be left out, from headers alone, and write nothing.
 
@@ -159,6 +161,7 @@ def convert(
         adapter,
         rank_from=rank_from,
         expert_packing=expert_packing,
+        expert_orientation=expert_orientation,
         from_format=from_format,
         alpha=alpha,
         leave_out=leave_out,
@@ -186,7 +189,8 @@ def convert(
     formats.ensure_layers(source, format if serve is None else serve)
     known = _with_its_layers(known, source)
     tensors_in = len(source.tensors())
-    source = unpacked(source, entry.unwritable(source, base=known), known)
+    in_pieces = [*entry.unwritable(source, base=known), *(taken_apart_for(source, serve) if serve is not None else ())]
+    source = unpacked(source, in_pieces, known)
     whole = source
     fit = fitted(source, known)
     source = fit.adapter

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loratools import formats
@@ -71,3 +71,85 @@ def test_without_the_sizes_of_the_base_fused_experts_are_refused_by_name(tmp_pat
         "model.layers.0.mlp.experts.down_proj: mlx-lm has no lora-experts",
         "model.layers.0.mlp.experts.gate_up_proj: mlx-lm has no lora-experts",
     )
+
+
+@pytest.mark.parametrize("server", ["vllm", "sglang"])
+def test_servers_get_one_lora_for_each_expert(server: str, tmp_path: Path) -> None:
+    sizes = {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
+    source, deltas = fused(tmp_path / "in", sizes)
+
+    convert(source, tmp_path / "out", format="peft", serve=server, base=BASE)
+
+    # As the server does: keys and one scale, alpha / r, for all.
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert config["target_modules"] == ["down_proj", "gate_proj", "up_proj"]
+    assert not config.get("target_parameters")
+    assert len(tensors) == 2 * 3 * EXPERTS
+    scale = config["lora_alpha"] / config["r"]
+    for e in range(EXPERTS):
+        up, down = (deltas[name][e] for name in sizes)
+        for role, delta in {"gate_proj": up[:INNER], "up_proj": up[INNER:], "down_proj": down}.items():
+            key = f"base_model.model.model.layers.0.mlp.experts.{e}.{role}"
+            product = scale * tensors[f"{key}.lora_B.weight"] @ tensors[f"{key}.lora_A.weight"]
+            torch.testing.assert_close(product, delta, rtol=1e-12, atol=1e-12)
+
+
+def test_a_server_of_single_experts_asks_for_the_base(tmp_path: Path) -> None:
+    source, _ = fused(tmp_path / "in", {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)})
+
+    with pytest.raises(UnsupportedError) as raised:
+        convert(source, tmp_path / "out", format="peft", serve="vllm")
+    assert ["--base BASE" in line for line in raised.value.details] == [True, True]
+
+    with pytest.raises(UnsupportedError) as raised:
+        convert(source, tmp_path / "out", format="peft", serve="tgi", base=BASE)
+    assert raised.value.details == (
+        "model.layers.0.mlp.experts.down_proj: tgi loads no lora-experts",
+        "model.layers.0.mlp.experts.gate_up_proj: tgi loads no lora-experts",
+    )
+
+
+def test_without_a_server_peft_keeps_its_fused_experts(tmp_path: Path) -> None:
+    source, _ = fused(tmp_path / "in", {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)})
+
+    convert(source, tmp_path / "out", format="peft", base=BASE)
+
+    assert sorted(formats.load(tmp_path / "out").updates) == [
+        "model.layers.0.mlp.experts.down_proj",
+        "model.layers.0.mlp.experts.gate_up_proj",
+    ]
+
+
+@pytest.mark.parametrize(("version", "turned"), [("0.21.0", False), ("0.18.1", True), ("0.19.0", True)])
+def test_square_experts_are_told_by_the_peft_that_trained_them(version: str, turned: bool, tmp_path: Path) -> None:
+    """As wide as the model: PEFT up to 0.18 took (in, out), 0.19.0 the opposite of the layer, later ones the layer."""
+    source, deltas = fused(tmp_path / "in", {"gate_up_proj": (HIDDEN, HIDDEN), "down_proj": (HIDDEN, HIDDEN)})
+    config = json.loads((source / "adapter_config.json").read_text())
+    (source / "adapter_config.json").write_text(json.dumps({**config, "peft_version": version}))
+
+    convert(source, tmp_path / "out", format="peft", serve="vllm", base=BASE)
+
+    found = formats.load(tmp_path / "out")
+    for e in range(EXPERTS):
+        down = found.updates[f"model.layers.0.mlp.experts.{e}.down_proj"].factors()
+        gate = found.updates[f"model.layers.0.mlp.experts.{e}.gate_proj"].factors()
+        assert down is not None
+        assert gate is not None
+        wanted = {name: delta[e].T if turned else delta[e] for name, delta in deltas.items()}
+        torch.testing.assert_close(down.b @ down.a, wanted["down_proj"], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gate.b @ gate.a, wanted["gate_up_proj"][: HIDDEN // 2], rtol=1e-12, atol=1e-12)
+
+
+def test_square_experts_of_nobody_known_need_a_word(tmp_path: Path) -> None:
+    source, deltas = fused(tmp_path / "in", {"gate_up_proj": (HIDDEN, HIDDEN), "down_proj": (HIDDEN, HIDDEN)})
+    config = json.loads((source / "adapter_config.json").read_text())
+    (source / "adapter_config.json").write_text(json.dumps({**config, "peft_version": "unknown"}))
+
+    with pytest.raises(UnsupportedError):
+        convert(source, tmp_path / "out", format="peft", serve="vllm", base=BASE)
+    convert(source, tmp_path / "out", format="peft", serve="vllm", base=BASE, expert_orientation="in-out")
+
+    down = formats.load(tmp_path / "out").updates["model.layers.0.mlp.experts.1.down_proj"].factors()
+    assert down is not None
+    torch.testing.assert_close(down.b @ down.a, deltas["down_proj"][1].T, rtol=1e-12, atol=1e-12)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loratools.adapted_module import AdaptedModule
     from loratools.adapter import Adapter, Replacement
     from loratools.arguments import Globs, Positive, Size
-    from loratools.checkpoints import Checkpoint, Component, LeftOut, SideFile, WeightFile, open_checkpoint
+    from loratools.checkpoints import Checkpoint, Component, SideFile, WeightFile, open_checkpoint
     from loratools.errors import (
         ChangedInputError,
         FormatError,
@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from loratools.ops.combine.verb import combine
     from loratools.ops.common.arguments import AdapterArgument, AdapterSource
     from loratools.ops.compare import ComparedModule, CompareReport, compare
-    from loratools.ops.convert.verb import ConvertReport, Dropped, convert
+    from loratools.ops.convert.report import ConvertReport
+    from loratools.ops.convert.verb import convert
     from loratools.ops.convert.verify import ConvertedModule
     from loratools.ops.extract.cost import Cost
-    from loratools.ops.extract.outcomes import Embeddings
-    from loratools.ops.extract.report import ExtractedModule, ExtractReport, Replaced, Skipped
+    from loratools.ops.extract.report import ExtractedModule, ExtractReport, Replaced
+    from loratools.ops.extract.settings import Embeddings
     from loratools.ops.extract.verb import extract
     from loratools.ops.inspect.entries import (
         AdapterEntry,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from loratools.ops.spectrum.report import ModuleSpectrum, RankRow, SpectrumReport
     from loratools.ops.spectrum.verb import spectrum
     from loratools.quantization import Quantisation
+    from loratools.skipped import Skipped
     from loratools.tensors.files import ByteRange, FileId
     from loratools.tensors.lazy import LazyTensor, Source
     from loratools.updates.lora import LoRA
@@ -95,12 +97,11 @@ _HOMES = {
     "CompareReport": "ops.compare",
     "ComparedModule": "ops.compare",
     "Component": "checkpoints",
-    "ConvertReport": "ops.convert.verb",
+    "ConvertReport": "ops.convert.report",
     "ConvertedModule": "ops.convert.verify",
     "Cost": "ops.extract.cost",
     "Delta": "updates.parts.protocol",
-    "Dropped": "ops.convert.verb",
-    "Embeddings": "ops.extract.outcomes",
+    "Embeddings": "ops.extract.settings",
     "ExtractReport": "ops.extract.report",
     "ExtractedModule": "ops.extract.report",
     "FailedEntry": "ops.inspect.entries",
@@ -114,7 +115,6 @@ _HOMES = {
     "InspectedModule": "ops.inspect.entries",
     "LayoutInfo": "ops.registries",
     "LazyTensor": "tensors.lazy",
-    "LeftOut": "checkpoints",
     "LoRA": "updates.lora",
     "LoraToolsError": "errors",
     "MachineError": "errors",
@@ -143,7 +143,7 @@ _HOMES = {
     "Share": "ops.combine.shares",
     "SideFile": "checkpoints",
     "Size": "arguments",
-    "Skipped": "ops.extract.report",
+    "Skipped": "skipped",
     "Source": "tensors.lazy",
     "SpectrumReport": "ops.spectrum.report",
     "TensorEntry": "ops.inspect.entries",
@@ -192,7 +192,6 @@ __all__ = [
     "ConvertedModule",
     "Cost",
     "Delta",
-    "Dropped",
     "Embeddings",
     "ExtractReport",
     "ExtractedModule",
@@ -207,7 +206,6 @@ __all__ = [
     "InspectedModule",
     "LayoutInfo",
     "LazyTensor",
-    "LeftOut",
     "LoRA",
     "LoraToolsError",
     "MachineError",

@@ -16,6 +16,7 @@ from loratools.arguments import checked
 from loratools.errors import FormatError, UnsupportedError, UsageError
 from loratools.quantization import Quantisation
 from loratools.short_repr import clipped, counted, one_line
+from loratools.skipped import Skipped
 from loratools.storage.files import quoted
 from loratools.tensors.files import FileId
 from loratools.tensors.lazy import LazyTensor
@@ -82,14 +83,6 @@ class SideFile:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """What lies in the folder and is not part of the model; the name of a whole folder ends with a slash."""
-
-    name: str
-    why: str
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A whole model on disk, opened by `open_checkpoint`. It is immutable, and its values are not read.
 
@@ -128,7 +121,7 @@ class Checkpoint:
     quantisation: Quantisation | None = None
     fixed: Mapping[str, str] = field(default_factory=dict)
     side_files: tuple[SideFile, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

@@ -60,8 +60,8 @@ def command(source: str, *, base: str | None, modules: bool, output: Output, **s
         report = spectrum(source, base, progress=progress, **settings)
     for warning in report.warnings:
         output.warn(warning)
-    for name, why in report.skipped:
-        output.explain(f"not looked at: {name} ({why})")
+    for skipped in report.skipped:
+        output.explain(f"not looked at: {skipped.name} ({skipped.why})")
     if output.json:
         output.document(report.to_dict())
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from loratools.ops.convert.verb import ConvertReport
+from loratools.ops.convert.report import ConvertReport
 from loratools.report.pairs import pairs
 from loratools.report.text import number, plural, size
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from rich.console import RenderableType
 
-from loratools.ops.extract.report import ExtractReport, Skipped
+from loratools.ops.extract.report import ExtractReport
 from loratools.report.pairs import pairs
 from loratools.report.rows import Column, Rows
 from loratools.report.text import interval, number, plural, safe, shape, size
+from loratools.skipped import Skipped
 
 # More of a kind than this are told as one line.
 _SHOWN = 3

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from loratools.checkpoints import LeftOut
 from loratools.checkpoints.common.side_files import sort_out, why_left_out
+from loratools.skipped import Skipped
 
 _ALONG = [
     "config.json", "generation_config.json", "configuration_deepseek.py", "modeling_deepseek.py",
@@ -100,13 +100,13 @@ def test_modules_of_sentence_transformers_come_along_with_their_weights(tmp_path
         "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "3_Dense/pytorch_model.bin",
         "modules.json",
     ]  # fmt: skip
-    assert left == (LeftOut("2_Dense/pytorch_model.bin", _COPY),)
+    assert left == (Skipped("2_Dense/pytorch_model.bin", _COPY, "file"),)
 
 
 def test_folder_with_weights_is_no_module_without_modules_json(tmp_path: Path) -> None:
     write(tmp_path, "2_Dense/model.safetensors", "2_Dense/config.json")
 
-    assert sort_out(tmp_path, set()) == ((), (LeftOut("2_Dense/", "a folder with weights of its own"),))
+    assert sort_out(tmp_path, set()) == ((), (Skipped("2_Dense/", "a folder with weights of its own", "file"),))
 
 
 def test_what_is_no_file_of_the_folder_is_left_out(tmp_path: Path) -> None:

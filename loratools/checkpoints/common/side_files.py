@@ -15,8 +15,9 @@ from collections.abc import Iterator, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from loratools.checkpoints import LeftOut, SideFile
+from loratools.checkpoints import SideFile
 from loratools.checkpoints.common.paths import leads_out
+from loratools.skipped import Skipped
 from loratools.storage.files import machine_error
 
 STRAY_SHARD = "a shard that does not belong to this model"
@@ -98,7 +99,7 @@ _MODULE = re.compile(r"(\w+_)?\d+_[A-Z]\w*")
 
 def sort_out(
     folder: Path, weights: Set[str], parts: Set[str] = frozenset()
-) -> tuple[tuple[SideFile, ...], tuple[LeftOut, ...]]:
+) -> tuple[tuple[SideFile, ...], tuple[Skipped, ...]]:
     """What comes along and what is left out of `folder`, each sorted by name; `weights` are neither.
 
     parts: folders inside that belong to the model, whatever is in them.
@@ -106,12 +107,12 @@ def sort_out(
     Links are followed to files in the folder or its cache, and to nowhere else.
     """
     along: list[SideFile] = []
-    skipped: list[LeftOut] = []
+    skipped: list[Skipped] = []
     for name, path, why in _walk(folder, weights, parts):
         if why is None:
             along.append(SideFile(name, path))
         else:
-            skipped.append(LeftOut(name, why))
+            skipped.append(Skipped(name, why, "file"))
     return tuple(sorted(along, key=lambda s: s.name)), tuple(sorted(skipped, key=lambda s: s.name))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from loratools.adapter import Adapter
 from loratools.errors import UsageError
+from loratools.formats.common.source import counted, shown
 from loratools.storage.files import quoted
 from loratools.updates.parts.protocol import Update
 
@@ -21,13 +22,25 @@ def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
         return adapter
     if not math.isfinite(alpha) or alpha == 0:
         raise UsageError(f"an alpha of {alpha:g} is no scale")
-    assumed = assumed_alphas(adapter)
+    assumed = _assuming_alpha(adapter)
     if not assumed:
         raise UsageError(f"{quoted(adapter.name)} says its own alpha, so that there is none to give with --alpha")
     given = {name: update.with_alpha(alpha) for name, update in assumed.items()}
     return replace(adapter, updates={**adapter.updates, **given})
 
 
-def assumed_alphas(adapter: Adapter) -> dict[str, Update]:
+def assumed_alpha_warnings(adapter: Adapter) -> list[str]:
+    """A warning where the scale of some modules rests on an alpha that nobody has said."""
+    assumed = _assuming_alpha(adapter)
+    if not assumed:
+        return []
+    alphas = sorted({update.alpha for update in assumed.values() if update.alpha is not None})
+    return [
+        f"the scale of {counted(len(assumed), 'module')} is not stored and is assumed to be that of alpha "
+        f"{', '.join(shown([f'{alpha:g}' for alpha in alphas]))}: if it was trained with another, give it with --alpha"
+    ]
+
+
+def _assuming_alpha(adapter: Adapter) -> dict[str, Update]:
     """Updates scaled by an alpha that nobody has said. A whole difference has none; not every LoKr has a use of it."""
     return {name: update for name, update in adapter.updates.items() if update.assumes_alpha}

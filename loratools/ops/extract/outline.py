@@ -8,8 +8,10 @@ from dataclasses import replace
 from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint
 from loratools.ops.extract.adapter import adapter_of, held_all, update_of
-from loratools.ops.extract.outcomes import Outcome, Settings, Unchanged, Whole, gets_factors, taken_whole
+from loratools.ops.extract.outcomes import Outcome, Unchanged, Whole
 from loratools.ops.extract.replacements import replacements
+from loratools.ops.extract.settings import Settings
+from loratools.ops.extract.treatment import gets_factors, taken_whole
 from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.updates.parts.protocol import Update
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 # A singular value counts as more than noise from this multiple of the edge on: the largest of a random matrix lies a
 # little to either side of it (Tracy and Widom).
 ABOVE_EDGE = 1.02
-# Where only the whole is limited, each module is first looked at to so many times the rank that all could have.
+# Where only the whole is limited, each module is first decomposed to so many times the rank that all could have.
 GENEROUS = 3
-_LEAST_LOOK = 16
+_LEAST_SEARCH_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,21 @@ class RankPolicy:
         """No module of this smaller side gets a higher rank."""
         return min(smaller, self.limit.rank or smaller, self.limit.max_rank or smaller)
 
-    def rule(self, smaller: int, edge: float, look: int | None = None) -> RankRule:
-        """What chooses the rank of a module with this smaller side and this edge of noise; at most `look`."""
+    def rule(self, smaller: int, edge: float, search_rank: int | None = None) -> RankRule:
+        """What chooses the rank of a module with this smaller side and this edge of noise; at most `search_rank`."""
         from loratools.algebra.rank_rules import Above, AtMost, Fixed
 
-        most = min(self.most(smaller), look or smaller)
+        most = min(self.most(smaller), search_rank or smaller)
         by_values = Above(ABOVE_EDGE * edge) if self.noise_edge else self.limit.loss
         return Fixed(most) if by_values is None else AtMost(by_values, most)
 
-    def first_look(self, costs: Sequence[int], dtype: str) -> int:
+    def initial_search_rank(self, costs: Sequence[int], dtype: str) -> int:
         """The rank up to which modules are decomposed before the limits of all are shared out.
 
         costs: parameters of one unit of rank, of all modules that may have changed.
         """
         budget = min(self.max_params or _ENDLESS, (self.max_size or _ENDLESS) * 8 // DTYPE_BITS[dtype])
-        return max(_LEAST_LOOK, GENEROUS * budget // max(1, sum(costs)))
+        return max(_LEAST_SEARCH_RANK, GENEROUS * budget // max(1, sum(costs)))
 
     def shared_out(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loratools.adapter import Replacement
-from loratools.ops.extract.outcomes import Outcome, Whole, whole_of
+from loratools.ops.extract.outcomes import Outcome, Whole
 from loratools.ops.finetune.pairs import Pair, Pairs
 
 
@@ -17,7 +17,7 @@ def replacements(pairs: Pairs, results: Mapping[Pair, Outcome]) -> dict[str, tup
     found: dict[str, tuple[Replacement, float | None]] = {}
     for pair, result in results.items():
         if isinstance(result, Whole):
-            found[_told(pair)] = Replacement(whole_of(pair, result), result.declared, result.rows), result.norm
+            found[_told(pair)] = Replacement(result.part_of(pair.tuned), result.declared, result.rows), result.norm
     for alone in pairs.alone:
         if alone.declared is not None:
             found[alone.name] = Replacement(alone.tensor, alone.declared), None

@@ -9,18 +9,12 @@ from pathlib import Path
 
 from loratools.adapter import Adapter, Replacement
 from loratools.ops.extract.cost import Cost, cost_of
-from loratools.ops.extract.outcomes import (
-    SKIPPED,
-    Factored,
-    Outcome,
-    Settings,
-    Unchanged,
-    gets_factors,
-    no_factors,
-    taken_whole,
-)
+from loratools.ops.extract.outcomes import Factored, Outcome, Unchanged
+from loratools.ops.extract.settings import Settings
+from loratools.ops.extract.treatment import SKIPPED, gets_factors, no_factors, taken_whole
 from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.short_repr import few_lines
+from loratools.skipped import Skipped
 from loratools.tensors.dtypes import DTYPE_BITS
 
 
@@ -59,17 +53,6 @@ class Replaced:
     bytes: int
     norm: float | None = None
     share: float | None = None
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A tensor that changed and is not in the adapter: why, how large the change is, and its `share` of the squared
-    norm of all changes. None where that is not known: numbers that are not weights, or a tensor that only one has."""
-
-    name: str
-    why: str
-    norm: float | None
-    share: float | None
 
 
 @dataclass(frozen=True)
@@ -182,9 +165,9 @@ def planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[s
         per_rank = [count * (rows + columns) for count, rows, columns in (p.matrices for p in chosen)]
         stored = sum((rank or 0) * cost for rank, cost in zip(ranks, per_rank, strict=True))
         nbytes = stored * DTYPE_BITS[settings.dtype] // 8 + sum(r.bytes for r in replaced)
-    skipped = [Skipped(p.name, p.why, None, None) for p in pairs.pairs if p.why is not None]
-    skipped += [Skipped(p.name, SKIPPED, None, None) for p in pairs.pairs if p not in whole and no_factors(p, settings)]
-    skipped += [Skipped(a.name, a.why, None, None) for a in pairs.alone if a.declared is None]
+    skipped = [Skipped(p.name, p.why) for p in pairs.pairs if p.why is not None]
+    skipped += [Skipped(p.name, SKIPPED) for p in pairs.pairs if p not in whole and no_factors(p, settings)]
+    skipped += [Skipped(a.name, a.why) for a in pairs.alone if a.declared is None]
     return ExtractReport(
         modules=tuple(modules),
         energy=None,

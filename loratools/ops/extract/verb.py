@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loratools import formats
@@ -24,20 +24,28 @@ from loratools.formats.common.base import Base
 from loratools.formats.image_parts.from_base import IMAGE_FORMATS, named_by_base
 from loratools.ops.common.arguments import stored_dtype
 from loratools.ops.common.device import ensure_device
+from loratools.ops.common.opening import AdapterOutput
 from loratools.ops.extract.adapter import adapter_of, held_all
-from loratools.ops.extract.outcomes import Embeddings, Factored, Left, Outcome, Settings, outcomes
+from loratools.ops.extract.outcomes import Factored, Outcome
 from loratools.ops.extract.outline import outline
 from loratools.ops.extract.rank_policy import RankPolicy
 from loratools.ops.extract.replacements import replacements
-from loratools.ops.extract.report import ExtractReport, Skipped, planned, reported
-from loratools.ops.extract.warnings import nothing_error, quality_warnings, resized, unwritable_lines
-from loratools.ops.finetune.delta import norm
-from loratools.ops.finetune.pairs import Alone, Pair, Pairs, line_up
+from loratools.ops.extract.report import ExtractReport, planned, reported
+from loratools.ops.extract.settings import Embeddings, Settings
+from loratools.ops.extract.skipped import skipped_tensors
+from loratools.ops.extract.warnings import (
+    nothing_error,
+    quality_warnings,
+    resized,
+    tied_embedding_warnings,
+    unwritable_lines,
+)
+from loratools.ops.extract.work import outcomes
+from loratools.ops.finetune.line_up import line_up
+from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.ops.lowrank.limit import Limit
-from loratools.storage.commit import check_output
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.scratch import scratch_beside
-from loratools.tensors.dtypes import FLOAT_DTYPES
 
 __all__ = ["ExtractReport", "extract"]
 
@@ -130,76 +138,97 @@ def extract(
     ensure_device(device)
     settings = Settings(policy, embeddings, stored_dtype(dtype), tolerance, exact, seed, device)
     before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, tuned))
-    inputs = [before.path, after.path]
-    if out is not None:
-        check_output(formats.named(Path(out), format), overwrite=overwrite, inputs=inputs)
+    output = AdapterOutput(
+        path=Path(out) if out is not None else None,
+        format=format,
+        overwrite=overwrite,
+        inputs=(before.path, after.path),
+        base=Base({name: w.shape for name, w in before.weights.items()}, before.config, before.path),
+    )
+    output.check()
     pairs = line_up(before, after, include=include, exclude=exclude, whole=whole, as_files=format != "peft")
-    warnings = [*pairs.warnings, *(f"'{c.name}': {text}" for c in (before, after) for text in c.warnings)]
-    workers = worker_count(threads)
-    known = Base({name: w.shape for name, w in before.weights.items()}, before.config, before.path)
+    extraction = _Extraction(before, after, pairs, settings, output, worker_count(threads))
+    return extraction.planned() if plan else extraction.extracted(progress)
 
-    def named(adapter: Adapter) -> Adapter:
-        # PEFT has the names of the base's own modules, and so have the formats of language models.
-        return named_by_base(adapter, known) if format in IMAGE_FORMATS else adapter
 
-    if plan:
-        adapter = named(outline(before, after, pairs, pairs.pairs, settings))
-        warnings += adapter.warnings
-        warnings += unwritable_lines(formats.writer(format).unwritable(adapter, base=known), format)
-        return planned(pairs, settings, workers, warnings)
+@dataclass(frozen=True)
+class _Extraction:
+    """Two checkpoints that are lined up, how the change between them is extracted, and where to."""
 
-    new = [a for a in pairs.alone if a.declared is not None]
-    new_bytes = sum(a.tensor.nbytes for a in new)
+    base: Checkpoint
+    tuned: Checkpoint
+    pairs: Pairs
+    settings: Settings
+    output: AdapterOutput
+    workers: int
 
-    def ensure_writable(changed: Sequence[Pair]) -> None:
-        # Hours of decomposing would end in the same error.
-        formats.ensure_writable(named(outline(before, after, pairs, changed, settings)), format, base=known)
+    def planned(self) -> ExtractReport:
+        """What would be extracted, from headers alone."""
+        adapter = self._outline(self.pairs.pairs)
+        unwritable = formats.writer(self.output.format).unwritable(adapter, base=self.output.base)
+        warnings = [*self._input_warnings(), *adapter.warnings, *unwritable_lines(unwritable, self.output.format)]
+        return planned(self.pairs, self.settings, self.workers, warnings)
 
-    look_at = ensure_writable if out is not None else None
-    with ExitStack() as stack:
-        # Of a large model the factors are gigabytes: they wait on the disk that they go to.
-        keep = stack.enter_context(scratch_beside(Path(out))).keep if out is not None else held_all
-        results = outcomes(pairs.pairs, settings, workers, new_bytes, progress, look_at, keep)
-        factors = {p: r for p, r in results.items() if isinstance(r, Factored)}
-        replaced = replacements(pairs, results)
-        everything = math.fsum(_square(r) for r in results.values())
-        skipped = _skipped(pairs, results, everything)
-        if not factors and not replaced:
-            raise nothing_error(before, after, skipped)
-        updates = {p: r.update for p, r in factors.items()}
-        adapter = adapter_of(before, pairs, updates, {name: r for name, (r, _) in replaced.items()})
-        report = reported(pairs, results, factors, replaced, skipped, everything, adapter)
-        if settings.embeddings == "lora" and (tied := [p.name for p, r in results.items() if p.followed and r.norm]):
-            warnings.append(
-                f"'{tied[0]}' is taken whole: a tied head follows it, and PEFT would add factors to one of the two only"
+    def extracted(self, progress: Callable[[int], None] | None) -> ExtractReport:
+        """Extract, write the adapter where it is to be written, and report."""
+        out = self.output.path
+        with ExitStack() as stack:
+            # Of a large model the factors are gigabytes: they wait on the disk that they go to.
+            keep = stack.enter_context(scratch_beside(out)).keep if out is not None else held_all
+            results = outcomes(
+                self.pairs.pairs,
+                self.settings,
+                threads=self.workers,
+                other_bytes=sum(one.tensor.nbytes for one in self.pairs.alone if one.declared is not None),
+                progress=progress,
+                # Hours of decomposing would end in the same error.
+                on_changed=self._ensure_writable if out is not None else None,
+                keep=keep,
             )
-        warnings += resized(results)
-        warnings += quality_warnings(report, factors, settings)
-        adapter = named(adapter)
-        warnings += adapter.warnings
-        if out is not None:
-            warnings += formats.save(adapter, out, format=format, overwrite=overwrite, inputs=inputs, base=known)
-    if out is not None:
-        written = formats.named(Path(out), format)
-        adapter = formats.load(written, from_format=format, base=known)
-        report = replace(report, output=written)
-    return replace(report, adapter=adapter, warnings=tuple(warnings))
+            adapter, report = self._assembled(results)
+            warnings = [*self._input_warnings(), *tied_embedding_warnings(results, self.settings), *resized(results)]
+            warnings += quality_warnings(report, _factored(results), self.settings)
+            adapter = self._named(adapter)
+            warnings += adapter.warnings
+            warnings += self.output.save(adapter)
+        if (written := self.output.named_path) is not None:
+            # The factors that waited on the disk are gone: the adapter is what was written.
+            adapter = formats.load(written, from_format=self.output.format, base=self.output.base)
+        return replace(report, adapter=adapter, output=written, warnings=tuple(warnings))
+
+    def _assembled(self, results: Mapping[Pair, Outcome]) -> tuple[Adapter, ExtractReport]:
+        """The adapter of these results, and what was measured on them.
+
+        Raises:
+            InputError: nothing changed, or nothing that an adapter can hold.
+        """
+        factored = _factored(results)
+        replaced = replacements(self.pairs, results)
+        total_change = math.fsum((outcome.norm or 0.0) ** 2 for outcome in results.values())
+        skipped = skipped_tensors(self.pairs, results, total_change)
+        if not factored and not replaced:
+            raise nothing_error(self.base, self.tuned, skipped)
+        updates = {pair: outcome.update for pair, outcome in factored.items()}
+        adapter = adapter_of(self.base, self.pairs, updates, {name: r for name, (r, _) in replaced.items()})
+        return adapter, reported(self.pairs, results, factored, replaced, skipped, total_change, adapter)
+
+    def _input_warnings(self) -> list[str]:
+        of_models = [f"'{c.name}': {text}" for c in (self.base, self.tuned) for text in c.warnings]
+        return [*self.pairs.warnings, *of_models]
+
+    def _outline(self, changed: Sequence[Pair]) -> Adapter:
+        return self._named(outline(self.base, self.tuned, self.pairs, changed, self.settings))
+
+    def _ensure_writable(self, changed: Sequence[Pair]) -> None:
+        formats.ensure_writable(self._outline(changed), self.output.format, base=self.output.base)
+
+    def _named(self, adapter: Adapter) -> Adapter:
+        """The adapter by the names that its format has for the base's modules."""
+        # PEFT has the names of the base's own modules, and so have the formats of language models.
+        if self.output.format not in IMAGE_FORMATS or self.output.base is None:
+            return adapter
+        return named_by_base(adapter, self.output.base)
 
 
-def _skipped(pairs: Pairs, results: Mapping[Pair, Outcome], everything: float) -> list[Skipped]:
-    """What changed and was not extracted, with its share of all that changed."""
-    found = [
-        Skipped(p.name, r.why, r.norm, r.norm**2 / everything if r.norm is not None else None)
-        for p, r in results.items()
-        if isinstance(r, Left)
-    ]
-    found += [Skipped(a.name, a.why, _norm_of(a), None) for a in pairs.alone if a.declared is None]
-    return sorted(found, key=lambda s: s.name)
-
-
-def _square(result: Outcome) -> float:
-    return (result.norm or 0.0) ** 2
-
-
-def _norm_of(alone: Alone) -> float | None:
-    return norm(alone.name, alone.tensor) if alone.tensor.dtype in FLOAT_DTYPES else None
+def _factored(results: Mapping[Pair, Outcome]) -> dict[Pair, Factored]:
+    return {pair: outcome for pair, outcome in results.items() if isinstance(outcome, Factored)}

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from loratools.checkpoints import Checkpoint
 from loratools.errors import InputError
-from loratools.ops.extract.outcomes import Factored, Outcome, Settings, Whole
-from loratools.ops.extract.report import ExtractReport, Skipped
+from loratools.ops.extract.outcomes import Factored, Outcome, Whole
+from loratools.ops.extract.report import ExtractReport
+from loratools.ops.extract.settings import Settings
 from loratools.ops.finetune.pairs import Pair
+from loratools.skipped import Skipped
 
 # From this share of unchanged weights on, rounding has taken away much of the update.
 _MOSTLY_IDENTICAL = 0.5
@@ -51,6 +53,14 @@ def quality_warnings(report: ExtractReport, factors: Mapping[Pair, Factored], se
             reason = "limits on size" if policy.limits_all or policy.limit.max_rank else f"storing as {settings.dtype}"
             found.append(f"{len(short)} modules keep less than asked for, for {reason}: {short[0].name} and others")
     return found
+
+
+def tied_embedding_warnings(results: Mapping[Pair, Outcome], settings: Settings) -> list[str]:
+    """That an embedding is taken whole although factors were asked for."""
+    tied = [pair.name for pair, outcome in results.items() if pair.followed and outcome.norm]
+    if settings.embeddings != "lora" or not tied:
+        return []
+    return [f"'{tied[0]}' is taken whole: a tied head follows it, and PEFT would add factors to one of the two only"]
 
 
 def resized(results: Mapping[Pair, Outcome]) -> list[str]:

@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from loratools.checkpoints import Checkpoint, Component, LeftOut
+from loratools.checkpoints import Checkpoint, Component
 from loratools.errors import UnsupportedError
 from loratools.matching import Matches
 from loratools.ops.merge.outputs import Output
 from loratools.quantization import Quantisation
 from loratools.quantization.common.config import model_dtype
 from loratools.quantization.common.dequantised import Dequantised
+from loratools.skipped import Skipped
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor
 
@@ -53,7 +54,7 @@ def dequantised_base(base: Checkpoint) -> Checkpoint:
         stored=base.weights,
         quantisation=None,
         side_files=tuple(file for file in base.side_files if file not in descriptions),
-        left_out=(*base.left_out, *(LeftOut(file.name, why) for file in descriptions)),
+        left_out=(*base.left_out, *(Skipped(file.name, why, "file") for file in descriptions)),
     )
 
 

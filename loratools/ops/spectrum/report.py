@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from loratools.short_repr import few_lines, one_line
+from loratools.skipped import Skipped
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class SpectrumReport:
     knee: int | None
     why: str
     unchanged: int
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[Skipped, ...]
     warnings: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -99,6 +100,6 @@ class SpectrumReport:
             "table": [vars(row) for row in self.table],
             "knee": {"rank": self.knee, "why": self.why},
             "unchanged": self.unchanged,
-            "skipped": [{"name": name, "why": why} for name, why in self.skipped],
+            "skipped": [{"name": skipped.name, "why": skipped.why} for skipped in self.skipped],
             "warnings": list(self.warnings),
         }

@@ -20,12 +20,14 @@ from loratools.formats.common.leave_out import LeaveOut
 from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
 from loratools.ops.common.device import device_named, ensure_device
 from loratools.ops.finetune.delta import Deltas, decomposed
-from loratools.ops.finetune.pairs import Pair, Pairs, line_up
+from loratools.ops.finetune.line_up import line_up
+from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import require_factors
 from loratools.ops.spectrum.modules import spectrum_of_pair, spectrum_of_update
 from loratools.ops.spectrum.report import ModuleSpectrum, SpectrumReport
 from loratools.ops.spectrum.table import knee_of, rank_table
+from loratools.skipped import Skipped
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.same import same_bytes
 from loratools.updates.lora_experts import Packing
@@ -194,10 +196,11 @@ def _decomposed_pair(pair: Pair, search: _Search) -> ModuleSpectrum | None:
     return None if decomposition is None else spectrum_of_pair(pair, decomposition)
 
 
-def _skipped(pairs: Pairs) -> list[tuple[str, str]]:
-    """Names of tensors that have no spectrum, and why."""
-    in_both = [(pair.name, pair.why or "taken whole") for pair in pairs.pairs if pair.layer is None]
-    return sorted([*in_both, *((alone.name, alone.why) for alone in pairs.alone)])
+def _skipped(pairs: Pairs) -> list[Skipped]:
+    """Tensors that have no spectrum, by name."""
+    in_both = [Skipped(pair.name, pair.why or "taken whole") for pair in pairs.pairs if pair.layer is None]
+    alone = [Skipped(one.name, one.why) for one in pairs.alone]
+    return sorted([*in_both, *alone], key=lambda skipped: skipped.name)
 
 
 def _reported(
@@ -208,7 +211,7 @@ def _reported(
     max_rank: int,
     *,
     unchanged: int = 0,
-    skipped: Sequence[tuple[str, str]] = (),
+    skipped: Sequence[Skipped] = (),
     warnings: Sequence[str],
 ) -> SpectrumReport:
     table = rank_table(modules, dtype, max_rank)

@@ -350,7 +350,7 @@ def test_what_a_format_cannot_hold_is_said_before_anything_is_decomposed(
         raise AssertionError("something was decomposed")
 
     with monkeypatch.context() as patched:
-        patched.setattr("loratools.ops.extract.outcomes.decomposed", never)
+        patched.setattr("loratools.ops.extract.work.decomposed", never)
         with pytest.raises(UnsupportedError, match="cannot be written as mlx") as caught:
             extract(base, tuned, tmp_path / "out", rank=3, format="mlx")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loratools import formats
 from loratools.errors import InputError
-from loratools.ops.extract import outcomes
+from loratools.ops.extract import work
 from loratools.ops.extract.verb import extract
 from loratools.ops.finetune import delta
 from loratools.storage import scratch
@@ -69,13 +69,13 @@ def test_all_factors_go_to_the_disk_and_come_out_the_same(
 def test_nothing_stays_on_the_disk_where_an_extraction_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = _pair(tmp_path, broken=True)
     seen: list[int] = []
-    original = outcomes.stored
+    original = work.stored
 
     def watched(*given: object, **named: object) -> object:
         seen.append(1)
         return original(*given, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(outcomes, "stored", watched)
+    monkeypatch.setattr(work, "stored", watched)
     with pytest.raises(InputError, match="not finite"):
         extract(before, after, tmp_path / "new" / "out", rank=3, threads=1)
 

@@ -1,0 +1,51 @@
+"""The report of a conversion: errors of modules, and what became of everything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from loratools.ops.convert.verify import ConvertedModule
+from loratools.short_repr import few_lines
+from loratools.skipped import Skipped
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion did. `modules` and `max_relative_error` are empty where it was only planned."""
+
+    source_format: str
+    target_format: str
+    tensors_in: int
+    tensors_out: int
+    modules: tuple[ConvertedModule, ...]
+    max_relative_error: float | None
+    dropped: tuple[Skipped, ...]
+    kept: tuple[str, ...]
+    recomputed: tuple[str, ...]
+    bytes: int | None
+    output: Path | None
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per module, with its relative error, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [{"name": module.name, "error": module.error} for module in self.modules]
+
+    def to_dict(self) -> dict[str, object]:
+        """The document of `loratools convert --json`, without its head."""
+        return {
+            "source_format": self.source_format,
+            "target_format": self.target_format,
+            "tensors_in": self.tensors_in,
+            "tensors_out": self.tensors_out,
+            "max_relative_error": self.max_relative_error,
+            "modules": self.rows(),
+            "dropped": [{"what": d.what, "name": d.name, "why": d.why} for d in self.dropped],
+            "metadata": {"kept": list(self.kept), "recomputed": list(self.recomputed)},
+            "bytes": self.bytes,
+            "warnings": list(self.warnings),
+            "output": str(self.output) if self.output is not None else None,
+        }

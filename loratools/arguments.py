@@ -133,6 +133,9 @@ def _argument(
     function: Callable[..., Any], parameter: inspect.Parameter, value: Any, later: Mapping[str, str]
 ) -> object:
     text = str(parameter.annotation)
+    if value == "" and "Path" in text:
+        # The working folder to pathlib, and an unset variable to whoever wrote it.
+        raise UsageError(f"{function.__name__}: {parameter.name} is empty", hint="give a path; '.' is the folder here")
     if type(value).__name__ in text.split(" | ") and type(value).__module__ == "builtins":
         return value  # nothing has to be imported to see that a str is one
     if text == "Globs" and isinstance(value, str):

@@ -128,6 +128,7 @@ def command(
     from loratools.report.combination import combine_plan, combine_summary
 
     if plan:
-        output.table(*combine_plan(report, out, every=output.verbose), *replaced_rows(out, overwrite=overwrite))
+        planned = combine_plan(report, out, residual=settings["residual"], every=output.verbose)
+        output.table(*planned, *replaced_rows(out, overwrite=overwrite))
     else:
         output.summary(*combine_summary(report, every=output.verbose))

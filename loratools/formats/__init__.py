@@ -126,7 +126,21 @@ def load_source(source: AdapterSource, *, format: str | None = None, rank_from: 
         f"{quoted(name)} beside the adapter holds tensors that are not read; they may be a part of the training"
         for name in unread
     ]
-    return replace(adapter, warnings=(*source.warnings, *adapter.warnings, *beside), unread_companions=unread)
+    empty = _empty_warnings(adapter)
+    return replace(adapter, warnings=(*source.warnings, *adapter.warnings, *empty, *beside), unread_companions=unread)
+
+
+def _empty_warnings(adapter: Adapter) -> list[str]:
+    """What an adapter without values says of how it was saved."""
+    if not adapter.updates and not adapter.replacements:
+        return [f"{quoted(adapter.name)} holds no tensors: nothing was trained, or nothing was saved"]
+    empty = [name for name, replacement in adapter.replacements.items() if not replacement.tensor.elements]
+    if not empty:
+        return []
+    return [
+        f"{counted(len(empty), 'replaced weight')} without any values: {', '.join(shown(empty))}; they were saved "
+        "while they lay on other devices (DeepSpeed ZeRO-3, FSDP)"
+    ]
 
 
 def _read(entry: Format, source: AdapterSource, rank_from: RankFrom | None) -> Adapter:

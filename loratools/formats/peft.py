@@ -182,7 +182,7 @@ def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapp
         warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
     if beside := [key for key, f in parsed.items() if isinstance(f, Foreign)]:
         warnings.append(f"{counted(len(beside), 'tensor')} of use in training only: {', '.join(shown(beside))}")
-    if not updates:
+    if parsed and not updates:
         warnings.append(f"{quoted(source.path)} has no factors, only {counted(len(parsed), 'replaced weight')}")
     return warnings
 

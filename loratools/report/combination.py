@@ -20,15 +20,20 @@ def combine_summary(report: CombineReport, *, every: bool = False) -> list[Rende
     """Lines printed on stderr after a combination; `every` module, if asked for."""
     written = [("written", f"{report.output}  {size(report.bytes)}")]
     if report.residual is not None:
-        written.append(("residual", str(report.residual)))
+        written.append(("residual", f"{report.residual}  {size(report.residual_bytes or 0)}"))
     return [pairs([*_head(report), *written]), *_tables(report, every)]
 
 
-def combine_plan(report: CombineReport, out: object, *, every: bool = False) -> list[RenderableType]:
+def combine_plan(
+    report: CombineReport, out: object, *, residual: object = None, every: bool = False
+) -> list[RenderableType]:
     """What `--plan` prints: every module with its ranks and error, the adapters, and the whole."""
+    rows = [*_head(report), ("output", f"{out}  {size(report.bytes)}")]
+    if report.residual_bytes is not None:
+        rows.append(("residual", f"{residual}  {size(report.residual_bytes)}"))
     return [
         modules_table(report),
-        pairs([*_head(report), ("output", f"{out}  {size(report.bytes)}")]),
+        pairs(rows),
         *_tables(report, every),
     ]
 

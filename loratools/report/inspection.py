@@ -251,6 +251,8 @@ def _adapter_remarks(entry: AdapterEntry) -> Iterator[tuple[str, str]]:
         yield "warning", f"values not finite in {_names(entry.not_finite)}"
     if entry.untrained:
         yield "warning", _untrained(entry)
+    if entry.mostly_zero:
+        yield "warning", _mostly_zero(entry)
     yield from (("warning", w) for w in entry.warnings)
 
 
@@ -271,10 +273,17 @@ def _marks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
             yield "warning", f"{entry.path}: values not finite in {_names(entry.not_finite)}"
         if isinstance(entry, AdapterEntry) and entry.untrained:
             yield "warning", f"{entry.path}: {_untrained(entry)}"
+        if isinstance(entry, AdapterEntry) and entry.mostly_zero:
+            yield "warning", f"{entry.path}: {_mostly_zero(entry)}"
     warned = [(entry.path, w) for entry in entries if not isinstance(entry, FailedEntry) for w in entry.warnings]
     yield from (("warning", f"{path}: {warning}") for path, warning in warned[:_MOST_WARNINGS])
     if (rest := len(warned) - _MOST_WARNINGS) > 0:
         yield "warning", f"{rest:,} more; --modules and --json show every one"
+
+
+def _mostly_zero(entry: AdapterEntry) -> str:
+    modules = plural(len(entry.mostly_zero), "module")
+    return f"most rows of B are zeros in {modules}, as a lost shard leaves them: {_names(entry.mostly_zero)}"
 
 
 def _untrained(entry: AdapterEntry) -> str:

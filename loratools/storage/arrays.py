@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from loratools.errors import UnsupportedError
-from loratools.storage.files import read_into
+from loratools.errors import LoraToolsError, UnsupportedError
+from loratools.storage.files import quoted, read_into
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
 
@@ -43,7 +43,10 @@ def read_array(tensor: LazyTensor, dtype: str, start: int = 0, stop: int | None 
     shape = ((tensor.shape[0] if stop is None else stop) - start, *tensor.shape[1:]) if tensor.shape else ()
     out: Floats = np.empty(shape, np.float64 if dtype == "F64" else np.float32)
     if tensor.dtype not in FLOAT_DTYPES:
-        raise UnsupportedError(f"a tensor of {tensor.dtype} is not computed with", hint="convert it to float32 first")
+        raise UnsupportedError(
+            f"{_described(tensor)} has dtype {tensor.dtype}, which is not computed with",
+            hint="convert it to float32 first",
+        )
     if isinstance(tensor.source, FloatsSource) and tensor.shape:
         np.copyto(out, tensor.source.read_floats(start, start + shape[0]).reshape(shape))
     elif tensor.location is None:
@@ -67,7 +70,10 @@ def read_raw(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Sto
     import numpy as np
 
     if tensor.dtype not in _RAW:
-        raise UnsupportedError(f"a tensor of {tensor.dtype} is not computed with", hint="such tensors can be copied")
+        raise UnsupportedError(
+            f"{_described(tensor)} has dtype {tensor.dtype}, which is not computed with",
+            hint="such tensors can be copied",
+        )
     shape = ((tensor.shape[0] if stop is None else stop) - start, *tensor.shape[1:]) if tensor.shape else ()
     out: Stored = np.empty(shape, _RAW[tensor.dtype])
     if tensor.location is not None:
@@ -80,3 +86,16 @@ def read_raw(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Sto
 
     out[...] = values.contiguous().view(getattr(torch, width)).numpy().view(out.dtype)
     return out
+
+
+def _described(tensor: LazyTensor) -> str:
+    """The tensor by its name and file, which it does not know itself: the header says what lies at its place."""
+    from loratools.storage.safetensors_reader import read_header
+
+    if (place := tensor.location) is None:
+        return f"a tensor of shape {tensor.shape}"
+    try:
+        names = [name for name, other in read_header(place.file.path).tensors.items() if other.location == place]
+    except LoraToolsError:
+        names = []  # a file of another kind
+    return f"{quoted(names[0]) if names else 'a tensor'} of {quoted(place.file.path)}"

@@ -16,7 +16,8 @@ class CombineReport:
     """What a combination did, or of a plan what it would do: all is computed, and nothing written.
 
     `output` and `residual` are None where nothing was written, `adapter` of a plan. `recipe` is what was asked for, in
-    full, and is in the metadata of what was written.
+    full, and is in the metadata of what was written. `residual_bytes` is the size of what was lost, where a residual
+    is asked for.
     """
 
     modules: tuple[CombinedModule, ...]
@@ -28,6 +29,7 @@ class CombineReport:
     warnings: tuple[str, ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
     residual: Path | None = None
+    residual_bytes: int | None = None
 
     def __repr__(self) -> str:
         return few_lines(self)
@@ -48,5 +50,6 @@ class CombineReport:
             "recipe": dict(self.recipe),
             "warnings": list(self.warnings),
             "residual": str(self.residual) if self.residual is not None else None,
+            "residual_bytes": self.residual_bytes,
             "output": str(self.output) if self.output is not None else None,
         }

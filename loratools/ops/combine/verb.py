@@ -193,9 +193,12 @@ def combine(
     lost = {name: r.lost for name, r in results.items() if r.lost is not None}
     if residual is not None and not lost:
         warnings.append("nothing was lost, so that there is no residual to write")
-    elif residual is not None and not plan:
-        difference = residual_updates(lost, updates, modules.fused_experts)
-        warnings += residual_output.save(replace(result, updates=difference, replacements={}))
+    residual_bytes: int | None = None
+    if residual is not None and lost:
+        lost_updates = residual_updates(lost, updates, modules.fused_experts)
+        difference = replace(result, updates=lost_updates, replacements={})
+        warnings += residual_output.save(difference, plan=plan)
+        residual_bytes = sum(t.nbytes for t in difference.tensors().values())
     lines = tuple(r.line for r in in_order)
     return CombineReport(
         modules=lines,
@@ -207,6 +210,7 @@ def combine(
         warnings=tuple(warnings),
         recipe=followed.to_dict(),
         residual=residual_output.path if lost and not plan else None,
+        residual_bytes=residual_bytes,
     )
 
 

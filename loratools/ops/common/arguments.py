@@ -114,6 +114,8 @@ def load_weighted(
         raise UsageError("no adapter is given")
     pairs = [a if isinstance(a, tuple) else (a, 1.0) for a in arguments]
     for source, weight in pairs:
+        if source == "":
+            raise UsageError("the path of an adapter is empty", hint="give a path; '.' is the folder here")
         if not math.isfinite(weight):
             name = source.name if isinstance(source, Adapter) else source
             raise UsageError(f"the weight of '{name}' is {weight}, which is not finite")

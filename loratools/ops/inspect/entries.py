@@ -20,7 +20,8 @@ _SHOWN_SOURCES = 4
 class Values(NamedTuple):
     """What only the values of an update can tell: all of `dW`, scale included.
 
-    The numbers are None where the delta is not low rank, and where a factor is not finite.
+    The numbers are None where the delta is not low rank, and where a factor is not finite. `zero_rows`: how many rows
+    of B are exact zeros, so that these outputs do not change.
     """
 
     norm: float | None
@@ -30,6 +31,7 @@ class Values(NamedTuple):
     singular_values: tuple[float, ...] | None
     finite: bool | None
     zero: bool | None
+    zero_rows: int | None = None
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -120,11 +122,25 @@ class AdapterEntry(NamedTuple):
         )
 
     @property
+    def mostly_zero(self) -> tuple[str, ...]:
+        """Modules that change some outputs and leave more than half as they are, by exact zeros in B.
+
+        A shard that was lost while an adapter was saved leaves such rows. Empty where the values were not read.
+        """
+        return tuple(
+            m.name
+            for m in self.modules
+            if m.values is not None and not m.values.zero and 2 * (m.values.zero_rows or 0) > (m.shape[0] or 0)
+        )
+
+    @property
     def value_warnings(self) -> tuple[str, ...]:
         """What the values are a reason to warn of, with every name; empty where they were not read."""
         warnings = [f"values not finite in {', '.join(self.not_finite)}"] if self.not_finite else []
         if self.untrained:
             warnings.append(f"untrained modules, which change nothing: {', '.join(self.untrained)}")
+        if self.mostly_zero:
+            warnings.append(f"most rows of B are zeros, as a lost shard leaves them: {', '.join(self.mostly_zero)}")
         return tuple(warnings)
 
     def rows(self) -> list[dict[str, object]]:

@@ -32,6 +32,7 @@ def update_values(update: Update) -> Values:
         singular_values=tuple(s.tolist()),
         finite=True,
         zero=zero,
+        zero_rows=int((~factors.b.any(dim=1)).sum()),
     )
 
 

@@ -471,7 +471,16 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
         tensors.append(MergedTensor(o.name, tuple(sorted(who)), measured.gain.gain if o.updates else None, ratio))
     warnings = list(made.warnings)
     if updated and total.energy == 0:
-        warnings.append("every delta is zero: the adapters are untrained, and the result equals the base")
+        warnings.append(
+            f"every delta is zero, of {len(updated)} of {len(updated)} weights: the adapters are untrained, and the "
+            "result equals the base"
+        )
+    elif updated and total.unchanged_share == 1:
+        warnings.append(
+            f"no weight that was measured changed, of {len(updated)} of {len(updated)}: all of the update is lost to "
+            "rounding, being small against the spacing of the stored dtype, and the result equals the base; "
+            "--dtype float32 keeps it"
+        )
     elif total.gain is not None and total.gain < 0.99:
         keeps_more = "" if any(o.rounding.feeds_back for o in updated) else "--rounding adapter keeps more of it, and "
         warnings.append(

@@ -137,8 +137,8 @@ def test_values_tell_untrained_and_not_finite_modules(tmp_path: Path) -> None:
     zero, nan = (m.values for m in entry.modules)
     assert zero is not None
     assert nan is not None
-    assert zero == (0.0, 0.0, 0.0, 0.0, (0.0,) * 4, True, True)
-    assert nan == (None, None, None, None, None, False, False)
+    assert zero == (0.0, 0.0, 0.0, 0.0, (0.0,) * 4, True, True, 10)
+    assert nan == (None, None, None, None, None, False, False, None)
     json.dumps(inspect(folder, values=True).to_dict(), allow_nan=False)
     warnings = entry.to_dict()["warnings"]
     assert isinstance(warnings, list)

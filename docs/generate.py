@@ -65,6 +65,22 @@ def quantization() -> str:
     return _summaries("quantization", "scheme")
 
 
+def families() -> str:
+    """Every family of image and video models: classes of diffusers, blocks and inputs of published models, words."""
+    from loratools.naming.image.evidence import denoisers
+
+    rows = []
+    for family in sorted(denoisers(), key=lambda family: family.name):
+        about = registry.summary("naming/image/families", family.name)
+        classes = ", ".join(f"`{name}`" for name in family.classes) or "–"
+        depths = "; ".join(f"{' or '.join(map(str, sorted(d)))} `{block}`" for block, d in family.depths.items())
+        widths = ", ".join(map(str, sorted({size for sizes in family.widths.values() for size in sizes})))
+        words = ", ".join(f"`{word}`" for word in family.words)
+        rows.append(f"| `{family.name}` | {about} | {classes} | {depths or '–'} | {widths or '–'} | {words} |")
+    head = "| family | what it is | class in diffusers | published blocks | published inputs | words in headers |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+
+
 def helps() -> str:
     import click
 
@@ -168,6 +184,7 @@ def _type_text(value: object) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "formats": formats,
+    "families": families,
     "layouts": layouts,
     "methods": methods,
     "kinds": kinds,

@@ -107,7 +107,7 @@ def _replaced(name: str, family: Family | None, *, stored: bool) -> str | None:
     if stored or module.startswith(_PREFIX):
         return module
     back = family.back(module.partition(".")[2], "comfy") if family is not None else None
-    return None if back is None or len(back.place.targets) > 1 or back.place.swap else f"{_PREFIX}{back.name}"
+    return None if back is None or len(back.place.targets) > 1 or back.place.may_swap else f"{_PREFIX}{back.name}"
 
 
 def _locate(name: str) -> Located | None:

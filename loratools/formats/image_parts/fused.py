@@ -28,14 +28,15 @@ def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Upd
 
     columns: inputs of the module; also of the one that the update of a bias belongs to.
     """
-    if len(place.targets) == 1 and not place.swap:
+    if len(place.targets) == 1 and not place.may_swap:
         return {place.targets[0]: update}
     rows = _rows_that_cut(update)
     if rows is None:
         return None
     if len(place.targets) == 1:
         # A module with another number of outputs has no halves of this kind.
-        return {place.targets[0]: _with_halves_swapped(update) if rows == 2 * (columns or 0) else update}
+        swapped = place.halves_swapped(rows, columns or 0)
+        return {place.targets[0]: _with_halves_swapped(update) if swapped else update}
     if columns is None and place.split != "thirds":
         return None
     shares = sizes(place.split, rows, columns or 0, len(place.targets))
@@ -100,7 +101,8 @@ def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | Non
 def swapped_back(update: Update, place: Place, *, columns: int | None) -> Update:
     """As the original has it, where its halves stand in another order."""
     rows = _rows_that_cut(update)
-    return _with_halves_swapped(update) if place.swap and rows is not None and rows == 2 * (columns or 0) else update
+    swapped = rows is not None and place.halves_swapped(rows, columns or 0)
+    return _with_halves_swapped(update) if swapped else update
 
 
 def without_zeros(update: LoRA) -> LoRA:

@@ -5,7 +5,7 @@ A family that knows all names is a candidate, no more. What speaks about a candi
     excluded     a block behind the last of any published model, or another ratio of outputs to inputs
     header       words of the file's header, or of the name of a base model
     widths       as many inputs as published models have, or as none of them has
-    depth        the blocks end where those of a published model end
+    depth        all blocks are there, and as many as a published model has
     exclusive    names that no other model has
     ratio        outputs for each input, as the table has them
 
@@ -29,7 +29,7 @@ from loratools.storage.files import quoted
 Sizes = Mapping[str, tuple[int | None, int | None]]
 _HINT = "name the model it is for: --base BASE"
 # Outputs for each input that attention and feed-forward layers of any transformer have, which prove nothing.
-_USUAL_RATIOS = (1, 3, 4, 1 / 3, 1 / 4)
+_USUAL_RATIOS = (1, 2, 3, 4, 1 / 2, 1 / 3, 1 / 4)
 _SEPARATORS = re.compile(r"[^a-z0-9]+")
 
 
@@ -83,18 +83,18 @@ def decide(
         MismatchError: `base_family` does not know them all.
     """
     families = tuple(families)
-    places = {family: {name: family.find(name, flat=flat) for name in names} for family in families}
 
     def meanings(family: Family) -> dict[str, Place]:
-        return {name: place for name, place in places[family].items() if place is not None}
+        return {name: place for name in names if (place := family.find(name, flat=flat)) is not None}
 
-    knowing = [family for family in families if all(places[family].values())]
+    # Most families are ruled out by one of the first names.
+    knowing = [family for family in families if all(family.find(name, flat=flat) is not None for name in names)]
     if base_family is not None:
         if base_family not in knowing:
             raise _not_of_family(base_family, names, flat)
         return Decision((base_family,), meanings(base_family))
     if not knowing:
-        raise _unknown(names, places)
+        raise _unknown(names, {family: meanings(family) for family in families})
     # Names that no other model has outweigh shapes and depth: it is another size of that model.
     certain = [family for family in knowing if any(family.is_exclusive(name, flat=flat) for name in names)]
     shaped = [family for family in knowing if not _has_other_ratios(names, family, flat)]
@@ -114,7 +114,8 @@ def decide(
         proven = proven or best > 0
     agree = same or (lambda one, other: meanings(one) == meanings(other))
     if not all(agree(candidates[0], other) for other in candidates[1:]):
-        differing = [n for n in names if any(places[other][n] != places[candidates[0]][n] for other in candidates)]
+        first = meanings(candidates[0])
+        differing = [n for n in names if any(other.find(n, flat=flat) != first[n] for other in candidates)]
         raise UndecidedError(
             f"it may be of {_listed(candidates, 'or')}: {len(differing)} of {len(names)} names mean different "
             "modules in them"
@@ -160,8 +161,8 @@ def _has_other_ratios(names: Sizes, family: Family, flat: bool) -> bool:
 
 def _too_deep(names: Sizes, family: Family, flat: bool) -> bool:
     """Whether there is a block behind the last of every published model."""
-    counts = _blocks(names, family, flat)
-    return any(counts[block] > max(depths) for block, depths in family.depths.items() if block in counts)
+    numbers = _blocks(names, family, flat)
+    return any(max(numbers[block]) >= max(depths) for block, depths in family.depths.items() if block in numbers)
 
 
 def _widths(names: Sizes, family: Family, flat: bool) -> int:
@@ -175,22 +176,26 @@ def _widths(names: Sizes, family: Family, flat: bool) -> int:
 
 
 def _depth(names: Sizes, family: Family, flat: bool) -> int:
-    """1 where the blocks end as in a published model, -1 where some do not, 0 where there are none."""
-    counts = _blocks(names, family, flat)
-    are_published = [counts[block] in depths for block, depths in family.depths.items() if block in counts]
-    return 0 if not are_published else 1 if all(are_published) else -1
+    """1 where there are as many blocks as in a published model, -1 where there are not, 0 where some are missing."""
+    numbers = {block: there for block, there in _blocks(names, family, flat).items() if block in family.depths}
+    ends = {block: max(there) + 1 in family.depths[block] for block, there in numbers.items()}
+    known = [ends[block] for block, there in numbers.items() if len(there) == max(there) + 1]
+    if known:
+        return 1 if all(known) else -1
+    # The last of a few chosen blocks may be that of a model by chance, but not of two kinds of blocks.
+    return 1 if len(ends) > 1 and all(ends.values()) else 0
 
 
-def _blocks(names: Iterable[str], family: Family, flat: bool) -> dict[str, int]:
-    """First part of diffusers' names -> one more than the highest number of such a block."""
-    counts: dict[str, int] = {}
+def _blocks(names: Iterable[str], family: Family, flat: bool) -> dict[str, set[int]]:
+    """First part of diffusers' names -> the numbers of such blocks that there are."""
+    numbers: dict[str, set[int]] = {}
     for name in names:
         place = family.find(name, flat=flat)
         block, _, rest = (place.targets[0] if place is not None else "").partition(".")
         number = rest.partition(".")[0]
         if number.isdecimal():
-            counts[block] = max(counts.get(block, 0), int(number) + 1)
-    return counts
+            numbers.setdefault(block, set()).add(int(number))
+    return numbers
 
 
 def _has_distinct_ratio(names: Sizes, family: Family, flat: bool) -> bool:
@@ -222,9 +227,9 @@ def _contradicted(families: Sequence[Family], why: str, names: Sizes) -> Undecid
     return UndecidedError(message, details=details, hint=_HINT)
 
 
-def _unknown(names: Sizes, places: Mapping[Family, Mapping[str, Place | None]]) -> UnsupportedError:
-    best = max(places, key=lambda family: sum(place is not None for place in places[family].values()))
-    missing = [name for name, place in places[best].items() if place is None]
+def _unknown(names: Sizes, places: Mapping[Family, Mapping[str, Place]]) -> UnsupportedError:
+    best = max(places, key=lambda family: len(places[family]))
+    missing = [name for name in names if name not in places[best]]
     if len(missing) == len(names):
         message = f"none of its {len(names)} module names is known in any model here"
     else:

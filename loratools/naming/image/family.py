@@ -27,6 +27,7 @@ class Rule:
 
     split   how its outputs are shared out over several: see `sizes`
     swap    where it has two outputs for each input, the halves stand in the other order (scale, shift) in diffusers
+    gated   the halves stand in the other order in diffusers, whatever the number of inputs (a gate and what it gates)
     ratio   outputs for each input, where this tells families of the same names apart
     """
 
@@ -35,6 +36,7 @@ class Rule:
     split: str = ""
     swap: bool = False
     ratio: float | None = None
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ class Place:
     targets: tuple[str, ...]
     split: str = ""
     swap: bool = False
+    gated: bool = False
+
+    @property
+    def may_swap(self) -> bool:
+        """Whether its halves stand in the other order in diffusers, for some numbers of inputs or for all."""
+        return self.swap or self.gated
+
+    def halves_swapped(self, rows: int, columns: int) -> bool:
+        """Whether the halves of a module with so many outputs and inputs stand in the other order in diffusers."""
+        return rows % 2 == 0 and (self.gated or (self.swap and rows == 2 * columns))
 
 
 @dataclass(frozen=True)
@@ -176,7 +188,7 @@ class Family:
 
 def _place(rule: Rule, numbers: list[str]) -> Place:
     targets = tuple(target.format(*numbers) for target in rule.diffusers)
-    return Place(rule.original.format(*numbers), targets, rule.split, rule.swap)
+    return Place(rule.original.format(*numbers), targets, rule.split, rule.swap, rule.gated)
 
 
 # template with every number as {} -> what stands at these places (a number or {}), rule, which of its modules

@@ -115,9 +115,10 @@ def _denoiser(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:
             continue
         stored = f"{prefix}{name}"
         weight = shapes.get(f"{module}.weight", shape)
+        columns = weight[1] if len(weight) > 1 else 0
         each: tuple[int, ...] | None = (shape[0],)
         if len(place.targets) > 1:
-            each = sizes(place.split, shape[0], weight[1] if len(weight) > 1 else 0, len(place.targets))
+            each = sizes(place.split, shape[0], columns, len(place.targets))
         if each is None:
             continue
         start = 0
@@ -126,7 +127,7 @@ def _denoiser(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:
             start += rows
             undivided = len(each) == 1
             places: tuple[Place, ...] = (Place(stored, at=Part() if undivided else Part(rows=span)),)
-            if place.swap and rows % 2 == 0:
+            if place.halves_swapped(rows, columns):
                 half = rows // 2
                 places = (
                     Place(stored, at=Part(rows=Span(half, rows)), of=Part(rows=Span(0, half))),

@@ -84,7 +84,7 @@ def test_names_of_public_lokr_files_are_found(tmp_path: Path, name: str) -> None
     (format,) = formats.detect(tmp_path / "one.safetensors")
     assert format == ("comfy" if name.startswith("anima") else "kohya")
     found = formats.load(tmp_path / "one.safetensors")
-    prefix = "diffusion_model.blocks.0." if name.startswith("anima") else "transformer.transformer_blocks."
+    prefix = "transformer.transformer_blocks."
     assert all(target.startswith(prefix) and update.kind == "lokr" for target, update in found.updates.items())
     loratools.convert(tmp_path / "one.safetensors", tmp_path / "two.safetensors", format=format)
     again = load_file(tmp_path / "two.safetensors")

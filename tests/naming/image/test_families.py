@@ -35,7 +35,8 @@ REFINER = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2560,
 }
-# family -> class of diffusers and its config; small in depth only, with everything switched on that has weights.
+# family, and which of its models -> class of diffusers and its config; small in depth only, with everything switched on
+# that has weights.
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "sd": ("UNet2DConditionModel", dict(SD)),
     "sdxl": ("UNet2DConditionModel", dict(SDXL)),
@@ -44,10 +45,65 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "flux2": ("Flux2Transformer2DModel", {"num_layers": 2, "num_single_layers": 2}),
     "sd3": ("SD3Transformer2DModel", {"num_layers": 2, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),
     "wan": ("WanTransformer3DModel", {"num_layers": 2, "image_dim": 1280, "added_kv_proj_dim": 5120}),
+    "wan, VACE": ("WanVACETransformer3DModel", {"num_layers": 2, "vace_layers": [0, 1]}),
+    "wan, Animate": ("WanAnimateTransformer3DModel", {"num_layers": 6}),
     "hunyuan-video": (
         "HunyuanVideoTransformer3DModel",
         {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True},
     ),
+    "hunyuan-video, FramePack": (
+        "HunyuanVideoFramepackTransformer3DModel",
+        {"num_layers": 2, "num_single_layers": 2, "has_image_proj": True, "has_clean_x_embedder": True},
+    ),
+    "hunyuan-video15": ("HunyuanVideo15Transformer3DModel", {"num_layers": 2, "use_meanflow": True}),
+    "hunyuan-image": (
+        "HunyuanImageTransformer2DModel",
+        {
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "text_embed_2_dim": 1472,
+            "guidance_embeds": True,
+            "use_meanflow": True,
+        },
+    ),
+    "hunyuan-dit": ("HunyuanDiT2DModel", {"in_channels": 4, "patch_size": 2, "num_layers": 4}),
+    "ltx": ("LTXVideoTransformer3DModel", {"num_layers": 2}),
+    "ltx2": (
+        "LTX2VideoTransformer3DModel",
+        {
+            "num_layers": 2,
+            "gated_attn": True,
+            "cross_attn_mod": True,
+            "audio_gated_attn": True,
+            "audio_cross_attn_mod": True,
+        },
+    ),
+    "cosmos": (
+        "CosmosTransformer3DModel",
+        {"num_layers": 2, "extra_pos_embed_type": None, "use_crossattn_projection": True},
+    ),
+    "hidream": (
+        "HiDreamImageTransformer2DModel",
+        {
+            "patch_size": 2,
+            "in_channels": 16,
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "caption_channels": [4096, 4096],
+            "llama_layers": [0, 1],
+        },
+    ),
+    "pixart": ("PixArtTransformer2DModel", {"num_layers": 2, "caption_channels": 4096}),
+    "auraflow": ("AuraFlowTransformer2DModel", {"num_mmdit_layers": 2, "num_single_dit_layers": 2}),
+    "sana": ("SanaTransformer2DModel", {"num_layers": 2}),
+    "sana, Sprint": (
+        "SanaTransformer2DModel",
+        {"num_layers": 2, "guidance_embeds": True, "qk_norm": "rms_norm_across_heads"},
+    ),
+    "cogvideox": ("CogVideoXTransformer3DModel", {"num_layers": 2, "ofs_embed_dim": 512}),
+    # The last of its 48 blocks is another.
+    "mochi": ("MochiTransformer3DModel", {}),
+    "kandinsky5": ("Kandinsky5Transformer3DModel", {"num_text_blocks": 1, "num_visual_blocks": 2}),
     "qwen-image": ("QwenImageTransformer2DModel", {"num_layers": 2}),
     "z-image": ("ZImageTransformer2DModel", {"n_layers": 2}),
     "lumina2": ("Lumina2Transformer2DModel", {"num_layers": 2}),
@@ -56,7 +112,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def family(name: str) -> Family:
-    return next(f for f in (*denoisers(), *encoders()) if f.name == name)
+    return next(f for f in (*denoisers(), *encoders()) if f.name == name.partition(",")[0])
 
 
 def modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:

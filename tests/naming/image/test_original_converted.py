@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +45,13 @@ def sdxl() -> diffusers.UNet2DConditionModel:
     )  # fmt: skip
 
 
-def published(model: torch.nn.Module, family: str) -> dict[str, Tensor]:
-    """Random weights under the names of the family's table, of the shapes that a model of diffusers has."""
+def published(
+    model: torch.nn.Module, family: str, *, prefix: str = PREFIX, others: Mapping[str, str] | None = None
+) -> dict[str, Tensor]:
+    """Random weights under the names of the family's table, of the shapes that a model of diffusers has.
+
+    others: published names of parameters that are no module's weight or bias, by patterns of those of diffusers.
+    """
     table = family_named(family)
     assert table is not None
     g = torch.Generator().manual_seed(4)
@@ -51,18 +59,23 @@ def published(model: torch.nn.Module, family: str) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         module, _, leaf = name.rpartition(".")
         fused = table.back(module, "original")
-        assert fused is not None, module
+        if fused is None or leaf not in ("weight", "bias"):
+            pattern = next((p for p in others or {} if re.fullmatch(p, name)), None)
+            assert pattern is not None, name
+            original = re.sub(pattern, (others or {})[pattern], name)
+            found[f"{prefix}{original}"] = torch.randn(parameter.shape, generator=g)
+            continue
         if len(fused.place.targets) > 1:
             parts = [model.get_parameter(f"{t}.{leaf}").shape for t in fused.place.targets]
             shape = (sum(part[0] for part in parts), *parts[0][1:])
         else:
             shape = tuple(parameter.shape)
         stored = "scale" if "query_norm" in fused.name or "key_norm" in fused.name else leaf
-        found.setdefault(f"{PREFIX}{fused.name}.{stored}", torch.randn(shape, generator=g))
+        found.setdefault(f"{prefix}{fused.name}.{stored}", torch.randn(shape, generator=g))
     return found
 
 
-def assert_same(checkpoint: dict[str, Tensor], expected: dict[str, Tensor], component: str) -> None:
+def assert_same(checkpoint: Mapping[str, Tensor], expected: Mapping[str, Tensor], component: str) -> None:
     known = original_aliases({name: tuple(t.shape) for name, t in checkpoint.items()})
     for name, values in expected.items():
         assert torch.equal(assembled(known[f"{component}.{name}"], checkpoint), values), name
@@ -162,3 +175,253 @@ def test_open_clip_is_found_as_diffusers_converts_it() -> None:
     checkpoint[f"{PREFIX}out.2.weight"] = torch.zeros(4, 4, 3, 3)  # a file of such an encoder has a denoiser too
     expected.pop("text_model.embeddings.position_ids", None)
     assert_same(checkpoint, expected, "text_encoder_2")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model of diffusers, small and with the blocks of a published one, and the conversion of its checkpoint.
+
+    others    published names of parameters that are no module's weight or bias: see `published`
+    extra     shapes of what a published checkpoint has beside them
+    reshaped  shapes of what it has in another shape than diffusers
+    """
+
+    family: str
+    model: str
+    config: dict[str, Any]
+    convert: str
+    others: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    reshaped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    prefix: str = PREFIX
+
+
+_WAN = {
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "ffn_dim": 40,
+    "text_dim": 10,
+    "freq_dim": 6,
+    "in_channels": 4,
+    "out_channels": 4,
+}
+_WAN_TABLES = {r"scale_shift_table": "head.modulation", r"((?:vace_)?blocks\.\d+)\.scale_shift_table": r"\1.modulation"}
+_MOTION = "motion_encoder.enc.net_app.convs"
+CHECKPOINTS = {
+    "sd3": Published(
+        "sd3",
+        "SD3Transformer2DModel",
+        {
+            "num_layers": 3,
+            "dual_attention_layers": (0,),
+            "qk_norm": "rms_norm",
+            "pos_embed_max_size": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 6,
+            "caption_projection_dim": 12,
+            "in_channels": 4,
+            "joint_attention_dim": 10,
+            "pooled_projection_dim": 14,
+            "sample_size": 8,
+        },
+        "convert_sd3_transformer_checkpoint_to_diffusers",
+        extra={"pos_embed": (1, 16, 12)},
+    ),
+    "ltx": Published(
+        "ltx",
+        "LTXVideoTransformer3DModel",
+        {
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 6,
+            "cross_attention_dim": 12,
+            "caption_channels": 10,
+            "in_channels": 4,
+            "out_channels": 4,
+        },
+        "convert_ltx_transformer_checkpoint_to_diffusers",
+        others={r"(.*scale_shift_table)": r"\1"},
+    ),
+    "ltx2": Published(
+        "ltx2",
+        "LTX2VideoTransformer3DModel",
+        {
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 16,
+            "audio_num_attention_heads": 2,
+            "audio_attention_head_dim": 4,
+            "audio_cross_attention_dim": 8,
+            "caption_channels": 10,
+            "in_channels": 4,
+            "out_channels": 4,
+            "audio_in_channels": 6,
+            "audio_out_channels": 6,
+            "gated_attn": True,
+            "audio_gated_attn": True,
+        },
+        "convert_ltx2_transformer_to_diffusers",
+        others={
+            r"(.*)video_a2v_cross_attn_scale_shift_table": r"\1scale_shift_table_a2v_ca_video",
+            r"(.*)audio_a2v_cross_attn_scale_shift_table": r"\1scale_shift_table_a2v_ca_audio",
+            r"(.*scale_shift_table)": r"\1",
+        },
+    ),
+    "cosmos": Published(
+        "cosmos",
+        "CosmosTransformer3DModel",
+        {
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "text_embed_dim": 10,
+            "adaln_lora_dim": 4,
+            "in_channels": 4,
+            "out_channels": 4,
+            "extra_pos_embed_type": None,
+        },
+        "convert_cosmos_transformer_checkpoint_to_diffusers",
+        prefix="net.",
+    ),
+    "hidream": Published(
+        "hidream",
+        "HiDreamImageTransformer2DModel",
+        {
+            "patch_size": 2,
+            "in_channels": 4,
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "attention_head_dim": 8,
+            "num_attention_heads": 2,
+            "caption_channels": [10, 12],
+            "text_emb_dim": 6,
+            "axes_dims_rope": (4, 4),
+            "llama_layers": [0, 1],
+            "num_routed_experts": 2,
+        },
+        "convert_hidream_transformer_to_diffusers",
+    ),
+    "auraflow": Published(
+        "auraflow",
+        "AuraFlowTransformer2DModel",
+        {
+            "num_mmdit_layers": 2,
+            "num_single_dit_layers": 2,
+            "attention_head_dim": 6,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 10,
+            "caption_projection_dim": 12,
+            "pos_embed_max_size": 16,
+            "sample_size": 8,
+        },
+        "convert_auraflow_transformer_checkpoint_to_diffusers",
+        others={"register_tokens": "register_tokens", r"pos_embed\.pos_embed": "positional_encoding"},
+        prefix="",
+    ),
+    "sana": Published(
+        "sana",
+        "SanaTransformer2DModel",
+        {
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 6,
+            "num_cross_attention_heads": 2,
+            "cross_attention_head_dim": 6,
+            "cross_attention_dim": 12,
+            "caption_channels": 10,
+            "in_channels": 4,
+            "out_channels": 4,
+        },
+        "convert_sana_transformer_to_diffusers",
+        others={
+            "scale_shift_table": "final_layer.scale_shift_table",
+            r"transformer_blocks\.(\d+)\.scale_shift_table": r"blocks.\1.scale_shift_table",
+        },
+        extra={"pos_embed": (1, 4), "y_embedder.y_embedding": (3, 10)},
+    ),
+    "mochi": Published(
+        "mochi",
+        "MochiTransformer3DModel",
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 6,
+            "pooled_projection_dim": 8,
+            "in_channels": 4,
+            "text_embed_dim": 10,
+            "time_embed_dim": 6,
+        },
+        "convert_mochi_transformer_checkpoint_to_diffusers",
+        others={"pos_frequencies": "pos_frequencies"},
+    ),
+    "wan": Published(
+        "wan",
+        "WanTransformer3DModel",
+        {**_WAN, "image_dim": 14, "added_kv_proj_dim": 24},
+        "convert_wan_transformer_to_diffusers",
+        others=_WAN_TABLES,
+    ),
+    "VACE": Published(
+        "wan",
+        "WanVACETransformer3DModel",
+        {**_WAN, "vace_layers": [0, 1], "vace_in_channels": 6},
+        "convert_wan_transformer_to_diffusers",
+        others=_WAN_TABLES,
+    ),
+    "Animate": Published(
+        "wan",
+        "WanAnimateTransformer3DModel",
+        {
+            **_WAN,
+            "num_layers": 2,
+            "latent_channels": 3,
+            "in_channels": 10,
+            "image_dim": 14,
+            "added_kv_proj_dim": 24,
+            "motion_encoder_channel_sizes": dict.fromkeys(("4", "8", "16", "32", "64", "128", "256", "512"), 4),
+            "motion_encoder_size": 512,
+            "motion_style_dim": 8,
+            "motion_dim": 3,
+            "motion_encoder_dim": 10,
+            "face_encoder_hidden_dim": 6,
+            "face_encoder_num_heads": 2,
+            "inject_face_latents_blocks": 1,
+        },
+        "convert_wan_transformer_to_diffusers",
+        others={
+            **_WAN_TABLES,
+            r"motion_encoder\.motion_synthesis_weight": "motion_encoder.dec.direction.weight",
+            r"motion_encoder\.conv_in\.act_fn\.bias": f"{_MOTION}.0.1.bias",
+            **{
+                rf"motion_encoder\.res_blocks\.{i}\.conv{n}\.act_fn\.bias": f"{_MOTION}.{i + 1}.conv{n}.{n}.bias"
+                for i in range(7)
+                for n in (1, 2)
+            },
+            r"(face_encoder\.padding_tokens)": r"\1",
+        },
+        reshaped={rf"{_MOTION}\..*\.bias": (1, -1, 1, 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_published_checkpoint_is_found_as_diffusers_converts_it(name: str) -> None:
+    case = CHECKPOINTS[name]
+    model = getattr(diffusers, case.model)(**case.config)
+    checkpoint = published(model, case.family, prefix=case.prefix, others=case.others)
+    for pattern, shape in case.reshaped.items():
+        for key in [k for k in checkpoint if re.fullmatch(re.escape(case.prefix) + pattern, k)]:
+            checkpoint[key] = checkpoint[key].reshape(shape)
+    checkpoint |= {f"{case.prefix}{key}": torch.zeros(shape) for key, shape in case.extra.items()}
+
+    expected = getattr(converting, case.convert)(dict(checkpoint), config={**model.config})
+
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() <= expected.keys()
+    table = family_named(case.family)
+    assert table is not None
+    modules = {n: expected[n] for n in parameters if table.back(n.rpartition(".")[0], "original") is not None}
+    modules = {n: t for n, t in modules.items() if n.endswith(("weight", "bias"))}
+    assert len(modules) > 0.8 * len(parameters)
+    assert_same(checkpoint, modules, "transformer")

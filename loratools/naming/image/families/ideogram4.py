@@ -15,6 +15,8 @@ def _rules() -> Iterator[Rule]:
     yield Rule(f"{attention}.o", (f"{attention}.to_out.0",), ratio=1)
     yield from same(*(f"layers.{{}}.feed_forward.w{i}" for i in (1, 2, 3)))
     yield from same("layers.{}.adaln_modulation")
+    yield from same("input_proj", "llm_cond_proj", "t_embedding.mlp_in", "t_embedding.mlp_out", "adaln_proj")
+    yield from same("final_layer.linear", "final_layer.adaln_modulation")
 
 
 FAMILY = Family(

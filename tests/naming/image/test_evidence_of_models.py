@@ -1,0 +1,54 @@
+"""Adapters of every published model against all families: the right one or a question, never another."""
+
+from __future__ import annotations
+
+import peers
+import pytest
+from naming.image import published
+
+from loratools.errors import LoraToolsError, UndecidedError
+from loratools.naming.image.evidence import Sizes, decide, denoisers
+from loratools.naming.image.family import Place
+
+pytestmark = peers.needs("diffusers")
+
+
+def meanings(name: str, names: Sizes, *, flat: bool) -> dict[str, Place | None]:
+    table = published.family(name)
+    return {n: table.find(n, flat=flat) for n in names}
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("kind", published.KINDS)
+@pytest.mark.parametrize("name", published.MODELS)
+def test_a_sample_is_of_its_family_or_a_question(name: str, kind: str, flat: bool) -> None:
+    for spelling, shapes in published.samples(name, kind):
+        names = {n.replace(".", "_") if flat else n: shape for n, shape in shapes.items()}
+        assert names, spelling
+        try:
+            decision = decide(names, denoisers(), flat=flat)
+        except UndecidedError:
+            # A whole adapter says enough of its model in every spelling.
+            assert kind not in ("full", "LoKr only"), spelling
+            continue
+        assert name in [family.name for family in decision.families], spelling
+        for family in decision.families:
+            assert meanings(family.name, names, flat=flat) == meanings(name, names, flat=flat), spelling
+
+
+@pytest.mark.parametrize("kind", published.KINDS)
+@pytest.mark.parametrize("name", published.MODELS)
+def test_without_its_table_a_sample_gets_no_other_meaning(name: str, kind: str) -> None:
+    others = [family for family in denoisers() if family.name != name]
+    for spelling, names in published.samples(name, kind):
+        try:
+            decision = decide(names, others)
+        except LoraToolsError:
+            continue
+        # Modules that several models call the same are the same modules, whichever of them is left.
+        assert dict(decision.places) == meanings(name, names, flat=False), spelling
+
+
+def test_every_family_with_a_model_in_diffusers_is_tried() -> None:
+    # OmniGen2 has no class in diffusers; the refiner is a UNet like XL's, of other widths.
+    assert {family.name for family in denoisers()} - set(published.MODELS) == {"omnigen2", "sdxl-refiner"}

@@ -46,8 +46,8 @@ class Replacement:
 
     Attributes:
         tensor: The new values, unread.
-        declared: What in the adapter says so: modules_to_save, bias, embedding, tokens; or `unlisted`, where only the
-            key does.
+        declared: What in the adapter says so: modules_to_save, bias, embedding, tokens, norm (LN tuning); or
+            `unlisted`, where only the key does.
         rows: The numbers of the rows that are replaced; None where the whole weight is.
     """
 

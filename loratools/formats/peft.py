@@ -33,6 +33,7 @@ from loratools.formats.peft_parts.keys import (
     parse,
     parse_all,
 )
+from loratools.formats.peft_parts.ln_tuning import with_plain_keys
 from loratools.formats.peft_parts.lora import kind_updates, lora_updates
 from loratools.formats.peft_parts.tinker import with_names_of_peft
 from loratools.storage.casting import cast
@@ -83,6 +84,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         updates, uncertainties, warnings = lora_updates(source, parsed, rank_from)
     else:
         _refuse_unsupported(source, {})
+        if peft_type == "LN_TUNING":
+            source = with_plain_keys(source)
         kind_modules = kinds.modules(source.tensors, peft_type)
         parsed = parse_all(kind_modules.other_keys)
         # Factors of LoRA are of another kind here, and would be left out without a word.
@@ -345,6 +348,7 @@ def _refuse_several_adapters(source: AdapterSource, parsed: Mapping[str, Parsed]
 def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[str, Replacement]:
     config = source.config or {}
     saved = fields.saved_modules(config)
+    other = "norm" if config.get("peft_type") == "LN_TUNING" else "unlisted"
     replacements: dict[str, Replacement] = {}
     twice: list[str] = []
     for key, weight in parsed.items():
@@ -354,7 +358,8 @@ def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[s
         if weight.spelling == "tokens":
             replacements[weight.name] = Replacement(tensor, "tokens", _token_rows(weight, tensor, config))
         elif weight.name not in replacements:
-            replacements[weight.name] = Replacement(tensor, _declared(weight, saved, config.get("bias", "none")))
+            declared = _declared(weight, saved, config.get("bias", "none")) or other
+            replacements[weight.name] = Replacement(tensor, declared)
         elif not same_bytes(replacements[weight.name].tensor, tensor):
             # Equal ones may stand twice: with bias="all" PEFT saves biases of replaced modules in both spellings.
             twice.append(quoted(weight.name)[1:-1])
@@ -380,7 +385,8 @@ def _token_rows(weight: WholeWeight, tensor: LazyTensor, config: Mapping[str, ob
     return rows
 
 
-def _declared(weight: WholeWeight, saved: Iterable[str], bias: object) -> str:
+def _declared(weight: WholeWeight, saved: Iterable[str], bias: object) -> str | None:
+    """What declares that a weight is replaced; None where only its key does."""
     if weight.spelling == "modules_to_save" or any(fields.covers(entry, weight.module) for entry in saved):
         return "modules_to_save"
     module, _, leaf = weight.name.rpartition(".")
@@ -388,7 +394,7 @@ def _declared(weight: WholeWeight, saved: Iterable[str], bias: object) -> str:
         return "bias"
     if leaf == "weight" and (weight.spelling == "base_layer" or module.rpartition(".")[2] in _EMBEDDINGS):
         return "embedding"
-    return "unlisted"
+    return None
 
 
 # Writing

@@ -11,6 +11,9 @@ warnings.filterwarnings("ignore", category=DeprecationWarning)
 peft = pytest.importorskip("peft")
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING  # noqa: E402
+from updates import test_peft_parity_a as parity_a  # noqa: E402
+from updates import test_peft_parity_b as parity_b  # noqa: E402
+from updates import test_replacing_kinds as replacing  # noqa: E402
 
 from loratools.formats.peft_parts.config import FIELDS, refusals  # noqa: E402
 from loratools.formats.peft_parts.kinds import known_fields, refusal  # noqa: E402
@@ -28,6 +31,22 @@ def test_a_type_of_peft_is_read_or_has_its_reason(peft_type: str) -> None:
 
 CONFIGS = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 LISTED = [name for name in CONFIGS if name != "LORA" and refusal(name) is None]
+
+
+def test_every_type_that_is_read_is_merged_by_a_test_and_by_peft_to_the_same_weights() -> None:
+    types = {config: kind for kind, config in CONFIGS.items()}
+    held = {types[getattr(peft, config)] for config, _, _ in parity_a.CASES.values()}
+    held |= {types[case.config] for case in parity_b.CASES.values()}
+    held |= {name.partition(" ")[0] for name in replacing.CONFIGS}
+
+    # What LoRA has of its own, each layer with each option, is in test_lora_parity.
+    assert held | {"LORA"} == {*LISTED, "LORA"}
+
+
+def test_every_field_of_the_config_of_lora_is_known() -> None:
+    fields = {field.name for field in dataclasses.fields(CONFIGS["LORA"])}
+
+    assert fields <= set(FIELDS), "a new field of PEFT: does it change the result?"
 
 
 @pytest.mark.parametrize("peft_type", LISTED)

@@ -196,7 +196,7 @@ def _saved(
     not_saved = set(updates)
     for name, replacement in adapter.replacements.items():
         module = name.rpartition(".")[0]
-        is_saved = replacement.declared == "modules_to_save" and module not in updates
+        is_saved = replacement.declared in ("modules_to_save", "norm") and module not in updates
         (declared if is_saved else not_saved).add(module)
     stated = config.get("modules_to_save")
     entries = [entry for entry in stated if isinstance(entry, str)] if isinstance(stated, list) else []

@@ -76,11 +76,13 @@ def stored_in_out(model_type: str | None) -> bool:
 
 # Those whose files have experts one by one, and whose layers have them fused since transformers 5, by `model_type`.
 _FUSED_IN_MEMORY = frozenset({
-    "afmoe", "bailing_hybrid", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
-    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "hy_v3",
-    "jamba", "kimi_k25", "kimi_linear", "laguna", "lfm2_moe", "longcat_flash", "mimo_v2_flash", "minimax", "minimax_m2",
-    "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen3_omni_moe",
-    "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "solar_open",
+    "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_ocr2", "deepseek_v2", "deepseek_v3",
+    "deepseek_v32", "deepseek_v4", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "flint", "glm4_moe",
+    "glm4_moe_lite", "glm4v_moe", "glm5_next", "glm5_next_text", "glm_moe_dsa", "hunyuan_v1_moe", "hy_v3", "jamba",
+    "kimi_k25", "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "longcat_flash", "mellum", "mimo_v2_flash", "minimax",
+    "minimax_m2", "minimax_m3_vl", "mistral_large4_text", "mixtral", "nemotron_h", "olmoe", "phimoe", "qwen2_moe",
+    "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker",
+    "qwen4_exp_text", "solar_open",
 })  # fmt: skip
 
 

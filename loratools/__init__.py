@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from loratools.ops.resize.verb import resize
     from loratools.ops.spectrum.report import ModuleSpectrum, RankRow, SpectrumReport
     from loratools.ops.spectrum.verb import spectrum
+    from loratools.ops.verify.report import Finding, VerifiedTensor, VerifyReport
+    from loratools.ops.verify.verb import verify
     from loratools.quantization import Quantisation
     from loratools.skipped import Skipped
     from loratools.tensors.files import ByteRange, FileId
@@ -106,6 +108,7 @@ _HOMES = {
     "ExtractedModule": "ops.extract.report",
     "FailedEntry": "ops.inspect.entries",
     "FileId": "tensors.files",
+    "Finding": "ops.verify.report",
     "FormatError": "errors",
     "FormatInfo": "ops.registries",
     "Globs": "arguments",
@@ -153,6 +156,8 @@ _HOMES = {
     "Update": "updates.parts.protocol",
     "UsageError": "errors",
     "Values": "ops.inspect.entries",
+    "VerifiedTensor": "ops.verify.report",
+    "VerifyReport": "ops.verify.report",
     "WeightFile": "checkpoints",
     "__version__": "_version",
     "combine": "ops.combine.verb",
@@ -169,6 +174,7 @@ _HOMES = {
     "resize": "ops.resize.verb",
     "save": "formats",
     "spectrum": "ops.spectrum.verb",
+    "verify": "ops.verify.verb",
 }
 
 __all__ = [
@@ -197,6 +203,7 @@ __all__ = [
     "ExtractedModule",
     "FailedEntry",
     "FileId",
+    "Finding",
     "FormatError",
     "FormatInfo",
     "Globs",
@@ -244,6 +251,8 @@ __all__ = [
     "Update",
     "UsageError",
     "Values",
+    "VerifiedTensor",
+    "VerifyReport",
     "WeightFile",
     "__version__",
     "combine",
@@ -260,6 +269,7 @@ __all__ = [
     "resize",
     "save",
     "spectrum",
+    "verify",
 ]
 
 

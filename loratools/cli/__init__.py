@@ -29,6 +29,7 @@ _ORDER = (
     "convert",
     "spectrum",
     "compare",
+    "verify",
     "formats",
     "methods",
     "help",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from loratools.cli.common import options
-from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, SELECTION, option, verb
+from loratools.cli.common.grouped_help import EXECUTION, OUTPUT, option, verb
 from loratools.cli.common.held import holds_inputs
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced
@@ -42,19 +42,13 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @option(
     OUTPUT, "--moments", type=options.PATH, metavar="FILE", help="Second moments of inputs, for calibrated rounding."
 )
-@option(SELECTION, "--allow-partial", is_flag=True, help="Leave out what does not fit the base, and list it.")
+@options.allow_partial
 @option(EXECUTION, "--no-verify", is_flag=True, help="Do not read the result back to check it.")
 @options.include
 @options.exclude
 @options.from_format
 @options.rank_from
-@option(
-    INPUT,
-    "--initial",
-    type=options.PATH,
-    multiple=True,
-    help="An adapter as it was before training, to take off again (PiSSA, OLoRA, CorDA, LoRA-GA). Repeatable.",
-)
+@options.initial
 @options.expert_packing
 @options.expert_orientation
 @options.threads

@@ -40,6 +40,11 @@ VERBS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda at: loratools.compare(at / "one", at / "two"),
         ("one/adapter_model.safetensors", "two/adapter_config.json"),
     ),
+    "verify": (
+        lambda at: loratools.verify(at / "tuned", at / "base", at / "one"),
+        ("base/model.safetensors", "base/config.json", "tuned/model.safetensors", "tuned/config.json",
+         "one/adapter_model.safetensors", "one/adapter_config.json"),
+    ),
     "spectrum": (
         lambda at: loratools.spectrum(at / "tuned", base=at / "base"),
         ("base/model.safetensors", "tuned/model.safetensors", "tuned/config.json"),

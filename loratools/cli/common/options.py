@@ -290,6 +290,16 @@ rank_from = option(
     type=click.Choice(["tensors", "config"]),
     help="Where the rank that scales comes from, if tensors and config disagree.",
 )
+initial = option(
+    INPUT,
+    "--initial",
+    type=PATH,
+    multiple=True,
+    help="An adapter as it was before training, to take off again (PiSSA, OLoRA, CorDA, LoRA-GA). Repeatable.",
+)
+allow_partial = option(
+    SELECTION, "--allow-partial", is_flag=True, help="Leave out what does not fit the base, and list it."
+)
 expert_packing = option(
     INPUT,
     "--expert-packing",

@@ -35,9 +35,18 @@ def inputs_record(plan: MergePlan) -> dict[str, object]:
             }
             for a, w in zip(plan.adapters, plan.weights, strict=True)
         ],
+        **_rounding(plan),
         "side_files": {f.name: f.origin if f.text is None else "written anew" for f in plan.side_files},
         "not_copied": {left.name: left.why for left in plan.base.left_out},
     }
+
+
+def _rounding(plan: MergePlan) -> dict[str, object]:
+    """The settings of a rounding other than to nearest, without which the result cannot be made again."""
+    roundings = [o.rounding for o in plan.outputs if o.rounding.mode != "nearest"]
+    if not roundings:
+        return {}
+    return {"seed": roundings[0].seed, "penalty": roundings[0].penalty}
 
 
 def provenance_text(inputs: dict[str, object], report: dict[str, object]) -> str:

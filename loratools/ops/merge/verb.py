@@ -251,7 +251,7 @@ def plan_from_headers(
     out = Path(out)
     options = options if options is not None else MergeOptions()
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
-    loaded = _loaded(adapters, checkpoint, options)
+    loaded = load_for_merge(adapters, checkpoint, options)
     inputs = [checkpoint.path, *(a.path for a, _ in loaded if a.path is not None)]
     check_output(out, overwrite=overwrite, inputs=inputs)
     selected = [(a.selected(options.include, options.exclude), w) for a, w in loaded]
@@ -263,7 +263,7 @@ def plan_from_headers(
     return made
 
 
-def _loaded(
+def load_for_merge(
     adapters: Sequence[AdapterArgument] | AdapterSource, base: Checkpoint, options: MergeOptions
 ) -> list[tuple[Adapter, float]]:
     """The adapters with their weights, each less what it was before training where that is given."""

@@ -1,0 +1,333 @@
+"""One pass over an adapted weight: which recipes explain its values, and what each delta is multiplied with in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from loratools.ops.merge.outputs import Output
+from loratools.ops.merge.rows import Placed, compute_dtype, prepared, read_rows
+from loratools.ops.verify.recipes import Recipe, known_recipes
+from loratools.storage.arrays import read_array
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import reshaped
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from loratools.algebra.rounding import Floats
+
+_BLOCK_ELEMENTS = 1 << 17
+# Rows whose error against float64 is measured: so many at the start, in the middle and at the end.
+_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Sums over the values of one weight, from which the best-fit weights of its deltas follow.
+
+    Attributes:
+        gram: `<dW_i, dW_j>` for each pair of deltas.
+        along: `<merged - base, dW_i>` for each delta.
+        moved: `<merged - base, merged - base>`.
+        merged: `<merged, merged>`.
+        unchanged: How many values are those of the base.
+        count: How many values there are.
+    """
+
+    gram: tuple[tuple[float, ...], ...]
+    along: tuple[float, ...]
+    moved: float
+    merged: float
+    unchanged: int
+    count: int
+
+    def weights(self) -> tuple[float | None, ...]:
+        """What each delta is multiplied with in `merged - base`, by least squares; None for a delta of zeros."""
+        import numpy as np
+
+        some = [i for i, row in enumerate(self.gram) if row[i] > 0]
+        if not some:
+            return tuple(None for _ in self.gram)
+        # Of unit length, so that a delta that is far smaller than another is not taken for a multiple of it.
+        lengths = np.sqrt([self.gram[i][i] for i in some])
+        gram = np.array([[self.gram[i][j] for j in some] for i in some]) / np.outer(lengths, lengths)
+        solved = np.linalg.lstsq(gram, np.array([self.along[i] for i in some]) / lengths, rcond=1e-10)[0] / lengths
+        found = dict(zip(some, solved.tolist(), strict=True))
+        return tuple(found.get(i) for i in range(len(self.gram)))
+
+    def residual(self, weights: Sequence[float | None]) -> float:
+        """`|merged - base - sum of w_i dW_i|^2`."""
+        used = [w or 0.0 for w in weights]
+        n = range(len(used))
+        squares = sum(used[i] * used[j] * self.gram[i][j] for i in n for j in n)
+        return max(0.0, self.moved - 2 * sum(used[i] * self.along[i] for i in n) + squares)
+
+    @property
+    def energy(self) -> float:
+        """`|sum of dW_i|^2`."""
+        return sum(map(sum, self.gram))
+
+    @property
+    def gain(self) -> float | None:
+        """`<merged - base, dW> / <dW, dW>` of the summed delta; None where it is zero."""
+        return sum(self.along) / self.energy if self.energy > 0 else None
+
+    def noise(self, dtype: str) -> float:
+        """What rounding every value to `dtype` once adds to the square of a residual, at most."""
+        from loratools.algebra.rounding import unit_roundoff
+
+        return self.merged * unit_roundoff(dtype) ** 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one pass over a weight told.
+
+    Attributes:
+        recipe: The first recipe that explains every value that was looked at; None where there is none.
+        fit: Sums for the best-fit weights, in float32 where a recipe explains the values and in float64 elsewhere.
+        max_error_ratio: The largest error of some rows against float64, as a share of what one rounding allows.
+    """
+
+    recipe: Recipe | None
+    fit: Fit
+    max_error_ratio: float
+
+
+class Deltas:
+    """The deltas of one weight, one for each adapter that changes it."""
+
+    def __init__(self, output: Output, dtype: str | None = None) -> None:
+        self.adapters = tuple(dict.fromkeys(sorted(update.adapter for update in output.updates)))
+        self.output = output
+        self.dtype = dtype or compute_dtype(output)
+        self._placed = [prepared(self._of(adapter), self.dtype, 0, output.rows) for adapter in self.adapters]
+
+    def _of(self, adapter: int) -> Output:
+        return replace(self.output, updates=tuple(u for u in self.output.updates if u.adapter == adapter))
+
+    @property
+    def terms(self) -> int:
+        """Products summed in one entry, over all adapters."""
+        return sum(placed.terms for group in self._placed for placed in group)
+
+    def rows(self, start: int, stop: int, base: Floats) -> list[Floats]:
+        """Rows start:stop of each delta, (stop - start, columns)."""
+        return [_rows(group, start, base) for group in self._placed]
+
+    def magnitude(self, start: int, base: Floats) -> Floats:
+        """What rounding errors of these rows are proportional to, over all adapters."""
+        import numpy as np
+
+        total = np.zeros_like(base)
+        for placed in (p for group in self._placed for p in group):
+            placed.add_magnitude_to(total, start, base)
+        return total
+
+
+def _rows(group: Sequence[Placed], start: int, base: Floats) -> Floats:
+    import numpy as np
+
+    total = np.zeros_like(base)
+    for placed in group:
+        placed.add_to(total, start, base)
+    return total
+
+
+def with_factors_in(output: Output, dtype: str) -> Output | None:
+    """The output with all A and B rounded to `dtype`; None where an update is no LoRA, or none would change."""
+    from loratools.tensors.dtypes import torch_dtype
+    from loratools.tensors.lazy import from_torch
+
+    def rounded(tensor: LazyTensor) -> LazyTensor:
+        return from_torch(tensor.read().to(torch_dtype(dtype)))
+
+    loras = [(u, u.update.as_lora()) for u in output.updates]
+    if any(lora is None for _, lora in loras) or all(lora and lora.a.dtype == dtype for _, lora in loras):
+        return None
+    updates = [replace(u, update=replace(lora, a=rounded(lora.a), b=rounded(lora.b))) for u, lora in loras if lora]
+    return replace(output, updates=tuple(updates))
+
+
+def as_stored_in(output: Output, merged: LazyTensor) -> Output:
+    """The output with the dtype that the merged model has it in."""
+    return replace(output, dtype=merged.dtype)
+
+
+def blocks(output: Output, sample: float = 1.0) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that together are the share `sample` of all, spread evenly; at least one."""
+    step = max(1, _BLOCK_ELEMENTS // max(1, output.columns))
+    starts = range(0, output.rows, step)
+    every = max(1, round(1 / sample))
+    for start in starts[::every]:
+        yield start, min(start + step, output.rows)
+
+
+def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measured:
+    """Compare a weight of the merged model with what the plan of a merge says of it.
+
+    Args:
+        output: What the weight should be, in the dtype that it is stored in.
+        merged: The weight of the merged model, of the same shape.
+        sample: The share of the rows to look at.
+    """
+    import numpy as np
+
+    deltas = Deltas(output)
+    stored = reshaped(merged, output.matrix)
+    usual, *others = known_recipes(len(deltas.adapters), output.dtype)
+    recipe: Recipe | None = usual
+    sums = _Sums(len(deltas.adapters))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start, base, parts, values in _read(output, stored, deltas, sample):
+            if not _explains(usual, deltas, start, base, parts, values):
+                recipe = None
+                break
+            sums.add(base, parts, values)
+        if recipe is None:
+            # Further passes, for the few weights that are not as most programs merge.
+            recipe = _first_that_explains(others, output, stored, deltas, sample)
+            for dtype in ("BF16", "F16"):
+                rounded = with_factors_in(output, dtype) if recipe is None else None
+                if rounded is not None:
+                    recipes = known_recipes(len(deltas.adapters), output.dtype, dtype)
+                    recipe = _first_that_explains(recipes, rounded, stored, Deltas(rounded), sample)
+            # What is left after a best fit is a small difference of large sums.
+            sums = _Sums(len(deltas.adapters))
+            for _, base, parts, values in _read(output, stored, Deltas(output, "F64"), sample):
+                sums.add(base, parts, values)
+    return Measured(recipe, sums.fit(), _error_ratio(output, stored))
+
+
+class _Sums:
+    """The sums of a `Fit`, added up over blocks."""
+
+    def __init__(self, deltas: int) -> None:
+        import numpy as np
+
+        self._gram, self._along = np.zeros((deltas, deltas)), np.zeros(deltas)
+        self._moved = self._merged = 0.0
+        self._unchanged = self._count = 0
+
+    def add(self, base: Floats, parts: Sequence[Floats], values: Floats) -> None:
+        import numpy as np
+
+        moved = values - base
+        for i, part in enumerate(parts):
+            self._along[i] += float(np.vdot(moved, part))
+            for j in range(i, len(parts)):
+                self._gram[i, j] = self._gram[j, i] = self._gram[i, j] + float(np.vdot(part, parts[j]))
+        self._moved += float(np.vdot(moved, moved))
+        self._merged += float(np.vdot(values, values))
+        self._unchanged += int(moved.size - np.count_nonzero(moved))
+        self._count += moved.size
+
+    def fit(self) -> Fit:
+        gram = tuple(map(tuple, self._gram.tolist()))
+        return Fit(gram, tuple(self._along.tolist()), self._moved, self._merged, self._unchanged, self._count)
+
+
+def _read(
+    output: Output, stored: LazyTensor, deltas: Deltas, sample: float
+) -> Iterator[tuple[int, Floats, list[Floats], Floats]]:
+    """First row, base, deltas and merged values of each block that is looked at."""
+    for start, stop in blocks(output, sample):
+        base = read_rows(output, deltas.dtype, start, stop)
+        yield start, base, deltas.rows(start, stop, base), read_array(stored, deltas.dtype, start, stop)
+
+
+def _first_that_explains(
+    recipes: Sequence[Recipe], output: Output, stored: LazyTensor, deltas: Deltas, sample: float
+) -> Recipe | None:
+    """The first of the recipes that explains every block, found in one pass over all of them."""
+    left = list(recipes)
+    for start, base, parts, values in _read(output, stored, deltas, sample):
+        left = [recipe for recipe in left if _explains(recipe, deltas, start, base, parts, values)]
+        if not left:
+            return None
+    return left[0] if left else None
+
+
+def _explains(
+    recipe: Recipe, deltas: Deltas, start: int, base: Floats, parts: Sequence[Floats], values: Floats
+) -> bool:
+    """Whether a recipe explains every value of a block."""
+    import numpy as np
+
+    wrong = np.flatnonzero(recipe.apply(base, parts, deltas.output.dtype) != values)
+    return not wrong.size or _is_explained(recipe, deltas, start, base, parts, values, wrong)
+
+
+def _is_explained(
+    recipe: Recipe,
+    deltas: Deltas,
+    start: int,
+    base: Floats,
+    parts: Sequence[Floats],
+    values: Floats,
+    wrong: NDArray[np.intp],
+) -> bool:
+    """Whether the values at the places `wrong` differ from the recipe's by what the order of float32 sums explains."""
+    import numpy as np
+
+    from loratools.algebra.rounding import gamma, unit_roundoff
+
+    # The error of our own sum and that of the program that merged.
+    unit = 2 * gamma(deltas.terms + 2, unit_roundoff(deltas.dtype))
+    w, m = base.reshape(-1)[wrong].astype(np.float64), values.reshape(-1)[wrong]
+    d = [part.reshape(-1)[wrong].astype(np.float64) for part in parts]
+    size = abs(w) + sum(map(abs, d))
+    left = _outside(recipe, w, d, m, unit * size, deltas.output.dtype)
+    if not left.any():
+        return True
+    if left.mean() > 0.5 and left.size > 64:
+        # Most of many values are wrong: a bound for terms that cancel would not change that.
+        return False
+    rows = wrong[left] // base.shape[1]
+    columns = wrong[left] % base.shape[1]
+    for row in np.unique(rows):
+        here = rows == row
+        magnitude = deltas.magnitude(start + int(row), base[row : row + 1]).reshape(-1)[columns[here]]
+        chosen = np.flatnonzero(left)[here]
+        slack = unit * (abs(w[chosen]) + magnitude)
+        if _outside(recipe, w[chosen], [x[chosen] for x in d], m[chosen], slack, deltas.output.dtype).any():
+            return False
+    return True
+
+
+def _outside(
+    recipe: Recipe, base: Floats, parts: Sequence[Floats], values: Floats, slack: Floats, dtype: str
+) -> NDArray[np.bool_]:
+    """Which values lie outside what the recipe gives with every delta lowered and raised by `slack`."""
+    low = recipe.apply(base, [part - slack for part in parts], dtype)
+    high = recipe.apply(base, [part + slack for part in parts], dtype)
+    outside: NDArray[np.bool_] = ~((low <= values) & (values <= high))
+    return outside
+
+
+def _error_ratio(output: Output, stored: LazyTensor) -> float:
+    """The largest error of some rows against float64, as a share of `merge_error_bound`."""
+    import numpy as np
+
+    from loratools.algebra.rounding import merge_error_bound
+
+    rows = min(_ROWS, output.rows)
+    last = output.rows - rows
+    worst = 0.0
+    exact_deltas = prepared(output, "F64", 0, output.rows)
+    terms = sum(delta.terms for delta in exact_deltas)
+    for start in sorted({0, last // 2, last}):
+        base = read_rows(output, "F64", start, start + rows)
+        values = read_array(stored, "F64", start, start + rows)
+        exact, magnitude = base.copy(), np.zeros_like(base)
+        for delta in exact_deltas:
+            delta.add_to(exact, start, base)
+            delta.add_magnitude_to(magnitude, start, base)
+        error = abs(values - exact)
+        bound = merge_error_bound(abs(base), magnitude, values, output.dtype, terms)
+        ratio = np.divide(error, bound, out=np.zeros_like(error), where=error != 0)
+        worst = max(worst, float(np.where(np.isnan(ratio), np.inf, ratio).max(initial=0.0)))
+    return worst

@@ -1,0 +1,154 @@
+"""What a verification tells: a verdict, what differs in words, and the numbers by weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from loratools.short_repr import few_lines, one_line
+
+Verdict: TypeAlias = Literal["same", "different", "undecided"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a merged model, or that cannot be decided.
+
+    Attributes:
+        code: A stable name of the defect, such as `scale-ignored`.
+        message: What it is, in words, with the numbers that show it.
+        names: The weights or files that it is about.
+        undecided: Whether it only keeps the model from being called the same.
+    """
+
+    code: str
+    message: str
+    names: tuple[str, ...] = ()
+    undecided: bool = False
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """The entry in `diagnosis` of the JSON document."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "names": list(self.names),
+            "undecided": self.undecided,
+        }
+
+
+@dataclass(frozen=True)
+class VerifiedTensor:
+    """A weight that the adapters change, and what the merged model has in its place.
+
+    Attributes:
+        name: The name of the weight.
+        recipe: The name of the way of computing that gives its values, or None where none that is known does.
+        max_error_ratio: The largest error in a sample of its rows against `base + delta` in float64, as a share of what
+            one rounding allows; None where it was not measured.
+        weights: What each adapter's delta is multiplied with in the merged model, by least squares, as a share of the
+            weight that was given: 1 where it was applied as given. In the order of the adapters that change the weight.
+        gain: The share of the summed delta that is in the merged model, `<merged - base, dW> / <dW, dW>`.
+        ok: Whether the values are explained; None where that cannot be decided.
+    """
+
+    name: str
+    recipe: str | None
+    max_error_ratio: float | None
+    weights: tuple[float | None, ...]
+    gain: float | None
+    ok: bool | None
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """The entry in `tensors` of the JSON document."""
+        return {
+            "name": self.name,
+            "recipe": self.recipe,
+            "max_error_ratio": self.max_error_ratio,
+            "weight": self.weights[0] if len(self.weights) == 1 else None,
+            "weights": list(self.weights),
+            "gain": self.gain,
+            "ok": self.ok,
+        }
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Whether a merged model is its base plus its adapters.
+
+    Attributes:
+        merged: The model that was looked at.
+        verdict: `same`, `different` or `undecided`.
+        diagnosis: What is wrong, or cannot be decided; empty where all is as it should be.
+        recipes: Ways of computing that explain the adapted weights, with the number of weights that each explains.
+        tensors: The weights that the adapters change.
+        replaced: How many weights have the values that an adapter puts in their place.
+        same: How many weights that no adapter changes have the bytes of the base.
+        cast: How many of those have the base's values rounded to another dtype.
+        different: The names of those that have other values.
+        missing: Names of weights that the merged model should have and has not.
+        unexplained: Names of weights that neither the base nor an adapter has.
+        config_changes: Fields of `config.json` that differ from the base's, as `field: base -> merged`.
+        file_changes: Files beside the weights, such as tokenizers, that differ from the base's.
+        gain: The share of all deltas that is in the merged model; None where nothing was measured.
+        sample: The share of the values that was looked at; 1 for all.
+        seconds: How long it took.
+        warnings: What a person should know beside it.
+    """
+
+    merged: Path
+    verdict: Verdict
+    diagnosis: tuple[Finding, ...]
+    recipes: tuple[tuple[str, int], ...]
+    tensors: tuple[VerifiedTensor, ...]
+    replaced: int
+    same: int
+    cast: int
+    different: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexplained: tuple[str, ...]
+    config_changes: tuple[str, ...]
+    file_changes: tuple[str, ...]
+    gain: float | None
+    sample: float
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    @property
+    def exit_code(self) -> int:
+        """0 for `same`, 1 for `different`, 3 for `undecided`."""
+        return {"same": 0, "different": 1, "undecided": 3}[self.verdict]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per adapted weight, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [tensor.to_dict() for tensor in self.tensors]
+
+    def to_dict(self) -> dict[str, object]:
+        """The document of `loratools verify --json`, without its head."""
+        return {
+            "merged": str(self.merged),
+            "verdict": self.verdict,
+            "diagnosis": [finding.to_dict() for finding in self.diagnosis],
+            "recipe": self.recipes[0][0] if len(self.recipes) == 1 else None,
+            "recipes": [{"recipe": name, "weights": count} for name, count in self.recipes],
+            "tensors": self.rows(),
+            "replaced": self.replaced,
+            "untouched": {"same": self.same, "cast": self.cast, "different": list(self.different)},
+            "missing": list(self.missing),
+            "unexplained": list(self.unexplained),
+            "config_changes": list(self.config_changes),
+            "file_changes": list(self.file_changes),
+            "gain": self.gain,
+            "sample": self.sample,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }

@@ -1,0 +1,346 @@
+"""Verify that a merged model is its base plus its adapters, and tell who merged it, or what went wrong.
+
+Every weight is held against what a merge from the same inputs would write. The weights that no adapter changes are
+compared by their bytes; of the others it is found which known way of computing gives exactly their values, and where
+none does, what the change is instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loratools.arguments import Globs, Positive, checked
+from loratools.checkpoints import Checkpoint, open_checkpoint
+from loratools.errors import UsageError
+from loratools.execution.local import run, worker_count
+from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom
+from loratools.ops.common.progress import expect
+from loratools.ops.merge.options import MergeOptions
+from loratools.ops.merge.plan import MergePlan, plan_merge
+from loratools.ops.merge.verb import load_for_merge
+from loratools.ops.verify.accounting import (
+    Accounts,
+    Pair,
+    Untouched,
+    accounts,
+    compare_untouched,
+    config_changes,
+    file_changes,
+    stray_shards,
+)
+from loratools.ops.verify.diagnosis import Cause, cause_of
+from loratools.ops.verify.measure import Fit, Measured, as_stored_in, measure
+from loratools.ops.verify.replay import Replay, gives, possible_replays
+from loratools.ops.verify.report import Finding, Verdict, VerifiedTensor, VerifyReport
+from loratools.storage.held_inputs import holding_inputs
+from loratools.tensors.dtypes import FLOAT_DTYPES
+from loratools.updates.lora_experts import Orientation, Packing
+
+# Below this share of a delta in the result a merge of the right recipe is of little use all the same.
+_LITTLE_GAIN = 0.9
+# A smaller share cannot be told from a merge that was not done.
+_NO_GAIN = 0.01
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """A weight that adapters change, and how it was found."""
+
+    pair: Pair
+    measured: Measured | None
+    recipe: str | None
+    cause: Cause | None
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A weight that nothing is added to."""
+
+    pair: Pair
+    state: Untouched
+
+
+@checked
+@holding_inputs()
+def verify(
+    merged: str | Path | Checkpoint,
+    base: str | Path | Checkpoint,
+    adapters: Sequence[AdapterArgument] | AdapterSource,
+    *,
+    sample: float | None = None,
+    allow_partial: bool = False,
+    include: Globs = (),
+    exclude: Globs = (),
+    rank_from: RankFrom = None,
+    from_format: str | None = None,
+    initial: Sequence[AdapterSource] = (),
+    expert_packing: Packing | None = None,
+    expert_orientation: Orientation | None = None,
+    threads: Positive | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> VerifyReport:
+    """Tell whether `merged` is `base` with the weighted sum of `adapters` added, and nothing else.
+
+    Nothing is written. Weights stream through blocks of rows, so that memory is that of a merge. A weight counts as
+    explained where every value of it is what a known way of computing gives (see `VerifyReport.recipes`), up to the
+    order in which float32 sums are added up.
+
+    Args:
+        merged: The model to look at, by its path or opened.
+        base: The model that it was merged from. Of a quantised base, the dequantised values count.
+        adapters: Paths, loaded adapters, or pairs of one of these and a weight, as for `merge`.
+        sample: The share of the values of adapted weights to look at, in (0, 1]; all where it is None. With less than
+            all, the verdict is at most `undecided`.
+        allow_partial: Leave out of the adapters what has no place in the base.
+        include: Globs over the names of modules and replaced weights that were merged; all where there is none.
+        exclude: Globs of what was left out of the merge.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        initial: For each adapter whose initialisation changed the base, the adapter as it was before training.
+        expert_packing: `peft` or `expert-major`: how the experts of a fused parameter share the columns of B.
+        expert_orientation: `out-in` or `in-out`: how square fused experts are stored.
+        threads: Workers; one per CPU where it is None.
+        progress: Called with the number of bytes of the merged model that were just looked at.
+
+    Returns:
+        A report with a verdict: `same`, `different` or `undecided`.
+
+    Raises:
+        UsageError: An invalid argument, or an input that does not exist.
+        InputError: An input is damaged, unsafe or not supported, or the inputs do not fit each other.
+        MachineError: An input that changed meanwhile, or cannot be read.
+
+    Example:
+        >>> import loratools
+        >>> _ = loratools.merge("fixtures/llama-tiny", "fixtures/llama-tiny-science", "merged-to-verify")
+        >>> loratools.verify("merged-to-verify", "fixtures/llama-tiny", "fixtures/llama-tiny-science").verdict
+        'same'
+    """
+    began = time.monotonic()
+    share = _share(sample)
+    options = MergeOptions(
+        allow_partial=allow_partial,
+        include=include,
+        exclude=exclude,
+        rank_from=rank_from,
+        from_format=from_format,
+        initial=initial,
+        expert_packing=expert_packing,
+        expert_orientation=expert_orientation,
+    )
+    model = base if isinstance(base, Checkpoint) else open_checkpoint(base)
+    result = merged if isinstance(merged, Checkpoint) else open_checkpoint(merged)
+    if model.quantisation is not None:
+        options = replace(options, dequantize=True)
+    weighted = [(a.selected(include, exclude), w) for a, w in load_for_merge(adapters, model, options)]
+    plan = plan_merge(model, weighted, options, out=result.path)
+    found = accounts(plan, result)
+    report_bytes = progress or (lambda _: None)
+    expect(progress, sum(pair.merged.nbytes for pair in found.pairs))
+    names = [adapter.name for adapter in plan.adapters]
+    replays = possible_replays(result.path)
+    looked_at = run(
+        found.pairs,
+        lambda pair: _look_at(pair, result, names, replays, share),
+        threads=worker_count(threads),
+        on_result=lambda pair, _: report_bytes(pair.merged.nbytes),
+    )
+    report = _report(plan, model, result, found, looked_at, share)
+    return replace(report, seconds=round(time.monotonic() - began, 3))
+
+
+def _share(sample: float | None) -> float:
+    if sample is None:
+        return 1.0
+    if not 0 < sample <= 1:
+        raise UsageError(f"sample is {sample}, and a share is above 0 and at most 1", hint="give 0.05 for 5 percent")
+    return float(sample)
+
+
+def _look_at(
+    pair: Pair, merged: Checkpoint, names: Sequence[str], replays: Sequence[Replay], sample: float
+) -> _Adapted | _Compared:
+    """Look at one weight; what is wrong with one that follows another is that it does."""
+    seen = _compare(pair, merged, names, replays, sample)
+    wrong = seen.state == "different" if isinstance(seen, _Compared) else seen.cause is not None
+    if pair.follows is None or not wrong:
+        return seen
+    message = f"weights that have to be stored on their own are not: a loader takes {pair.follows} for them"
+    return _Adapted(pair, None, None, Cause("tied-overwritten", message))
+
+
+def _compare(
+    pair: Pair, merged: Checkpoint, names: Sequence[str], replays: Sequence[Replay], sample: float
+) -> _Adapted | _Compared:
+    output, stored = pair.output, pair.merged
+    if not output.updates:
+        return _Compared(pair, compare_untouched(output, stored))
+    if output.shape != stored.shape:
+        return _Adapted(pair, None, None, _misfit(output.shape, stored.shape))
+    if stored.dtype not in FLOAT_DTYPES:
+        return _Adapted(
+            pair, None, None, Cause("not-floats", f"the weights are stored as {stored.dtype}, not as floats")
+        )
+    output = as_stored_in(output, stored)
+    measured = measure(output, stored, sample=sample)
+    if measured.recipe is not None:
+        return _Adapted(pair, measured, str(measured.recipe), None)
+    if merged.quantisation is not None and output.name in merged.quantisation.weights:
+        return _Adapted(pair, measured, None, _quantised(measured.fit))
+    changing = [names[i] for i in sorted({update.adapter for update in output.updates})]
+    cause = cause_of(output, stored, measured.fit, changing, sample=sample)
+    if cause.undecided:
+        replay = next((replay for replay in replays if gives(replay, output, stored)), None)
+        if replay is not None:
+            return _Adapted(pair, measured, str(replay), None)
+    return _Adapted(pair, measured, None, cause)
+
+
+def _misfit(expected: tuple[int, ...], shape: tuple[int, ...]) -> Cause:
+    if len(expected) == len(shape) and expected[1:] == shape[1:]:
+        verb = "cut" if shape[0] < expected[0] else "extended"
+        return Cause("vocabulary-cut", f"the rows were {verb} from {expected[0]} to {shape[0]}")
+    return Cause("shape", f"the shape is {list(shape)} in place of {list(expected)}")
+
+
+def _quantised(fit: Fit) -> Cause:
+    weights = ", ".join("none" if w is None else f"{w:.3g}" for w in fit.weights())
+    return Cause(
+        "quantised",
+        f"the merged weights are quantised, so that no recipe can be told (best-fit weight {weights})",
+        undecided=True,
+    )
+
+
+def _report(
+    plan: MergePlan,
+    base: Checkpoint,
+    merged: Checkpoint,
+    found: Accounts,
+    looked_at: Sequence[_Adapted | _Compared],
+    sample: float,
+) -> VerifyReport:
+    adapted = [one for one in looked_at if isinstance(one, _Adapted)]
+    compared = [one for one in looked_at if isinstance(one, _Compared)]
+    replaced = [one for one in compared if one.pair.output.touched]
+    untouched = [one for one in compared if not one.pair.output.touched]
+    different = tuple(one.pair.output.name for one in untouched if one.state == "different")
+    measured = [one.measured for one in adapted if one.measured is not None]
+    energy = sum(m.fit.energy for m in measured)
+    gain = sum(sum(m.fit.along) for m in measured) / energy if energy > 0 else None
+    findings = [
+        *_causes(adapted),
+        *_replaced(replaced),
+        *_names(found, different, len(untouched)),
+        *_folder(merged),
+        *_gain(adapted, gain),
+    ]
+    if sample < 1:
+        message = f"only {sample:.3g} of the values of adapted weights were looked at"
+        findings.append(Finding("sampled", message, undecided=True))
+    recipes = Counter(one.recipe for one in adapted if one.recipe is not None)
+    return VerifyReport(
+        merged=merged.path,
+        verdict=_verdict(findings),
+        diagnosis=tuple(findings),
+        recipes=tuple(recipes.most_common()),
+        tensors=tuple(_tensor(one) for one in adapted),
+        replaced=sum(1 for one in replaced if one.state != "different"),
+        same=sum(1 for one in untouched if one.state == "same"),
+        cast=sum(1 for one in untouched if one.state == "cast"),
+        different=different,
+        missing=found.missing,
+        unexplained=found.unexplained,
+        config_changes=config_changes(base, merged),
+        file_changes=file_changes(plan, merged),
+        gain=gain,
+        sample=sample,
+        seconds=0.0,
+        warnings=tuple(dict.fromkeys((*plan.warnings, *merged.warnings, *_little_gain(adapted, gain)))),
+    )
+
+
+def _verdict(findings: Sequence[Finding]) -> Verdict:
+    if any(not finding.undecided for finding in findings):
+        return "different"
+    return "undecided" if findings else "same"
+
+
+def _tensor(one: _Adapted) -> VerifiedTensor:
+    measured, cause = one.measured, one.cause
+    return VerifiedTensor(
+        name=one.pair.output.name,
+        recipe=one.recipe,
+        max_error_ratio=measured.max_error_ratio if measured is not None else None,
+        weights=measured.fit.weights() if measured is not None else (),
+        gain=measured.fit.gain if measured is not None else None,
+        ok=True if cause is None else None if cause.undecided else False,
+    )
+
+
+def _causes(adapted: Sequence[_Adapted]) -> list[Finding]:
+    """One finding for each cause, with all the weights that have it."""
+    names: dict[Cause, list[str]] = defaultdict(list)
+    for one in adapted:
+        if one.cause is not None:
+            names[one.cause].append(one.pair.output.name)
+    ordered = sorted(names.items(), key=lambda item: -len(item[1]))
+    return [Finding(cause.code, cause.message, tuple(of), cause.undecided) for cause, of in ordered]
+
+
+def _replaced(replaced: Sequence[_Compared]) -> list[Finding]:
+    wrong = tuple(one.pair.output.name for one in replaced if one.state == "different")
+    if not wrong:
+        return []
+    return [Finding("replacement-missing", "the weights that an adapter puts in place are not there", wrong)]
+
+
+def _names(found: Accounts, different: tuple[str, ...], untouched: int) -> list[Finding]:
+    findings: list[Finding] = []
+    if different:
+        whole = len(different) == untouched
+        message = (
+            "no weight that the adapters leave alone is that of the base: it was merged from another base"
+            if whole
+            else f"{len(different)} of {untouched} weights that no adapter changes differ from the base"
+        )
+        findings.append(Finding("other-base" if whole else "untouched-changed", message, different))
+    if found.missing:
+        findings.append(Finding("missing", "weights of the base are not there", found.missing))
+    if found.unexplained:
+        findings.append(
+            Finding("unexplained", "there are weights that neither base nor adapter has", found.unexplained)
+        )
+    return findings
+
+
+def _folder(merged: Checkpoint) -> list[Finding]:
+    findings: list[Finding] = []
+    if "quantization_config" in merged.config and not (merged.quantisation and merged.quantisation.weights):
+        message = "config.json says that the weights are quantised, and they are floats: a runtime will refuse them"
+        findings.append(Finding("quantization-left", message, ("config.json",)))
+    if stray := stray_shards(merged):
+        findings.append(Finding("stray-shards", "files of weights that the index does not name", stray))
+    return findings
+
+
+def _gain(adapted: Sequence[_Adapted], gain: float | None) -> list[Finding]:
+    """A right merge whose result cannot be told from the base: it has the base's values."""
+    right = [one for one in adapted if one.cause is None]
+    if gain is None or gain >= _NO_GAIN or len(right) != len(adapted):
+        return []
+    dtype = right[0].pair.merged.dtype
+    message = f"{dtype} cannot hold the change: merged or not, these weights have the same values"
+    return [Finding("nothing-survived", message, tuple(one.pair.output.name for one in right), undecided=True)]
+
+
+def _little_gain(adapted: Sequence[_Adapted], gain: float | None) -> list[str]:
+    """A warning where all is right, and rounding lost much of it."""
+    if gain is None or not _NO_GAIN <= gain < _LITTLE_GAIN or any(one.cause is not None for one in adapted):
+        return []
+    dtype = adapted[0].pair.merged.dtype
+    return [f"only {gain:.1%} of the change survived the rounding to {dtype}"]

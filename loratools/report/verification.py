@@ -1,0 +1,72 @@
+"""What a verification tells, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+
+from loratools.ops.verify.report import VerifiedTensor, VerifyReport
+from loratools.report.groups import grouped
+from loratools.report.pairs import pairs
+from loratools.report.text import number, plural
+
+_SHOWN_NAMES = 4
+_VERDICTS = {
+    "same": "same: every weight is explained by the base and the adapters",
+    "different": "different",
+    "undecided": "undecided",
+}
+
+
+def verification_tables(report: VerifyReport, *, every: bool = False) -> list[RenderableType]:
+    """The verdict with its reasons, and with `every` each weight that the adapters change."""
+    rows = [("verdict", _VERDICTS[report.verdict])]
+    for finding in report.diagnosis:
+        names = f"  {_names(finding.names)}" if finding.names else ""
+        rows.append(("unsure" if finding.undecided else "wrong", f"{finding.code}: {finding.message}{names}"))
+    right = sum(count for _, count in report.recipes)
+    explained = f"{right} of {plural(len(report.tensors), 'weight')} are explained"
+    if report.gain is not None:
+        explained += f", and {report.gain:.4%} of the change is in them"
+    rows.append(("adapted", explained))
+    rows += [("merged by", f"{recipe}  ({plural(count, 'weight')})") for recipe, count in report.recipes]
+    if report.replaced:
+        rows.append(("replaced", f"{plural(report.replaced, 'weight')} as the adapters have them"))
+    cast = f", {report.cast} the same rounded to another dtype" if report.cast else ""
+    rows.append(
+        ("untouched", f"{plural(report.same, 'weight')} as in the base{cast}, {len(report.different)} different")
+    )
+    if report.config_changes:
+        rows.append(("config", "; ".join(report.config_changes)))
+    if report.file_changes:
+        rows.append(("files", "; ".join(report.file_changes)))
+    rows.append(("time", f"{report.seconds:.1f} s"))
+    return [pairs(rows), *([pairs(_weight_rows(report.tensors))] if every else [])]
+
+
+def _weight_rows(tensors: Sequence[VerifiedTensor]) -> list[tuple[str, str]]:
+    """One row for each group of weights that were found alike."""
+    groups = grouped((t.name, (t.ok, t.recipe, _weights(t)), t) for t in tensors)
+    return [
+        (
+            {True: "ok", False: "wrong", None: "unsure"}[group.items[0].ok],
+            f"{group.name}  weight {_weights(group.items[0])}  error {_largest(group.items)}",
+        )
+        for group in groups
+    ]
+
+
+def _weights(tensor: VerifiedTensor) -> str:
+    return ", ".join("-" if w is None else f"{w:.3f}" for w in tensor.weights) or "-"
+
+
+def _largest(tensors: Sequence[VerifiedTensor]) -> str:
+    ratios = [t.max_error_ratio for t in tensors if t.max_error_ratio is not None]
+    return f"{number(max(ratios))} of what one rounding allows" if ratios else "not measured"
+
+
+def _names(names: Sequence[str]) -> str:
+    groups = [group.name for group in grouped((name, "", name) for name in names)]
+    more = f", and {len(groups) - _SHOWN_NAMES} more" if len(groups) > _SHOWN_NAMES else ""
+    return f"[{plural(len(names), 'name')}: {', '.join(groups[:_SHOWN_NAMES])}{more}]"

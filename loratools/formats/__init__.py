@@ -16,6 +16,7 @@ from loratools.adapter import Adapter
 from loratools.arguments import checked
 from loratools.errors import FormatError, InputError, UndecidedError, UnreadTensorsError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
+from loratools.formats.common.companions import WRITERS
 from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.formats.common.malformed import refuse_malformed
 from loratools.formats.common.opened_base import known_base
@@ -121,7 +122,10 @@ def load_source(source: AdapterSource, *, format: str | None = None, rank_from: 
     entry = _entry(format or _only_claim(source))
     adapter = _read(entry, source, rank_from)
     unread = tuple(f.name for f in source.companions if f.name not in adapter.read_companions)
-    beside = [f"trained weights are also read from '{name}' beside the adapter" for name in adapter.read_companions]
+    beside = [
+        f"trained weights are also read from {quoted(name)} beside the adapter, which {WRITERS[name]} writes"
+        for name in adapter.read_companions
+    ]
     beside += [
         f"{quoted(name)} beside the adapter holds tensors that are not read; they may be a part of the training"
         for name in unread

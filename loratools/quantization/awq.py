@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from loratools.quantization.common.grouped import scaled
 from loratools.quantization.common.packed import packs_outputs, quantised_modules
-from loratools.quantization.common.parts import collect, read_columns, shape_text
+from loratools.quantization.common.parts import collect, read_columns
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.packing import Bytes
@@ -36,25 +37,12 @@ _BLOCK_VALUES = 1 << 20
 class AwqIntegers:
     """Unsigned integers of 4 bits with a scale and a zero point for each group of inputs.
 
-    inputs  inputs that share a scale; None where all do
+    group  inputs that share a scale; None where all do
     """
 
-    inputs: int | None
-
-    @property
-    def format(self) -> str:
-        return "int4 gemm"
-
-    @property
-    def bits(self) -> float:
-        return 4
-
-    @property
-    def group(self) -> int | None:
-        return self.inputs
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return max(32, _BLOCK_VALUES // max(1, shape[1]) // 32 * 32)
+    group: int | None
+    format: str = "int4 gemm"
+    bits: int = 4
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: the product rounded once to the dtype of the scales."""
@@ -100,11 +88,12 @@ def _recognised(module: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight 
     inputs, outputs, groups = codes.shape[0], codes.shape[1] * 8, scales.shape[0]
     gemm = scales.shape == (groups, outputs) and zeros.shape == (groups, codes.shape[1])
     if not gemm or codes.dtype != "I32" or zeros.dtype != "I32" or scales.dtype not in ("F32", "F16", "BF16"):
-        shapes = ", ".join(f"{part.role} {shape_text(part.tensor)}" for part in parts)
+        shapes = ", ".join(f"{part.role} {shape_text(part.tensor.shape)}" for part in parts)
         return Unreadable(
             "awq", stored, f"its parts are not those of the GEMM layout, which is the one that is read: {shapes}"
         )
     if not groups or inputs % groups:
         return Unreadable("awq", stored, f"{groups} groups of {inputs} inputs")
     group = inputs // groups if groups > 1 else None
-    return PackedWeight("awq", (outputs, inputs), scales.dtype, parts, AwqIntegers(group))
+    row_block = max(32, _BLOCK_VALUES // max(1, inputs) // 32 * 32)
+    return PackedWeight("awq", (outputs, inputs), scales.dtype, parts, AwqIntegers(group), row_block)

@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loratools.quantization.common.parts import collect, read_bytes_between, read_flat, read_floats, shape_text
+from loratools.quantization.common.parts import collect, read_bytes_between, read_flat, read_floats
 from loratools.quantization.common.protocol import PackedWeight, Part, Recognised, Unreadable
 from loratools.tensors.dtypes import DTYPE_BITS, parse_float_dtype
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -38,30 +39,20 @@ class FourBit:
     """Blocks of 4-bit codes with a scale each, over the weight as one row.
 
     codes   nf4 or fp4
-    blocksize   values that share a scale
+    group   values that share a scale
     nested_blocksize, nested_offset   of scales that are quantised themselves; None where they are float32
     """
 
     codes: str
-    blocksize: int
+    group: int
     nested_blocksize: int | None = None
     nested_offset: float = 0.0
+    bits: int = 4
 
     @property
     def format(self) -> str:
         """`nf4` or `fp4`, and whether the scales are quantised as well."""
         return self.codes if self.nested_blocksize is None else f"{self.codes}, double quantisation"
-
-    @property
-    def bits(self) -> float:
-        return 4
-
-    @property
-    def group(self) -> int | None:
-        return self.blocksize
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: the product in float32, rounded once to the weight's dtype."""
@@ -76,13 +67,13 @@ class FourBit:
         table = pairs_of_values(read_floats(weight.tensor("quant_map")).reshape(-1), high_first=True)
         packed = read_bytes_between(weight.tensor("weight"), first // 2, -(-last // 2))
         values: Floats = decode_pairs(packed, table)[first % 2 :][: last - first]
-        block, end = first // self.blocksize, -(-last // self.blocksize)
+        block, end = first // self.group, -(-last // self.group)
         scales = self._scales(weight, block, end)
-        if first % self.blocksize == 0 and last % self.blocksize == 0:
-            values = (values.reshape(-1, self.blocksize) * scales[:, None]).reshape(-1)
+        if first % self.group == 0 and last % self.group == 0:
+            values = (values.reshape(-1, self.group) * scales[:, None]).reshape(-1)
         else:
-            skipped = first - block * self.blocksize
-            values = values * np.repeat(scales, self.blocksize)[skipped : skipped + len(values)]
+            skipped = first - block * self.group
+            values = values * np.repeat(scales, self.group)[skipped : skipped + len(values)]
         return onto_grid(values.reshape(stop - start, *weight.shape[1:]), weight.dtype)
 
     def _scales(self, weight: PackedWeight, start: int, stop: int) -> Floats:
@@ -103,20 +94,9 @@ class FourBit:
 class Int8:
     """Integers of 8 bits, and the largest magnitude of each row."""
 
-    @property
-    def format(self) -> str:
-        return "int8"
-
-    @property
-    def bits(self) -> float:
-        return 8
-
-    @property
-    def group(self) -> int | None:
-        return None
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
+    format: str = "int8"
+    bits: int = 8
+    group: None = None
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32, in which bitsandbytes dequantises."""
@@ -146,7 +126,7 @@ def _int8(name: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | Unread
     parts = collect(tensors, {"weight": name, "SCB": f"{module}SCB", "weight_format": f"{module}weight_format"})
     weight, constants = parts[0].tensor, parts[1].tensor
     if len(weight.shape) != 2 or constants.elements != weight.shape[0] or constants.dtype != "F32":
-        why = f"SCB of shape {shape_text(constants)} for a weight of {shape_text(weight)}"
+        why = f"SCB of shape {shape_text(constants.shape)} for a weight of {shape_text(weight.shape)}"
         return Unreadable("bitsandbytes", tuple(part.name for part in parts), why)
     return PackedWeight("bitsandbytes", weight.shape, "F32", parts, Int8())
 

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.quantization.common.grouped import scaled
-from loratools.quantization.common.parts import collect, read_floats, read_numbers, shape_text
+from loratools.quantization.common.parts import collect, read_floats, read_numbers
 from loratools.quantization.common.protocol import PackedWeight, Part, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -35,31 +36,19 @@ _MX_BLOCK = 32
 class PackedIntegers:
     """Signed integers of 1 to 8 bits, packed along the rows.
 
-    width      bits of one code
-    columns    columns that share a scale; None where a row does
+    bits       bits of one code
+    group      columns that share a scale; None where a row does
     symmetric  whether zero is always code 0
     """
 
-    width: int
-    columns: int | None
+    bits: int
+    group: int | None
     symmetric: bool
 
     @property
     def format(self) -> str:
         """`int4 symmetric`, `int8 asymmetric`"""
-        return f"int{self.width} {'symmetric' if self.symmetric else 'asymmetric'}"
-
-    @property
-    def bits(self) -> float:
-        return self.width
-
-    @property
-    def group(self) -> int | None:
-        return self.columns
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        # Zero points are packed along the rows, 32 of them in whole words.
-        return 1 if self.symmetric else 32
+        return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'}"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: the product rounded once to the dtype of the scale."""
@@ -68,16 +57,16 @@ class PackedIntegers:
         from loratools.algebra.packing import unpack_bits
         from loratools.storage.arrays import read_raw
 
-        offset = 1 << (self.width - 1)
+        offset = 1 << (self.bits - 1)
         packed = read_raw(weight.tensor("packed"), start, stop)
-        codes = unpack_bits(packed.view(np.uint8), self.width)[:, : weight.shape[1]].astype(np.int16) - offset
+        codes = unpack_bits(packed.view(np.uint8), self.bits)[:, : weight.shape[1]].astype(np.int16) - offset
         scales = read_floats(weight.tensor("scale"), start, stop)
         zeros = None
         if weight.has("zero point"):
             stored = weight.tensor("zero point")
-            first, last = start * self.width // 32, -(-stop * self.width // 32)
+            first, last = start * self.bits // 32, -(-stop * self.bits // 32)
             columns = np.ascontiguousarray(read_raw(stored, first, min(last, stored.shape[0])).T)
-            zeros = unpack_bits(columns.view(np.uint8), self.width)[:, : stop - start].T.astype(np.float32) - offset
+            zeros = unpack_bits(columns.view(np.uint8), self.bits)[:, : stop - start].T.astype(np.float32) - offset
         order = read_raw(weight.tensor("g_idx")).reshape(-1) if weight.has("g_idx") else None
         return scaled(codes, scales, zeros, weight.dtype, order)
 
@@ -86,23 +75,13 @@ class PackedIntegers:
 class PlainIntegers:
     """Integers of 8 bits as they are, with a scale for the tensor, each row, or groups of a row."""
 
-    columns: int | None
+    group: int | None
     symmetric: bool
+    bits: int = 8
 
     @property
     def format(self) -> str:
         return f"int8 {'symmetric' if self.symmetric else 'asymmetric'}"
-
-    @property
-    def bits(self) -> float:
-        return 8
-
-    @property
-    def group(self) -> int | None:
-        return self.columns
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: the product rounded once to the dtype of the scale."""
@@ -118,20 +97,9 @@ class PlainIntegers:
 class MicroscaledFloats:
     """4-bit floats in blocks of 32, each with a power of two, along the rows of a linear layer."""
 
-    @property
-    def format(self) -> str:
-        return "mxfp4"
-
-    @property
-    def bits(self) -> float:
-        return 4
-
-    @property
-    def group(self) -> int | None:
-        return _MX_BLOCK
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
+    format: str = "mxfp4"
+    bits: int = 4
+    group: int = _MX_BLOCK
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32, in bfloat16 exact but for powers below its range."""
@@ -191,19 +159,21 @@ def _packed(stem: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | Unre
     except (KeyError, ValueError):
         return Unreadable(_SCHEME, stored, "it has no weight_shape that could be read")
     if len(shape) != 2 or len(packed.shape) != 2 or shape[0] != packed.shape[0] or shape[1] < 1:
-        return Unreadable(_SCHEME, stored, f"a shape of {list(shape)} for {shape_text(packed)} words")
+        return Unreadable(_SCHEME, stored, f"a shape of {list(shape)} for {shape_text(packed.shape)} words")
     widths = [bits for bits in range(1, 9) if -(-shape[1] * bits // 32) == packed.shape[1]]
     if len(widths) != 1:
         return Unreadable(_SCHEME, stored, f"{packed.shape[1]} words for {shape[1]} values, of no clear number of bits")
     if len(scale.shape) != 2 or scale.shape[0] != shape[0] or scale.dtype not in ("F32", "F16", "BF16"):
-        return Unreadable(_SCHEME, stored, f"a scale of {scale.dtype} and shape {shape_text(scale)}")
+        return Unreadable(_SCHEME, stored, f"a scale of {scale.dtype} and shape {shape_text(scale.shape)}")
     zero = by_role.get("zero point")
     if zero is not None and (zero.dtype != "I32" or zero.shape != (-(-shape[0] * widths[0] // 32), scale.shape[1])):
-        return Unreadable(_SCHEME, stored, f"zero points of {zero.dtype} and shape {shape_text(zero)}")
+        return Unreadable(_SCHEME, stored, f"zero points of {zero.dtype} and shape {shape_text(zero.shape)}")
     groups = scale.shape[1]
     columns = -(-shape[1] // groups) if groups > 1 else None
     parameters = PackedIntegers(widths[0], columns, zero is None)
-    return PackedWeight(_SCHEME, (shape[0], shape[1]), scale.dtype, parts, parameters)
+    # Zero points are packed along the rows, 32 of them in whole words.
+    row_block = 1 if zero is None else 32
+    return PackedWeight(_SCHEME, (shape[0], shape[1]), scale.dtype, parts, parameters, row_block)
 
 
 def _plain(stem: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | Unreadable:
@@ -213,7 +183,7 @@ def _plain(stem: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | Unrea
     rows = weight.shape[0] if weight.shape else 0
     fits = scale.elements == 1 or (scale.shape[:1] == (rows,) and len(scale.shape) <= 2)
     if len(weight.shape) != 2 or not fits or scale.dtype not in ("F32", "F16", "BF16"):
-        why = f"a scale of {scale.dtype} and shape {shape_text(scale)} for a weight of {shape_text(weight)}"
+        why = f"a scale of {scale.dtype} and shape {shape_text(scale.shape)} for a weight of {shape_text(weight.shape)}"
         return Unreadable(_SCHEME, tuple(part.name for part in parts), why)
     groups = scale.elements // rows if scale.elements > 1 else 1
     columns = -(-weight.shape[1] // groups) if groups > 1 else None
@@ -233,6 +203,6 @@ def _microscaled(stem: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight |
             columns // _MX_BLOCK,
         )
     ):
-        why = f"a scale of {scale.dtype} and shape {shape_text(scale)} for {shape_text(packed)} bytes"
+        why = f"a scale of {scale.dtype} and shape {shape_text(scale.shape)} for {shape_text(packed.shape)} bytes"
         return Unreadable(_SCHEME, tuple(part.name for part in parts), why)
     return PackedWeight(_SCHEME, (packed.shape[0], columns), "BF16", parts, MicroscaledFloats())

@@ -19,10 +19,12 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from loratools.quantization.common.config import find_setting, model_dtype
-from loratools.quantization.common.parts import read_floats, shape_text
+from loratools.quantization.common.eight_bits import eight_bit_format
+from loratools.quantization.common.parts import read_floats
 from loratools.quantization.common.protocol import PackedWeight, Part, Recognised, Unreadable
 from loratools.tensors.dtypes import FLOAT8_DTYPES, FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -35,7 +37,6 @@ _NOT_WEIGHTS = ("scale", "scales", "scale_inv", "scale_2", "absmax", "._data", "
 _BESIDE = ("input_scale", "activation_scale", "scale_input", "comfy_quant")
 _SCALE_DTYPES = frozenset({*FLOAT_DTYPES, "F8_E8M0", "U8"})
 _USUAL_BLOCK = 128
-_FLOAT8_NAMES = {"F8_E4M3": "e4m3", "F8_E5M2": "e5m2", "F8_E4M3FNUZ": "e4m3fnuz", "F8_E5M2FNUZ": "e5m2fnuz"}
 
 
 @dataclass(frozen=True)
@@ -50,25 +51,19 @@ class Float8:
     dtype: str
     block: tuple[int, int] | None
     scaled: bool = True
+    bits: int = 8
 
     @property
     def format(self) -> str:
         """`fp8 e4m3`, and what shares a scale."""
-        name = f"fp8 {_FLOAT8_NAMES[self.dtype]}"
+        name = eight_bit_format(self.dtype)
         if not self.scaled:
             return f"{name}, no scale"
         return f"{name}, one scale" if self.block is None else f"{name}, a scale for {self.block[0]} x {self.block[1]}"
 
     @property
-    def bits(self) -> float:
-        return 8
-
-    @property
     def group(self) -> int | None:
         return self.block[1] if self.block is not None else None
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: the product in float32, rounded once to the weight's dtype."""
@@ -153,7 +148,9 @@ def _recognised(
         return Unreadable("fp8", stored, f"its scale has dtype {scale.dtype}")
     block = _block(tensor.shape, scale.shape, declared)
     if block is None and scale.elements != 1:
-        return Unreadable("fp8", stored, f"a scale of shape {shape_text(scale)} for a weight of {shape_text(tensor)}")
+        return Unreadable(
+            "fp8", stored, f"a scale of shape {shape_text(scale.shape)} for a weight of {shape_text(tensor.shape)}"
+        )
     return PackedWeight("fp8", tensor.shape, dtype, parts, _parameters(tensor.dtype, block, True))
 
 

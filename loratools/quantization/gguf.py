@@ -29,24 +29,17 @@ _NOT_WEIGHTS = ("Q8_1", "Q8_K", "Q1_0")
 class GgmlBlocks:
     """Blocks of one ggml type along a row."""
 
-    kind: str
-
-    @property
-    def format(self) -> str:
-        return self.kind
+    format: str
 
     @property
     def bits(self) -> float:
         """Bits of a value, its share of the block's scales included, as the types are usually described."""
-        values, size = _SIZES[self.kind]
+        values, size = _SIZES[self.format]
         return 8 * size / values
 
     @property
     def group(self) -> int | None:
-        return _SIZES[self.kind][0]
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
+        return _SIZES[self.format][0]
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32.
@@ -60,8 +53,8 @@ class GgmlBlocks:
         from loratools.storage.arrays import read_raw
 
         stored = read_raw(weight.tensor("blocks"), start, stop)
-        _, size = _SIZES[self.kind]
-        decode = DECODERS.get(self.kind)
+        _, size = _SIZES[self.format]
+        decode = DECODERS.get(self.format)
         shape = (stop - start, *weight.shape[1:])
         if 0 in shape:  # the package gguf cannot cut no blocks into parts
             return np.zeros(shape, np.float32)
@@ -69,7 +62,7 @@ class GgmlBlocks:
         with np.errstate(invalid="ignore", over="ignore"):
             if decode is not None:
                 return decode(stored.reshape(-1, size)).reshape(shape)
-            return _by_package(stored.reshape(-1, size), self.kind).reshape(shape)
+            return _by_package(stored.reshape(-1, size), self.format).reshape(shape)
 
 
 def _by_package(blocks: Floats, kind: str) -> Floats:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from loratools.quantization.common.config import find_setting
 from loratools.quantization.common.grouped import scaled
 from loratools.quantization.common.packed import packs_outputs, quantised_modules
-from loratools.quantization.common.parts import collect, read_columns, shape_text
+from loratools.quantization.common.parts import collect, read_columns
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -34,31 +35,19 @@ _BLOCK_VALUES = 1 << 20
 class GptqIntegers:
     """Unsigned integers with a scale and a zero point for each group of inputs.
 
-    width           bits of one code
-    inputs          inputs that share a scale, in whatever order they were taken; None where all do
+    bits            bits of one code
+    group           inputs that share a scale, in whatever order they were taken; None where all do
     zeros_less_one  whether zero points are stored less one (the first format)
     """
 
-    width: int
-    inputs: int | None
+    bits: int
+    group: int | None
     zeros_stored_less_one: bool
 
     @property
     def format(self) -> str:
         """`int4`, of the first format or the second"""
-        return f"int{self.width}{'' if self.zeros_stored_less_one else ', zero points of v2'}"
-
-    @property
-    def bits(self) -> float:
-        return self.width
-
-    @property
-    def group(self) -> int | None:
-        return self.inputs
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        # 32 codes of any width are whole words.
-        return max(32, _BLOCK_VALUES // max(1, shape[1]) // 32 * 32)
+        return f"int{self.bits}{'' if self.zeros_stored_less_one else ', zero points of v2'}"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: the product rounded once to the dtype of the scales."""
@@ -69,12 +58,12 @@ class GptqIntegers:
         from loratools.storage.arrays import read_raw
 
         packed = np.ascontiguousarray(read_columns(weight.tensor("qweight"), start, stop).T)
-        codes = unpack_bits(packed.view(np.uint8), self.width)[:, : weight.shape[1]]
-        first, last = start * self.width // 32, -(-stop * self.width // 32)
+        codes = unpack_bits(packed.view(np.uint8), self.bits)[:, : weight.shape[1]]
+        first, last = start * self.bits // 32, -(-stop * self.bits // 32)
         packed = np.ascontiguousarray(read_columns(weight.tensor("qzeros"), first, last))
-        zeros = unpack_bits(packed.view(np.uint8), self.width)[:, : stop - start]
+        zeros = unpack_bits(packed.view(np.uint8), self.bits)[:, : stop - start]
         if self.zeros_stored_less_one:
-            zeros = (zeros + np.uint8(1)) & np.uint8((1 << self.width) - 1)
+            zeros = (zeros + np.uint8(1)) & np.uint8((1 << self.bits) - 1)
         scales = weight.tensor("scales")
         columns = read_columns(scales, start, stop)
         values = np.empty(columns.shape, np.float32)
@@ -118,9 +107,10 @@ def _recognised(
         and groups > 0
     )
     if not consistent:
-        shapes = ", ".join(f"{part.role} {shape_text(part.tensor)}" for part in parts)
+        shapes = ", ".join(f"{part.role} {shape_text(part.tensor.shape)}" for part in parts)
         return Unreadable("gptq", stored, f"its parts do not fit each other: {shapes}")
     group = -(-inputs // groups) if groups > 1 else None
-    return PackedWeight(
-        "gptq", (outputs, inputs), scales.dtype, parts, GptqIntegers(width, group, zeros_stored_less_one)
-    )
+    parameters = GptqIntegers(width, group, zeros_stored_less_one)
+    # 32 codes of any width are whole words.
+    row_block = max(32, _BLOCK_VALUES // max(1, inputs) // 32 * 32)
+    return PackedWeight("gptq", (outputs, inputs), scales.dtype, parts, parameters, row_block)

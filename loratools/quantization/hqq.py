@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loratools.quantization.common.parts import collect, read_floats, read_numbers, shape_text
+from loratools.quantization.common.parts import collect, read_floats, read_numbers
 from loratools.quantization.common.protocol import PackedWeight, Part, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.packing import Integers
@@ -39,25 +40,13 @@ _SETTINGS = (
 class HqqIntegers:
     """Unsigned integers with a scale and a zero point for each group, which runs along `axis` of the cut weight."""
 
-    width: int
-    values: int
+    bits: int
+    group: int
     axis: int
 
     @property
     def format(self) -> str:
-        return f"int{self.width}, axis {self.axis}"
-
-    @property
-    def bits(self) -> float:
-        return self.width
-
-    @property
-    def group(self) -> int | None:
-        return self.values
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        # Neighbours in a byte are half a tensor apart.
-        return max(1, shape[0])
+        return f"int{self.bits}, axis {self.axis}"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32; all of the weight is unpacked, since its rows lie all over the stored tensor."""
@@ -66,14 +55,14 @@ class HqqIntegers:
         from loratools.algebra.packing import onto_grid
         from loratools.storage.arrays import read_raw
 
-        per_word, word_bits = _PER_WORD[self.width]
+        per_word, word_bits = _PER_WORD[self.bits]
         packed = read_raw(weight.tensor("W_q")).view(np.uint32 if word_bits == 32 else np.uint8)
-        mask = (1 << self.width) - 1
-        shifts = range((per_word - 1) * self.width, -1, -self.width)
+        mask = (1 << self.bits) - 1
+        shifts = range((per_word - 1) * self.bits, -1, -self.bits)
         codes: Integers = np.concatenate([(packed >> shift) & mask for shift in shifts])
-        groups = math.prod(weight.shape) // self.values
-        codes = codes[: groups if self.axis == 1 else self.values].reshape(
-            (groups, self.values) if self.axis == 1 else (self.values, groups)
+        groups = math.prod(weight.shape) // self.group
+        codes = codes[: groups if self.axis == 1 else self.group].reshape(
+            (groups, self.group) if self.axis == 1 else (self.group, groups)
         )
         per_group = (groups, 1) if self.axis == 1 else (1, groups)
         zero = read_floats(weight.tensor("zero")).reshape(per_group)
@@ -111,7 +100,7 @@ def _with_settings(parts: tuple[Part, ...]) -> PackedWeight:
     if width not in _PER_WORD or axis not in (0, 1) or len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"{width} bits along axis {axis} of {list(shape)}")
     if scale.dtype not in ("F32", "F16", "BF16") or zero.dtype != scale.dtype or zero.elements != scale.elements:
-        raise ValueError(f"zero points of {zero.dtype} and {shape_text(zero)}, scales of {scale.dtype}")
+        raise ValueError(f"zero points of {zero.dtype} and {shape_text(zero.shape)}, scales of {scale.dtype}")
     elements, groups = math.prod(shape), scale.elements
     if not groups or elements % groups:
         raise ValueError(f"{groups} groups of {elements} values")
@@ -119,4 +108,6 @@ def _with_settings(parts: tuple[Part, ...]) -> PackedWeight:
     rows = groups if axis == 1 else elements // groups
     if codes.nbytes * 8 != -(-rows // per_word) * (elements // rows) * word_bits:
         raise ValueError(f"{codes.nbytes} bytes for {elements} codes of {width} bits")
-    return PackedWeight("hqq", (shape[0], shape[1]), scale.dtype, parts, HqqIntegers(width, elements // groups, axis))
+    parameters = HqqIntegers(width, elements // groups, axis)
+    # Neighbours in a byte are half a tensor apart.
+    return PackedWeight("hqq", (shape[0], shape[1]), scale.dtype, parts, parameters, row_block=max(1, shape[0]))

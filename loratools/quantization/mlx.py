@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.quantization.common.config import settings
-from loratools.quantization.common.parts import collect, read_floats, shape_text
+from loratools.quantization.common.parts import collect, read_floats
 from loratools.quantization.common.protocol import PackedWeight, Part, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -36,23 +37,9 @@ _FLOAT_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
 class AffineGroups:
     """Unsigned integers, with a scale and an offset for each group of a row."""
 
-    width: int
-    columns: int
-
-    @property
-    def format(self) -> str:
-        return "affine"
-
-    @property
-    def bits(self) -> float:
-        return self.width
-
-    @property
-    def group(self) -> int | None:
-        return self.columns
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
+    bits: int
+    group: int
+    format: str = "affine"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32, rounded as MLX does: after the product, and after the sum."""
@@ -62,8 +49,8 @@ class AffineGroups:
         from loratools.storage.arrays import read_raw
 
         packed = read_raw(weight.tensor("weight"), start, stop)
-        codes = unpack_bits(packed.view(np.uint8), self.width).astype(np.float32)
-        groups = codes.reshape(*codes.shape[:-1], -1, self.columns)
+        codes = unpack_bits(packed.view(np.uint8), self.bits).astype(np.float32)
+        groups = codes.reshape(*codes.shape[:-1], -1, self.group)
         products = onto_grid(groups * read_floats(weight.tensor("scales"), start, stop)[..., None], weight.dtype)
         values = products + read_floats(weight.tensor("biases"), start, stop)[..., None]
         return onto_grid(values.reshape(stop - start, *weight.shape[1:]), weight.dtype)
@@ -73,22 +60,15 @@ class AffineGroups:
 class FloatGroups:
     """Floats of 4 or 8 bits, with a scale of one byte for each group of a row; mode: mxfp4, nvfp4 or mxfp8."""
 
-    mode: str
-
-    @property
-    def format(self) -> str:
-        return self.mode
+    format: str
 
     @property
     def bits(self) -> float:
-        return _FLOAT_MODES[self.mode][0]
+        return _FLOAT_MODES[self.format][0]
 
     @property
     def group(self) -> int | None:
-        return _FLOAT_MODES[self.mode][1]
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
+        return _FLOAT_MODES[self.format][1]
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32, rounded once to the weight's dtype."""
@@ -98,10 +78,10 @@ class FloatGroups:
         from loratools.storage.arrays import read_raw
 
         codes = read_raw(weight.tensor("weight"), start, stop).view(np.uint8)
-        values = float8_values("F8_E4M3")[codes] if self.mode == "mxfp8" else decode_pairs(codes, e2m1_pairs())
+        values = float8_values("F8_E4M3")[codes] if self.format == "mxfp8" else decode_pairs(codes, e2m1_pairs())
         stored = read_raw(weight.tensor("scales"), start, stop)
-        scales = float8_values("F8_E4M3")[stored] if self.mode == "nvfp4" else e8m0(stored)
-        groups = values.reshape(*stored.shape, _FLOAT_MODES[self.mode][1]) * scales[..., None]
+        scales = float8_values("F8_E4M3")[stored] if self.format == "nvfp4" else e8m0(stored)
+        groups = values.reshape(*stored.shape, _FLOAT_MODES[self.format][1]) * scales[..., None]
         return onto_grid(groups.reshape(stop - start, *weight.shape[1:]), weight.dtype)
 
 
@@ -127,7 +107,7 @@ def _recognised(
     weight, scales = parts[0].tensor, parts[1].tensor
     stored = tuple(part.name for part in parts)
     if len(weight.shape) < 2 or scales.shape[:-1] != weight.shape[:-1] or not scales.shape[-1]:
-        return Unreadable("mlx", stored, f"scales of {shape_text(scales)} for {shape_text(weight)} words")
+        return Unreadable("mlx", stored, f"scales of {shape_text(scales.shape)} for {shape_text(weight.shape)} words")
     quantization_settings = settings(config)
     of_module = quantization_settings.get(stem.removesuffix("."))
     quantization_settings = of_module if isinstance(of_module, Mapping) else quantization_settings

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loratools.quantization.common.parts import collect, shape_text
+from loratools.quantization.common.parts import collect
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -27,20 +28,9 @@ _BLOCK = 32
 class ExpertBlocks:
     """Blocks of 32 floats of 4 bits, stored as (experts, out, in) and used as (experts, in, out)."""
 
-    @property
-    def format(self) -> str:
-        return "mxfp4"
-
-    @property
-    def bits(self) -> float:
-        return 4
-
-    @property
-    def group(self) -> int | None:
-        return _BLOCK
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
+    format: str = "mxfp4"
+    bits: int = 4
+    group: int = _BLOCK
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Experts start:stop as float32, in bfloat16 exact but for powers below its range."""
@@ -69,7 +59,7 @@ def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -
         parts = collect(tensors, {"blocks": name, "scales": f"{stem}_scales"})
         if len(tensor.shape) != 4 or tensor.shape[-1] != _BLOCK // 2:
             stored = tuple(part.name for part in parts)
-            recognised[stem] = Unreadable("mxfp4", stored, f"blocks of shape {shape_text(tensor)}")
+            recognised[stem] = Unreadable("mxfp4", stored, f"blocks of shape {shape_text(tensor.shape)}")
             continue
         experts, rows, groups, _ = tensor.shape
         recognised[stem] = PackedWeight("mxfp4", (experts, groups * _BLOCK, rows), "BF16", parts, ExpertBlocks())

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.quantization.common.config import model_dtype
-from loratools.quantization.common.parts import collect, read_floats, shape_text
+from loratools.quantization.common.parts import collect, read_floats
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -34,21 +35,9 @@ class TwoLevelFloats:
     """4-bit floats with a float8 scale for each 16, and one for all that multiplies or divides."""
 
     divides: bool
-
-    @property
-    def format(self) -> str:
-        return "nvfp4"
-
-    @property
-    def bits(self) -> float:
-        return 4
-
-    @property
-    def group(self) -> int | None:
-        return _BLOCK
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
+    format: str = "nvfp4"
+    bits: int = 4
+    group: int = _BLOCK
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: all products in float32, rounded once to the weight's dtype."""
@@ -90,7 +79,9 @@ def _recognised(
         return Unreadable("nvfp4", stored, f"values of {packed.dtype} with scales of {scale and scale.dtype}")
     columns = 2 * packed.shape[1]
     if scale.shape != (packed.shape[0], columns // _BLOCK) or overall.elements != 1 or overall.dtype != "F32":
-        why = f"scales of {shape_text(scale)} and {shape_text(overall)} for {shape_text(packed)} bytes"
+        why = (
+            f"scales of {shape_text(scale.shape)} and {shape_text(overall.shape)} for {shape_text(packed.shape)} bytes"
+        )
         return Unreadable("nvfp4", stored, why)
     divides = second.endswith("_global_scale")
     dtype = "BF16" if divides else model_dtype(config) or "BF16"

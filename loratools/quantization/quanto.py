@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loratools.quantization.common.parts import collect, read_floats, shape_text
+from loratools.quantization.common.eight_bits import eight_bit_format
+from loratools.quantization.common.parts import collect, read_floats
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -27,23 +29,9 @@ if TYPE_CHECKING:
 class ScaledBytes:
     """Integers or floats of 8 bits, with a scale for the tensor or for each row."""
 
-    numbers: str
-
-    @property
-    def format(self) -> str:
-        """`int8` or `fp8 e4m3`"""
-        return "int8" if self.numbers == "I8" else f"fp8 {self.numbers.removeprefix('F8_').lower()}"
-
-    @property
-    def bits(self) -> float:
-        return 8
-
-    @property
-    def group(self) -> int | None:
-        return None
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
+    format: str
+    bits: int = 8
+    group: None = None
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: the product rounded once to the dtype of the scale."""
@@ -75,10 +63,12 @@ def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -
             or tensor.dtype not in ("I8", *FLOAT8_DTYPES)
             or (scale.elements != 1 and scale.shape not in ((rows,), (rows, 1)))
         ):
-            why = f"a scale of {shape_text(scale)} for {tensor.dtype} of {shape_text(tensor)}"
+            why = f"a scale of {shape_text(scale.shape)} for {tensor.dtype} of {shape_text(tensor.shape)}"
             recognised[weight] = Unreadable("quanto", stored, why)
         elif scale.dtype not in ("F32", "F16", "BF16"):
             recognised[weight] = Unreadable("quanto", stored, f"a scale of dtype {scale.dtype}")
         else:
-            recognised[weight] = PackedWeight("quanto", tensor.shape, scale.dtype, parts, ScaledBytes(tensor.dtype))
+            recognised[weight] = PackedWeight(
+                "quanto", tensor.shape, scale.dtype, parts, ScaledBytes(eight_bit_format(tensor.dtype))
+            )
     return recognised

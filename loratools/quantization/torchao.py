@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.quantization.common.config import model_dtype
+from loratools.quantization.common.eight_bits import eight_bit_format
 from loratools.quantization.common.grouped import over_groups
-from loratools.quantization.common.parts import collect, read_floats, shape_text
+from loratools.quantization.common.parts import collect, read_floats
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -35,24 +37,9 @@ _ROLES = (
 class ScaledRows:
     """Integers or floats of 8 bits, with a scale for the tensor, each row, or groups of a row."""
 
-    numbers: str
-    columns: int | None
-
-    @property
-    def format(self) -> str:
-        """`int8` or `fp8 e4m3`"""
-        return "int8" if self.numbers == "I8" else f"fp8 {self.numbers.removeprefix('F8_').lower()}"
-
-    @property
-    def bits(self) -> float:
-        return 8
-
-    @property
-    def group(self) -> int | None:
-        return self.columns
-
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        return 1
+    format: str
+    group: int | None
+    bits: int = 8
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: the product in float32, rounded once to the weight's dtype."""
@@ -96,17 +83,17 @@ def _recognised(
         return Unreadable(_SCHEME, stored, "its inputs are scaled before they reach the weight")
     if scale is None or len(numbers.shape) != 2 or numbers.dtype not in ("I8", *FLOAT8_DTYPES):
         return Unreadable(
-            _SCHEME, stored, f"qdata of {numbers.dtype} and shape {shape_text(numbers)}, a kernel's layout"
+            _SCHEME, stored, f"qdata of {numbers.dtype} and shape {shape_text(numbers.shape)}, a kernel's layout"
         )
     rows = numbers.shape[0]
     fits = scale.elements == 1 or (scale.shape[:1] == (rows,) and len(scale.shape) <= 2)
     if not fits or scale.dtype not in ("F32", "F16", "BF16") or (zero is not None and zero.elements != scale.elements):
         return Unreadable(
-            _SCHEME, stored, f"a scale of {scale.dtype} and {shape_text(scale)} for {shape_text(numbers)}"
+            _SCHEME, stored, f"a scale of {scale.dtype} and {shape_text(scale.shape)} for {shape_text(numbers.shape)}"
         )
     groups = scale.elements // rows if scale.elements > 1 else 1
     if numbers.shape[1] % groups:
         return Unreadable(_SCHEME, stored, f"{groups} groups of {numbers.shape[1]} columns")
     dtype = scale.dtype if scale.dtype != "F32" else model_dtype(config) or "F32"
     columns = numbers.shape[1] // groups if groups > 1 else None
-    return PackedWeight(_SCHEME, numbers.shape, dtype, parts, ScaledRows(numbers.dtype, columns))
+    return PackedWeight(_SCHEME, numbers.shape, dtype, parts, ScaledRows(eight_bit_format(numbers.dtype), columns))

@@ -308,7 +308,7 @@ def fingerprint(file: FileId, header_bytes: int = 0, *, pieces: int = _PIECES, p
 
 
 def _file_id(path: Path, status: os.stat_result) -> FileId:
-    return FileId(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    return FileId(path, status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 def _model_file_inside(folder: Path) -> str | None:

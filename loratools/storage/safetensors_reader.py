@@ -13,8 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from loratools.errors import FormatError
-from loratools.storage import system
-from loratools.storage.files import identify, machine_error, quoted, read_bytes
+from loratools.storage.files import identify, quoted, read_bytes
 from loratools.storage.json_file import kind_of, parse_json
 from loratools.storage.sniff import ENOUGH, Sniffed, describe
 from loratools.storage.stored import StoredTensor
@@ -52,10 +51,7 @@ def read_header(path: Path) -> SafetensorsFile:
     global _last
     file = identify(path)
     # Size and times of writing can be set back by whoever rewrites a file, its time of change cannot.
-    try:
-        key = file, system.stat(path).st_ctime_ns
-    except OSError as error:
-        raise machine_error(error, "look at", path) from error
+    key = file, file.ctime_ns
     if _last is None or _last[0] != key:
         _last = key, _read_header(path, file)
     last = _last[1]

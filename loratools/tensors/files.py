@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class FileId:
-    """A file as it was when it was first read, so that a later read can tell that it has changed."""
+    """A file as it was when it was first read, so that a later read can tell that it has changed.
+
+    Attributes:
+        path: Where it is.
+        size: Its size in bytes.
+        mtime_ns: When it was last written, in nanoseconds, as programs may set it.
+        inode: Its number in the file system.
+        ctime_ns: When it or its names last changed, which programs cannot set; not compared, as a new name is no
+            change of what is in the file.
+    """
 
     path: Path
     size: int
     mtime_ns: int
     inode: int
+    ctime_ns: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from loratools.errors import FormatError, InputError, MachineError, UsageError
+from loratools.storage import system
 from loratools.storage.safetensors_reader import MAX_HEADER, read_header
 from loratools.tensors.dtypes import DTYPE_BITS, torch_dtype
 
@@ -374,3 +376,34 @@ def test_metadata_that_is_null_is_none_as_mlx_writes_it(tmp_path: Path) -> None:
     found = read_header(tmp_path / "x.safetensors")
 
     assert (found.metadata, list(found.tensors)) == ({}, ["a"])
+
+
+def test_a_file_is_looked_at_once_for_its_identity_and_its_time_of_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, container({"a": entry(0, 1, shape=[1])}, b"\x07"), "one.safetensors")
+    read_header(path)
+    looked_at: list[Path] = []
+    original = system.stat
+
+    def counting(asked: Path) -> os.stat_result:
+        looked_at.append(asked)
+        return original(asked)
+
+    monkeypatch.setattr(system, "stat", counting)
+    read_header(path)
+
+    assert looked_at == [path]
+
+
+def test_a_header_is_read_anew_where_size_and_time_of_writing_were_set_back(tmp_path: Path) -> None:
+    path = write(tmp_path, container({"a": entry(0, 1, shape=[1])}, b"\x07"), "one.safetensors")
+    before = path.stat()
+    assert list(read_header(path).tensors) == ["a"]
+
+    with path.open("r+b") as file:
+        file.write(container({"b": entry(0, 1, shape=[1])}, b"\x07"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert list(read_header(path).tensors) == ["b"]

@@ -22,6 +22,8 @@ NEW_HEADS: dict[str, str] = {"value_head.safetensors": "LLaMA-Factory", "value_h
 # Rows of the vocabulary's two tables for tokens that the base does not know, in the order of their numbers, which are
 # in `added_tokens.json` (vLLM's layout).
 NEW_TOKENS: dict[str, str] = {"new_embeddings.safetensors": "vLLM", "new_embeddings.bin": "vLLM"}
+# Who writes each of these files, for people who wonder where it came from.
+WRITERS = {**REPLACED_WEIGHTS, **NEW_HEADS, **NEW_TOKENS}
 TABLES = {"input_embeddings": "model.embed_tokens.weight", "output_embeddings": "lm_head.weight"}
 # Files with tensors that are no part of an adapter: the state of a training, and whole models.
 _NOT_TRAINED_BESIDE = re.compile(

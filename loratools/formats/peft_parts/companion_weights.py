@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loratools.adapter import Replacement
 from loratools.errors import FormatError
-from loratools.formats.common.companions import NEW_HEADS, NEW_TOKENS, REPLACED_WEIGHTS, TABLES
+from loratools.formats.common.companions import NEW_HEADS, NEW_TOKENS, TABLES, WRITERS
 from loratools.formats.common.source import AdapterSource, companion_tensors, counted, shown
 from loratools.formats.peft_parts.keys import WholeWeight, parse
 from loratools.storage.files import quoted
@@ -37,7 +37,7 @@ def companion_weights(source: AdapterSource, in_adapter: Mapping[str, Replacemen
     """
     weights: dict[str, Replacement] = {}
     problems: list[str] = []
-    files = [file for file in source.companions if file.name in {**REPLACED_WEIGHTS, **NEW_HEADS, **NEW_TOKENS}]
+    files = [file for file in source.companions if file.name in WRITERS]
     for file in files:
         if file.name in NEW_TOKENS:
             replaced, faults = _new_tokens(file)

@@ -101,7 +101,7 @@ def unpacking_memory(outputs: Sequence[Output]) -> int:
     """Bytes that unpacking takes at most: some schemes give many rows at once, or none."""
     packed = [o.values.source.weight for o in outputs if isinstance(o.values.source, Dequantised)]
     blocks = [
-        min(weight.parameters.row_block(weight.shape), weight.shape[0]) * math.prod(weight.shape[1:])
+        min(weight.row_block, weight.shape[0]) * math.prod(weight.shape[1:])
         for weight in packed
     ]
     return _UNPACKING_BYTES * max(blocks, default=0)

@@ -35,7 +35,7 @@ class Dequantised:
         rows = weight.shape[0]
         if not 0 <= start <= stop <= rows:
             raise IndexError(f"rows {start}:{stop} of {rows}")
-        step = weight.parameters.row_block(weight.shape)
+        step = weight.row_block
         if step == 1 or (start % step == 0 and (stop % step == 0 or stop == rows) and stop - start <= step):
             return weight.parameters.dequantise(weight, start, stop)
         values: Floats = np.empty((stop - start, *weight.shape[1:]), np.float32)

@@ -22,11 +22,6 @@ def collect(tensors: Mapping[str, LazyTensor], names: Mapping[str, str]) -> tupl
     return tuple(Part(role, name, tensors[name]) for role, name in names.items() if name in tensors)
 
 
-def shape_text(tensor: LazyTensor) -> str:
-    """The shape of a tensor as messages show it."""
-    return " x ".join(map(str, tensor.shape)) or "a scalar"
-
-
 def read_floats(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Floats:
     """Rows of a tensor of numbers as float32: floats of any width, float8, powers of two (E8M0), or integers."""
     import numpy as np

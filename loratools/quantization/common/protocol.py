@@ -43,9 +43,6 @@ class Parameters(Protocol):
     def group(self) -> int | None:
         """Consecutive values of a row that share a scale; None where whole rows or the whole tensor do."""
 
-    def row_block(self, shape: tuple[int, ...]) -> int:
-        """Rows that are unpacked together: reading from a multiple of so many rows to another costs nothing extra."""
-
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows start:stop of the first axis as float32, shape (stop - start, *weight.shape[1:]).
 
@@ -72,6 +69,7 @@ class PackedWeight:
     shape   of the logical weight, as the model computes with it
     dtype   the floating dtype of its values, in the safetensors spelling
     parts   the stored tensors that belong to it and to nothing else; the first holds the packed numbers
+    row_block  rows that are unpacked together: reading from a multiple of so many to another costs nothing extra
     """
 
     scheme: str
@@ -79,6 +77,7 @@ class PackedWeight:
     dtype: str
     parts: tuple[Part, ...]
     parameters: Parameters
+    row_block: int = 1
 
     @property
     def stored_names(self) -> tuple[str, ...]:

@@ -26,15 +26,20 @@ def adapter(tmp_path: Path) -> Path:
     return factories.adapter_folder(tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("name", ["non_lora_trainables.bin", "non_lora_state_dict.bin"])
-def test_whole_weights_beside_an_adapter_are_merged(name: str, base: Path, adapter: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [("non_lora_trainables.bin", "LLaVA"), ("non_lora_state_dict.bin", "Qwen-VL-Series-Finetune")],
+)
+def test_whole_weights_beside_an_adapter_are_merged(
+    name: str, program: str, base: Path, adapter: Path, tmp_path: Path
+) -> None:
     trained = torch.arange(15.0).reshape(5, 3)
     torch.save({f"base_model.model.{PROJECTOR}": trained}, adapter / name)
 
     report = loratools.merge(base, [adapter], tmp_path / "out")
 
     assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[PROJECTOR], trained)
-    assert any(name in warning for warning in report.warnings)
+    assert any(f"'{name}' beside the adapter, which {program} writes" in text for text in report.warnings)
 
 
 def test_value_head_beside_an_adapter_is_added_to_the_merged_model(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -36,6 +36,10 @@ class Unwrapped:
 
 def unwrapped(names: Iterable[str]) -> Unwrapped:
     """The names without wrappers, those of models that another name is in (`module.`) only where all names have it."""
+    names = list(names)
+    together = "\n".join(names)
+    if not any(word in together for word in (*_ANYWHERE, _OUTERMOST)):
+        return Unwrapped(dict(zip(names, names, strict=True)), {})  # as nearly every file has them
     removed: Counter[str] = Counter()
     segments: dict[str, list[str]] = {}
     for name in names:

@@ -117,8 +117,8 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
         elif lora.mid is not None or len(lora.a.shape) != 2:
             problems[name] = "a GGUF adapter has no LoRA of convolutions"
         elif _written_name(architecture, name) is None:
-            problems[name] = f"no module of {architecture.name} that GGUF has a name for"
-        elif name == "lm_head" and tied:
+            problems[name] = architecture.reason_absent(name)
+        elif _written_name(architecture, name) == "output" and tied:
             problems[name] = "the base ties its head to the embedding, so that a GGUF of it has no such weight"
         elif lora.embedding != (_written_name(architecture, name) == _EMBEDDING):
             problems[name] = "an embedding's factors on another module, or a linear layer's on the embedding"
@@ -209,12 +209,14 @@ def _architecture(source: AdapterSource) -> names.Architecture:
             f"{quoted(source.file)} is for the architecture {declared!r}, whose names and orders are not known here",
             hint=f"known are {', '.join(sorted(names.BY_NAME))}",
         )
-    if source.base is not None and _architecture_of(source.base) != architecture:
+    if source.base is None:
+        return architecture
+    of_base = _architecture_of(source.base)
+    if of_base.name != architecture.name:
         raise MismatchError(
-            f"{quoted(source.file)} is for {architecture.name}, and {quoted(source.base.name)} is "
-            f"{_architecture_of(source.base).name}"
+            f"{quoted(source.file)} is for {architecture.name}, and {quoted(source.base.name)} is {of_base.name}"
         )
-    return architecture
+    return of_base
 
 
 def _architecture_of(base: Base | None) -> names.Architecture:
@@ -224,6 +226,8 @@ def _architecture_of(base: Base | None) -> names.Architecture:
             hint="give the model, or its config.json, with --base",
         )
     architecture = names.BY_MODEL_TYPE.get(base.model_type or "")
+    if architecture is None and (why := names.REFUSED.get(base.model_type or "")) is not None:
+        raise UnsupportedError(f"{quoted(base.name)} is of model_type {base.model_type!r}: {why}")
     if architecture is None:
         raise UnsupportedError(
             f"{quoted(base.name)} is of model_type {base.model_type!r}, which is not written as gguf",

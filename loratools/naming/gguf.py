@@ -1,15 +1,15 @@
 """How GGUF names the modules of a Hugging Face model, and in which order llama.cpp keeps the rows of some.
 
 Facts from llama.cpp's conversion scripts and the `gguf` package's tensor_mapping.py, held against the latter by test.
-Architectures whose conversion does more than rename are not here, save for one: llama.cpp rotates neighbouring rows
-of a query or key head where Hugging Face rotates its two halves, so these rows are interleaved ("permuted").
+Modules whose conversion does more than rename are refused by name, save for one case: llama.cpp rotates neighbouring
+rows of a query or key head where Hugging Face rotates its two halves, so these rows are interleaved ("permuted").
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,22 @@ class Architecture:
     """`modules`: Hugging Face name -> GGUF name, without `.weight`, `{}` for the layer.
 
     `mixture`: what the module of a mixture of experts is called; its experts are stacked. `interleaved`: whether the
-    rows of queries and keys are.
+    rows of queries and keys are. `wrapped`: what the names begin with in a model that also sees or hears, and what in
+    one of text alone. `changed`: modules, by a part of their names, that llama.cpp's conversion changes beside their
+    names, and how.
     """
 
     name: str
     modules: Mapping[str, str]
     mixture: str | None = None
     interleaved: bool = False
+    wrapped: tuple[str, str] = ("", "")
+    changed: Mapping[str, str] = field(default_factory=dict)
+
+    def reason_absent(self, module: str) -> str:
+        """Why a module has no name there."""
+        reasons = [how for part, how in self.changed.items() if f".{part}." in f"{module}."]
+        return reasons[0] if reasons else f"no module of {self.name} that GGUF has a name for"
 
 
 _OUTSIDE = {"model.embed_tokens": "token_embd", "lm_head": "output"}
@@ -41,6 +50,40 @@ _QWEN_MOE = {
     "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
+_SHARED_EXPERTS = {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+_LATENT_ATTENTION = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.o_proj": "attn_output",
+}
+_FUSED_GATE = {"mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+_LFM2 = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_output",
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.out_proj": "shortconv.out_proj",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w2": "ffn_down",
+    "feed_forward.w3": "ffn_up",
+}
+_LLAMA4 = {
+    "feed_forward.gate_proj": "ffn_gate",
+    "feed_forward.up_proj": "ffn_up",
+    "feed_forward.down_proj": "ffn_down",
+    "feed_forward.router": "ffn_gate_inp",
+    "feed_forward.shared_expert.gate_proj": "ffn_gate_shexp",
+    "feed_forward.shared_expert.up_proj": "ffn_up_shexp",
+    "feed_forward.shared_expert.down_proj": "ffn_down_shexp",
+}
 _EXPERT_ROLES = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 
 
@@ -49,6 +92,25 @@ def _layers(*tables: Mapping[str, str]) -> dict[str, str]:
     return {**_OUTSIDE, **inside}
 
 
+def _t5_layers() -> dict[str, str]:
+    names: dict[str, str] = {}
+    for stack, blocks in (("encoder", "enc.blk"), ("decoder", "dec.blk")):
+        attention = [(0, "SelfAttention", "attn")] + (
+            [(1, "EncDecAttention", "cross_attn")] if stack == "decoder" else []
+        )
+        for layer, module, name in attention:
+            names |= {
+                f"{stack}.block.{{}}.layer.{layer}.{module}.{part}": f"{blocks}.{{}}.{name}_{part}" for part in "qkvo"
+            }
+        feed = f"{stack}.block.{{}}.layer.{len(attention)}.DenseReluDense"
+        names |= {f"{feed}.wi_0": f"{blocks}.{{}}.ffn_gate", f"{feed}.wi_1": f"{blocks}.{{}}.ffn_up"}
+        names[f"{feed}.wo"] = f"{blocks}.{{}}.ffn_down"
+    return names
+
+
+_INNER = ("model.language_model.", "model.")
+_LINEAR_ATTENTION = {"linear_attn": "llama.cpp puts rows and columns of linear attention in another order"}
+_FUSED_EXPERTS = {"experts": "llama.cpp takes the fused experts apart and transposes them"}
 _DENSE = _layers(_ATTENTION, _GATED)
 # The head is always the embedding, so that there is no tensor of its own.
 _TIED = {hf: gguf for hf, gguf in _DENSE.items() if gguf != "output"}
@@ -61,6 +123,16 @@ BY_MODEL_TYPE: dict[str, Architecture] = {
     "mistral": _LLAMA,
     "mixtral": _LLAMA,
     "granite": Architecture("granite", _DENSE, interleaved=True),
+    "gpt_oss": Architecture(
+        "gpt-oss",
+        _layers(_ATTENTION, {"mlp.router": "ffn_gate_inp"}),
+        changed={"experts": "llama.cpp takes gate and up apart, which stand in turn in the experts of gpt-oss"},
+    ),
+    "qwen2_vl": Architecture("qwen2vl", _DENSE, wrapped=_INNER),
+    "qwen2_5_vl": Architecture("qwen2vl", _DENSE, wrapped=_INNER),
+    "qwen3_5_text": Architecture("qwen35", _DENSE, changed=_LINEAR_ATTENTION),
+    "qwen3_5": Architecture("qwen35", _DENSE, changed=_LINEAR_ATTENTION, wrapped=_INNER),
+    "qwen3_next": Architecture("qwen3next", _layers(_ATTENTION, _QWEN_MOE), "mlp", changed=_LINEAR_ATTENTION),
     "qwen2": Architecture("qwen2", _DENSE),
     "qwen2_moe": Architecture("qwen2moe", _layers(_ATTENTION, _QWEN_MOE), "mlp"),
     "qwen3": Architecture("qwen3", _DENSE),
@@ -68,6 +140,33 @@ BY_MODEL_TYPE: dict[str, Architecture] = {
     "gemma": Architecture("gemma", _TIED),
     "gemma2": Architecture("gemma2", _TIED),
     "gemma3_text": Architecture("gemma3", _DENSE),
+    "gemma3": Architecture("gemma3", _DENSE, wrapped=_INNER),
+    "gemma4_text": Architecture("gemma4", _DENSE),
+    "gemma4": Architecture("gemma4", _DENSE, wrapped=_INNER),
+    "glm4": Architecture("glm4", _layers(_ATTENTION, _FUSED_GATE)),
+    "llama4_text": Architecture("llama4", _layers(_ATTENTION, _LLAMA4), changed=_FUSED_EXPERTS),
+    "llama4": Architecture(
+        "llama4", _layers(_ATTENTION, _LLAMA4), changed=_FUSED_EXPERTS, wrapped=("language_model.", "")
+    ),
+    "lfm2": Architecture("lfm2", _layers(_LFM2)),
+    "deepseek_v3": Architecture(
+        "deepseek2",
+        _layers(_LATENT_ATTENTION, _GATED, _SHARED_EXPERTS),
+        "mlp",
+        changed={"kv_b_proj": "llama.cpp cuts it in two, one of which is transposed"},
+    ),
+    "falcon": Architecture(
+        "falcon",
+        {
+            "transformer.word_embeddings": "token_embd",
+            "lm_head": "output",
+            "transformer.h.{}.self_attention.dense": "blk.{}.attn_output",
+            "transformer.h.{}.mlp.dense_h_to_4h": "blk.{}.ffn_up",
+            "transformer.h.{}.mlp.dense_4h_to_h": "blk.{}.ffn_down",
+        },
+        changed={"query_key_value": "llama.cpp puts its rows in another order"},
+    ),
+    "t5": Architecture("t5", {"shared": "token_embd", "lm_head": "output"} | _t5_layers()),
     "phi3": Architecture(
         "phi3",
         _layers({
@@ -81,18 +180,30 @@ BY_MODEL_TYPE: dict[str, Architecture] = {
     "stablelm": Architecture("stablelm", _DENSE),
     "olmo2": Architecture("olmo2", _DENSE),
 }  # fmt: skip
-BY_NAME: dict[str, Architecture] = {a.name: a for a in BY_MODEL_TYPE.values()}
+# Of several models with one architecture, the one of text alone: nothing in the file tells them apart.
+BY_NAME: dict[str, Architecture] = {a.name: a for a in reversed(BY_MODEL_TYPE.values())}
+# Models whose adapters llama.cpp reads, and of which it is not known here what its conversion does to which rows.
+REFUSED: dict[str, str] = {
+    "granitemoehybrid": "which of its rows llama.cpp reorders depends on each layer",
+    "nemotron_h": "which of its rows llama.cpp reorders depends on each layer",
+}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def gguf_module(architecture: Architecture, module: str) -> str | None:
     """`model.layers.3.self_attn.q_proj` -> `blk.3.attn_q`; None for a module that has no name there."""
+    inner, plain = architecture.wrapped
+    if inner and module.startswith(inner):
+        module = plain + module.removeprefix(inner)
     return _renamed(module, architecture.modules)
 
 
 def hf_module(architecture: Architecture, module: str) -> str | None:
     """`blk.3.attn_q` -> `model.layers.3.self_attn.q_proj`."""
-    return _renamed(module, {gguf: hf for hf, gguf in architecture.modules.items()})
+    name = _renamed(module, {gguf: hf for hf, gguf in architecture.modules.items()})
+    inner, plain = architecture.wrapped
+    # The head of most stands beside the inner model.
+    return inner + name.removeprefix(plain) if name is not None and inner and name.startswith(plain) else name
 
 
 def gguf_stack(architecture: Architecture, parent: str, role: str) -> str | None:
@@ -113,8 +224,7 @@ def hf_stack(architecture: Architecture, module: str) -> tuple[str, str] | None:
 
 
 def _renamed(module: str, table: Mapping[str, str]) -> str | None:
-    numbers = _NUMBER.findall(module)
-    if len(numbers) > 1:
-        return None
-    template = table.get(_NUMBER.sub("{}", module))
-    return template.format(*numbers) if template is not None else None
+    # Of several numbers the first is the layer's; others are a part of the name.
+    number = _NUMBER.search(module)
+    template = table.get(_NUMBER.sub("{}", module, count=1))
+    return template.format(number[0] if number is not None else "") if template is not None else None

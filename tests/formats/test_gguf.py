@@ -310,3 +310,46 @@ def test_a_whole_model_is_no_adapter(tmp_path: Path) -> None:
     writer.close()
 
     assert formats.detect(tmp_path / "model.gguf") == []
+
+
+@pytest.mark.parametrize(
+    ("model_type", "module", "written"),
+    [
+        ("qwen2_5_vl", "model.language_model.layers.1.self_attn.q_proj", "blk.1.attn_q"),
+        ("gemma3", "model.language_model.layers.1.mlp.down_proj", "blk.1.ffn_down"),
+        ("gpt_oss", "model.layers.1.mlp.router", "blk.1.ffn_gate_inp"),
+        ("llama4", "language_model.model.layers.1.feed_forward.shared_expert.up_proj", "blk.1.ffn_up_shexp"),
+        ("deepseek_v3", "model.layers.1.self_attn.kv_a_proj_with_mqa", "blk.1.attn_kv_a_mqa"),
+        ("lfm2", "model.layers.1.conv.out_proj", "blk.1.shortconv.out_proj"),
+        ("glm4", "model.layers.1.mlp.gate_up_proj", "blk.1.ffn_up"),
+        ("t5", "decoder.block.1.layer.1.EncDecAttention.k", "dec.blk.1.cross_attn_k"),
+        ("falcon", "transformer.h.1.mlp.dense_h_to_4h", "blk.1.ffn_up"),
+        ("qwen3_next", "model.layers.1.mlp.shared_expert.gate_proj", "blk.1.ffn_gate_shexp"),
+    ],
+)
+@peers.needs("gguf")
+def test_renamed_architectures_add_the_same_product_and_come_back(
+    model_type: str, module: str, written: str, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, HIDDEN, generator=generator), torch.randn(20, 3, generator=generator)
+    adapter = Adapter({module: LoRA(from_torch(a), from_torch(b), 6.0, "config")})
+    base = formats.Base({}, {"model_type": model_type})
+
+    convert(adapter, tmp_path / "out.gguf", format="gguf", base=base)
+
+    found = runtime(tmp_path / "out.gguf")
+    assert list(found) == [f"{written}.weight"]
+    np.testing.assert_allclose(found[f"{written}.weight"], 2.0 * (b.double() @ a.double()).numpy(), rtol=1e-6)
+    assert list(formats.load(tmp_path / "out.gguf", base=base)) == [module]
+
+
+@peers.needs("gguf")
+@pytest.mark.parametrize("model_type", ["granitemoehybrid", "nemotron_h"])
+def test_architectures_that_cannot_be_proven_are_refused_by_name(model_type: str, tmp_path: Path) -> None:
+    adapter = Adapter(
+        {"model.layers.0.self_attn.q_proj": LoRA(*map(from_torch, (torch.ones(2, 6), torch.ones(8, 2))), 2.0, "config")}
+    )
+
+    with pytest.raises(UnsupportedError, match=rf"'{model_type}': which of its rows"):
+        convert(adapter, tmp_path / "out.gguf", format="gguf", base=formats.Base({}, {"model_type": model_type}))

@@ -21,7 +21,10 @@ def test_every_name_is_the_gguf_packages(model_type: str) -> None:
         module = hf.format(2)
         found = names.gguf_module(architecture, module)
         assert found == table.get_name(module), module
-        assert names.hf_module(architecture, str(found)) == module
+        inner, plain = architecture.wrapped
+        in_memory = inner + module.removeprefix(plain) if inner and module.startswith(plain) else module
+        assert names.gguf_module(architecture, in_memory) == found
+        assert names.hf_module(architecture, str(found)) == in_memory
     if architecture.mixture is not None:
         for role in ("gate_proj", "up_proj", "down_proj"):
             stack = names.gguf_stack(architecture, f"model.layers.2.{architecture.mixture}", role)
@@ -46,3 +49,30 @@ def test_names_that_are_not_there_are_none() -> None:
     assert names.hf_module(llama, "blk.0.attn_qkv") is None
     assert names.gguf_stack(names.BY_NAME["qwen2"], "model.layers.2.mlp", "up_proj") is None
     assert names.hf_stack(names.BY_NAME["qwen2"], "blk.2.ffn_up_exps") is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "module", "word"),
+    [
+        ("gpt_oss", "model.layers.1.mlp.experts.gate_up_proj", "stand in turn"),
+        ("qwen3_next", "model.layers.1.linear_attn.in_proj_qkvz", "another order"),
+        ("qwen3_5", "model.language_model.layers.1.linear_attn.out_proj", "another order"),
+        ("deepseek_v3", "model.layers.1.self_attn.kv_b_proj", "cuts it in two"),
+        ("falcon", "transformer.h.1.self_attention.query_key_value", "another order"),
+        ("llama4_text", "model.layers.1.feed_forward.experts.gate_up_proj", "apart"),
+        ("llama", "model.layers.1.self_attn.qkv_proj", "no module of llama"),
+        ("t5", "encoder.block.1.layer.1.DenseReluDense.wi", "no module of t5"),
+    ],
+)
+def test_a_module_that_the_conversion_changes_has_no_name_and_a_reason(model_type: str, module: str, word: str) -> None:
+    architecture = names.BY_MODEL_TYPE[model_type]
+
+    assert names.gguf_module(architecture, module) is None
+    assert word in architecture.reason_absent(module)
+
+
+def test_a_file_is_read_with_the_names_of_the_model_of_text_alone() -> None:
+    """A file says its architecture, and not whether the model that it was trained with also sees."""
+    for name, model_type in {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "qwen35": "qwen3_5_text"}.items():
+        assert names.BY_NAME[name] is names.BY_MODEL_TYPE[model_type]
+    assert set(names.REFUSED).isdisjoint(names.BY_MODEL_TYPE)

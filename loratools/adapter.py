@@ -76,6 +76,8 @@ class Adapter:
             False. None where it does not say, or where its kind does not go by it.
         layer_replication: Ranges [start, stop) of layers of the base which, in this order, are the layers of the model
             that was trained. Empty where the layers are those of the base.
+        invocation_tokens: The tokens after which the adapter acts (aLoRA); before them the model is its base. Empty
+            where it acts on every token.
         base_class: The Python class of the model that was trained, after its module where that is known, such as
             `transformers.models.bert.modeling_bert.BertModel`.
         task_type: The task of the model that was trained as PEFT spells it, such as `SEQ_CLS`.
@@ -112,6 +114,7 @@ class Adapter:
     base_model: str | None = None
     fan_in_fan_out: bool | None = None
     layer_replication: tuple[tuple[int, int], ...] = ()
+    invocation_tokens: tuple[int, ...] = ()
     base_class: str | None = None
     task_type: str | None = None
     notes: Mapping[str, object] = field(default_factory=dict)

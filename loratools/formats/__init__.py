@@ -307,7 +307,13 @@ def keeps_names(format: str) -> bool:
 
 
 def ensure_layers(adapter: Adapter, client: str) -> None:
-    """Raise UnsupportedError where the adapter repeats layers of its base and `client`, a format or server, cannot."""
+    """Raise UnsupportedError where `client`, a format or server, would apply the adapter to other layers or tokens."""
+    if adapter.invocation_tokens and client not in ("peft", "gguf"):
+        raise UnsupportedError(
+            f"{quoted(adapter.name)} acts after certain tokens only (aLoRA), which is not written for {client}: "
+            "there it would act on every token",
+            hint="write it as peft or gguf, which have a place for the tokens",
+        )
     if adapter.layer_replication and client != "peft":
         raise UnsupportedError(
             f"{quoted(adapter.name)} repeats layers of its base (layer_replication), which {client} cannot: "

@@ -33,6 +33,7 @@ from loratools.updates.lora import LoRA
 WRITES = ".gguf"
 
 _EMBEDDING = "token_embd"
+_INVOCATION_TOKENS = "adapter.alora.invocation_tokens"
 
 
 def detect(source: AdapterSource) -> bool:
@@ -96,6 +97,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         format="gguf",
         path=source.path,
         base_model=base_model if isinstance(base_model, str) and base_model else None,
+        invocation_tokens=_invocation_tokens(source),
         notes={"gguf": {"metadata": _texts(source.other)}},
         uncertainties=tuple(uncertainties),
         warnings=_warnings(source),
@@ -178,13 +180,15 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         for name, pair in sorted(pairs.items())
         for part, tensor in zip(("lora_a", "lora_b"), pair, strict=True)
     }
-    fields: dict[str, str | int | float] = {
+    fields: dict[str, str | int | float | tuple[int, ...]] = {
         "general.architecture": architecture.name,
         "general.type": "adapter",
         "adapter.type": "lora",
         "adapter.lora.alpha": alpha,
         MARK: __version__,
     }
+    if adapter.invocation_tokens:
+        fields[_INVOCATION_TOKENS] = adapter.invocation_tokens
     if adapter.base_model is not None:
         fields |= {"general.base_model.count": 1, "general.base_model.0.name": adapter.base_model}
     write_gguf(out, fields, tensors)
@@ -201,8 +205,6 @@ def _architecture(source: AdapterSource) -> names.Architecture:
     kind = source.other.get("adapter.type")
     if kind != "lora":
         raise UnsupportedError(f"{quoted(source.file)} is an adapter of type {kind!r}; only lora is read")
-    if source.other.get("adapter.alora.invocation_tokens"):
-        raise UnsupportedError(f"{quoted(source.file)} is an aLoRA, which acts after certain tokens only")
     architecture = names.BY_NAME.get(declared) if isinstance(declared, str) else None
     if architecture is None:
         raise UnsupportedError(
@@ -217,6 +219,16 @@ def _architecture(source: AdapterSource) -> names.Architecture:
             f"{quoted(source.file)} is for {architecture.name}, and {quoted(source.base.name)} is {of_base.name}"
         )
     return of_base
+
+
+def _invocation_tokens(source: AdapterSource) -> tuple[int, ...]:
+    """The tokens after which the adapter acts, where it is an aLoRA."""
+    tokens = source.other.get(_INVOCATION_TOKENS)
+    if tokens is None:
+        return ()
+    if not isinstance(tokens, list | tuple) or not all(type(token) is int and token >= 0 for token in tokens):
+        raise FormatError(f"{quoted(source.file)} has {_INVOCATION_TOKENS}, which are no numbers of tokens")
+    return tuple(tokens)
 
 
 def _architecture_of(base: Base | None) -> names.Architecture:

@@ -106,6 +106,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         base_model=base if isinstance(base, str) and base else None,
         fan_in_fan_out=fields.fan_in_fan_out(config or {}),
         layer_replication=fields.layer_replication(config or {}),
+        invocation_tokens=fields.invocation_tokens(config or {}),
         base_class=fields.base_class(config or {}),
         task_type=fields.task_type(config or {}),
         notes={

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from loratools.errors import UnsupportedError
 from loratools.storage import system
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ALIGNMENT = 32
+Field: TypeAlias = str | int | float | tuple[int, ...]
 _TYPES = {dtype: kind for kind, dtype in PLAIN_TYPES.items()}
 
 
-def write_gguf(path: Path, fields: Mapping[str, str | int | float], tensors: Mapping[str, LazyTensor]) -> None:
-    """Write one file that appears complete or not at all. Whole numbers become uint32, others float32.
+def write_gguf(path: Path, fields: Mapping[str, Field], tensors: Mapping[str, LazyTensor]) -> None:
+    """Write one file that appears complete or not at all. Whole numbers become uint32, others float32, tuples
+    arrays of uint32.
 
     Raises:
         UnsupportedError: a dtype that GGUF has no type for.
@@ -56,7 +58,7 @@ def write_gguf(path: Path, fields: Mapping[str, str | int | float], tensors: Map
             system.close(fd)
 
 
-def _header(fields: Mapping[str, str | int | float], tensors: Mapping[str, LazyTensor]) -> tuple[bytes, dict[str, int]]:
+def _header(fields: Mapping[str, Field], tensors: Mapping[str, LazyTensor]) -> tuple[bytes, dict[str, int]]:
     """The bytes before the data, padded, and where each tensor begins in the file."""
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(fields))]
     for key, value in fields.items():
@@ -81,7 +83,9 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _value(value: str | int | float) -> bytes:
+def _value(value: Field) -> bytes:
+    if isinstance(value, tuple):
+        return struct.pack(f"<IIQ{len(value)}I", 9, 4, len(value), *value)
     if isinstance(value, str):
         return struct.pack("<I", 8) + _text(value)
     if isinstance(value, int):

@@ -63,7 +63,10 @@ def initialisation_changed_base(config: Mapping[str, object]) -> str | None:
     return str(value) if isinstance(value, str) and _changes_base(value) else None
 
 
-_INITIAL = "save the adapter with path_initial_model_for_weight_conversion in PEFT, which makes it plain LoRA"
+_INITIAL = (
+    "give as the base the model as the initialisation left it, saved without the adapter before training, and set "
+    "init_lora_weights to true in adapter_config.json; PEFT converts only PiSSA, CorDA and OLoRA to plain LoRA"
+)
 
 
 def _changes_base(value: object) -> bool:
@@ -137,7 +140,7 @@ FIELDS: dict[str, Field] = {
     # changes the mathematics, and is not read
     "init_lora_weights": Field("an initialisation that also changes the base", _has_no_undoing, _INITIAL),
     "arrow_config": Field("Arrow: routes tokens, so that there is nothing to merge", _is_set),
-    "alora_invocation_tokens": Field("aLoRA: acts after certain tokens only, so that there is nothing to merge", _set),
+    "alora_invocation_tokens": Field("aLoRA: acts after these tokens only, so that it cannot be merged"),
     "enable_lora": Field("merged linear layers of PEFT before 0.3: B is a grouped convolution", _set),
 }
 
@@ -282,6 +285,23 @@ def layer_replication(config: Mapping[str, object]) -> tuple[tuple[int, int], ..
             hint="it lists [first layer, layer after the last]; where the base's own layers were trained, remove it",
         )
     return layers
+
+
+def invocation_tokens(config: Mapping[str, object]) -> tuple[int, ...]:
+    """The tokens after which an aLoRA acts; none where an adapter acts on all.
+
+    Raises:
+        FormatError: what is no list of numbers of tokens.
+    """
+    tokens = config.get("alora_invocation_tokens")
+    if not tokens:
+        return ()
+    numbers = tuple(token for token in tokens if type(token) is int and token >= 0) if isinstance(tokens, list) else ()
+    if not isinstance(tokens, list) or len(numbers) != len(tokens):
+        raise FormatError(
+            f"adapter_config.json has alora_invocation_tokens = {shown_value(tokens)}, which are no numbers of tokens"
+        )
+    return numbers
 
 
 def base_class(config: Mapping[str, object]) -> str | None:

@@ -122,12 +122,14 @@ def metadata_to_write(adapter: Adapter) -> dict[str, str]:
 
 
 def _of_the_trained_model(adapter: Adapter, config: Mapping[str, object]) -> dict[str, object]:
-    """The fields of the adapter's own `fan_in_fan_out`, `layer_replication`, `base_class` and `task_type`."""
+    """The fields that the adapter has typed: of its layers, its tokens, and the class and task of its model."""
     stated: dict[str, object] = {"task_type": adapter.task_type}
     if adapter.fan_in_fan_out is not None or "fan_in_fan_out" in config:
         stated["fan_in_fan_out"] = bool(adapter.fan_in_fan_out)
     if adapter.layer_replication or "layer_replication" in config:
         stated["layer_replication"] = [list(layers) for layers in adapter.layer_replication] or None
+    if adapter.invocation_tokens or "alora_invocation_tokens" in config:
+        stated["alora_invocation_tokens"] = list(adapter.invocation_tokens) or None
     source = config.get("auto_mapping")
     mapping: dict[str, object] = dict(source) if isinstance(source, Mapping) else {}
     if adapter.base_class is not None:

@@ -32,6 +32,7 @@ def combined_adapter(
         base_model=next((source.base_model for source in sources if source.base_model is not None), None),
         fan_in_fan_out=_agreed(source.fan_in_fan_out for source in sources),
         layer_replication=_agreed(source.layer_replication for source in sources) or (),
+        invocation_tokens=_agreed(source.invocation_tokens for source in sources) or (),
         base_class=_agreed(source.base_class for source in sources),
         task_type=_agreed(source.task_type for source in sources),
         notes={**notes, "loratools": {"metadata": {"loratools": text}}},

@@ -32,6 +32,7 @@ from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankF
 from loratools.ops.common.opening import AdapterOutput, open_adapters
 from loratools.ops.common.output import refuse_unrelated
 from loratools.ops.common.progress import bytes_of, expect
+from loratools.ops.common.same_invocation import require_same_invocation
 from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import together
 from loratools.ops.lowrank.reduce import overall_error
@@ -163,6 +164,7 @@ def combine(
     participants = [i for i, (_, weight) in enumerate(sources) if weight]
     taking_part = [sources[i][0] for i in participants]
     require_same_layers(taking_part, hint="merge them one at a time")
+    require_same_invocation(taking_part)
     refuse_unrelated(taking_part)
     residual_output = replace(output, path=Path(residual) if residual is not None else None)
     output.check()

@@ -24,6 +24,7 @@ from loratools.execution.local import worker_count
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import base_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted
+from loratools.ops.common.same_invocation import refuse_invoked
 from loratools.ops.merge.initial import with_initial
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outputs import CopyUnit, OutputFile, WorkUnit
@@ -277,6 +278,7 @@ def load_for_merge(
         expert_orientation=options.expert_orientation,
         leave_out=LeaveOut.of(options.include, options.exclude, unread=options.allow_partial),
     )
+    refuse_invoked([adapter for adapter, _ in loaded])
     return with_initial(loaded, options.initial, rank_from=options.rank_from, expert_packing=options.expert_packing)
 
 

@@ -154,7 +154,7 @@ def test_an_alpha_that_is_not_finite_is_refused(number: str, stored: Stored) -> 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("arrow_config", {"top_k": 3}), ("alora_invocation_tokens", [1]),
+        ("arrow_config", {"top_k": 3}),
         ("enable_lora", [True, False]), ("init_lora_weights", "loftq"), ("init_lora_weights", "something new"),
         ("peft_type", "NEXT_YEARS"), ("peft_type", None), ("use_next_year", True),
     ],

@@ -287,12 +287,15 @@ def ensure_writable(adapter: Adapter, format: str, *, base: Base | None = None) 
 def fitted_names(adapter: Adapter, format: str) -> Adapter:
     """The adapter with the names that `format` has for its modules; raises the same errors as `ensure_named`.
 
-    PEFT has those of one model, without the part of a pipeline that it is.
+    PEFT has those of one model, without the part of a pipeline that it is; and where a file is for one model, a second
+    transformer alone has the names of any.
     """
-    from loratools.formats.image_parts.component import without_component
+    from loratools.formats.image_parts.component import second_as_first, without_component
 
     ensure_named(adapter, format)
-    return without_component(adapter) if format == "peft" and "image" in adapter.notes else adapter
+    if "image" not in adapter.notes or format == "diffusers":
+        return adapter
+    return without_component(adapter) if format == "peft" else second_as_first(adapter)
 
 
 def written_suffix(format: str) -> str | None:

@@ -17,7 +17,6 @@ from loratools.formats.image_parts.reading import DENOISER, Located, Read
 from loratools.formats.image_parts.reading import read as read_image
 from loratools.formats.image_parts.spellings import is_spelled
 from loratools.formats.image_parts.writing import (
-    ENCODERS,
     Stored,
     axis_magnitude,
     header_of,
@@ -28,6 +27,7 @@ from loratools.formats.image_parts.writing import (
     write_file,
 )
 from loratools.naming.image.family import Family
+from loratools.naming.image.pipeline import TEXT_ENCODERS
 from loratools.storage.casting import cast
 from loratools.tensors.lazy import LazyTensor, from_torch
 
@@ -55,7 +55,7 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
     problems = dict(layout.problems) | without_spelling(adapter)
     family = layout.family.name if layout.family is not None else ""
     for name in () if adapter.stored_names else adapter.updates:
-        if name.startswith(ENCODERS) and _encoder(name.partition(".")[0], family) is None:
+        if name.startswith(TEXT_ENCODERS) and _encoder(name.partition(".")[0], family) is None:
             problems[name] = "of a text encoder of which it is not known what ComfyUI calls it"
     for name in adapter.replacements:
         if _replaced(name, layout.family, stored=adapter.stored_names) is None:
@@ -130,5 +130,5 @@ def _encoder(part: str, family: str) -> str | None:
 
 
 def _prefix(part: str, family: str) -> str:
-    encoder = _encoder(part, family) if part in ENCODERS else None
+    encoder = _encoder(part, family) if part in TEXT_ENCODERS else None
     return _PREFIX if encoder is None else f"{_TEXT}{encoder}.transformer."

@@ -24,6 +24,7 @@ from loratools.formats.image_parts.reading import Located, Read
 from loratools.formats.image_parts.reading import read as read_image
 from loratools.formats.image_parts.spellings import grouped, is_spelled
 from loratools.formats.image_parts.writing import (
+    Layout,
     Stored,
     Written,
     header_of,
@@ -38,16 +39,19 @@ from loratools.formats.peft_parts.config_to_write import pattern
 from loratools.formats.peft_parts.keys import Factor, parse
 from loratools.formats.peft_parts.patterns import matches
 from loratools.naming.image.evidence import denoisers
-from loratools.storage.casting import cast
+from loratools.naming.image.pipeline import PIPELINE_PARTS
+from loratools.storage.casting import cast, rounded
 from loratools.storage.files import quoted
 from loratools.storage.json_file import parse_json
 from loratools.storage.untrusted_regex import UntrustedRegexes
-from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.tensors.views import reshaped
+from loratools.updates.parts.protocol import Update
 
 WRITES = ".safetensors"
+# Families whose loaders in diffusers read LoKr, since 0.42; a test asks the installed one.
+LOKR_FAMILIES = ("flux2", "z-image")
 _METADATA = "lora_adapter_metadata"
-_PARTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
 _PROCESSOR = re.compile(r"(.*)\.processor\.(to_q|to_k|to_v|to_out)")
 _OLD_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -79,7 +83,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
-    """Names that cannot be written, and why: diffusers reads LoRA, with magnitudes of outputs and biases, only."""
+    """Names that cannot be written, and why: diffusers reads LoRA, with magnitudes of outputs and biases, and LoKr of
+    some families."""
     layout = lay_out(adapter, "diffusers", base=base, dry=True)
     problems = dict(layout.problems)
     for module in layout.modules:
@@ -90,10 +95,37 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
             if lora.embedding:
                 problems[name] = "LoRA of an embedding"
         elif module.weight is not None:
-            problems[name] = f"{module.weight.kind}, which diffusers does not read"
+            if why := _why_not_read(module.weight, layout, adapter):
+                problems[name] = why
         else:
             problems[f"{name}.bias"] = "a bias without factors beside it"
     return problems | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
+
+
+def _why_not_read(update: Update, layout: Layout, adapter: Adapter) -> str | None:
+    """Why diffusers does not read an update that is no LoRA; None where it does."""
+    remedy = "'loratools resize' makes LoRA of it"
+    if update.kind != "lokr":
+        return f"{update.kind}, which diffusers does not read; {remedy}"
+    of_family = layout.family.name in LOKR_FAMILIES if layout.family is not None else adapter.stored_names
+    if not of_family:
+        return f"lokr, which diffusers reads for {' and '.join(LOKR_FAMILIES)} only; {remedy}"
+    if any(
+        module.weight is None or module.weight.kind != "lokr" or module.bias is not None for module in layout.modules
+    ):
+        return f"lokr beside other kinds, which diffusers does not read from one file; {remedy}"
+    if {"t2", "magnitude"} & {*update.parts} or any(len(tensor.shape) != 2 for tensor in update.parts.values()):
+        return f"lokr of a convolution or with a magnitude, which diffusers does not read; {remedy}"
+    return None
+
+
+def _kronecker_parts(update: Update) -> dict[str, LazyTensor]:
+    """The parts of a LoKr with the scale in the first of them: diffusers has no alpha of it."""
+    parts = dict(update.parts)
+    first = "w1" if "w1" in parts else "w1_a"
+    if update.scale != 1:
+        parts[first] = from_torch(rounded(parts[first].read().double() * update.scale, parts[first].dtype))
+    return {f"lokr_{part}": tensor for part, tensor in parts.items()}
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:
@@ -102,9 +134,11 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     modules, empty = pieces_alone(_in_parts(layout.modules))
     parts: dict[str, LazyTensor] = {}
     for module in modules:
-        lora = module.lora
-        assert lora is not None
         name = module.named(f"{module.part}.")
+        if (lora := module.lora) is None:
+            assert module.weight is not None, "a bias alone is refused before"
+            parts |= {f"{name}.{part}": tensor for part, tensor in _kronecker_parts(module.weight).items()}
+            continue
         factors = lora_parts(lora, keep_mid=False)
         parts |= {f"{name}.lora_{part}.weight": tensor for part, tensor in factors.items()}
         if lora.magnitude is not None:
@@ -131,12 +165,12 @@ def _in_parts(modules: Iterable[Written]) -> Iterator[Written]:
     """Modules that keep their names of the file are in the part of the pipeline that it says."""
     for module in modules:
         part, _, name = module.name.partition(".")
-        yield replace(module, part=part, name=name) if not module.part and part in _PARTS else module
+        yield replace(module, part=part, name=name) if not module.part and part in PIPELINE_PARTS else module
 
 
 def _locate(name: str) -> Located | None:
     part, _, module = name.partition(".")
-    if part not in _PARTS:
+    if part not in PIPELINE_PARTS:
         # The oldest files hold a UNet's processors and nothing else.
         old = _PROCESSOR.fullmatch(name)
         return None if old is None else Located("unet", f"{old[1]}.{_processed(old[2])}")

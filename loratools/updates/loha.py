@@ -7,12 +7,14 @@ two (Tucker), Yeh et al., 2023 (LyCORIS), https://arxiv.org/abs/2309.14859. PEFT
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.storage.arrays import read_array
+from loratools.tensors.joined import block_diagonal, stacked
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import rows
 from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import FactorDelta, HadamardDelta
 from loratools.updates.parts.faults import faulty
@@ -102,6 +104,35 @@ class LoHa(UpdateDefaults):
         if self.magnitude is not None and self.magnitude.elements != shape[0 if self.magnitude_of == "out" else 1]:
             return False
         return math.prod(shape) == math.prod(update_shape)
+
+    def cut_rows(self, start: int, stop: int) -> LoHa | None:
+        if self.t1 is not None or self.magnitude_of == "in":
+            return None
+        magnitude = None if self.magnitude is None else rows(self.magnitude, start, stop)
+        w1_a, w2_a = (rows(a, start, stop) for a in (self.w1_a, self.w2_a))
+        return replace(self, w1_a=w1_a, w2_a=w2_a, magnitude=magnitude)
+
+    def stack_rows(self, others: Sequence[Update]) -> LoHa | None:
+        """Block diagonals of the left factors and stacks of the right ones: outside of the blocks both products are 0.
+
+        Scales that differ are multiplied into the first factor.
+        """
+        members = [self, *(other for other in others if isinstance(other, LoHa))]
+        if len(members) <= len(others) or len({(m.shape[1], len(m.w1_b.shape)) for m in members}) > 1:
+            return None
+        if any(m.t1 is not None or m.magnitude is not None for m in members):
+            return None
+        scales = {m.scale for m in members}
+        folded = [m.scale if len(scales) > 1 else 1.0 for m in members]
+        rank = sum(m.rank for m in members)
+        return replace(
+            self,
+            w1_a=block_diagonal([m.w1_a for m in members], folded),
+            w1_b=stacked([m.w1_b for m in members]),
+            w2_a=block_diagonal([m.w2_a for m in members]),
+            w2_b=stacked([m.w2_b for m in members]),
+            alpha=float(rank) if len(scales) > 1 else self.scale * rank,
+        )
 
     def factors(self) -> Factors | None:
         """Of rank r^2: every column of one times every column of the other. None with a magnitude."""

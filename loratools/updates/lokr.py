@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.views import rows
 from loratools.updates.loha import through_core
 from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.deltas import KroneckerDelta, dense
@@ -122,6 +123,16 @@ class LoKr(UpdateDefaults):
         if self.magnitude is not None and self.magnitude.elements != shape[0 if self.magnitude_of == "out" else 1]:
             return False
         return math.prod(shape) == math.prod(update_shape)
+
+    def cut_rows(self, start: int, stop: int) -> LoKr | None:
+        """Rows of W1, each of which makes as many outputs as W2 has rows: cut between them, or not at all."""
+        each = self._second[0]
+        if self.interleaved or self.magnitude_of == "in" or start % each or stop % each:
+            return None
+        name = "w1" if "w1" in self.stored else "w1_a"
+        stored = {**self.stored, name: rows(self.stored[name], start // each, stop // each)}
+        magnitude = None if self.magnitude is None else rows(self.magnitude, start, stop)
+        return replace(self, stored=stored, magnitude=magnitude)
 
     def factors(self) -> Factors | None:
         """`kron(B1, B2) @ kron(A1, A2)`, with an identity for a matrix that is whole; None where both are."""

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from loratools.adapter import Adapter
 from loratools.formats.image_parts.reading import NOTES
-from loratools.formats.image_parts.writing import ENCODERS, PARTS
 from loratools.naming.image.evidence import denoisers
+from loratools.naming.image.pipeline import DENOISERS, PIPELINE_PARTS
 
 _COMPONENT = "component"
+_SECOND = "transformer_2"
 
 
 def without_component(adapter: Adapter) -> Adapter:
@@ -34,6 +35,23 @@ def without_component(adapter: Adapter) -> Adapter:
     )
 
 
+def second_as_first(adapter: Adapter) -> Adapter:
+    """The adapter of a pipeline's second transformer alone, with the names that its file of one model has."""
+    names = [*adapter.updates, *adapter.replacements]
+    parts = {name.partition(".")[0] for name in names}
+    if adapter.stored_names or not parts or {*DENOISERS} & parts != {_SECOND}:
+        return adapter
+    return replace(
+        adapter,
+        updates={_first(name): update for name, update in adapter.updates.items()},
+        replacements={_first(name): replacement for name, replacement in adapter.replacements.items()},
+    )
+
+
+def _first(name: str) -> str:
+    return f"transformer.{name.removeprefix(f'{_SECOND}.')}" if name.startswith(f"{_SECOND}.") else name
+
+
 def components(adapter: Adapter) -> set[str]:
     """Parts of a pipeline that the names of an image adapter begin with; empty of any other, or without such a part."""
     notes = adapter.notes.get(NOTES)
@@ -44,7 +62,7 @@ def components(adapter: Adapter) -> set[str]:
     ):
         return set()
     prefixes = {name.partition(".")[0] for name in (*adapter.updates, *adapter.replacements)}
-    return prefixes if prefixes <= {*PARTS, *ENCODERS} else set()
+    return prefixes if prefixes <= set(PIPELINE_PARTS) else set()
 
 
 def with_component(adapter: Adapter, config: Mapping[str, object]) -> Adapter:

@@ -95,7 +95,9 @@ def without_spelling(adapter: Adapter) -> dict[str, str]:
     problems: dict[str, str] = {}
     for name, update in adapter.updates.items():
         if name.startswith("transformer_2."):
-            problems[name] = "of a second transformer, which has a file of its own"
+            problems[name] = (
+                "of a second transformer, which has a file of its own: --include 'transformer_2.*' writes it alone"
+            )
         elif update.as_lora() is not None and update.embedding:
             problems[name] = "LoRA of an embedding"
         elif update.as_lora() is None and update.as_full() is None and lycoris_parts(update) is None:

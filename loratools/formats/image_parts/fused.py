@@ -2,6 +2,8 @@
 
 apart    every piece shares A and gets its rows of B
 fused    A of all below each other and B block-diagonal: the ranks add; or one A, where all have the same
+
+Other kinds are cut and put together where their own file can do it exactly (`Update.cut_rows`, `Update.stack_rows`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 from loratools.naming.image.family import Place, sizes
 from loratools.storage.same import same_bytes
 from loratools.tensors.files import ByteRange
+from loratools.tensors.joined import stacked
 from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.tensors.views import reordered, rows
 from loratools.updates.full import Full
@@ -34,9 +37,8 @@ def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Upd
     if rows is None:
         return None
     if len(place.targets) == 1:
-        # A module with another number of outputs has no halves of this kind.
-        swapped = place.halves_swapped(rows, columns or 0)
-        return {place.targets[0]: _with_halves_swapped(update) if swapped else update}
+        swapped = _in_other_order(update, place, columns)
+        return None if swapped is None else {place.targets[0]: swapped}
     if columns is None and place.split != "thirds":
         return None
     shares = sizes(place.split, rows, columns or 0, len(place.targets))
@@ -45,7 +47,10 @@ def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Upd
     pieces: dict[str, Update] = {}
     start = 0
     for target, share in zip(place.targets, shares, strict=True):
-        pieces[target] = _rows(update, (start, start + share))
+        piece = _rows(update, (start, start + share))
+        if piece is None:
+            return None
+        pieces[target] = piece
         start += share
     return pieces
 
@@ -58,7 +63,7 @@ def why_not_fused(parts: Mapping[str, Mapping[str, Update]], place: Place) -> st
     if biases and len(biases) < len(place.targets):
         return "a bias of some parts of a fused module only"
     if len(loras) < len(parts):
-        return "parts of a fused module of other kinds than LoRA"
+        return _why_not_stacked(weights, len(parts), place)
     if any(u.mid is not None or len(u.a.shape) > 2 for u in loras):
         return "convolutions are not fused"
     if len({u.shape[1] for u in loras}) > 1:
@@ -69,9 +74,29 @@ def why_not_fused(parts: Mapping[str, Mapping[str, Update]], place: Place) -> st
     return None
 
 
+def _why_not_stacked(weights: Sequence[Update], count: int, place: Place) -> str | None:
+    """Why these parts, not all of them LoRA, cannot become one update of their own kind; None where they can."""
+    kinds = sorted({u.kind for u in weights})
+    if len(kinds) > 1 or len(weights) < count:
+        return "parts of a fused module of several kinds"
+    if count < len(place.targets):
+        return f"{kinds[0]} of some parts of a fused module only; 'loratools resize' makes LoRA of it"
+    if weights[0].stack_rows(weights[1:]) is None:
+        return f"{kinds[0]} of the parts of a fused module, which has no exact one; 'loratools resize' makes LoRA of it"
+    return None
+
+
 def fused_bias(parts: Sequence[Full]) -> Full:
     """One bias, from those of the parts in their order."""
-    return Full(_stacked([part.diff for part in parts]))
+    return Full(stacked([part.diff for part in parts]))
+
+
+def stacked_updates(members: Mapping[str, Update], place: Place) -> Update:
+    """One update of the parts of a fused module, which are of another kind than LoRA and all there."""
+    first, *others = (members[target] for target in place.targets)
+    one = first.stack_rows(others)
+    assert one is not None, "refused before"
+    return one
 
 
 def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | None]) -> LoRA:
@@ -81,28 +106,26 @@ def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | Non
     """
     present = [members[t] for t in place.targets if t in members]
     magnitudes = [u.magnitude for u in present if u.magnitude is not None]
-    magnitude = _stacked(magnitudes) if magnitudes else None
+    magnitude = stacked(magnitudes) if magnitudes else None
     first = present[0]
     alike = all(
         u.scale == first.scale and u.rank == first.rank and (u.a == first.a or same_bytes(u.a, first.a))
         for u in present[1:]
     )
     if alike and len(present) == len(place.targets):
-        b = _stacked([u.b for u in present])
+        b = stacked([u.b for u in present])
         return replace(first, b=b, magnitude=magnitude, magnitude_of="out")
     rank = sum(u.rank for u in present)
     scales = {u.scale for u in present}
     source = first.alpha_source
     b = _block_diagonal([members.get(t) for t in place.targets], missing, fold=len(scales) > 1)
     alpha = float(rank) if len(scales) > 1 else scales.pop() * rank
-    return LoRA(_stacked([u.a for u in present]), b, alpha, source, magnitude=magnitude)
+    return LoRA(stacked([u.a for u in present]), b, alpha, source, magnitude=magnitude)
 
 
-def swapped_back(update: Update, place: Place, *, columns: int | None) -> Update:
-    """As the original has it, where its halves stand in another order."""
-    rows = _rows_that_cut(update)
-    swapped = rows is not None and place.halves_swapped(rows, columns or 0)
-    return _with_halves_swapped(update) if swapped else update
+def swapped_back(update: Update, place: Place, *, columns: int | None) -> Update | None:
+    """As the original has it, where its halves stand in another order; None where the kind has no halves."""
+    return _in_other_order(update, place, columns)
 
 
 def without_zeros(update: LoRA) -> LoRA:
@@ -121,24 +144,34 @@ def _rows_that_cut(update: Update) -> int | None:
     """How many outputs it has, if they can be taken apart."""
     if (lora := update.as_lora()) is not None and not (lora.magnitude is not None and lora.magnitude_of == "in"):
         return lora.shape[0]
-    return full.shape[0] if (full := update.as_full()) is not None and full.shape else None
+    if (full := update.as_full()) is not None:
+        return full.shape[0] if full.shape else None
+    return update.shape[0] if update.shape and lora is None else None
 
 
-def _rows(update: Update, span: tuple[int, int]) -> Update:
+def _rows(update: Update, span: tuple[int, int]) -> Update | None:
     if (full := update.as_full()) is not None:
         return replace(full, diff=rows(full.diff, *span))
-    lora = update.as_lora()
-    assert lora is not None
+    if (lora := update.as_lora()) is None:
+        return update.cut_rows(*span)
     magnitude = None if lora.magnitude is None else rows(lora.magnitude, *span)
     b = rows(lora.b, *span)
     return replace(lora, b=LazyTensor(b.shape, b.dtype, _Piece(b)), magnitude=magnitude)
 
 
-def _with_halves_swapped(update: Update) -> Update:
+def _in_other_order(update: Update, place: Place, columns: int | None) -> Update | None:
+    rows = _rows_that_cut(update)
+    # A module with another number of outputs has no halves of this kind.
+    if not (place.swap or place.gated) or (rows is not None and not place.halves_swapped(rows, columns or 0)):
+        return update
+    return None if rows is None else _with_halves_swapped(update)
+
+
+def _with_halves_swapped(update: Update) -> Update | None:
     if (full := update.as_full()) is not None:
         return replace(full, diff=_halves(full.diff))
-    lora = update.as_lora()
-    assert lora is not None
+    if (lora := update.as_lora()) is None:
+        return None
     magnitude = None if lora.magnitude is None else _halves(lora.magnitude)
     return replace(lora, b=_halves(lora.b), magnitude=magnitude)
 
@@ -161,43 +194,10 @@ def _block_diagonal(members: Sequence[LoRA | None], missing: Sequence[int | None
     return from_torch(out)
 
 
-def _stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
-    """The rows of all, one below the other. Parts of several dtypes become the widest."""
-    if len({part.dtype for part in parts}) > 1:
-        import torch
-
-        return from_torch(torch.cat([part.read().double() for part in parts]).float())
-    rows = sum(part.shape[0] for part in parts)
-    return LazyTensor((rows, *parts[0].shape[1:]), parts[0].dtype, _Joined(tuple(parts)))
-
-
 def _halves(tensor: LazyTensor) -> LazyTensor:
     """The second half of the rows, then the first."""
     half = tensor.shape[0] // 2
     return reordered(tensor, (*range(half, 2 * half), *range(half)))
-
-
-@dataclass(frozen=True)
-class _Joined:
-    parts: tuple[LazyTensor, ...]
-
-    @property
-    def location(self) -> ByteRange | None:
-        return None
-
-    def read_rows(self, start: int, stop: int) -> Tensor:
-        import torch
-
-        pieces, at = [], 0
-        for part in self.parts:
-            first, last = max(start, at), min(stop, at + part.shape[0])
-            if first < last:
-                pieces.append(part.read_rows(first - at, last - at))
-            at += part.shape[0]
-        return torch.cat(pieces) if pieces else self.parts[0].read_rows(0, 0)
-
-    def scalar(self) -> float:
-        return float(self.read_rows(0, 1).double().item())
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from loratools.formats.image_parts.kinds import NotReadError, Scale, updates_of
 from loratools.formats.image_parts.spellings import Module, grouped, is_learnt_token
 from loratools.naming.image.evidence import Sizes, decide, denoisers, family_named
 from loratools.naming.image.family import Family, Place
+from loratools.naming.image.pipeline import DENOISERS, TEXT_ENCODERS
 from loratools.naming.image.resolving import base_family, names_prefix, unflattened
 from loratools.naming.image.text_encoders import meanings
 from loratools.storage.files import quoted
@@ -27,9 +28,8 @@ NOTES = "image"
 _EMBEDDING = "an embedding of a new word (textual inversion), which is no part of a LoRA"
 # In the header of what is written here: of which family the names are, which they do not always tell.
 FAMILY = "loratools.family"
-# What the part that removes the noise is called before the family is known, and what diffusers calls it.
+# What the part that removes the noise is called before the family is known.
 DENOISER = "denoiser"
-DENOISERS = ("unet", "transformer", "transformer_2")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _places(
             groups.setdefault((at.part, at.flat), {})[name] = at
     placed = {name: PrefixedPlace("transformer.", at.place) for name, at in located.items() if at.place is not None}
     families: tuple[Family, ...] = how.families if len(how.families) == 1 else ()
-    count = len({part for part, _ in groups if part not in (DENOISER, *DENOISERS)})
+    count = len({part for part, _ in groups if part in TEXT_ENCODERS})
     candidates = tuple(f for f in how.families if f.text_encoders is None or f.text_encoders >= count)
     for (part, flat), members in groups.items():
         if part == DENOISER or part in DENOISERS:

@@ -13,11 +13,20 @@ from loratools.adapter import Adapter
 from loratools.errors import LoraToolsError
 from loratools.formats.common.base import Base
 from loratools.formats.common.notes import metadata_of
-from loratools.formats.image_parts.fused import fused, fused_bias, swapped_back, why_not_fused, without_zeros
+from loratools.formats.image_parts.fused import (
+    apart,
+    fused,
+    fused_bias,
+    stacked_updates,
+    swapped_back,
+    why_not_fused,
+    without_zeros,
+)
 from loratools.formats.image_parts.network_texts import network_texts
 from loratools.formats.image_parts.reading import FAMILY, NOTES, family_of_base
 from loratools.naming.image.evidence import decide, denoisers, family_named
 from loratools.naming.image.family import Family, Fused, Place
+from loratools.naming.image.pipeline import DENOISERS, OTHER_PARTS, PIPELINE_PARTS, TEXT_ENCODERS
 from loratools.storage.casting import rounded
 from loratools.storage.files import read_bytes
 from loratools.storage.ownership import MARK
@@ -32,10 +41,8 @@ from loratools.updates.parts.protocol import Update
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTS = ("unet", "transformer", "transformer_2")
 # Before names that only a base says, which is a single file and in no table.
 SINGLE_FILE = "diffusion_model"
-ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 # Metadata that says something of the file itself: restated or left out, never copied.
 _OWN = (FAMILY, MARK, "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
 
@@ -99,8 +106,11 @@ def lay_out(
     by_part: dict[str, dict[str, dict[str, Update]]] = {}
     for target, update in adapter.updates.items():
         part, dot, name = target.partition(".")
-        if part not in (*PARTS, *ENCODERS, SINGLE_FILE) or not dot:
+        if part not in (*PIPELINE_PARTS, SINGLE_FILE) or not dot:
             problems[target] = "no name of a part of an image or video model"
+            continue
+        if part in OTHER_PARTS and spelling != "diffusers":
+            problems[target] = f"of a part of the pipeline ({part}) that has no names but those of diffusers"
             continue
         if part == SINGLE_FILE and not single_file:
             problems[target] = "a name of a single file, of a model whose names in diffusers are not known"
@@ -110,7 +120,7 @@ def lay_out(
     modules: list[Written] = []
     family: Family | None = None
     for part, members in sorted(by_part.items()):
-        if part in (*ENCODERS, SINGLE_FILE):
+        if part not in DENOISERS:
             modules += [_written(part, name, updates) for name, updates in members.items()]
             continue
         chosen = family_of(adapter, part, base, spelling=spelling)
@@ -122,7 +132,8 @@ def lay_out(
             problems |= dict.fromkeys(_targets(part, members), chosen)
             continue
         family = chosen
-        modules += _spelled(part, members, family, _spelling_of(family, spelling), problems, dry=dry)
+        spelled = _spelling_of(family, spelling)
+        modules += _spelled(part, members, family, spelled, problems, dry=dry, fusing=spelling == "diffusers")
     return Layout(tuple(modules), family, problems)
 
 
@@ -140,7 +151,7 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling
             if module == name or module not in names:
                 names[module] = (shape[0], shape[1]) if len(shape) > 1 else (None, None)
     candidates = [f for f in denoisers() if f.component == part.removesuffix("_2")]
-    encoders = sum(_has(adapter, encoder) for encoder in ENCODERS)
+    encoders = sum(_has(adapter, encoder) for encoder in TEXT_ENCODERS)
     candidates = [f for f in candidates if f.text_encoders is None or f.text_encoders >= encoders]
     noted = adapter.notes.get(NOTES)
     declared_family = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
@@ -198,15 +209,26 @@ def _spelled(
     problems: dict[str, str],
     *,
     dry: bool,
+    fusing: bool,
 ) -> list[Written]:
+    """The modules of one part of the pipeline.
+
+    fusing: whether the client fuses modules where an update of them together cannot be cut.
+    """
     modules: list[Written] = []
     together: dict[str, tuple[Place, dict[str, Mapping[str, Update]]]] = {}
+    members = _cut(members, family)
     for name, updates in members.items():
         place = family.find(name)
         assert place is not None
         if place.targets != (name,):  # kept whole, as it could not be cut
-            if spelling == "diffusers":
-                problems[f"{part}.{name}"] = "fused, and of a kind that cannot be cut exactly"
+            fused_name = family.back(place.targets[0], "fused") if fusing and "fused" in family.rules else None
+            if fused_name is not None:
+                modules.append(_written(part, fused_name.name, updates))
+            elif spelling == "diffusers":
+                problems[f"{part}.{name}"] = (
+                    "fused, and of a kind that cannot be cut exactly; 'loratools resize' makes LoRA of it"
+                )
             else:
                 modules.append(_written(part, name, updates))
             continue
@@ -215,8 +237,12 @@ def _spelled(
             problems[f"{part}.{name}"] = f"no module of {family.name} as it was published"
         elif len(back.place.targets) > 1:
             together.setdefault(back.name, (back.place, {}))[1][name] = updates
+        elif (module := _in_published_order(part, back, updates)) is None:
+            problems[f"{part}.{name}"] = (
+                "of a module whose halves the model has in another order, which its kind has not"
+            )
         else:
-            modules.append(_in_published_order(part, back, updates))
+            modules.append(module)
     for name, (place, parts) in sorted(together.items()):
         why_not = why_not_fused(parts, place)
         if why_not is not None:
@@ -226,6 +252,18 @@ def _spelled(
     return sorted(modules, key=lambda module: module.name)
 
 
+def _cut(members: Mapping[str, Mapping[str, Update]], family: Family) -> dict[str, Mapping[str, Update]]:
+    """The modules of diffusers: of those that were kept whole, what can be cut by now, as it has become LoRA."""
+    cut: dict[str, Mapping[str, Update]] = {}
+    for name, updates in members.items():
+        place, weight = family.find(name), updates.get("weight")
+        pieces = None
+        if place is not None and place.targets != (name,) and weight is not None and len(updates) == 1:
+            pieces = apart(weight, place, columns=weight.shape[1] if len(weight.shape) > 1 else None)
+        cut |= {name: updates} if pieces is None else {target: {"weight": piece} for target, piece in pieces.items()}
+    return cut
+
+
 def _targets(part: str, members: Mapping[str, Mapping[str, Update]]) -> list[str]:
     """The adapter's own names of these modules' updates."""
     return [
@@ -233,13 +271,16 @@ def _targets(part: str, members: Mapping[str, Mapping[str, Update]]) -> list[str
     ]
 
 
-def _in_published_order(part: str, back: Fused, updates: Mapping[str, Update]) -> Written:
+def _in_published_order(part: str, back: Fused, updates: Mapping[str, Update]) -> Written | None:
+    """The module with its outputs in the order of the model as it was published; None where its kind has no halves."""
     written = _written(part, back.name, updates)
     columns = None if written.weight is None or len(written.weight.shape) < 2 else written.weight.shape[1]
     if written.weight is not None:
         written.weight = swapped_back(written.weight, back.place, columns=columns)
-    if written.bias is not None:
-        written.bias = swapped_back(written.bias, back.place, columns=columns).as_full()
+        if written.weight is None:
+            return None
+    if written.bias is not None and (bias := swapped_back(written.bias, back.place, columns=columns)) is not None:
+        written.bias = bias.as_full()
     return written
 
 
@@ -253,6 +294,8 @@ def _together(
     columns = next(iter(parts.values()))["weight"].shape[1]
     weights = {target: updates["weight"] for target, updates in parts.items()}
     loras = {target: lora for target, u in weights.items() if (lora := u.as_lora()) is not None}
+    if not loras:
+        return Written(part, name, stacked_updates(weights, place))
     gaps = [
         None if t in loras else _outputs(t, i, place, loras, columns or 0, members) for i, t in enumerate(place.targets)
     ]

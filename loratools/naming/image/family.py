@@ -81,7 +81,8 @@ class Family:
     Names alone do not tell a family (`evidence.py`). What else a family states:
 
     component      what diffusers calls this part of a pipeline: unet or transformer
-    rules          by spelling: `original`, and others where later tools have spelled the same module otherwise
+    rules          by spelling: `original`, and others where later tools have spelled the same module otherwise;
+                   `fused` are modules that diffusers itself has in place of several
     kohya          which names kohya's trainers flatten: `original` or `diffusers`
     depths         first part of diffusers' names -> numbers of such blocks that published models have
     widths         end of diffusers' names -> numbers of inputs that such modules have in published models
@@ -159,14 +160,19 @@ class Family:
 
     @cached_property
     def _named(self) -> list[tuple[str, Rule]]:
-        """Every template by which a module may be named; diffusers' own names mean themselves."""
+        """Every template by which a module may be named; diffusers' own names mean themselves.
+
+        What several modules are fused into has one name, the published one, however it is spelled.
+        """
+        published = {rule.diffusers: rule for rule in self.rules.get("original", ()) if len(rule.diffusers) > 1}
         diffusers_rules = {
             t: Rule(t, (t,), ratio=ratio)
             for rules in self.rules.values()
             for rule in rules
             for t, ratio in zip(rule.diffusers, _ratios(rule), strict=True)
         }
-        return [(rule.original, rule) for rules in self.rules.values() for rule in rules] + list(
+        spelled = [(rule.original, rule) for rules in self.rules.values() for rule in rules]
+        return [(template, published.get(rule.diffusers, rule)) for template, rule in spelled] + list(
             diffusers_rules.items()
         )
 

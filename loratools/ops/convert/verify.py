@@ -15,6 +15,7 @@ from loratools.adapter import Adapter
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.tensors.views import reshaped
+from loratools.updates.parts.dense import unread_base
 from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _SAMPLES = 4
 _SMALLEST = {"F64": 2.0**-1075, "F32": 2.0**-150, "F16": 2.0**-25, "BF16": 2.0**-134}
 # Roundings that one product may go through: of B, of A, of a scale folded in where it was fitted, and of alpha.
 _ROUNDINGS = 4
+# Rows of dense deltas that are compared at a time.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -179,13 +182,40 @@ def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smalles
 def _checked_parts(name: str, source: Update, result: Update) -> ConvertedModule:
     if (experts := source.as_experts()) is not None and (written := result.as_experts()) is not None:
         source, result = experts.packed_as_peft(), written.packed_as_peft()
-    if source.kind != result.kind or source.parts.keys() != result.parts.keys() or source.rank != result.rank:
+    if source.kind != result.kind or source.parts.keys() != result.parts.keys():
+        return ConvertedModule(name, float("inf"), False)
+    shapes = {part: tensor.shape for part, tensor in source.parts.items()}
+    other_parts = shapes != {part: tensor.shape for part, tensor in result.parts.items()}
+    if (other_parts or source.scale != result.scale) and source.shape == result.shape and not source.needs_base:
+        return _checked_delta(name, source, result)
+    if source.rank != result.rank:
         return ConvertedModule(name, float("inf"), False)
     each = [_checked_tensor(name, source.parts[part], result.parts[part]) for part in source.parts]
     unit, _ = _precision(result.parts.values())
     scales = abs(source.scale - result.scale) / abs(source.scale) if source.scale else abs(result.scale)
     worst = max([scales, *(c.error for c in each)])
     return ConvertedModule(name, worst, all(c.explained for c in each) and scales <= max(unit, 2.0**-23))
+
+
+def _checked_delta(name: str, source: Update, result: Update) -> ConvertedModule:
+    """Both as dense deltas, where the parts are other ones: put together with others, or with the scale in them."""
+    import torch
+
+    delta = source.prepare(unread_base(source), weight=1.0, dtype="F64")
+    error, size = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    room = torch.zeros((), dtype=torch.float64)
+    written = result.prepare(unread_base(result), weight=1.0, dtype="F64")
+    unit, smallest = _precision(result.parts.values())
+    factors = len(result.parts)
+    for start in range(0, delta.shape[0], _ROWS):
+        stop = min(start + _ROWS, delta.shape[0])
+        wanted, found = (torch.from_numpy(d.rows(start, stop)) for d in (delta, written))
+        error += (found - wanted).square().sum()
+        size += wanted.square().sum()
+        room += torch.from_numpy(delta.magnitude(start, stop)).square().sum()
+    allowed = (factors * unit + 2.0**-45) * room.sqrt() + smallest * (delta.shape[0] * delta.shape[1]) ** 0.5
+    relative = float(error.sqrt() / size.sqrt()) if size else float(error.sqrt())
+    return ConvertedModule(name, relative, bool(error.sqrt() <= allowed))
 
 
 def _checked_tensor(name: str, source: LazyTensor | None, result: LazyTensor) -> ConvertedModule:

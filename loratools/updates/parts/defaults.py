@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ class UpdateDefaults:
         return None
 
     def as_experts(self) -> LoRAExperts | None:
+        return None
+
+    def cut_rows(self: Update, start: int, stop: int) -> Update | None:
+        return None
+
+    def stack_rows(self: Update, others: Sequence[Update]) -> Update | None:
         return None
 
     def delta(self: Update, *, base: LazyTensor | None = None) -> Floats:

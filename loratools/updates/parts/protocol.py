@@ -6,7 +6,7 @@ Nothing here imports torch until values are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from loratools.tensors.lazy import LazyTensor
@@ -96,6 +96,15 @@ class Update(Protocol):
 
     def as_experts(self) -> LoRAExperts | None:
         """Its tensors as factors of all experts of one parameter; None where its weight has no experts of its own."""
+
+    def cut_rows(self, start: int, stop: int) -> Update | None:
+        """Its update of the outputs start:stop alone, of the same kind; None where the kind cannot be cut there."""
+
+    def stack_rows(self, others: Sequence[Update]) -> Update | None:
+        """One update whose outputs are its own and, below them, those of the others, which have the same inputs.
+
+        None where updates of this kind cannot become one without a change of the delta.
+        """
 
     def delta(self, *, base: LazyTensor | None = None) -> Floats:
         """Return the dense change of the weight, in its shape and in float32, computed in float64; scale included.

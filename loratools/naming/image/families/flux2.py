@@ -28,12 +28,19 @@ def _rules() -> Iterator[Rule]:
     yield Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swap=True)
 
 
+def _fused() -> Iterator[Rule]:
+    """Projections of diffusers' own that it fuses on demand, as for a LoKr of them, which cannot be cut."""
+    attention = "transformer_blocks.{}.attn"
+    for fused, parts in {"to_qkv": QKV, "to_added_qkv": ADDED}.items():
+        yield Rule(f"{attention}.{fused}", tuple(f"{attention}.{leaf}" for leaf in parts), split="thirds", ratio=3)
+
+
 _BLOCK = (*(f"attn.{leaf}" for leaf in (*QKV, *ADDED)), "ff.linear_in", "ff_context.linear_in", "attn.to_qkv_mlp_proj")
 
 FAMILY = Family(
     "flux2",
     "transformer",
-    {"original": tuple(_rules())},
+    {"original": tuple(_rules()), "fused": tuple(_fused())},
     # dev, klein 9B and klein 4B.
     depths={"transformer_blocks": frozenset({8, 5}), "single_transformer_blocks": frozenset({48, 24, 20})},
     widths=dict.fromkeys(_BLOCK, frozenset({6144, 4096, 3072})),

@@ -53,6 +53,7 @@ class MergePlan:
     matches[i]   where its names go, which is nowhere for an adapter of weight 0
     base         as its weights are merged: where they are dequantised, a checkpoint of plain weights
     rounding     how sums are rounded to the dtype that they are stored in
+    one_file     whether the result is one file and not a folder
     """
 
     base: Checkpoint
@@ -65,6 +66,7 @@ class MergePlan:
     warnings: tuple[str, ...]
     out: Path
     rounding: RoundingMode = "nearest"
+    one_file: bool = False
 
     def __repr__(self) -> str:
         return one_line(self)

@@ -26,6 +26,7 @@ from loratools.formats.common.opened_base import base_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted
 from loratools.ops.common.same_invocation import refuse_invoked
 from loratools.ops.merge.initial import with_initial
+from loratools.ops.merge.one_file import as_one_file, is_one_file, recorded, staged_output
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outputs import CopyUnit, OutputFile, WorkUnit
 from loratools.ops.merge.plan import MergePlan, index_texts, plan_merge, specs, work_units
@@ -35,7 +36,7 @@ from loratools.ops.merge.rows import Gain, merge_rows
 from loratools.ops.merge.verify import error_ratio, require_right
 from loratools.short_repr import few_lines, one_line
 from loratools.storage.arrays import read_array
-from loratools.storage.commit import check_output, require_files, staged_folder
+from loratools.storage.commit import check_output, require_files
 from loratools.storage.files import copy_range, identify, start_writeback
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.safetensors_writer import SafetensorsWriter
@@ -168,7 +169,8 @@ def merge(
         base: The model, by its path or opened.
         adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 where none is given). The weight
             multiplies the delta.
-        out: Where to write the merged model.
+        out: Where to write the merged model: a folder, or, for a base that is one file, a file whose name ends with
+            .safetensors.
         dtype: The dtype that weights are stored in: float32, bfloat16, float16 or float64; the base's own where it is
             None.
         max_shard_size: Start a new weight file before one grows beyond this, in bytes or as "5GB"; the base's own files
@@ -252,11 +254,13 @@ def plan_from_headers(
     out = Path(out)
     options = options if options is not None else MergeOptions()
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
+    one_file = is_one_file(out, checkpoint)
     loaded = load_for_merge(adapters, checkpoint, options)
     inputs = [checkpoint.path, *(a.path for a, _ in loaded if a.path is not None)]
     check_output(out, overwrite=overwrite, inputs=inputs)
     selected = [(a.selected(options.include, options.exclude), w) for a, w in loaded]
     made = plan_merge(checkpoint, selected, options, out=out)
+    made = as_one_file(made) if one_file else made
     check_output(out, overwrite=overwrite, inputs=inputs, names=_names(made))
     for side_file in made.side_files:
         if side_file.source is not None:
@@ -330,7 +334,8 @@ def run(
     made.require_space(out)
     _refuse_not_finite({a.name: {n: r.tensor for n, r in a.replacements.items()} for a, _ in made.active})
     run_units, workers = runner(execution), worker_count(threads)
-    with staged_folder(out, overwrite=overwrite, inputs=inputs) as staging:
+    made = recorded(made) if made.one_file else made
+    with staged_output(made, out, overwrite=overwrite, inputs=inputs) as staging:
         try:
             written, record = _write_weights(made, staging, run_units, workers, verify, progress or (lambda _: None))
         except InputError:
@@ -339,7 +344,8 @@ def run(
             raise
         require_right({name: w.ratio for name, w in written.items()})
         report = _report(made, out, written, verify)
-        _write_side_files(made, staging, provenance_text(record, report.to_dict()))
+        if not made.one_file:
+            _write_side_files(made, staging, provenance_text(record, report.to_dict()))
         # Last of all: whoever sees an index may rely on every shard that it names.
         for name, text in index_texts(made).items():
             (staging / name).write_text(text, encoding="utf-8")

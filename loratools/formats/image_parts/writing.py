@@ -222,7 +222,7 @@ def _spelled(
         place = family.find(name)
         assert place is not None
         if place.targets != (name,):  # kept whole, as it could not be cut
-            fused_name = family.back(place.targets[0], "fused") if fusing and "fused" in family.rules else None
+            fused_name = family.fused_back(place.targets[0]) if fusing else None
             if fused_name is not None:
                 modules.append(_written(part, fused_name.name, updates))
             elif spelling == "diffusers":

@@ -81,8 +81,8 @@ class Family:
     Names alone do not tell a family (`evidence.py`). What else a family states:
 
     component      what diffusers calls this part of a pipeline: unet or transformer
-    rules          by spelling: `original`, and others where later tools have spelled the same module otherwise;
-                   `fused` are modules that diffusers itself has in place of several
+    rules          by spelling: `original`, and others where later tools have spelled the same module otherwise
+    fused          modules that diffusers itself has in place of several, once it is asked to fuse them
     kohya          which names kohya's trainers flatten: `original` or `diffusers`
     depths         first part of diffusers' names -> numbers of such blocks that published models have
     widths         end of diffusers' names -> numbers of inputs that such modules have in published models
@@ -97,6 +97,7 @@ class Family:
     component: str
     rules: Mapping[str, tuple[Rule, ...]]
     kohya: str = "original"
+    fused: tuple[Rule, ...] = ()
     depths: Mapping[str, frozenset[int]] = field(default_factory=dict)
     widths: Mapping[str, frozenset[int]] = field(default_factory=dict)
     exclusive: tuple[str, ...] = ()
@@ -145,14 +146,20 @@ class Family:
         templates = tuple(_NUMBER["."].sub("{}", start) for start in self.exclusive)
         return templates, tuple(start.replace(".", "_") for start in templates)
 
+    def fused_back(self, target: str) -> Fused | None:
+        """Where a module of diffusers lies in one that diffusers itself fuses; None where it does not."""
+        return self._looked_up(target, "fused")
+
     def back(self, target: str, spelling: str) -> Fused | None:
         """Where a module of diffusers lies in the model as `spelling` names it; None where it does not."""
         if spelling == "diffusers":
             place = self.find(target)
             return None if place is None or place.targets != (target,) else Fused(place, 0)
+        return self._looked_up(target, spelling if spelling in self.rules else "original")
+
+    def _looked_up(self, target: str, spelling: str) -> Fused | None:
         numbers = _NUMBER["."].findall(target)
-        spelled = spelling if spelling in self.rules else "original"
-        for slots, rule, part in self._back[spelled].get(_NUMBER["."].sub("{}", target), ()):
+        for slots, rule, part in self._back[spelling].get(_NUMBER["."].sub("{}", target), ()):
             if all(slot in ("{}", n) for slot, n in zip(slots, numbers, strict=True)):
                 free = [n for slot, n in zip(slots, numbers, strict=True) if slot == "{}"]
                 return Fused(_place(rule, free), part)
@@ -171,7 +178,7 @@ class Family:
             for rule in rules
             for t, ratio in zip(rule.diffusers, _ratios(rule), strict=True)
         }
-        spelled = [(rule.original, rule) for rules in self.rules.values() for rule in rules]
+        spelled = [(rule.original, rule) for rules in (*self.rules.values(), self.fused) for rule in rules]
         return [(template, published.get(rule.diffusers, rule)) for template, rule in spelled] + list(
             diffusers_rules.items()
         )
@@ -188,7 +195,7 @@ class Family:
     def _back(self) -> dict[str, _Table]:
         return {
             spelling: _table((t, rule, part) for rule in rules for part, t in enumerate(rule.diffusers))
-            for spelling, rules in self.rules.items()
+            for spelling, rules in (*self.rules.items(), ("fused", self.fused))
         }
 
 

@@ -40,7 +40,8 @@ _BLOCK = (*(f"attn.{leaf}" for leaf in (*QKV, *ADDED)), "ff.linear_in", "ff_cont
 FAMILY = Family(
     "flux2",
     "transformer",
-    {"original": tuple(_rules()), "fused": tuple(_fused())},
+    {"original": tuple(_rules())},
+    fused=tuple(_fused()),
     # dev, klein 9B and klein 4B.
     depths={"transformer_blocks": frozenset({8, 5}), "single_transformer_blocks": frozenset({48, 24, 20})},
     widths=dict.fromkeys(_BLOCK, frozenset({6144, 4096, 3072})),

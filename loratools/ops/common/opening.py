@@ -18,7 +18,7 @@ from loratools.formats import Base
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import known_base
 from loratools.ops.common.arguments import AdapterArgument, RankFrom, load_weighted
-from loratools.ops.common.output import output_format, share_names
+from loratools.ops.common.output import format_that_holds, output_format, share_names
 from loratools.storage.commit import check_output
 from loratools.updates.lora_experts import Packing
 
@@ -36,6 +36,7 @@ class AdapterOutput:
         overwrite: Whether an output that loratools wrote may be replaced.
         inputs: What the output must not be, hold or lie in.
         base: What is known of the model that the adapter is for.
+        requested: Whether a person has asked for the format, so that no other is written in its place.
     """
 
     path: Path | None
@@ -43,6 +44,7 @@ class AdapterOutput:
     overwrite: bool
     inputs: tuple[Path, ...]
     base: Base | None
+    requested: bool
 
     @property
     def named_path(self) -> Path | None:
@@ -56,20 +58,21 @@ class AdapterOutput:
 
     def save(self, adapter: Adapter, *, plan: bool = False) -> list[str]:
         """Write the adapter, and return warnings; of a plan, only refuse what the format cannot hold."""
-        if plan:
-            formats.ensure_writable(adapter, self.format, base=self.base)
-        elif self.path is not None:
-            return list(
-                formats.save(
-                    adapter,
-                    self.path,
-                    format=self.format,
-                    overwrite=self.overwrite,
-                    inputs=self.inputs,
-                    base=self.base,
-                )
-            )
-        return []
+        if self.path is None and not plan:
+            return []
+        holding = format_that_holds(adapter, self.path, self.format, base=self.base, requested=self.requested)
+        if plan or self.path is None:
+            formats.ensure_writable(adapter, holding.name, base=self.base)
+            return list(holding.warnings)
+        written = formats.save(
+            adapter,
+            self.path,
+            format=holding.name,
+            overwrite=self.overwrite,
+            inputs=self.inputs,
+            base=self.base,
+        )
+        return [*holding.warnings, *written]
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def open_adapters(
         overwrite=overwrite,
         inputs=tuple(adapter.path for adapter, _ in weighted if adapter.path is not None),
         base=known,
+        requested=format is not None,
     )
     return OpenedAdapters(tuple(weighted), output, chosen.warnings)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loratools import formats
 from loratools.adapter import Adapter
-from loratools.errors import MismatchError, UndecidedError
+from loratools.errors import MismatchError, UndecidedError, UnsupportedError
 from loratools.storage.files import quoted
 
 _FALLBACK = "peft"
@@ -44,6 +44,24 @@ def output_format(sources: Sequence[Adapter], out: str | Path | None, requested:
     if writes != formats.FOLDER and out is not None and not Path(out).suffix:
         note = f"written as a folder of {_FALLBACK}; for {name}, as the inputs are: -o {Path(out).name}{writes}"
         return OutputFormat(_FALLBACK, (note,))
+    return OutputFormat(name)
+
+
+def format_that_holds(
+    adapter: Adapter, out: Path | None, name: str, *, base: formats.Base | None, requested: bool
+) -> OutputFormat:
+    """The format of the inputs where it can hold the result, otherwise PEFT, with the reason as a warning.
+
+    No other format takes the place of one that a person asks for, or of one file under the name of a file: writing
+    that raises what stands against it.
+    """
+    if requested or name == _FALLBACK or (out is not None and formats.written_suffix(name) != formats.FOLDER):
+        return OutputFormat(name)
+    try:
+        formats.ensure_writable(adapter, name, base=base)
+    except UnsupportedError as error:
+        why = f"{error.message}: {error.details[0]}" if error.details else error.message
+        return OutputFormat(_FALLBACK, (f"written as {_FALLBACK}, as {name} cannot hold the result: {why}",))
     return OutputFormat(name)
 
 

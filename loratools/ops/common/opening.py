@@ -44,7 +44,7 @@ class AdapterOutput:
     overwrite: bool
     inputs: tuple[Path, ...]
     base: Base | None
-    requested: bool
+    requested: bool = True
 
     @property
     def named_path(self) -> Path | None:

@@ -1,6 +1,8 @@
 """Facts about the repository itself: what a clone contains, and that its scripts do what they say."""
 
+import ast
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -101,6 +103,55 @@ def pins() -> dict[str, list[Requirement]]:
             pin = Requirement(line)
             found.setdefault(canonicalize_name(pin.name), []).append(pin)
     return found
+
+
+# Extras for people who work on the package: what they name is imported by tests, or is run.
+NOT_OF_THE_PACKAGE = {
+    "test": "what the tests import and run with",
+    "oracles": "other tools that results are compared with",
+    "lint": "programs that read the code",
+}
+
+
+def imported_names(folder: Path) -> set[str]:
+    """First parts of the names of all modules that the files of a folder import, at the top or in functions."""
+    names: set[str] = set()
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(str(node.module).partition(".")[0])
+    return names
+
+
+def modules_of(requirement: str) -> set[str]:
+    """Names under which Python imports the package of a requirement; where it is not installed, its own name."""
+    name = canonicalize_name(Requirement(requirement).name)
+    provided = importlib.metadata.packages_distributions()
+    modules = {module for module, owners in provided.items() if name in map(canonicalize_name, owners)}
+    return modules or {name.replace("-", "_")}
+
+
+def unused(groups: dict[str, list[str]], imported: set[str]) -> list[str]:
+    return [
+        f"{group}: {requirement}"
+        for group, requirements in sorted(groups.items())
+        if group not in NOT_OF_THE_PACKAGE
+        for requirement in requirements
+        if not modules_of(requirement) & imported
+    ]
+
+
+def test_every_package_of_an_extra_is_imported_by_code() -> None:
+    assert set(NOT_OF_THE_PACKAGE) < set(EXTRAS)
+    assert unused(EXTRAS, imported_names(ROOT / "loratools")) == []
+
+
+def test_an_extra_that_no_code_imports_is_noticed() -> None:
+    groups = {"plot": ["matplotlib>=3.8"], "recipes": ["pyyaml>=6"], "lint": ["mypy>=1"]}
+
+    assert unused(groups, {"yaml", "torch"}) == ["plot: matplotlib>=3.8"]
 
 
 @pytest.mark.parametrize("group", ["dependencies", "test", "oracles", "lint"])

@@ -260,13 +260,6 @@ def scratch_folder(out: Path) -> Iterator[Path]:
         yield staging.path
 
 
-def stale_staging(out: Path) -> list[Path]:
-    """Folders beside `out` that killed runs left, newest last."""
-    real = _real(out)
-    folders = [(_stat_or_none(path), path) for path in _staging_folders(real) if _owner_is_gone(path)]
-    return [path for _, path in sorted((status.st_mtime_ns, path) for status, path in folders if status is not None)]
-
-
 def _real(out: Path) -> Path:
     try:
         real = system.real_path(out)

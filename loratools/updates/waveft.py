@@ -15,7 +15,7 @@ from loratools.updates.parts.drawn import DrawnSpectrum
 from loratools.updates.parts.peft_fields import chosen, integer, number, shaped
 from loratools.updates.parts.peft_module import PeftModule
 from loratools.updates.parts.protocol import Delta, Update
-from loratools.updates.parts.wavelets import LOW_PASS
+from loratools.updates.parts.wavelets import low_pass_filters
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -47,7 +47,7 @@ class WaveFT(DrawnSpectrum):
 
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
         rows, columns = base.shape
-        low = LOW_PASS[self.wavelet] if self.wavelet is not None else ()
+        low = low_pass_filters()[self.wavelet] if self.wavelet is not None else ()
         # The transform shortens each side by the filter's length less two, and has an even number of coefficients.
         margin = max(0, len(low) - 2)
         height, width = rows + margin, columns + margin
@@ -85,5 +85,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """
     (spectrum,) = module.need(*PEFT_PARTS)
     shaped(module, waveft_spectrum=(None,))
-    wavelet = chosen(module, "wavelet_family", tuple(LOW_PASS), "db1") if module.config.get("use_idwt", True) else None
+    wavelet = None
+    if module.config.get("use_idwt", True):
+        wavelet = chosen(module, "wavelet_family", tuple(low_pass_filters()), "db1")
     return {"": WaveFT(spectrum, number(module, "scaling"), integer(module, "random_loc_seed"), wavelet)}

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from updates import test_peft_parity_a as parity_a
-from updates import test_peft_parity_b as parity_b
+from updates import test_parity_loha_to_kasa as loha_to_kasa
+from updates import test_parity_vera_to_supertuning as vera_to_supertuning
 
 import loratools
 from loratools.errors import LoraToolsError
@@ -50,23 +50,23 @@ def failures(folder: Path) -> list[str]:
 
 
 # One case of each kind: the fields are the kind's, whatever layer it is on.
-ONE_OF_A = {kind: case for case, (kind, _, _) in reversed(parity_a.CASES.items())}
-ONE_OF_B = {case.config: name for name, case in reversed(parity_b.CASES.items())}
+ONE_OF_A = {kind: case for case, (kind, _, _) in reversed(loha_to_kasa.CASES.items())}
+ONE_OF_B = {case.config: name for name, case in reversed(vera_to_supertuning.CASES.items())}
 
 
 @pytest.mark.parametrize("case", ONE_OF_A.values())
 def test_configs_of_peft_with_any_field_absent_or_of_another_type_are_read_or_refused(
     case: str, tmp_path: Path
 ) -> None:
-    assert failures(parity_a.trained(tmp_path / "adapter", case)) == []
+    assert failures(loha_to_kasa.trained(tmp_path / "adapter", case)) == []
 
 
 @pytest.mark.parametrize("case", ONE_OF_B.values())
 def test_configs_of_further_kinds_with_any_field_absent_or_of_another_type_are_read_or_refused(
     case: str, tmp_path: Path
 ) -> None:
-    layers = parity_b.CASES[case].layers[0]
-    assert failures(parity_b.trained(parity_b.CASES[case], layers, tmp_path / "adapter")) == []
+    layers = vera_to_supertuning.CASES[case].layers[0]
+    assert failures(vera_to_supertuning.trained(vera_to_supertuning.CASES[case], layers, tmp_path / "adapter")) == []
 
 
 MLX_PARAMETERS = {"keys": ["self_attn.q_proj"], "rank": 4, "alpha": 16.0, "scale": 10.0, "dropout": 0.0}

@@ -22,8 +22,8 @@ pytest.importorskip("transformers")
 
 import peers  # noqa: E402
 from updates import test_lycoris_parity as third  # noqa: E402
-from updates import test_peft_parity_a as first  # noqa: E402
-from updates import test_peft_parity_b as second  # noqa: E402
+from updates import test_parity_loha_to_kasa as loha_to_kasa  # noqa: E402
+from updates import test_parity_vera_to_supertuning as vera_to_supertuning  # noqa: E402
 
 import loratools  # noqa: E402
 from loratools import registry  # noqa: E402
@@ -66,7 +66,7 @@ FIRST = {
     "bdlora": ("Lora blocks of a linear", "Lora blocks of b linear"),
 }
 OTHER_PARTS = ("vblora-topk", "gralora-hybrid", "peanut-deep", "supertuning-lora")
-SECOND = [case for case in second.CASES if "-" not in case or case in OTHER_PARTS or case == "road-1"]
+SECOND = [case for case in vera_to_supertuning.CASES if "-" not in case or case in OTHER_PARTS or case == "road-1"]
 # In other tests: tensors of experts have three axes, and QALoRA needs a quantised base.
 ELSEWHERE = {"lora-experts", "qalora"}
 
@@ -112,19 +112,21 @@ def assert_what_cannot_be_meant_is_refused(outcomes: dict[tuple[str, str], str])
 
 @pytest.mark.parametrize("case", [case for cases in FIRST.values() for case in cases])
 def test_a_damaged_part_of_one_of_the_first_kinds_is_refused_or_merged(tmp_path: Path, case: str) -> None:
-    adapter = first.trained(tmp_path / "adapter", case)
-    base = first.saved_base(first.base_model(), tmp_path / "base")
+    adapter = loha_to_kasa.trained(tmp_path / "adapter", case)
+    base = loha_to_kasa.saved_base(loha_to_kasa.base_model(), tmp_path / "base")
 
-    assert_what_cannot_be_meant_is_refused(every_damage(adapter, base, first.CASES[case][1:2]))
+    assert_what_cannot_be_meant_is_refused(every_damage(adapter, base, loha_to_kasa.CASES[case][1:2]))
 
 
 @pytest.mark.parametrize("name", SECOND)
 def test_a_damaged_part_of_one_of_the_second_kinds_is_refused_or_merged(tmp_path: Path, name: str) -> None:
-    case = second.CASES[name]
-    adapter = second.trained(case, case.layers[0], tmp_path / "adapter")
-    base = second.checkpoint(second.base_model(case.layers[0]), tmp_path / "base")
+    case = vera_to_supertuning.CASES[name]
+    adapter = vera_to_supertuning.trained(case, case.layers[0], tmp_path / "adapter")
+    base = vera_to_supertuning.checkpoint(vera_to_supertuning.base_model(case.layers[0]), tmp_path / "base")
 
-    assert_what_cannot_be_meant_is_refused(every_damage(adapter, base, tuple(second.LAYERS[case.layers[0]]())))
+    assert_what_cannot_be_meant_is_refused(
+        every_damage(adapter, base, tuple(vera_to_supertuning.LAYERS[case.layers[0]]()))
+    )
 
 
 @peers.needs("lycoris")

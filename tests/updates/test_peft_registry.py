@@ -11,8 +11,8 @@ warnings.filterwarnings("ignore", category=DeprecationWarning)
 peft = pytest.importorskip("peft")
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING  # noqa: E402
-from updates import test_peft_parity_a as parity_a  # noqa: E402
-from updates import test_peft_parity_b as parity_b  # noqa: E402
+from updates import test_parity_loha_to_kasa as loha_to_kasa  # noqa: E402
+from updates import test_parity_vera_to_supertuning as vera_to_supertuning  # noqa: E402
 from updates import test_replacing_kinds as replacing  # noqa: E402
 
 from loratools.formats.peft_parts.config import FIELDS, refusals  # noqa: E402
@@ -35,8 +35,8 @@ LISTED = [name for name in CONFIGS if name != "LORA" and refusal(name) is None]
 
 def test_every_type_that_is_read_is_merged_by_a_test_and_by_peft_to_the_same_weights() -> None:
     types = {config: kind for kind, config in CONFIGS.items()}
-    held = {types[getattr(peft, config)] for config, _, _ in parity_a.CASES.values()}
-    held |= {types[case.config] for case in parity_b.CASES.values()}
+    held = {types[getattr(peft, config)] for config, _, _ in loha_to_kasa.CASES.values()}
+    held |= {types[case.config] for case in vera_to_supertuning.CASES.values()}
     held |= {name.partition(" ")[0] for name in replacing.CONFIGS}
 
     # What LoRA has of its own, each layer with each option, is in test_lora_parity.

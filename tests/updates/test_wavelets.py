@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from loratools.updates.parts.wavelets import LOW_PASS
+from loratools.updates.parts.wavelets import low_pass_filters
+
+LOW_PASS = low_pass_filters()
 
 # PEFT's tables of these are wrong, and adapters are trained with them.
 PEFTS_OWN = ("coif4", "coif5")

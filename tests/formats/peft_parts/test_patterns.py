@@ -6,6 +6,7 @@ from peft_folders import Stored, factors
 
 from loratools import formats
 from loratools.errors import FormatError
+from loratools.formats.peft_parts import patterns
 from loratools.formats.peft_parts.patterns import matches
 from loratools.storage import untrusted_regex
 from loratools.storage.untrusted_regex import UntrustedRegexes
@@ -89,15 +90,28 @@ def _computed() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def test_a_pattern_that_names_every_module_is_soon_matched() -> None:
+def test_a_pattern_that_names_every_module_is_looked_up_and_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"model.layers.{n}.{m}_proj" for n in range(80) for m in "qkvogud"]
-    started = time.monotonic()
+    searched: list[str] = []
+    looked_up: list[str] = []
+    original = patterns._masked
 
-    found = matches(names, UntrustedRegexes(names), subject="rank_pattern")
+    def no_search(_: UntrustedRegexes, keys: list[str], **__: object) -> list[list[str]]:
+        searched.extend(keys)
+        return [[] for _ in keys]
 
-    assert all(name in keys for name, keys in found.items())
-    # 560 x 560 regular expressions would take more than a quarter of a second.
-    assert time.monotonic() - started < 0.25
+    def counted(text: str, anywhere: tuple[int, ...]) -> str:
+        looked_up.append(text)
+        return original(text, anywhere)
+
+    monkeypatch.setattr(UntrustedRegexes, "match", no_search)
+    monkeypatch.setattr(patterns, "_masked", counted)
+    keys_by_name = matches(names, UntrustedRegexes(names), subject="rank_pattern")
+
+    assert all(name in keys for name, keys in keys_by_name.items())
+    assert searched == []
+    # A name is looked up once from its start and once behind each of its dots, and not once for each of 560 keys.
+    assert len(looked_up) <= 4 * len(names)
 
 
 def test_patterns_that_are_many_share_one_budget_and_are_refused(stored: Stored) -> None:

@@ -21,7 +21,7 @@ import peft  # noqa: E402
 import peft.tuners.boft.layer as boft_layer  # noqa: E402
 from peft import PeftModel, get_peft_model  # noqa: E402
 from peft.tuners.lora.variants import QALoraLinearVariant  # noqa: E402
-from updates.test_peft_parity_a import (  # noqa: E402
+from updates.test_parity_loha_to_kasa import (  # noqa: E402
     CASES,
     assert_equal_weights,
     base_model,

@@ -285,3 +285,47 @@ def test_real_files_go_through_peft_without_a_tensor_lost_or_changed(file: str, 
             assert torch.equal(back.updates[name].parts[part].read(), tensor.read())
         assert back.updates[name].scale == update.scale == 1.0
     assert set(back.replacements) == {n for n in source.replacements if not n.startswith("<")}
+
+
+@pytest.mark.parametrize(("config", "scale"), [({"rank": 3, "alpha": 0.25, "dropout": 0.0}, 0.25), (None, 0.1)])
+def test_mlx_vlm_multiplies_with_alpha_whatever_the_rank(
+    config: dict[str, object] | None, scale: float, tmp_path: Path
+) -> None:
+    module = "language_model.model.layers.0.self_attn.q_proj"
+    a, b = random(6, 3), random(3, 10)
+    save_file({f"{module}.A": a, f"{module}.B": b}, tmp_path / "adapters.safetensors")
+    if config is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+
+    adapter = formats.load(tmp_path)
+
+    assert (adapter.format, list(adapter)) == ("mlx-vlm", [module])
+    # Its layer computes `y = x W^T + alpha * (x @ A) @ B`.
+    torch.testing.assert_close(delta(adapter, module), (scale * a @ b).T, rtol=1e-12, atol=1e-12)
+    assert any("assumed" in warning for warning in adapter.warnings) == (config is None)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"x.A": (6, 3)},
+        {"x.A": (6, 3), "x.B": (4, 10)},
+        {"x.A": (6, 3), "x.B": (3, 10), "x.weight": (10, 6)},
+        {"x.A": (6,), "x.B": (3, 10)},
+        {"A": (6, 3), "B": (3, 10)},
+        {"x.A_log": (6, 3), "x.B_log": (3, 10)},
+    ],
+)
+def test_other_tensors_called_a_and_b_are_not_mlx_vlms(tensors: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+    save_file({name: random(*shape) for name, shape in tensors.items()}, tmp_path / "adapters.safetensors")
+
+    assert "mlx-vlm" not in formats.detect(tmp_path)
+
+
+@pytest.mark.parametrize("alpha", [0, True, "1", [1]])
+def test_an_alpha_of_mlx_vlm_that_is_no_number_is_refused(alpha: object, tmp_path: Path) -> None:
+    save_file({"x.y.A": random(6, 3), "x.y.B": random(3, 10)}, tmp_path / "adapters.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"rank": 3, "alpha": alpha}))
+
+    with pytest.raises(FormatError, match="alpha = "):
+        formats.load(tmp_path)

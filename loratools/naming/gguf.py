@@ -206,6 +206,15 @@ def hf_module(architecture: Architecture, module: str) -> str | None:
     return inner + name.removeprefix(plain) if name is not None and inner and name.startswith(plain) else name
 
 
+def model_name(model_type: str | None, module: str) -> str:
+    """The module's name in the memory of such a model, as a GGUF file is read; itself where GGUF has no name for it."""
+    architecture = BY_MODEL_TYPE.get(model_type or "")
+    written = gguf_module(architecture, module) if architecture is not None else None
+    if architecture is None or written is None:
+        return module
+    return hf_module(architecture, written) or module
+
+
 def gguf_stack(architecture: Architecture, parent: str, role: str) -> str | None:
     """The stacked experts of `model.layers.3.mlp`: `blk.3.ffn_up_exps`."""
     parsed = re.fullmatch(r"model\.layers\.(\d+)\.(\w+)", parent)

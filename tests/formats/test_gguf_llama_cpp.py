@@ -22,6 +22,7 @@ gguf = peers.load("gguf")
 
 VOCABULARY, HIDDEN, HEADS, KEY_HEADS, LAYERS = 263, 64, 4, 2, 2
 PROMPT = [1, 70, 100, 33, 259, 90, 200, 14]
+FUSED_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -34,7 +35,13 @@ def base_model(model_type: str) -> Any:
     torch.manual_seed(3)
     if model_type == "llama":
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+    elif model_type == "glm4":
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+        model = transformers.Glm4ForCausalLM(
+            transformers.Glm4Config(**config, head_dim=HIDDEN // HEADS, rope_parameters=rope, pad_token_id=0)
+        )
     else:
+        # The language model of Qwen2-VL computes what Qwen2 does where there is nothing to see.
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**config))
     for parameter in model.parameters():
         parameter.data.normal_(0.0 if parameter.dim() > 1 else 0.5, 0.15)
@@ -54,7 +61,9 @@ def write_base(model: Any, model_type: str, path: Path) -> None:
     writer.add_head_count_kv(KEY_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_rope_dimension_count(HIDDEN // HEADS // (2 if model_type == "glm4" else 1))
+    if model_type == "qwen2vl":
+        writer.add_rope_dimension_sections([2, 3, 3, 0])
     writer.add_vocab_size(VOCABULARY)
     writer.add_file_type(0)
     bytes_ = [f"<0x{i:02X}>".encode() for i in range(256)]
@@ -101,7 +110,7 @@ def next_token(model: Any) -> Tensor:
         return torch.log_softmax(model(torch.tensor([PROMPT])).logits[0, -1].double(), -1)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen2vl", "glm4"])
 def test_llama_cpp_computes_what_peft_computes(model_type: str, tmp_path: Path) -> None:
     model = base_model(model_type)
     model.save_pretrained(tmp_path / "base")
@@ -109,7 +118,7 @@ def test_llama_cpp_computes_what_peft_computes(model_type: str, tmp_path: Path) 
     plain = next_token(model)
     config = peft.LoraConfig(
         r=4, lora_alpha=6, use_rslora=True, rank_pattern={"model.layers.1.mlp.down_proj": 2},
-        alpha_pattern={"q_proj": 9}, target_modules=TARGETS,
+        alpha_pattern={"q_proj": 9}, target_modules=TARGETS if model_type != "glm4" else FUSED_TARGETS,
     )  # fmt: skip
     adapted = peft.get_peft_model(model, config).eval()
     for name, parameter in adapted.named_parameters():
@@ -118,7 +127,10 @@ def test_llama_cpp_computes_what_peft_computes(model_type: str, tmp_path: Path) 
     adapted.save_pretrained(tmp_path / "adapter")
     wanted = next_token(adapted)
 
-    convert(tmp_path / "adapter", tmp_path / "adapter.gguf", format="gguf", base=tmp_path / "base")
+    if model_type == "qwen2vl":
+        saved = json.loads((tmp_path / "base" / "config.json").read_text())
+        (tmp_path / "base" / "config.json").write_text(json.dumps({**saved, "model_type": "qwen2_vl"}))
+    convert(tmp_path / "adapter", tmp_path / "adapter.gguf", format="gguf", base=tmp_path / "base" / "config.json")
 
     # Its cache of keys and values is of float16.
     torch.testing.assert_close(computed(tmp_path / "base.gguf", None), plain, rtol=0, atol=0.02)

@@ -71,6 +71,15 @@ def test_a_module_that_the_conversion_changes_has_no_name_and_a_reason(model_typ
     assert word in architecture.reason_absent(module)
 
 
+def test_a_module_has_the_name_of_the_model_in_memory_whichever_of_its_names_is_given() -> None:
+    inner, plain = "model.language_model.layers.1.mlp.up_proj", "model.layers.1.mlp.up_proj"
+
+    assert names.model_name("qwen2_vl", plain) == names.model_name("qwen2_vl", inner) == inner
+    assert names.model_name("qwen2", plain) == plain
+    assert names.model_name("qwen2_vl", "visual.blocks.0.attn.qkv") == "visual.blocks.0.attn.qkv"
+    assert names.model_name(None, plain) == plain
+
+
 def test_a_file_is_read_with_the_names_of_the_model_of_text_alone() -> None:
     """A file says its architecture, and not whether the model that it was trained with also sees."""
     for name, model_type in {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "qwen35": "qwen3_5_text"}.items():

@@ -14,6 +14,7 @@ from loratools.adapter import Adapter
 from loratools.errors import MismatchError
 from loratools.formats import Base
 from loratools.matching import Matches, spellings
+from loratools.naming.gguf import model_name as gguf_model_name
 from loratools.naming.language.aliases import aliases
 from loratools.naming.language.experts import parse_expert
 from loratools.naming.language.memory import NamesInMemory
@@ -68,6 +69,9 @@ def named_for_client(adapter: Adapter, base: Base | None, matches: Matches | Non
             if target not in absent and parse_expert(target) is None and update.as_experts() is None:
                 updates[target] = _renamed_module(target, base_names, matches, weight)
         replacements |= {n: weight(n) for n in replacements if n not in absent and n not in matches.added}
+    if to == "gguf" and base is not None:
+        # A file has one name for each module, which is read back as the model in memory has it.
+        updates |= {old: gguf_model_name(base.model_type, new) for old, new in updates.items()}
     unknown: dict[str, str] = {}
     if to == "mlx":
         model_type = base.model_type if base is not None else None

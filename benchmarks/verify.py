@@ -32,7 +32,9 @@ def speed(given: Namespace, layers: int) -> tuple[dict[str, Any], list[Goal]]:
     sides = [read(source, merged), Side("loratools", verify)]
     if not given.no_peer:
         check = ["--base", str(source), "--adapter", str(update), "--merged", str(merged)]
-        sides.append(Side("deltalint", [bench.script("deltalint"), "check", *check, "--quiet"]))
+        # It takes a float32 sum in another order for a defect, and ends with 1; what counts here is its time.
+        tolerant = ["sh", "-c", '"$@"; test $? -le 1', "sh"]
+        sides.append(Side("deltalint", [*tolerant, bench.script("deltalint"), "check", *check, "--quiet"]))
     bench.say(f"verify: {layers} layers, rank {RANK}, float32 adapter")
     runs = bench.interleave(sides, given.rounds, given.data / "logs")
     bench.remove(merged)

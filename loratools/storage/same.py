@@ -22,13 +22,19 @@ def same_bytes(first: LazyTensor, second: LazyTensor) -> bool:
     a, b = first.location, second.location
     if a is None or b is None:
         return _same_values(first, second)
+    # One pair of buffers for all pieces: fresh memory for each would be cleared by the system first.
+    ours, theirs = bytearray(min(_LOOK, a.nbytes)), bytearray(min(_LOOK, a.nbytes))
     start, step = 0, _FIRST_LOOK
     while start < a.nbytes:
         size = min(step, a.nbytes - start)
-        first_bytes, second_bytes = bytearray(size), bytearray(size)
-        read_into(a, start, first_bytes)
-        read_into(b, start, second_bytes)
-        if first_bytes != second_bytes:
+        if size < len(ours):
+            first_piece, second_piece = memoryview(ours)[:size], memoryview(theirs)[:size]
+        else:
+            first_piece, second_piece = memoryview(ours), memoryview(theirs)
+        read_into(a, start, first_piece)
+        read_into(b, start, second_piece)
+        # Whole buffers are compared as memory; views would be compared item by item.
+        if (ours != theirs) if size == len(ours) else bytes(first_piece) != bytes(second_piece):
             return False
         start, step = start + size, _LOOK
     return True

@@ -1,7 +1,8 @@
 """kohya: one file of sd-scripts or musubi-tuner, names flattened after `lora_unet_` and `lora_te_`, alpha a tensor.
 
 Stable Diffusion 1 and 2 with the names of diffusers, XL with those of LDM, transformers with those of their authors.
-OFT of sd-scripts is under `oft_unet_`; its rotations are those of LyCORIS.
+OFT of sd-scripts is under `oft_unet_`; its rotations are those of LyCORIS. Stable Cascade has `lora_prior_unet_`, and
+Tencent's trainer for HunyuanVideo from images `Hunyuan_video_I2V_lora_`.
 """
 
 from __future__ import annotations
@@ -15,24 +16,32 @@ from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts import flat_names
 from loratools.formats.image_parts.spellings import is_spelled
 from loratools.formats.image_parts.writing import family_of
+from loratools.naming.image.evidence import family_named
 from loratools.naming.image.family import Family
 
 WRITES = ".safetensors"
 _PREFIXES = flat_names.Prefixes(
-    "kohya", ("lora_unet_", "lora_unet__", "oft_unet_"), lambda family: family.kohya, single_file=True
+    "kohya",
+    ("lora_unet_", "lora_unet__", "oft_unet_", "lora_prior_unet_", "Hunyuan_video_I2V_lora_"),
+    lambda family: family.kohya,
+    single_file=True,
 )
+# Prefixes of one model alone.
+_FAMILIES = {"Hunyuan_video_I2V_lora_": "hunyuan-video"}
 
 
 def detect(source: AdapterSource) -> bool:
-    """By `lora_unet_`, `oft_unet_` or `lora_te` before the names, and none of the prefixes of its relatives."""
+    """By a prefix of kohya's trainers and of those that came from them, and by none of the prefixes of relatives."""
     if any(key.startswith(("lora_transformer_", "lycoris_")) for key in source.tensors):
         return False
-    return any(key.startswith(("lora_unet_", "oft_unet_", "lora_te")) and is_spelled(key) for key in source.tensors)
+    prefixes = (*_PREFIXES.denoiser, "lora_te", "lora_prior_te_")
+    return any(key.startswith(prefixes) and is_spelled(key) for key in source.tensors)
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; raises the same errors as `image_parts.reading.read`."""
-    return flat_names.read(source, _PREFIXES)
+    families = [name for prefix, name in _FAMILIES.items() if any(key.startswith(prefix) for key in source.tensors)]
+    return flat_names.read(source, _PREFIXES, families=tuple(map(family_named, families)))
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:

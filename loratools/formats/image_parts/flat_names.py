@@ -31,6 +31,7 @@ from loratools.formats.image_parts.writing import (
     plain_alpha,
     write_file,
 )
+from loratools.naming.image.evidence import denoisers
 from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
@@ -41,6 +42,8 @@ _TEXT = {
     "lora_te2_": "text_encoder_2",
     "lora_te3_": "text_encoder_3",
     "lora_te_": "text_encoder",
+    # Of Stable Cascade: no part of the pipelines whose names are written here.
+    "lora_prior_te_": "prior_text_encoder",
 }
 
 
@@ -72,9 +75,17 @@ class Prefixes:
         return None
 
 
-def read(source: AdapterSource, prefixes: Prefixes) -> Adapter:
-    """The adapter; raises the same errors as `image_parts.reading.read`."""
-    return read_image(source, Read(prefixes.format, prefixes.locate, encoder_part, table_names_only=True))
+def read(source: AdapterSource, prefixes: Prefixes, *, families: Iterable[Family | None] = ()) -> Adapter:
+    """The adapter; raises the same errors as `image_parts.reading.read`.
+
+    Args:
+        source: the file.
+        prefixes: what stands before the names.
+        families: the ones that a prefix names; any, if empty.
+    """
+    candidates = tuple(family for family in families if family is not None) or denoisers()
+    how = Read(prefixes.format, prefixes.locate, encoder_part, table_names_only=True, families=candidates)
+    return read_image(source, how)
 
 
 def encoder_part(part: str, family: Family | None) -> str:

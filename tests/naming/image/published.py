@@ -49,6 +49,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "mochi": ("MochiTransformer3DModel", {}),
     "kandinsky5": ("Kandinsky5Transformer3DModel", {"model_dim": 1792, "ff_dim": 7168}),
     "hunyuan-dit": ("HunyuanDiT2DModel", {"in_channels": 4, "patch_size": 2, "num_layers": 40}),
+    "ace-step": ("AceStepTransformer1DModel", {}),
     "sd": ("UNet2DConditionModel", {"cross_attention_dim": 768, "attention_head_dim": 8}),
     "sdxl": (
         "UNet2DConditionModel",

@@ -82,7 +82,13 @@ def test_a_header_decides_between_families_of_the_same_names() -> None:
         ("flux_2_klein_9b", "flux2"), ("flux-1-dev/lora", "flux"), ("z_image", "z-image"), ("Z-Image/lora", "z-image"),
         ("sdxl_base_v1-0", "sdxl"), ("sd_v1", "sd"), ("stable-diffusion-xl-v1-base/lora", "sdxl"), ("sd3m", "sd3"),
         ("qwen_image_edit", "qwen-image"), ("wan2.1", "wan"), ("ideogram4", "ideogram4"), ("krea2", "krea2"),
-        ("hunyuan_video", "hunyuan-video"), ("lumina2", "lumina2"),
+        ("hunyuan_video", "hunyuan-video"), ("lumina2", "lumina2"), ("hunyuan_video_1_5", "hunyuan-video15"),
+        ("framepack", "hunyuan-video"), ("hunyuan-image-2.1/lora", "hunyuan-image"), ("kandinsky5", "kandinsky5"),
+        ("flux_2_dev", "flux2"), ("flux_2_klein_4b", "flux2"), ("flux_kontext", "flux"), ("wan", "wan"),
+        ("qwen_image", "qwen-image"), ("qwen_image_layered", "qwen-image"), ("anima-preview", "cosmos"),
+        ("ltx2", "ltx2"), ("ltxv-13b", "ltx"), ("hidream", "hidream"), ("pixart-sigma", "pixart"),
+        ("AuraFlow-v0.3", "auraflow"), ("cogvideox-5b", "cogvideox"), ("mochi-1", "mochi"), ("Sana_1600M", "sana"),
+        ("HunyuanDiT-v1.2", "hunyuan-dit"), ("ace-step-v1.5", "ace-step"),
     ],
 )  # fmt: skip
 def test_words_of_headers_name_their_family(text: str, name: str) -> None:

@@ -103,6 +103,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "cogvideox": ("CogVideoXTransformer3DModel", {"num_layers": 2, "ofs_embed_dim": 512}),
     # The last of its 48 blocks is another.
     "mochi": ("MochiTransformer3DModel", {}),
+    "ace-step": ("AceStepTransformer1DModel", {"num_hidden_layers": 2}),
     "kandinsky5": ("Kandinsky5Transformer3DModel", {"num_text_blocks": 1, "num_visual_blocks": 2}),
     "qwen-image": ("QwenImageTransformer2DModel", {"num_layers": 2}),
     "z-image": ("ZImageTransformer2DModel", {"n_layers": 2}),

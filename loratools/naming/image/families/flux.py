@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loratools.naming.image.family import Family, Rule, same
-from loratools.naming.image.parts.double_blocks import ADDED, QKV, double_block
+from loratools.naming.image.parts.double_blocks import ADDED, QKV, attention_of_linear1, double_block
 
 
 def _rules() -> Iterator[Rule]:
@@ -32,6 +32,7 @@ def _rules() -> Iterator[Rule]:
         yield Rule(f"{a}.out_layer", (f"time_text_embed.{b}_embedder.linear_2",))
     yield Rule("final_layer.linear", ("proj_out",))
     yield Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swap=True)
+    yield from attention_of_linear1()
     # Chroma: one network in place of all modulations.
     guidance = "distilled_guidance_layer"
     yield from same(f"{guidance}.in_proj", f"{guidance}.out_proj")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from loratools.naming.image.family import Family, Rule
 from loratools.naming.image.parts import hunyuan
+from loratools.naming.image.parts.double_blocks import attention_of_linear1
 from loratools.naming.image.parts.hunyuan import AUTHORS, COMFY, Spelling
 
 
@@ -23,7 +24,7 @@ def _rules(spelling: Spelling) -> Iterator[Rule]:
         for stream in ("img", "txt"):
             yield from hunyuan.projections_apart(stream)
         yield from hunyuan.single_blocks_apart()
-    yield from hunyuan.attention_of_linear1()
+    yield from attention_of_linear1()
 
 
 FAMILY = Family(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from loratools.naming.image.family import Family, Rule, same
 from loratools.naming.image.parts import hunyuan
+from loratools.naming.image.parts.double_blocks import attention_of_linear1
 from loratools.naming.image.parts.hunyuan import AUTHORS, COMFY, Spelling
 
 
@@ -23,7 +24,7 @@ def _rules(spelling: Spelling) -> Iterator[Rule]:
     yield from hunyuan.ends()
     yield from same(*(f"clean_x_embedder.{leaf}" for leaf in ("proj", "proj_2x", "proj_4x")))
     yield from same("image_projection.up", "image_projection.down")
-    yield from hunyuan.attention_of_linear1()
+    yield from attention_of_linear1()
 
 
 FAMILY = Family(

@@ -1,4 +1,4 @@
-"""The double blocks of Black Forest Labs: a stream of the image and one of the text, with fused projections."""
+"""The blocks of Black Forest Labs: double ones, with a stream of the image and one of the text, and single ones."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ def double_block() -> Iterator[Rule]:
     }
     for a, b in names.items():
         yield Rule(f"{block}.{a}", (f"{target}.{b}",), ratio=1 if a.endswith("proj") else None)
+
+
+def attention_of_linear1() -> Iterator[Rule]:
+    """`linear1_qkv`: the rows of `linear1` that are queries, keys and values, as ComfyUI reads them."""
+    targets = tuple(f"single_transformer_blocks.{{}}.attn.{leaf}" for leaf in QKV)
+    yield Rule("single_blocks.{}.linear1_qkv", targets, split="thirds", ratio=3)

@@ -86,11 +86,6 @@ def single_blocks_apart() -> Iterator[Rule]:
     yield Rule("single_blocks.{}.linear2.fc", (f"{_SINGLE}.proj_out",), ratio=1 / 5)
 
 
-def attention_of_linear1() -> Iterator[Rule]:
-    """`linear1_qkv`: the rows of `linear1` that are queries, keys and values, as ComfyUI reads them."""
-    yield Rule("single_blocks.{}.linear1_qkv", tuple(f"{_SINGLE}.attn.{leaf}" for leaf in QKV), split="thirds", ratio=3)
-
-
 def text_refiner(spelling: Spelling) -> Iterator[Rule]:
     """The refiner of the text's tokens, and what embeds its time and the text as a whole."""
     refiner = "txt_in.individual_token_refiner.blocks.{}"

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from loratools.ops.lowrank.reduce import ReducedModule
     from loratools.ops.merge.plan import MergePlan
     from loratools.ops.merge.rounding import RoundingMode
-    from loratools.ops.merge.verb import MergedTensor, MergeReport, merge
+    from loratools.ops.merge.verb import MergedTensor, MergeReport, RequantizedTensor, merge
     from loratools.ops.registries import (
         FormatInfo,
         LayoutInfo,
@@ -141,6 +141,7 @@ _HOMES = {
     "ReducedModule": "ops.lowrank.reduce",
     "Replaced": "ops.extract.report",
     "Replacement": "adapter",
+    "RequantizedTensor": "ops.merge.verb",
     "ResizeReport": "ops.resize.report",
     "RoundingMode": "ops.merge.rounding",
     "Share": "ops.combine.shares",
@@ -236,6 +237,7 @@ __all__ = [
     "ReducedModule",
     "Replaced",
     "Replacement",
+    "RequantizedTensor",
     "ResizeReport",
     "RoundingMode",
     "Share",

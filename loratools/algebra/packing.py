@@ -89,6 +89,12 @@ def float8_values(dtype: str) -> NDArray[np.float32]:
     return np.array([decode_float8(byte, dtype) for byte in range(256)], np.float32)
 
 
+@cache
+def signed_bytes() -> NDArray[np.float32]:
+    """The integers that the 256 bytes stand for in two's complement, in the order of their bits."""
+    return np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)
+
+
 def nearest_float8(values: Floats, dtype: str) -> Bytes:
     """The float8 numbers nearest to the values, ties to even; what is larger than the largest becomes the largest."""
     table = float8_values(dtype)

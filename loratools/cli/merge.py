@@ -22,6 +22,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.dtype
 @option(OUTPUT, "--max-shard-size", type=options.SIZE, metavar="SIZE", help="Start a new file before one exceeds this.")
 @option(OUTPUT, "--dequantize", is_flag=True, help="Write quantised weights as floats, in the dtype of the config.")
+@option(OUTPUT, "--requantize", is_flag=True, help="Store changed quantised weights in the base's own scheme.")
 @option(
     OUTPUT,
     "--rounding",

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loratools.quantization.common.grouped import scaled
+from loratools.quantization.common.grouped import over_groups, scaled
 from loratools.quantization.common.packed import packs_outputs, quantised_modules
 from loratools.quantization.common.parts import collect, read_columns
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
@@ -24,7 +24,8 @@ from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
-    from loratools.algebra.packing import Bytes
+    from loratools.algebra.level_grid import LevelGrid
+    from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats, Stored
 
 # Where in a word, counted in fours of bits, the outputs 0 to 7 are.
@@ -46,18 +47,50 @@ class AwqIntegers:
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: the product rounded once to the dtype of the scales."""
+        scales, zeros = _groups(weight, start, stop)
+        return scaled(_codes(weight, start, stop), scales, zeros, weight.dtype)
+
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
         import numpy as np
 
-        from loratools.algebra.rounding import widen
+        from loratools.algebra.level_grid import LevelGrid
 
-        first, last = start // 8, -(-stop // 8)
-        codes = _outputs(read_columns(weight.tensor("qweight"), first, last))[:, : stop - start]
-        zeros = _outputs(read_columns(weight.tensor("qzeros"), first, last))[:, : stop - start]
-        scales = weight.tensor("scales")
-        columns = read_columns(scales, start, stop)
-        values = np.empty(columns.shape, np.float32)
-        widen(columns, scales.dtype, values)
-        return scaled(np.ascontiguousarray(codes.T), values.T, zeros.T.astype(np.float32), weight.dtype)
+        scales, zeros = (over_groups(n, weight.shape[1]) for n in _groups(weight, start, stop))
+        levels = np.arange(16)
+        codes = _codes(weight, start, stop)
+        return LevelGrid(levels.astype(np.float32), levels, codes, scales, weight.dtype, zero=zeros)
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        import numpy as np
+
+        from loratools.algebra.packing import pack_bits
+
+        outputs = np.ascontiguousarray(codes.T).astype(np.uint8).reshape(weight.shape[1], -1, 8)
+        stream = np.empty_like(outputs)
+        stream[:, :, list(_POSITIONS)] = outputs
+        words = pack_bits(stream.reshape(weight.shape[1], -1), 4).view("<i4")
+        packed.view("<i4").reshape(weight.tensor("qweight").shape)[:, start // 8 : stop // 8] = words
+
+
+def _codes(weight: PackedWeight, start: int, stop: int) -> Bytes:
+    import numpy as np
+
+    words = read_columns(weight.tensor("qweight"), start // 8, -(-stop // 8))
+    return np.ascontiguousarray(_outputs(words)[:, : stop - start].T)
+
+
+def _groups(weight: PackedWeight, start: int, stop: int) -> tuple[Floats, Floats]:
+    """Scales and zero points of rows start:stop, (rows, groups), in float32."""
+    import numpy as np
+
+    from loratools.algebra.rounding import widen
+
+    zeros = _outputs(read_columns(weight.tensor("qzeros"), start // 8, -(-stop // 8)))[:, : stop - start]
+    scales = weight.tensor("scales")
+    columns = read_columns(scales, start, stop)
+    values = np.empty(columns.shape, np.float32)
+    widen(columns, scales.dtype, values)
+    return values.T, zeros.T.astype(np.float32)
 
 
 def _outputs(packed: Stored) -> Bytes:

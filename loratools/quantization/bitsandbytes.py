@@ -26,6 +26,8 @@ from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
+    from loratools.algebra.level_grid import LevelGrid
+    from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
 _STATE = ".quant_state.bitsandbytes__"
@@ -76,6 +78,35 @@ class FourBit:
             values = values * np.repeat(scales, self.group)[skipped : skipped + len(values)]
         return onto_grid(values.reshape(stop - start, *weight.shape[1:]), weight.dtype)
 
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.algebra.packing import unpack_bits
+
+        shape = (stop - start, *weight.shape[1:])
+        columns = math.prod(weight.shape[1:])
+        first, last = start * columns, stop * columns
+        packed = read_bytes_between(weight.tensor("weight"), first // 2, -(-last // 2))
+        # The upper half of a byte comes first.
+        codes = unpack_bits(packed, 4).reshape(-1, 2)[:, ::-1].reshape(-1)[first % 2 :][: last - first]
+        block, end = first // self.group, -(-last // self.group)
+        scales = np.repeat(self._scales(weight, block, end), self.group)[first - block * self.group :]
+        values = read_floats(weight.tensor("quant_map")).reshape(-1)
+        return LevelGrid(
+            values, np.arange(16), codes.reshape(shape), scales[: last - first].reshape(shape), weight.dtype
+        )
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        import numpy as np
+
+        columns = math.prod(weight.shape[1:])
+        first, last = start * columns, stop * columns
+        upper_first = packed[first // 2 : -(-last // 2)]
+        halves = np.stack([upper_first >> 4, upper_first & 15], axis=1).reshape(-1)
+        halves[first % 2 :][: last - first] = codes.reshape(-1)
+        upper_first[...] = (halves[::2] << 4) | halves[1::2]
+
     def _scales(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         import numpy as np
 
@@ -106,6 +137,21 @@ class Int8:
         values *= read_floats(weight.tensor("SCB"), start, stop).reshape(-1, 1)
         values *= np.float32(_PER_STEP)
         return values
+
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.algebra.packing import signed_bytes
+        from loratools.storage.arrays import read_raw
+
+        codes = read_raw(weight.tensor("weight"), start, stop).view(np.uint8)
+        rows = read_floats(weight.tensor("SCB"), start, stop).reshape(-1, 1)
+        # bitsandbytes writes -127 to 127.
+        return LevelGrid(signed_bytes(), np.delete(np.arange(256), 128), codes, rows, weight.dtype, factor=_PER_STEP)
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        packed.reshape(weight.shape)[start:stop] = codes
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:

@@ -19,13 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loratools.quantization.common.grouped import scaled
+from loratools.quantization.common.grouped import over_groups, scaled
 from loratools.quantization.common.parts import collect, read_floats, read_numbers
 from loratools.quantization.common.protocol import PackedWeight, Part, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
+    from loratools.algebra.level_grid import LevelGrid
+    from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
 _SCHEME = "compressed-tensors"
@@ -54,21 +56,67 @@ class PackedIntegers:
         """Rows as float32: the product rounded once to the dtype of the scale."""
         import numpy as np
 
+        codes = self._codes(weight, start, stop).astype(np.int16) - (1 << (self.bits - 1))
+        scales, zeros = self._groups(weight, start, stop)
+        return scaled(codes, scales, zeros, weight.dtype, _order(weight))
+
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+
+        order, columns = _order(weight), weight.shape[1]
+        scales, zeros = self._groups(weight, start, stop)
+        codes = np.arange(1 << self.bits)
+        return LevelGrid(
+            codes.astype(np.float32) - (1 << (self.bits - 1)),
+            codes,
+            self._codes(weight, start, stop),
+            over_groups(scales, columns, order),
+            weight.dtype,
+            zero=over_groups(zeros, columns, order) if zeros is not None else None,
+        )
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        import numpy as np
+
+        from loratools.algebra.packing import pack_bits
+
+        rows, words = weight.tensor("packed").shape
+        stream = pack_bits(codes.astype(np.uint8), self.bits)
+        packed.reshape(rows, 4 * words)[start:stop, : stream.shape[1]] = stream
+
+    def _codes(self, weight: PackedWeight, start: int, stop: int) -> Bytes:
+        import numpy as np
+
         from loratools.algebra.packing import unpack_bits
         from loratools.storage.arrays import read_raw
 
-        offset = 1 << (self.bits - 1)
-        packed = read_raw(weight.tensor("packed"), start, stop)
-        codes = unpack_bits(packed.view(np.uint8), self.bits)[:, : weight.shape[1]].astype(np.int16) - offset
+        words = read_raw(weight.tensor("packed"), start, stop)
+        return unpack_bits(words.view(np.uint8), self.bits)[:, : weight.shape[1]]
+
+    def _groups(self, weight: PackedWeight, start: int, stop: int) -> tuple[Floats, Floats | None]:
+        """Scales and zero points of rows start:stop, (rows, groups), in float32."""
+        import numpy as np
+
+        from loratools.algebra.packing import unpack_bits
+        from loratools.storage.arrays import read_raw
+
         scales = read_floats(weight.tensor("scale"), start, stop)
-        zeros = None
-        if weight.has("zero point"):
-            stored = weight.tensor("zero point")
-            first, last = start * self.bits // 32, -(-stop * self.bits // 32)
-            columns = np.ascontiguousarray(read_raw(stored, first, min(last, stored.shape[0])).T)
-            zeros = unpack_bits(columns.view(np.uint8), self.bits)[:, : stop - start].T.astype(np.float32) - offset
-        order = read_raw(weight.tensor("g_idx")).reshape(-1) if weight.has("g_idx") else None
-        return scaled(codes, scales, zeros, weight.dtype, order)
+        if not weight.has("zero point"):
+            return scales, None
+        stored = weight.tensor("zero point")
+        first, last = start * self.bits // 32, -(-stop * self.bits // 32)
+        columns = np.ascontiguousarray(read_raw(stored, first, min(last, stored.shape[0])).T)
+        zeros = unpack_bits(columns.view(np.uint8), self.bits)[:, : stop - start].T.astype(np.float32)
+        return scales, zeros - (1 << (self.bits - 1))
+
+
+def _order(weight: PackedWeight) -> Integers | None:
+    """The group of each column, where columns were quantised in an order of their own."""
+    from loratools.storage.arrays import read_raw
+
+    return read_raw(weight.tensor("g_idx")).reshape(-1) if weight.has("g_idx") else None
 
 
 @dataclass(frozen=True)
@@ -92,6 +140,27 @@ class PlainIntegers:
         zeros = _of_rows(weight.tensor("zero point"), start, stop) if weight.has("zero point") else None
         return scaled(codes, scales, zeros, weight.dtype)
 
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.algebra.packing import signed_bytes
+        from loratools.storage.arrays import read_raw
+
+        columns = weight.shape[1]
+        zeros = _of_rows(weight.tensor("zero point"), start, stop) if weight.has("zero point") else None
+        return LevelGrid(
+            signed_bytes(),
+            np.arange(256),
+            read_raw(weight.tensor("weight"), start, stop).view(np.uint8),
+            over_groups(_of_rows(weight.tensor("scale"), start, stop), columns),
+            weight.dtype,
+            zero=over_groups(zeros, columns) if zeros is not None else None,
+        )
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        packed.reshape(weight.shape)[start:stop] = codes
+
 
 @dataclass(frozen=True)
 class MicroscaledFloats:
@@ -110,6 +179,24 @@ class MicroscaledFloats:
         scales = e8m0(read_raw(weight.tensor("scale"), start, stop))
         blocks = values.reshape(stop - start, -1, _MX_BLOCK) * scales[..., None]
         return onto_grid(blocks.reshape(stop - start, weight.shape[1]), weight.dtype)
+
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.algebra.packing import E2M1, e8m0, unpack_bits
+        from loratools.storage.arrays import read_raw
+
+        codes = unpack_bits(read_raw(weight.tensor("packed"), start, stop), 4)
+        scales = np.repeat(e8m0(read_raw(weight.tensor("scale"), start, stop)), _MX_BLOCK, axis=-1)
+        return LevelGrid(np.array(E2M1, np.float32), np.arange(16), codes, scales, weight.dtype)
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        import numpy as np
+
+        from loratools.algebra.packing import pack_bits
+
+        packed.reshape(weight.tensor("packed").shape)[start:stop] = pack_bits(codes.astype(np.uint8), 4)
 
 
 def _of_rows(tensor: LazyTensor, start: int, stop: int) -> Floats:

@@ -27,6 +27,8 @@ from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
+    from loratools.algebra.level_grid import LevelGrid
+    from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
 # Stored tensors that say of a whole file that it has this scheme, and belong to no weight.
@@ -74,18 +76,39 @@ class Float8:
         values = read_floats(weight.tensor("weight"), start, stop)
         if not self.scaled:
             return values
+        values *= self._scales_of_rows(weight, start, stop, values.shape)
+        return onto_grid(np.ascontiguousarray(values), weight.dtype)
+
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.algebra.packing import float8_values
+        from loratools.storage.arrays import read_raw
+
+        codes = read_raw(weight.tensor("weight"), start, stop)
+        values = float8_values(self.dtype)
+        scales = self._scales_of_rows(weight, start, stop, codes.shape)
+        return LevelGrid(values, np.flatnonzero(np.isfinite(values)), codes, scales, weight.dtype)
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        packed.reshape(weight.shape)[start:stop] = codes
+
+    def _scales_of_rows(self, weight: PackedWeight, start: int, stop: int, shape: tuple[int, ...]) -> Floats:
+        """What rows start:stop are multiplied with: numbers that broadcast to their shape."""
+        import numpy as np
+
+        if not self.scaled:
+            return np.ones((), np.float32)
         scale = weight.tensor("scale")
         if self.block is None:
-            values *= _scale_values(scale, 0, None).reshape(-1)[0]
-        elif values.ndim > 2:
+            return _scale_values(scale, 0, None).reshape(-1)[:1]
+        if len(shape) > 2:
             scales = _scale_values(scale, *((start, stop) if scale.shape[0] == weight.shape[0] else (0, None)))
-            values *= _repeated(scales, self.block, values.shape[-2:], 0)
-        else:
-            first, last = start // self.block[0], -(-stop // self.block[0])
-            scales = _scale_values(scale, first, last)
-            scales = scales.reshape(last - first, -1)
-            values *= _repeated(scales, self.block, values.shape, start - first * self.block[0])
-        return onto_grid(np.ascontiguousarray(values), weight.dtype)
+            return _repeated(scales, self.block, shape[-2:], 0)
+        first, last = start // self.block[0], -(-stop // self.block[0])
+        scales = _scale_values(scale, first, last).reshape(last - first, -1)
+        return _repeated(scales, self.block, shape, start - first * self.block[0])
 
 
 def _scale_values(scale: LazyTensor, start: int, stop: int | None) -> Floats:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.quantization.common.config import find_setting
-from loratools.quantization.common.grouped import scaled
+from loratools.quantization.common.grouped import over_groups, scaled
 from loratools.quantization.common.packed import packs_outputs, quantised_modules
 from loratools.quantization.common.parts import collect, read_columns
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
@@ -25,6 +25,8 @@ from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
+    from loratools.algebra.level_grid import LevelGrid
+    from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
 # Values that are unpacked together: the packed numbers of some rows lie all over the stored tensor.
@@ -51,14 +53,27 @@ class GptqIntegers:
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows as float32: the product rounded once to the dtype of the scales."""
+        from loratools.storage.arrays import read_raw
+
+        order = read_raw(weight.tensor("g_idx")).reshape(-1) if weight.has("g_idx") else None
+        scales, zeros = self._groups(weight, start, stop)
+        return scaled(self._codes(weight, start, stop), scales, zeros, weight.dtype, order)
+
+    def _codes(self, weight: PackedWeight, start: int, stop: int) -> Bytes:
+        import numpy as np
+
+        from loratools.algebra.packing import unpack_bits
+
+        words = np.ascontiguousarray(read_columns(weight.tensor("qweight"), start, stop).T)
+        return unpack_bits(words.view(np.uint8), self.bits)[:, : weight.shape[1]]
+
+    def _groups(self, weight: PackedWeight, start: int, stop: int) -> tuple[Floats, Floats]:
+        """Scales and zero points of rows start:stop, (rows, groups), in float32."""
         import numpy as np
 
         from loratools.algebra.packing import unpack_bits
         from loratools.algebra.rounding import widen
-        from loratools.storage.arrays import read_raw
 
-        packed = np.ascontiguousarray(read_columns(weight.tensor("qweight"), start, stop).T)
-        codes = unpack_bits(packed.view(np.uint8), self.bits)[:, : weight.shape[1]]
         first, last = start * self.bits // 32, -(-stop * self.bits // 32)
         packed = np.ascontiguousarray(read_columns(weight.tensor("qzeros"), first, last))
         zeros = unpack_bits(packed.view(np.uint8), self.bits)[:, : stop - start]
@@ -68,8 +83,27 @@ class GptqIntegers:
         columns = read_columns(scales, start, stop)
         values = np.empty(columns.shape, np.float32)
         widen(columns, scales.dtype, values)
+        return values.T, zeros.T.astype(np.float32)
+
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.storage.arrays import read_raw
+
         order = read_raw(weight.tensor("g_idx")).reshape(-1) if weight.has("g_idx") else None
-        return scaled(codes, values.T, zeros.T.astype(np.float32), weight.dtype, order)
+        scales, zeros = (over_groups(n, weight.shape[1], order) for n in self._groups(weight, start, stop))
+        levels = np.arange(1 << self.bits)
+        codes = self._codes(weight, start, stop)
+        return LevelGrid(levels.astype(np.float32), levels, codes, scales, weight.dtype, zero=zeros)
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        import numpy as np
+
+        from loratools.algebra.packing import pack_bits
+
+        words = pack_bits(codes.astype(np.uint8), self.bits).view("<i4")
+        packed.view("<i4").reshape(weight.tensor("qweight").shape)[:, start:stop] = words.T
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:

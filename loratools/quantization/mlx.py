@@ -25,6 +25,8 @@ from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
+    from loratools.algebra.level_grid import LevelGrid
+    from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -55,6 +57,25 @@ class AffineGroups:
         values = products + read_floats(weight.tensor("biases"), start, stop)[..., None]
         return onto_grid(values.reshape(stop - start, *weight.shape[1:]), weight.dtype)
 
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.algebra.packing import unpack_bits
+        from loratools.storage.arrays import read_raw
+
+        words = read_raw(weight.tensor("weight"), start, stop)
+        codes = unpack_bits(words.view(np.uint8), self.bits)
+        scales, biases = (
+            np.repeat(read_floats(weight.tensor(role), start, stop), self.group, axis=-1)
+            for role in ("scales", "biases")
+        )
+        levels = np.arange(1 << self.bits)
+        return LevelGrid(levels.astype(np.float32), levels, codes, scales, weight.dtype, offset=biases)
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        _pack_rows(weight, codes, self.bits, start, stop, packed)
+
 
 @dataclass(frozen=True)
 class FloatGroups:
@@ -83,6 +104,33 @@ class FloatGroups:
         scales = float8_values("F8_E4M3")[stored] if self.format == "nvfp4" else e8m0(stored)
         groups = values.reshape(*stored.shape, _FLOAT_MODES[self.format][1]) * scales[..., None]
         return onto_grid(groups.reshape(stop - start, *weight.shape[1:]), weight.dtype)
+
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.algebra.packing import E2M1, e8m0, float8_values, unpack_bits
+        from loratools.storage.arrays import read_raw
+
+        width, group = _FLOAT_MODES[self.format]
+        codes = unpack_bits(read_raw(weight.tensor("weight"), start, stop).view(np.uint8), width)
+        values = float8_values("F8_E4M3") if self.format == "mxfp8" else np.array(E2M1, np.float32)
+        stored = read_raw(weight.tensor("scales"), start, stop)
+        scales = float8_values("F8_E4M3")[stored] if self.format == "nvfp4" else e8m0(stored)
+        allowed = np.flatnonzero(np.isfinite(values))
+        return LevelGrid(values, allowed, codes, np.repeat(scales, group, axis=-1), weight.dtype)
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        _pack_rows(weight, codes, _FLOAT_MODES[self.format][0], start, stop, packed)
+
+
+def _pack_rows(weight: PackedWeight, codes: Integers, width: int, start: int, stop: int, packed: Bytes) -> None:
+    import numpy as np
+
+    from loratools.algebra.packing import pack_bits
+
+    *lead, words = weight.tensor("weight").shape
+    packed.reshape(*lead, 4 * words)[start:stop] = pack_bits(codes.astype(np.uint8), width)
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:

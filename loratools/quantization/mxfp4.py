@@ -19,6 +19,8 @@ from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
+    from loratools.algebra.level_grid import LevelGrid
+    from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
 _BLOCK = 32
@@ -44,6 +46,29 @@ class ExpertBlocks:
         experts, inputs, outputs = stop - start, *weight.shape[1:]
         transposed = values.reshape(experts, outputs, inputs).transpose(0, 2, 1)
         return onto_grid(np.ascontiguousarray(transposed), weight.dtype)
+
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.algebra.packing import E2M1, e8m0, unpack_bits
+        from loratools.storage.arrays import read_raw
+
+        experts, inputs, outputs = stop - start, *weight.shape[1:]
+        codes = unpack_bits(read_raw(weight.tensor("blocks"), start, stop), 4).reshape(experts, outputs, inputs)
+        scales = np.repeat(e8m0(read_raw(weight.tensor("scales"), start, stop)), _BLOCK, axis=-1)
+        return LevelGrid(
+            np.array(E2M1, np.float32), np.arange(16), codes.transpose(0, 2, 1), scales.transpose(0, 2, 1), weight.dtype
+        )
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        import numpy as np
+
+        from loratools.algebra.packing import pack_bits
+
+        stored = weight.tensor("blocks").shape
+        ordered = np.ascontiguousarray(codes.transpose(0, 2, 1)).astype(np.uint8)
+        packed.reshape(stored)[start:stop] = pack_bits(ordered, 4).reshape(stop - start, *stored[1:])
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:

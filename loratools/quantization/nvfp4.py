@@ -23,6 +23,8 @@ from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
 
 if TYPE_CHECKING:
+    from loratools.algebra.level_grid import LevelGrid
+    from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
 # Fused experts are parameters of their own (`experts.gate_up_proj`), with `_weight_scale_2` behind their name.
@@ -45,11 +47,33 @@ class TwoLevelFloats:
         from loratools.storage.arrays import read_raw
 
         values = decode_pairs(read_raw(weight.tensor("packed"), start, stop), e2m1_pairs())
-        scales = read_floats(weight.tensor("scale"), start, stop)
-        overall = read_floats(weight.tensor("overall scale")).reshape(-1)[0]
-        scales = scales / overall if self.divides else scales * overall
+        scales = self._scales(weight, start, stop)
         blocks = values.reshape(stop - start, -1, _BLOCK) * scales[..., None]
         return onto_grid(blocks.reshape(stop - start, weight.shape[1]), weight.dtype)
+
+    def _scales(self, weight: PackedWeight, start: int, stop: int) -> Floats:
+        scales = read_floats(weight.tensor("scale"), start, stop)
+        overall = read_floats(weight.tensor("overall scale")).reshape(-1)[0]
+        both: Floats = scales / overall if self.divides else scales * overall
+        return both
+
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.algebra.packing import E2M1, unpack_bits
+        from loratools.storage.arrays import read_raw
+
+        codes = unpack_bits(read_raw(weight.tensor("packed"), start, stop), 4)
+        scales = np.repeat(self._scales(weight, start, stop), _BLOCK, axis=-1)
+        return LevelGrid(np.array(E2M1, np.float32), np.arange(16), codes, scales, weight.dtype)
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        import numpy as np
+
+        from loratools.algebra.packing import pack_bits
+
+        packed.reshape(weight.shape[0], weight.shape[1] // 2)[start:stop] = pack_bits(codes.astype(np.uint8), 4)
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:

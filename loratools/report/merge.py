@@ -40,7 +40,7 @@ def plan_table(plan: MergePlan, out: Path) -> list[RenderableType]:
         parts += [f"{fitting}/{total} names matched", *([f"prefix {matches.renaming}"] if matches.renaming else [])]
         parts += _scales(adapter.updates.values())
         rows.append(("adapter", "  ".join(parts)))
-    touched = [o for o in plan.outputs if o.touched]
+    touched = [o.merged for o in plan.outputs if o.touched]
     updated, replaced = sum(1 for o in touched if o.updates), sum(1 for o in touched if o.replaced_by is not None)
     rows += [
         ("will", f"change {plural(updated, 'weight')}, replace {replaced}, add {len(plan.added)}, "
@@ -57,6 +57,12 @@ def plan_table(plan: MergePlan, out: Path) -> list[RenderableType]:
         rows.insert(
             [key for key, _ in rows].index("will") + 1,
             ("dequantize", f"{plural(len(plan.dequantized), 'quantised weight')} written as {'/'.join(dtypes)}"),
+        )
+    if plan.requantized:
+        schemes = ", ".join(sorted({r.scheme for r in plan.requantized}))
+        rows.insert(
+            [key for key, _ in rows].index("will") + 1,
+            ("requantize", f"{plural(len(plan.requantized), 'weight')} stored as {schemes}, scales as they are"),
         )
     if plan.rounding != "nearest":
         rows.insert([key for key, _ in rows].index("will") + 1, ("rounding", plan.rounding))
@@ -109,6 +115,8 @@ def summary(report: MergeReport) -> list[RenderableType]:
     if report.gain is not None:
         unmoved = f"{report.unchanged_share or 0:.1%} of the weights moved too little to change"
         rows.append(("gain", f"{report.gain:.4%} of the adapter's change is in the result ({unmoved})"))
+    if report.requantized:
+        rows.append(("requantized", _requantized(report)))
     if report.verified and report.max_error_ratio is not None:
         worst = _below(report.max_error_ratio)
         rows.append(("checked", f"every sampled weight is within one rounding of the exact result (worst {worst})"))
@@ -119,6 +127,21 @@ def summary(report: MergeReport) -> list[RenderableType]:
         rows.append(("left out", ", ".join(report.left_out[:_SHOWN]) + more))
     rows.append(("written", f"{report.output}  {size(report.bytes)}  in {report.seconds:.1f} s"))
     return [pairs(rows)]
+
+
+def _requantized(report: MergeReport) -> str:
+    """What quantising again cost, beside what floats would have cost."""
+    before = [t.error_before for t in report.requantized if t.error_before is not None]
+    after = [t.error_after for t in report.requantized if t.error_after is not None]
+    schemes = ", ".join(sorted({t.scheme for t in report.requantized}))
+    text = f"{plural(len(report.requantized), 'weight')} stored as {schemes}"
+    if not before or not after:
+        return text
+    return f"{text}; error {_median(after):.3g} of the update (median), as floats {_median(before):.3g}"
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 def _below(ratio: float) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from loratools.errors import LoraToolsError, UnsupportedError
 from loratools.storage.files import quoted, read_into
 from loratools.tensors.dtypes import FLOAT_DTYPES
+from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loratools.algebra.packing import Bytes
     from loratools.algebra.rounding import Floats, Stored
 
 
@@ -20,6 +25,34 @@ class FloatsSource(Protocol):
 
     def read_floats(self, start: int, stop: int) -> Floats:
         """Rows start:stop of the first axis as float32; exactly the values that `read_rows` gives."""
+
+
+@runtime_checkable
+class StoredSource(Protocol):
+    """A source that has its stored numbers in memory, as numpy holds them."""
+
+    def read_stored(self) -> Bytes:
+        """All of its bytes, flat."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Source of a tensor whose bytes are in memory: `data`, flat, of uint8."""
+
+    data: Bytes
+
+    @property
+    def location(self) -> ByteRange | None:
+        return None
+
+    def read_stored(self) -> Bytes:
+        return self.data
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        raise NotImplementedError("its values are read as they are stored, with read_raw")
+
+    def scalar(self) -> float:
+        raise NotImplementedError("its values are read as they are stored, with read_raw")
 
 
 # How numpy holds the numbers of the dtypes that it knows; of float8 and bfloat16 it is given the bits.
@@ -81,6 +114,9 @@ def read_raw(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Sto
         row_bytes = math.prod(tensor.shape[1:]) * out.itemsize
         read_into(tensor.location, start * row_bytes, out.reshape(-1).view(np.uint8).data)
         return out
+    if isinstance(tensor.source, StoredSource):
+        whole: Stored = tensor.source.read_stored().view(_RAW[tensor.dtype]).reshape(tensor.shape)
+        return whole[start : start + shape[0]] if shape else whole
     values = tensor.read() if not tensor.shape else tensor.read_rows(start, start + shape[0])
     width = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}[out.itemsize]
     import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from loratools.errors import MismatchError
@@ -21,8 +21,10 @@ _NAMED = 5
 _FEEDBACK_BYTES = 40
 
 
-def with_rounding(outputs: Mapping[str, Output], options: MergeOptions) -> tuple[dict[str, Output], list[str]]:
-    """The outputs, each with its rounding, and warnings.
+def with_rounding(
+    outputs: Mapping[str, Output], options: MergeOptions, *, packed: Collection[str] = ()
+) -> tuple[dict[str, Output], list[str]]:
+    """The outputs, each with its rounding, and warnings; `packed`: names of weights that are quantised again.
 
     Raises:
         UsageError, FormatError: the file of moments does not exist, or is no such file.
@@ -30,12 +32,15 @@ def with_rounding(outputs: Mapping[str, Output], options: MergeOptions) -> tuple
     """
     if options.rounding == "nearest":
         return dict(outputs), []
-    coarse = [name for name, o in outputs.items() if o.updates and o.dtype in _COARSE]
+    coarse = [name for name, o in outputs.items() if o.updates and (o.dtype in _COARSE or name in packed)]
     if not coarse:
         dtypes = ", ".join(sorted({o.dtype for o in outputs.values() if o.updates}))
         return dict(outputs), [f"rounding '{options.rounding}' changes nothing: merged weights are stored in {dtypes}"]
     moments, warnings = _moments(outputs, coarse, options)
-    rounded = {name: replace(outputs[name], rounding=_rounding(outputs[name], options, moments)) for name in coarse}
+    rounded = {}
+    for name in coarse:
+        rounding = _rounding(outputs[name], options, moments, packed=name in packed)
+        rounded[name] = replace(outputs[name], rounding=rounding)
     return {**outputs, **rounded}, warnings
 
 
@@ -48,7 +53,7 @@ def feedback_memory(output: Output) -> int:
     return squares + _FEEDBACK_BYTES * output.rounding.block_rows(output.columns) * output.columns
 
 
-def _rounding(output: Output, options: MergeOptions, moments: Mapping[str, LazyTensor]) -> Rounding:
+def _rounding(output: Output, options: MergeOptions, moments: Mapping[str, LazyTensor], *, packed: bool) -> Rounding:
     mode = options.rounding
     # A vector has no inputs, and an embedding is looked up: each of its errors meets one token alone.
     if mode != "stochastic" and (output.columns == 1 or any(u.update.embedding for u in output.updates)):
@@ -56,7 +61,7 @@ def _rounding(output: Output, options: MergeOptions, moments: Mapping[str, LazyT
     measured = moments.get(output.name)
     if mode == "calibrated" and measured is None:
         mode = "adapter"
-    penalty = options.penalty if options.penalty is not None else default_penalty(mode)
+    penalty = options.penalty if options.penalty is not None else default_penalty(mode, packed=packed)
     return Rounding(mode, options.seed, penalty, measured)
 
 

@@ -25,6 +25,7 @@ class MergeOptions:
     dtype: str | None = None
     max_shard_size: Size | None = None
     dequantize: bool = False
+    requantize: bool = False
     rounding: RoundingMode = "nearest"
     seed: int = 0
     penalty: float | None = None
@@ -41,6 +42,11 @@ class MergeOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant before any input is opened."""
         _ = self.stored_dtype, self.max_shard_bytes
+        if self.dequantize and self.requantize:
+            raise UsageError(
+                "--dequantize and --requantize exclude each other",
+                hint="--dequantize writes all quantised weights as floats, --requantize keeps the base's scheme",
+            )
         if self.penalty is not None and self.rounding not in ("adapter", "calibrated"):
             raise UsageError(
                 f"a penalty (--lambda) means nothing with rounding '{self.rounding}'",

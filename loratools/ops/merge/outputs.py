@@ -14,6 +14,7 @@ from pathlib import Path
 
 from loratools.naming.places import Place
 from loratools.ops.merge.rounding import NEAREST, Rounding
+from loratools.quantization.common.protocol import PackedWeight
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor
@@ -47,6 +48,7 @@ class Output:
     updates   what is added to it; none for a tensor that is only copied, cast or put in place
     patches   rows of `values` that are replaced before anything is added
     rounding  how the sums are brought onto the grid of the stored dtype
+    requantised   of the packed numbers of a quantised weight: the weight that is merged to give them
     """
 
     name: str
@@ -57,6 +59,12 @@ class Output:
     patches: tuple[RowsReplaced, ...] = ()
     replaced_by: int | None = None
     rounding: Rounding = NEAREST
+    requantised: Requantised | None = None
+
+    @property
+    def merged(self) -> Output:
+        """The weight as the model has it: of packed numbers the one that they stand for, else itself."""
+        return self.requantised.output if self.requantised is not None else self
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +96,7 @@ class Output:
     @property
     def whole(self) -> bool:
         """Whether it is merged in one piece: where it `needs_whole`, or rounding carries errors from row to row."""
-        return self.needs_whole or (self.rounding.feeds_back and self.inputs_along_rows)
+        return self.needs_whole or self.requantised is not None or (self.rounding.feeds_back and self.inputs_along_rows)
 
     @cached_property
     def inputs_along_rows(self) -> bool:
@@ -102,13 +110,30 @@ class Output:
     @property
     def copied(self) -> ByteRange | None:
         """Where its bytes lie ready to be copied; None where they must be computed."""
-        changed = bool(self.updates or self.patches)
+        changed = bool(self.updates or self.patches or self.requantised)
         same = self.dtype == self.values.dtype and self.shape == self.values.shape
         return self.values.location if same and not changed else None
 
     @property
     def touched(self) -> bool:
-        return bool(self.updates) or bool(self.patches) or self.replaced_by is not None
+        return bool(self.updates or self.patches or self.requantised) or self.replaced_by is not None
+
+
+@dataclass(frozen=True)
+class Requantised:
+    """A packed weight that is merged on the grid of its scheme.
+
+    output  the weight as the model has it, with what is added to it
+    weight  its stored parts, of which the first changes
+    """
+
+    output: Output
+    weight: PackedWeight
+
+    @property
+    def scheme(self) -> str:
+        """The scheme and its numbers: `bitsandbytes: nf4`"""
+        return f"{self.weight.scheme}: {self.weight.parameters.format}"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from loratools.ops.merge.chosen_rounding import feedback_memory, with_rounding
 from loratools.ops.merge.config import merged_configs
 from loratools.ops.merge.layer_replication import replicated, replication
 from loratools.ops.merge.options import MergeOptions
-from loratools.ops.merge.outputs import CopyUnit, Output, OutputFile, PlannedFile, RowsUnit, WorkUnit
+from loratools.ops.merge.outputs import CopyUnit, Output, OutputFile, PlannedFile, Requantised, RowsUnit, WorkUnit
 from loratools.ops.merge.quantised import (
     dequantised_base,
     in_dtype_of_model,
@@ -31,6 +31,7 @@ from loratools.ops.merge.quantised import (
     unpacking_memory,
     with_stored_parts,
 )
+from loratools.ops.merge.requantise import requantising_memory
 from loratools.ops.merge.resolve import resolve
 from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.side_files import planned_side_files
@@ -77,6 +78,11 @@ class MergePlan:
         return [(a, w) for a, w in zip(self.adapters, self.weights, strict=True) if w]
 
     @property
+    def requantized(self) -> tuple[Requantised, ...]:
+        """The packed weights that are changed and quantised again."""
+        return tuple(o.requantised for o in self.outputs if o.requantised is not None)
+
+    @property
     def outputs(self) -> tuple[Output, ...]:
         return tuple(o for f in self.files for o in f.outputs)
 
@@ -111,20 +117,18 @@ class MergePlan:
     @property
     def memory(self) -> int:
         """Bytes that each of the processes of the merge will hold at most, about."""
-        factors = max(
-            (sum(t.nbytes for u in o.updates for t in u.update.parts.values()) for o in self.outputs), default=0
-        )
+        merged = [o.merged for o in self.outputs]
+        factors = max((sum(t.nbytes for u in o.updates for t in u.update.parts.values()) for o in merged), default=0)
         # A kind that looks at its whole weight, or makes its delta whole, holds them in float64: base, result, and
         # what it works with.
-        largest_at_once = max((4 * 8 * math.prod(o.shape) for o in self.outputs if o.needs_whole), default=0)
-        feedback = max((feedback_memory(o) for o in self.outputs), default=0)
-        return (
-            _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + largest_at_once + feedback + unpacking_memory(self.outputs)
-        )
+        largest_at_once = max((4 * 8 * math.prod(o.shape) for o in merged if o.needs_whole), default=0)
+        feedback = max((feedback_memory(o) for o in merged), default=0)
+        feedback += max((requantising_memory(r) for r in self.requantized), default=0)
+        return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + largest_at_once + feedback + unpacking_memory(merged)
 
     def to_dict(self) -> dict[str, object]:
         """The document of `loratools merge --plan --json`, without its head."""
-        touched = [o for o in self.outputs if o.touched]
+        touched = [o.merged for o in self.outputs if o.touched]
         return {
             "plan": {
                 "base": str(self.base.path),
@@ -156,6 +160,7 @@ class MergePlan:
                 "replacements": [o.name for o in touched if o.replaced_by is not None],
                 "added": list(self.added),
                 "dequantized": list(self.dequantized),
+                "requantized": [{"name": r.output.name, "scheme": r.scheme} for r in self.requantized],
                 "rounding": self.rounding,
                 "untouched": len(self.outputs) - len(touched),
                 "files": [{"name": f.name, "tensors": len(f.outputs), "bytes": file_size(f)} for f in self.files],
@@ -197,7 +202,7 @@ def plan_merge(
     """
     _refuse_all_fixed(base)
     dtype, dequantize = options.stored_dtype, options.dequantize
-    nothing_packed = dequantize and base.quantisation is None
+    nothing_packed = (dequantize or options.requantize) and base.quantisation is None
     base = dequantised_base(base) if dequantize else base
     active = [(a, w) for a, w in adapters if w]
     deeper = replication([a for a, _ in active])
@@ -214,7 +219,7 @@ def plan_merge(
     refuse_unreadable(base, matches)
     _refuse_leftovers(adapters, matches, allow_partial=options.allow_partial, base=base)
     _refuse_fixed(base, matches)
-    refuse_quantised(base, matches)
+    refuse_quantised(base, matches, requantize=options.requantize)
     result = resolve(base, adapters, matches, dtype=dtype)
     if result.untied and base.config_file is None:
         raise UnsupportedError(
@@ -222,8 +227,10 @@ def plan_merge(
             "would have to say",
             hint="merge into the folder of that component",
         )
-    outputs = in_dtype_of_model(base, result.outputs, dtype) if dequantize else with_stored_parts(base, result.outputs)
-    outputs, rounding_warnings = with_rounding(outputs, options)
+    logical = in_dtype_of_model(base, result.outputs, dtype) if dequantize else result.outputs
+    packed = base.quantisation.weights if base.quantisation is not None else {}
+    logical, rounding_warnings = with_rounding(logical, options, packed=packed)
+    outputs = with_stored_parts(base, logical)
     files = _files(base, outputs, options.max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}
     configs, config_warnings = merged_configs(
@@ -233,7 +240,7 @@ def plan_merge(
     side_files, side_warnings = planned_side_files(base, [a for a, _ in active], configs)
     every_warning = [
         *base.warnings,
-        *([f"--dequantize changes nothing: no weight of {quoted(base.path)} is quantised"] if nothing_packed else []),
+        *([_nothing_quantised(base, options)] if nothing_packed else []),
         *(w for a, _ in active for w in a.warnings),
         *(w for m in matches for w in m.warnings),
         *(different_base_warning(a, base, m) for (a, w), m in zip(adapters, matches, strict=True) if w),
@@ -260,6 +267,11 @@ def plan_merge(
         out,
         options.rounding,
     )
+
+
+def _nothing_quantised(base: Checkpoint, options: MergeOptions) -> str:
+    option = "--dequantize" if options.dequantize else "--requantize"
+    return f"{option} changes nothing: no weight of {quoted(base.path)} is quantised"
 
 
 def specs(file: OutputFile) -> list[TensorSpec]:

@@ -2,7 +2,8 @@
 
 What is decided is decided for each weight. Weights that no adapter changes keep their stored tensors, byte for byte;
 one that an adapter would change is refused by name, since a delta cannot be added to packed numbers. A merge that
-dequantises writes all of them as floats, and the result is a model that is not quantised.
+dequantises writes all of them as floats, and the result is a model that is not quantised. One that quantises again
+(`requantise.py`) brings the sums onto the grid of the base's scheme.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from dataclasses import replace
 from loratools.checkpoints import Checkpoint, Component
 from loratools.errors import UnsupportedError
 from loratools.matching import Matches
-from loratools.ops.merge.outputs import Output
+from loratools.ops.merge.outputs import Output, Requantised
 from loratools.quantization import Quantisation
 from loratools.quantization.common.config import model_dtype
 from loratools.quantization.common.dequantised import Dequantised
+from loratools.quantization.common.protocol import PackedWeight, Writable
 from loratools.skipped import Skipped
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor
 
 _HINT = "merge into the model that it was quantised from, or leave these out with --exclude"
 _HINT_READABLE = (
-    "write the quantised weights as floats with --dequantize, merge into the model that it was quantised from, or "
-    "leave these out with --exclude"
+    "write the quantised weights as floats with --dequantize, or quantise the changed ones again with --requantize; "
+    "or merge into the model that it was quantised from, or leave these out with --exclude"
 )
 # Files beside the weights that say how they are quantised: of AutoGPTQ, AutoAWQ and ModelOpt. A runtime that finds one
 # takes the weights for packed ones.
@@ -100,28 +102,49 @@ def _config_of(base: Checkpoint, name: str) -> Mapping[str, object]:
 def unpacking_memory(outputs: Sequence[Output]) -> int:
     """Bytes that unpacking takes at most: some schemes give many rows at once, or none."""
     packed = [o.values.source.weight for o in outputs if isinstance(o.values.source, Dequantised)]
-    blocks = [
-        min(weight.row_block, weight.shape[0]) * math.prod(weight.shape[1:])
-        for weight in packed
-    ]
+    blocks = [min(weight.row_block, weight.shape[0]) * math.prod(weight.shape[1:]) for weight in packed]
     return _UNPACKING_BYTES * max(blocks, default=0)
 
 
-def refuse_quantised(base: Checkpoint, matches: Sequence[Matches]) -> None:
-    """Raise UnsupportedError where a weight that an adapter changes is quantised, naming every one."""
+def refuse_quantised(base: Checkpoint, matches: Sequence[Matches], *, requantize: bool = False) -> None:
+    """Raise UnsupportedError where a weight that an adapter changes is quantised, naming every one.
+
+    With `requantize`, where it cannot be stored in its scheme again.
+    """
     packed = base.quantisation.weights if base.quantisation is not None else {}
-    changed = {
-        base.tied.get(place.weight, place.weight)
-        for found in matches
-        for places in (*found.updates.values(), *found.replacements.values())
-        for place in places
-    }
-    if touched := sorted(changed & packed.keys()):
+    updated = {place.weight for found in matches for places in found.updates.values() for place in places}
+    replaced = {place.weight for found in matches for places in found.replacements.values() for place in places}
+    changed = {base.tied.get(name, name) for name in updated | replaced} & packed.keys()
+    if changed and not requantize:
         raise UnsupportedError(
-            f"{len(touched)} weights that the adapters change are quantised in {quoted(base.path)}",
-            details=[f"{name}   {packed[name].scheme}: {packed[name].parameters.format}" for name in touched],
+            f"{len(changed)} weights that the adapters change are quantised in {quoted(base.path)}",
+            details=[f"{name}   {_scheme(packed[name])}" for name in sorted(changed)],
             hint=_HINT_READABLE,
         )
+    reasons = {name: reason for name in changed if (reason := _not_written(packed[name])) is not None}
+    reasons |= dict.fromkeys(changed & replaced, "it is replaced, and not added to")
+    reasons |= {
+        name: f"it follows {base.tied[name]}, and would have to be stored on its own"
+        for name in updated | replaced
+        if base.tied.get(name) in packed
+    }
+    if reasons:
+        raise UnsupportedError(
+            f"{len(reasons)} weights that the adapters change cannot be quantised again as in {quoted(base.path)}",
+            details=[f"{name}   {reason}" for name, reason in sorted(reasons.items())],
+            hint="write the quantised weights as floats with --dequantize, or leave these out with --exclude",
+        )
+
+
+def _not_written(weight: PackedWeight) -> str | None:
+    """Why the numbers of a packed weight cannot be stored again; None where they can."""
+    if isinstance(weight.parameters, Writable):
+        return None
+    return f"{_scheme(weight)}, which is read and not written"
+
+
+def _scheme(weight: PackedWeight) -> str:
+    return f"{weight.scheme}: {weight.parameters.format}"
 
 
 def refuse_unreadable(base: Checkpoint, matches: Sequence[Matches]) -> None:
@@ -138,8 +161,8 @@ def refuse_unreadable(base: Checkpoint, matches: Sequence[Matches]) -> None:
 
 
 def with_stored_parts(base: Checkpoint, outputs: Mapping[str, Output]) -> dict[str, Output]:
-    """The outputs of a merge as they are stored: a packed weight, which nothing changes, as its parts, and with the
-    stored tensors that are no weights themselves."""
+    """The outputs of a merge as they are stored: a packed weight as its parts, of which the first changes where
+    something is added to the weight, and with the stored tensors that are no weights themselves."""
     if base.quantisation is None:
         return dict(outputs)
     packed = base.quantisation.weights
@@ -148,9 +171,14 @@ def with_stored_parts(base: Checkpoint, outputs: Mapping[str, Output]) -> dict[s
         if name not in packed:
             stored[name] = output
             continue
-        for part in packed[name].parts:
+        weight = packed[name]
+        for part in weight.parts:
             tensor = part.tensor
             stored[part.name] = Output(part.name, tensor.dtype, tensor.shape, tensor)
+        if output.updates:
+            first = weight.stored_names[0]
+            merged = replace(output, dtype=weight.dtype)
+            stored[first] = replace(stored[first], requantised=Requantised(merged, weight))
     others = [part for weight in base.quantisation.unreadable.values() for part in weight.stored]
     for name in [*others, *base.quantisation.markers]:
         tensor = base.stored[name]

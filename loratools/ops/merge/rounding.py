@@ -55,11 +55,13 @@ class Rounding:
 NEAREST = Rounding()
 # Measured on real adapters (docs/rounding.md): what is cared for is an orthonormal basis, or inputs of mean square 1.
 _PENALTIES = {"adapter": 0.25, "calibrated": 0.01}
+# On the grids of quantised weights, whose steps are far larger than an update.
+_PENALTIES_PACKED = {"adapter": 0.01, "calibrated": 0.01}
 
 
-def default_penalty(mode: RoundingMode) -> float:
-    """The penalty where the caller gives none."""
-    return _PENALTIES.get(mode, 0.0)
+def default_penalty(mode: RoundingMode, *, packed: bool = False) -> float:
+    """The penalty where the caller gives none; `packed`: of weights that are quantised again."""
+    return (_PENALTIES_PACKED if packed else _PENALTIES).get(mode, 0.0)
 
 
 class PlacedDelta(Protocol):

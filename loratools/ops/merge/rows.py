@@ -42,6 +42,8 @@ class Gain:
     still     weights whose stored value is what it was
     undirected   of errors that should have been fed back: weights that were rounded to nearest, as nothing is known of
                  the inputs that their updates read
+    float_error, stored_error   of sums that are quantised again: squares of what storing them in the float dtype of the
+                 weight would cost, and of what storing them on its grid does
     """
 
     along: float = 0.0
@@ -49,6 +51,8 @@ class Gain:
     still: float = 0.0
     weights: float = 0.0
     undirected: int = 0
+    float_error: float = 0.0
+    stored_error: float = 0.0
 
     def __add__(self, other: Gain) -> Gain:
         return Gain(
@@ -57,6 +61,8 @@ class Gain:
             self.still + other.still,
             self.weights + other.weights,
             self.undirected + other.undirected,
+            self.float_error + other.float_error,
+            self.stored_error + other.stored_error,
         )
 
     def spread_over(self, weights: int) -> Gain:
@@ -64,7 +70,9 @@ class Gain:
         if not self.weights or self.weights == weights:
             return self
         share = weights / self.weights
-        return Gain(self.along * share, self.energy * share, self.still * share, weights, self.undirected)
+        return replace(
+            self, along=self.along * share, energy=self.energy * share, still=self.still * share, weights=weights
+        )
 
     @property
     def gain(self) -> float | None:
@@ -190,7 +198,7 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int) -> Gain:
             read(start, stop, block)
             _patch(output.patches, start, block.base)
             if deltas:
-                _add(deltas, start, stop, block, output, choose)
+                _add(deltas, start, block, output, choose)
                 if i % every == 0:
                     alone = deltas[0].delta if len(output.updates) == 1 and deltas[0].everywhere else None
                     gain += _gain(alone, start, stop, block)
@@ -237,22 +245,14 @@ def _patch(patches: Sequence[RowsReplaced], start: int, base: Floats) -> None:
                 base[row - start] = read_array(patch.values, "F64", i, i + 1).reshape(-1)
 
 
-def _add(
-    deltas: Sequence[Placed], start: int, stop: int, block: _Block, output: Output, choose: Chooser | None
-) -> None:
+def _add(deltas: Sequence[Placed], start: int, block: _Block, output: Output, choose: Chooser | None) -> None:
     """Fill `block.stored` with base + delta, rounded once; to nearest where nothing chooses."""
     import numpy as np
 
     from loratools.algebra.rounding import narrow
 
-    delta, rest = block.delta, deltas
-    if deltas[0].everywhere:
-        deltas[0].delta.rows(start, stop, block.base, out=delta)
-        rest = deltas[1:]
-    else:
-        delta[...] = 0
-    for other in rest:
-        other.add_to(delta, start, block.base)
+    delta = block.delta
+    total_delta(deltas, start, block.base, delta)
     exact = np.add(block.base, delta, out=block.exact)
     # An infinity or nan anywhere makes this sum not finite, so it serves as the check of every weight.
     largest = float(np.vdot(exact, exact))
@@ -261,7 +261,19 @@ def _add(
     else:
         narrow(exact, output.dtype, block.stored, rounded=block.moved, keep_nan=False)
     if not largest < float("inf") or (output.dtype == "F16" and not np.isfinite(block.moved).all()):
-        _refuse(output, block.base, block.base + delta)
+        refuse_not_finite(output, block.base, block.base + delta)
+
+
+def total_delta(deltas: Sequence[Placed], start: int, base: Floats, out: Floats) -> None:
+    """Fill `out` with the sum of all deltas in rows from `start` on; `base` are the same rows of the base."""
+    rest = deltas
+    if deltas[0].everywhere:
+        deltas[0].delta.rows(start, start + len(out), base, out=out)
+        rest = deltas[1:]
+    else:
+        out[...] = 0
+    for other in rest:
+        other.add_to(out, start, base)
 
 
 def _choose(choose: Chooser, start: int, block: _Block, output: Output) -> None:
@@ -273,7 +285,7 @@ def _choose(choose: Chooser, start: int, block: _Block, output: Output) -> None:
 
     exact = block.exact
     if float(np.abs(exact).max(initial=0)) > LARGEST[output.dtype]:
-        _refuse(output, block.base, exact)
+        refuse_not_finite(output, block.base, exact)
     low, high = float_neighbours(exact, output.dtype)
     np.copyto(block.moved, np.where(choose(start, exact, low, high), high, low))
     # On the grid already, so that nothing is rounded.
@@ -301,10 +313,10 @@ def _cast(block: _Block, output: Output) -> None:
     narrow(block.base, output.dtype, block.stored, rounded=block.moved)
     finite = np.isfinite(block.base)
     if not np.isfinite(block.moved[finite]).all():
-        _refuse(output, block.base[finite], block.base[finite])
+        refuse_not_finite(output, block.base[finite], block.base[finite])
 
 
-def _refuse(output: Output, base: Floats, exact: Floats) -> NoReturn:
+def refuse_not_finite(output: Output, base: Floats, exact: Floats) -> NoReturn:
     """Say what is not finite: the base, the result, or only the sum of squares of the update."""
     import numpy as np
 

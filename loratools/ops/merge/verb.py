@@ -7,6 +7,7 @@ The sum is formed in float32 (float64 for float64 weights) and rounded once, how
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +29,10 @@ from loratools.ops.common.same_invocation import refuse_invoked
 from loratools.ops.merge.initial import with_initial
 from loratools.ops.merge.one_file import as_one_file, is_one_file, recorded, staged_output
 from loratools.ops.merge.options import MergeOptions
-from loratools.ops.merge.outputs import CopyUnit, OutputFile, WorkUnit
+from loratools.ops.merge.outputs import CopyUnit, OutputFile, Requantised, WorkUnit
 from loratools.ops.merge.plan import MergePlan, index_texts, plan_merge, specs, work_units
 from loratools.ops.merge.provenance import inputs_record, provenance_text
+from loratools.ops.merge.requantise import requantise, requantised_error_ratio
 from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.rows import Gain, merge_rows
 from loratools.ops.merge.verify import error_ratio, require_right
@@ -45,6 +47,8 @@ from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora_experts import Orientation, Packing
 
+# Of an update on a coarser grid, less than this is told with its remedy.
+_LOW_GAIN = 0.9
 # Names in one warning.
 _NAMED = 5
 # Elements looked at in one go.
@@ -59,6 +63,29 @@ class MergedTensor:
     adapters: tuple[int, ...]
     gain: float | None
     max_error_ratio: float | None
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+
+@dataclass(frozen=True)
+class RequantizedTensor:
+    """A merged weight that is stored in the scheme of the base again.
+
+    Attributes:
+        name: The weight.
+        scheme: Its scheme and the numbers in it: `bitsandbytes: nf4`.
+        error_before: ||stored - sum|| / ||update|| if the sum were stored in the float dtype of the weight, as with
+            `dequantize`; None where the update is zero.
+        error_after: The same of what is stored.
+        gain: How much of the update is in the result.
+    """
+
+    name: str
+    scheme: str
+    error_before: float | None
+    error_after: float | None
+    gain: float | None
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -94,6 +121,7 @@ class MergeReport:
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     rounding: RoundingMode = "nearest"
+    requantized: tuple[RequantizedTensor, ...] = ()
     plan: MergePlan | None = None
 
     def __repr__(self) -> str:
@@ -117,6 +145,16 @@ class MergeReport:
             "replaced": self.replaced,
             "added": list(self.added),
             "dequantized": list(self.dequantized),
+            "requantized": [
+                {
+                    "name": t.name,
+                    "scheme": t.scheme,
+                    "error_before": t.error_before,
+                    "error_after": t.error_after,
+                    "gain": t.gain,
+                }
+                for t in self.requantized
+            ],
             "rounding": self.rounding,
             "bytes": self.bytes,
             "seconds": self.seconds,
@@ -141,6 +179,7 @@ def merge(
     dtype: str | None = None,
     max_shard_size: Size | None = None,
     dequantize: bool = False,
+    requantize: bool = False,
     rounding: RoundingMode = "nearest",
     seed: int = 0,
     penalty: float | None = None,
@@ -176,7 +215,9 @@ def merge(
         max_shard_size: Start a new weight file before one grows beyond this, in bytes or as "5GB"; the base's own files
             where it is None.
         dequantize: Write all quantised weights of the base as floats, in the dtype that its config names, and take the
-            quantisation out of the config. Without it, a merge that would change one is refused.
+            quantisation out of the config. Without it or `requantize`, a merge that would change one is refused.
+        requantize: Store the quantised weights that the adapters change in the base's own scheme, with its scales and
+            other parameters; all other weights keep their bytes.
         rounding: How sums that are stored in bfloat16 or float16 are rounded. `nearest`; `stochastic`: up or down at
             random, so that the expected value is the sum; `adapter`: up or down so that the outputs for the inputs that
             the adapters read change least; `calibrated`: the same for the inputs in `moments`.
@@ -223,6 +264,7 @@ def merge(
         dtype=dtype,
         max_shard_size=max_shard_size,
         dequantize=dequantize,
+        requantize=requantize,
         rounding=rounding,
         seed=seed,
         penalty=penalty,
@@ -287,7 +329,7 @@ def load_for_merge(
 
 
 def _planned(plan: MergePlan) -> MergeReport:
-    touched = [o for o in plan.outputs if o.touched]
+    touched = [o.merged for o in plan.outputs if o.touched]
     return MergeReport(
         output=None,
         adapters=tuple((a.name, w) for a, w in zip(plan.adapters, plan.weights, strict=True)),
@@ -441,9 +483,11 @@ def _write_unit(unit: WorkUnit, file: OutputFile, writer: SafetensorsWriter, ver
             piece = ByteRange(unit.source.file, unit.source.offset + start, nbytes)
             copy_range(piece, fd, offset + start, path=writer.path)
             return _Written()
-        gain = merge_rows(unit, fd, offset)
+        packed = unit.output.requantised is not None
+        gain = requantise(unit, fd, offset) if packed else merge_rows(unit, fd, offset)
         start_writeback(fd, offset + start, nbytes)
-        ratio = error_ratio(unit, fd, offset) if verify and unit.output.touched else 0.0
+        measure = requantised_error_ratio if packed else error_ratio
+        ratio = measure(unit, fd, offset) if verify and unit.output.touched else 0.0
     return _Written(gain, ratio)
 
 
@@ -468,7 +512,8 @@ def _write_side_files(made: MergePlan, staging: Path, provenance: str) -> None:
 
 
 def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verified: bool) -> MergeReport:
-    touched = [o for o in made.outputs if o.touched]
+    written = {o.merged.name: written[o.name] for o in made.outputs}
+    touched = [o.merged for o in made.outputs if o.touched]
     updated = [o for o in touched if o.updates]
     total = sum((written[o.name].gain for o in updated), Gain())
     tensors = []
@@ -483,17 +528,25 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
             f"every delta is zero, of {len(updated)} of {len(updated)} weights: the adapters are untrained, and the "
             "result equals the base"
         )
-    elif updated and total.unchanged_share == 1:
+    elif updated and total.unchanged_share == 1 and not made.requantized:
         warnings.append(
             f"no weight that was measured changed, of {len(updated)} of {len(updated)}: all of the update is lost to "
             "rounding, being small against the spacing of the stored dtype, and the result equals the base; "
-            "--dtype float32 keeps it"
+            "--rounding adapter keeps some of it, and --dtype float32 all"
         )
-    elif total.gain is not None and total.gain < 0.99:
+    elif total.gain is not None and total.gain < 0.99 and not made.requantized:
         keeps_more = "" if any(o.rounding.feeds_back for o in updated) else "--rounding adapter keeps more of it, and "
         warnings.append(
             f"{1 - total.gain:.1%} of the update is lost to rounding, being small against the spacing of the stored "
             f"dtype; {keeps_more}--dtype float32 keeps it"
+        )
+    requantized = tuple(_requantized(r, written[r.output.name].gain) for r in made.requantized)
+    on_grid = sum((written[t.name].gain for t in requantized), Gain())
+    if on_grid.gain is not None and on_grid.gain < _LOW_GAIN:
+        keeps_more = "" if any(o.rounding.feeds_back for o in updated) else "--rounding adapter keeps more of it, and "
+        warnings.append(
+            f"{1 - on_grid.gain:.1%} of the update is lost in {len(requantized)} weights that are quantised again, "
+            f"being small against the steps of their grid; {keeps_more}--dequantize keeps it"
         )
     undirected = [o.name for o in updated if written[o.name].gain.undirected]
     if undirected:
@@ -519,4 +572,14 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
         left_out=tuple(left.name for left in made.leftovers),
         warnings=tuple(warnings),
         rounding=made.rounding,
+        requantized=requantized,
+    )
+
+
+def _requantized(requantised: Requantised, gain: Gain) -> RequantizedTensor:
+    def share(square: float) -> float | None:
+        return math.sqrt(square / gain.energy) if gain.energy > 0 else None
+
+    return RequantizedTensor(
+        requantised.output.name, requantised.scheme, share(gain.float_error), share(gain.stored_error), gain.gain
     )

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
-    from loratools.algebra.rounding import Floats, Stored
+    from loratools.algebra.level_grid import LevelGrid
+    from loratools.algebra.packing import Bytes, Integers
+    from loratools.algebra.rounding import Floats
 
 
 class Part(NamedTuple):
@@ -54,11 +56,14 @@ class Parameters(Protocol):
 class Writable(Parameters, Protocol):
     """Parameters of a form that values can be stored in again. Those of other forms are only read."""
 
-    def quantise(self, values: Floats) -> Mapping[str, Stored]:
-        """All values of one weight, packed: role -> the stored numbers, for every part that holds numbers.
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        """What the packed numbers of rows start:stop can stand for while all other parts stay as they are stored.
 
-        Bits of bfloat16 are given as uint16, of float8 as uint8.
+        `start` is a multiple of `row_block`, and so is `stop`, unless it is the number of rows.
         """
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        """Put the codes of rows start:stop among the bytes of the first part, which are given whole and flat."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,12 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @option(OUTPUT, "--dequantize", is_flag=True, help="Write quantised weights as floats, in the dtype of the config.")
 @option(OUTPUT, "--requantize", is_flag=True, help="Store changed quantised weights in the base's own scheme.")
 @option(
+    INPUT,
+    "--trained-on",
+    metavar="SCHEME",
+    help="Base is full precision, training quantised it: nf4, fp4, int8, or a JSON file of its quantization_config.",
+)
+@option(
     OUTPUT,
     "--rounding",
     type=click.Choice(["nearest", "stochastic", "adapter", "calibrated"]),

@@ -64,6 +64,8 @@ def plan_table(plan: MergePlan, out: Path) -> list[RenderableType]:
             [key for key, _ in rows].index("will") + 1,
             ("requantize", f"{plural(len(plan.requantized), 'weight')} stored as {schemes}, scales as they are"),
         )
+    if plan.trained_on is not None:
+        rows.insert([key for key, _ in rows].index("will"), ("trained on", f"the base as {plan.trained_on} makes it"))
     if plan.rounding != "nearest":
         rows.insert([key for key, _ in rows].index("will") + 1, ("rounding", plan.rounding))
     rows += [("leftover", str(left)) for left in plan.leftovers]

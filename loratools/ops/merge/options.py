@@ -26,6 +26,7 @@ class MergeOptions:
     max_shard_size: Size | None = None
     dequantize: bool = False
     requantize: bool = False
+    trained_on: str | Path | None = None
     rounding: RoundingMode = "nearest"
     seed: int = 0
     penalty: float | None = None
@@ -42,6 +43,11 @@ class MergeOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant before any input is opened."""
         _ = self.stored_dtype, self.max_shard_bytes
+        if self.trained_on is not None and (self.dequantize or self.requantize):
+            raise UsageError(
+                "--trained-on is for a full-precision base, --dequantize and --requantize for a quantised one",
+                hint="the values of a quantised base are what training saw, if it is the same scheme",
+            )
         if self.dequantize and self.requantize:
             raise UsageError(
                 "--dequantize and --requantize exclude each other",

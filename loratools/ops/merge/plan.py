@@ -35,6 +35,7 @@ from loratools.ops.merge.requantise import requantising_memory
 from loratools.ops.merge.resolve import resolve
 from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.side_files import planned_side_files
+from loratools.ops.merge.trained_on import TrainingScheme, training_scheme, with_training_values
 from loratools.short_repr import one_line
 from loratools.storage.files import free_space, quoted
 from loratools.storage.safetensors_writer import TensorSpec, layout
@@ -55,6 +56,7 @@ class MergePlan:
     base         as its weights are merged: where they are dequantised, a checkpoint of plain weights
     rounding     how sums are rounded to the dtype that they are stored in
     one_file     whether the result is one file and not a folder
+    trained_on   how the base was quantised in training, where the adapters are added to the values that training saw
     """
 
     base: Checkpoint
@@ -68,6 +70,7 @@ class MergePlan:
     out: Path
     rounding: RoundingMode = "nearest"
     one_file: bool = False
+    trained_on: TrainingScheme | None = None
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -162,6 +165,7 @@ class MergePlan:
                 "dequantized": list(self.dequantized),
                 "requantized": [{"name": r.output.name, "scheme": r.scheme} for r in self.requantized],
                 "rounding": self.rounding,
+                "trained_on": str(self.trained_on) if self.trained_on is not None else None,
                 "untouched": len(self.outputs) - len(touched),
                 "files": [{"name": f.name, "tensors": len(f.outputs), "bytes": file_size(f)} for f in self.files],
                 "side_files": [
@@ -228,6 +232,10 @@ def plan_merge(
             hint="merge into the folder of that component",
         )
     logical = in_dtype_of_model(base, result.outputs, dtype) if dequantize else result.outputs
+    scheme = training_scheme(str(options.trained_on)) if options.trained_on is not None else None
+    training_warnings: list[str] = []
+    if scheme is not None:
+        logical, training_warnings = with_training_values(base, logical, scheme)
     packed = base.quantisation.weights if base.quantisation is not None else {}
     logical, rounding_warnings = with_rounding(logical, options, packed=packed)
     outputs = with_stored_parts(base, logical)
@@ -252,6 +260,7 @@ def plan_merge(
         ),
         *result.warnings,
         *config_warnings,
+        *training_warnings,
         *rounding_warnings,
         *side_warnings,
     ]
@@ -266,6 +275,7 @@ def plan_merge(
         tuple(dict.fromkeys(w for w in every_warning if w)),
         out,
         options.rounding,
+        trained_on=scheme,
     )
 
 

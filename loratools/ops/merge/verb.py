@@ -29,12 +29,13 @@ from loratools.ops.common.same_invocation import refuse_invoked
 from loratools.ops.merge.initial import with_initial
 from loratools.ops.merge.one_file import as_one_file, is_one_file, recorded, staged_output
 from loratools.ops.merge.options import MergeOptions
-from loratools.ops.merge.outputs import CopyUnit, OutputFile, Requantised, WorkUnit
+from loratools.ops.merge.outputs import CopyUnit, Output, OutputFile, Requantised, WorkUnit
 from loratools.ops.merge.plan import MergePlan, index_texts, plan_merge, specs, work_units
 from loratools.ops.merge.provenance import inputs_record, provenance_text
 from loratools.ops.merge.requantise import requantise, requantised_error_ratio
 from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.rows import Gain, merge_rows
+from loratools.ops.merge.trained_on import declared_training, size_of_difference
 from loratools.ops.merge.verify import error_ratio, require_right
 from loratools.short_repr import few_lines, one_line
 from loratools.storage.arrays import read_array
@@ -122,6 +123,7 @@ class MergeReport:
     warnings: tuple[str, ...]
     rounding: RoundingMode = "nearest"
     requantized: tuple[RequantizedTensor, ...] = ()
+    trained_on: str | None = None
     plan: MergePlan | None = None
 
     def __repr__(self) -> str:
@@ -156,6 +158,7 @@ class MergeReport:
                 for t in self.requantized
             ],
             "rounding": self.rounding,
+            "trained_on": self.trained_on,
             "bytes": self.bytes,
             "seconds": self.seconds,
             "gain": self.gain,
@@ -180,6 +183,7 @@ def merge(
     max_shard_size: Size | None = None,
     dequantize: bool = False,
     requantize: bool = False,
+    trained_on: str | Path | None = None,
     rounding: RoundingMode = "nearest",
     seed: int = 0,
     penalty: float | None = None,
@@ -218,6 +222,9 @@ def merge(
             quantisation out of the config. Without it or `requantize`, a merge that would change one is refused.
         requantize: Store the quantised weights that the adapters change in the base's own scheme, with its scales and
             other parameters; all other weights keep their bytes.
+        trained_on: The base is full precision, and the adapters were trained on it quantised by bitsandbytes: `nf4`,
+            `fp4`, `int8`, or a JSON file with the `quantization_config` of the training. They are added to the values
+            that training saw, which are those of the quantised weights.
         rounding: How sums that are stored in bfloat16 or float16 are rounded. `nearest`; `stochastic`: up or down at
             random, so that the expected value is the sum; `adapter`: up or down so that the outputs for the inputs that
             the adapters read change least; `calibrated`: the same for the inputs in `moments`.
@@ -265,6 +272,7 @@ def merge(
         max_shard_size=max_shard_size,
         dequantize=dequantize,
         requantize=requantize,
+        trained_on=trained_on,
         rounding=rounding,
         seed=seed,
         penalty=penalty,
@@ -348,6 +356,7 @@ def _planned(plan: MergePlan) -> MergeReport:
         left_out=tuple(left.name for left in plan.leftovers),
         warnings=plan.warnings,
         rounding=plan.rounding,
+        trained_on=str(plan.trained_on) if plan.trained_on is not None else None,
         plan=plan,
     )
 
@@ -548,6 +557,7 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
             f"{1 - on_grid.gain:.1%} of the update is lost in {len(requantized)} weights that are quantised again, "
             f"being small against the steps of their grid; {keeps_more}--dequantize keeps it"
         )
+    warnings += _training_warnings(made, updated)
     undirected = [o.name for o in updated if written[o.name].gain.undirected]
     if undirected:
         warnings.append(
@@ -572,8 +582,31 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
         left_out=tuple(left.name for left in made.leftovers),
         warnings=tuple(warnings),
         rounding=made.rounding,
+        trained_on=str(made.trained_on) if made.trained_on is not None else None,
         requantized=requantized,
     )
+
+
+def _training_warnings(made: MergePlan, updated: Sequence[Output]) -> list[str]:
+    """How far the values that training saw are from the base's, where they are taken, or where they should be."""
+    if made.trained_on is not None:
+        size = size_of_difference(updated, made.trained_on)
+        base = f"the base as {made.trained_on} makes it"
+        return [f"added to {base}, which differs from the base by {size:.2g} times the update"] if size else []
+    if made.base.quantisation is not None or made.dequantized:
+        return []
+    warnings = []
+    for i, (adapter, weight) in enumerate(zip(made.adapters, made.weights, strict=True)):
+        scheme = declared_training(adapter) if weight else None
+        if scheme is None:
+            continue
+        size = size_of_difference([o for o in updated if any(u.adapter == i for u in o.updates)], scheme)
+        beside = f", from which the base differs by {size:.2g} times the update" if size is not None else ""
+        warnings.append(
+            f"'{adapter.name}' was trained on this model quantised ({scheme}){beside}; --trained-on "
+            f"{scheme.codes if not scheme.nested else 'FILE'} merges into the values that training saw"
+        )
+    return warnings
 
 
 def _requantized(requantised: Requantised, gain: Gain) -> RequantizedTensor:

@@ -1,0 +1,111 @@
+"""Quantising a weight as bitsandbytes does, and what that makes of its values: NF4 and FP4 in blocks, and LLM.int8().
+
+    4 bit   absmax[j] = max |W| of block j          q = the code nearest to W / absmax          W' = map[q] * absmax
+    nested  absmax - mean(absmax) is quantised to bytes in blocks of 256, by a map of its own, and dequantised again
+    int8    SCB[o] = max |W| of row o, of W in float16          q = round(W * 127 / SCB)         W' = q * SCB / 127
+
+Blocks run over the weight as one row. Everything is in float32, as bitsandbytes computes it. Its CPU kernel quantises
+scales by a table of 65,536 entries, and so takes the second nearest code where two are almost equally near; its GPU
+kernels take the nearest, and so does this.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loratools.algebra.rounding import Floats
+
+Singles = NDArray[np.float32]
+
+# QLoRA (Dettmers et al., 2023), appendix E: quantiles of the normal distribution, scaled to -1 and 1.
+_NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+# Twelfths: a float of three bits of exponent and mantissa, and its sign.
+_FP4_TWELFTHS = (0.0, 0.0625, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+_SMALLEST = np.float32(1e-38)
+_NESTED_BLOCK = 256
+# What bitsandbytes multiplies by in place of dividing by 127.
+_PER_STEP = np.float32(7.874015718698502e-3)
+
+
+@cache
+def levels(codes: str) -> Singles:
+    """The values of nf4 or fp4, in increasing order."""
+    if codes == "nf4":
+        return np.array(_NF4, np.float32)
+    positive = np.array(_FP4_TWELFTHS, np.float32) / np.float32(12)
+    return np.concatenate([-positive[:0:-1], positive])
+
+
+def block_maxima(values: Floats, blocksize: int) -> Singles:
+    """The largest magnitude in each block of a flat array, of which the last may be shorter."""
+    padded = np.zeros(-(-len(values) // blocksize) * blocksize, np.float32)
+    padded[: len(values)] = np.abs(values)
+    largest: Singles = padded.reshape(-1, blocksize).max(axis=1)
+    return largest
+
+
+def four_bit_values(values: Floats, codes: str, blocksize: int, maxima: Singles, scales: Singles) -> Singles:
+    """What 4-bit codes make of the values of whole blocks of a flat array, of which the last may be shorter.
+
+    Args:
+        values: Float32, from the start of a block on.
+        codes: nf4 or fp4.
+        blocksize: Values of one block.
+        maxima: The largest magnitude of each block, which values are divided by.
+        scales: What codes are multiplied with: the same, or what nested quantisation makes of it.
+    """
+    table = levels(codes)
+    middles = (table[1:] + table[:-1]) / np.float32(2)
+    inverse = np.repeat(np.float32(1) / np.maximum(maxima, _SMALLEST), blocksize)[: len(values)]
+    chosen = table[np.searchsorted(middles, np.clip(values * inverse, -1, 1), side="left")]
+    products: Singles = chosen * np.repeat(scales, blocksize)[: len(values)]
+    return products
+
+
+def nested_scales(maxima: Singles) -> Singles:
+    """What double quantisation makes of the maxima of all blocks of one weight."""
+    import torch
+
+    table = _dynamic_map()
+    # The mean of torch, whose order of adding numbers up decides the last bits.
+    offset = np.float32(torch.from_numpy(maxima).mean().item())
+    centred = maxima - offset
+    outer = block_maxima(centred, _NESTED_BLOCK)
+    middles = (table[1:] + table[:-1]) / np.float32(2)
+    inverse = np.repeat(np.float32(1) / np.maximum(outer, _SMALLEST), _NESTED_BLOCK)[: len(centred)]
+    chosen = table[np.searchsorted(middles, np.clip(centred * inverse, -1, 1), side="left")]
+    scales: Singles = chosen * np.repeat(outer, _NESTED_BLOCK)[: len(centred)] + offset
+    return scales
+
+
+@cache
+def _dynamic_map() -> Singles:
+    """The 256 values of the dynamic map (Dettmers, 2015): of seven decades down from 1 each has twice as many as the
+    one below, evenly spread from a tenth of its end on, with both signs; and 0 and 1."""
+    import torch
+
+    values: list[float] = [0.0, 1.0]
+    for i in range(7):
+        edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32)
+        decade = (10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / 2.0)
+        values += [*decade.tolist(), *(-decade).tolist()]
+    return np.array(sorted(values), np.float32)
+
+
+def int8_values(values: Floats) -> Singles:
+    """What LLM.int8() makes of rows: (rows, columns), in float32."""
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16).astype(np.float32)
+    largest = np.abs(halves).max(axis=1, keepdims=True, initial=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # As torch divides a number by a tensor.
+        steps = np.rint(halves * (np.float32(1) / largest * np.float32(127)))
+    dequantised: Singles = np.where(largest > 0, steps, 0).astype(np.float32) * largest * _PER_STEP
+    return dequantised

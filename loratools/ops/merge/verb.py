@@ -525,6 +525,8 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
     touched = [o.merged for o in made.outputs if o.touched]
     updated = [o for o in touched if o.updates]
     total = sum((written[o.name].gain for o in updated), Gain())
+    on_grid = {r.output.name for r in made.requantized}
+    plain = sum((written[o.name].gain for o in updated if o.name not in on_grid), Gain())
     tensors = []
     for o in touched:
         who = {u.adapter for u in o.updates} | ({o.replaced_by} if o.replaced_by is not None else set())
@@ -543,18 +545,18 @@ def _report(made: MergePlan, out: Path, written: Mapping[str, _Written], verifie
             "rounding, being small against the spacing of the stored dtype, and the result equals the base; "
             "--rounding adapter keeps some of it, and --dtype float32 all"
         )
-    elif total.gain is not None and total.gain < 0.99 and not made.requantized:
+    elif plain.gain is not None and plain.gain < 0.99:
         keeps_more = "" if any(o.rounding.feeds_back for o in updated) else "--rounding adapter keeps more of it, and "
         warnings.append(
-            f"{1 - total.gain:.1%} of the update is lost to rounding, being small against the spacing of the stored "
+            f"{1 - plain.gain:.1%} of the update is lost to rounding, being small against the spacing of the stored "
             f"dtype; {keeps_more}--dtype float32 keeps it"
         )
     requantized = tuple(_requantized(r, written[r.output.name].gain) for r in made.requantized)
-    on_grid = sum((written[t.name].gain for t in requantized), Gain())
-    if on_grid.gain is not None and on_grid.gain < _LOW_GAIN:
+    packed = sum((written[t.name].gain for t in requantized), Gain())
+    if packed.gain is not None and packed.gain < _LOW_GAIN:
         keeps_more = "" if any(o.rounding.feeds_back for o in updated) else "--rounding adapter keeps more of it, and "
         warnings.append(
-            f"{1 - on_grid.gain:.1%} of the update is lost in {len(requantized)} weights that are quantised again, "
+            f"{1 - packed.gain:.1%} of the update is lost in {len(requantized)} weights that are quantised again, "
             f"being small against the steps of their grid; {keeps_more}--dequantize keeps it"
         )
     warnings += _training_warnings(made, updated)

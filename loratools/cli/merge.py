@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from loratools.cli.common import options
-from loratools.cli.common.grouped_help import EXECUTION, OUTPUT, option, verb
+from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, option, verb
 from loratools.cli.common.held import holds_inputs
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced

@@ -176,7 +176,7 @@ def commands(data: Path, size: Size) -> dict[str, Side]:
         side("inspect base", "inspect", base),
         side("inspect attention", "inspect", small),
         side("inspect experts", "inspect", large),
-        side("merge --plan experts", "merge", base, large, "--plan", "-o", out),
+        side("merge --plan experts", "merge", base, large, "--plan", "-o", here / "planned"),
         side("merge attention", "merge", base, small, writes=True),
         side("merge experts", "merge", base, large, writes=True),
         side("extract", "extract", base, tuned, "--rank", RANK, writes=True),

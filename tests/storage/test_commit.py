@@ -17,7 +17,7 @@ import torch
 from loratools.errors import MachineError, OutputExistsError, UsageError
 from loratools.storage import commit, system
 from loratools.storage.commit import Replacement, check_output, staged_file, staged_folder
-from loratools.storage.ownership import MARK, RECORD, write_record
+from loratools.storage.ownership import MARK, RECORD, owned_files, write_record
 from loratools.storage.safetensors_writer import write_safetensors
 
 
@@ -512,3 +512,13 @@ def nothing_hidden_is_left(tmp_path: Path, request: pytest.FixtureRequest) -> It
     yield
     if "orphans" not in request.node.name:
         assert hidden(tmp_path) == []
+
+
+def test_file_that_was_changed_to_the_same_size_is_no_longer_ours(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"ours")
+    (tmp_path / "README.md").write_bytes(b"ours too")
+    write_record(tmp_path)
+
+    (tmp_path / "config.json").write_bytes(b"mine")
+
+    assert owned_files(tmp_path) == {"README.md", RECORD}

@@ -8,10 +8,11 @@ A part stands between `<!-- name -->` and `<!-- end -->`.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,44 @@ def families() -> str:
     return "\n".join([head, "|---|---|---|---|---|---|", *rows])
 
 
+def recipe() -> str:
+    """The fields of a recipe file, and those of each of its adapters."""
+    from loratools.ops.combine import recipe as recipes
+
+    parts = [_recipe_fields(recipes.Recipe, recipes.RECIPE_FIELDS), "For each adapter, where it is a mapping:"]
+    return "\n\n".join([*parts, _recipe_fields(recipes.Ingredient, recipes.ADAPTER_FIELDS)])
+
+
+def _recipe_fields(cls: type, kinds: Mapping[str, type | tuple[type, ...]]) -> str:
+    from loratools.ops.combine.recipe import kind_name
+
+    docs = inspect.getdoc(cls) or ""
+    explained = dict(re.findall(r"^    (\w+): ((?:.*\n?)(?:^        .*\n?)*)", docs, re.M))
+    rows = []
+    for field in dataclasses.fields(cls):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        shown = "required" if default is dataclasses.MISSING else _recipe_default(default)
+        about = " ".join(explained[field.name].split()).replace("|", "\\|")
+        rows.append(f"| `{field.name}` | {kind_name(kinds[field.name])} | {shown} | {about} |")
+    return "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def _recipe_default(value: object) -> str:
+    if value is None or value in ((), {}):
+        return "none"
+    return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"
+
+
 def helps() -> str:
     import click
 
-    context = click.Context(verbs, info_name="loratools", max_content_width=100, terminal_width=100)
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "terminal_width": 100}
+    context = click.Context(verbs, info_name="loratools", **settings)
     parts = []
     for name in verbs.list_commands(context):
         command = verbs.get_command(context, name)
         assert command is not None
-        inner = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)
+        inner = click.Context(command, info_name=name, parent=context, **settings)
         parts.append(f"## loratools {name}\n\n```text\n{command.get_help(inner)}\n```")
     return "\n\n".join(parts)
 
@@ -190,9 +220,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "kinds": kinds,
     "quantization": quantization,
     "helps": helps,
+    "recipe": recipe,
     "api": api,
 }
-FILES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("api.md", "cli.md", "registries.md")))
+FILES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("api.md", "cli.md", "recipes.md", "registries.md")))
 
 
 def regenerated(text: str) -> str:

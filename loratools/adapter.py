@@ -375,8 +375,8 @@ class Adapter:
     @property
     def undecided_experts(self) -> tuple[str, ...]:
         """Names of the fused experts whose columns of B may be shared in two ways."""
-        found = [(name, update.as_experts()) for name, update in self.updates.items()]
-        return tuple(name for name, experts in found if experts is not None and experts.packing is None)
+        experts_by_name = [(name, update.as_experts()) for name, update in self.updates.items()]
+        return tuple(name for name, experts in experts_by_name if experts is not None and experts.packing is None)
 
     @property
     def without_alpha(self) -> tuple[str, ...]:

@@ -54,7 +54,10 @@ def byte_size(size: Size) -> int:
 
 
 def parse_size(text: str) -> int:
-    """`5GB` -> 5 x 10^9, `5GiB` -> 5 x 2^30, `4096` -> 4096 bytes."""
+    """Return a number of bytes from a text.
+
+    `5GB` -> 5 x 10^9, `5GiB` -> 5 x 2^30, `4096` -> 4096 bytes.
+    """
     size_match = _SIZE.fullmatch(text.strip())
     if size_match is None:
         raise UsageError(f"'{text}' is no size", hint="write a number and a unit: 500MB, 5GB, 5GiB")

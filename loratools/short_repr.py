@@ -14,7 +14,10 @@ _MOST_ITEMS = 4
 
 
 def one_line(value: object) -> str:
-    """`Module(name='model.layers.0.self_attn.q_proj', rank=8, shape=(48, 32))`: the fields that say something."""
+    """Return a value in one line, with the fields that say something.
+
+    `Module(name='model.layers.0.self_attn.q_proj', rank=8, shape=(48, 32))`: the fields that say something.
+    """
     facts = ", ".join(f"{name}={text}" for name, text in _facts(value))
     return f"{type(value).__name__}({facts})"
 
@@ -33,7 +36,7 @@ def clipped(text: str, most: int = _MOST_CHARACTERS) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 module`, `28 modules`."""
+    """Return a count with its noun in the right number: `1 module`, `28 modules`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import doctest
 import inspect
 import re
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import loratools
+from loratools import registry
 
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = [name for name in loratools.__all__ if inspect.isfunction(getattr(loratools, name))]
 # The classes that people make, index and ask; the others are fields of reports.
@@ -77,3 +81,84 @@ def test_every_public_name_is_in_the_reference() -> None:
 
     missing = [n for n in loratools.__all__ if n != "__version__" and not re.search(rf"^#+ .*\b{n}\b", reference, re.M)]
     assert missing == []
+
+
+def record_fields(cls: type) -> list[str]:
+    """The fields of a dataclass or a named tuple, by name; of any other class none."""
+    if dataclasses.is_dataclass(cls):
+        return [field.name for field in dataclasses.fields(cls)]
+    return list(getattr(cls, "_fields", ()))
+
+
+def fields_without_a_word(cls: type) -> list[str]:
+    """Fields that neither the class nor one that it is derived from names in an `Attributes:` section."""
+    sections = [section(inspect.cleandoc(vars(c).get("__doc__") or ""), "Attributes") for c in cls.__mro__]
+    named = {name for text in sections for name in re.findall(r"^    (\w+): \S", text, re.M)}
+    return [name for name in record_fields(cls) if name not in named and not name.startswith("_")]
+
+
+def public_records() -> dict[str, type]:
+    """Classes with fields: those that are exported, and every kind of update."""
+    exported = [getattr(loratools, name) for name in loratools.__all__ if name != "__version__"]
+    kinds = [
+        value
+        for name in registry.names("updates")
+        for value in vars(registry.load("updates", name)).values()
+        if isinstance(value, type) and value.__module__ == f"loratools.updates.{name.replace('-', '_')}"
+    ]
+    classes = [value for value in [*exported, *kinds] if isinstance(value, type) and not value.__name__.startswith("_")]
+    return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in classes if record_fields(cls)}
+
+
+def test_a_field_without_a_word_is_noticed() -> None:
+    @dataclasses.dataclass
+    class Sized:
+        """A thing with a size.
+
+        Attributes:
+            size: Its size in bytes.
+        """
+
+        size: int
+
+    @dataclasses.dataclass
+    class Named(Sized):
+        """A thing with a size and a name: its name is text."""
+
+        name: str
+
+    assert fields_without_a_word(Sized) == []
+    assert fields_without_a_word(Named) == ["name"]
+
+
+def test_every_field_of_a_public_class_is_in_its_docstring() -> None:
+    records = public_records()
+
+    assert {"loratools.updates.lokr.LoKr", "loratools.ops.compare.CompareReport"} <= records.keys()
+    assert {name: missing for name, cls in records.items() if (missing := fields_without_a_word(cls))} == {}
+
+
+def starts_with_a_sentence(doc: str) -> bool:
+    """Whether the first paragraph is a sentence with a capital, or one after a name: `peft: what it is.`"""
+    paragraph = " ".join(doc.partition("\n\n")[0].split())
+    return re.match(r"[A-Z]|[\w/., ()-]+: ", paragraph) is not None and paragraph.endswith((".", ":", "?"))
+
+
+def docstrings(path: Path) -> list[tuple[str, str]]:
+    """Docstrings of a module, and of the classes and functions in it that are not private, by their lines."""
+    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, DOCUMENTED)]
+    named = [(getattr(n, "name", ""), getattr(n, "lineno", 1), ast.get_docstring(n)) for n in nodes]
+    return [(f"{path.name}:{line} {name}", doc) for name, line, doc in named if doc and not name.startswith("_")]
+
+
+def test_docstrings_begin_with_a_sentence() -> None:
+    package = Path(loratools.__file__).parent
+    every = [entry for path in sorted(package.rglob("*.py")) for entry in docstrings(path)]
+
+    assert len(every) > 1000
+    assert [where for where, doc in every if not starts_with_a_sentence(doc)] == []
+
+
+@pytest.mark.parametrize("riddle", ['`density=0.3` -> ("density", "0.3").', "as of `load`", "Without an end"])
+def test_a_docstring_that_begins_with_no_sentence_is_noticed(riddle: str) -> None:
+    assert not starts_with_a_sentence(riddle)

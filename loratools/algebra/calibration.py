@@ -11,7 +11,7 @@ from loratools.algebra.lowrank import Factors, Svd
 
 
 def calibrated(merged: Svd, deltas: Sequence[Factors], *, least: float = 1.0) -> Svd:
-    """Return `merged` with singular values divided by how often the deltas `own` say the same thing there.
+    """Return `merged` with singular values divided by how often the `deltas` say the same thing there.
 
     In the direction `u_r` of the output the i-th delta answers with `a = u_r^T delta_i`, and the merged one with
     `s_r v_r`; `k_i = <s_r v_r, a> / |a|^2` is how far it overstates that answer, and `s_r` becomes

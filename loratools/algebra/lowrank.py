@@ -27,7 +27,9 @@ EPS = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class Factors:
-    """`delta = b @ a`, with any scale already folded in.
+    """A delta as a product of two thin matrices.
+
+    `delta = b @ a`, with any scale already folded in.
 
     b: (out, r)   a: (r, in)
     """
@@ -55,7 +57,9 @@ class Factors:
 
 @dataclass(frozen=True)
 class Svd:
-    """`delta = u @ diag(s) @ vt`, with orthonormal columns in u and rows in vt.
+    """A singular value decomposition, truncated or full.
+
+    `delta = u @ diag(s) @ vt`, with orthonormal columns in u and rows in vt.
 
     u: (out, k)   s: (k,) descending   vt: (k, in)
     """
@@ -143,7 +147,9 @@ class Basis:
 
 @dataclass(frozen=True)
 class Framed:
-    """`delta = left @ core @ right^T`, with orthonormal columns on both sides: a delta in coordinates in which it is
+    """A delta as a small core between two orthonormal bases.
+
+    `delta = left @ core @ right^T`, with orthonormal columns on both sides: a delta in coordinates in which it is
     small.
 
     left: (out, p)   core: (p, q)   right: (in, q)

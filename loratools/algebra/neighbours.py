@@ -105,7 +105,9 @@ class InputMetric(Protocol):
 
 
 class SubspaceMetric:
-    """`H = V V' + penalty I` for a few directions; what is kept of the errors is `V' e`, (rank, outputs).
+    """A metric of errors that is large along a few directions.
+
+    `H = V V' + penalty I` for a few directions; what is kept of the errors is `V' e`, (rank, outputs).
 
     Args:
         basis: orthonormal rows, (rank, inputs).
@@ -139,7 +141,9 @@ def with_unit_mean(moments: Floats) -> Floats:
 
 
 class MeasuredMetric:
-    """`H` as measured, plus the penalty; all errors are kept.
+    """A metric of errors that was measured on inputs.
+
+    `H` as measured, plus the penalty; all errors are kept.
 
     Args:
         measured: second moments of a mean of 1 on the diagonal, (inputs, inputs), in float32.

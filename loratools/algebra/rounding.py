@@ -82,7 +82,7 @@ def _narrow_to_bfloat16(values: Floats, out: Stored, rounded: Floats | None, kee
 
 
 def rounded_to_odd(values: Floats) -> NDArray[np.float32]:
-    """float64 to float32 so that rounding further, to a shorter format, gives what rounding once would give.
+    """Round float64 to float32 such that rounding further, to a shorter format, gives what rounding once would give.
 
     Boldo and Melquiond, 2008, "Emulation of FMA and correctly rounded sums": cut off, and set the last bit if that
     lost anything.

@@ -28,7 +28,10 @@ from loratools.algebra.lowrank import EPS, Basis, Factors, concatenate
 
 @dataclass(frozen=True)
 class Shared:
-    """`cores[i]`: (p, q), the i-th delta between the two bases. At least 1 x 1, of zeros where all deltas are."""
+    """Several deltas in the coordinates that they share.
+
+    `cores[i]`: (p, q), the i-th delta between the two bases. At least 1 x 1, of zeros where all deltas are.
+    """
 
     left: Basis
     right: Basis
@@ -37,7 +40,9 @@ class Shared:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """`[delta_1 ... delta_T] = left @ diag(s) @ [v_1 ... v_T]`, the thin SVD of all deltas next to one another.
+    """The thin singular value decomposition of all deltas next to one another.
+
+    `[delta_1 ... delta_T] = left @ diag(s) @ [v_1 ... v_T]`.
 
     left: (out, p)   s: (p,) descending, none of them rounding   v_i: (p, in)
     """

@@ -60,7 +60,9 @@ _PIECE = 1 << 17
 
 @dataclass(frozen=True)
 class TruncatedSvd:
-    """`delta` is nearly `u @ diag(s) @ vt`; how nearly, and how near to the best possible, is in the numbers below.
+    """A truncated singular value decomposition of a delta, with its measured error.
+
+    `delta` is nearly `u @ diag(s) @ vt`; how nearly, and how near to the best possible, is in the numbers below.
 
         u: (m, k)   s: (k,) descending   vt: (k, n)
 

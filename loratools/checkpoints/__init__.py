@@ -27,11 +27,15 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file of weights: its name relative to the checkpoint, and what is in it.
+    """A file with weights of a checkpoint.
 
-    tensors       by the names that they have in the file, in its order
-    header_bytes  where the values begin
-    saved_as      what a result calls it, which is always safetensors, whatever the base is
+    Attributes:
+        name: Its name relative to the checkpoint, with forward slashes.
+        file: The file as it was when it was first read.
+        tensors: Its tensors, unread, by the names that they have in the file, in its order.
+        metadata: The texts in its header.
+        header_bytes: Where the values begin, in bytes.
+        saved_as: What a result calls the file, which is always safetensors, whatever the base is.
     """
 
     name: str
@@ -49,10 +53,12 @@ class WeightFile:
 class Component:
     """A model with files of its own: all of a checkpoint, or one folder of a pipeline.
 
-    prefix  what stands before the names of its tensors in the checkpoint, and not in its files: `unet.`
-    folder  where a result has its files, relative to the checkpoint: `unet/`
-    stem    what a result calls them, where they are cut anew: `model`
-    index   the metadata of its index; None where it has none
+    Attributes:
+        files: Its files with weights.
+        prefix: What stands before the names of its tensors in the checkpoint and not in its files, such as `unet.`.
+        folder: Where a result has its files, relative to the checkpoint, such as `unet/`.
+        stem: What a result calls the files where they are cut anew, such as `model`.
+        index: The metadata of its index; None where it has none.
     """
 
     files: tuple[WeightFile, ...]
@@ -76,7 +82,12 @@ class Component:
 
 @dataclass(frozen=True)
 class SideFile:
-    """A file that belongs to the model and holds none of its weights: `name` is relative, with forward slashes."""
+    """A file that belongs to the model and holds none of its weights.
+
+    Attributes:
+        name: Its name relative to the checkpoint, with forward slashes.
+        path: Where it is.
+    """
 
     name: str
     path: Path

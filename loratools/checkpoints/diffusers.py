@@ -160,14 +160,14 @@ def _quantisation(parts: list[Weights], configs: Mapping[str, object]) -> Quanti
 
 
 def _each(
-    found: list[Weights], configs: Mapping[str, object]
+    parts: list[Weights], configs: Mapping[str, object]
 ) -> list[tuple[str, dict[str, LazyTensor], Mapping[str, object]]]:
     """Prefix, tensors by their own names, and config of each component."""
-    told = []
-    for weights in found:
+    entries = []
+    for weights in parts:
         prefix = weights.component.prefix
         config = configs[prefix.removesuffix(".")]
         assert isinstance(config, Mapping)
         file_names = {name.removeprefix(prefix): tensor for name, tensor in weights.component.tensors.items()}
-        told.append((prefix, file_names, config))
-    return told
+        entries.append((prefix, file_names, config))
+    return entries

@@ -22,7 +22,10 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     "--method",
     type=options.METHOD,
     metavar="NAME",
-    help=f"How, if not linear: {', '.join(registry.names('methods'))}. 'loratools methods' explains.",
+    help=(
+        f"The method, linear where none is given: {', '.join(registry.names('methods'))}. 'loratools methods NAME' "
+        "explains one."
+    ),
 )
 @option(
     SELECTION,
@@ -45,7 +48,10 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     type=options.MODULE_WEIGHT,
     callback=options.as_mapping,
     metavar="GLOB=W[,W...]",
-    help="A further factor for modules that match, for all adapters or one for each; the last match counts.",
+    help=(
+        "Multiply the weight in modules whose names match: one number for all adapters, or one for each; the last "
+        "match counts."
+    ),
 )
 @option(
     INPUT,
@@ -59,7 +65,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     SELECTION,
     "--heads",
     type=click.Choice(["refuse", "first", "average"]),
-    help="What to do where adapters replace a weight with different values, if not refuse.",
+    help="What to do where adapters replace a weight with different values.  [default: refuse]",
 )
 @option(
     SELECTION,
@@ -67,9 +73,26 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     type=click.Choice(["svc"]),
     help="Rescale singular values that several adapters share (svc).",
 )
-@option(SELECTION, "--norm-match", is_flag=True, help="Then scale each module to the weighted norms of its adapters.")
-@option(OUTPUT, "--residual", type=options.PATH, metavar="PATH", help="Also write what was lost, as an adapter.")
-@option(INPUT, "--recipe", type=options.PATH, metavar="FILE", help="A YAML file that says all this.")
+@option(
+    SELECTION,
+    "--norm-match",
+    is_flag=True,
+    help="Scale each module to the sum of the weighted norms of its adapters.",
+)
+@option(
+    OUTPUT,
+    "--residual",
+    type=options.PATH,
+    metavar="PATH",
+    help="Also write what was lost to PATH, as another adapter.",
+)
+@option(
+    INPUT,
+    "--recipe",
+    type=options.PATH,
+    metavar="FILE",
+    help="A YAML file with adapters, method and settings; see docs/recipes.md.",
+)
 @option(EXECUTION, "--seed", type=int, metavar="N", help="Random seed.  [default: 0]")
 @options.dtype
 @options.include
@@ -94,11 +117,11 @@ def command(
 ) -> None:
     """Write one adapter that does what the ADAPTERs do together, each times its weight W.
 
-    The linear method without --rank or --energy loses nothing: ranks add up. With one of them, each module becomes the
-    nearest of that size. For each adapter, the summary tells its gain (how much of it is in the result: its weight,
-    where nothing overlaps), its interference (how differently the result answers to the inputs that it reacts to), and
-    how much of its row space it shares with the others, beside what subspaces of that size share at random. --plan
-    computes all of that and writes nothing; -v tells it by module.
+    The linear method without --rank or --energy loses nothing: ranks add up. With one of them, each module is cut to
+    the nearest of that size. For each adapter, the summary prints its gain (how much of it is in the result: its
+    weight, where nothing overlaps), its interference (how differently the result answers to the inputs that the adapter
+    reacts to), and its overlap with the other adapters, next to what two random adapters of that size would have.
+    --plan computes all of that and writes nothing; -v prints it for each module.
 
     \b
     Examples:

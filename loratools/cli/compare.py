@@ -23,11 +23,12 @@ from loratools.cli.common.output import Output
 @options.threads
 @options.common
 def command(first: str, second: str, *, output: Output, **settings: Any) -> None:
-    """Tell how alike two adapters are, per module and overall, and what targets only one of them has.
+    """Show how alike two adapters are, for each module and overall, and which modules only one of them has.
 
-    The cosine says whether they change weights in the same direction; the overlaps, how much of the inputs they react
-    to and of the outputs they change is common, beside what subspaces of that size share at random; gain and
-    interference, what each would meet if both were added. -v tells it by module, with the principal angles.
+    The cosine says whether both change weights in the same direction. The overlaps say how much of the inputs that they
+    react to, and of the outputs that they change, is common, next to what random adapters of that size would have. Gain
+    and interference say what would become of each if both were added. -v prints all of it for each module, with the
+    principal angles.
 
     \b
     Example:

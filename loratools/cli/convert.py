@@ -26,10 +26,13 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     help="The format to write; 'loratools formats' lists them.",
 )
 @options.base
-@option(SELECTION, "--allow-partial", is_flag=True, help="Leave out, and list, what the format cannot hold.")
-@option(INPUT, "--alpha", type=float, metavar="F", help="Alpha of an adapter whose files do not say it.")
+@option(SELECTION, "--allow-partial", is_flag=True, help="Leave out what the format cannot hold, and list it.")
+@option(INPUT, "--alpha", type=float, metavar="F", help="Alpha of an adapter whose files do not state it.")
 @option(
-    OUTPUT, "--serve", metavar="SERVER", help="With --to peft: as vllm, sglang, tgi, lorax or tensorrt-llm loads it."
+    OUTPUT,
+    "--serve",
+    metavar="SERVER",
+    help="With --to peft: write what this server loads: vllm, sglang, tgi, lorax or tensorrt-llm.",
 )
 @options.dtype
 @options.include
@@ -44,8 +47,8 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:
     """Write ADAPTER in another format.
 
-    What was written is read back and compared with the source, module by module, before it appears; the largest
-    relative error is printed. What the format cannot hold is refused by name.
+    The result is read back and compared with the source, module by module, before it appears, and the largest relative
+    error is printed. Modules that the format cannot hold are an error that names them.
 
     \b
     Examples:

@@ -21,7 +21,12 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.rank
 @options.energy
 @options.error
-@option(RANK, "--noise-edge", is_flag=True, help="What rises above the rounding noise of TUNED, and no more.")
+@option(
+    RANK,
+    "--noise-edge",
+    is_flag=True,
+    help="Keep the singular values above the rounding noise of TUNED, and no others.",
+)
 @options.max_rank
 @options.max_size
 @options.max_params
@@ -31,22 +36,33 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     type=click.Choice(["auto", "lora", "rows", "full", "skip"]),
     default="auto",
     show_default=True,
-    help="Embeddings as factors, as the rows that changed, whole, not at all, or what is smallest.",
+    help=(
+        "How to store embeddings: as factors (lora), as the rows that changed (rows), in full, not at all (skip), "
+        "or as what is smallest (auto)."
+    ),
 )
 @option(
     SELECTION,
     "--whole",
     multiple=True,
     metavar="GLOB",
-    help="Modules to store as TUNED has them: exact, and large; repeatable.",
+    help="Store modules whose names match exactly as TUNED has them, which is large; repeatable.",
 )
-@option(EXECUTION, "--exact", is_flag=True, help="By exact methods only: slower, for small models and for checking.")
+@option(
+    EXECUTION,
+    "--exact",
+    is_flag=True,
+    help="Use exact methods only, which are slower: for small models and for checking.",
+)
 @option(
     EXECUTION,
     "--tolerance",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="F",
-    help="Share of the captured energy that may be missed; smaller reads each delta more often.  [default: 5e-5]",
+    help=(
+        "Share of the energy that the approximate method may miss; a smaller one reads each delta more often. "
+        "[default: 5e-5]"
+    ),
 )
 @options.to_format
 @options.float32_dtype
@@ -60,12 +76,12 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.common
 @holds_inputs
 def command(base: str, tuned: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:
-    """Write the adapter that turns the model BASE into nearly the model TUNED, which was fine-tuned from it.
+    """Write the adapter that turns the model BASE nearly into TUNED, a model that was fine-tuned from it.
 
-    Each weight of a layer that changed becomes a product of small rank: one rule chooses it (--rank, --energy, --error
-    or --noise-edge), and limits hold for each (--max-rank) or for all together (--max-size, --max-params). Norms,
-    biases and new heads are taken whole. The energy captured and the error are measured on the stored values. What
-    changed and is in neither is listed.
+    Each weight that changed becomes a product of small rank. One rule chooses the rank (--rank, --energy, --error or
+    --noise-edge), within limits for each module (--max-rank) or for all together (--max-size, --max-params). Norms,
+    biases and new heads are stored in full. Energy and error are measured on the stored values. Tensors that changed
+    but cannot be stored in an adapter are listed.
 
     \b
     Examples:

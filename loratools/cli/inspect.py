@@ -15,7 +15,9 @@ from loratools.cli.common.output import Output
 @verb("inspect", short_help="Show what is in adapters and checkpoints.")
 @click.argument("sources", type=options.SOURCE, nargs=-1, required=True, metavar="SOURCE...")
 @option(INPUT, "--values", is_flag=True, help="Also read the values: norms, spectra, what is not finite or untrained.")
-@option(PRINTING, "--modules", is_flag=True, help="A row for every module, in place of one for all that are alike.")
+@option(
+    PRINTING, "--modules", is_flag=True, help="Print a row for every module, in place of one for all that are alike."
+)
 @options.from_format
 @options.base
 @options.rank_from

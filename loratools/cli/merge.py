@@ -20,7 +20,13 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.out
 @options.plan
 @options.dtype
-@option(OUTPUT, "--max-shard-size", type=options.SIZE, metavar="SIZE", help="Start a new file before one exceeds this.")
+@option(
+    OUTPUT,
+    "--max-shard-size",
+    type=options.SIZE,
+    metavar="SIZE",
+    help="Largest size of a file; more weights begin a new one.",
+)
 @option(OUTPUT, "--dequantize", is_flag=True, help="Write quantised weights as floats, in the dtype of the config.")
 @option(OUTPUT, "--requantize", is_flag=True, help="Store changed quantised weights in the base's own scheme.")
 @option(
@@ -44,10 +50,14 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     "penalty",
     type=float,
     metavar="F",
-    help="Of adapter and calibrated rounding: weight of the errors for all other inputs.  [default: 0.25, 0.01]",
+    help="With --rounding adapter or calibrated: weight of the errors for all other inputs.  [default: 0.25, 0.01]",
 )
 @option(
-    OUTPUT, "--moments", type=options.PATH, metavar="FILE", help="Second moments of inputs, for calibrated rounding."
+    OUTPUT,
+    "--moments",
+    type=options.PATH,
+    metavar="FILE",
+    help="With --rounding calibrated: the file with second moments of inputs.",
 )
 @options.allow_partial
 @option(EXECUTION, "--no-verify", is_flag=True, help="Do not read the result back to check it.")
@@ -88,25 +98,25 @@ def command(
     from loratools.ops.merge import verb as op
     from loratools.ops.merge.options import MergeOptions
 
-    made = op.plan_from_headers(base, adapters, out, MergeOptions(**settings), overwrite=overwrite)
+    merge_plan = op.plan_from_headers(base, adapters, out, MergeOptions(**settings), overwrite=overwrite)
     if plan:
         if output.json:
-            output.document(with_replaced(made.to_dict(), out, overwrite=overwrite))
+            output.document(with_replaced(merge_plan.to_dict(), out, overwrite=overwrite))
         else:
             from loratools.report.merge import plan_table
 
-            output.table(*plan_table(made, out), *replaced_rows(out, overwrite=overwrite))
+            output.table(*plan_table(merge_plan, out), *replaced_rows(out, overwrite=overwrite))
         return
-    for warning in made.warnings:
+    for warning in merge_plan.warnings:
         output.warn(warning)
     if output.verbose:
         from loratools.report.merge import explained
 
-        for line in explained(made):
+        for line in explained(merge_plan):
             output.explain(line)
-    with output.progress(made.bytes_written, "merging") as progress:
+    with output.progress(merge_plan.bytes_written, "merging") as progress:
         report = op.run(
-            made,
+            merge_plan,
             out,
             overwrite=overwrite,
             verify=not no_verify,
@@ -115,7 +125,7 @@ def command(
             progress=progress,
         )
     for warning in report.warnings:
-        if warning not in made.warnings:
+        if warning not in merge_plan.warnings:
             output.warn(warning)
     if output.json:
         output.document(report.to_dict())

@@ -19,7 +19,13 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.rank
 @options.energy
 @options.error
-@option(RANK, "--rule", type=options.RULE, metavar="NAME=F", help="A rule of kohya's: sv_ratio, sv_cumulative, sv_fro.")
+@option(
+    RANK,
+    "--rule",
+    type=options.RULE,
+    metavar="NAME=F",
+    help="A rule of kohya's scripts, and its number: sv_ratio, sv_cumulative or sv_fro.",
+)
 @options.max_size
 @options.max_params
 @options.max_rank

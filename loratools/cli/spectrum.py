@@ -15,7 +15,13 @@ from loratools.cli.common.output import Output
 
 @verb("spectrum")
 @click.argument("source", type=options.SOURCE)
-@option(INPUT, "--base", type=options.SOURCE, metavar="BASE", help="The model that SOURCE, a model, was trained from.")
+@option(
+    INPUT,
+    "--base",
+    type=options.SOURCE,
+    metavar="BASE",
+    help="The model that SOURCE was trained from, where SOURCE is a model.",
+)
 @option(
     RANK,
     "--max-rank",
@@ -25,8 +31,13 @@ from loratools.cli.common.output import Output
     metavar="N",
     help="Largest rank to report.",
 )
-@option(PRINTING, "--modules", is_flag=True, help="A row for every module.")
-@option(EXECUTION, "--exact", is_flag=True, help="All singular values of a pair of models, by exact methods: slower.")
+@option(PRINTING, "--modules", is_flag=True, help="Print a row for every module.")
+@option(
+    EXECUTION,
+    "--exact",
+    is_flag=True,
+    help="Compute all singular values of the change between two models by exact methods, which is slower.",
+)
 @options.float32_dtype
 @options.seed
 @options.threads
@@ -41,8 +52,9 @@ from loratools.cli.common.output import Output
 def command(source: str, *, base: str | None, modules: bool, output: Output, **settings: Any) -> None:
     """Show the singular values of an adapter, or of a fine-tuned model, and what each rank would keep of it.
 
-    For every rank: the share of the energy, the relative error, the module that comes off worst, the size of the file,
-    and the energy if the same size is shared out over modules. Then the rank beyond which there is little to gain.
+    The table has for every rank the share of the energy that it keeps, the relative error, the module that loses most,
+    the size of the file, and the energy where a file of the same size shares ranks out over modules. Below it stands
+    the rank beyond which there is little to gain.
 
     \b
     Examples:

@@ -41,7 +41,10 @@ def run(
     threads: int,
     on_result: Callable[[Unit, Result], None] = lambda unit, result: None,
 ) -> list[Result]:
-    """`local.run`, with `threads` processes; `work` must leave its traces in its result or on disk."""
+    """Run `work` on every unit in forked processes.
+
+    `local.run`, with `threads` processes; `work` must leave its traces in its result or on disk.
+    """
     if threads == 1 or len(units) < 2 or not sys.platform.startswith("linux"):
         return local.run(units, work, threads=threads, on_result=on_result)
     workers = _Workers(min(threads, len(units)), units, work)

@@ -51,7 +51,9 @@ def run(
     threads: int,
     on_result: Callable[[Unit, Result], None] = lambda unit, result: None,
 ) -> list[Result]:
-    """`work` done on every unit; results in the order of the units. The first error stops the rest and is raised.
+    """Run `work` on every unit in threads of this process.
+
+    `work` done on every unit; results in the order of the units. The first error stops the rest and is raised.
 
     on_result: called with each unit and its result as it comes, one at a time, on the thread that called `run`.
     """

@@ -158,10 +158,10 @@ def _read(entry: Format, source: AdapterSource, rank_from: RankFrom | None) -> A
             return _noting(adapter, source, left_out, why) if left_out else adapter
         except InputError as error:
             unread = error.tensors if isinstance(error, UnreadTensorsError) and source.leave_out.unread else ()
-            wanted = tuple(dict.fromkeys((*left_out, *excluded, *unread)))
-            if len(wanted) in (len(left_out), len(source.tensors)):
+            all_left_out = tuple(dict.fromkeys((*left_out, *excluded, *unread)))
+            if len(all_left_out) in (len(left_out), len(source.tensors)):
                 raise
-            left_out, why = wanted, "as they are not read" if unread else why
+            left_out, why = all_left_out, "as they are not read" if unread else why
 
 
 def _read_all(entry: Format, source: AdapterSource, rank_from: RankFrom | None) -> Adapter:
@@ -362,7 +362,7 @@ def writer(format: str) -> Format:
 
 
 def named(out: Path, format: str) -> Path:
-    """`out`, if its name suits what the format writes.
+    """Return `out` if its name suits what the format writes.
 
     Raises:
         UsageError: a file under the name of a folder, or the other way round.

@@ -136,16 +136,16 @@ def _without_base(
     Modules that were trained whole have a copy of their own there; biases have none, and the config says of them.
     """
     bias = (source.config or {}).get("bias", "none")
-    modules = {found.module for found in parsed.values() if isinstance(found, Factor)}
+    modules = {meaning.module for meaning in parsed.values() if isinstance(meaning, Factor)}
 
-    def is_trained(found: Parsed) -> bool:
-        if not isinstance(found, WholeWeight):
+    def is_trained(meaning: Parsed) -> bool:
+        if not isinstance(meaning, WholeWeight):
             return True
-        if found.spelling not in ("plain", "base_layer"):
-            return found.spelling != "original_module"
-        return found.name.endswith(".bias") and (bias == "all" or (bias == "lora_only" and found.module in modules))
+        if meaning.spelling not in ("plain", "base_layer"):
+            return meaning.spelling != "original_module"
+        return meaning.name.endswith(".bias") and (bias == "all" or (bias == "lora_only" and meaning.module in modules))
 
-    kept = {key: found for key, found in parsed.items() if is_trained(found)}
+    kept = {key: meaning for key, meaning in parsed.items() if is_trained(meaning)}
     warning = (
         f"{quoted(source.file)} is the state dict of a whole model: its {counted(len(parsed) - len(kept), 'weight')} "
         "of the base are not read"

@@ -160,7 +160,10 @@ class Option:
 
     @property
     def range(self) -> str:
-        """`number above 0 and at most 1`, `whole number of at least 1`, or the choices."""
+        """The allowed values in words.
+
+        `number above 0 and at most 1`, `whole number of at least 1`, or the choices.
+        """
         if self.choices:
             return " or ".join(self.choices)
         number_kind = "whole number" if isinstance(self.default, int) else "number"

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Architecture:
-    """`modules`: Hugging Face name -> GGUF name, without `.weight`, `{}` for the layer.
+    """An architecture of llama.cpp and its names.
+
+    `modules`: Hugging Face name -> GGUF name, without `.weight`, `{}` for the layer.
 
     `mixture`: what the module of a mixture of experts is called; its experts are stacked. `interleaved`: whether the
     rows of queries and keys are. `wrapped`: what the names begin with in a model that also sees or hears, and what in
@@ -191,7 +193,10 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def gguf_module(architecture: Architecture, module: str) -> str | None:
-    """`model.layers.3.self_attn.q_proj` -> `blk.3.attn_q`; None for a module that has no name there."""
+    """Return the GGUF name of a Hugging Face module.
+
+    `model.layers.3.self_attn.q_proj` -> `blk.3.attn_q`; None for a module that has no name there.
+    """
     inner, plain = architecture.wrapped
     if inner and module.startswith(inner):
         module = plain + module.removeprefix(inner)
@@ -199,7 +204,10 @@ def gguf_module(architecture: Architecture, module: str) -> str | None:
 
 
 def hf_module(architecture: Architecture, module: str) -> str | None:
-    """`blk.3.attn_q` -> `model.layers.3.self_attn.q_proj`."""
+    """Return the Hugging Face name of a GGUF module.
+
+    `blk.3.attn_q` -> `model.layers.3.self_attn.q_proj`.
+    """
     name = _renamed(module, {gguf: hf for hf, gguf in architecture.modules.items()})
     inner, plain = architecture.wrapped
     # The head of most stands beside the inner model.

@@ -51,7 +51,9 @@ class HeadOrder:
 
 @dataclass(frozen=True)
 class Place:
-    """`of` some weight lies `at` a part of the base's tensor `weight`.
+    """A part of a tensor of the base, which is (a part of) some weight.
+
+    `of` some weight lies `at` a part of the base's tensor `weight`.
 
     transposed  stored as (in, out); `at` is told of the tensor as stored, `of` of the weight as (out, in).
     order       of the rows of the weight, where they are stored in another.

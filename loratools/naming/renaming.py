@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 Shapes = Mapping[str, tuple[int, ...]]
-Wanted = TypeVar("Wanted")
+Stored = TypeVar("Stored")
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Renaming:
 
 
 def best_renamings(
-    stored: Mapping[str, Wanted],
+    stored: Mapping[str, Stored],
     base_shapes: Shapes,
-    same: Callable[[Wanted, tuple[int, ...]], bool],
+    same: Callable[[Stored, tuple[int, ...]], bool],
     *,
     spelled: Callable[[str], Sequence[str]] = lambda name: (name,),
 ) -> tuple[list[Renaming], int]:
@@ -51,7 +51,7 @@ def best_renamings(
     names = {name: tuple(spelled(name)) for name in stored}
 
     def fits(renaming: Renaming) -> int:
-        def has_place(name: str, value: Wanted) -> bool:
+        def has_place(name: str, value: Stored) -> bool:
             candidates = (base_shapes.get(renaming(spelling)) for spelling in names[name])
             return any(base_shape is not None and same(value, base_shape) for base_shape in candidates)
 

@@ -39,16 +39,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComparedModule:
-    """Two deltas for one target, first and second at weight 1; numbers of a delta of zeros are None.
+    """The likeness of two deltas of one module, each at weight 1.
 
-    cosine: `<first, second> / (|first| |second|)`.
-    overlap: the share of the row spaces (what inputs they react to) that is common, `|R_1^T R_2|^2 / min(r_1, r_2)`
-        (Hu et al., 2021, section 7.2), and `overlap_baseline` the same of such subspaces at random; `output_overlap`
-        and `output_baseline` are those of the column spaces (what outputs they change).
-    angles: between the row spaces, in degrees, ascending (principal angles; Björck and Golub, 1973).
-    norm_ratio: `|second| / |first|`.
-    gains: of the first and of the second in their sum: `1 + <first, second> / |own|^2`.
-    interferences: `|other on the row space of own| / |own|`, for the first and for the second.
+    Numbers are None where a delta is zero.
+
+    Attributes:
+        name: The name of the module.
+        ranks: The rank of the first and of the second.
+        norms: The Frobenius norm of the first and of the second, scale included.
+        cosine: `<first, second> / (|first| |second|)`.
+        overlap: The share of the row spaces (the inputs they react to) that is common, `|R_1^T R_2|^2 / min(r_1, r_2)`
+            (Hu et al., 2021, section 7.2).
+        overlap_baseline: The same for random subspaces of those sizes.
+        output_overlap: The share of the column spaces (the outputs they change) that is common.
+        output_baseline: The same for random subspaces of those sizes.
+        angles: The principal angles between the row spaces in degrees, ascending (Björck and Golub, 1973).
+        norm_ratio: `|second| / |first|`.
+        gains: Of the first and of the second in their sum: `1 + <first, second> / |own|^2`.
+        interferences: `|other on the row space of own| / |own|`, for the first and for the second.
     """
 
     name: str
@@ -86,8 +94,25 @@ class ComparedModule:
 
 @dataclass(frozen=True)
 class CompareReport:
-    """All targets that both have, and the names that only one has. Overall numbers are over the shared targets:
-    `cosine`, `norm_ratio`, `gains` and `interferences` of the deltas as one long vector, overlaps as means."""
+    """The likeness of two adapters, over the modules that both have.
+
+    Attributes:
+        paths: The two adapters, as they were named.
+        modules: One entry per module that both have.
+        only_in_first: Names of modules and replaced weights that only the first has.
+        only_in_second: Names of modules and replaced weights that only the second has.
+        cosine: The cosine of the deltas of all modules as one long vector.
+        norm_ratio: `|second| / |first|` of these vectors.
+        overlap: The mean overlap of the row spaces.
+        overlap_baseline: The mean of the same for random subspaces.
+        output_overlap: The mean overlap of the column spaces.
+        output_baseline: The mean of the same for random subspaces.
+        gains: The gain of the first and of the second in their sum.
+        interferences: The interference for the first and for the second in their sum.
+        replacements_equal: Names of replaced weights that are byte for byte the same.
+        replacements_differ: Names of replaced weights that differ.
+        warnings: What a person should know about the result, as sentences.
+    """
 
     paths: tuple[str, str]
     modules: tuple[ComparedModule, ...]

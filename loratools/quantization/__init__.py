@@ -29,10 +29,12 @@ _PACKED_NAMES = ("weight", "qweight", "weight_packed")
 class Quantisation:
     """How the weights of a model are quantised.
 
-    weights     those that can be unpacked, by logical name
-    unreadable  those that are recognised and cannot be, by logical name
-    markers     stored tensors that speak of the whole model and belong to no weight
-    declared    the scheme that the config names, where no tensor bears it out: what the tensors then are is not known
+    Attributes:
+        weights: The weights that can be unpacked, by logical name.
+        unreadable: The weights that are recognised and cannot be unpacked, by logical name.
+        markers: Names of stored tensors that speak of the whole model and belong to no weight.
+        declared: The scheme that the config names where no tensor bears it out, so that it is not known what the
+            tensors are.
     """
 
     weights: Mapping[str, PackedWeight] = field(default_factory=dict)

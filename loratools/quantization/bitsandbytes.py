@@ -53,7 +53,7 @@ class FourBit:
 
     @property
     def format(self) -> str:
-        """`nf4` or `fp4`, and whether the scales are quantised as well."""
+        """The number format in words: `nf4` or `fp4`, and whether the scales are quantised as well."""
         return self.codes if self.nested_blocksize is None else f"{self.codes}, double quantisation"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:

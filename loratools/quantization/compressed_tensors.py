@@ -49,7 +49,7 @@ class PackedIntegers:
 
     @property
     def format(self) -> str:
-        """`int4 symmetric`, `int8 asymmetric`"""
+        """The number format in words, such as `int4 symmetric` or `int8 asymmetric`."""
         return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'}"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
@@ -164,7 +164,7 @@ class PlainIntegers:
 
 @dataclass(frozen=True)
 class MicroscaledFloats:
-    """4-bit floats in blocks of 32, each with a power of two, along the rows of a linear layer."""
+    """Four-bit floats in blocks of 32, each with a power of two, along the rows of a linear layer."""
 
     format: str = "mxfp4"
     bits: int = 4

@@ -57,7 +57,7 @@ class Float8:
 
     @property
     def format(self) -> str:
-        """`fp8 e4m3`, and what shares a scale."""
+        """The number format in words, such as `fp8 e4m3`, and what shares a scale."""
         name = eight_bit_format(self.dtype)
         if not self.scaled:
             return f"{name}, no scale"

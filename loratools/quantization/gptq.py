@@ -48,7 +48,7 @@ class GptqIntegers:
 
     @property
     def format(self) -> str:
-        """`int4`, of the first format or the second"""
+        """The number format in words, such as `int4`, of the first format or the second."""
         return f"int{self.bits}{'' if self.zeros_stored_less_one else ', zero points of v2'}"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:

@@ -134,7 +134,7 @@ def _pack_rows(weight: PackedWeight, codes: Integers, width: int, start: int, st
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """`weight` in words of 32 bits without sign, with `scales` beside them.
+    """Recognise weights in 32-bit words without sign, with `scales` beside them.
 
     The config says bits and group size, for all modules or for one by its name. Without it they are what the shapes
     leave as the only possibility, if there is only one.

@@ -23,7 +23,10 @@ _SHORTEST_STEPPED_RUN = 4
 
 @dataclass(frozen=True)
 class Group(Generic[_Item]):
-    """`name`: all names of the group in one, safe to print. `items` in natural order."""
+    """Items whose names differ in numbers alone and that are alike otherwise.
+
+    `name`: all names of the group in one, safe to print. `items` in natural order.
+    """
 
     name: str
     items: tuple[_Item, ...]

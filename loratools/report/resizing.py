@@ -53,7 +53,7 @@ def error_row(report: Reduced) -> tuple[str, str]:
 
 
 def change(modules: Sequence[ReducedModule]) -> str:
-    """`rank 16 to ranks 4–8`."""
+    """Return how ranks changed in words: `rank 16 to ranks 4–8`."""
     before = [m.rank_in for m in modules if m.rank_in is not None]
     return f"{ranks(before)} to {ranks(m.rank for m in modules if m.rank is not None)}"
 

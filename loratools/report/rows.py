@@ -21,8 +21,11 @@ _AFTER = re.compile(r"[^./_\-:,]*[./_\-:,]+|[^./_\-:,]+")
 
 
 class Column(NamedTuple):
-    """`cells` are safe to print. `spare`: columns with the highest go first where there is no room for all; those with
-    0 stay. `below`: without room, the cells get lines of their own below their rows."""
+    """A column of a table, and how it gives way where there is no room.
+
+    `cells` are safe to print. `spare`: columns with the highest go first where there is no room for all; those with 0
+    stay. `below`: without room, the cells get lines of their own below their rows.
+    """
 
     head: str
     cells: Sequence[str]

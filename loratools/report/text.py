@@ -17,7 +17,7 @@ _ASCII: dict[int, int | str] = {
 
 
 def safe(text: str) -> str:
-    """`text` with everything that a terminal would obey or reorder by spelled as an escape.
+    """Return `text` with everything that a terminal would obey or reorder by spelled as an escape.
 
     Names come from files: control characters could move the cursor, bidirectional marks could show another name.
     """
@@ -27,7 +27,8 @@ def safe(text: str) -> str:
 
 
 def common_folder(paths: Sequence[str]) -> str:
-    """`models/loras/`: the folders that all of several paths begin with; empty where there are none."""
+    """Return the folders that all of several paths begin with, such as `models/loras/`; empty where there are
+    none."""
     if len(paths) < 2:
         return ""
     shared = 0
@@ -39,12 +40,12 @@ def common_folder(paths: Sequence[str]) -> str:
 
 
 def ascii_only(text: str) -> str:
-    """`text` with our own typographic characters replaced, for an output that cannot show them."""
+    """Return `text` with our own typographic characters replaced, for an output that cannot show them."""
     return text.translate(_ASCII)
 
 
 def size(nbytes: float) -> str:
-    """`160 MB`: three digits, powers of 1000 as on disk labels and in `--max-size`."""
+    """Return a size in words: `160 MB`, three digits, powers of 1000 as on disk labels and in `--max-size`."""
     value = float(nbytes)
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if value < 999.5 or unit == "TB":
@@ -54,14 +55,15 @@ def size(nbytes: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """`2`, `0.125`, `5.657`, `1.3e-05`: four significant digits, or `not finite`."""
+    """Return a number with four significant digits: `2`, `0.125`, `5.657`, `1.3e-05`, or `not finite`."""
     if value is None or not math.isfinite(value):
         return "not finite"
     return f"{value:,.0f}" if value == int(value) and abs(value) < 1e7 else f"{value:.4g}"
 
 
 def interval(values: Iterable[float | None]) -> str:
-    """`0.91–1.2`, or `0.91` where that is all there is; values that are not finite are left out."""
+    """Return the range of some numbers: `0.91–1.2`, or `0.91` where that is all there is. Values that are not
+    finite are left out."""
     finite = sorted(v for v in values if v is not None and math.isfinite(v))
     if not finite:
         return "–"
@@ -70,17 +72,17 @@ def interval(values: Iterable[float | None]) -> str:
 
 
 def shape(sizes: Sequence[int | None]) -> str:
-    """`4096×11008`; `scalar` for a tensor without axes."""
+    """Return a shape in words: `4096×11008`; `scalar` for a tensor without axes."""
     return "×".join("?" if size is None else str(size) for size in sizes) or "scalar"
 
 
 def plural(count: int, word: str) -> str:
-    """`1 module`, `224 modules`."""
+    """Return a count with its noun in the right number: `1 module`, `224 modules`."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
 def ranks(numbers: Iterable[int]) -> str:
-    """`rank 8`, `ranks 2–16`."""
+    """Return ranks in words: `rank 8`, `ranks 2–16`."""
     distinct = sorted(set(numbers))
     return (
         f"rank {distinct[0]}"

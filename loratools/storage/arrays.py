@@ -80,17 +80,16 @@ def read_array(tensor: LazyTensor, dtype: str, start: int = 0, stop: int | None 
             f"{_described(tensor)} has dtype {tensor.dtype}, which is not computed with",
             hint="convert it to float32 first",
         )
-    # What lies in a file first: to ask what a source can do costs more than to read a small tensor.
-    if (location := tensor.location) is not None:
-        stored = np.empty(shape, STORAGE[tensor.dtype])
-        row_bytes = math.prod(tensor.shape[1:]) * stored.itemsize
-        read_into(location, start * row_bytes, stored.reshape(-1).view(np.uint8).data)
-        widen(stored, tensor.dtype, out)
-    elif isinstance(tensor.source, FloatsSource) and tensor.shape:
+    if isinstance(tensor.source, FloatsSource) and tensor.shape:
         np.copyto(out, tensor.source.read_floats(start, start + shape[0]).reshape(shape))
-    else:
+    elif tensor.location is None:
         values = tensor.read() if not tensor.shape else tensor.read_rows(start, start + shape[0])
         np.copyto(out, (values.double() if dtype == "F64" else values.float()).numpy())
+    else:
+        stored = np.empty(shape, STORAGE[tensor.dtype])
+        row_bytes = math.prod(tensor.shape[1:]) * stored.itemsize
+        read_into(tensor.location, start * row_bytes, stored.reshape(-1).view(np.uint8).data)
+        widen(stored, tensor.dtype, out)
     return out
 
 

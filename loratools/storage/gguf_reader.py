@@ -49,7 +49,9 @@ BLOCK_TYPES: dict[int, tuple[str, int, int]] = {
 
 @dataclass(frozen=True)
 class GgufFile:
-    """`fields` are the keys of the header; `quantised` names the tensors that are not read, with their types.
+    """The header of a GGUF file and its tensors, unread.
+
+    `fields` are the keys of the header; `quantised` names the tensors that are not read, with their types.
 
     `decoded` names those that are stored as Q8_0 and read as float32. `packed` has all that are stored in blocks, Q8_0
     too, as their bytes.

@@ -21,7 +21,6 @@ _MOST_DIGITS = 20
 _DIGITS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else ord(" ") for byte in range(256))
 # No header or configuration nests further than a tenth of this.
 _DEEPEST = 100
-_NESTING = frozenset({dict, list})
 
 
 def read_json(path: Path, *, max_bytes: int = 1_000_000, infinities: bool = False) -> dict[str, object]:
@@ -103,14 +102,14 @@ def kind_of(value: object) -> str:
 
 def _refuse_deep(value: object) -> None:
     """Refuse what is nested so deeply that whoever copies or writes it would run out of stack."""
-    level = [value] if type(value) in _NESTING else []
+    level = [value]
     for _ in range(_DEEPEST):
-        # The parser makes these two types and no others, and a header of 90,000 tensors has half a million values.
         level = [
             inner
             for outer in level
-            for inner in (outer.values() if type(outer) is dict else outer)  # type: ignore[attr-defined]
-            if type(inner) in _NESTING
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
         ]
         if not level:
             return

@@ -65,7 +65,10 @@ def decode_float8(byte: int, dtype: str) -> float:
 
 
 def parse_float_dtype(name: str) -> str | None:
-    """`bfloat16`, `bf16` or `BF16` -> `BF16`; None where `name` is no floating dtype that weights are stored in."""
+    """Return the safetensors name of a floating-point dtype in anybody's spelling.
+
+    `bfloat16`, `bf16` or `BF16` -> `BF16`; None where `name` is no floating dtype that weights are stored in.
+    """
     aliases = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "half": "F16", "float": "F32", "double": "F64"}
     lower = name.lower()
     dtype = aliases.get(lower) or _FROM_TORCH.get(lower) or name.upper()

@@ -25,14 +25,16 @@ class FileId:
     inode: int
     ctime_ns: int = field(default=0, compare=False)
 
-    def __hash__(self) -> int:
-        # Not by the path, as below: every read of a small tensor looks its file up.
-        return hash((self.inode, self.size, self.mtime_ns))
-
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Where a contiguous, little-endian, row-major tensor lies."""
+    """The place of a contiguous, little-endian, row-major tensor in a file.
+
+    Attributes:
+        file: The file.
+        offset: Where the values begin, in bytes.
+        nbytes: How many bytes they take.
+    """
 
     file: FileId
     offset: int

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 
 def shape_text(shape: Sequence[int | None]) -> str:
-    """`(3, 4)` -> `3x4`; a size that is not known is `?`."""
+    """Return a shape in words.
+
+    `(3, 4)` -> `3x4`; a size that is not known is `?`.
+    """
     return "x".join("?" if size is None else str(size) for size in shape) or "a scalar"
 
 

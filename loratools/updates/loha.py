@@ -177,7 +177,7 @@ def _product(a: LazyTensor, b: LazyTensor, core: LazyTensor | None) -> tuple[Flo
 
 
 def through_core(core: Floats, right: Floats) -> Floats:
-    """`sum_j core[i, j, *kernel] right[j, in]` as (rank, in x kernel)."""
+    """Multiply a factor with the core: `sum_j core[i, j, *kernel] right[j, in]` as (rank, in x kernel)."""
     import numpy as np
 
     product = np.tensordot(core, right, ([1], [0]))  # (rank, *kernel, in)

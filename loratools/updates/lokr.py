@@ -135,7 +135,10 @@ class LoKr(UpdateDefaults):
         return replace(self, stored=stored, magnitude=magnitude)
 
     def factors(self) -> Factors | None:
-        """`kron(B1, B2) @ kron(A1, A2)`, with an identity for a matrix that is whole; None where both are."""
+        """Return the factors of the delta.
+
+        `kron(B1, B2) @ kron(A1, A2)`, with an identity for a matrix that is whole; None where both are.
+        """
         import numpy as np
         import torch
 

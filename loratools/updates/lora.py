@@ -144,7 +144,7 @@ class LoRA(UpdateDefaults):
 
 
 def lora_scale(alpha: float, rank: int, rslora: bool) -> float:
-    """alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+    """Return the scale of a LoRA: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 

@@ -114,7 +114,7 @@ class LoRAExperts(UpdateDefaults):
         return LoRA(rows(self.a, ranks.start, ranks.stop), b, self.alpha, self.alpha_source, self.rslora)
 
     def prepare_expert(self, index: int, *, weight: float, dtype: str) -> FactorDelta:
-        """`weight * dW` of one expert."""
+        """Return `weight * dW` of one expert."""
         import numpy as np
 
         from loratools.updates.parts.deltas import FactorDelta

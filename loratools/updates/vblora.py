@@ -62,7 +62,7 @@ class Mixtures:
         return m, n
 
     def mixed(self, bank: Floats) -> Floats:
-        """(m, n, length of a vector)."""
+        """Return the mixed pieces: (m, n, length of a vector)."""
         import numpy as np
 
         if self.logits is not None:

@@ -24,7 +24,7 @@ REACHED_BY = {
     "ops/lowrank/factors.py": ("combine", "compare", "resize", "spectrum"),
     "ops/merge": ("merge",),
     "ops/resize": ("resize",),
-    "ops/spectrum.py": ("spectrum",),
+    "ops/spectrum": ("spectrum",),
     "ops/common/device.py": ("extract", "spectrum"),
     "methods": ("combine",),
     "execution/forked.py": ("merge",),

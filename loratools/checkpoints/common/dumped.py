@@ -19,7 +19,7 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_A\.[^.]+\.weight")
 def is_dump(names: Iterable[str]) -> bool:
     """Whether these are the tensors of a PeftModel with its base: each module with factors has its weight as well."""
     every = set(names)
-    modules = {found["module"] for name in every if ".lora_A." in name and (found := _FACTOR.fullmatch(name))}
+    modules = {parsed["module"] for name in every if ".lora_A." in name and (parsed := _FACTOR.fullmatch(name))}
     return bool(modules) and all(f"{module}.base_layer.weight" in every for module in modules)
 
 

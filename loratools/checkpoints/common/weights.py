@@ -75,7 +75,10 @@ DIFFUSERS_PICKLED = Spelling("diffusion_pytorch_model", ".bin")
 
 @dataclass(frozen=True)
 class Weights:
-    """`own`: the names of all files that these weights are in, the index with them."""
+    """The weights of a model and the files that they are in.
+
+    `file_names`: the names of all files that these weights are in, the index with them.
+    """
 
     component: Component
     file_names: frozenset[str]

@@ -32,7 +32,7 @@ class GroupedOption(click.Option):
 
 
 def option(group: str, *names: str, **attributes: Any) -> Callable[[_Command], _Command]:
-    """`click.option`, listed under the heading `group`, one of `GROUPS`."""
+    """Make a `click.option` that the help lists under the heading `group`, one of `GROUPS`."""
     return click.option(*names, cls=GroupedOption, group=group, **attributes)
 
 

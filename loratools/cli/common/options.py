@@ -47,7 +47,10 @@ class Weighted(NamedTuple):
 
 
 def parse_weighted(text: str) -> Weighted:
-    """`style=0.7` -> ("style", 0.7). An argument that is the name of something that exists has no weight in it."""
+    """Split an adapter argument into the source and its weight.
+
+    `style=0.7` -> ("style", 0.7). An argument that is the name of something that exists has no weight in it.
+    """
     source, equals, number = text.rpartition("=")
     if os.path.lexists(text):
         return Weighted(text)
@@ -147,7 +150,10 @@ def _parse_device(text: str) -> str:
 
 
 def parse_setting(text: str) -> tuple[str, str]:
-    """`density=0.3` -> ("density", "0.3")."""
+    """Split a setting into its name and its value.
+
+    `density=0.3` -> ("density", "0.3").
+    """
     name, equals, value = text.partition("=")
     if not (name.strip() and equals and value.strip()):
         raise UsageError(f"'{text}' sets nothing", hint="write option=value, as in density=0.3")
@@ -155,7 +161,10 @@ def parse_setting(text: str) -> tuple[str, str]:
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
-    """`1,0.5,0` -> (1.0, 0.5, 0.0)."""
+    """Return the numbers of a list with commas.
+
+    `1,0.5,0` -> (1.0, 0.5, 0.0).
+    """
     words = [word.strip() for word in text.split(",")]
     if bad := [word for word in words if not _NUMBER.fullmatch(word)]:
         raise UsageError(f"'{bad[0]}' is no number", hint="write numbers with commas between them: 1,0.5,0")
@@ -163,7 +172,10 @@ def parse_numbers(text: str) -> tuple[float, ...]:
 
 
 def parse_module_weight(text: str) -> tuple[str, tuple[float, ...]]:
-    """`*.q_proj=0.5` -> ("*.q_proj", (0.5,))."""
+    """Split a weight of modules into the glob and its numbers.
+
+    `*.q_proj=0.5` -> ("*.q_proj", (0.5,)).
+    """
     glob, equals, numbers = text.rpartition("=")
     if not glob or not equals:
         raise UsageError(f"'{text}' weighs nothing", hint="write GLOB=W, as in '*.q_proj=0.5'")
@@ -171,7 +183,10 @@ def parse_module_weight(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def parse_rule(text: str) -> tuple[str, float]:
-    """`sv_fro=0.9` -> ("sv_fro", 0.9)."""
+    """Split a rule for ranks into its name and its number.
+
+    `sv_fro=0.9` -> ("sv_fro", 0.9).
+    """
     name, equals, number = text.partition("=")
     if not equals or not _NUMBER.fullmatch(number.strip()):
         raise UsageError(f"'{text}' is no rule and its number", hint="write NAME=F, as in sv_fro=0.9")
@@ -226,11 +241,15 @@ def as_mapping(ctx: click.Context, param: click.Parameter, pairs: Iterable[tuple
     return dict(pairs)
 
 
-out = option(OUTPUT, "-o", "--out", required=True, type=PATH, metavar="PATH", help="Where to write.")
+out = option(OUTPUT, "-o", "--out", required=True, type=PATH, metavar="PATH", help="Where to write the result.")
 overwrite = option(OUTPUT, "--overwrite", is_flag=True, help="Replace the files that loratools wrote.")
 plan = option(EXECUTION, "--plan", is_flag=True, help="Print what would be done, and stop.")
 dtype = option(
-    OUTPUT, "--dtype", type=DTYPE, metavar="DTYPE", help="Dtype to store: float32, bfloat16, float16, float64."
+    OUTPUT,
+    "--dtype",
+    type=DTYPE,
+    metavar="DTYPE",
+    help="Dtype of the stored weights: float32, bfloat16, float16, float64.",
 )
 float32_dtype = option(
     OUTPUT,
@@ -238,9 +257,9 @@ float32_dtype = option(
     type=DTYPE,
     default="F32",
     metavar="DTYPE",
-    help="Dtype to store: float32, bfloat16, float16, float64.  [default: float32]",
+    help="Dtype of the stored weights: float32, bfloat16, float16, float64.  [default: float32]",
 )
-threads = option(EXECUTION, "--threads", type=click.IntRange(min=1), metavar="N", help="Workers to compute with.")
+threads = option(EXECUTION, "--threads", type=click.IntRange(min=1), metavar="N", help="Number of workers.")
 device = option(
     EXECUTION,
     "--device",
@@ -251,8 +270,12 @@ device = option(
     help="Compute on: cpu, cuda, cuda:N, mps, or auto.",
 )
 seed = option(EXECUTION, "--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed.")
-include = option(SELECTION, "--include", multiple=True, metavar="GLOB", help="Only targets that match; repeatable.")
-exclude = option(SELECTION, "--exclude", multiple=True, metavar="GLOB", help="No targets that match; repeatable.")
+include = option(
+    SELECTION, "--include", multiple=True, metavar="GLOB", help="Take only the modules whose names match; repeatable."
+)
+exclude = option(
+    SELECTION, "--exclude", multiple=True, metavar="GLOB", help="Leave out the modules whose names match; repeatable."
+)
 to_format = option(
     OUTPUT,
     "--format",
@@ -267,14 +290,17 @@ output_format = option(
     "--format",
     type=WRITTEN_FORMAT,
     metavar="FORMAT",
-    help="Format to write; if not given, that of the adapters, or else peft.",
+    help="Format to write. Where it is not given: the format of the adapters, or peft.",
 )
 base = option(
     INPUT,
     "--base",
     type=BASE,
     metavar="BASE",
-    help="The model it is for: a checkpoint, its config.json, or the family of an image model; where names need it.",
+    help=(
+        "The model that the adapter is for, where its names need one: a checkpoint, its config.json, or the "
+        "family of an image model."
+    ),
 )
 from_format = option(
     INPUT,
@@ -282,20 +308,20 @@ from_format = option(
     "from_format",
     type=READ_FORMAT,
     metavar="FORMAT",
-    help="Format of the adapters, if detection is wrong.",
+    help="The format to read the adapters as, where detection is wrong.",
 )
 rank_from = option(
     INPUT,
     "--rank-from",
     type=click.Choice(["tensors", "config"]),
-    help="Where the rank that scales comes from, if tensors and config disagree.",
+    help="Which rank the scale is computed with, where tensors and config disagree.",
 )
 initial = option(
     INPUT,
     "--initial",
     type=PATH,
     multiple=True,
-    help="An adapter as it was before training, to take off again (PiSSA, OLoRA, CorDA, LoRA-GA). Repeatable.",
+    help="The adapter as it was before training, which is subtracted (PiSSA, OLoRA, CorDA, LoRA-GA); repeatable.",
 )
 allow_partial = option(
     SELECTION, "--allow-partial", is_flag=True, help="Leave out what does not fit the base, and list it."
@@ -304,17 +330,21 @@ expert_packing = option(
     INPUT,
     "--expert-packing",
     type=click.Choice(["peft", "expert-major"]),
-    help="How fused experts share the columns of B, if the files leave it open.",
+    help="How fused experts share the columns of B, where the files do not say it.",
 )
 expert_orientation = option(
     INPUT,
     "--expert-orientation",
     type=click.Choice(["out-in", "in-out"]),
-    help="How square fused experts are stored, if the files leave it open.",
+    help="How square fused experts are stored, where the files do not say it.",
 )
 rank = option(RANK, "--rank", type=click.IntRange(min=1), metavar="N", help="Largest rank of each module.")
 energy = option(
-    RANK, "--energy", type=SHARE, metavar="F", help="Smallest rank that keeps this share of each module's energy."
+    RANK,
+    "--energy",
+    type=SHARE,
+    metavar="F",
+    help="Smallest rank that keeps this share of the energy (squared norm) of each module.",
 )
 error = option(
     RANK, "--error", type=SHARE, metavar="F", help="Smallest rank with at most this relative error in each module."
@@ -323,14 +353,22 @@ max_rank = option(
     RANK, "--max-rank", type=click.IntRange(min=1), metavar="N", help="No module gets a higher rank, whatever the rule."
 )
 max_size = option(
-    RANK, "--max-size", type=SIZE, metavar="SIZE", help="Share ranks out for a file of at most this size."
+    RANK,
+    "--max-size",
+    type=SIZE,
+    metavar="SIZE",
+    help="Choose the ranks of all modules so that the file has at most this size.",
 )
 max_params = option(
-    RANK, "--max-params", type=click.IntRange(min=1), metavar="N", help="Share out ranks for at most N parameters."
+    RANK,
+    "--max-params",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Choose the ranks of all modules so that they have at most N parameters.",
 )
 
 _JSON = option(PRINTING, "--json", is_flag=True, help="Print one JSON document on stdout.")
-_QUIET = option(PRINTING, "-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for.")
+_QUIET = option(PRINTING, "-q", "--quiet", is_flag=True, help="Print only errors and what was asked for.")
 _VERBOSE = option(
     PRINTING, "-v", "--verbose", is_flag=True, help="Print more: what was matched, and every detail of an error."
 )

@@ -9,9 +9,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Base:
-    """`shapes`: the base's weights by name; empty where only its config was given. `config`: its config.json.
+    """What is known of a base model without its values: names, shapes and config.
 
-    `family`: the name of an image model's family, where that is all that was given.
+    Attributes:
+        shapes: The shape of each weight by name; empty where only the config was given.
+        config: The fields of its config.json.
+        path: Where it is; None where it was not opened.
+        family: The name of an image model's family, where that is all that was given.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -17,7 +17,13 @@ _PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class LeaveOut:
-    """`include`, `exclude`: globs, as of `Adapter.selected`. `unread`: leave out every tensor that is not read."""
+    """What of an adapter a person leaves out before it is read.
+
+    Attributes:
+        include: Globs over the names that are read, as of `Adapter.selected`; all are read where there is none.
+        exclude: Globs over the names that are left out.
+        unread: Whether every tensor that cannot be read is left out.
+    """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -25,7 +31,7 @@ class LeaveOut:
 
     @classmethod
     def of(cls, include: Globs = (), exclude: Globs = (), *, unread: bool = False) -> LeaveOut:
-        """From the arguments of a verb, where one glob may come without a list."""
+        """Make one from the arguments of a verb, where one glob may come without a list."""
         kept, gone = ((globs,) if isinstance(globs, str) else tuple(globs) for globs in (include, exclude))
         return cls(kept, gone, unread)
 

@@ -161,7 +161,7 @@ def shown(lines: Sequence[str], most: int = 5) -> list[str]:
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """`1 tensor`, `2 tensors`."""
+    """Return a count with its noun in the right number: `1 tensor`, `2 tensors`."""
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
@@ -333,5 +333,5 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
-    """checkpoint-500 before checkpoint-1000."""
+    """Return a key that sorts checkpoint-500 before checkpoint-1000."""
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", path.name) if p]

@@ -15,7 +15,7 @@ def items(stack: LazyTensor) -> list[LazyTensor]:
 
 
 def stacked(members: Mapping[int, LazyTensor], count: int) -> LazyTensor:
-    """(count, rows, columns) from the matrices of some of `count` experts; zeros for the others."""
+    """Stack the matrices of some experts, (count, rows, columns), with zeros for the others."""
     import torch
 
     first = next(iter(members.values()))

@@ -28,7 +28,10 @@ _IN_CONFIG = re.compile(rf"(?:{'|'.join(_ANYWHERE)})\\?\.")
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """`names`: name in the file -> name without wrappers. `wrappers`: how many names each tool's were taken out of."""
+    """The names of an adapter without the wrappers of training.
+
+    `names`: name in the file -> name without wrappers. `wrappers`: how many names each tool's were taken out of.
+    """
 
     names: dict[str, str]
     wrappers: dict[str, int]
@@ -36,10 +39,6 @@ class Unwrapped:
 
 def unwrapped(names: Iterable[str]) -> Unwrapped:
     """The names without wrappers, those of models that another name is in (`module.`) only where all names have it."""
-    names = list(names)
-    together = "\n".join(names)
-    if not any(word in together for word in (*_ANYWHERE, _OUTERMOST)):
-        return Unwrapped(dict(zip(names, names, strict=True)), {})  # as nearly every file has them
     removed: Counter[str] = Counter()
     segments: dict[str, list[str]] = {}
     for name in names:

@@ -21,7 +21,9 @@ _USUAL_END_LENGTH = len(".lora_A.weight")
 
 @dataclass(frozen=True)
 class Factor:
-    """`part` is `lora_A`, `lora_B`, `lora_B.bias`, ...; `adapter` is the adapter's name where the key has one.
+    """A key that names one part of an update of a module.
+
+    `part` is `lora_A`, `lora_B`, `lora_B.bias`, ...; `adapter` is the adapter's name where the key has one.
 
     depth: of fused experts with several parameters, how many wrappers this one is inside of.
     """

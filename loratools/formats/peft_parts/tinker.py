@@ -36,12 +36,12 @@ def with_names_of_peft(source: AdapterSource) -> tuple[AdapterSource, list[str]]
     heads = 0
     for key, tensor in source.tensors.items():
         name = key.removeprefix(PREFIX)
-        found = _FACTOR.fullmatch(name) if "unembed_tokens" in name or ".experts." in name else None
-        if found is not None and _HEAD.fullmatch(found["module"]):
-            tensors[f"{PREFIX}lm_head.{found['part']}.weight"] = tensor
+        parsed = _FACTOR.fullmatch(name) if "unembed_tokens" in name or ".experts." in name else None
+        if parsed is not None and _HEAD.fullmatch(parsed["module"]):
+            tensors[f"{PREFIX}lm_head.{parsed['part']}.weight"] = tensor
             heads += 1
-        elif found is not None and len(tensor.shape) == 3 and _STACK.fullmatch(found["module"]):
-            stacks.setdefault(found["module"], {})[found["part"]] = tensor
+        elif parsed is not None and len(tensor.shape) == 3 and _STACK.fullmatch(parsed["module"]):
+            stacks.setdefault(parsed["module"], {})[parsed["part"]] = tensor
         else:
             tensors[key] = tensor
     if not heads and not stacks:
@@ -82,11 +82,11 @@ def _apart(source: AdapterSource, stacks: Mapping[str, Mapping[str, LazyTensor]]
 
 
 def _of_experts(module: str, a: list[LazyTensor], b: list[LazyTensor]) -> dict[str, LazyTensor]:
-    found = _STACK.fullmatch(module)
-    assert found is not None, "found so before"
-    role = role_of(found["leaf"])
+    parsed = _STACK.fullmatch(module)
+    assert parsed is not None, "found so before"
+    role = role_of(parsed["leaf"])
     tensors: dict[str, LazyTensor] = {}
     for number, factors in enumerate(zip(a, b, strict=True)):
-        name = f"{PREFIX}{expert_name(Expert(found['parent'], number, role))}"
+        name = f"{PREFIX}{expert_name(Expert(parsed['parent'], number, role))}"
         tensors |= {f"{name}.lora_{part}.weight": factor for part, factor in zip("AB", factors, strict=True)}
     return tensors

@@ -35,7 +35,10 @@ _SEPARATORS = re.compile(r"[^a-z0-9]+")
 
 @dataclass(frozen=True)
 class Decision:
-    """`families`: the one that the names are of, or several in which they mean the same. `places`: what they mean."""
+    """The families that names may belong to, and what the names mean there.
+
+    `families`: the one that the names are of, or several in which they mean the same. `places`: what they mean.
+    """
 
     families: tuple[Family, ...]
     places: Mapping[str, Place]

@@ -28,7 +28,10 @@ _MIXTRAL_PARENT = "block_sparse_moe"
 
 
 class Expert(NamedTuple):
-    """`parent` is the mixture's own name, `role` is gate_proj, up_proj or down_proj."""
+    """One matrix of one expert of a mixture.
+
+    `parent` is the mixture's own name, `role` is gate_proj, up_proj or down_proj.
+    """
 
     parent: str
     number: int
@@ -44,7 +47,7 @@ def parse_expert(module: str) -> Expert | None:
 
 
 def role_of(leaf: str) -> str:
-    """gate_proj, up_proj or down_proj, by the last part of a module's name in any of its spellings."""
+    """Return gate_proj, up_proj or down_proj, by the last part of a module's name in any of its spellings."""
     return _PLAIN.get(leaf, leaf)
 
 

@@ -14,7 +14,9 @@ _INNER = frozenset({"model", "transformer", "bert", "deberta", "electra", "esm",
 
 @dataclass(frozen=True)
 class NamesInMemory:
-    """`by_stored`: name in the files -> name in memory. `stored`: any former name in memory -> name in the files.
+    """The names that the modules of a base have in memory.
+
+    `by_stored`: name in the files -> name in memory. `stored`: any former name in memory -> name in the files.
 
     `headless`: whether the base's class is the inner model alone. `model_type`: of its config. `roots`: the first
     segments of the names in its files.

@@ -57,7 +57,7 @@ def aliases_by_rows(rows_of: Mapping[str, int], shapes: Shapes) -> dict[str, Ali
         rows_of: The rows of each part that an adapter has, by the end of its name, such as `linear_attn.in_proj_q`.
         shapes: The weights of a base by name.
     """
-    found: dict[str, Alias] = {}
+    aliases: dict[str, Alias] = {}
     for name, shape in shapes.items():
         module = name.removesuffix(".weight")
         parts = parts_of(module) if shape and module != name else ()
@@ -68,9 +68,9 @@ def aliases_by_rows(rows_of: Mapping[str, int], shapes: Shapes) -> dict[str, Ali
         for part, rows in zip(parts, sizes, strict=True):
             assert rows is not None, "none is unknown"
             place = Place(name, at=Part(rows=Span(start, start + rows)))
-            found[f"{part}.weight"] = Alias((rows, *shape[1:]), (place,))
+            aliases[f"{part}.weight"] = Alias((rows, *shape[1:]), (place,))
             start += rows
-    return {name: alias for name, alias in found.items() if name not in shapes}
+    return {name: alias for name, alias in aliases.items() if name not in shapes}
 
 
 def _sizes_of(module: str, config: Mapping[str, object], rows: int, shapes: Shapes) -> tuple[int, ...] | None:

@@ -49,7 +49,7 @@ def selected_names(
 ) -> set[str]:
     """Names of modules and replaced weights that the globs leave, of all adapters together."""
     names = sorted({name for adapter, _ in sources for name in (*adapter.updates, *adapter.replacements)})
-    aliases = {name: meant for adapter, _ in sources for name, meant in adapter.aliases.items()}
+    aliases = {name: further_names for adapter, _ in sources for name, further_names in adapter.aliases.items()}
     unread = [key for adapter, _ in sources for key in adapter.unread_tensors]
     return set(select_names(names, include, exclude, aliases=aliases, unread=unread) if include or exclude else names)
 

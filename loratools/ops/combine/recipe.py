@@ -36,10 +36,14 @@ CALIBRATIONS = get_args(Calibration)
 
 @dataclass(frozen=True)
 class Ingredient:
-    """An adapter and what its delta is multiplied with.
+    """An adapter of a recipe, and what its delta is multiplied with.
 
-    modules: glob -> a further factor for the modules that match; of several that match the last one counts.
-    blocks: kohya's block weights, as further factors.
+    Attributes:
+        adapter: The adapter: a path relative to the folder of the recipe file.
+        weight: What its delta is multiplied with.
+        modules: For each glob, a further factor for the modules whose names match it; of several that match, the last
+            one counts.
+        blocks: kohya's block weights, as further factors: 12, 17, 20 or 26 numbers.
     """
 
     adapter: AdapterSource
@@ -81,7 +85,24 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to combine; see `ops.combine.combine` for what each field means."""
+    """Everything that says how adapters are combined.
+
+    Attributes:
+        adapters: The adapters, in their order: each a path, or a mapping with the fields of an adapter. They may be
+            given beside the recipe instead.
+        method: The method, as `loratools methods` lists it.
+        set: Options of the method by name.
+        rank: Truncate each module to this rank. Without it and `energy`, ranks add up.
+        energy: Truncate each module to this share of its squared Frobenius norm, in (0, 1].
+        max_rank: With `energy`: no rank is above this.
+        seed: Random seed of a method that draws numbers.
+        dtype: The dtype of the stored factors; each module keeps the widest of its sources where it is not given.
+        include: A glob, or a list of them, over the names of modules; all are taken where there is none.
+        exclude: A glob, or a list of them, of what is left out.
+        heads: What to do with replaced weights that differ: `refuse`, `first` or `average`.
+        calibrate: `svc`: rescale singular values that several adapters share.
+        norm_match: Whether each module is scaled to the norm `sum of |weight| |delta|` over the adapters.
+    """
 
     adapters: tuple[Ingredient, ...] = ()
     method: str = "linear"
@@ -171,7 +192,7 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     document = _parsed(path)
     faults: list[str] = []
-    fields = _checked(document, _FIELDS, "", faults)
+    fields = _checked(document, RECIPE_FIELDS, "", faults)
     adapters = []
     for i, entry in enumerate(fields.pop("adapters", [])):
         entry = {"adapter": entry} if isinstance(entry, str) else entry
@@ -179,7 +200,7 @@ def read_recipe(path: str | Path) -> Recipe:
         if not isinstance(entry, Mapping):
             faults.append(f"{entry_name} is no path and no mapping")
             continue
-        entry_fields = _checked(entry, _ADAPTER_FIELDS, f"{entry_name}.", faults)
+        entry_fields = _checked(entry, ADAPTER_FIELDS, f"{entry_name}.", faults)
         modules = entry_fields.get("modules", {})
         faults += [f"{entry_name}.modules: {g!r} is no number" for g, w in modules.items() if not _is_number(w)]
         blocks = entry_fields.get("blocks", [])
@@ -204,20 +225,20 @@ def read_recipe(path: str | Path) -> Recipe:
 
 def overridden(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
     """The recipe with what is given besides it, which goes before what it says. `set` is merged."""
-    set_options = {k: v for k, v in settings.items() if v is not None and v is not False and v != () and v != {}}
-    if recipe.adapters and set_options.get("adapters"):
+    named_settings = {k: v for k, v in settings.items() if v is not None and v is not False and v != () and v != {}}
+    if recipe.adapters and named_settings.get("adapters"):
         raise UsageError("adapters are given, and the recipe names some as well", hint="give them in one place")
-    if {"rank", "energy"} & set_options.keys():
+    if {"rank", "energy"} & named_settings.keys():
         recipe = replace(recipe, rank=None, energy=None)
-    options = set_options.pop("set", {})
+    options = named_settings.pop("set", {})
     assert isinstance(options, Mapping)
     # Another method has other options.
-    from_recipe = recipe.set if set_options.get("method", recipe.method) == recipe.method else {}
-    return replace(recipe, **set_options, set={**from_recipe, **options})  # type: ignore[arg-type]
+    from_recipe = recipe.set if named_settings.get("method", recipe.method) == recipe.method else {}
+    return replace(recipe, **named_settings, set={**from_recipe, **options})  # type: ignore[arg-type]
 
 
 _Kind = type | tuple[type, ...]
-_FIELDS: dict[str, _Kind] = {
+RECIPE_FIELDS: dict[str, _Kind] = {
     "adapters": list,
     "method": str,
     "set": dict,
@@ -232,7 +253,7 @@ _FIELDS: dict[str, _Kind] = {
     "calibrate": str,
     "norm_match": bool,
 }
-_ADAPTER_FIELDS: dict[str, _Kind] = {"adapter": str, "weight": (int, float), "modules": dict, "blocks": list}
+ADAPTER_FIELDS: dict[str, _Kind] = {"adapter": str, "weight": (int, float), "modules": dict, "blocks": list}
 
 
 def _checked(
@@ -248,7 +269,7 @@ def _checked(
         elif not isinstance(value, field_kinds[str(key)]) or (
             isinstance(value, bool) and field_kinds[str(key)] is not bool
         ):
-            faults.append(f"{prefix}{key} is {value!r}, and no {_kind_name(field_kinds[str(key)])}")
+            faults.append(f"{prefix}{key} is {value!r}, and no {kind_name(field_kinds[str(key)])}")
         else:
             values[str(key)] = value
     return values
@@ -258,7 +279,7 @@ def _list_of_fields(names: Iterable[str]) -> str:
     return f"; there are: {', '.join(names)}"
 
 
-def _kind_name(kind: _Kind) -> str:
+def kind_name(kind: _Kind) -> str:
     kind_names = {
         str: "text",
         list: "list",

@@ -13,11 +13,19 @@ from loratools.short_repr import few_lines
 
 @dataclass(frozen=True)
 class CombineReport:
-    """What a combination did, or of a plan what it would do: all is computed, and nothing written.
+    """The report of a combination; of a plan all is computed, and nothing written.
 
-    `output` and `residual` are None where nothing was written, `adapter` of a plan. `recipe` is what was asked for, in
-    full, and is in the metadata of what was written. `residual_bytes` is the size of what was lost, where a residual
-    is asked for.
+    Attributes:
+        modules: One entry per module of the result.
+        adapters: How much of each adapter is in the result, in the order given.
+        error: Relative Frobenius error over all modules, of what is stored against the exact combination.
+        output: Where the result was written; None where nothing was.
+        adapter: The resulting adapter; None of a plan.
+        bytes: Size of the result in bytes.
+        warnings: What a person should know about the result, as sentences.
+        recipe: Everything that was asked for, as it stands in the metadata of the result.
+        residual: Where the second adapter with what was lost was written; None where there is none.
+        residual_bytes: Size of that second adapter in bytes, where it is asked for.
     """
 
     modules: tuple[CombinedModule, ...]

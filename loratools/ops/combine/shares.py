@@ -19,16 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Share:
-    """What an adapter says in the result, over all its targets; own is its delta at weight 1.
+    """How much of one adapter is left in the result, over all its modules.
 
-    gain: `<result, own> / |own|^2`: 1 where the adapter is all there, the weight where nothing else overlaps.
-    gain_lost: how much of the gain the truncation and the storing cost.
-    interference: `|(result - own) on the row space of own| / |own|`: 0 where inputs that the adapter reacts to are
-        answered as by the adapter alone.
-    overlap: the share of its row space that lies in those of the others, `|R_i^T R_j|^2 / min(r_i, r_j)`, on average
-        over the others and over the targets.
-    overlap_baseline: the same of subspaces of those sizes at random.
-    None of an adapter that is zero, of one with weight 0, and of the overlap where no other has its targets.
+    Numbers are None of an adapter that is zero or has weight 0, and overlaps where no other adapter has its modules.
+
+    Attributes:
+        path: The adapter, as it was named.
+        weight: Its weight.
+        gain: `<result, own> / |own|^2`, where own is its delta at weight 1: its weight where nothing overlaps.
+        gain_lost: How much of the gain truncation and storing cost.
+        interference: `|(result - own) on the row space of own| / |own|`: 0 where inputs that the adapter reacts to are
+            answered as by the adapter alone.
+        overlap: The share of its row space that lies in those of the others, `|R_i^T R_j|^2 / min(r_i, r_j)`, on
+            average over the others and over the modules.
+        overlap_baseline: The same for random subspaces of those sizes.
     """
 
     path: str
@@ -45,7 +49,18 @@ class Share:
 
 @dataclass(frozen=True)
 class ModuleShare:
-    """The same of one target; `adapter` is the position among the arguments, from 0, `weight` that of this target."""
+    """How much of one adapter is left in one module of the result.
+
+    Attributes:
+        adapter: The position of the adapter among the arguments, from 0.
+        weight: Its weight in this module.
+        gain: `<result, own> / |own|^2`, where own is its delta at weight 1: its weight where nothing overlaps.
+        gain_lost: How much of the gain truncation and storing cost.
+        interference: `|(result - own) on the row space of own| / |own|`: 0 where inputs that the adapter reacts to are
+            answered as by the adapter alone.
+        overlap: The share of its row space that lies in those of the others, on average over the others.
+        overlap_baseline: The same for random subspaces of those sizes.
+    """
 
     adapter: int
     weight: float
@@ -61,7 +76,17 @@ class ModuleShare:
 
 @dataclass(frozen=True)
 class CombinedModule(ReducedModule):
-    """A target of the result: its ranks and error, and what became of each adapter there."""
+    """The ranks and the error of one module of a combination, and what became of each adapter there.
+
+    Attributes:
+        name: The name of the module.
+        rank_in: The rank before; None of a vector.
+        rank: The stored rank; None of a vector.
+        energy: The share of the squared Frobenius norm that the stored values hold.
+        error: The relative Frobenius error of the stored values.
+        norm: The Frobenius norm of what the delta should be.
+        adapters: How much of each adapter is in this module.
+    """
 
     adapters: tuple[ModuleShare, ...] = ()
 

@@ -132,7 +132,7 @@ def combine(
         >>> [share.weight for share in report.adapters]
         [0.7, 0.3]
     """
-    asked = {
+    arguments = {
         "adapters": ingredients(adapters, module_weights or {}, block_weights),
         "method": method,
         "set": options,
@@ -147,7 +147,7 @@ def combine(
         "include": tuple(include),
         "exclude": tuple(exclude),
     }
-    followed = overridden(read_recipe(recipe) if recipe is not None else Recipe(), asked)
+    followed = overridden(read_recipe(recipe) if recipe is not None else Recipe(), arguments)
     settings = ModuleSettings.from_recipe(followed)
     opened = open_adapters(
         [(ingredient.adapter, ingredient.weight) for ingredient in followed.adapters],

@@ -135,7 +135,7 @@ def stored_dtype(name: str) -> str:
     Raises:
         UsageError: weights are not stored in it.
     """
-    found = parse_float_dtype(name)
-    if found is None:
+    dtype = parse_float_dtype(name)
+    if dtype is None:
         raise UsageError(f"weights cannot be stored as '{name}'", hint="choose float32, bfloat16, float16 or float64")
-    return found
+    return dtype

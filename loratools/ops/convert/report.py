@@ -12,7 +12,23 @@ from loratools.skipped import Skipped
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What a conversion did. `modules` and `max_relative_error` are empty where it was only planned."""
+    """The report of a conversion.
+
+    Attributes:
+        source_format: The format that was read.
+        target_format: The format that was written.
+        tensors_in: How many tensors the source has.
+        tensors_out: How many tensors the result has.
+        modules: The error of each module; empty where it was only planned.
+        max_relative_error: The largest of these errors, as the relative Frobenius norm of dW x for random x; None where
+            it was only planned.
+        dropped: What of the source is not in the result.
+        kept: Names of metadata entries that are the same in the result.
+        recomputed: Names of metadata entries that were written anew.
+        bytes: Size of the result in bytes; None where nothing was written.
+        output: Where the result was written; None where nothing was.
+        warnings: What a person should know about the result, as sentences.
+    """
 
     source_format: str
     target_format: str

@@ -17,7 +17,7 @@ from loratools.formats.common.source import counted
 
 @dataclass(frozen=True)
 class Server:
-    """What a server takes.
+    """A server for adapters, and what it takes.
 
     Attributes:
         largest: The largest rank that it can be told to take.

@@ -112,20 +112,20 @@ def convert(
         alpha=alpha,
         leave_out=LeaveOut.of(include, exclude, unread=allow_partial),
     )
-    whole = load(moved=keeps_initialisation, base=known)
-    if keep_stored_names([whole], format, known):
-        whole = load(stored_names=True)
-    inputs = [whole.path] if whole.path is not None else []
+    unselected = load(moved=keeps_initialisation, base=known)
+    if keep_stored_names([unselected], format, known):
+        unselected = load(stored_names=True)
+    inputs = [unselected.path] if unselected.path is not None else []
     check_output(out, overwrite=overwrite, inputs=inputs)
 
-    source = whole.selected(include, exclude)
+    source = unselected.selected(include, exclude)
     target = rewritten(source, format, known, serve=serve)
     _refuse_unwritable(target, format, allow_partial=allow_partial)
     written_adapter = _without(target.adapter, target.unwritable)
     if not written_adapter.updates and not written_adapter.replacements:
         raise UnsupportedError(f"nothing of {quoted(source.name)} can be written as {format}")
-    dropped = _dropped(whole, source, target)
-    warnings = [*whole.warnings, *assumed_alpha_warnings(source), *target.warnings]
+    dropped = _dropped(unselected, source, target)
+    warnings = [*unselected.warnings, *assumed_alpha_warnings(source), *target.warnings]
     if plan:
         return ConvertReport(
             source_format=source.format,
@@ -187,17 +187,17 @@ def _without(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
     )
 
 
-def _dropped(whole: Adapter, selected: Adapter, target: Rewritten) -> tuple[Skipped, ...]:
+def _dropped(unselected: Adapter, selected: Adapter, target: Rewritten) -> tuple[Skipped, ...]:
     """Modules and replaced weights of the source that are not in the result, by name; then tensors not read."""
-    reasons = dict.fromkeys([*whole.updates, *whole.replacements], EXCLUDED)
+    reasons = dict.fromkeys([*unselected.updates, *unselected.replacements], EXCLUDED)
     reasons = {n: w for n, w in reasons.items() if n not in selected.updates and n not in selected.replacements}
-    weights = {**whole.replacements, **target.original.replacements}
+    weights = {**unselected.replacements, **target.original.replacements}
     return (
         *(
             Skipped(name, why, "weight" if name in weights else "module")
             for name, why in sorted({**reasons, **target.unwritable}.items())
         ),
-        *(Skipped(name, f"not read as {whole.format}") for name in whole.unread_tensors),
+        *(Skipped(name, f"not read as {unselected.format}") for name in unselected.unread_tensors),
     )
 
 

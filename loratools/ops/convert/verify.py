@@ -43,7 +43,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class ConvertedModule:
-    """A module of the result: relative error, and whether rounding explains it."""
+    """How far a module or replaced weight of a conversion is from its source.
+
+    Attributes:
+        name: Its name in the result.
+        error: The relative Frobenius norm of the difference of dW x for random x, in float64.
+        explained: The largest error that rounding to the stored dtype explains.
+    """
 
     name: str
     error: float
@@ -58,7 +64,7 @@ def compare(
     pieces: where the modules of the source went; those that are not in it kept their name.
     left_out: what is to be missing: modules by the names that they would have in the result, and replaced weights.
     """
-    made: dict[str, list[tuple[str, Piece]]] = {name: [] for name in result.updates}
+    parts_of: dict[str, list[tuple[str, Piece]]] = {name: [] for name in result.updates}
     lost: list[ConvertedModule] = []
     for name, update in source.updates.items():
         if update.rank == 0:
@@ -68,11 +74,11 @@ def compare(
         for piece in pieces.get(name, (Piece(name),)):
             if piece.module in left_out:
                 continue
-            if piece.module in made:
-                made[piece.module].append((name, piece))
+            if piece.module in parts_of:
+                parts_of[piece.module].append((name, piece))
             elif not _is_zero(update):
                 lost.append(ConvertedModule(name, float("inf"), False))
-    checked = [_checked_update(source, name, result.updates[name], parts) for name, parts in made.items()]
+    checked = [_checked_update(source, name, result.updates[name], parts) for name, parts in parts_of.items()]
     for name, replacement in result.replacements.items():
         of = source.replacements.get(name)
         checked.append(_checked_tensor(name, of.tensor if of is not None else None, replacement.tensor))
@@ -116,27 +122,27 @@ def _checked_update(source: Adapter, name: str, result: Update, parts: list[tupl
     beside = _checked_magnitude(source, name, result, parts)
     import torch
 
-    found = _product(result)
-    if found is None:
+    product = _product(result)
+    if product is None:
         return ConvertedModule(name, float("inf"), False)
-    x = torch.randn(found.in_features, _SAMPLES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    wanted = torch.zeros(found.out_features, _SAMPLES, dtype=torch.float64)
-    room = torch.zeros_like(wanted)
+    x = torch.randn(product.in_features, _SAMPLES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.zeros(product.out_features, _SAMPLES, dtype=torch.float64)
+    room = torch.zeros_like(expected)
     unit, smallest = _precision(result.parts.values())
     for original, piece in parts:
         factors = _product(source.updates[original])
         rows, into = slice(*(piece.source_rows or (None,))), slice(*(piece.rows or (None,)))
-        if factors is None or factors.in_features != found.in_features:
+        if factors is None or factors.in_features != product.in_features:
             return ConvertedModule(name, float("inf"), False)
         b = factors.b[rows]
-        if b.shape[0] != wanted[into].shape[0]:
+        if b.shape[0] != expected[into].shape[0]:
             return ConvertedModule(name, float("inf"), False)
-        wanted[into] += b @ (factors.a @ x)
+        expected[into] += b @ (factors.a @ x)
         room[into] += _rounding_error(b, factors, x, unit, smallest, result.scale)
-    error = (found.b @ (found.a @ x) - wanted).norm()
-    size = wanted.norm()
-    product = ConvertedModule(name, float(error / size) if size else float(error), bool(error <= room.norm()))
-    return product if beside is None else max(product, beside, key=lambda c: (not c.explained, c.error))
+    error = (product.b @ (product.a @ x) - expected).norm()
+    size = expected.norm()
+    checked = ConvertedModule(name, float(error / size) if size else float(error), bool(error <= room.norm()))
+    return checked if beside is None else max(checked, beside, key=lambda c: (not c.explained, c.error))
 
 
 def _product(update: Update) -> Factors | None:
@@ -150,7 +156,7 @@ def _checked_magnitude(
     source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]
 ) -> ConvertedModule | None:
     """The magnitudes of DoRA, put together from those of the source; None where there are none."""
-    wanted = []
+    expected = []
     written = result.as_lora()
     for original, piece in sorted(parts, key=lambda p: (p[1].rows or (0, 0))[0]):
         of = source.updates[original].as_lora()
@@ -158,17 +164,17 @@ def _checked_magnitude(
             if written is None or of.magnitude_of != written.magnitude_of:
                 return ConvertedModule(name, float("inf"), False)
             # Formats give it axes of 1, or none.
-            wanted.append(
+            expected.append(
                 reshaped(of.magnitude, (of.magnitude.elements,)).read()[slice(*(piece.source_rows or (None,)))]
             )
-    found = None if written is None else written.magnitude
-    if not wanted and found is None:
+    magnitude = None if written is None else written.magnitude
+    if not expected and magnitude is None:
         return None
-    if not wanted or found is None:
+    if not expected or magnitude is None:
         return ConvertedModule(name, float("inf"), False)
     import torch
 
-    return _checked_tensor(name, from_torch(torch.cat(wanted)), reshaped(found, (found.elements,)))
+    return _checked_tensor(name, from_torch(torch.cat(expected)), reshaped(magnitude, (magnitude.elements,)))
 
 
 def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smallest: float, scale: float) -> Tensor:
@@ -224,10 +230,10 @@ def _checked_tensor(name: str, source: LazyTensor | None, result: LazyTensor) ->
     if source.dtype not in FLOAT_DTYPES or result.dtype not in FLOAT_DTYPES:
         same = source.dtype == result.dtype and bool((source.read() == result.read()).all())
         return ConvertedModule(name, 0.0 if same else float("inf"), same)
-    wanted, found = source.read().double(), result.read().double()
+    expected, actual = source.read().double(), result.read().double()
     unit, smallest = _precision([result])
-    error, size = (found - wanted).norm(), wanted.norm()
-    room = unit * size + smallest * wanted.numel() ** 0.5
+    error, size = (actual - expected).norm(), expected.norm()
+    room = unit * size + smallest * expected.numel() ** 0.5
     return ConvertedModule(name, float(error / size) if size else float(error), bool(error <= room))
 
 

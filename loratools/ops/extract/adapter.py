@@ -24,7 +24,7 @@ def adapter_of(
     """Updates by their targets, replacements, and the fields of a config."""
     updates = {pair.target: update for pair, update in factors.items()}
     linear = [p for p in factors if p.layer == "linear"]
-    own = base.config.get("_name_or_path")
+    base_name = base.config.get("_name_or_path")
     config: dict[str, object] = {
         "init_lora_weights": True,
         "lora_dropout": 0.0,
@@ -37,7 +37,7 @@ def adapter_of(
         # Of all modules or of none: PEFT corrects it by the class of each layer, and warns where it must.
         fan_in_fan_out=bool(linear) and all(p.transposed for p in linear),
         task_type=_task_type(base, set(updates)),
-        base_model=own if isinstance(own, str) and own else base.path.absolute().name,
+        base_model=base_name if isinstance(base_name, str) and base_name else base.path.absolute().name,
         # The list of modules holds as long as the names are these.
         notes={"peft": {"config": config, "metadata": {}, "names": names_digest(updates, replaced)}},
     )
@@ -47,7 +47,7 @@ def adapter_of(
 Keep: TypeAlias = "Callable[[Mapping[str, Tensor]], dict[str, LazyTensor]]"
 
 
-def held_all(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
+def kept_in_memory(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
     """Tensors kept in memory."""
     return {name: from_torch(values) for name, values in tensors.items()}
 
@@ -67,8 +67,8 @@ def update_of(pair: Pair, left: Tensor, right: Tensor, keep: Keep) -> Update:
         a, b = a.reshape(rank, inputs, *kernel), b.reshape(*b.shape, *(1 for _ in kernel))
     elif pair.transposed:
         a, b = left[0].mT, right[0].mT
-    kept = keep({"a": a.contiguous(), "b": b.contiguous()})
-    return LoRA(kept["a"], kept["b"], float(rank), "config", embedding=pair.layer == "embedding")
+    tensors = keep({"a": a.contiguous(), "b": b.contiguous()})
+    return LoRA(tensors["a"], tensors["b"], float(rank), "config", embedding=pair.layer == "embedding")
 
 
 def _experts(left: Tensor, right: Tensor, keep: Keep, *, transposed: bool) -> LoRAExperts:
@@ -78,9 +78,9 @@ def _experts(left: Tensor, right: Tensor, keep: Keep, *, transposed: bool) -> Lo
     count, outputs, rank = left.shape
     a = right.reshape(count * rank, right.shape[2]).contiguous()
     b = left.permute(1, 2, 0).reshape(outputs, rank * count).contiguous()
-    kept = keep({"a": a, "b": b})
+    tensors = keep({"a": a, "b": b})
     side: Literal["in-out", "out-in"] = "in-out" if transposed else "out-in"
-    return LoRAExperts(kept["a"], kept["b"], count, float(rank), "config", orientation=side)
+    return LoRAExperts(tensors["a"], tensors["b"], count, float(rank), "config", orientation=side)
 
 
 def _target_modules(targets: set[str], modules: frozenset[str]) -> list[str]:

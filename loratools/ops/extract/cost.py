@@ -22,7 +22,12 @@ _START = 350_000_000
 
 @dataclass(frozen=True)
 class Cost:
-    """`memory` in bytes at the peak; `seconds` is an estimate, from the speed of one small product here and now."""
+    """What an extraction is expected to take.
+
+    Attributes:
+        memory: Memory at the peak, in bytes.
+        seconds: The time of the decompositions, estimated from the speed of one small product on this machine.
+    """
 
     memory: int
     seconds: float
@@ -30,7 +35,7 @@ class Cost:
 
 def cost_of(pairs: Sequence[Pair], policy: RankPolicy, workers: int) -> Cost:
     """Every tensor is taken to have changed."""
-    work, held = 0.0, 0
+    work, held_bytes = 0.0, 0
     sizes = []
     for pair in pairs:
         if pair.layer is None:
@@ -41,12 +46,12 @@ def cost_of(pairs: Sequence[Pair], policy: RankPolicy, workers: int) -> Cost:
         basis = min(smaller, _PASSES // 2 * (rank + _OVERSAMPLING))
         # A product takes two operations for each entry and column; the exact way is bounded by the smaller side.
         work += count * min(2.0 * rows * columns * _PASSES * (rank + _OVERSAMPLING), 12.0 * rows * columns * smaller)
-        held += 4 * rank * count * (rows + columns)
+        held_bytes += 4 * rank * count * (rows + columns)
         # The delta in float32, the basis in float32, its image in float64, and both sides of a block as they are read.
         # Of a stack of experts one at a time.
         sizes.append(4 * rows * columns + 4 * basis * rows + 8 * basis * columns + (8 << 20))
     at_once = sum(sorted(sizes, reverse=True)[: workers + 1])
-    return Cost(_START + at_once + held, _BESIDE * work / (_speed() * workers))
+    return Cost(_START + at_once + held_bytes, _BESIDE * work / (_speed() * workers))
 
 
 def _speed() -> float:
@@ -61,5 +66,5 @@ def _speed() -> float:
         start = time.perf_counter()
         for _ in range(10):
             x @ y
-        taken = time.perf_counter() - start
-    return 10 * 2 * x.numel() * y.shape[1] / taken
+        elapsed = time.perf_counter() - start
+    return 10 * 2 * x.numel() * y.shape[1] / elapsed

@@ -19,7 +19,7 @@ class Unchanged:
 
 
 @dataclass(frozen=True)
-class Whole:
+class ReplacedTensor:
     """Replaced by the fine-tuned tensor, or by those `rows` of it. `norm` of the change; None where shapes differ."""
 
     norm: float | None
@@ -52,4 +52,4 @@ class Factored:
     rounding: Rounding
 
 
-Outcome: TypeAlias = Factored | Whole | NotExtracted | Unchanged
+Outcome: TypeAlias = Factored | ReplacedTensor | NotExtracted | Unchanged

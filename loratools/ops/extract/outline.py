@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint
-from loratools.ops.extract.adapter import adapter_of, held_all, update_of
-from loratools.ops.extract.outcomes import Outcome, Unchanged, Whole
+from loratools.ops.extract.adapter import adapter_of, kept_in_memory, update_of
+from loratools.ops.extract.outcomes import Outcome, ReplacedTensor, Unchanged
 from loratools.ops.extract.replacements import replacements
 from loratools.ops.extract.settings import Settings
-from loratools.ops.extract.treatment import gets_factors, taken_whole
+from loratools.ops.extract.treatment import declared_if_replaced, gets_factors
 from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.updates.parts.protocol import Update
 
@@ -27,8 +27,8 @@ def outline(base: Checkpoint, tuned: Checkpoint, pairs: Pairs, changed: Iterable
         if gets_factors(pair, settings):
             if pair.layer != "embedding" or settings.embeddings == "lora":
                 factors[pair] = _without_values(pair)
-        elif (declared := taken_whole(pair, settings)) is not None:
-            results[pair] = Whole(None, declared)
+        elif (declared := declared_if_replaced(pair, settings)) is not None:
+            results[pair] = ReplacedTensor(None, declared)
     replaced = {name: replacement for name, (replacement, _) in replacements(pairs, results).items()}
     return replace(adapter_of(base, pairs, factors, replaced), path=tuned.path)
 
@@ -38,4 +38,4 @@ def _without_values(pair: Pair) -> Update:
 
     count, rows, columns = pair.matrices
     left, right = torch.empty(count, rows, 1, device="meta"), torch.empty(count, 1, columns, device="meta")
-    return update_of(pair, left, right, held_all)
+    return update_of(pair, left, right, kept_in_memory)

@@ -97,25 +97,25 @@ class RankPolicy:
         """
         from loratools.algebra.allocation import allocate, least_budget
 
-        found = [len(s) for s in spectra]
-        for option, budget, per_unit, taken in (
+        chosen = [len(s) for s in spectra]
+        for option, budget, per_unit, fixed in (
             ("--max-params", self.max_params, 1, sum(replaced.values())),
             ("--max-size", self.max_size, DTYPE_BITS[dtype] // 8, replaced_bytes + header_bytes(names, [*replaced])),
         ):
             if budget is None:
                 continue
             units = [cost * per_unit for cost in costs]
-            least = taken + least_budget(spectra, units)
+            least = fixed + least_budget(spectra, units)
             if budget < least:
-                of_it = f", {_amount(option, taken)} of it for what is stored whole and for names" if taken else ""
+                fixed_part = f", {_amount(option, fixed)} of it for what is stored whole and for names" if fixed else ""
                 raise UsageError(
                     f"{option} {_amount(option, budget)} is too little: rank 1 in each of {len(names)} changed modules "
-                    f"takes {_amount(option, least)}{of_it}",
+                    f"takes {_amount(option, least)}{fixed_part}",
                     hint="allow more, or choose modules with --include and --exclude",
                 )
-            ranks = allocate(spectra, units, budget - taken, maximum=found)
-            found = [min(a, b) for a, b in zip(found, ranks, strict=True)]
-        return found
+            ranks = allocate(spectra, units, budget - fixed, maximum=chosen)
+            chosen = [min(a, b) for a, b in zip(chosen, ranks, strict=True)]
+        return chosen
 
 
 _ENDLESS = 1 << 62

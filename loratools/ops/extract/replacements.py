@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loratools.adapter import Replacement
-from loratools.ops.extract.outcomes import Outcome, Whole
+from loratools.ops.extract.outcomes import Outcome, ReplacedTensor
 from loratools.ops.finetune.pairs import Pair, Pairs
 
 
@@ -14,22 +14,25 @@ def replacements(pairs: Pairs, results: Mapping[Pair, Outcome]) -> dict[str, tup
 
     Of a module to save all tensors are stored, changed or not: PEFT loads such modules as a whole.
     """
-    found: dict[str, tuple[Replacement, float | None]] = {}
+    replaced: dict[str, tuple[Replacement, float | None]] = {}
     for pair, result in results.items():
-        if isinstance(result, Whole):
-            found[_told(pair)] = Replacement(result.part_of(pair.tuned), result.declared, result.rows), result.norm
+        if isinstance(result, ReplacedTensor):
+            replaced[_weight_name(pair)] = (
+                Replacement(result.part_of(pair.tuned), result.declared, result.rows),
+                result.norm,
+            )
     for alone in pairs.alone:
         if alone.declared is not None:
-            found[alone.name] = Replacement(alone.tensor, alone.declared), None
-    modules = {name.rpartition(".")[0] for name, (r, _) in found.items() if r.declared == "modules_to_save"}
+            replaced[alone.name] = Replacement(alone.tensor, alone.declared), None
+    modules = {name.rpartition(".")[0] for name, (r, _) in replaced.items() if r.declared == "modules_to_save"}
     for pair in results:
-        name = _told(pair)
+        name = _weight_name(pair)
         if name.rpartition(".")[0] in modules:
-            found[name] = Replacement(pair.tuned, "modules_to_save"), found[name][1] if name in found else 0.0
-    return found
+            replaced[name] = Replacement(pair.tuned, "modules_to_save"), replaced[name][1] if name in replaced else 0.0
+    return replaced
 
 
-def _told(pair: Pair) -> str:
+def _weight_name(pair: Pair) -> str:
     """The name of its weight as an adapter has it: by the name of its module there."""
     leaf = pair.name.rpartition(".")[2]
     return f"{pair.target}.{leaf}" if leaf in ("weight", "bias") else pair.target

@@ -11,7 +11,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.ops.extract.cost import Cost, cost_of
 from loratools.ops.extract.outcomes import Factored, Outcome, Unchanged
 from loratools.ops.extract.settings import Settings
-from loratools.ops.extract.treatment import SKIPPED, gets_factors, no_factors, taken_whole
+from loratools.ops.extract.treatment import SKIPPED, declared_if_replaced, gets_factors, no_factors
 from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.short_repr import few_lines
 from loratools.skipped import Skipped
@@ -20,11 +20,20 @@ from loratools.tensors.dtypes import DTYPE_BITS
 
 @dataclass(frozen=True)
 class ExtractedModule:
-    """A line of the report. `energy` is the captured share of `norm` squared, `error` the relative Frobenius error,
-    both of the factors as stored; the gaps say how much of the energy a better decomposition of this rank could still
-    capture: at most, and probably. `identical` is the share of weights that are bit for bit the base's, `noise_edge`
-    the singular value that rounding to the tuned dtype may have made up. None in a plan; the rank too, where values
-    decide."""
+    """The rank and the error of one extracted module. Numbers are None in a plan.
+
+    Attributes:
+        name: The name of the module.
+        rank: The stored rank; None in a plan where values decide.
+        shape: The shape of the weight.
+        energy: The share of `norm` squared that the factors hold, as they are stored.
+        error: The relative Frobenius error of the factors, as they are stored.
+        gap_bound: How much more of the energy a better decomposition of this rank could capture at most.
+        gap_estimate: How much more of the energy it would probably capture.
+        norm: The Frobenius norm of the change.
+        identical: The share of weights that are bit for bit the base's.
+        noise_edge: The singular value that rounding to the tuned dtype may have made up.
+    """
 
     name: str
     rank: int | None
@@ -44,8 +53,16 @@ class ExtractedModule:
 
 @dataclass(frozen=True)
 class Replaced:
-    """A tensor that the adapter holds whole: how it is declared (`adapter.Replacement`), its shape, the `norm` of its
-    change and its `share` of the squared norm of all changes; None of what the base does not have."""
+    """A tensor that the adapter holds in full.
+
+    Attributes:
+        name: The name of the tensor.
+        declared: How it is declared, as in `adapter.Replacement`.
+        shape: Its shape.
+        bytes: Its size in bytes.
+        norm: The Frobenius norm of its change; None where the base does not have it.
+        share: Its share of the squared norm of all changes; None where the base does not have it.
+    """
 
     name: str
     declared: str
@@ -57,9 +74,23 @@ class Replaced:
 
 @dataclass(frozen=True)
 class ExtractReport:
-    """What an extraction did. `energy` and `error` are over the extracted modules, `change_captured` is the share of
-    all that changed. `identical` is the share of the weights of changed modules that are bit for bit the base's.
-    `output` is None where nothing was written, `adapter` where it was only planned, `cost` where it was not."""
+    """The report of an extraction.
+
+    Attributes:
+        modules: One entry per extracted module.
+        energy: The share of the squared norm of the changes of these modules that the factors hold.
+        error: The relative Frobenius error over these modules.
+        change_captured: The share of the squared norm of everything that changed which the adapter holds.
+        identical: The share of the weights of changed modules that are bit for bit the base's.
+        skipped: What changed and is not in the adapter.
+        replacements: Tensors that the adapter holds in full.
+        unchanged: How many tensors are byte for byte the same; None in a plan.
+        output: Where the result was written; None where nothing was.
+        adapter: The resulting adapter; None of a plan.
+        bytes: Size of the result in bytes.
+        warnings: What a person should know about the result, as sentences.
+        cost: What it is expected to take; None where it was not only planned.
+    """
 
     modules: tuple[ExtractedModule, ...]
     energy: float | None
@@ -131,7 +162,7 @@ def reported(
     ]
     total = math.fsum(e.norm**2 for e in factors.values())
     lost = math.fsum((e.norm * e.error) ** 2 for e in factors.values())
-    whole = math.fsum(n**2 for _, n in replaced.values() if n is not None)
+    replaced_square = math.fsum(n**2 for _, n in replaced.values() if n is not None)
     elements = sum(e.rounding.elements for e in factors.values())
     taken = [
         Replaced(name, r.declared, r.tensor.shape, r.tensor.nbytes, n, n**2 / everything if n is not None else None)
@@ -141,7 +172,7 @@ def reported(
         modules=tuple(sorted(modules, key=_name)),
         energy=max(0.0, 1 - lost / total) if total else None,
         error=math.sqrt(lost / total) if total else None,
-        change_captured=max(0.0, (total - lost + whole) / everything) if everything else None,
+        change_captured=max(0.0, (total - lost + replaced_square) / everything) if everything else None,
         identical=sum(e.rounding.identical for e in factors.values()) / elements if elements else None,
         skipped=tuple(skipped),
         replacements=tuple(sorted(taken, key=_name)),
@@ -154,11 +185,11 @@ def reported(
 
 def planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[str]) -> ExtractReport:
     """What would be extracted, from headers alone."""
-    whole = {p: declared for p in pairs.pairs if (declared := taken_whole(p, settings)) is not None}
+    declared_of = {p: declared for p in pairs.pairs if (declared := declared_if_replaced(p, settings)) is not None}
     chosen = [p for p in pairs.pairs if gets_factors(p, settings)]
     ranks = [settings.policy.planned(min(p.matrices[1:])) for p in chosen]
     modules = [ExtractedModule(p.target, rank, p.base.shape) for p, rank in zip(chosen, ranks, strict=True)]
-    replaced = [Replaced(p.name, declared, p.tuned.shape, p.tuned.nbytes) for p, declared in whole.items()]
+    replaced = [Replaced(p.name, declared, p.tuned.shape, p.tuned.nbytes) for p, declared in declared_of.items()]
     replaced += [Replaced(a.name, a.declared, a.tensor.shape, a.tensor.nbytes) for a in pairs.alone if a.declared]
     nbytes = None
     if all(rank is not None for rank in ranks):
@@ -166,7 +197,7 @@ def planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[s
         stored = sum((rank or 0) * cost for rank, cost in zip(ranks, per_rank, strict=True))
         nbytes = stored * DTYPE_BITS[settings.dtype] // 8 + sum(r.bytes for r in replaced)
     skipped = [Skipped(p.name, p.why) for p in pairs.pairs if p.why is not None]
-    skipped += [Skipped(p.name, SKIPPED) for p in pairs.pairs if p not in whole and no_factors(p, settings)]
+    skipped += [Skipped(p.name, SKIPPED) for p in pairs.pairs if p not in declared_of and no_factors(p, settings)]
     skipped += [Skipped(a.name, a.why) for a in pairs.alone if a.declared is None]
     return ExtractReport(
         modules=tuple(modules),

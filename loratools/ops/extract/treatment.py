@@ -16,10 +16,10 @@ def gets_factors(pair: Pair, settings: Settings) -> bool:
     return pair.layer is not None and not no_factors(pair, settings)
 
 
-def taken_whole(pair: Pair, settings: Settings) -> str | None:
+def declared_if_replaced(pair: Pair, settings: Settings) -> str | None:
     """How it is declared, where it is known beforehand to be taken whole, should it have changed; None elsewhere."""
-    whole = no_factors(pair, settings) and settings.embeddings != "skip"
-    return pair.declared or (pair.declared_whole if whole else None)
+    is_replaced = no_factors(pair, settings) and settings.embeddings != "skip"
+    return pair.declared or (pair.declared_whole if is_replaced else None)
 
 
 def no_factors(pair: Pair, settings: Settings) -> bool:

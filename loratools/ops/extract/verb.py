@@ -25,7 +25,7 @@ from loratools.formats.image_parts.from_base import IMAGE_FORMATS, named_by_base
 from loratools.ops.common.arguments import stored_dtype
 from loratools.ops.common.device import ensure_device
 from loratools.ops.common.opening import AdapterOutput
-from loratools.ops.extract.adapter import adapter_of, held_all
+from loratools.ops.extract.adapter import adapter_of, kept_in_memory
 from loratools.ops.extract.outcomes import Factored, Outcome
 from loratools.ops.extract.outline import outline
 from loratools.ops.extract.rank_policy import RankPolicy
@@ -174,7 +174,7 @@ class _Extraction:
         out = self.output.path
         with ExitStack() as stack:
             # Of a large model the factors are gigabytes: they wait on the disk that they go to.
-            keep = stack.enter_context(scratch_beside(out)).keep if out is not None else held_all
+            keep = stack.enter_context(scratch_beside(out)).keep if out is not None else kept_in_memory
             results = outcomes(
                 self.pairs.pairs,
                 self.settings,

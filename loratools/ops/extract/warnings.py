@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from loratools.checkpoints import Checkpoint
 from loratools.errors import InputError
-from loratools.ops.extract.outcomes import Factored, Outcome, Whole
+from loratools.ops.extract.outcomes import Factored, Outcome, ReplacedTensor
 from loratools.ops.extract.report import ExtractReport
 from loratools.ops.extract.settings import Settings
 from loratools.ops.finetune.pairs import Pair
@@ -23,36 +23,36 @@ _FAIR_RANK = 16
 
 def quality_warnings(report: ExtractReport, factors: Mapping[Pair, Factored], settings: Settings) -> list[str]:
     """What speaks against taking the adapter for the fine-tune."""
-    found = []
+    warnings = []
     narrow = [e.rounding for p, e in factors.items() if p.tuned.dtype in ("BF16", "F16")]
     elements, identical = sum(r.elements for r in narrow), sum(r.identical for r in narrow)
     if elements and identical > _MOSTLY_IDENTICAL * elements:
-        found.append(
+        warnings.append(
             f"{identical / elements:.0%} of the weights of changed modules are bit for bit the base's: the update is "
             "smaller than the rounding of the fine-tuned checkpoint, which stored it attenuated and in part only"
         )
     ranks = max(((m.rank or 0) for m in report.modules), default=0)
     if report.energy is not None and report.energy < _LITTLE_ENERGY and ranks >= _FAIR_RANK:
         changed = sum(e.rounding.elements - e.rounding.identical for e in factors.values())
-        whole = sum(p.tuned.nbytes for p in factors)
+        tuned_bytes = sum(p.tuned.nbytes for p in factors)
         width = sum(p.tuned.nbytes for p in factors) / max(1, sum(e.rounding.elements for e in factors.values()))
-        found.append(
+        warnings.append(
             f"the adapter holds {report.energy:.1%} of the change, at ranks up to {ranks}: it is spread over nearly "
             "all directions, as reinforcement learning and noise leave it, and is not of low rank. The whole "
-            f"difference takes {whole / 1e6:,.0f} MB, and the {changed:,} weights that changed with their places "
+            f"difference takes {tuned_bytes / 1e6:,.0f} MB, and the {changed:,} weights that changed with their places "
             f"{changed * (width + 4) / 1e6:,.0f} MB: take modules whole with --whole"
         )
     policy = settings.policy
-    asked = policy.limit.error if policy.limit.error is not None else None
+    allowed_error = policy.limit.error if policy.limit.error is not None else None
     if policy.limit.energy is not None:
-        asked = math.sqrt(max(0.0, 1 - policy.limit.energy))
-    if asked is not None:
+        allowed_error = math.sqrt(max(0.0, 1 - policy.limit.energy))
+    if allowed_error is not None:
         # Above what float32 sums can tell.
-        short = [m for m in report.modules if (m.error or 0.0) > asked + 1e-6]
+        short = [m for m in report.modules if (m.error or 0.0) > allowed_error + 1e-6]
         if short:
             reason = "limits on size" if policy.limits_all or policy.limit.max_rank else f"storing as {settings.dtype}"
-            found.append(f"{len(short)} modules keep less than asked for, for {reason}: {short[0].name} and others")
-    return found
+            warnings.append(f"{len(short)} modules keep less than asked for, for {reason}: {short[0].name} and others")
+    return warnings
 
 
 def tied_embedding_warnings(results: Mapping[Pair, Outcome], settings: Settings) -> list[str]:
@@ -66,7 +66,7 @@ def tied_embedding_warnings(results: Mapping[Pair, Outcome], settings: Settings)
 def resized(results: Mapping[Pair, Outcome]) -> list[str]:
     """What PEFT must be told before it can load the adapter."""
     sizes = sorted(
-        {(p.base.shape[0], p.tuned.shape[0]) for p, r in results.items() if p.grown and isinstance(r, Whole)}
+        {(p.base.shape[0], p.tuned.shape[0]) for p, r in results.items() if p.grown and isinstance(r, ReplacedTensor)}
     )
     return [
         f"the vocabulary goes from {old} to {new} tokens: before PEFT loads the adapter, "

@@ -11,10 +11,10 @@ from threading import BoundedSemaphore
 from loratools.execution.local import run, single_threaded_torch
 from loratools.ops.common.device import device_named
 from loratools.ops.extract.adapter import Keep, update_of
-from loratools.ops.extract.outcomes import Factored, NotExtracted, Outcome, Unchanged, Whole
+from loratools.ops.extract.outcomes import Factored, NotExtracted, Outcome, ReplacedTensor, Unchanged
 from loratools.ops.extract.pending import Pending
 from loratools.ops.extract.settings import Settings
-from loratools.ops.extract.treatment import SKIPPED, factor_bytes, gets_factors, rows_bytes, taken_whole
+from loratools.ops.extract.treatment import SKIPPED, declared_if_replaced, factor_bytes, gets_factors, rows_bytes
 from loratools.ops.finetune.delta import Deltas, Extracted, change, changed_rows, decomposed, stored
 from loratools.ops.finetune.pairs import Pair
 from loratools.storage.same import same_bytes
@@ -111,7 +111,7 @@ class _Work:
         size = self._change(pair)
         if size == 0:
             return Unchanged()
-        if (declared := taken_whole(pair, self.settings)) is not None:
+        if (declared := declared_if_replaced(pair, self.settings)) is not None:
             return self._whole(pair, size, declared, self._rows(pair))
         if pair.layer == "embedding":
             return NotExtracted(size, SKIPPED)
@@ -131,17 +131,17 @@ class _Work:
         table = pair.by_rows and (pair.layer == "embedding" or pair.grown)
         return changed_rows(pair.base, pair.tuned) if table and self.settings.embeddings != "full" else None
 
-    def _whole(self, pair: Pair, size: float | None, declared: str, rows: tuple[int, ...] | None) -> Whole:
+    def _whole(self, pair: Pair, size: float | None, declared: str, rows: tuple[int, ...] | None) -> ReplacedTensor:
         """The tensor, or those rows of it where they are less."""
         if rows is not None and (self.settings.embeddings == "rows" or rows_bytes(pair, rows) < pair.tuned.nbytes):
-            return Whole(size, "tokens", rows)
-        return Whole(size, declared)
+            return ReplacedTensor(size, "tokens", rows)
+        return ReplacedTensor(size, declared)
 
     def _decomposed(self, pair: Pair, search_rank: int | None) -> Outcome | Pending:
         rows = self._rows(pair) if pair.layer == "embedding" and self.settings.embeddings == "auto" else None
         if rows is not None and self._no_more_than_factors(pair, rows):
             # They are exact.
-            return Whole(self._change(pair), "tokens", rows) if rows else Unchanged()
+            return ReplacedTensor(self._change(pair), "tokens", rows) if rows else Unchanged()
         deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
         settings = self.settings
         with self.computing:
@@ -174,7 +174,7 @@ class _Work:
     def within_limits(self, first: Mapping[Pair, Outcome | Pending], other_bytes: int) -> dict[Pair, Outcome]:
         """The outcomes, with ranks shared out over the decompositions among them."""
         pending = {pair: outcome for pair, outcome in first.items() if isinstance(outcome, Pending)}
-        replaced = {p: outcome.part_of(p.tuned) for p, outcome in first.items() if isinstance(outcome, Whole)}
+        replaced = {p: outcome.part_of(p.tuned) for p, outcome in first.items() if isinstance(outcome, ReplacedTensor)}
         replaced_bytes = other_bytes + sum(tensor.nbytes for tensor in replaced.values())
         while True:
             ranks = self.settings.policy.shared_out(

@@ -116,7 +116,7 @@ class Extracted:
 
 
 def delta_of(name: str, base: LazyTensor, tuned: LazyTensor, rows: tuple[int, int] | None = None) -> Tensor:
-    """`tuned - base`, of all rows or of some; in memory of the calling thread that its next delta overwrites.
+    """Return `tuned - base`, of all rows or of some, in memory of the calling thread that its next delta overwrites.
 
     Fresh memory for each would cost more in page faults than the decomposition of the delta.
 

@@ -40,7 +40,10 @@ class Treatment(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Kinds:
-    """`tensors`: all of a checkpoint, since what a tensor is may depend on those beside it."""
+    """The kinds of layers that the tensors of a checkpoint belong to.
+
+    `tensors`: all of a checkpoint, since what a tensor is may depend on those beside it.
+    """
 
     tensors: Mapping[str, LazyTensor]
 

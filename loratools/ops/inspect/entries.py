@@ -18,10 +18,19 @@ _SHOWN_SOURCES = 4
 
 
 class Values(NamedTuple):
-    """What only the values of an update can tell: all of `dW`, scale included.
+    """What the values of an update say: numbers of all of `dW`, scale included.
 
-    The numbers are None where the delta is not low rank, and where a factor is not finite. `zero_rows`: how many rows
-    of B are exact zeros, so that these outputs do not change.
+    Numbers are None where the delta is not low rank, and where a factor is not finite.
+
+    Attributes:
+        norm: The Frobenius norm.
+        spectral_norm: The largest singular value.
+        stable_rank: `norm^2 / spectral_norm^2`.
+        effective_rank: The exponential of the entropy of `sigma / sum sigma` (Roy and Vetterli, 2007).
+        singular_values: The singular values, descending.
+        finite: Whether all values are finite.
+        zero: Whether the update changes nothing.
+        zero_rows: How many rows of B are exact zeros, so that these outputs do not change.
     """
 
     norm: float | None
@@ -42,7 +51,22 @@ class Values(NamedTuple):
 
 
 class InspectedModule(NamedTuple):
-    """One update of an adapter."""
+    """One update of an adapter, as its header and config describe it.
+
+    Attributes:
+        name: The name of the module in the file.
+        target: The module's canonical name.
+        kind: The kind of the update, such as lora.
+        rank: Its rank; None where its kind has none.
+        alpha: The number that the scale is made of; None where its kind has none.
+        alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
+        scale: What the update is multiplied with.
+        shape: The shape of the weight; None for a size that is not known.
+        dtype: The dtype of its tensors.
+        parameters: How many numbers it stores.
+        dora: Whether it has a magnitude (DoRA).
+        values: What its values say; None where they were not read.
+    """
 
     name: str
     target: str
@@ -80,9 +104,14 @@ class InspectedModule(NamedTuple):
 
 
 class TensorEntry(NamedTuple):
-    """A whole tensor: of a checkpoint, or one with which an adapter replaces a weight.
+    """A tensor of a checkpoint, or one with which an adapter replaces a weight.
 
-    `non_finite`: how many of its values are NaN or infinite; None where that was not asked for or cannot be known.
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        dtype: Its dtype as safetensors spells it.
+        parameters: How many numbers it has.
+        non_finite: How many of its values are NaN or infinite; None where that was not asked for or cannot be known.
     """
 
     name: str
@@ -93,6 +122,22 @@ class TensorEntry(NamedTuple):
 
 
 class AdapterEntry(NamedTuple):
+    """An adapter that was inspected.
+
+    Attributes:
+        path: Where it is.
+        format: Its format.
+        base_model: The base model that it names; None where it names none.
+        bytes: Size of its tensors in bytes.
+        parameters: How many numbers it stores.
+        dtypes: How many tensors there are of each dtype.
+        modules: One entry per update.
+        replacements: Tensors that take the place of weights.
+        metadata: What its files say beside tensors.
+        warnings: What a person should know about it, as sentences.
+        unread_tensors: Tensors of its files that are not read and that a person has left out, by their keys.
+    """
+
     path: str
     format: str
     base_model: str | None
@@ -170,7 +215,16 @@ class AdapterEntry(NamedTuple):
 
 
 class QuantisedEntry(NamedTuple):
-    """Weights of a checkpoint that are quantised in one way. `why` they are not read, where they are not."""
+    """Weights of a checkpoint that are quantised in one way.
+
+    Attributes:
+        scheme: The scheme, as `loratools formats` names it.
+        format: The number format within the scheme; None where it has one only.
+        bits: Bits of a stored number; None where it is not known.
+        group: How many weights share a scale; None where that is not by groups.
+        weights: Names of these weights.
+        why: Why they are not read; None where they are.
+    """
 
     scheme: str
     format: str | None
@@ -187,6 +241,25 @@ class QuantisedEntry(NamedTuple):
 
 
 class CheckpointEntry(NamedTuple):
+    """A checkpoint that was inspected.
+
+    Attributes:
+        path: Where it is.
+        layout: How it is stored.
+        architecture: The class of the model by its config; None where it names none.
+        bytes: Size of its tensors in bytes.
+        parameters: How many weights it has, quantised ones unpacked.
+        dtypes: How many tensors there are of each dtype.
+        quantization: The quantisation by its config or tensors; None where it is not quantised.
+        quantised: Its quantised weights, one entry per way.
+        tensors: One entry per stored tensor.
+        tied: Absent weights, and the stored ones that they follow.
+        side_files: Names of files that belong to the model and hold no weights.
+        left_out: Names of what is not part of the model, and why.
+        warnings: What a person should know about the result, as sentences.
+        values_read: Whether values were read.
+    """
+
     path: str
     layout: str
     architecture: str | None
@@ -239,7 +312,12 @@ class CheckpointEntry(NamedTuple):
 
 
 class FailedEntry(NamedTuple):
-    """A source that could not be inspected, at its place among those that could."""
+    """A source that could not be inspected, at its place among those that could.
+
+    Attributes:
+        path: Where it is.
+        error: Why it could not be inspected.
+    """
 
     path: str
     error: LoraToolsError
@@ -261,7 +339,12 @@ Entry = AdapterEntry | CheckpointEntry | FailedEntry
 
 
 class NotListed(NamedTuple):
-    """Files and folders below a searched folder that have no entry, and why."""
+    """Files and folders below a searched folder that have no entry of their own.
+
+    Attributes:
+        why: Why they have none.
+        paths: Where they are.
+    """
 
     why: str
     paths: tuple[str, ...]
@@ -271,9 +354,11 @@ class NotListed(NamedTuple):
 
 
 class InspectReport(NamedTuple):
-    """What the sources hold, in the order in which they were given; those found in a folder by name.
+    """The report of an inspection.
 
-    `not_listed`: what else of adapters, models and their training lies in folders that were searched.
+    Attributes:
+        sources: One entry per source, in the order given; those of a folder by name.
+        not_listed: What else lies in the folders that were searched, and why it has no entry.
     """
 
     sources: tuple[Entry, ...]

@@ -29,7 +29,7 @@ class NameSelection:
 
     def of(self, names: Iterable[str], aliases: Mapping[str, Sequence[str]]) -> set[str]:
         """The names that are left. `aliases`: further names that a name is matched by."""
-        kept = set()
+        selected = set()
         for name in names:
             self._count += 1
             self._example = self._example or name
@@ -39,8 +39,8 @@ class NameSelection:
             for glob in (*included, *excluded):
                 self._unmatched.pop(glob, None)
             if (included or not self.include) and not excluded:
-                kept.add(name)
-        return kept
+                selected.add(name)
+        return selected
 
     def require_matches(self) -> None:
         """Raise UsageError for a glob that matched none of all names."""

@@ -57,15 +57,15 @@ def sources_at(path: Path, format: str | None) -> SearchResult:
         return SearchResult((FoundSource(path, is_adapter=False),))
     search = _Search()
     search.visit(path)
-    found = sorted(search.sources, key=lambda source: natural_order_of_path(source.path))
+    sources = sorted(search.sources, key=lambda source: natural_order_of_path(source.path))
     if path in adapters:
         # Adapters in folders below are named by the adapter's own warning.
-        others = [s.path for s in found if s.path != path and s.path not in adapters]
+        others = [s.path for s in sources if s.path != path and s.path not in adapters]
         why = "beside or below the adapter; inspect them by their own paths"
         search.skip(why, others)
-        found = [s for s in found if s.path == path]
+        sources = [s for s in sources if s.path == path]
     # Neither: opening it tells what it is instead.
-    return SearchResult(tuple(found) or (FoundSource(path, is_adapter=False),), search.not_listed)
+    return SearchResult(tuple(sources) or (FoundSource(path, is_adapter=False),), search.not_listed)
 
 
 def _is_dump(folder: Path) -> bool:
@@ -78,7 +78,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def natural_order_of_path(path: Path) -> list[list[tuple[int, int, str]]]:
-    """checkpoint-500 before checkpoint-1000, and a folder before what is in it."""
+    """Return a key that sorts checkpoint-500 before checkpoint-1000, and a folder before what is in it."""
     return [natural_order(Path(part)) for part in path.parts]
 
 
@@ -114,12 +114,12 @@ class _Search:
             except OSError as error:
                 self.sources.append(FoundSource(here, is_adapter=False, error=error))
                 continue
-            is_pipeline = self._look_at(here, files)
+            is_pipeline = self._note_folder(here, files)
             self.skip("hidden folders, which are not searched", [p for p in folders if p.name.startswith(".")])
             # The folders of a pipeline are its parts.
             waiting += [] if is_pipeline else [p for p in folders if not p.name.startswith(".")]
 
-    def _look_at(self, here: Path, files: list[Path]) -> bool:
+    def _note_folder(self, here: Path, files: list[Path]) -> bool:
         """Note what `here` itself is, and its files that stand for themselves; whether it is a pipeline."""
         names = {p.name for p in files}
         is_adapter = any(name in ADAPTER_FILES or is_shard(name) for name in names)
@@ -131,10 +131,10 @@ class _Search:
             self.sources.append(FoundSource(here, is_adapter=True))
         if is_model or of_a_model:
             self.sources.append(FoundSource(here, is_adapter=False))
-        self._look_at_files(here, files, is_adapter=is_adapter, is_model=is_model)
+        self._note_files(here, files, is_adapter=is_adapter, is_model=is_model)
         return is_model and "model_index.json" in names
 
-    def _look_at_files(self, here: Path, files: list[Path], *, is_adapter: bool, is_model: bool) -> None:
+    def _note_files(self, here: Path, files: list[Path], *, is_adapter: bool, is_model: bool) -> None:
         named_by_adapter = set(companions_of(here / CONFIG, ADAPTER_FILES)) if is_adapter else set()
         for path in files:
             name = path.name
@@ -145,9 +145,9 @@ class _Search:
             elif is_adapter and NUMBERED_FILE.fullmatch(name):
                 self.skip("earlier states of the adapter beside them", [path])
             elif not MODEL_FILE.fullmatch(name) and path not in named_by_adapter:
-                self._look_at_file(path, beside_model=is_model)
+                self._note_file(path, beside_model=is_model)
 
-    def _look_at_file(self, path: Path, *, beside_model: bool) -> None:
+    def _note_file(self, path: Path, *, beside_model: bool) -> None:
         try:
             is_adapter = formats.is_adapter_shaped(path)
         except (LoraToolsError, OSError) as error:

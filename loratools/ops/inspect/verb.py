@@ -133,20 +133,20 @@ def _opened_sources(
             continue
         path = Path(source)
         try:
-            found = sources_at(path, options.format)
+            search = sources_at(path, options.format)
         except (LoraToolsError, OSError) as error:
             if len(sources) == 1:
                 raise
             yield FailedEntry(str(source), _as_ours(error))
             continue
-        not_listed += found.not_listed
-        for each in found.sources:
+        not_listed += search.not_listed
+        for each in search.sources:
             # As it was given: Path drops a leading `./`, and scripts look their own spelling up.
             shown = str(source) if each.path == path else str(each.path)
             try:
                 yield _Opened(_selected(_open(each, options), options.names), shown)
             except (LoraToolsError, OSError) as error:
-                if len(sources) == len(found.sources) == 1:
+                if len(sources) == len(search.sources) == 1:
                     raise
                 yield FailedEntry(shown, _as_ours(error))
 
@@ -157,11 +157,11 @@ def _as_ours(error: LoraToolsError | OSError) -> LoraToolsError:
     return InputError(f"it cannot be read: {(error.strerror or str(error)).lower()}")
 
 
-def _open(found: FoundSource, options: _Options) -> Adapter | Checkpoint:
-    if found.error is not None:
-        raise found.error
-    if found.is_adapter:
-        opened = replace(open_source(found.path, base=options.base), leave_out=options.names.leave_out)
+def _open(source: FoundSource, options: _Options) -> Adapter | Checkpoint:
+    if source.error is not None:
+        raise source.error
+    if source.is_adapter:
+        opened = replace(open_source(source.path, base=options.base), leave_out=options.names.leave_out)
         adapter = formats.load_source(opened, format=options.format, rank_from=options.rank_from)
         if any(update.as_experts() is not None for update in adapter.updates.values()):
             # Of the other sources in the same list there is nothing to say.
@@ -170,7 +170,7 @@ def _open(found: FoundSource, options: _Options) -> Adapter | Checkpoint:
     # Here, because an adapter needs none of it.
     from loratools import checkpoints
 
-    return checkpoints.open_checkpoint(found.path)
+    return checkpoints.open_checkpoint(source.path)
 
 
 def _bytes_to_read(source: Adapter | Checkpoint) -> int:
@@ -310,8 +310,8 @@ def _module(name: str, update: Update, options: _Options) -> InspectedModule:
 
 def _tensor_entries(tensors: Mapping[str, LazyTensor], options: _Options) -> Iterator[TensorEntry]:
     for name, tensor in tensors.items():
-        found = non_finite_count(tensor, options.progress) if options.values else None
-        yield TensorEntry(name, tensor.shape, tensor.dtype, tensor.elements, found)
+        non_finite = non_finite_count(tensor, options.progress) if options.values else None
+        yield TensorEntry(name, tensor.shape, tensor.dtype, tensor.elements, non_finite)
 
 
 def _stored_entries(checkpoint: Checkpoint, options: _Options) -> Iterator[TensorEntry]:
@@ -319,13 +319,13 @@ def _stored_entries(checkpoint: Checkpoint, options: _Options) -> Iterator[Tenso
     weights = checkpoint.quantisation.weights if checkpoint.quantisation is not None else {}
     packed = {weight.stored_names[0]: checkpoint.weights[name] for name, weight in weights.items()}
     for name, tensor in sorted(checkpoint.stored.items()):
-        found = None
+        non_finite = None
         if options.values and name in packed:
-            found = non_finite_count(packed[name], lambda done: None)
+            non_finite = non_finite_count(packed[name], lambda done: None)
             options.progress(tensor.nbytes)
         elif options.values:
-            found = non_finite_count(tensor, options.progress)
-        yield TensorEntry(name, tensor.shape, tensor.dtype, tensor.elements, found)
+            non_finite = non_finite_count(tensor, options.progress)
+        yield TensorEntry(name, tensor.shape, tensor.dtype, tensor.elements, non_finite)
 
 
 def _bytes(tensors: Iterable[LazyTensor], options: _Options) -> int:

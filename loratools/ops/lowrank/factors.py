@@ -34,7 +34,10 @@ class Layout:
     embedding: bool = False
 
     def lora(self, b: Tensor, a: Tensor) -> LoRA:
-        """`b: (rows, rank)`, `a: (rank, columns)` of the weight as a matrix, as the update of this layer at scale 1."""
+        """Return a LoRA of this layer at scale 1 with given factors.
+
+        `b: (rows, rank)`, `a: (rank, columns)` of the weight as a matrix, as the update of this layer at scale 1.
+        """
         rank = a.shape[0]
         if self.embedding:
             a, b = b.mT, a.mT

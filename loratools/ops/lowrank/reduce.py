@@ -37,9 +37,15 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class ReducedModule:
-    """A line of a report: ranks (None of a vector), and what of the delta (Frobenius `norm`) is in the stored values.
+    """The ranks and the error of one module of a result.
 
-    `energy` is the share of the squared norm and `error` the relative Frobenius error.
+    Attributes:
+        name: The name of the module.
+        rank_in: The rank before; None of a vector.
+        rank: The stored rank; None of a vector.
+        energy: The share of the squared Frobenius norm that the stored values hold.
+        error: The relative Frobenius error of the stored values.
+        norm: The Frobenius norm of what the delta should be.
     """
 
     name: str

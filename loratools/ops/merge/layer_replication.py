@@ -20,7 +20,10 @@ _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 @dataclass(frozen=True)
 class Replication:
-    """`order[j]` is the layer of the base that layer j of the result is a copy of."""
+    """The order in which the layers of the base are repeated in the result.
+
+    `order[j]` is the layer of the base that layer j of the result is a copy of.
+    """
 
     order: tuple[int, ...]
 

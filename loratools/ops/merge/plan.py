@@ -49,14 +49,21 @@ _BLOCKS_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What a merge will do, worked out from headers.
+    """The plan of a merge, worked out from headers.
 
-    weights[i]   the weight of `adapters[i]`, in the order given
-    matches[i]   where its names go, which is nowhere for an adapter of weight 0
-    base         as its weights are merged: where they are dequantised, a checkpoint of plain weights
-    rounding     how sums are rounded to the dtype that they are stored in
-    one_file     whether the result is one file and not a folder
-    trained_on   how the base was quantised in training, where the adapters are added to the values that training saw
+    Attributes:
+        base: The base as its weights are merged: where they are dequantised, a checkpoint of plain weights.
+        adapters: The adapters, in the order given.
+        weights: The weight of each adapter.
+        matches: Where the names of each adapter go, which is nowhere for an adapter of weight 0.
+        files: The files with weights that will be written.
+        side_files: The other files that will be written.
+        added: Names of weights that the base does not have.
+        warnings: What a person should know about the result, as sentences.
+        out: Where the result goes.
+        rounding: How sums are rounded to the dtype that they are stored in.
+        one_file: Whether the result is one file and not a folder.
+        trained_on: How the base was quantised in training, where the adapters are added to the values that training saw.
     """
 
     base: Checkpoint

@@ -1,4 +1,4 @@
-"""`loratools.json`, beside a merged model: what went into it, and what was measured."""
+"""The record `loratools.json` beside a merged model: what went into it, and what was measured."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ _PER_TOKEN = {
 
 @dataclass(frozen=True)
 class Result:
-    """`outputs`: every tensor of the result by name, the base's first, in their order.
+    """All tensors of a merged model, before they are laid out in files.
+
+    `outputs`: every tensor of the result by name, the base's first, in their order.
 
     untied   names that were tied in the base and are stored on their own now
     added    names that the base has no weight for

@@ -76,7 +76,10 @@ class Gain:
 
     @property
     def gain(self) -> float | None:
-        """1 where all of the update survived the rounding, 0 where none did; None where there was no update."""
+        """The share of the update that survived the rounding.
+
+        1 where all of the update survived the rounding, 0 where none did; None where there was no update.
+        """
         return self.along / self.energy if self.energy > 0 else None
 
     @property
@@ -85,7 +88,7 @@ class Gain:
 
 
 def compute_dtype(output: Output) -> str:
-    """float32, save for weights stored in float64."""
+    """The dtype that sums are computed in: float32, save for weights stored in float64."""
     return "F64" if "F64" in (output.dtype, output.values.dtype) else "F32"
 
 

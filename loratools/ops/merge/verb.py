@@ -58,7 +58,15 @@ _LOOK = 1 << 18
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """`adapters`: positions of those that changed it, in the order given."""
+    """What became of one weight in a merge.
+
+    Attributes:
+        name: The name of the weight.
+        adapters: Positions of the adapters that changed it, from 0, in the order given.
+        gain: `<merged - base, dW> / <dW, dW>`; None where it was replaced.
+        max_error_ratio: The largest error in the rows that were checked, as a share of what is allowed; None where
+            nothing was checked.
+    """
 
     name: str
     adapters: tuple[int, ...]
@@ -94,15 +102,32 @@ class RequantizedTensor:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did. Shares and ratios are over touched weights; None where there was nothing to measure.
+    """The report of a merge.
 
-    Of a plan `output` is None, nothing is measured, and `plan` is what would be done.
+    Of a plan `output` is None and nothing is measured. Shares and ratios are None where there was nothing to measure.
 
     `gain` and `unchanged_share` are measured on every block of 49,152 weights where a unit of work (32 MiB) has up to
     16 of them, and on every fourth where it has more. `max_error_ratio` is of nine rows in each unit.
 
-    `dequantized` are the names of the quantised weights of the base that are written as floats; those of them that no
-    adapter changes are counted in `untouched` as well.
+    Attributes:
+        output: Where the result was written; None where nothing was.
+        adapters: Each adapter as it was named, and its weight.
+        tensors: One entry per weight that was touched.
+        merged_weights: How many weights were added to.
+        untouched: How many weights were copied as they are, or only dequantised.
+        replaced: How many weights were replaced.
+        added: Names of weights that the base does not have.
+        dequantized: Names of quantised weights that are written as floats.
+        bytes: Size of the result in bytes.
+        seconds: How long it took.
+        gain: `<merged - base, dW> / <dW, dW>` over all touched weights.
+        unchanged_share: The share of the touched weights whose stored value is that of the base.
+        max_error_ratio: The largest error in the rows that were checked, as a share of what is allowed.
+        verified: Whether rows were read back and checked.
+        left_out: Names of the adapters that have no place in the base, with `allow_partial`.
+        warnings: What a person should know about the result, as sentences.
+        rounding: How sums were rounded to the dtype that they are stored in.
+        plan: What would be done; None where it was done.
     """
 
     output: Path | None

@@ -12,10 +12,16 @@ from loratools.short_repr import few_lines
 
 @dataclass(frozen=True)
 class ResizeReport:
-    """What a resizing did, or of a plan what it would do: all is computed, and nothing written.
+    """The report of a resizing; of a plan all is computed, and nothing written.
 
-    `unchanged` counts the modules that were small enough already and keep their bytes. `output` is None where nothing
-    was written, `adapter` of a plan.
+    Attributes:
+        modules: One entry per module.
+        error: The relative Frobenius error over all modules.
+        unchanged: How many modules were small enough already and keep their bytes.
+        output: Where the result was written; None where nothing was.
+        adapter: The resulting adapter; None of a plan.
+        bytes: Size of the result in bytes.
+        warnings: What a person should know about the result, as sentences.
     """
 
     modules: tuple[ReducedModule, ...]

@@ -11,17 +11,24 @@ from loratools.skipped import Skipped
 
 @dataclass(frozen=True)
 class ModuleSpectrum:
-    """The singular values of one module's change, descending, scale included; all of them where `complete`.
+    """The singular values of one module's change, scale included.
 
-    norm            Frobenius, of the whole change.
-    stable_rank     `||M||_F^2 / ||M||_2^2`.
-    effective_rank  Roy and Vetterli's; with values unknown an estimate, mostly from above.
-    numerical_rank  how many singular values rounding to the stored dtype cannot have made up; None where more than
-                    are known may be.
-    noise_edge      of a pair: the largest singular value of its rounding noise; `above_edge`: how many exceed it.
-    optimal_cut     of a pair: Gavish and Donoho's for that noise; `above_cut`: how many exceed it.
-    identical       of a pair: share of weights that are bit for bit the base's.
-    cost            parameters of one unit of rank.
+    Attributes:
+        name: The name of the module.
+        shape: The shape of the weight.
+        singular_values: Singular values, descending; the leading ones where not `complete`.
+        complete: Whether these are all singular values.
+        norm: The Frobenius norm of the whole change.
+        stable_rank: `||M||_F^2 / ||M||_2^2`.
+        effective_rank: The effective rank of Roy and Vetterli; with values unknown an estimate, mostly from above.
+        numerical_rank: How many singular values rounding to the stored dtype cannot have made up; None where there may
+            be more than are known.
+        cost: Parameters of one unit of rank.
+        noise_edge: Of two checkpoints: the largest singular value of their rounding noise.
+        above_edge: Of two checkpoints: how many singular values exceed `noise_edge`.
+        optimal_cut: Of two checkpoints: the cut of Gavish and Donoho for that noise.
+        above_cut: Of two checkpoints: how many singular values exceed `optimal_cut`.
+        identical: Of two checkpoints: the share of weights that are bit for bit the base's.
     """
 
     name: str
@@ -55,8 +62,18 @@ class ModuleSpectrum:
 
 @dataclass(frozen=True)
 class RankRow:
-    """What one rank for all modules keeps: share of the energy, relative Frobenius error, the module that comes off
-    worst, and the size of the file. `energy_shared`: the same size shared out by singular values (`--max-params`)."""
+    """What one rank for all modules keeps, and what it costs.
+
+    Attributes:
+        rank: The rank.
+        energy: The share of the squared norm that it keeps.
+        error: The relative Frobenius error.
+        worst_module: The name of the module that loses most.
+        worst_energy: The share that this module keeps.
+        bytes: Size of the adapter in bytes.
+        energy_shared: The share that a file of this size keeps where ranks are shared out by singular values
+            (`--max-params`).
+    """
 
     rank: int
     energy: float
@@ -69,8 +86,20 @@ class RankRow:
 
 @dataclass(frozen=True)
 class SpectrumReport:
-    """`knee`: the rank beyond which there is little to gain, None where the spectrum has no such place; `why` says so
-    either way."""
+    """The singular values of an adapter, or of the change between two checkpoints.
+
+    Attributes:
+        source: The adapter or the tuned model, as it was named.
+        base: The base model, as it was named; None of an adapter.
+        dtype: The dtype that sizes are computed for.
+        modules: One entry per module.
+        table: What ranks keep and cost.
+        knee: The rank beyond which there is little to gain; None where the spectrum has no such place.
+        why: Why the knee is there, or why there is none.
+        unchanged: How many tensors are byte for byte the same.
+        skipped: Tensors that have no spectrum, and why.
+        warnings: What a person should know about the result, as sentences.
+    """
 
     source: str
     base: str | None

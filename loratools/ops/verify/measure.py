@@ -59,7 +59,7 @@ class Fit:
         return tuple(found.get(i) for i in range(len(self.gram)))
 
     def residual(self, weights: Sequence[float | None]) -> float:
-        """`|merged - base - sum of w_i dW_i|^2`."""
+        """The square that the updates leave unexplained: `|merged - base - sum of w_i dW_i|^2`."""
         used = [w or 0.0 for w in weights]
         n = range(len(used))
         squares = sum(used[i] * used[j] * self.gram[i][j] for i in n for j in n)
@@ -67,12 +67,12 @@ class Fit:
 
     @property
     def energy(self) -> float:
-        """`|sum of dW_i|^2`."""
+        """The square of the summed updates: `|sum of dW_i|^2`."""
         return sum(map(sum, self.gram))
 
     @property
     def gain(self) -> float | None:
-        """`<merged - base, dW> / <dW, dW>` of the summed delta; None where it is zero."""
+        """The gain of the summed delta, `<merged - base, dW> / <dW, dW>`; None where it is zero."""
         return sum(self.along) / self.energy if self.energy > 0 else None
 
     def noise(self, dtype: str) -> float:

@@ -125,7 +125,7 @@ class VerifyReport:
 
     @property
     def exit_code(self) -> int:
-        """0 for `same`, 1 for `different`, 3 for `undecided`."""
+        """The exit code of the verdict: 0 for `same`, 1 for `different`, 3 for `undecided`."""
         return {"same": 0, "different": 1, "undecided": 3}[self.verdict]
 
     def rows(self) -> list[dict[str, object]]:

@@ -28,7 +28,7 @@ def over_groups(per_group: Floats, columns: int, order: Integers | None = None) 
 
 
 def scaled(codes: Integers, scales: Floats, zeros: Floats | None, dtype: str, order: Integers | None = None) -> Floats:
-    """(codes - zeros) * scales as float32, rounded once to `dtype`: (rows, columns).
+    """Return `(codes - zeros) * scales` as float32, (rows, columns), rounded once to `dtype`.
 
     Codes and zero points are integers of at most 8 bits, so that every dtype holds their difference exactly and only
     the product rounds.

@@ -23,7 +23,10 @@ Index: TypeAlias = "slice | NDArray[np.intp]"
 
 @dataclass(frozen=True, eq=False)
 class FactorDelta:
-    """`b @ a`. `b: (rows, rank)`, `a: (rank, columns)`; scale and weight are in `b`."""
+    """A delta that is a product of two thin matrices.
+
+    `b @ a`. `b: (rows, rank)`, `a: (rank, columns)`; scale and weight are in `b`.
+    """
 
     b: Floats
     a: Floats
@@ -74,8 +77,11 @@ class FactorDelta:
 
 @dataclass(frozen=True, eq=False)
 class ScaledDelta:
-    """`rows[:, None] * W + columns[None, :] * W + b @ a`: what rescales the weights themselves, row by row or column by
-    column, besides adding to them. A vector that is None adds nothing; weight and scale are in all of them."""
+    """A delta that rescales rows and columns of the weight, and adds a product.
+
+    `rows[:, None] * W + columns[None, :] * W + b @ a`: what rescales the weights themselves, row by row or column by
+    column, besides adding to them. A vector that is None adds nothing; weight and scale are in all of them.
+    """
 
     by_row: Floats | None
     by_column: Floats | None
@@ -127,7 +133,10 @@ class ScaledDelta:
 
 @dataclass(frozen=True, eq=False)
 class HadamardDelta:
-    """`W * (b @ a)` entry by entry, or `(d @ c) * (b @ a)` where there is a second product and no base is needed."""
+    """A delta that is an entrywise product.
+
+    `W * (b @ a)` entry by entry, or `(d @ c) * (b @ a)` where there is a second product and no base is needed.
+    """
 
     first: FactorDelta
     second: FactorDelta | None = None
@@ -170,7 +179,10 @@ class HadamardDelta:
 
 @dataclass(frozen=True, eq=False)
 class KroneckerDelta:
-    """`kron(first, second)`, whose block at (i, j) is `first[i, j] * second`; scale and weight are in `first`."""
+    """A delta that is a Kronecker product.
+
+    `kron(first, second)`, whose block at (i, j) is `first[i, j] * second`; scale and weight are in `first`.
+    """
 
     first: Floats
     second: Floats
@@ -313,7 +325,10 @@ def sparse(
     dtype: str,
     added: FactorDelta | None = None,
 ) -> SparseDelta:
-    """`weight * values`, of float64, at places in any order; `added` is weighted already."""
+    """Return a sparse delta.
+
+    `weight * values`, of float64, at places in any order; `added` is weighted already.
+    """
     import numpy as np
 
     kind = np.float64 if dtype == "F64" else np.float32
@@ -321,7 +336,10 @@ def sparse(
 
 
 def dense(values: Floats, weight: float, dtype: str) -> DenseDelta:
-    """`weight * values`, of float64, rounded once to F32, or kept in F64."""
+    """Return a dense delta.
+
+    `weight * values`, of float64, rounded once to F32, or kept in F64.
+    """
     import numpy as np
 
     weighted: Floats = values if weight == 1 else values * weight

@@ -6,5 +6,8 @@ from loratools.errors import FormatError
 
 
 def faulty(module: str, fault: str) -> FormatError:
-    """`what` begins with a verb: has no ..."""
+    """Return the error of a module whose tensors do not make an update.
+
+    `fault` begins with a verb: has no ...
+    """
     return FormatError(f"'{module}' {fault}", hint="save the adapter again, or download it again if it was cut off")

@@ -25,7 +25,10 @@ class NoAlpha(UpdateDefaults):
 
 
 class LowRank(UpdateDefaults, ABC):
-    """`matrices` makes the two factors; all else follows."""
+    """The members that kinds of low rank share.
+
+    `matrices` makes the two factors; all else follows.
+    """
 
     needs_base: ClassVar[bool] = False
 
@@ -35,7 +38,10 @@ class LowRank(UpdateDefaults, ABC):
 
     @abstractmethod
     def matrices(self, rows: int, columns: int) -> tuple[Floats, Floats]:
-        """`b: (rows, rank)` with the scale in it, `a: (rank, columns)`, in float64, of a weight of that shape."""
+        """Return the two factors of the delta.
+
+        `b: (rows, rank)` with the scale in it, `a: (rank, columns)`, in float64, of a weight of that shape.
+        """
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return fits_shape(self.shape, shape)
@@ -58,7 +64,10 @@ class LowRank(UpdateDefaults, ABC):
 
 
 def weighted(b: Floats, a: Floats, weight: float, dtype: str) -> FactorDelta:
-    """`weight * b @ a` of float64 factors, each rounded once to F32, or kept in F64."""
+    """Return a delta of two factors.
+
+    `weight * b @ a` of float64 factors, each rounded once to F32, or kept in F64.
+    """
     import numpy as np
 
     kind = np.float64 if dtype == "F64" else np.float32

@@ -30,7 +30,9 @@ def with_magnitude(
     weight: float,
     dtype: str,
 ) -> Delta:
-    """`weight * (m (W + dW) / |W + dW| - W)` for an unweighted `delta` in float64, of a weight as a matrix.
+    """Return a delta with the magnitude of DoRA.
+
+    `weight * (m (W + dW) / |W + dW| - W)` for an unweighted `delta` in float64, of a weight as a matrix.
 
     by       whether there is one magnitude for each row of the matrix, or for each column.
     repeat   neighbouring columns that share one magnitude and one norm: the elements of a kernel.

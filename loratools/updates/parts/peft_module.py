@@ -12,7 +12,9 @@ from loratools.tensors.lazy import LazyTensor
 
 @dataclass(frozen=True)
 class PeftModule:
-    """`parts`: the tensors under the module, by PEFT's names without the adapter's (`hada_w1_a`, `vera_lambda_b`).
+    """One module of an adapter of PEFT, with its tensors and what the config says of it.
+
+    `parts`: the tensors under the module, by PEFT's names without the adapter's (`hada_w1_a`, `vera_lambda_b`).
 
     config    all fields of adapter_config.json.
     rank      what the config says for this module, patterns included; None where it says nothing.

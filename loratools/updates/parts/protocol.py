@@ -123,7 +123,9 @@ class Update(Protocol):
         """Whether it can be an update of a weight of this shape (`fits_shape` does for most kinds)."""
 
     def factors(self) -> Factors | None:
-        """`b: (out, rank)`, `a: (rank, in x kernel)` with the scale in `b`, in float64, whose product is the delta.
+        """Return the two factors of the delta; None where it is not of low rank.
+
+        `b: (out, rank)`, `a: (rank, in x kernel)` with the scale in `b`, in float64, whose product is the delta.
 
         None where it is not low rank, where the tensors do not tell its shape, or where it depends on the base.
         """
@@ -172,7 +174,10 @@ class Delta(Protocol):
 
 
 def flow(shape: Shape) -> str:
-    """`(out, in)` as people read a layer: in -> out; any other shape as its sizes."""
+    """Return a shape as people read a layer.
+
+    `(out, in)` as people read a layer: in -> out; any other shape as its sizes.
+    """
     return f"{shape_text(shape[1:])} -> {shape_text(shape[:1])}" if len(shape) == 2 else shape_text(shape)
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def cayley(skew: Floats) -> Floats:
-    """`(I - Q)(I + Q)^-1` of skew-symmetric matrices, (..., size, size)."""
+    """Return Cayley's map of skew-symmetric matrices, `(I - Q)(I + Q)^-1`: (..., size, size)."""
     import numpy as np
 
     identity = np.eye(skew.shape[-1])
@@ -20,7 +20,8 @@ def cayley(skew: Floats) -> Floats:
 
 
 def times_blocks(values: Floats, blocks: Floats) -> Floats:
-    """`values @ diag(blocks)`. values: (rows, count x size), blocks: (count, size, size)."""
+    """Multiply with a block-diagonal matrix: `values @ diag(blocks)`. values: (rows, count x size), blocks:
+    (count, size, size)."""
     import numpy as np
 
     count, size, _ = blocks.shape

@@ -282,7 +282,7 @@ def _refuse_shared_place(
     twice = sorted({weight for c in counts for weight, count in c.items() if count > 1})
     if twice:
         raise MismatchError(
-            f"{len(twice)} weights of the base are meant by more than one name of the adapter",
+            f"{len(twice)} weights of the base are named by the adapter more than once",
             details=twice,
             hint="choose one with --include or --exclude",
         )

@@ -118,7 +118,7 @@ def load(
 def load_source(source: AdapterSource, *, format: str | None = None, rank_from: RankFrom | None = None) -> Adapter:
     """As `load`, of what is open already."""
     if rank_from not in (None, "tensors", "config"):
-        raise UsageError(f"no rank to take from '{rank_from}'; there are: config, tensors")
+        raise UsageError(f"the rank cannot be taken from '{rank_from}'; there are: config, tensors")
     entry = _entry(format or _only_claim(source))
     adapter = _read(entry, source, rank_from)
     unread = tuple(f.name for f in source.companions if f.name not in adapter.read_companions)

@@ -403,10 +403,10 @@ def _declared(weight: WholeWeight, saved: Iterable[str], bias: object) -> str | 
 
 def _writable(adapter: Adapter) -> dict[str, LoRA | LoRAExperts]:
     """The updates that get factors: all but those of rank 0, which PEFT has no way to write."""
-    if other_keys := unwritable(adapter):
+    if problems := unwritable(adapter):
         raise UnsupportedError(
-            f"{len(other_keys)} of {len(adapter.updates)} updates of {quoted(adapter.name)} cannot be written as PEFT",
-            details=shown([f"{name}: {why}" for name, why in other_keys.items()]),
+            f"{len(problems)} of {len(adapter.updates)} updates of {quoted(adapter.name)} cannot be written as PEFT",
+            details=shown([f"{name}: {why}" for name, why in problems.items()]),
         )
     updates = {
         name: factored

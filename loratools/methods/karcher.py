@@ -52,7 +52,7 @@ def combine(terms: Terms, *, steps: int, tolerance: float) -> Combination:
     mean = shares.clone()
     if length(mean) < 1e-8:
         raise UsageError(
-            f"the deltas of '{terms.name}' point in opposite ways, and have no mean direction",
+            f"the deltas of '{terms.name}' point in opposite directions, and have no mean direction",
             hint="choose other weights, or --method linear",
         )
     mean /= length(mean)

@@ -19,7 +19,7 @@ def interleaving(rows: int, heads: int) -> tuple[int, ...]:
         ValueError: these rows are no such heads.
     """
     if rows % (2 * heads):
-        raise ValueError(f"{rows} rows are no {heads} heads of an even size")
+        raise ValueError(f"{rows} rows cannot be {heads} heads of an even size")
     half = rows // heads // 2
     return tuple(h * 2 * half + i * half + j for h in range(heads) for j in range(half) for i in range(2))
 

@@ -73,7 +73,7 @@ def check_output(out: Path, *, overwrite: bool, inputs: Sequence[Path], names: I
         _check_parents(out, real)
         return Replacement()
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        raise UsageError(f"{quoted(out)} is a device, FIFO or socket and stays", hint="choose another name")
+        raise UsageError(f"{quoted(out)} is a device, FIFO or socket, and is not replaced", hint="choose another name")
     if stat.S_ISREG(status.st_mode):
         if not overwrite:
             raise OutputExistsError(f"{quoted(out)} exists", hint=_OVERWRITE)

@@ -156,7 +156,7 @@ def parse_setting(text: str) -> tuple[str, str]:
     """
     name, equals, value = text.partition("=")
     if not (name.strip() and equals and value.strip()):
-        raise UsageError(f"'{text}' sets nothing", hint="write option=value, as in density=0.3")
+        raise UsageError(f"'{text}' is no setting of an option", hint="write option=value, as in density=0.3")
     return name.strip(), value.strip()
 
 
@@ -178,7 +178,7 @@ def parse_module_weight(text: str) -> tuple[str, tuple[float, ...]]:
     """
     glob, equals, numbers = text.rpartition("=")
     if not glob or not equals:
-        raise UsageError(f"'{text}' weighs nothing", hint="write GLOB=W, as in '*.q_proj=0.5'")
+        raise UsageError(f"'{text}' is no weight of modules", hint="write GLOB=W, as in '*.q_proj=0.5'")
     return glob, parse_numbers(numbers)
 
 
@@ -189,7 +189,7 @@ def parse_rule(text: str) -> tuple[str, float]:
     """
     name, equals, number = text.partition("=")
     if not equals or not _NUMBER.fullmatch(number.strip()):
-        raise UsageError(f"'{text}' is no rule and its number", hint="write NAME=F, as in sv_fro=0.9")
+        raise UsageError(f"'{text}' is no rule with its number", hint="write NAME=F, as in sv_fro=0.9")
     return name.strip(), float(number)
 
 

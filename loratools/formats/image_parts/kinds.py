@@ -56,7 +56,7 @@ def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
     kinds = module.kinds - {"full"}
     if not module.kinds:
         first = next(iter(module.keys.values()))
-        raise NotReadError(f"{quoted(first)} stands alone")
+        raise NotReadError(f"{quoted(first)} has no partner")
     if unread := sorted(kind for kind in kinds if kind not in _READERS and _file_of(kind) is None):
         raise NotReadError(_NAMES.get(unread[0], unread[0]), unsupported=True)
     if len(kinds) > 1 or ("diff" in module.parts and kinds):

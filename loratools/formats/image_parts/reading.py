@@ -240,7 +240,7 @@ def _updates(
         )
     if unread:
         raise UnreadTensorsError(
-            f"{quoted(source.path)} needs {counted(len(unread), 'thing')} not supported here",
+            f"{quoted(source.path)} has {counted(len(unread), 'part')} that are not supported here",
             [key for names in unread.values() for name in names for key in modules[name].keys.values()],
             details=[
                 f"{kind}: {quoted(names[0])}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -118,7 +118,7 @@ def equal_ranks(terms: Terms) -> None:
     ranks = [f.rank for f in terms.factors]
     if len(set(ranks)) > 1:
         raise MismatchError(
-            f"factors of different ranks do not add: '{terms.name}' has {', '.join(map(str, ranks))}",
+            f"factors of different ranks cannot be added: '{terms.name}' has {', '.join(map(str, ranks))}",
             hint="--method linear takes any ranks; or bring the adapters to one rank with loratools resize",
         )
 

@@ -29,7 +29,7 @@ def lost_update(result: Reduced, terms: Terms, settings: ModuleSettings, name: s
     exact = result.target if approximates is None else approximates(terms)
     if not isinstance(exact, Factors):
         raise UsageError(
-            f"what is lost of '{name}' has no low rank, and makes no adapter",
+            f"what is lost of '{name}' is not of low rank, and cannot be written as an adapter",
             hint="work in small coordinates: --set space=core; or leave out --residual",
         )
     difference = concatenate([(1.0, exact), (-1.0, result.factors)])

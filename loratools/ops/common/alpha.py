@@ -21,10 +21,10 @@ def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
     if alpha is None:
         return adapter
     if not math.isfinite(alpha) or alpha == 0:
-        raise UsageError(f"an alpha of {alpha:g} is no scale")
+        raise UsageError(f"an alpha of {alpha:g} gives no scale")
     assumed = _assuming_alpha(adapter)
     if not assumed:
-        raise UsageError(f"{quoted(adapter.name)} says its own alpha, so that there is none to give with --alpha")
+        raise UsageError(f"{quoted(adapter.name)} states its own alpha, so that --alpha does not apply")
     given = {name: update.with_alpha(alpha) for name, update in assumed.items()}
     return replace(adapter, updates={**adapter.updates, **given})
 

@@ -84,9 +84,9 @@ def _require_usable(adapter: Adapter, moved: bool) -> None:
     adapter.require_certain()
     if adapter.initialisation_changed_base is not None and not moved:
         raise UnsupportedError(
-            f"'{adapter.name}' began with {adapter.initialisation_changed_base}, which changed the base: "
-            "its factors are no delta of it",
-            hint="merge takes the adapter as it was before training off again: --initial PATH",
+            f"'{adapter.name}' was initialised with {adapter.initialisation_changed_base}, which changed the base: "
+            "its factors alone are not the change",
+            hint="merge subtracts the adapter as it was before training: --initial PATH",
         )
 
 

@@ -32,7 +32,7 @@ def with_initial(
     if len(initial) > len(needing):
         raise UsageError(
             f"{len(initial)} initial adapters are given, and {len(needing)} adapters need one",
-            hint="only an initialisation that changes the base (PiSSA, OLoRA, CorDA, LoRA-GA) has to be taken off",
+            hint="only an initialisation that changes the base (PiSSA, OLoRA, CorDA, LoRA-GA) has to be subtracted",
         )
     rest = iter(initial)
     weighted: list[tuple[Adapter, float]] = []
@@ -47,7 +47,9 @@ def with_initial(
         mine = {name: (u.shape, u.scale) for name, u in adapter.updates.items()}
         if theirs != mine:
             differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-            raise MismatchError(f"'{began.name}' is not what '{adapter.name}' began as", details=differ[:20])
+            raise MismatchError(
+                f"'{began.name}' is not the adapter that '{adapter.name}' was before training", details=differ[:20]
+            )
         weighted.append((replace(began, replacements={}), -weight))
     return weighted
 

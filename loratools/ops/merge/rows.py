@@ -329,7 +329,7 @@ def refuse_not_finite(output: Output, base: Floats, exact: Floats) -> NoReturn:
         raise InputError(f"'{output.name}' of the base holds values that are not finite")
     if np.isnan(exact).any():
         raise InputError(
-            f"'{output.name}' would hold values that are no numbers",
+            f"'{output.name}' would hold values that are not numbers",
             hint="look for an absurd alpha, or a vector of length zero that is divided by",
         )
     largest, limit = float(abs(exact).max()), LARGEST[output.dtype]

@@ -111,7 +111,7 @@ def spectrum(
         modules = _spectra_of_adapter(adapter, workers, progress)
         return _reported(adapter.name, None, modules, stored, max_rank, warnings=adapter.warnings)
     if isinstance(source, Adapter):
-        raise UsageError("an adapter has its spectrum without a base", hint="leave the base away")
+        raise UsageError("the spectrum of an adapter needs no base", hint="leave out the base")
     before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, source))
     pairs = line_up(before, after, include=include, exclude=exclude)
     layers = [pair for pair in pairs.pairs if pair.layer is not None]

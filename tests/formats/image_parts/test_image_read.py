@@ -257,7 +257,7 @@ FAULTS: dict[str, tuple[Tensors, str]] = {
     "alone": (
         lora("lora_unet_mid_block_resnets_0_conv1", 6, 5)
         | {"lora_unet_mid_block_resnets_0_conv2.alpha": torch.ones(())},
-        "stands alone",
+        "has no partner",
     ),
 }  # fmt: skip
 

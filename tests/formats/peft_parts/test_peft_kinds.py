@@ -122,7 +122,7 @@ def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path, case: str) -> N
 def test_a_reflection_by_a_vector_of_length_zero_gives_no_numbers(tmp_path: Path) -> None:
     base = factories.checkpoint_folder(tmp_path / "base", weights={"a.weight": random(10, 6)})
 
-    with pytest.raises(InputError, match=r"'a\.weight' would hold values that are no numbers"):
+    with pytest.raises(InputError, match=r"'a\.weight' would hold values that are not numbers"):
         merge(base, [saved(tmp_path / "adapter", "HRA", {"a.hra_u": torch.zeros(6, 2)})], tmp_path / "out")
 
 

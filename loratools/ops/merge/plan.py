@@ -63,7 +63,8 @@ class MergePlan:
         out: Where the result goes.
         rounding: How sums are rounded to the dtype that they are stored in.
         one_file: Whether the result is one file and not a folder.
-        trained_on: How the base was quantised in training, where the adapters are added to the values that training saw.
+        trained_on: How the base was quantised in training, where the adapters are added to the values that training
+            saw.
     """
 
     base: Checkpoint

@@ -127,6 +127,8 @@ class MergeReport:
         left_out: Names of the adapters that have no place in the base, with `allow_partial`.
         warnings: What a person should know about the result, as sentences.
         rounding: How sums were rounded to the dtype that they are stored in.
+        requantized: One entry per weight that was quantised again.
+        trained_on: How the base was quantised in training; None where that was not said.
         plan: What would be done; None where it was done.
     """
 

@@ -132,7 +132,7 @@ class Requantised:
 
     @property
     def scheme(self) -> str:
-        """The scheme and its numbers: `bitsandbytes: nf4`"""
+        """The scheme and its numbers: `bitsandbytes: nf4`."""
         return f"{self.weight.scheme}: {self.weight.parameters.format}"
 
 

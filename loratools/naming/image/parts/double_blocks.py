@@ -28,6 +28,6 @@ def double_block() -> Iterator[Rule]:
 
 
 def attention_of_linear1() -> Iterator[Rule]:
-    """`linear1_qkv`: the rows of `linear1` that are queries, keys and values, as ComfyUI reads them."""
+    """The rule of `linear1_qkv`: the rows of `linear1` that are queries, keys and values, as ComfyUI reads them."""
     targets = tuple(f"single_transformer_blocks.{{}}.attn.{leaf}" for leaf in QKV)
     yield Rule("single_blocks.{}.linear1_qkv", targets, split="thirds", ratio=3)

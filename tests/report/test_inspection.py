@@ -193,6 +193,7 @@ model.layers.{0-2}.self_attn.q_proj      3     4      2   10×6   0–4       0�
 
 warning: values not finite in model.layers.2.self_attn.q_proj
 warning: 1 module untrained, changing nothing: model.layers.1.self_attn.q_proj
+warning: most rows of B are zeros in 1 module, as a lost shard leaves them: model.layers.0.self_attn.q_proj
 """
     )
 

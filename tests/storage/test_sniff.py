@@ -55,7 +55,7 @@ def numpy_saved() -> bytes:
         (numpy_saved(), "a numpy archive (.npz)"),
         (zipped("readme.txt"), "a zip archive"),
         (tarred(), "a tar archive"),
-        (gzip.compress(b"x"), "a gzip archive"),
+        (gzip.compress(b"x", mtime=0), "a gzip archive"),
         (save({"a": torch.ones(1)}), "a safetensors file"),
         (bytes(100), "nothing but zeros, as a download leaves it that was cut off"),
         (b"  <!DOCTYPE HTML>\n<html>", "a web page"),

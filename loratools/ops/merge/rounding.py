@@ -53,7 +53,8 @@ class Rounding:
 
 
 NEAREST = Rounding()
-# Measured on real adapters (docs/rounding.md): what is cared for is an orthonormal basis, or inputs of mean square 1.
+# What is cared for is an orthonormal basis (adapter) or inputs of mean square 1 (calibrated). The first was measured on
+# real adapters (docs/rounding.md); the second, and those below, were chosen and not measured.
 _PENALTIES = {"adapter": 0.25, "calibrated": 0.01}
 # On the grids of quantised weights, whose steps are far larger than an update.
 _PENALTIES_PACKED = {"adapter": 0.01, "calibrated": 0.01}

@@ -55,8 +55,9 @@ if TYPE_CHECKING:
     from loratools.ops.inspect.verb import inspect
     from loratools.ops.lowrank.reduce import ReducedModule
     from loratools.ops.merge.plan import MergePlan
+    from loratools.ops.merge.report import MergedTensor, MergeReport, RequantizedTensor
     from loratools.ops.merge.rounding import RoundingMode
-    from loratools.ops.merge.verb import MergedTensor, MergeReport, RequantizedTensor, merge
+    from loratools.ops.merge.verb import merge
     from loratools.ops.registries import (
         FormatInfo,
         LayoutInfo,
@@ -122,8 +123,8 @@ _HOMES = {
     "LoraToolsError": "errors",
     "MachineError": "errors",
     "MergePlan": "ops.merge.plan",
-    "MergeReport": "ops.merge.verb",
-    "MergedTensor": "ops.merge.verb",
+    "MergeReport": "ops.merge.report",
+    "MergedTensor": "ops.merge.report",
     "MethodInfo": "ops.registries",
     "MethodOption": "ops.registries",
     "MismatchError": "errors",
@@ -141,7 +142,7 @@ _HOMES = {
     "ReducedModule": "ops.lowrank.reduce",
     "Replaced": "ops.extract.report",
     "Replacement": "adapter",
-    "RequantizedTensor": "ops.merge.verb",
+    "RequantizedTensor": "ops.merge.report",
     "ResizeReport": "ops.resize.report",
     "RoundingMode": "ops.merge.rounding",
     "Share": "ops.combine.shares",

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from loratools.ops.merge.plan import MergePlan
-from loratools.ops.merge.verb import MergeReport
+from loratools.ops.merge.report import MergeReport
 from loratools.report.pairs import pairs
 from loratools.report.text import number, plural, size
 from loratools.storage.files import free_space

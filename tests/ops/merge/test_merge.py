@@ -23,7 +23,8 @@ from loratools.errors import (
     OutputExistsError,
     UsageError,
 )
-from loratools.ops.merge.verb import MergeReport, merge, plan_from_headers
+from loratools.ops.merge.report import MergeReport
+from loratools.ops.merge.verb import merge, plan_from_headers
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
 # Large enough for several blocks, with a remainder: 49,152 elements are one block.

@@ -11,7 +11,7 @@ import pytest
 
 import loratools
 from loratools.errors import LoraToolsError
-from loratools.ops.merge import verb
+from loratools.ops.merge import writing
 from loratools.ops.merge.outputs import RowsUnit
 from loratools.ops.merge.rows import Gain
 
@@ -27,14 +27,14 @@ def test_wrong_value_in_a_row_that_is_looked_at_ends_the_merge(
 ) -> None:
     base = factories.checkpoint_folder(tmp_path / "base", weights=factories.base_weights(MODULES))
     adapter = factories.adapter_folder(tmp_path / "style", modules=MODULES)
-    merge_rows = verb.merge_rows
+    merge_rows = writing.merge_rows
 
     def damaged(unit: RowsUnit, fd: int, offset: int) -> Gain:
         gain = merge_rows(unit, fd, offset)
         os.pwrite(fd, struct.pack("<f", value), offset + row * unit.output.row_bytes)
         return gain
 
-    monkeypatch.setattr(verb, "merge_rows", damaged)
+    monkeypatch.setattr(writing, "merge_rows", damaged)
     with pytest.raises(LoraToolsError, match="self-check found 1 merged weights"):
         loratools.merge(base, adapter, tmp_path / "out", threads=1)
 

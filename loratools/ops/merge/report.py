@@ -1,0 +1,153 @@
+"""What a merge did, in numbers: the whole, and weight by weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from loratools.ops.merge.plan import MergePlan
+from loratools.ops.merge.rounding import RoundingMode
+from loratools.short_repr import few_lines, one_line
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """What became of one weight in a merge.
+
+    Attributes:
+        name: The name of the weight.
+        adapters: Positions of the adapters that changed it, from 0, in the order given.
+        gain: `<merged - base, dW> / <dW, dW>`; None where it was replaced.
+        max_error_ratio: The largest error in the rows that were checked, as a share of what is allowed; None where
+            nothing was checked.
+    """
+
+    name: str
+    adapters: tuple[int, ...]
+    gain: float | None
+    max_error_ratio: float | None
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+
+@dataclass(frozen=True)
+class RequantizedTensor:
+    """A merged weight that is stored in the scheme of the base again.
+
+    Attributes:
+        name: The weight.
+        scheme: Its scheme and the numbers in it: `bitsandbytes: nf4`.
+        error_before: ||stored - sum|| / ||update|| if the sum were stored in the float dtype of the weight, as with
+            `dequantize`; None where the update is zero.
+        error_after: The same of what is stored.
+        gain: How much of the update is in the result.
+    """
+
+    name: str
+    scheme: str
+    error_before: float | None
+    error_after: float | None
+    gain: float | None
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """The report of a merge.
+
+    Of a plan `output` is None and nothing is measured. Shares and ratios are None where there was nothing to measure.
+
+    `gain` and `unchanged_share` are measured on every block of 49,152 weights where a unit of work (32 MiB) has up to
+    16 of them, and on every fourth where it has more. `max_error_ratio` is of nine rows in each unit.
+
+    Attributes:
+        output: Where the result was written; None where nothing was.
+        adapters: Each adapter as it was named, and its weight.
+        tensors: One entry per weight that was touched.
+        merged_weights: How many weights were added to.
+        untouched: How many weights were copied as they are, or only dequantised.
+        replaced: How many weights were replaced.
+        added: Names of weights that the base does not have.
+        dequantized: Names of quantised weights that are written as floats.
+        bytes: Size of the result in bytes.
+        seconds: How long it took.
+        gain: `<merged - base, dW> / <dW, dW>` over all touched weights.
+        unchanged_share: The share of the touched weights whose stored value is that of the base.
+        max_error_ratio: The largest error in the rows that were checked, as a share of what is allowed.
+        verified: Whether rows were read back and checked.
+        left_out: Names of the adapters that have no place in the base, with `allow_partial`.
+        warnings: What a person should know about the result, as sentences.
+        rounding: How sums were rounded to the dtype that they are stored in.
+        requantized: One entry per weight that was quantised again.
+        trained_on: How the base was quantised in training; None where that was not said.
+        plan: What would be done; None where it was done.
+    """
+
+    output: Path | None
+    adapters: tuple[tuple[str, float], ...]
+    tensors: tuple[MergedTensor, ...]
+    merged_weights: int
+    untouched: int
+    replaced: int
+    added: tuple[str, ...]
+    dequantized: tuple[str, ...]
+    bytes: int
+    seconds: float
+    gain: float | None
+    unchanged_share: float | None
+    max_error_ratio: float | None
+    verified: bool
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+    rounding: RoundingMode = "nearest"
+    requantized: tuple[RequantizedTensor, ...] = ()
+    trained_on: str | None = None
+    plan: MergePlan | None = None
+
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per changed weight, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [
+            {"name": t.name, "adapters": list(t.adapters), "gain": t.gain, "max_error_ratio": t.max_error_ratio}
+            for t in self.tensors
+        ]
+
+    def to_dict(self) -> dict[str, object]:
+        """The document of `loratools merge --json`, or of `--plan --json`, without its head."""
+        if self.plan is not None:
+            return self.plan.to_dict()
+        return {
+            "adapters": [{"path": path, "weight": weight} for path, weight in self.adapters],
+            "targets": self.merged_weights,
+            "untouched": self.untouched,
+            "replaced": self.replaced,
+            "added": list(self.added),
+            "dequantized": list(self.dequantized),
+            "requantized": [
+                {
+                    "name": t.name,
+                    "scheme": t.scheme,
+                    "error_before": t.error_before,
+                    "error_after": t.error_after,
+                    "gain": t.gain,
+                }
+                for t in self.requantized
+            ],
+            "rounding": self.rounding,
+            "trained_on": self.trained_on,
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+            "gain": self.gain,
+            "unchanged_share": self.unchanged_share,
+            "max_error_ratio": self.max_error_ratio,
+            "verified": self.verified,
+            "tensors": self.rows(),
+            "left_out": list(self.left_out),
+            "warnings": list(self.warnings),
+            "output": str(self.output),
+        }

@@ -25,7 +25,7 @@ class Stranger:
 def required(function: Any) -> dict[str, object]:
     """Arguments of the right types for the parameters that must be given."""
     values = {name: str(ADAPTER) for name in ("adapter", "adapters", "path", "first", "second", "source")}
-    values |= {"base": str(BASE), "tuned": str(BASE), "out": "nowhere", "format": "peft"}
+    values |= {"merged": str(BASE), "base": str(BASE), "tuned": str(BASE), "out": "nowhere", "format": "peft"}
     parameters = inspect.signature(function).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
     return {name: values[name] for name in needed}
@@ -133,7 +133,7 @@ def test_plan_of_a_merge_counts_what_the_merge_then_does(tmp_path: Path) -> None
 @pytest.mark.parametrize("verb", [name for name in FUNCTIONS if not name.startswith("list_")])
 def test_nothing_but_errors_of_loratools_comes_out_of_a_path_that_is_not_there(verb: str, tmp_path: Path) -> None:
     call = getattr(loratools, verb)
-    names = {"adapter", "adapters", "path", "first", "second", "source", "base", "tuned"}
+    names = {"adapter", "adapters", "path", "first", "second", "source", "base", "tuned", "merged"}
     given = {n: str(tmp_path / "absent") if n in names else v for n, v in required(call).items()}
 
     given |= {"rank": 2} if verb == "resize" else {}

@@ -150,7 +150,7 @@ def test_a_tensor_for_a_module_that_the_base_has_without_it_is_a_leftover() -> N
 
 
 def test_two_names_for_one_weight_are_refused() -> None:
-    with pytest.raises(MismatchError, match="more than one name"):
+    with pytest.raises(MismatchError, match="named by the adapter more than once"):
         match(
             adapter("q", a__weight=(5,), model__a__weight=(5,)),
             {"model.q.weight": (10, 6), "model.a.weight": (5,)},

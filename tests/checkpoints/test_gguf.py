@@ -91,10 +91,10 @@ def test_a_merge_into_one_is_refused_before_names_are_matched(tmp_path: Path) ->
     adapter = factories.adapter_folder(tmp_path / "a")
 
     with pytest.raises(UnsupportedError, match="read, and not written") as caught:
-        loratools.merge(write(tmp_path / "model.gguf"), [adapter], tmp_path / "out.gguf")
+        loratools.merge(write(tmp_path / "model.gguf"), [adapter], tmp_path / "out.safetensors")
 
     assert caught.value.exit_code == 4
-    assert not (tmp_path / "out.gguf").exists()
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_a_part_of_a_model_is_refused_with_the_way_to_join_it(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_base_is_needed_and_must_be_the_right_one(tmp_path: Path) -> None:
         convert(source, tmp_path / "out.gguf", format="gguf")
     with pytest.raises(UnsupportedError, match="model_type 'mamba'"):
         convert(source, tmp_path / "out.gguf", format="gguf", base=config(tmp_path / "mamba", "mamba"))
-    with pytest.raises(MismatchError, match="12 rows are no 7 heads"):
+    with pytest.raises(MismatchError, match="12 rows cannot be 7 heads"):
         convert(source, tmp_path / "out.gguf", format="gguf", base=config(tmp_path / "seven", num_attention_heads=7))
     with pytest.raises(UsageError, match=r"gguf writes one file, '\*\.gguf'"):
         convert(source, tmp_path / "out", format="gguf", base=config(tmp_path / "base"))

@@ -82,7 +82,7 @@ def test_torchtune_needs_to_know_the_base(tmp_path: Path) -> None:
     assert "2 modules, such as 'model.layers.1.self_attn.k_proj'" in formats.load(folder).uncertainties[0]
     with pytest.raises(UnsupportedError, match="model_type 'mamba'"):
         formats.load(folder, base=Base({}, {"model_type": "mamba"}))
-    with pytest.raises(MismatchError, match="24 rows are no 5 heads"):
+    with pytest.raises(MismatchError, match="24 rows cannot be 5 heads"):
         formats.load(folder, base=Base({}, {"model_type": "llama", "num_attention_heads": 5, "num_key_value_heads": 2}))
     # Qwen's are in the order of Hugging Face.
     adapter = formats.load(folder, base=Base({}, {"model_type": "qwen2", "num_attention_heads": 5}))

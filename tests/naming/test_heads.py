@@ -20,5 +20,5 @@ def test_rows_are_interleaved_as_llama_cpp_permutes_them() -> None:
     assert weights[list(order)].tolist() == permuted.tolist()
     assert weights[HeadOrder(heads)(heads * size)].tolist() == permuted.tolist()
     assert permuted[list(inverse(order))].tolist() == weights.tolist()
-    with pytest.raises(ValueError, match="no 5 heads"):
+    with pytest.raises(ValueError, match="cannot be 5 heads"):
         interleaving(24, 5)

@@ -13,13 +13,17 @@ from pathlib import Path
 from loratools.errors import UnsupportedError
 from loratools.storage.files import quoted
 
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_A\.[^.]+\.weight")
+# Some models have adapters of their own, named after what they see or hear (`lora_A.vision`), among their weights.
+_FACTOR = re.compile(r"(?P<module>(?P<wrapped>.*base_model\.model\.)?.+)\.lora_A\.(?P<adapter>[^.]+)\.weight")
 
 
 def is_dump(names: Iterable[str]) -> bool:
     """Whether these are the tensors of a PeftModel with its base: each module with factors has its weight as well."""
     every = set(names)
-    modules = {parsed["module"] for name in every if ".lora_A." in name and (parsed := _FACTOR.fullmatch(name))}
+    factors = [parsed for name in every if ".lora_A." in name and (parsed := _FACTOR.fullmatch(name))]
+    if not all(parsed["wrapped"] or parsed["adapter"] == "default" for parsed in factors):
+        return False
+    modules = {parsed["module"] for parsed in factors}
     return bool(modules) and all(f"{module}.base_layer.weight" in every for module in modules)
 
 

@@ -15,8 +15,8 @@ from loratools.errors import UnsupportedError
 from loratools.naming.image.pipeline import PIPELINE_PARTS
 
 
-def lora(name: str, rank: int = 2) -> dict[str, torch.Tensor]:
-    return {f"{name}.lora_A.weight": torch.randn(rank, 48), f"{name}.lora_B.weight": torch.randn(48, rank)}
+def lora(name: str, rank: int = 2, width: int = 48) -> dict[str, torch.Tensor]:
+    return {f"{name}.lora_A.weight": torch.randn(rank, width), f"{name}.lora_B.weight": torch.randn(width, rank)}
 
 
 @pytest.mark.parametrize("part", ["connectors", "text_conditioner", "conditional_transformer", "transformer_ref"])
@@ -60,7 +60,9 @@ def test_every_part_that_a_loader_of_the_installed_diffusers_names_is_read() -> 
 def wan(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     stored: dict[str, torch.Tensor] = {}
     for i in range(40):
-        stored |= lora(f"transformer.blocks.{i}.attn1.to_q") | lora(f"transformer_2.blocks.{i}.attn1.to_q", 3)
+        # As wide as Wan 14B: HunyuanDiT has as many blocks with modules of this name.
+        stored |= lora(f"transformer.blocks.{i}.attn1.to_q", width=5120)
+        stored |= lora(f"transformer_2.blocks.{i}.attn1.to_q", 3, 5120)
     save_file(stored, tmp_path / "both.safetensors")
     return tmp_path / "both.safetensors", stored
 

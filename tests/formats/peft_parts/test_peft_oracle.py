@@ -20,7 +20,6 @@ from peft.tuners.lora import LoraLayer  # noqa: E402
 
 from loratools import formats  # noqa: E402
 from loratools.adapter import Adapter  # noqa: E402
-from loratools.errors import UnsupportedError  # noqa: E402
 from loratools.formats.peft_parts.config import FIELDS  # noqa: E402
 from loratools.formats.peft_parts.keys import BARE_PARTS, FOREIGN  # noqa: E402
 from loratools.formats.peft_parts.patterns import matches  # noqa: E402
@@ -374,22 +373,6 @@ def update(rank: int, out: int, into: int, alpha: float, *, rslora: bool = False
     generator = torch.Generator().manual_seed(rank * 100 + out)
     a, b = torch.randn(rank, into, generator=generator), torch.randn(out, rank, generator=generator)
     return LoRA(from_torch(a), from_torch(b), alpha, "config", rslora)
-
-
-REFUSED: dict[str, dict[str, object]] = {
-    "alora_invocation_tokens": {"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"},
-}
-
-
-@pytest.mark.parametrize("field", REFUSED)
-def test_a_variant_that_peft_saves_is_refused_by_the_name_of_its_field(field: str, tmp_path: Path) -> None:
-    config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj"], **REFUSED[field])
-    get_peft_model(llama(), config).save_pretrained(tmp_path)
-
-    with pytest.raises(UnsupportedError) as raised:
-        formats.load(tmp_path)
-
-    assert field in str(raised.value)
 
 
 def test_every_field_of_peft_is_known() -> None:

@@ -118,7 +118,7 @@ def test_residual_of_nothing_is_not_written_and_one_without_rank_is_refused(tmp_
     assert report.residual is None
     assert not (tmp_path / "rest").exists()
     assert any("no residual" in w for w in report.warnings)
-    with pytest.raises(UsageError, match="no low rank"):
+    with pytest.raises(UsageError, match="not of low rank"):
         combine(pair, method="ties", rank=2, residual=tmp_path / "rest")
 
 

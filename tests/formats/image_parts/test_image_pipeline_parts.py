@@ -84,7 +84,7 @@ def test_each_of_two_transformers_is_written_alone(
         out = tmp_path / f"{part}.safetensors"
         loratools.convert(both, out, format=format, include=f"{part}.*")
         written = load_file(out)[f"{key}.{down}.weight"]
-        assert written.shape == (rank, 48)
+        assert written.shape == (rank, 5120)
         assert torch.equal(written, stored[f"{part}.blocks.7.attn1.to_q.lora_A.weight"])
 
 

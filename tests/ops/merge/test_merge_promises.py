@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import loratools
-from loratools.errors import ChangedInputError
+from loratools.errors import ChangedInputError, MachineError
+from loratools.ops.merge import verb
 
 
 @pytest.mark.parametrize("changed", ["content", "time"])
@@ -75,3 +76,35 @@ def test_square_layers_of_gpt2_are_stored_as_in_out_whatever_fan_in_fan_out_says
     (a, b), (c, d) = parts["transformer.h.0.attn.c_proj"], parts["transformer.h.0.other"]
     assert torch.allclose(merged["h.0.attn.c_proj.weight"], conv1d + 2 * (b @ a).T, atol=1e-5)
     assert torch.allclose(merged["h.0.other.weight"], linear + 2 * (d @ c), atol=1e-5)
+
+
+def test_a_weight_file_that_vanishes_before_the_end_is_an_error_and_nothing_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, style = factories.checkpoint_folder(tmp_path / "base", shards=2), factories.adapter_folder(tmp_path / "style")
+    write = verb.write_side_files
+
+    def write_and_lose_a_shard(plan: object, staging: Path, provenance: str) -> None:
+        write(plan, staging, provenance)  # type: ignore[arg-type]
+        (staging / "model-00002-of-00002.safetensors").unlink()
+
+    monkeypatch.setattr(verb, "write_side_files", write_and_lose_a_shard)
+
+    with pytest.raises(MachineError, match="removed meanwhile") as caught:
+        loratools.merge(base, [style], tmp_path / "out")
+
+    assert caught.value.exit_code == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "style"]
+
+
+def test_a_tokenizer_that_changes_before_it_is_copied_is_an_error(tmp_path: Path) -> None:
+    base, style = factories.checkpoint_folder(tmp_path / "base"), factories.adapter_folder(tmp_path / "style")
+    tokenizer = base / "tokenizer.json"
+    tokenizer.write_text('{"version": "1.0"}')
+
+    with pytest.raises(ChangedInputError, match=r"tokenizer\.json"):
+        loratools.merge(
+            base, [style], tmp_path / "out", threads=1, progress=lambda _: tokenizer.write_text('{"version": "2.0"}')
+        )
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "style"]

@@ -7,6 +7,7 @@ skipped there. A test during which loratools itself asks for torch fails.
 from __future__ import annotations
 
 import importlib.abc
+import os
 import signal
 import sys
 from collections.abc import Generator
@@ -42,6 +43,9 @@ for name in ("SIGINT", "SIGHUP"):
     number = getattr(signal, name, None)
     if number is not None and signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+
+# A person may have it exported, and pytest-xdist sets it; the width of what is printed is that of the test's own choice.
+os.environ.pop("COLUMNS", None)
 
 if not peers.is_installed("torch"):
     sys.meta_path.append(SkipWithoutTorch())

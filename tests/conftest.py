@@ -44,7 +44,7 @@ for name in ("SIGINT", "SIGHUP"):
     if number is not None and signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
-# A person may have it exported, and pytest-xdist sets it; the width of what is printed is that of the test's own choice.
+# A person may have it exported, and pytest-xdist sets it; a test chooses the width of what is printed itself.
 os.environ.pop("COLUMNS", None)
 
 if not peers.is_installed("torch"):

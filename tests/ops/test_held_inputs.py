@@ -41,7 +41,7 @@ VERBS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("one/adapter_model.safetensors", "two/adapter_config.json"),
     ),
     "verify": (
-        lambda at: loratools.verify(at / "tuned", at / "base", at / "one"),
+        lambda at: loratools.verify(at / "tuned", at / "base", at / "one", threads=1),
         ("base/model.safetensors", "base/config.json", "tuned/model.safetensors", "tuned/config.json",
          "one/adapter_model.safetensors", "one/adapter_config.json"),
     ),

@@ -150,13 +150,14 @@ def _empty_warnings(adapter: Adapter) -> list[str]:
 def _read(entry: Format, source: AdapterSource, rank_from: RankFrom | None) -> Adapter:
     """The adapter without the tensors that a person leaves out, where they are what stands against reading it."""
     left_out: tuple[str, ...] = ()
-    excluded = tuple(key for key in source.tensors if source.leave_out.excludes(key))
     why = "as --include and --exclude have it"
     while True:
         try:
-            adapter = _read_all(entry, _without(source, left_out), rank_from)
+            adapter = _read_all(entry, _without(source, left_out) if left_out else source, rank_from)
             return _noting(adapter, source, left_out, why) if left_out else adapter
         except InputError as error:
+            # Only now, since most adapters can be read whole, and every key is compared with every glob.
+            excluded = tuple(key for key in source.tensors if source.leave_out.excludes(key))
             unread = error.tensors if isinstance(error, UnreadTensorsError) and source.leave_out.unread else ()
             all_left_out = tuple(dict.fromkeys((*left_out, *excluded, *unread)))
             if len(all_left_out) in (len(left_out), len(source.tensors)):

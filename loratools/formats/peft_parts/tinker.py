@@ -36,11 +36,12 @@ def with_names_of_peft(source: AdapterSource) -> tuple[AdapterSource, list[str]]
     heads = 0
     for key, tensor in source.tensors.items():
         name = key.removeprefix(PREFIX)
-        parsed = _FACTOR.fullmatch(name) if "unembed_tokens" in name or ".experts." in name else None
+        stacked = len(tensor.shape) == 3 and ".experts." in name
+        parsed = _FACTOR.fullmatch(name) if stacked or "unembed_tokens" in name else None
         if parsed is not None and _HEAD.fullmatch(parsed["module"]):
             tensors[f"{PREFIX}lm_head.{parsed['part']}.weight"] = tensor
             heads += 1
-        elif parsed is not None and len(tensor.shape) == 3 and _STACK.fullmatch(parsed["module"]):
+        elif parsed is not None and stacked and _STACK.fullmatch(parsed["module"]):
             stacks.setdefault(parsed["module"], {})[parsed["part"]] = tensor
         else:
             tensors[key] = tensor

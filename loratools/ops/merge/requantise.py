@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from loratools.ops.merge.outputs import Output, Requantised, RowsUnit
 from loratools.ops.merge.rounding import chooser
 from loratools.ops.merge.rows import Gain, prepared, refuse_not_finite, total_delta
+from loratools.ops.merge.verify import exact_rows, largest_share
 from loratools.quantization.common.protocol import PackedWeight, Writable
 from loratools.storage.arrays import ArraySource, read_raw
 from loratools.storage.files import read_back, write_at
@@ -107,20 +108,14 @@ def requantised_error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
         start = first * output.rows // weight.shape[0]
         base = grid.stored().astype(np.float64).reshape(rows)
         stored = written.parameters.dequantise(written, first, last).astype(np.float64).reshape(rows)
-        exact, magnitude = base.copy(), np.zeros_like(base)
-        for delta in deltas:
-            delta.add_to(exact, start, base)
-            delta.add_magnitude_to(magnitude, start, base)
+        exact, magnitude = exact_rows(deltas, start, base)
         slack = gamma(terms + 2, unit_roundoff("F32")) * (abs(base) + magnitude)
         low = grid.neighbours((exact - slack).reshape(grid.current.shape)).low.reshape(rows)
         high = grid.neighbours((exact + slack).reshape(grid.current.shape)).high.reshape(rows)
         distances = abs(low - exact), abs(high - exact)
         nearest = output.rounding.mode == "nearest"
         allowed = (np.minimum if nearest else np.maximum)(*distances) + 2 * slack
-        error = abs(stored - exact)
-        ratio = np.divide(error, allowed, out=np.full_like(error, math.inf), where=allowed > 0)
-        ratio[error == 0] = 0
-        worst = max(worst, float(np.where(np.isnan(ratio), math.inf, ratio).max(initial=0.0)))
+        worst = max(worst, largest_share(abs(stored - exact), allowed))
     return worst
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from loratools.errors import LoraToolsError
-from loratools.ops.merge.outputs import RowsUnit
-from loratools.ops.merge.rows import prepared, read_rows
+from loratools.ops.merge.outputs import Output, RowsUnit
+from loratools.ops.merge.rows import Placed, prepared, read_rows
 from loratools.storage.files import read_back
+
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
 
 # Rows looked at in each unit: so many at its start, in its middle and at its end.
 _ROWS = 3
@@ -23,11 +27,10 @@ def error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
     """
     import numpy as np
 
-    from loratools.algebra.rounding import STORAGE, merge_error_bound, widen
+    from loratools.algebra.rounding import STORAGE, widen
 
     output = unit.output
     deltas = prepared(output, "F64", unit.start, unit.stop)
-    terms = sum(d.terms for d in deltas)
     rows = _ROWS if (unit.stop - unit.start) * output.columns > _SMALL else unit.stop - unit.start
     last = max(unit.start, unit.stop - rows)
     worst = 0.0
@@ -38,17 +41,48 @@ def error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
         read_back(fd, stored.reshape(-1).view(np.uint8).data, offset + start * output.row_bytes)
         merged = np.empty_like(base)
         widen(stored, output.dtype, merged)
-        exact, magnitude = base.copy(), np.zeros_like(base)
-        for delta in deltas:
-            delta.add_to(exact, start, base)
-            delta.add_magnitude_to(magnitude, start, base)
-        error = abs(merged - exact)
-        nearest = output.rounding.mode == "nearest"
-        bound = merge_error_bound(abs(base), magnitude, merged, output.dtype, terms, nearest=nearest)
-        # Exact is exact, also where the bound is too small to be a number.
-        ratio = np.divide(error, bound, out=np.zeros_like(error), where=error != 0)
-        worst = max(worst, float(np.where(np.isnan(ratio), math.inf, ratio).max(initial=0.0)))
+        worst = max(worst, rows_error_ratio(output, deltas, start, base, merged))
     return worst
+
+
+def rows_error_ratio(output: Output, deltas: Sequence[Placed], start: int, base: Floats, merged: Floats) -> float:
+    """The largest error in some rows, as a share of what one rounding allows; infinite where something is no number.
+
+    Args:
+        output: What is merged.
+        deltas: All of its deltas, prepared in float64.
+        start: The number of the first row.
+        base: The rows of the base, (rows, columns), in float64.
+        merged: The same rows of the result, in float64.
+    """
+    from loratools.algebra.rounding import merge_error_bound
+
+    exact, magnitude = exact_rows(deltas, start, base)
+    nearest = output.rounding.mode == "nearest"
+    terms = sum(delta.terms for delta in deltas)
+    bound = merge_error_bound(abs(base), magnitude, merged, output.dtype, terms, nearest=nearest)
+    return largest_share(abs(merged - exact), bound)
+
+
+def exact_rows(deltas: Sequence[Placed], start: int, base: Floats) -> tuple[Floats, Floats]:
+    """Rows of base plus deltas, and what rounding errors of the deltas are proportional to; in the dtype of `base`."""
+    import numpy as np
+
+    exact, magnitude = base.copy(), np.zeros_like(base)
+    for delta in deltas:
+        delta.add_to(exact, start, base)
+        delta.add_magnitude_to(magnitude, start, base)
+    return exact, magnitude
+
+
+def largest_share(error: Floats, allowed: Floats) -> float:
+    """The largest error as a share of what is allowed there; infinite where that is no number."""
+    import numpy as np
+
+    # Exact is exact, also where the bound is too small to be a number; any other error is then beyond all bounds.
+    with np.errstate(divide="ignore"):
+        share = np.divide(error, allowed, out=np.zeros_like(error), where=error != 0)
+    return float(np.where(np.isnan(share), math.inf, share).max(initial=0.0))
 
 
 def require_right(ratios: Mapping[str, float]) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.rows import Placed, compute_dtype, prepared, read_rows
+from loratools.ops.merge.verify import rows_error_ratio
 from loratools.ops.verify.recipes import Recipe, known_recipes
-from loratools.storage.arrays import read_array, read_raw
+from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 # As of a merge: base, deltas, sum and result of a block stay in one core's cache.
 _BLOCK_ELEMENTS = 48 << 10
-# Of a weight of more than a few blocks that a recipe explains, every fourth is measured for its gain.
 _FEW = 16
 _MEASURED = 4
 # Rows whose error against float64 is measured: so many at the start, in the middle and at the end.
@@ -155,11 +155,6 @@ def with_factors_in(output: Output, dtype: str) -> Output | None:
     return replace(output, updates=tuple(updates))
 
 
-def as_stored_in(output: Output, merged: LazyTensor) -> Output:
-    """The output with the dtype that the merged model has it in."""
-    return replace(output, dtype=merged.dtype)
-
-
 def blocks(output: Output, sample: float = 1.0) -> Iterator[tuple[int, int]]:
     """Ranges of rows that together are the share `sample` of all, spread evenly; at least one."""
     step = max(1, _BLOCK_ELEMENTS // max(1, output.columns))
@@ -183,19 +178,15 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
     stored = reshaped(merged, output.matrix)
     usual, *others = known_recipes(len(deltas.adapters), output.dtype)
     recipe: Recipe | None = usual
-    sums = _Sums(len(deltas.adapters))
-    ranges = list(blocks(output, sample))
-    every = _MEASURED if len(ranges) > _FEW else 1
+    sums, looked_at = _Sums(len(deltas.adapters)), 0
+    # Of a weight of more than a few blocks, every fourth is summed up: enough for its gain.
+    every = _MEASURED if len(list(blocks(output, sample))) > _FEW else 1
     with np.errstate(over="ignore", invalid="ignore"):
-        for i, (start, stop) in enumerate(ranges):
-            base = read_rows(output, deltas.dtype, start, stop)
-            parts = deltas.rows(start, stop, base)
-            values = _equal_values(usual, output, stored, base, parts, start, stop)
-            if values is None:
-                values = read_array(stored, deltas.dtype, start, stop)
-                if not _explains(usual, deltas, start, base, parts, values):
-                    recipe = None
-                    break
+        for i, (start, base, parts, values) in enumerate(_read(output, stored, deltas, sample)):
+            if not _explains(usual, deltas, start, base, parts, values):
+                recipe = None
+                break
+            looked_at += values.size
             if i % every == 0:
                 sums.add(base, parts, values)
         if recipe is None:
@@ -210,7 +201,8 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
             sums = _Sums(len(deltas.adapters))
             for _, base, parts, values in _read(output, stored, Deltas(output, "F64"), sample):
                 sums.add(base, parts, values)
-    return Measured(recipe, sums.fit(), _error_ratio(output, stored))
+            looked_at = sums.count
+    return Measured(recipe, sums.fit(looked_at), _error_ratio(output, stored))
 
 
 class _Sums:
@@ -221,6 +213,7 @@ class _Sums:
 
         self._gram, self._along = np.zeros((deltas, deltas)), np.zeros(deltas)
         self._moved = self._merged = 0.0
+        self.count = 0
 
     def add(self, base: Floats, parts: Sequence[Floats], values: Floats) -> None:
         import numpy as np
@@ -232,26 +225,14 @@ class _Sums:
                 self._gram[i, j] = self._gram[j, i] = self._gram[i, j] + float(np.vdot(part, parts[j]))
         self._moved += float(np.vdot(moved, moved))
         self._merged += float(np.vdot(values, values))
+        self.count += values.size
 
-    def fit(self) -> Fit:
-        gram = tuple(map(tuple, self._gram.tolist()))
-        return Fit(gram, tuple(self._along.tolist()), self._moved, self._merged)
-
-
-def _equal_values(
-    recipe: Recipe, output: Output, stored: LazyTensor, base: Floats, parts: Sequence[Floats], start: int, stop: int
-) -> Floats | None:
-    """What the recipe gives, where its numbers are bit by bit those that are stored; None elsewhere."""
-    import numpy as np
-
-    rounded = recipe.apply(base, parts, output.dtype)
-    raw = read_raw(stored, start, stop)
-    if output.dtype == "BF16" and rounded.dtype == np.float32:
-        same = np.array_equal(raw, (rounded.view(np.uint32) >> 16).astype(np.uint16))
-    else:
-        # Zero of either sign is one value.
-        same = np.array_equal(raw, rounded.astype(raw.dtype))
-    return rounded if same else None
+    def fit(self, looked_at: int) -> Fit:
+        """The sums, where so many values were looked at: those that were added up stand for all of them."""
+        stands_for = looked_at / max(1, self.count)
+        gram = tuple(map(tuple, (self._gram * stands_for).tolist()))
+        along = tuple((self._along * stands_for).tolist())
+        return Fit(gram, along, self._moved * stands_for, self._merged * stands_for)
 
 
 def _read(
@@ -334,24 +315,12 @@ def _outside(
 
 def _error_ratio(output: Output, stored: LazyTensor) -> float:
     """The largest error of some rows against float64, as a share of `merge_error_bound`."""
-    import numpy as np
-
-    from loratools.algebra.rounding import merge_error_bound
-
     rows = min(_ROWS, output.rows)
     last = output.rows - rows
+    deltas = prepared(output, "F64", 0, output.rows)
     worst = 0.0
-    exact_deltas = prepared(output, "F64", 0, output.rows)
-    terms = sum(delta.terms for delta in exact_deltas)
     for start in sorted({0, last // 2, last}):
         base = read_rows(output, "F64", start, start + rows)
         values = read_array(stored, "F64", start, start + rows)
-        exact, magnitude = base.copy(), np.zeros_like(base)
-        for delta in exact_deltas:
-            delta.add_to(exact, start, base)
-            delta.add_magnitude_to(magnitude, start, base)
-        error = abs(values - exact)
-        bound = merge_error_bound(abs(base), magnitude, values, output.dtype, terms)
-        ratio = np.divide(error, bound, out=np.zeros_like(error), where=error != 0)
-        worst = max(worst, float(np.where(np.isnan(ratio), np.inf, ratio).max(initial=0.0)))
+        worst = max(worst, rows_error_ratio(output, deltas, start, base, values))
     return worst

@@ -33,7 +33,7 @@ from loratools.ops.verify.accounting import (
     stray_shards,
 )
 from loratools.ops.verify.diagnosis import Cause, cause_of
-from loratools.ops.verify.measure import Fit, Measured, as_stored_in, measure
+from loratools.ops.verify.measure import Fit, Measured, measure
 from loratools.ops.verify.replay import Replay, gives, possible_replays
 from loratools.ops.verify.report import Finding, Verdict, VerifiedTensor, VerifyReport
 from loratools.storage.held_inputs import holding_inputs
@@ -185,7 +185,7 @@ def _compare(
         return _Adapted(
             pair, None, None, Cause("not-floats", f"the weights are stored as {stored.dtype}, not as floats")
         )
-    output = as_stored_in(output, stored)
+    output = replace(output, dtype=stored.dtype)
     measured = measure(output, stored, sample=sample)
     if measured.recipe is not None:
         return _Adapted(pair, measured, str(measured.recipe), None)

@@ -184,3 +184,27 @@ def test_two_hundred_right_merges_give_no_false_alarm(tmp_path: Path) -> None:
         assert report.gain is not None
         assert math.isfinite(report.gain)
     assert "same" in told
+
+
+def test_gain_of_all_weights_counts_large_and_small_ones_by_their_size(tmp_path: Path) -> None:
+    # In the small weight rounding loses all of the change, in the large one none; both changes are as long.
+    large, small = "model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj"
+    weights = {
+        f"{large}.weight": (torch.randn(900, 1000, generator=torch.Generator().manual_seed(1)) * 1e-4).bfloat16(),
+        f"{small}.weight": torch.full((40, 24), 1.5).bfloat16(),
+    }
+    pairs = factories.factors({large: (900, 1000), small: (40, 24)}, rank=4, seed=2)
+    lengths = {name: float((b.double() @ a.double()).norm()) for name, (a, b) in pairs.items()}
+    pairs = {name: (a, b * (0.02 / lengths[name])) for name, (a, b) in pairs.items()}
+    deltas = {f"{name}.weight": b.double() @ a.double() for name, (a, b) in pairs.items()}
+    merged = {n: (t.double() + deltas[n]).float().bfloat16() for n, t in weights.items()}
+    factories.checkpoint_folder(tmp_path / "base", weights=weights)
+    factories.checkpoint_folder(tmp_path / "merged", weights=merged)
+    factories.adapter_folder(tmp_path / "style", values=pairs, rank=4, alpha=4)
+
+    report = loratools.verify(tmp_path / "merged", tmp_path / "base", tmp_path / "style")
+
+    moved = sum(float(((merged[n].double() - t.double()) * deltas[n]).sum()) for n, t in weights.items())
+    assert report.verdict == "same"
+    assert report.gain == pytest.approx(moved / sum(float((d**2).sum()) for d in deltas.values()), rel=0.02)
+    assert 0.4 < report.gain < 0.6

@@ -21,7 +21,7 @@ from loratools.storage.json_file import read_json, write_new
 RECORD = "loratools.json"
 # In the header of a single file, beside what else it says of itself.
 MARK = "loratools.version"
-_MAX_RECORD_BYTES = 64 << 20
+MAX_RECORD_BYTES = 64 << 20
 
 
 def write_record(folder: Path) -> None:
@@ -34,7 +34,7 @@ def write_record(folder: Path) -> None:
     path = folder / RECORD
     document: dict[str, object] = {"loratools": __version__}
     if system.exists(path):
-        document |= read_json(path, max_bytes=_MAX_RECORD_BYTES)
+        document |= read_json(path, max_bytes=MAX_RECORD_BYTES)
         system.remove_file(path)
     files = {name: _entry(folder / name) for name, is_folder in entries_below(folder) if not is_folder}
     document["files"] = files
@@ -50,7 +50,7 @@ def owned_files(folder: Path) -> frozenset[str] | None:
         MachineError: the disk failed, or there is no permission; OSError where the call names no file.
     """
     try:
-        document = read_json(folder / RECORD, max_bytes=_MAX_RECORD_BYTES)
+        document = read_json(folder / RECORD, max_bytes=MAX_RECORD_BYTES)
     except (UsageError, InputError):
         return None
     files = document.get("files")

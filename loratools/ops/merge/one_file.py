@@ -16,15 +16,13 @@ from loratools.checkpoints import Checkpoint
 from loratools.errors import UsageError
 from loratools.formats.common.source import counted, shown
 from loratools.ops.merge.plan import MergePlan
-from loratools.ops.merge.provenance import inputs_record
+from loratools.ops.merge.provenance import HEADER_RECORD, inputs_record
 from loratools.storage.commit import scratch_folder, staged_file, staged_folder
 from loratools.storage.files import quoted
 from loratools.storage.ownership import MARK
 
 # Names that promise one file of weights.
 _FILES = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
-# In the header of the file: what `loratools.json` of a folder has of the inputs.
-RECORD = "loratools.merge"
 
 
 def is_one_file(out: Path, base: Checkpoint) -> bool:
@@ -75,7 +73,7 @@ def recorded(plan: MergePlan) -> MergePlan:
     """The plan with the record of its inputs in the header of its one file. Reads the adapters for their hashes."""
     (file,) = plan.files
     record = json.dumps({"verb": "merge", **inputs_record(plan)})
-    return replace(plan, files=(replace(file, metadata={**file.metadata, RECORD: record}),))
+    return replace(plan, files=(replace(file, metadata={**file.metadata, HEADER_RECORD: record}),))
 
 
 @contextmanager

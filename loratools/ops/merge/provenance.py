@@ -1,14 +1,22 @@
-"""The record `loratools.json` beside a merged model: what went into it, and what was measured."""
+"""The record of a merge, in `loratools.json` or in the header of one file: what went in, and what was measured."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from loratools._version import __version__
 from loratools.adapter import Adapter
+from loratools.errors import LoraToolsError
 from loratools.ops.merge.plan import MergePlan
 from loratools.storage.files import fingerprint, identify, sha256
+from loratools.storage.json_file import parse_json, read_json
+from loratools.storage.ownership import MAX_RECORD_BYTES, RECORD
+from loratools.storage.safetensors_reader import read_header
+
+# In the header of one file: what `loratools.json` of a folder has of the inputs.
+HEADER_RECORD = "loratools.merge"
 
 
 def inputs_record(plan: MergePlan) -> dict[str, object]:
@@ -46,7 +54,24 @@ def _rounding(plan: MergePlan) -> dict[str, object]:
     roundings = [o.rounding for o in plan.outputs if o.rounding.mode != "nearest"]
     if not roundings:
         return {}
-    return {"seed": roundings[0].seed, "penalty": roundings[0].penalty}
+    return {"rounding": plan.rounding, "seed": roundings[0].seed, "penalty": roundings[0].penalty}
+
+
+def recorded_inputs(path: Path) -> Mapping[str, object]:
+    """What the record of a merged model says went into it; empty where there is none that can be read.
+
+    Args:
+        path: The folder of the model, or its one file.
+    """
+    record: object
+    try:
+        if path.is_dir():
+            record = read_json(path / RECORD, max_bytes=MAX_RECORD_BYTES)
+        else:
+            record = parse_json(read_header(path).metadata[HEADER_RECORD].encode(), HEADER_RECORD)
+    except (LoraToolsError, KeyError):
+        return {}
+    return record if isinstance(record, Mapping) and record.get("verb") == "merge" else {}
 
 
 def provenance_text(inputs: dict[str, object], report: dict[str, object]) -> str:

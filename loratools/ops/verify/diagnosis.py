@@ -79,7 +79,7 @@ def _from_weights(output: Output, weights: Sequence[float | None], names: Sequen
     if all(_is(w, 1) for w in known):
         return Cause(
             "rounded-otherwise",
-            "the adapters were applied as given, but rounded in a way that no known program rounds",
+            "the adapters were applied as given, but rounded in a way that cannot be computed again from what is here",
             undecided=True,
         )
     if len(known) == 1:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loratools.ops.merge.outputs import Output, RowsUnit
+from loratools.ops.merge.provenance import recorded_inputs
 from loratools.ops.merge.rounding import Rounding, default_penalty
 from loratools.ops.merge.rows import merge_rows
 from loratools.storage.files import read_back, read_into
-from loratools.storage.ownership import RECORD
 from loratools.tensors.lazy import LazyTensor
 
 _PIECE = 1 << 20
-# A record is a few kilobytes for each adapter and file.
-_LARGEST_RECORD = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -32,34 +28,18 @@ class Replay:
         return f"deltas in float32, loratools with --rounding {mode} ({how})"
 
 
-def possible_replays(folder: Path) -> tuple[Replay, ...]:
-    """The roundings to try: the one that the record in `folder` tells, and else those with the usual settings.
+def possible_replays(path: Path) -> tuple[Replay, ...]:
+    """The roundings to try: the one that the record of the model at `path` tells, else those with the usual settings.
 
     Rounding by measured moments is not among them, since the moments are not beside the model.
     """
-    record = _record(folder)
-    result = record.get("result")
-    mode = result.get("rounding") if isinstance(result, Mapping) else None
+    record = recorded_inputs(path)
     seed, penalty = record.get("seed"), record.get("penalty")
-    known = Rounding("stochastic", seed=seed if isinstance(seed, int) else 0)
-    fed_back = Rounding("adapter", penalty=penalty if isinstance(penalty, float) else default_penalty("adapter"))
-    if mode == "stochastic":
-        return (Replay(known),)
-    if mode == "adapter":
-        return (Replay(fed_back),)
-    return () if mode is not None else (Replay(known), Replay(fed_back))
-
-
-def _record(folder: Path) -> Mapping[str, object]:
-    """What loratools wrote beside the model; empty where there is nothing that can be read."""
-    path = folder / RECORD
-    try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_RECORD:
-            return {}
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, Mapping) and document.get("verb") == "merge" else {}
+    stochastic = Rounding("stochastic", seed=seed if isinstance(seed, int) else 0)
+    adapter = Rounding("adapter", penalty=penalty if isinstance(penalty, float) else default_penalty("adapter"))
+    # A merge that rounds to nearest has no settings to record, and is told without them.
+    recorded_mode = record.get("rounding")
+    return tuple(Replay(r) for r in (stochastic, adapter) if recorded_mode in (None, r.mode))
 
 
 def gives(replay: Replay, output: Output, merged: LazyTensor) -> bool:

@@ -208,3 +208,16 @@ def test_gain_of_all_weights_counts_large_and_small_ones_by_their_size(tmp_path:
     assert report.verdict == "same"
     assert report.gain == pytest.approx(moved / sum(float((d**2).sum()) for d in deltas.values()), rel=0.02)
     assert 0.4 < report.gain < 0.6
+
+
+def test_seed_is_read_from_the_header_of_a_merge_that_is_one_file(tmp_path: Path) -> None:
+    base_in(tmp_path / "base", torch.bfloat16)
+    adapter_at(tmp_path / "style", seed=3)
+    base, merged = tmp_path / "base" / "model.safetensors", tmp_path / "merged.safetensors"
+    (tmp_path / "base" / "config.json").unlink()
+    loratools.merge(base, tmp_path / "style", merged, rounding="stochastic", seed=5)
+
+    report = loratools.verify(merged, base, tmp_path / "style")
+
+    how = "deltas in float32, loratools with --rounding stochastic (seed 5)"
+    assert (report.verdict, report.recipes) == ("same", ((how, len(MODULES)),))

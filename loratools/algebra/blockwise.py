@@ -61,26 +61,26 @@ def four_bit_values(values: Floats, codes: str, blocksize: int, maxima: Singles,
         maxima: The largest magnitude of each block, which values are divided by.
         scales: What codes are multiplied with: the same, or what nested quantisation makes of it.
     """
-    table = levels(codes)
+    return _nearest(values, levels(codes), blocksize, maxima) * np.repeat(scales, blocksize)[: len(values)]
+
+
+def _nearest(values: Floats, table: Singles, blocksize: int, maxima: Singles) -> Singles:
+    """The entry of a table of values from -1 to 1 that is nearest to each value over the largest of its block."""
     middles = (table[1:] + table[:-1]) / np.float32(2)
     inverse = np.repeat(np.float32(1) / np.maximum(maxima, _SMALLEST), blocksize)[: len(values)]
-    chosen = table[np.searchsorted(middles, np.clip(values * inverse, -1, 1), side="left")]
-    products: Singles = chosen * np.repeat(scales, blocksize)[: len(values)]
-    return products
+    nearest: Singles = table[np.searchsorted(middles, np.clip(values * inverse, -1, 1), side="left")]
+    return nearest
 
 
 def nested_scales(maxima: Singles) -> Singles:
     """What double quantisation makes of the maxima of all blocks of one weight."""
     import torch
 
-    table = _dynamic_map()
     # The mean of torch, whose order of adding numbers up decides the last bits.
     offset = np.float32(torch.from_numpy(maxima).mean().item())
     centred = maxima - offset
     outer = block_maxima(centred, _NESTED_BLOCK)
-    middles = (table[1:] + table[:-1]) / np.float32(2)
-    inverse = np.repeat(np.float32(1) / np.maximum(outer, _SMALLEST), _NESTED_BLOCK)[: len(centred)]
-    chosen = table[np.searchsorted(middles, np.clip(centred * inverse, -1, 1), side="left")]
+    chosen = _nearest(centred, _dynamic_map(), _NESTED_BLOCK, outer)
     scales: Singles = chosen * np.repeat(outer, _NESTED_BLOCK)[: len(centred)] + offset
     return scales
 

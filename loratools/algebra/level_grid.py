@@ -8,6 +8,7 @@ becomes the end.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ class LevelGrid:
 
     def neighbours(self, exact: Floats) -> Neighbours:
         """The levels between which values lie."""
-        levels, _ = self._levels()
+        levels, _ = self._levels
         near = np.searchsorted((levels[1:] + levels[:-1]) / 2, self._unscaled(exact).astype(np.float32))
         low = np.full(exact.shape, -np.inf, np.float32)
         high = np.full(exact.shape, np.inf, np.float32)
@@ -93,12 +94,13 @@ class LevelGrid:
 
     def codes(self, found: Neighbours, upper: Mask) -> tuple[Integers, Floats]:
         """The codes of the chosen neighbours, and their values. A code that means the same already stays."""
-        _, codes = self._levels()
+        _, codes = self._levels
         values = np.where(upper, found.high, found.low)
         chosen = codes[np.where(upper, found.high_level, found.low_level)]
         same = values == self.stored()
         return np.where(same, self.current, chosen).astype(self.current.dtype), values
 
+    @cached_property
     def _levels(self) -> tuple[Floats, Integers]:
         """Levels in increasing order, and a code of each."""
         levels, first = np.unique(self.values[self.allowed], return_index=True)

@@ -15,6 +15,19 @@ from loratools.naming.image.family import Family
 from loratools.tensors.lazy import LazyTensor
 
 Shapes = dict[str, tuple[int, int]]
+# The UNet of Stable Diffusion XL.
+SDXL: dict[str, object] = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 # Class of diffusers and what differs from its defaults, for one published model of each family.
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "flux": ("FluxTransformer2DModel", {"guidance_embeds": True}),
@@ -51,21 +64,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "hunyuan-dit": ("HunyuanDiT2DModel", {"in_channels": 4, "patch_size": 2, "num_layers": 40}),
     "ace-step": ("AceStepTransformer1DModel", {}),
     "sd": ("UNet2DConditionModel", {"cross_attention_dim": 768, "attention_head_dim": 8}),
-    "sdxl": (
-        "UNet2DConditionModel",
-        {
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-    ),
+    "sdxl": ("UNet2DConditionModel", SDXL),
 }
 KINDS = ("full", "attention only", "one block", "LoKr only")
 

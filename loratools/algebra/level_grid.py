@@ -70,6 +70,21 @@ class LevelGrid:
         """What the codes that are stored now stand for."""
         return self.worth(self.values[self.current])
 
+    def cell_variance(self) -> Floats:
+        """The mean squared error of numbers that were rounded to the stored values, in the shape of the rows.
+
+        Such a number may lie anywhere in the cell of its level, which reaches half the way to the levels beside it; the
+        cell of the first and of the last level ends there.
+        """
+        levels, _ = self._levels
+        at = np.searchsorted(levels, self.values[self.current].astype(np.float32))
+        centre = self.worth(levels[np.clip(at, 0, len(levels) - 1)])
+        beside = [self.worth(levels[np.clip(at + step, 0, len(levels) - 1)]) for step in (-1, 1)]
+        below, above = (np.abs(worth - centre) / 2 for worth in beside)
+        width = below + above
+        variance: Floats = (below**3 + above**3) / (3 * np.where(width > 0, width, 1))
+        return variance
+
     def neighbours(self, exact: Floats) -> Neighbours:
         """The levels between which values lie."""
         levels, _ = self._levels

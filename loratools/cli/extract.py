@@ -25,7 +25,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     RANK,
     "--noise-edge",
     is_flag=True,
-    help="Keep the singular values above the rounding noise of TUNED, and no others.",
+    help="Keep the singular values above the noise of rounding (and of quantisation), and no others.",
 )
 @options.max_rank
 @options.max_size

@@ -29,6 +29,8 @@ def extract_summary(report: ExtractReport) -> list[RenderableType]:
         rows.append(("optimum", f"at most about {gap:.1g} of a module's energy above this" if gap else "reached"))
     if report.identical:
         rows.append(("identical", f"{_share(report.identical)} of their weights are bit for bit the base's"))
+    if report.quantization_error is not None:
+        rows.append(("quantisation", f"its error alone has {_times(report.quantization_error)} the norm of the change"))
     if report.replacements:
         nbytes = sum(r.bytes for r in report.replacements)
         rows.append(
@@ -81,6 +83,10 @@ def _part(skipped: Sequence[Skipped]) -> str:
 def _ranks(report: ExtractReport) -> str:
     found = sorted({m.rank for m in report.modules if m.rank is not None})
     return f"rank {found[0]}" if len(found) == 1 else f"ranks {found[0]}–{found[-1]}" if found else "no rank"
+
+
+def _times(share: float) -> str:
+    return f"{share:.2%} of" if share < 1 else f"{share:.1f} times"
 
 
 def _share(share: float | None) -> str:

@@ -29,6 +29,8 @@ def spectrum_report(report: SpectrumReport, *, modules: bool) -> list[Renderable
         rows.append(("numerical", interval(map(float, numerical_ranks))))
     if edges := [float(m.above_edge) for m in report.modules if m.above_edge is not None]:
         rows.append(("above noise", f"{interval(edges)} directions rise above the rounding of the checkpoint"))
+    if errors := [m.quantization_error / m.norm for m in report.modules if m.quantization_error and m.norm]:
+        rows.append(("quantisation", f"its error alone has {interval(errors)} of the norm of the change"))
     if cuts := [float(m.above_cut) for m in report.modules if m.above_cut is not None]:
         rows.append(("worth keeping", f"{interval(cuts)} directions, by Gavish and Donoho's cut for that noise"))
     shown: list[RenderableType] = [pairs(rows), Text(), *_plot(report.modules, report.table[-1].rank), Text()]

@@ -75,6 +75,10 @@ class _Stacked:
     parts: tuple[LazyTensor, ...]
 
     @property
+    def of(self) -> tuple[LazyTensor, ...]:
+        return self.parts
+
+    @property
     def location(self) -> ByteRange | None:
         return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from loratools.errors import UsageError
 from loratools.tensors.dtypes import DTYPE_BITS, dtype_name
@@ -34,6 +34,15 @@ class Source(Protocol):
 
     def scalar(self) -> float:
         """The value of a one-element tensor."""
+
+
+@runtime_checkable
+class View(Source, Protocol):
+    """A source that reads other tensors and computes nothing new."""
+
+    @property
+    def of(self) -> tuple[LazyTensor, ...]:
+        """The tensors that it reads."""
 
 
 @dataclass(frozen=True)
@@ -141,3 +150,10 @@ def from_array(values: np.ndarray[Any, Any] | Tensor) -> LazyTensor:
             f"a tensor is {kind}, and a numpy array or a torch tensor of numbers is expected",
             hint="numpy.asarray(values, dtype='float32') makes one of a list",
         ) from None
+
+
+def viewed(tensor: LazyTensor) -> list[LazyTensor]:
+    """The tensors that are read for a view, down to those that are views of nothing; of another tensor itself."""
+    if not isinstance(tensor.source, View):
+        return [tensor]
+    return [leaf for part in tensor.source.of for leaf in viewed(part)]

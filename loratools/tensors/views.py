@@ -47,6 +47,10 @@ class _View:
         return hash((type(self), self._how))
 
     @property
+    def of(self) -> tuple[LazyTensor, ...]:
+        return tuple(argument for argument in self._how if isinstance(argument, LazyTensor))
+
+    @property
     def location(self) -> ByteRange | None:
         return None
 
@@ -136,6 +140,11 @@ class _Float16(_View):
 
 
 class _BlockMatrix(_View):
+    @property
+    def of(self) -> tuple[LazyTensor, ...]:
+        _, blocks = self._how
+        return tuple(block for _, _, block in blocks)
+
     def read_rows(self, start: int, stop: int) -> Tensor:
         import torch
 

@@ -12,6 +12,7 @@ from loratools.ops.extract.cost import Cost, cost_of
 from loratools.ops.extract.outcomes import Factored, Outcome, Unchanged
 from loratools.ops.extract.settings import Settings
 from loratools.ops.extract.treatment import SKIPPED, declared_if_replaced, gets_factors, no_factors
+from loratools.ops.finetune.delta import Rounding
 from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.short_repr import few_lines
 from loratools.skipped import Skipped
@@ -32,7 +33,10 @@ class ExtractedModule:
         gap_estimate: How much more of the energy it would probably capture.
         norm: The Frobenius norm of the change.
         identical: The share of weights that are bit for bit the base's.
-        noise_edge: The singular value that rounding to the tuned dtype may have made up.
+        noise_edge: The singular value that rounding to the tuned dtype, and quantisation of either side, may have made
+            up.
+        quantization_error: The estimated Frobenius norm of the error that quantisation made in either side; None where
+            neither is quantised.
     """
 
     name: str
@@ -45,6 +49,7 @@ class ExtractedModule:
     norm: float | None = None
     identical: float | None = None
     noise_edge: float | None = None
+    quantization_error: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return the entry of `modules` in the document of `loratools extract --json`."""
@@ -82,6 +87,8 @@ class ExtractReport:
         error: The relative Frobenius error over these modules.
         change_captured: The share of the squared norm of everything that changed which the adapter holds.
         identical: The share of the weights of changed modules that are bit for bit the base's.
+        quantization_error: The estimated norm of what quantisation did to the weights of these modules on either side,
+            as a share of the norm of their changes; None where neither side is quantised.
         skipped: What changed and is not in the adapter.
         replacements: Tensors that the adapter holds in full.
         unchanged: How many tensors are byte for byte the same; None in a plan.
@@ -105,6 +112,7 @@ class ExtractReport:
     bytes: int | None
     warnings: tuple[str, ...] = ()
     cost: Cost | None = None
+    quantization_error: float | None = None
 
     def __repr__(self) -> str:
         return few_lines(self)
@@ -122,6 +130,7 @@ class ExtractReport:
             "error": self.error,
             "change_captured": self.change_captured,
             "identical": self.identical,
+            "quantization_error": self.quantization_error,
             "skipped": [{"name": s.name, "why": s.why, "norm": s.norm, "share": s.share} for s in self.skipped],
             "unchanged": self.unchanged,
             "replacements": [
@@ -157,6 +166,7 @@ def reported(
             norm=e.norm,
             identical=e.rounding.identical / max(1, e.rounding.elements),
             noise_edge=e.rounding.edge(p.matrices[1:]),
+            quantization_error=e.rounding.quantisation_norm,
         )
         for p, e in factors.items()
     ]
@@ -180,7 +190,14 @@ def reported(
         output=None,
         adapter=None,
         bytes=sum(t.nbytes for t in adapter.tensors().values()),
+        quantization_error=_share_of_quantisation([e.rounding for e in factors.values()], total),
     )
+
+
+def _share_of_quantisation(roundings: Sequence[Rounding], total: float) -> float | None:
+    """The norm of all errors of quantisation as a share of the root of `total`, the squared norm of all changes."""
+    norms = [norm for rounding in roundings if (norm := rounding.quantisation_norm) is not None]
+    return math.sqrt(math.fsum(norm**2 for norm in norms) / total) if norms and total else None
 
 
 def planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[str]) -> ExtractReport:

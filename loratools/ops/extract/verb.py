@@ -93,7 +93,8 @@ def extract(
         rank: This rank for every module.
         energy: The smallest rank that keeps this share of the squared Frobenius norm of the module's change, in (0, 1].
         error: The smallest rank with at most this relative Frobenius error, in (0, 1).
-        noise_edge: As many directions as rise above what rounding to the dtype of `tuned` does to every weight.
+        noise_edge: As many directions as rise above what rounding to the dtype of `tuned`, and quantisation of either
+            side, do to every weight.
         max_rank: No module gets a higher rank.
         max_size: Bytes of the file of weights, as a number or as "5GB". Ranks are shared out over the modules so that
             all together lose least.

@@ -10,6 +10,7 @@ from loratools.errors import InputError
 from loratools.ops.extract.outcomes import Factored, Outcome, ReplacedTensor
 from loratools.ops.extract.report import ExtractReport
 from loratools.ops.extract.settings import Settings
+from loratools.ops.finetune.delta import Rounding
 from loratools.ops.finetune.pairs import Pair
 from loratools.skipped import Skipped
 
@@ -19,6 +20,8 @@ _MOSTLY_IDENTICAL = 0.5
 _LITTLE_ENERGY = 0.5
 # ... unless it was not given the rank.
 _FAIR_RANK = 16
+# Errors of quantisation below this share of the norm of the change do not matter to it.
+_SMALL_ERROR = 0.05
 
 
 def quality_warnings(report: ExtractReport, factors: Mapping[Pair, Factored], settings: Settings) -> list[str]:
@@ -31,6 +34,7 @@ def quality_warnings(report: ExtractReport, factors: Mapping[Pair, Factored], se
             f"{identical / elements:.0%} of the weights of changed modules are bit for bit the base's: the update is "
             "smaller than the rounding of the fine-tuned checkpoint, which stored it attenuated and in part only"
         )
+    warnings += quantisation_warnings([e.rounding for e in factors.values()], report.quantization_error)
     ranks = max(((m.rank or 0) for m in report.modules), default=0)
     if report.energy is not None and report.energy < _LITTLE_ENERGY and ranks >= _FAIR_RANK:
         changed = sum(e.rounding.elements - e.rounding.identical for e in factors.values())
@@ -53,6 +57,27 @@ def quality_warnings(report: ExtractReport, factors: Mapping[Pair, Factored], se
             reason = "limits on size" if policy.limits_all or policy.limit.max_rank else f"storing as {settings.dtype}"
             warnings.append(f"{len(short)} modules keep less than asked for, for {reason}: {short[0].name} and others")
     return warnings
+
+
+def quantisation_warnings(roundings: Sequence[Rounding], share: float | None) -> list[str]:
+    """That the change is partly the error of quantisation, or does not hold it.
+
+    Args:
+        roundings: What was measured beside each change.
+        share: The norm of all errors of quantisation as a share of the norm of all changes; None where there are none.
+    """
+    if share is None or share < _SMALL_ERROR:
+        return []
+    if any(rounding.quantisation and rounding.noise >= rounding.quantisation for rounding in roundings):
+        return [
+            f"quantisation alone changes these weights by {share:.0%} of the norm of the change. If the fine-tune "
+            "started from the model in full precision, the change holds that error, which is of full rank: give both "
+            "models in full precision, or leave most of the error out with --noise-edge"
+        ]
+    return [
+        f"quantisation alone changes these weights by {share:.1f} times the norm of the change: the fine-tuned model "
+        "started from the dequantised weights, and the change holds nothing of that error"
+    ]
 
 
 def tied_embedding_warnings(results: Mapping[Pair, Outcome], settings: Settings) -> list[str]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loratools.errors import InputError
+from loratools.quantization.common.noise import quantisation_error
 from loratools.storage.casting import rounded
 from loratools.tensors.dtypes import torch_dtype
 from loratools.tensors.lazy import LazyTensor
@@ -30,20 +31,31 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 18
 # Below this, the residual in float32 is mostly the rounding of float32.
 _ROUNDING = 1e-3
+# A change whose mean square is a smaller share of that of the quantisation error does not contain that error.
+_HELD_ERROR = 0.5
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What the dtype of a fine-tuned tensor did to its change.
+    """What the dtype of a fine-tuned tensor did to its change, and what quantisation did.
 
     identical: how many of the `elements` are bit for bit those of the base.
     noise: standard deviation of what rounding to the tuned dtype adds to each element, were it independent of all else:
-        the root of the mean of `ulp^2 / 12` (Bennett, "Spectra of quantized signals", 1948).
+        the root of the mean of `ulp^2 / 12` (Bennett, "Spectra of quantized signals", 1948); with what quantisation
+        adds, where the change is large enough to hold it.
+    quantisation: standard deviation of the error that quantisation made in each element of either side; 0 where both
+        were never quantised.
     """
 
     elements: int
     identical: int
     noise: float
+    quantisation: float = 0.0
+
+    @property
+    def quantisation_norm(self) -> float | None:
+        """The Frobenius norm of the error of quantisation; None where nothing is quantised."""
+        return self.quantisation * math.sqrt(self.elements) if self.quantisation else None
 
     def edge(self, shape: tuple[int, int]) -> float:
         """The largest singular value that this noise alone is likely to have in a matrix (Geman, 1980)."""
@@ -230,9 +242,26 @@ class Deltas:
         return matrices
 
     @cached_property
+    def quantisation(self) -> float:
+        """See `Rounding.quantisation`."""
+        _, base, tuned = self._of
+        return math.hypot(quantisation_error(base), quantisation_error(tuned))
+
+    @cached_property
     def noise(self) -> float:
         """See `Rounding.noise`."""
-        return noise_of(self._of[2])
+        of_rounding, of_quantisation = noise_of(self._of[2]), self.quantisation
+        if of_quantisation and self._holds(of_quantisation):
+            return math.hypot(of_rounding, of_quantisation)
+        return of_rounding
+
+    def _holds(self, error: float) -> bool:
+        """Whether the change is so large that an error of this deviation can be part of it.
+
+        It is not where the fine-tune started from the dequantised weights.
+        """
+        piece = self.read(self.pieces[0])
+        return _squares(piece) > _HELD_ERROR * piece.numel() * error**2
 
     @property
     def edge(self) -> float:
@@ -299,7 +328,11 @@ def decomposed(
             parts.append(on_cpu if svd.norm else None)
     if not any(parts):
         return None
-    return Decomposed(tuple(parts), Rounding(math.prod(deltas.shape), identical, deltas.noise))
+    return Decomposed(tuple(parts), _rounding(deltas, identical))
+
+
+def _rounding(deltas: Deltas, identical: int) -> Rounding:
+    return Rounding(math.prod(deltas.shape), identical, deltas.noise, deltas.quantisation)
 
 
 def stored(deltas: Deltas, decomposition: Decomposed, rank: int, dtype: str) -> Extracted:

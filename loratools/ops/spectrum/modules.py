@@ -73,6 +73,7 @@ def spectrum_of_pair(pair: Pair, decomposition: Decomposed) -> ModuleSpectrum:
         optimal_cut=cut,
         above_cut=int((values > cut).sum()),
         identical=rounding.identical / max(1, rounding.elements),
+        quantization_error=rounding.quantisation_norm,
     )
 
 

@@ -24,11 +24,14 @@ class ModuleSpectrum:
         numerical_rank: How many singular values rounding to the stored dtype cannot have made up; None where there may
             be more than are known.
         cost: Parameters of one unit of rank.
-        noise_edge: Of two checkpoints: the largest singular value of their rounding noise.
+        noise_edge: Of two checkpoints: the largest singular value of the noise that rounding, and quantisation where
+            there is any, make.
         above_edge: Of two checkpoints: how many singular values exceed `noise_edge`.
         optimal_cut: Of two checkpoints: the cut of Gavish and Donoho for that noise.
         above_cut: Of two checkpoints: how many singular values exceed `optimal_cut`.
         identical: Of two checkpoints: the share of weights that are bit for bit the base's.
+        quantization_error: Of two checkpoints: the estimated norm of the error that quantisation made in either; None
+            where neither is quantised.
     """
 
     name: str
@@ -45,6 +48,7 @@ class ModuleSpectrum:
     optimal_cut: float | None = None
     above_cut: int | None = None
     identical: float | None = None
+    quantization_error: float | None = None
 
     def __repr__(self) -> str:
         return one_line(self)

@@ -645,7 +645,8 @@ def test_command_prints_json_and_a_summary_and_exits_as_documented(tmp_path: Pat
     assert "1 module, rank 4" in told.stderr
     body = json.loads(document.stdout)
     assert set(body["modules"][0]) == {
-        *("name", "rank", "shape", "energy", "error", "gap_bound", "gap_estimate", "norm", "identical", "noise_edge")
+        *("name", "rank", "shape", "energy", "error", "gap_bound", "gap_estimate", "norm", "identical", "noise_edge"),
+        "quantization_error",
     }
     assert [(r["name"], r["declared"]) for r in body["replacements"]] == [("model.norm.weight", "modules_to_save")]
     assert body["output"] == str(tmp_path / "out2")

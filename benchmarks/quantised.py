@@ -310,7 +310,7 @@ def experiment(given: argparse.Namespace) -> dict[str, Any]:
                         table.setdefault(task.name, {}).setdefault(name, {}).setdefault(scheme, []).append(value)
                     shutil.rmtree(work)
                     print(f"{task.name} {scheme} seed {seed}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-                    show(table)
+    show(table)
     return {"benchmark": "quantised", "seeds": len(seeds), "distances": table}
 
 

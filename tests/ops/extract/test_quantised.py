@@ -86,7 +86,8 @@ def quantised_and_tuned(tmp_path: Path, *, from_values: bool) -> tuple[Path, Pat
         f"{NAME}.weight_scale": scale,
         f"{NAME}.weight_shape": torch.tensor([rows, columns]),
     }
-    update = torch.randn(rows, 3, generator=generator) @ torch.randn(3, columns, generator=generator) * (0.0005 if from_values else 0.001)
+    size = 0.0005 if from_values else 0.001
+    update = torch.randn(rows, 3, generator=generator) @ torch.randn(3, columns, generator=generator) * size
     base = folder_of(tmp_path / "base", packed, {"quantization_config": {"quant_method": "compressed-tensors"}})
     tuned = folder_of(tmp_path / "tuned", {f"{NAME}.weight": (values if from_values else weight) + update})
     return base, tuned, float((weight.double() - values.double()).norm())

@@ -34,3 +34,9 @@ def tuned(given: Namespace, base: Path, kind: str) -> tuple[Path, dict[str, Any]
     """The folder, and what its spectrum is."""
     out = path(given, f"{base.name.replace('base', 'tuned')}-{kind}")
     return out, call("generate.py", "tuned", out, "--base", base, "--kind", kind)
+
+
+def nf4(given: Namespace, base: Path) -> Path:
+    out = path(given, f"{base.name}-nf4")
+    call("generate.py", "nf4", out, "--base", base)
+    return out

@@ -1,6 +1,6 @@
 """What a PEFT user does today, as scripts: one process each, the peer's side of the benchmarks.
 
-_peft.py merge BASE OUT ADAPTER... [--max-shard-size BYTES] [--no-autocast]
+_peft.py merge BASE OUT ADAPTER... [--max-shard-size BYTES] [--no-autocast] [--dequantise]
 _peft.py combine BASE OUT ADAPTER... --rank N [--combination TYPE] [--density F] [--timing FILE]
 """
 
@@ -14,9 +14,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 
-def load(base: str, adapters: list[str], autocast: bool = True) -> tuple[PeftModel, list[str]]:
+def load(
+    base: str, adapters: list[str], autocast: bool = True, dequantise: bool = False
+) -> tuple[PeftModel, list[str]]:
     names = [f"adapter{number}" for number in range(len(adapters))]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    if dequantise:
+        model = model.dequantize()
     tuned = PeftModel.from_pretrained(model, adapters[0], adapter_name=names[0], autocast_adapter_dtype=autocast)
     for name, path in zip(names[1:], adapters[1:], strict=True):
         tuned.load_adapter(path, adapter_name=name, autocast_adapter_dtype=autocast)
@@ -24,9 +28,11 @@ def load(base: str, adapters: list[str], autocast: bool = True) -> tuple[PeftMod
 
 
 def merge(given: argparse.Namespace) -> None:
-    tuned, names = load(given.base, given.adapters, not given.no_autocast)
+    tuned, names = load(given.base, given.adapters, not given.no_autocast, given.dequantise)
     merged = tuned.merge_and_unload(adapter_names=names)
-    merged.save_pretrained(given.out, max_shard_size=given.max_shard_size)
+    # transformers 5 cannot go back to the names of a file of 4 bits; these models have the same names in memory.
+    plain = "quantization_config" not in json.loads((Path(given.base) / "config.json").read_text())
+    merged.save_pretrained(given.out, max_shard_size=given.max_shard_size, save_original_format=plain)
 
 
 def combine(given: argparse.Namespace) -> None:
@@ -54,6 +60,9 @@ def main() -> None:
     parser.add_argument("adapters", nargs="+")
     parser.add_argument("--max-shard-size", type=int, default=5 * 10**9)
     parser.add_argument("--no-autocast", action="store_true", help="keep a bfloat16 adapter in bfloat16")
+    parser.add_argument(
+        "--dequantise", action="store_true", help="a quantised base as floats, before it is merged into"
+    )
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--combination", default="svd")
     parser.add_argument("--density", type=float)

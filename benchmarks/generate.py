@@ -3,6 +3,7 @@
     python benchmarks/generate.py base OUT --layers 22
     python benchmarks/generate.py adapter OUT --layers 22 --rank 16 --dtype float32
     python benchmarks/generate.py tuned OUT --base BASE --kind decaying
+    python benchmarks/generate.py nf4 OUT --base BASE
 
 base     A Llama-shaped bfloat16 checkpoint that transformers loads: hidden 2048, intermediate 5632, 32 heads, 4 key and
          value heads, vocabulary 32000, untied head; with 22 layers 1.1 billion weights. Three shards and an index.
@@ -15,6 +16,8 @@ tuned    The base plus a full-rank delta on every linear layer, rounded once to 
                      ||delta||_F^2; white noise (independent normal entries) holds the other 10 %.
          `power`:    sigma_i = s * i^-0.7 for i = 1 ... min(out, in) hold all the energy; no noise but that of rounding.
          A rank-16 adapter can then keep 76 % and 75 % of the energy.
+nf4      The base with every linear layer of its blocks in nf4, blocks of 64, as bitsandbytes packs and transformers
+         stores them; one file.
 
 A tensor's values depend on the seed, its name and its shape only: not on the number of layers, threads or shards.
 """
@@ -286,6 +289,29 @@ def tuned(out: Path, base: Path, kind: str, *, shards: int = 3, seed: int = 2) -
     write_model(out, shape, shards, values)
 
 
+def nf4(out: Path, base: Path) -> None:
+    """The same model quantised, by bitsandbytes on the CPU."""
+    from bitsandbytes.functional import quantize_4bit
+    from safetensors.torch import load_file, save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(base.glob("*.safetensors")):
+        for name, weight in load_file(file).items():
+            if name.removesuffix(".weight").endswith(LINEAR):
+                packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
+                parts = state.as_dict(packed=True)
+                tensors |= {name: packed, **{f"{name}.{part}": values for part, values in parts.items()}}
+            else:
+                tensors[name] = weight
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_use_double_quant": False, "bnb_4bit_quant_storage": "uint8",
+    }  # fmt: skip
+    write_json(out / "config.json", config)
+
+
 def spectrum(kind: str) -> dict[str, Any]:
     """What `tuned` put in, for the record of a benchmark."""
     common = {"kind": kind, "rms_delta_over_rms_weight": DELTA_RMS / STD, "stored_as": "bfloat16"}
@@ -311,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s WHAT OUT [options]"
     )
-    parser.add_argument("what", choices=["base", "adapter", "tuned"])
+    parser.add_argument("what", choices=["base", "adapter", "tuned", "nf4"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="1.1b")
     parser.add_argument("--layers", type=int, help="default: the shape's (22 for 1.1b)")
@@ -319,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="default: 0 for a base, 1 for an adapter, 2 for a fine-tune")
     parser.add_argument("--rank", type=int, default=16, help="of an adapter")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of an adapter")
-    parser.add_argument("--base", type=Path, help="the model that a fine-tune starts from")
+    parser.add_argument("--base", type=Path, help="the model that is fine-tuned or quantised")
     parser.add_argument("--kind", choices=["decaying", "power"], default="decaying", help="of a fine-tune")
     given = parser.parse_args(arguments)
     shape = SHAPES[given.shape]
@@ -329,9 +355,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         once(given.out, lambda out: base(out, shape, shards=given.shards, **seed))
     elif given.what == "adapter":
         once(given.out, lambda out: adapter(out, shape, rank=given.rank, dtype=given.dtype, **seed))
-    elif given.what == "tuned":
-        if given.base is None:
-            parser.error("tuned needs --base")
+    elif given.base is None:
+        parser.error(f"{given.what} needs --base")
+    elif given.what == "nf4":
+        once(given.out, lambda out: nf4(out, given.base))
+    else:
         once(given.out, lambda out: tuned(out, given.base, given.kind, shards=given.shards, **seed))
     print(json.dumps(spectrum(given.kind) if given.what == "tuned" else asdict(shape)))
 

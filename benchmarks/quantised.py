@@ -1,7 +1,6 @@
 """Which merge into a quantised base keeps what the adapter learnt? Two small models, five schemes, three seeds.
 
-python benchmarks/quantised.py [--out FILE] [--tiny]            distances of outputs
-python benchmarks/quantised.py --cost [--layers 22] [--out FILE]    seconds and memory of a 1.1B-shaped nf4 base
+python benchmarks/quantised.py [--out FILE] [--tiny] [--model MiniLM|Llama] [--schemes nf4 ...]
 
 A LoRA is trained on the dequantised weights of a quantised base, as QLoRA is. What is wanted is the base that training
 saw with the adapter beside it, in float32. Told is, on lines that were not trained on, how far the outputs of each
@@ -27,7 +26,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -326,81 +324,6 @@ def show(table: dict[str, dict[str, dict[str, list[float]]]]) -> None:
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-# --- cost -------------------------------------------------------------------------------------------------------------
-
-
-def synthetic(folder: Path, layers: int, *, packed: bool) -> tuple[int, Path]:
-    """A Llama of 1.1B's shapes, its linear layers in bfloat16 or in nf4: random bytes are as good as weights here."""
-    rng = np.random.default_rng(0)
-    shapes = {
-        "self_attn.q_proj": (2048, 2048), "self_attn.k_proj": (256, 2048), "self_attn.v_proj": (256, 2048),
-        "self_attn.o_proj": (2048, 2048), "mlp.gate_proj": (5632, 2048), "mlp.up_proj": (5632, 2048),
-        "mlp.down_proj": (2048, 5632),
-    }  # fmt: skip
-    tensors: Batch = {"model.embed_tokens.weight": torch.zeros(32000, 2048, dtype=torch.bfloat16)}
-    factors: Batch = {}
-    for layer in range(layers):
-        for module, (rows, columns) in shapes.items():
-            name = f"model.layers.{layer}.{module}"
-            if packed:
-                tensors |= {f"{name}.{k}": v for k, v in random_nf4(rng, rows, columns).items()}
-            else:
-                values = torch.from_numpy(rng.standard_normal((rows, columns), np.float32)) * 0.02
-                tensors[f"{name}.weight"] = values.bfloat16()
-            key = f"base_model.model.{name}"
-            factors[f"{key}.lora_A.weight"] = torch.from_numpy(rng.standard_normal((16, columns), np.float32)) * 0.02
-            factors[f"{key}.lora_B.weight"] = torch.from_numpy(rng.standard_normal((rows, 16), np.float32)) * 0.02
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}
-    if packed:
-        config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (folder / "config.json").write_text(json.dumps(config))
-    adapter = folder.with_name(f"{folder.name}-adapter")
-    adapter.mkdir()
-    save_file(factors, adapter / "adapter_model.safetensors", {"format": "pt"})
-    targets = sorted({m.rpartition(".")[2] for m in shapes})
-    (adapter / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": 16, "lora_alpha": 16, "target_modules": targets})
-    )
-    return sum(layers * r * c for r, c in shapes.values()), adapter
-
-
-def random_nf4(rng: np.random.Generator, rows: int, columns: int) -> Batch:
-    import bitsandbytes.functional as bnb
-
-    _, state = bnb.quantize_4bit(torch.zeros(1, 64, dtype=torch.bfloat16), blocksize=64, quant_type="nf4")
-    state.shape = torch.Size((rows, columns))
-    parts = {f"weight.{k}": v for k, v in state.as_dict(packed=True).items()}
-    parts["weight.absmax"] = torch.from_numpy(rng.uniform(0.04, 0.08, rows * columns // 64).astype(np.float32))
-    parts["weight"] = torch.from_numpy(rng.integers(0, 256, (rows * columns // 2, 1), np.uint8))
-    return parts
-
-
-def cost(given: argparse.Namespace) -> dict[str, Any]:
-    import _harness as bench
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        weights, plain_adapter = synthetic(folder / "plain", given.layers, packed=False)
-        _, packed_adapter = synthetic(folder / "packed", given.layers, packed=True)
-        command, out = bench.script("loratools"), folder / "out"
-        sides = {
-            "plain": ("plain", plain_adapter, []),
-            "--dequantize": ("packed", packed_adapter, ["--dequantize"]),
-            "--requantize": ("packed", packed_adapter, ["--requantize"]),
-        }
-        results: dict[str, list[dict[str, Any]]] = {}
-        for _ in range(given.rounds):
-            for side, (base, adapter, options) in sides.items():
-                arguments = [command, "merge", str(folder / base), str(adapter), "-o", str(out), "-q", *options]
-                run = bench.run(bench.Side(side, arguments, out), folder / "log")
-                results.setdefault(side, []).append(vars(run))
-                print(f"{side}: {run.seconds:.1f} s, {run.cpu_seconds:.1f} s of CPU, {run.peak_bytes / 1e6:.0f} MB",
-                      file=sys.stderr)  # fmt: skip
-    return {"benchmark": "quantised --cost", "layers": given.layers, "weights": weights, "runs": results}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
@@ -408,12 +331,9 @@ def main() -> None:
     parser.add_argument("--model", choices=[MiniLM.name, Llama.name], help="one of the two; both if not given")
     parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=list(SCHEMES))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cost", action="store_true")
-    parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    document = cost(given) if given.cost else experiment(given)
+    document = experiment(given)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(document, indent=2) + "\n")

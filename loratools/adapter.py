@@ -10,9 +10,8 @@ weight it replaces. What they mean in a base is for `matching` to find out.
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -26,6 +25,7 @@ from loratools.errors import (
     UnsupportedError,
     UsageError,
 )
+from loratools.selection import select_names
 from loratools.short_repr import clipped, counted, one_line
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.protocol import Update
@@ -452,40 +452,3 @@ class Adapter:
             updates={n: u for n, u in self.updates.items() if n in chosen},
             replacements={n: r for n, r in self.replacements.items() if n in chosen},
         )
-
-
-def select_names(
-    names: Iterable[str],
-    include: Sequence[str],
-    exclude: Sequence[str],
-    *,
-    aliases: Mapping[str, Sequence[str]] | None = None,
-    unread: Sequence[str] = (),
-) -> list[str]:
-    """Names that match a glob of `include` (all, if there is none) and none of `exclude`, in their order.
-
-    aliases: further names that a name is matched by.
-    unread: keys of tensors that the globs have left out already, as they are not read.
-
-    Raises:
-        UsageError: a glob matches nothing, or nothing is left.
-    """
-    names = list(names)
-    aliases = aliases or {}
-
-    def matches(name: str, glob: str) -> bool:
-        return any(fnmatch.fnmatchcase(n, glob) for n in (name, *aliases.get(name, ())))
-
-    for glob in [*include, *exclude]:
-        # Of a tensor that is not read, the name of its module will do.
-        gone = any(fnmatch.fnmatchcase(key, glob) or fnmatch.fnmatchcase(key, f"{glob}.*") for key in unread)
-        if not gone and not any(matches(n, glob) for n in names):
-            raise UsageError(
-                f"'{glob}' matches none of {len(names)} names",
-                hint=f"names look like '{names[0]}'; a glob may start with '*'" if names else None,
-            )
-    selected = [n for n in names if not include or any(matches(n, g) for g in include)]
-    selected = [n for n in selected if not any(matches(n, g) for g in exclude)]
-    if not selected:
-        raise UsageError(f"--include and --exclude leave none of {len(names)} names")
-    return selected

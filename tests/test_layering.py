@@ -14,6 +14,7 @@ LAYERS = (
     "_version",
     "errors",
     "skipped",
+    "selection",
     "short_repr",
     "arguments",
     "registry",

@@ -16,13 +16,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from loratools.tensors.dtypes import MANTISSA_BITS
+
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Stored: TypeAlias = NDArray[Any]
 
 # What numpy holds the stored numbers of a dtype in.
 STORAGE: dict[str, type[np.generic]] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-# Bits of mantissa that are stored, exponent of the smallest normal number, and the largest finite number.
-_MANTISSA = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7}
+# Exponent of the smallest normal number, and the largest finite number.
 _LOWEST = {"F64": -1022, "F32": -126, "F16": -14, "BF16": -126}
 LARGEST = {
     "F64": float(np.finfo(np.float64).max),
@@ -98,7 +99,7 @@ def rounded_to_odd(values: Floats) -> NDArray[np.float32]:
 
 def unit_roundoff(dtype: str) -> float:
     """Return the largest relative error of rounding to nearest in `dtype`: half the spacing just above 1."""
-    return 2.0 ** -(_MANTISSA[dtype] + 1)
+    return 2.0 ** -(MANTISSA_BITS[dtype] + 1)
 
 
 def gamma(n: int, unit: float) -> float:
@@ -119,7 +120,7 @@ def ulp(x: Floats, dtype: str) -> NDArray[np.float64]:
     # frexp writes |x| as f * 2^e with f in [1/2, 1): x lies in the binade that starts at 2^(e - 1).
     exponent = np.frexp(np.where(finite, wide, 1.0))[1] - 1
     exponent = np.where(wide == 0, _LOWEST[dtype], np.maximum(exponent, _LOWEST[dtype]))
-    spacing: NDArray[np.float64] = np.ldexp(1.0, exponent - _MANTISSA[dtype])
+    spacing: NDArray[np.float64] = np.ldexp(1.0, exponent - MANTISSA_BITS[dtype])
     return np.where(finite, spacing, np.nan)
 
 

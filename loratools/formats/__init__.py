@@ -254,13 +254,11 @@ def staged(
     base: Base | None = None,
 ) -> Iterator[Staged]:
     """Write an adapter beside `out`; it takes its place when the block ends in order. Raises what `save` does."""
+    from loratools.storage.casting import stored_dtype
     from loratools.storage.commit import require_files, staged_file, staged_folder
-    from loratools.tensors.dtypes import parse_float_dtype
 
     entry = writer(format)
-    stored = None if dtype is None else parse_float_dtype(dtype)
-    if dtype is not None and stored is None:
-        raise UsageError(f"no dtype named '{dtype}'; there are: float64, float32, float16, bfloat16")
+    stored = None if dtype is None else stored_dtype(dtype)
     # Every format stores the scale in one way or another, so that a doubt would be written as a fact.
     adapter.require_certain()
     adapter = fitted_names(adapter, format)

@@ -15,8 +15,8 @@ from loratools.errors import FormatError
 from loratools.formats.common.factor_pairs import paired
 from loratools.formats.common.source import AdapterSource
 from loratools.storage.files import quoted
+from loratools.tensors.joined import block_matrix
 from loratools.tensors.lazy import LazyTensor
-from loratools.tensors.views import block_matrix
 from loratools.updates.lora import LoRA
 
 _FACTOR = re.compile(r"w_(?P<part>[ab])_(?P<number>\d{3})(\.weight)?")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratools.adapter import Adapter, select_names
+from loratools.adapter import Adapter
 from loratools.arguments import Globs, Positive, checked
 from loratools.errors import MismatchError
 from loratools.execution.local import run, single_threaded_torch, worker_count
@@ -25,6 +25,7 @@ from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import apart
 from loratools.ops.lowrank.factors import exact_factors, is_vector, require_factors
 from loratools.ops.lowrank.reduce import inner
+from loratools.selection import select_names
 from loratools.short_repr import few_lines, one_line
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.same import same_bytes
@@ -216,7 +217,7 @@ def compare(
     one, two = (replace(a, updates=apart(a.updates)[0]) for a in (one, two))
     every = sorted({*one.updates, *two.updates, *one.replacements, *two.replacements})
     unread = (*one.unread_tensors, *two.unread_tensors)
-    names = set(select_names(every, include, exclude, unread=unread) if include or exclude else every)
+    names = set(select_names(every, include, exclude, unread=unread))
     left, right = ({n: u for n, u in a.updates.items() if n in names} for a in (one, two))
     both = [name for name in left if name in right]
     _ensure_comparable(one, two, both)

@@ -8,13 +8,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratools.errors import UnsupportedError
+from loratools.errors import UnsupportedError, UsageError
 from loratools.storage.files import quoted
-from loratools.tensors.dtypes import FLOAT_DTYPES, torch_dtype
+from loratools.tensors.dtypes import FLOAT_DTYPES, parse_float_dtype, torch_dtype
 from loratools.tensors.lazy import LazyTensor, from_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def stored_dtype(name: str) -> str:
+    """The dtype to store weights in, as safetensors spells it.
+
+    Raises:
+        UsageError: weights are not stored in it.
+    """
+    dtype = parse_float_dtype(name)
+    if dtype is None:
+        raise UsageError(
+            f"weights cannot be stored as {quoted(name)}", hint="choose float32, bfloat16, float16 or float64"
+        )
+    return dtype
 
 
 def cast(name: str, tensor: LazyTensor, dtype: str | None) -> LazyTensor:

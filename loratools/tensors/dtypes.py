@@ -28,6 +28,12 @@ _FROM_TORCH = {name: dtype for dtype, name in _TORCH_NAMES.items()}
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 # Floating numbers of 8 bits; F8_E8M0 has no mantissa, and is only ever a scale.
 FLOAT8_DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+# Stored bits of mantissa of the dtypes of floating-point numbers.
+MANTISSA_BITS: dict[str, int] = {
+    "F64": 52, "F32": 23, "F16": 10, "BF16": 7,
+    "F8_E4M3": 3, "F8_E4M3FNUZ": 3, "F8_E5M2": 2, "F8_E5M2FNUZ": 2, "F8_E8M0": 0,
+    "F6_E2M3": 3, "F6_E3M2": 2, "F4": 1,
+}  # fmt: skip
 # Exponent bits, mantissa bits, bias. "FNUZ" and E4M3 have no infinity; each has its own NaN.
 _FLOAT8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15), "F8_E4M3FNUZ": (4, 3, 8), "F8_E5M2FNUZ": (5, 2, 16)}
 
@@ -62,6 +68,11 @@ def decode_float8(byte: int, dtype: str) -> float:
     if exponent == 0:
         return sign * math.ldexp(mantissa, 1 - bias - mantissa_bits)
     return sign * math.ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
+
+
+def is_floating(dtype: str) -> bool:
+    """Whether tensors of this dtype are floating-point numbers, of any width."""
+    return dtype in MANTISSA_BITS
 
 
 def parse_float_dtype(name: str) -> str | None:

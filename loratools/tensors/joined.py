@@ -1,4 +1,4 @@
-"""Tensors made of several: rows below each other, and blocks on a diagonal."""
+"""Tensors made of several: rows below each other, and blocks in a matrix that is zero elsewhere."""
 
 from __future__ import annotations
 
@@ -25,27 +25,55 @@ def stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
     return LazyTensor((rows, *parts[0].shape[1:]), parts[0].dtype, _Stacked(tuple(parts)))
 
 
-def block_diagonal(blocks: Sequence[LazyTensor], factors: Sequence[float] | None = None) -> LazyTensor:
+def block_matrix(
+    shape: tuple[int, int], blocks: Sequence[tuple[int, int, LazyTensor]], factors: Sequence[float] | None = None
+) -> LazyTensor:
+    """A matrix that is zero but for blocks, which do not overlap.
+
+    Args:
+        shape: of the matrix.
+        blocks: the first row and the first column of each, and its values.
+        factors: what each block is multiplied with, 1 where there are none. Products, and blocks of several dtypes,
+            become float32, or float64 if one of the blocks is.
+    """
+    for row, column, block in blocks:
+        if len(block.shape) != 2 or row + block.shape[0] > shape[0] or column + block.shape[1] > shape[1]:
+            raise ValueError(f"a block {block.shape} at {row}, {column} is not inside {shape}")
+    scales = tuple(factors or [1.0] * len(blocks))
+    dtypes = {block.dtype for _, _, block in blocks}
+    exact = len(dtypes) == 1 and all(scale == 1 for scale in scales)
+    dtype = next(iter(dtypes)) if exact else "F64" if "F64" in dtypes else "F32"
+    return LazyTensor(shape, dtype, _BlockMatrix(tuple(blocks), scales, shape[1], dtype))
+
+
+def block_diagonal(blocks: Sequence[LazyTensor | int], factors: Sequence[float] | None = None) -> LazyTensor:
     """Matrices on the diagonal of one that is zero elsewhere.
 
     Args:
-        blocks: each (rows, columns).
-        factors: what each is multiplied with, 1 where there are none. Products are float32, or float64 if a block is.
+        blocks: each (rows, columns), or a number of rows that are zero in all columns.
+        factors: what each matrix is multiplied with, as of `block_matrix`.
     """
-    scales = tuple(factors or [1.0] * len(blocks))
-    dtypes = {block.dtype for block in blocks}
-    changed = len(dtypes) > 1 or any(scale != 1 for scale in scales)
-    dtype = ("F64" if "F64" in dtypes else "F32") if changed else blocks[0].dtype
-    shape = (sum(block.shape[0] for block in blocks), sum(block.shape[1] for block in blocks))
-    return LazyTensor(shape, dtype, _BlockDiagonal(tuple(blocks), scales, shape[1], dtype))
+    placed = []
+    row = column = 0
+    for block in blocks:
+        if isinstance(block, int):
+            row += block
+        else:
+            placed.append((row, column, block))
+            row, column = row + block.shape[0], column + block.shape[1]
+    return block_matrix((row, column), placed, factors)
 
 
 @dataclass(frozen=True)
-class _BlockDiagonal:
-    blocks: tuple[LazyTensor, ...]
+class _BlockMatrix:
+    blocks: tuple[tuple[int, int, LazyTensor], ...]
     factors: tuple[float, ...]
     columns: int
     dtype: str
+
+    @property
+    def of(self) -> tuple[LazyTensor, ...]:
+        return tuple(block for _, _, block in self.blocks)
 
     @property
     def location(self) -> ByteRange | None:
@@ -55,15 +83,13 @@ class _BlockDiagonal:
         import torch
 
         out = torch.zeros(stop - start, self.columns, dtype=torch_dtype(self.dtype))
-        row = column = 0
-        for block, factor in zip(self.blocks, self.factors, strict=True):
+        for (row, column, block), factor in zip(self.blocks, self.factors, strict=True):
             first, last = max(start, row), min(stop, row + block.shape[0])
             if first < last:
                 values = block.read_rows(first - row, last - row)
                 out[first - start : last - start, column : column + block.shape[1]] = (
                     values if factor == 1 else values.double() * factor
                 )
-            row, column = row + block.shape[0], column + block.shape[1]
         return out
 
     def scalar(self) -> float:

@@ -139,25 +139,6 @@ class _Float16(_View):
         return values
 
 
-class _BlockMatrix(_View):
-    @property
-    def of(self) -> tuple[LazyTensor, ...]:
-        _, blocks = self._how
-        return tuple(block for _, _, block in blocks)
-
-    def read_rows(self, start: int, stop: int) -> Tensor:
-        import torch
-
-        (_, columns), blocks = self._how
-        values = torch.zeros(stop - start, columns, dtype=torch_dtype(blocks[0][2].dtype))
-        for row, column, block in blocks:
-            first, last = max(start, row), min(stop, row + block.shape[0])
-            if first < last:
-                inside = block.read_rows(first - row, last - row)
-                values[first - start : last - start, column : column + block.shape[1]] = inside
-        return values
-
-
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Numbers that follow each other as ranges: first and one past the last."""
     runs: list[tuple[int, int]] = []
@@ -216,14 +197,3 @@ def in_float16(tensor: LazyTensor) -> LazyTensor:
     if tensor.dtype not in FLOAT8_DTYPES:
         raise ValueError(f"{tensor.dtype} has no exact view in float16")
     return LazyTensor(tensor.shape, "F16", _Float16(tensor))
-
-
-def block_matrix(shape: tuple[int, int], blocks: Sequence[tuple[int, int, LazyTensor]]) -> LazyTensor:
-    """View of a matrix that is zero but for blocks of one dtype, each at its first row and column."""
-    dtypes = {block.dtype for _, _, block in blocks}
-    if len(dtypes) != 1:
-        raise ValueError(f"blocks of {sorted(dtypes)}")
-    for row, column, block in blocks:
-        if len(block.shape) != 2 or row + block.shape[0] > shape[0] or column + block.shape[1] > shape[1]:
-            raise ValueError(f"a block {block.shape} at {row}, {column} is not inside {shape}")
-    return LazyTensor(shape, dtypes.pop(), _BlockMatrix(shape, tuple(blocks)))

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from loratools.storage.files import read_bytes
 from loratools.storage.safetensors_reader import read_header
+from loratools.tensors.joined import block_diagonal, block_matrix
 from loratools.tensors.lazy import from_torch
-from loratools.tensors.views import block_matrix, reordered, reshaped, rows, transposed
+from loratools.tensors.views import reordered, reshaped, rows, transposed
 
 
 def test_rows_and_shapes_of_a_stored_tensor_keep_their_place_in_the_file(tmp_path: Path) -> None:
@@ -54,5 +55,16 @@ def test_blocks_stand_in_zeros() -> None:
         assert torch.equal(view.read_rows(0, start), wanted[:start])
     with pytest.raises(ValueError, match="is not inside"):
         block_matrix((7, 5), [(6, 0, from_torch(first))])
-    with pytest.raises(ValueError, match="blocks of"):
-        block_matrix((7, 5), [(0, 0, from_torch(first)), (4, 4, from_torch(second.half()))])
+
+
+def test_blocks_of_several_dtypes_or_with_factors_are_in_a_dtype_that_holds_them() -> None:
+    first, second = torch.randn(2, 3), torch.randn(3, 1).half()
+
+    mixed = block_matrix((7, 5), [(0, 0, from_torch(first)), (4, 4, from_torch(second))])
+    halved = block_diagonal([from_torch(second), 2, from_torch(second)], [0.5, 1.0])
+
+    assert mixed.dtype == halved.dtype == "F32"
+    assert torch.equal(mixed.read()[4:, 4:], second.float())
+    wanted = torch.zeros(8, 2)
+    wanted[:3, :1], wanted[5:, 1:] = second.float() / 2, second.float()
+    assert torch.equal(halved.read(), wanted)

@@ -121,12 +121,9 @@ class _Parsed(_ParamType):
 
 
 def _parse_dtype(text: str) -> str:
-    from loratools.tensors.dtypes import parse_float_dtype
+    from loratools.storage.casting import stored_dtype
 
-    dtype = parse_float_dtype(text)
-    if dtype is None:
-        raise UsageError(f"'{text}' is no dtype to store weights in", hint="float32, bfloat16, float16 or float64")
-    return dtype
+    return stored_dtype(text)
 
 
 def _parse_source(text: str) -> str:

@@ -6,11 +6,12 @@ compared with its key and with the name of its module in the file.
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
+from functools import cached_property
 
 from loratools.arguments import Globs
 from loratools.formats.image_parts.spellings import split
+from loratools.selection import NameSelection
 
 _PEFT_PREFIX = "base_model.model."
 
@@ -37,12 +38,11 @@ class LeaveOut:
 
     def excludes(self, key: str) -> bool:
         """Whether the globs leave out the tensor under `key`."""
-        names = names_of_key(key)
+        return not self._selection.selects(names_of_key(key))
 
-        def matches(globs: tuple[str, ...]) -> bool:
-            return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
-
-        return matches(self.exclude) or (bool(self.include) and not matches(self.include))
+    @cached_property
+    def _selection(self) -> NameSelection:
+        return NameSelection(self.include, self.exclude)
 
 
 NOTHING = LeaveOut()

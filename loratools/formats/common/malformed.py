@@ -10,6 +10,7 @@ import re
 from loratools.errors import FormatError
 from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.storage.files import quoted
+from loratools.tensors.dtypes import is_floating
 from loratools.tensors.lazy import LazyTensor
 
 _FACTOR = re.compile(
@@ -44,7 +45,7 @@ def _fault(name: str, tensor: LazyTensor) -> str | None:
     shape = tensor.shape
     if not shape:
         return "has shape []; a matrix is needed"
-    if tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
+    if not is_floating(tensor.dtype):
         return f"has dtype {tensor.dtype}; a floating-point tensor is needed"
     if _INPUTS.search(name) is not None and 0 in shape[1:]:
         return f"has shape {list(shape)}, without columns"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from loratools.naming.image.family import Place, sizes
 from loratools.storage.same import same_bytes
 from loratools.tensors.files import ByteRange
-from loratools.tensors.joined import stacked
+from loratools.tensors.joined import block_diagonal, stacked
 from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.tensors.views import reordered, rows
 from loratools.updates.full import Full
@@ -118,7 +118,11 @@ def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | Non
     rank = sum(u.rank for u in present)
     scales = {u.scale for u in present}
     source = first.alpha_source
-    b = _block_diagonal([members.get(t) for t in place.targets], missing, fold=len(scales) > 1)
+    blocks = [
+        member.b if (member := members.get(target)) is not None else count or 0
+        for target, count in zip(place.targets, missing, strict=True)
+    ]
+    b = block_diagonal(blocks, [u.scale for u in present] if len(scales) > 1 else None)
     alpha = float(rank) if len(scales) > 1 else scales.pop() * rank
     return LoRA(stacked([u.a for u in present]), b, alpha, source, magnitude=magnitude)
 
@@ -174,24 +178,6 @@ def _with_halves_swapped(update: Update) -> Update | None:
         return None
     magnitude = None if lora.magnitude is None else _halves(lora.magnitude)
     return replace(lora, b=_halves(lora.b), magnitude=magnitude)
-
-
-def _block_diagonal(members: Sequence[LoRA | None], missing: Sequence[int | None], *, fold: bool) -> LazyTensor:
-    import torch
-
-    present = [u for u in members if u is not None]
-    dtype = torch.float32 if fold else present[0].b.read().dtype
-    rows = [u.b.shape[0] if u is not None else gap or 0 for u, gap in zip(members, missing, strict=True)]
-    out = torch.zeros(sum(rows), sum(u.rank for u in present), dtype=dtype)
-    row = column = 0
-    for update, count in zip(members, rows, strict=True):
-        if update is not None:
-            b = update.b.read()
-            block = (b.double() * update.scale).to(dtype) if fold else b.to(dtype)
-            out[row : row + count, column : column + update.rank] = block
-            column += update.rank
-        row += count
-    return from_torch(out)
 
 
 def _halves(tensor: LazyTensor) -> LazyTensor:

@@ -14,6 +14,7 @@ from typing import Literal
 from loratools.errors import FormatError, UnsupportedError
 from loratools.formats.image_parts.spellings import KINDS, Module
 from loratools.storage.files import quoted
+from loratools.tensors.dtypes import is_floating
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
 from loratools.updates.full import Full
@@ -116,8 +117,10 @@ def _lora(module: Module, scale: Scale) -> Update:
     if mid is not None and (mid.shape[:2] != (a.shape[0], b.shape[1]) or any(size != 1 for size in a.shape[2:])):
         raise NotReadError(f"{shapes}, and a core {list(mid.shape)} that does not go between them")
     for part, tensor in module.parts.items():
-        if part != "alpha" and (tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL"):
-            raise NotReadError(f"{quoted(module.keys[part])} has dtype {tensor.dtype}; a floating-point one is needed")
+        if part != "alpha" and not is_floating(tensor.dtype):
+            raise NotReadError(
+                f"{quoted(module.keys[part])} has dtype {tensor.dtype}; a floating-point tensor is needed"
+            )
     # Trainers take an alpha of 0 for the rank, too.
     alpha = scale.alpha or float(a.shape[0])
     magnitude = module.parts.get("magnitude")

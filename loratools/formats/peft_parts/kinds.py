@@ -14,6 +14,7 @@ from loratools.formats.common.source import counted, shown
 from loratools.formats.peft_parts.keys import PREFIX
 from loratools.storage.files import quoted
 from loratools.storage.untrusted_regex import UntrustedRegexes
+from loratools.tensors.dtypes import is_floating
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.kind_files import may_be_empty, peft_kind, shared_alone_hint, shared_parts
 from loratools.updates.parts.peft_module import PeftModule
@@ -157,11 +158,7 @@ def _refuse_no_numbers(modules_of_kind: Modules, path: object, *, empty_allowed:
     for name, tensor in [*tensors, *modules_of_kind.shared.items()]:
         if not tensor.shape or (0 in tensor.shape and not empty_allowed):
             wrong.append(f"{quoted(name)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
-        elif (
-            (tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL")
-            and "indices" not in name
-            and name not in modules_of_kind.shared
-        ):
+        elif not is_floating(tensor.dtype) and "indices" not in name and name not in modules_of_kind.shared:
             wrong.append(f"{quoted(name)} has dtype {tensor.dtype}; a floating-point tensor is needed")
     if wrong:
         raise FormatError(

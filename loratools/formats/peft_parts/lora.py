@@ -19,6 +19,7 @@ from loratools.formats.peft_parts import kinds
 from loratools.formats.peft_parts.keys import Factor, Parsed
 from loratools.storage.files import quoted
 from loratools.storage.untrusted_regex import UntrustedRegexes
+from loratools.tensors.dtypes import is_floating
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora_experts import LoRAExperts, Orientation
 from loratools.updates.parts.kind_files import peft_variant
@@ -97,7 +98,7 @@ def _groups(
             problems.append(f"{quoted(key)} names no module")
         elif (len(tensor.shape) < 2 and matrix) or 0 in tensor.shape:
             problems.append(f"{quoted(key)} has shape {list(tensor.shape)}: empty, or a shard that was not gathered")
-        elif tensor.dtype[0] not in "FB" or tensor.dtype == "BOOL":
+        elif not is_floating(tensor.dtype):
             problems.append(f"{quoted(key)} has dtype {tensor.dtype}; a floating-point tensor is needed")
     ordered = sorted(by_depth.items(), key=itemgetter(0))
     for (module, _), parts in ordered:

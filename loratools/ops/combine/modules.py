@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loratools.adapter import Adapter, select_names
+from loratools.adapter import Adapter
 from loratools.errors import MismatchError, UsageError
 from loratools.ops.combine.recipe import Recipe
 from loratools.ops.combine.settings import ModuleSettings
 from loratools.ops.lowrank.experts import Experts, apart, ensure_alike
 from loratools.ops.lowrank.factors import layout_of, require_factors
+from loratools.selection import select_names
 from loratools.tensors.shapes import without_unit_kernel
 from loratools.updates.parts.protocol import Update, flow
 
@@ -51,7 +52,7 @@ def selected_names(
     names = sorted({name for adapter, _ in sources for name in (*adapter.updates, *adapter.replacements)})
     aliases = {name: further_names for adapter, _ in sources for name, further_names in adapter.aliases.items()}
     unread = [key for adapter, _ in sources for key in adapter.unread_tensors]
-    return set(select_names(names, include, exclude, aliases=aliases, unread=unread) if include or exclude else names)
+    return set(select_names(names, include, exclude, aliases=aliases, unread=unread))
 
 
 def combined_modules(

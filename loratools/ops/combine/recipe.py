@@ -16,7 +16,6 @@ the metadata of what it made.
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -27,6 +26,7 @@ from loratools.adapter import Adapter
 from loratools.errors import FormatError, UsageError
 from loratools.naming.image.unet_blocks import block_of, weights_by_block
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource
+from loratools.selection import match_glob
 
 HeadsRule: TypeAlias = Literal["refuse", "first", "average"]
 Calibration: TypeAlias = Literal["svc"]
@@ -60,7 +60,7 @@ class Ingredient:
         targets = list(adapter.updates)
         every = [*targets, *(name for names in adapter.aliases.values() for name in names)]
         for glob in self.modules:
-            if not fnmatch.filter(every, glob):
+            if not match_glob(every, glob):
                 raise UsageError(
                     f"'{glob}' matches none of the {len(targets)} modules of '{adapter.name}'",
                     hint=f"they look like '{targets[0]}'; a glob may start with '*'" if targets else None,
@@ -68,7 +68,7 @@ class Ingredient:
         weights = {}
         for name in targets:
             target_names = (name, *adapter.aliases.get(name, ()))
-            factors = [v for glob, v in self.modules.items() if any(fnmatch.fnmatchcase(n, glob) for n in target_names)]
+            factors = [v for glob, v in self.modules.items() if match_glob(target_names, glob)]
             weights[name] = self.weight * (factors[-1] if factors else 1.0)
         if not self.blocks:
             return weights

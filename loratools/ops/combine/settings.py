@@ -9,8 +9,8 @@ from typing import cast
 from loratools import methods, registry
 from loratools.methods import Method, Value
 from loratools.ops.combine.recipe import Recipe
-from loratools.ops.common.arguments import stored_dtype
 from loratools.ops.lowrank.limit import Limit
+from loratools.storage.casting import stored_dtype
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from loratools.formats.common.leave_out import NOTHING, LeaveOut
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import open_source
 from loratools.ops.common.alpha import with_alpha
-from loratools.tensors.dtypes import parse_float_dtype
 from loratools.updates.lora_experts import Orientation, Packing
 
 AdapterSource: TypeAlias = str | Path | Adapter
@@ -127,15 +126,3 @@ def load_weighted(
     for adapter in loaded:
         _require_usable(adapter, moved)
     return [(adapter, float(weight)) for adapter, (_, weight) in zip(loaded, pairs, strict=True)]
-
-
-def stored_dtype(name: str) -> str:
-    """The dtype to store weights in, as safetensors spells it.
-
-    Raises:
-        UsageError: weights are not stored in it.
-    """
-    dtype = parse_float_dtype(name)
-    if dtype is None:
-        raise UsageError(f"weights cannot be stored as '{name}'", hint="choose float32, bfloat16, float16 or float64")
-    return dtype

@@ -15,20 +15,22 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.arguments import Globs, checked
 from loratools.checkpoints import Checkpoint
-from loratools.errors import InputError, LoraToolsError, UnsupportedError, UsageError
+from loratools.errors import LoraToolsError, UnsupportedError, UsageError
 from loratools.formats import Base
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.notes import records_of
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import counted, shown
 from loratools.ops.common.alpha import assumed_alpha_warnings
-from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
+from loratools.ops.common.arguments import RankFrom, load_adapter
+from loratools.ops.common.finite import refuse_not_finite
 from loratools.ops.common.opening import keep_stored_names
 from loratools.ops.convert.report import ConvertReport
 from loratools.ops.convert.rewritten import Rewritten, rewritten
 from loratools.ops.convert.serve import served
 from loratools.ops.convert.verify import ConvertedModule, compare
 from loratools.skipped import EXCLUDED, Skipped
+from loratools.storage.casting import stored_dtype
 from loratools.storage.commit import check_output
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
@@ -219,27 +221,13 @@ def _read_back(path: Path, adapter: Adapter, format: str, base: Base | None) -> 
 def _refuse_wrong(checked: Sequence[ConvertedModule], source: Adapter, to: str) -> None:
     wrong = [c for c in checked if not c.explained]
     if wrong:
-        _refuse_not_finite(source)
+        # No comparison holds then, and the mistake is not ours.
+        refuse_not_finite({source.name: source.tensors()})
         lines = [f"{quoted(c.name)}: relative error {c.error:.3g}" for c in wrong]
         # Our own mistake, not the input's: nothing is committed.
         raise RuntimeError(
             f"what was written as {to} is not what was read, beyond rounding, in {len(wrong)} of {len(checked)} parts; "
             f"nothing was kept: {'; '.join(shown(lines))}"
-        )
-
-
-def _refuse_not_finite(source: Adapter) -> None:
-    """Raise InputError where values are not finite: no comparison holds then, and the mistake is not ours."""
-    bad = [
-        quoted(name)
-        for name, tensor in source.tensors().items()
-        if tensor.dtype in FLOAT_DTYPES and not tensor.read().isfinite().all()
-    ]
-    if bad:
-        raise InputError(
-            f"{counted(len(bad), 'tensor')} of {quoted(source.name)} not finite: nan or infinity among the values",
-            details=shown(bad),
-            hint="the training run diverged; take an earlier checkpoint, or leave these out with --exclude",
         )
 
 

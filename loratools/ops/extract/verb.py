@@ -22,7 +22,6 @@ from loratools.errors import UsageError
 from loratools.execution.local import worker_count
 from loratools.formats.common.base import Base
 from loratools.formats.image_parts.from_base import IMAGE_FORMATS, named_by_base
-from loratools.ops.common.arguments import stored_dtype
 from loratools.ops.common.device import ensure_device
 from loratools.ops.common.opening import AdapterOutput
 from loratools.ops.extract.adapter import adapter_of, kept_in_memory
@@ -44,6 +43,7 @@ from loratools.ops.extract.work import outcomes
 from loratools.ops.finetune.line_up import line_up
 from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.ops.lowrank.limit import Limit
+from loratools.storage.casting import stored_dtype
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.scratch import scratch_beside
 

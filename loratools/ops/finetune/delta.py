@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from loratools.errors import InputError
+from loratools.ops.common.finite import require_finite_delta
 from loratools.quantization.common.noise import quantisation_error
 from loratools.storage.casting import rounded
 from loratools.tensors.dtypes import torch_dtype
@@ -145,7 +145,7 @@ def delta_of(name: str, base: LazyTensor, tuned: LazyTensor, rows: tuple[int, in
             piece = delta[first - start : last - start]
             piece.copy_(tuned.read_rows(first, last))
             piece.sub_(base.read_rows(first, last))
-    ensure_finite(name, delta)
+    require_finite_delta(name, delta, tuned, base)
     return delta
 
 
@@ -163,16 +163,6 @@ class _Memory(threading.local):
 
 
 _memory = _Memory()
-
-
-def ensure_finite(name: str, values: Tensor) -> None:
-    """Raise InputError where a value is NaN or infinite."""
-    # One such value makes the sum one; finite values hardly ever do, and then a second look tells.
-    if not math.isfinite(float(values.sum())) and not values.isfinite().all():
-        raise InputError(
-            f"'{name}' has values that are not finite",
-            hint="the training diverged, or a file is damaged; compare its checksum with the original's",
-        )
 
 
 def change(name: str, base: LazyTensor, tuned: LazyTensor) -> float:
@@ -203,7 +193,7 @@ def norm(name: str, tensor: LazyTensor, start: int = 0) -> float:
     total = 0.0
     for first, stop in _blocks(tensor, tensor.shape[0] if tensor.shape else 1, start):
         values = (tensor.read_rows(first, stop) if tensor.shape else tensor.read()).double()
-        ensure_finite(name, values)
+        require_finite_delta(name, values, tensor)
         total += _squares(values)
     return math.sqrt(total)
 

@@ -13,8 +13,9 @@ from loratools.checkpoints import Checkpoint
 from loratools.naming.language.experts import fused_in_memory
 from loratools.naming.language.renamed import names_in_memory
 from loratools.naming.places import Alias, Place
+from loratools.tensors.joined import block_matrix
 from loratools.tensors.lazy import LazyTensor
-from loratools.tensors.views import block_matrix, reshaped
+from loratools.tensors.views import reshaped
 
 Tensors: TypeAlias = Mapping[str, LazyTensor]
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loratools.adapter import select_names
 from loratools.checkpoints import Checkpoint
 from loratools.errors import MismatchError
 from loratools.naming.language.conv1d import is_conv1d
@@ -18,6 +17,7 @@ from loratools.ops.common.vocabulary import vocabulary_size
 from loratools.ops.finetune.layer_kinds import Kinds, is_embedding, kind_of
 from loratools.ops.finetune.pairs import Alone, Pair, Pairs
 from loratools.ops.finetune.sides import Sides, sides_of
+from loratools.selection import select_names
 from loratools.skipped import EXCLUDED
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
@@ -55,7 +55,7 @@ def line_up(
         checkpoint.require_readable()
     sides = sides_of(base, tuned, as_files=as_files)
     modules = sorted(set(sides.targets.values()))
-    chosen = set(select_names(modules, include, exclude) if include or exclude else modules)
+    chosen = set(select_names(modules, include, exclude))
     replaced = set(select_names(sorted(chosen), whole, ())) if whole else set()
     treatment = _Treatment(
         sides,

@@ -16,7 +16,7 @@ from loratools.adapter import Adapter
 from loratools.arguments import Globs, checked
 from loratools.errors import InputError, LoraToolsError
 from loratools.formats.common.expert_layout import with_expert_layout
-from loratools.formats.common.leave_out import names_of_key
+from loratools.formats.common.leave_out import LeaveOut, names_of_key
 from loratools.formats.common.source import open_source
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.inspect.entries import (
@@ -31,9 +31,9 @@ from loratools.ops.inspect.entries import (
     TensorEntry,
     frequencies,
 )
-from loratools.ops.inspect.selection import NameSelection
 from loratools.ops.inspect.sources import FoundSource, sources_at
 from loratools.ops.inspect.values import non_finite_count, update_values
+from loratools.selection import NameSelection
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora_experts import Packing
@@ -161,7 +161,10 @@ def _open(source: FoundSource, options: _Options) -> Adapter | Checkpoint:
     if source.error is not None:
         raise source.error
     if source.is_adapter:
-        opened = replace(open_source(source.path, base=options.base), leave_out=options.names.leave_out)
+        opened = replace(
+            open_source(source.path, base=options.base),
+            leave_out=LeaveOut(options.names.include, options.names.exclude),
+        )
         adapter = formats.load_source(opened, format=options.format, rank_from=options.rank_from)
         if any(update.as_experts() is not None for update in adapter.updates.values()):
             # Of the other sources in the same list there is nothing to say.
@@ -191,7 +194,7 @@ def _selected(source: Adapter | Checkpoint, names: NameSelection) -> Adapter | C
     if not names:
         return source
     if isinstance(source, Adapter):
-        kept = names.of([*source.updates, *source.replacements], source.aliases)
+        kept = set(names.of([*source.updates, *source.replacements], source.aliases))
         names.of(source.unread_tensors, {key: names_of_key(key) for key in source.unread_tensors})
         return replace(
             source,
@@ -203,7 +206,7 @@ def _selected(source: Adapter | Checkpoint, names: NameSelection) -> Adapter | C
     if quantisation is not None:
         stored_names |= {name: weight.stored_names for name, weight in quantisation.weights.items()}
         stored_names |= {name: weight.stored for name, weight in quantisation.unreadable.items()}
-    kept = names.of(source.stored, {stored: (name,) for name, every in stored_names.items() for stored in every})
+    kept = set(names.of(source.stored, {stored: (name,) for name, every in stored_names.items() for stored in every}))
     left = {name for name in source.weights if kept.intersection(stored_names.get(name, (name,)))}
     return replace(
         source,

@@ -6,12 +6,13 @@ all the same: itself times the unit matrix, exactly; its rank is then the smalle
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.errors import InputError, UnsupportedError
+from loratools.ops.common.finite import DIVERGED, are_finite, is_finite, not_finite
+from loratools.storage.files import quoted
 from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 from loratools.updates.parts.dense import unread_base
@@ -68,15 +69,9 @@ def exact_factors(update: Update, name: str, whose: str) -> Factors:
     factors = update.factors()
     if factors is None:
         factors = _all_factors(update, name, whose)
-    # A sum in float64 of finite values from a file is finite, and several times faster to look at.
-    suspect = not math.isfinite(float(factors.b.sum()) + float(factors.a.sum()))
-    if suspect and not (factors.b.isfinite().all() and factors.a.isfinite().all()):
-        parts = [f"{name}.{part}" for part, tensor in update.parts.items() if not tensor.read().isfinite().all()]
-        raise InputError(
-            f"'{whose}' has values that are not finite",
-            details=parts or [f"{name}: scale {update.scale}"],
-            hint="the training diverged, or the file is damaged; choose other modules with --exclude",
-        )
+    if not (are_finite(factors.b) and are_finite(factors.a)):
+        parts = [f"{name}.{part}" for part, tensor in update.parts.items() if not is_finite(tensor)]
+        raise not_finite(quoted(whose), parts or [f"{name}: scale {update.scale}"], DIVERGED)
     largest = float(factors.b.abs().amax() * factors.a.abs().amax()) if factors.a.numel() and factors.b.numel() else 0.0
     if not largest < _LARGEST:
         raise InputError(

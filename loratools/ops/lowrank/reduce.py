@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from loratools.errors import InputError, UsageError
+from loratools.errors import UsageError
+from loratools.ops.common.finite import OUT_OF_RANGE, require_finite
 from loratools.ops.lowrank.factors import Layout, exact_factors
 from loratools.ops.lowrank.limit import Limit
 from loratools.storage.casting import narrowed
-from loratools.storage.files import quoted
 from loratools.tensors.dtypes import DTYPE_BITS, parse_float_dtype
 from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.updates.lora import LoRA
@@ -98,7 +98,7 @@ def passed_through(update: Update, factors: Factors, name: str, dtype: str | Non
         return Reduced(Stored(update, size, 0.0), factors, factors)
     tensors = {f.name: getattr(update, f.name) for f in fields(update)}  # type: ignore[arg-type]
     values = {n: t.read() for n, t in tensors.items() if isinstance(t, LazyTensor)}
-    _ensure_finite(name, *values.values())
+    require_finite("the result", name, OUT_OF_RANGE, *values.values())
     stored = replace(update, **{n: from_torch(narrowed(name, v, dtype)) for n, v in values.items()})  # type: ignore[type-var]
     stored_factors = stored.factors() or exact_factors(stored, name, "")
     return Reduced(Stored(stored, size, _norm(_difference(factors, stored_factors))), stored_factors, factors)
@@ -212,17 +212,9 @@ def _without_noise(core: Core, factors: Factors) -> Core:
 
 
 def _stored_as(factors: Factors, name: str, dtype: str, layout: Layout | None) -> LoRA:
-    _ensure_finite(name, factors.b, factors.a)
+    require_finite("the result", name, OUT_OF_RANGE, factors.b, factors.a)
     b, a = (narrowed(name, t, dtype) for t in (factors.b, factors.a))
     return (layout or Layout((b.shape[0], a.shape[1]))).lora(b, a)
-
-
-def _ensure_finite(name: str, *values: Tensor) -> None:
-    if not all(bool(v.isfinite().all()) for v in values):
-        raise InputError(
-            f"{quoted(name)} has values that are not finite",
-            hint="look at the weights that it is given, and at the adapter's alpha",
-        )
 
 
 def _difference(target: Factors, stored: Factors) -> Factors:

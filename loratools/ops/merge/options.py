@@ -9,8 +9,9 @@ from pathlib import Path
 
 from loratools.arguments import Globs, Size, byte_size
 from loratools.errors import UsageError
-from loratools.ops.common.arguments import AdapterSource, RankFrom, stored_dtype
+from loratools.ops.common.arguments import AdapterSource, RankFrom
 from loratools.ops.merge.rounding import RoundingMode
+from loratools.storage.casting import stored_dtype
 from loratools.updates.lora_experts import Orientation, Packing
 
 

@@ -20,9 +20,9 @@ from loratools.ops.merge.outputs import Output, RowsReplaced, WeightedUpdate
 from loratools.ops.merge.views import as_stored, as_updated
 from loratools.storage.same import same_bytes
 from loratools.tensors.dtypes import FLOAT_DTYPES
+from loratools.tensors.joined import block_matrix
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
-from loratools.tensors.views import block_matrix
 
 _PER_TOKEN = {
     "embed_tokens", "word_embeddings", "wte", "lm_head", "shared", "embed_in", "embed_out", "predictions",

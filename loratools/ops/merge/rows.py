@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from loratools.errors import InputError
 from loratools.naming.places import Place
+from loratools.ops.common.finite import DAMAGED, not_finite
 from loratools.ops.merge.outputs import Output, RowsReplaced, RowsUnit, WeightedUpdate
 from loratools.ops.merge.rounding import Chooser, chooser
 from loratools.ops.merge.views import as_updated
@@ -326,7 +327,7 @@ def refuse_not_finite(output: Output, base: Floats, exact: Floats) -> NoReturn:
     from loratools.algebra.rounding import LARGEST
 
     if not np.isfinite(base).all():
-        raise InputError(f"'{output.name}' of the base holds values that are not finite")
+        raise not_finite("the base", [output.name], DAMAGED)
     if np.isnan(exact).any():
         raise InputError(
             f"'{output.name}' would hold values that are not numbers",

@@ -21,8 +21,8 @@ from loratools.execution.local import worker_count
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import base_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted
+from loratools.ops.common.finite import refuse_not_finite
 from loratools.ops.common.same_invocation import refuse_invoked
-from loratools.ops.merge.finite import refuse_not_finite
 from loratools.ops.merge.initial import with_initial
 from loratools.ops.merge.one_file import as_one_file, is_one_file, recorded, staged_output
 from loratools.ops.merge.options import MergeOptions
@@ -174,10 +174,11 @@ def plan_from_headers(
     one_file = is_one_file(out, checkpoint)
     loaded = load_for_merge(adapters, checkpoint, options)
     inputs = [checkpoint.path, *(a.path for a, _ in loaded if a.path is not None)]
-    check_output(out, overwrite=overwrite, inputs=inputs)
     selected = [(a.selected(options.include, options.exclude), w) for a, w in loaded]
     made = plan_merge(checkpoint, selected, options, out=out)
     made = as_one_file(made) if one_file else made
+    # Here, where the names of the new files are known; `staged_output` looks once more before it begins, as another
+    # program may have written there meanwhile.
     check_output(out, overwrite=overwrite, inputs=inputs, names=_names(made))
     for side_file in made.side_files:
         if side_file.source is not None:
@@ -223,7 +224,6 @@ def run(
     began = time.monotonic()
     out = Path(out)
     inputs = [made.base.path, *(a.path for a in made.adapters if a.path is not None)]
-    check_output(out, overwrite=overwrite, inputs=inputs)
     made.require_space(out)
     refuse_not_finite({a.name: {n: r.tensor for n, r in a.replacements.items()} for a, _ in made.active})
     run_units, workers = runner(execution), worker_count(threads)

@@ -19,7 +19,7 @@ from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats import Base
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.notes import lora_notes
-from loratools.ops.common.arguments import RankFrom, stored_dtype
+from loratools.ops.common.arguments import RankFrom
 from loratools.ops.common.opening import open_adapters
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.lowrank.experts import apart, together
@@ -28,6 +28,7 @@ from loratools.ops.lowrank.limit import Limit
 from loratools.ops.lowrank.reduce import ReducedModule, Stored, overall_error, passed_through, reduced, update_dtype
 from loratools.ops.resize.budget import Budget, limits_within
 from loratools.ops.resize.report import ResizeReport
+from loratools.storage.casting import stored_dtype
 from loratools.storage.held_inputs import holding_inputs
 from loratools.updates.lora_experts import Packing
 from loratools.updates.parts.protocol import Update

@@ -11,6 +11,7 @@ from loratools.ops.finetune.delta import Decomposed
 from loratools.ops.finetune.pairs import Pair
 from loratools.ops.lowrank.factors import exact_factors
 from loratools.ops.spectrum.report import ModuleSpectrum
+from loratools.tensors.dtypes import is_floating
 from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ _ROUNDING = 1e-10
 def spectrum_of_update(name: str, update: Update, adapter_name: str) -> ModuleSpectrum:
     """The spectrum of an update that has factors: all singular values."""
     from loratools.algebra.lowrank import noise_of_factors, singular_values
+    from loratools.algebra.rounding import unit_roundoff
 
     factors = exact_factors(update, name, adapter_name)
     values = singular_values(factors)
     # An entry of a factor is a product of at most all stored parts but those of the other factor.
-    unit = max(_unit_roundoff(t.dtype) for t in update.parts.values()) * max(1, len(update.parts) - 1)
+    units = [unit_roundoff(t.dtype) for t in update.parts.values() if is_floating(t.dtype)]
+    unit = max(units) * max(1, len(update.parts) - 1)
     return _module_spectrum(
         name,
         tuple(size for size in update.shape if size is not None),
@@ -43,6 +46,7 @@ def spectrum_of_update(name: str, update: Update, adapter_name: str) -> ModuleSp
 def spectrum_of_pair(pair: Pair, decomposition: Decomposed) -> ModuleSpectrum:
     """The spectrum of the change of a weight, beside the noise that rounding to its dtype makes."""
     from loratools.algebra.lowrank import numerical_rank
+    from loratools.algebra.rounding import unit_roundoff
     from loratools.algebra.spectrum import gavish_donoho_cut
 
     rounding = decomposition.rounding
@@ -58,7 +62,7 @@ def spectrum_of_pair(pair: Pair, decomposition: Decomposed) -> ModuleSpectrum:
         values,
         unknown_energy=0.0 if complete else max(0.0, unknown_energy),
         matrix=(rows, columns),
-        numerical_rank=numerical_rank(values, (rows, columns), _unit_roundoff("F32")),
+        numerical_rank=numerical_rank(values, (rows, columns), unit_roundoff("F32")),
         complete=complete,
         count=count,
     )
@@ -105,8 +109,3 @@ def _module_spectrum(
         numerical_rank=numerical_rank if complete or numerical_rank < len(values) else None,
         cost=count * sum(matrix),
     )
-
-
-def _unit_roundoff(dtype: str) -> float:
-    """Half of the distance from 1 to the next number of the dtype; of those not listed, no more than this."""
-    return {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8, "F8_E5M2": 2.0**-3}.get(dtype, 2.0**-4)

@@ -17,7 +17,7 @@ from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats.common.leave_out import LeaveOut
-from loratools.ops.common.arguments import RankFrom, load_adapter, stored_dtype
+from loratools.ops.common.arguments import RankFrom, load_adapter
 from loratools.ops.common.device import device_named, ensure_device
 from loratools.ops.finetune.delta import Deltas, decomposed
 from loratools.ops.finetune.line_up import line_up
@@ -28,6 +28,7 @@ from loratools.ops.spectrum.modules import spectrum_of_pair, spectrum_of_update
 from loratools.ops.spectrum.report import ModuleSpectrum, SpectrumReport
 from loratools.ops.spectrum.table import knee_of, rank_table
 from loratools.skipped import Skipped
+from loratools.storage.casting import stored_dtype
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.same import same_bytes
 from loratools.updates.lora_experts import Packing

@@ -539,8 +539,9 @@ def test_not_finite_is_refused_by_name_and_nothing_is_written(tmp_path: Path, si
     bad[name].view(-1)[3] = float("nan")
     factories.checkpoint_folder(tmp_path / side, weights=bad)
 
-    with pytest.raises(InputError, match=f"'{name}' has values that are not finite"):
+    with pytest.raises(InputError, match=f"{side}/model.*' has values that are not finite") as raised:
         extract(base, tuned, tmp_path / "out", rank=2)
+    assert raised.value.details == (name,)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "tuned"]
 
 

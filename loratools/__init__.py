@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from loratools.formats import Base, RankFrom, load, save
+    from loratools.formats.common.description import Description, TagCount
     from loratools.ops.combine.recipe import Calibration, HeadsRule
     from loratools.ops.combine.report import CombineReport
     from loratools.ops.combine.shares import CombinedModule, ModuleShare, Share
@@ -104,6 +105,7 @@ _HOMES = {
     "ConvertedModule": "ops.convert.verify",
     "Cost": "ops.extract.cost",
     "Delta": "updates.parts.protocol",
+    "Description": "formats.common.description",
     "Embeddings": "ops.extract.settings",
     "ExtractReport": "ops.extract.report",
     "ExtractedModule": "ops.extract.report",
@@ -151,6 +153,7 @@ _HOMES = {
     "Skipped": "skipped",
     "Source": "tensors.lazy",
     "SpectrumReport": "ops.spectrum.report",
+    "TagCount": "formats.common.description",
     "TensorEntry": "ops.inspect.entries",
     "UndecidedError": "errors",
     "UnknownModuleError": "errors",
@@ -200,6 +203,7 @@ __all__ = [
     "ConvertedModule",
     "Cost",
     "Delta",
+    "Description",
     "Embeddings",
     "ExtractReport",
     "ExtractedModule",
@@ -247,6 +251,7 @@ __all__ = [
     "Skipped",
     "Source",
     "SpectrumReport",
+    "TagCount",
     "TensorEntry",
     "UndecidedError",
     "UnknownModuleError",

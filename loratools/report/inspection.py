@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.box import ROUNDED
 from rich.console import RenderableType
@@ -26,12 +26,17 @@ from loratools.report.groups import Group, grouped
 from loratools.report.rows import Column, Rows
 from loratools.report.text import common_folder, interval, number, plural, safe, shape, size
 
+if TYPE_CHECKING:
+    from loratools.formats.common.description import Description
+
 _Item = TypeVar("_Item")
 
 # More names than this in one line of a remark help nobody; --json has them all.
 _NAMED = 5
 # Rows of a table without --modules. A usual model has a few dozen; a file whose names have no pattern has one for each.
 _MOST_ROWS = 1000
+# Tags that are shown, and characters of what an author wrote.
+_TAGS, _LONGEST_TEXT = 8, 200
 # Warnings below a table of sources.
 _MOST_WARNINGS = 20
 
@@ -101,12 +106,46 @@ def _panel(path: str, facts: Sequence[tuple[str, str]], colour: str = "cyan") ->
 def _adapter_facts(entry: AdapterEntry) -> list[tuple[str, str]]:
     kinds = " + ".join(sorted({m.kind for m in entry.modules})) or "replaced weights only"
     facts = [("adapter", f"{entry.format} · {kinds}")]
-    facts.append(("base model", safe(entry.base_model) if entry.base_model else "not named"))
+    base = entry.base_model or (f"not named; family {entry.family}" if entry.family else "not named")
+    facts.append(("base model", safe(base)))
+    if entry.description is not None:
+        facts += _described(entry.description)
     if entry.modules:
         ranks = interval(m.rank for m in entry.modules)
         scales = interval(m.scale for m in entry.modules)
         facts.append(("modules", f"{len(entry.modules):,} · rank {ranks} · scale {scales}"))
     return [*facts, *_bulk(entry.parameters, entry.dtypes, entry.bytes)]
+
+
+def _described(description: Description) -> Iterator[tuple[str, str]]:
+    """What the header says for people, a line each."""
+    if description.title:
+        yield "title", _shortened(description.title)
+    if description.trigger_words:
+        yield "trigger words", _shortened(", ".join(description.trigger_words))
+    if description.tags:
+        shown = ", ".join(f"{tag} ({count:,})" for tag, count in description.tags[:_TAGS])
+        rest = len(description.tags) - _TAGS
+        yield "tags", _shortened(shown) + (f" … and {rest:,} more" if rest > 0 else "")
+    if description.notes:
+        yield "notes", _shortened(description.notes)
+    amounts = ((description.epochs, "epoch"), (description.steps, "step"))
+    trained = [plural(count, word) for count, word in amounts if count is not None]
+    trained += [f"pictures of {description.resolution}"] if description.resolution else []
+    trained += [description.date] if description.date else []
+    if trained:
+        yield "trained", safe(" · ".join(trained))
+    by = [text for text in (description.author, description.license) if text]
+    if by:
+        yield "made by", _shortened(" · ".join(by))
+    if description.hashes:
+        yield "hashes", ", ".join(f"{name} {value}" for name, value in description.hashes.items())
+
+
+def _shortened(text: str) -> str:
+    """The text on one line, cut where a header holds a whole page; --json has all of it."""
+    line = " ".join(text.split())
+    return safe(line if len(line) <= _LONGEST_TEXT else f"{line[:_LONGEST_TEXT]} …")
 
 
 def _checkpoint_facts(entry: CheckpointEntry) -> list[tuple[str, str]]:

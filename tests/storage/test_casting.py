@@ -17,7 +17,7 @@ import loratools
 from loratools import formats, registry
 from loratools.adapter import Adapter
 from loratools.errors import UnsupportedError
-from loratools.formats.image_parts.reading import NOTES
+from loratools.formats.image_parts.notes import NOTES
 from loratools.storage.casting import cast, rounded
 from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA

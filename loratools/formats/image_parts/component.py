@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loratools.adapter import Adapter
-from loratools.formats.image_parts.reading import NOTES
+from loratools.formats.image_parts.notes import NOTES
 from loratools.naming.image.evidence import denoisers
 from loratools.naming.image.pipeline import DENOISERS, PIPELINE_PARTS
 

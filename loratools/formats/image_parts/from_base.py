@@ -11,7 +11,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import counted
 from loratools.formats.image_parts.fused import apart
-from loratools.formats.image_parts.reading import NOTES
+from loratools.formats.image_parts.notes import NOTES
 from loratools.naming.image.resolving import DENOISER_PREFIXES, base_families
 from loratools.updates.parts.protocol import Update
 

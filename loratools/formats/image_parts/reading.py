@@ -15,6 +15,7 @@ from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.image_parts.fused import apart
 from loratools.formats.image_parts.kinds import NotReadError, Scale, updates_of
+from loratools.formats.image_parts.notes import NOTES
 from loratools.formats.image_parts.spellings import Module, grouped, is_learnt_token
 from loratools.naming.image.evidence import Sizes, decide, denoisers, family_named
 from loratools.naming.image.family import Family, Place
@@ -24,7 +25,6 @@ from loratools.naming.image.text_encoders import meanings
 from loratools.storage.files import quoted
 from loratools.updates.parts.protocol import Update
 
-NOTES = "image"
 _EMBEDDING = "an embedding of a new word (textual inversion), which is no part of a LoRA"
 # In the header of what is written here: of which family the names are, which they do not always tell.
 FAMILY = "loratools.family"

@@ -23,7 +23,8 @@ from loratools.formats.image_parts.fused import (
     without_zeros,
 )
 from loratools.formats.image_parts.network_texts import network_texts
-from loratools.formats.image_parts.reading import FAMILY, NOTES, family_of_base
+from loratools.formats.image_parts.notes import NOTES
+from loratools.formats.image_parts.reading import FAMILY, family_of_base
 from loratools.naming.image.evidence import decide, denoisers, family_named
 from loratools.naming.image.family import Family, Fused, Place
 from loratools.naming.image.pipeline import DENOISERS, OTHER_PARTS, PIPELINE_PARTS, TEXT_ENCODERS

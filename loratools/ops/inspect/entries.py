@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from loratools.errors import InputError, LoraToolsError
 from loratools.short_repr import counted, one_line
+
+if TYPE_CHECKING:
+    from loratools.formats.common.description import Description
 
 _Key = TypeVar("_Key", str, int, float)
 # Of a report, in a console.
@@ -136,6 +139,8 @@ class AdapterEntry(NamedTuple):
         metadata: What its files say beside tensors.
         warnings: What a person should know about it, as sentences.
         unread_tensors: Tensors of its files that are not read and that a person has left out, by their keys.
+        family: The family of image models that it is for; None where that is not known, and of language models.
+        description: What the header says for people: title, trigger words, tags, date; None where it says nothing.
     """
 
     path: str
@@ -149,6 +154,8 @@ class AdapterEntry(NamedTuple):
     metadata: Mapping[str, object]
     warnings: tuple[str, ...]
     unread_tensors: tuple[str, ...] = ()
+    family: str | None = None
+    description: Description | None = None
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -199,6 +206,8 @@ class AdapterEntry(NamedTuple):
             "format": self.format,
             "layout": None,
             "base_model": self.base_model,
+            **({"family": self.family} if self.family is not None else {}),
+            **(self.description.to_dict() if self.description is not None else {}),
             "bytes": self.bytes,
             "parameters": self.parameters,
             "ranks": {str(rank): count for rank, count in ranks.items()},

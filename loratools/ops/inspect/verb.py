@@ -18,6 +18,7 @@ from loratools.errors import InputError, LoraToolsError
 from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.formats.common.leave_out import LeaveOut, names_of_key
 from loratools.formats.common.source import open_source
+from loratools.formats.image_parts.notes import described
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.inspect.entries import (
     AdapterEntry,
@@ -227,6 +228,7 @@ def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEn
     tensors = dict.fromkeys(tensor for update in adapter.updates.values() for tensor in update.parts.values())
     tensors |= dict.fromkeys(replacement.tensor for replacement in adapter.replacements.values())
     replaced = {name: r.tensor for name, r in adapter.replacements.items()}
+    family, description = described(adapter)
     return AdapterEntry(
         path=shown,
         format=adapter.format,
@@ -239,6 +241,8 @@ def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEn
         metadata=adapter.notes,
         warnings=(*adapter.open_questions, *adapter.warnings),
         unread_tensors=adapter.unread_tensors,
+        family=family,
+        description=description,
     )
 
 

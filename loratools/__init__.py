@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from loratools.formats import Base, RankFrom, load, save
     from loratools.formats.common.description import Description, TagCount
+    from loratools.ops.clean import CleanReport, RemovedRun, clean
     from loratools.ops.combine.recipe import Calibration, HeadsRule
     from loratools.ops.combine.report import CombineReport
     from loratools.ops.combine.shares import CombinedModule, ModuleShare, Share
@@ -96,6 +97,7 @@ _HOMES = {
     "ChangedInputError": "errors",
     "Checkpoint": "checkpoints",
     "CheckpointEntry": "ops.inspect.entries",
+    "CleanReport": "ops.clean",
     "CombineReport": "ops.combine.report",
     "CombinedModule": "ops.combine.shares",
     "CompareReport": "ops.compare",
@@ -142,6 +144,7 @@ _HOMES = {
     "RankFrom": "formats",
     "RankRow": "ops.spectrum.report",
     "ReducedModule": "ops.lowrank.reduce",
+    "RemovedRun": "ops.clean",
     "Replaced": "ops.extract.report",
     "Replacement": "adapter",
     "RequantizedTensor": "ops.merge.report",
@@ -165,6 +168,7 @@ _HOMES = {
     "VerifyReport": "ops.verify.report",
     "WeightFile": "checkpoints",
     "__version__": "_version",
+    "clean": "ops.clean",
     "combine": "ops.combine.verb",
     "compare": "ops.compare",
     "convert": "ops.convert.verb",
@@ -194,6 +198,7 @@ __all__ = [
     "ChangedInputError",
     "Checkpoint",
     "CheckpointEntry",
+    "CleanReport",
     "CombineReport",
     "CombinedModule",
     "CompareReport",
@@ -240,6 +245,7 @@ __all__ = [
     "RankFrom",
     "RankRow",
     "ReducedModule",
+    "RemovedRun",
     "Replaced",
     "Replacement",
     "RequantizedTensor",
@@ -263,6 +269,7 @@ __all__ = [
     "VerifyReport",
     "WeightFile",
     "__version__",
+    "clean",
     "combine",
     "compare",
     "convert",

@@ -133,7 +133,7 @@ def test_plan_of_a_merge_counts_what_the_merge_then_does(tmp_path: Path) -> None
 @pytest.mark.parametrize("verb", [name for name in FUNCTIONS if not name.startswith("list_")])
 def test_nothing_but_errors_of_loratools_comes_out_of_a_path_that_is_not_there(verb: str, tmp_path: Path) -> None:
     call = getattr(loratools, verb)
-    names = {"adapter", "adapters", "path", "first", "second", "source", "base", "tuned", "merged"}
+    names = {"adapter", "adapters", "path", "first", "second", "source", "base", "tuned", "merged", "folder"}
     given = {n: str(tmp_path / "absent") if n in names else v for n, v in required(call).items()}
 
     given |= {"rank": 2} if verb == "resize" else {}

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import loratools
 from loratools.cli import verbs
 
-VERBS = ("combine", "compare", "convert", "extract", "inspect", "merge", "resize", "spectrum")
+VERBS = ("clean", "combine", "compare", "convert", "extract", "inspect", "merge", "resize", "spectrum")
 
 
 def test_all_is_sorted_and_without_repeats() -> None:

@@ -30,6 +30,7 @@ _ORDER = (
     "spectrum",
     "compare",
     "verify",
+    "clean",
     "formats",
     "methods",
     "help",

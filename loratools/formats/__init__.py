@@ -255,7 +255,8 @@ def staged(
 ) -> Iterator[Staged]:
     """Write an adapter beside `out`; it takes its place when the block ends in order. Raises what `save` does."""
     from loratools.storage.casting import stored_dtype
-    from loratools.storage.commit import require_files, staged_file, staged_folder
+    from loratools.storage.commit import staged_file, staged_folder
+    from loratools.storage.staging import require_files
 
     entry = writer(format)
     stored = None if dtype is None else stored_dtype(dtype)

@@ -1,9 +1,6 @@
 """An output appears under its name complete, or not at all, and replaces nothing but what this program wrote.
 
-Everything is written into a hidden folder beside the output, `.NAME.loratools-PID-HEX`, flushed to disk, then renamed.
-The folder is removed when the block that fills it fails. One that a killed process left is recognised by its owner
-being gone: the process id in its name is free, in our own space of process ids, and nobody holds its lock. Each of the
-two can be wrong alone (containers share folders but not process ids; some network file systems grant every lock).
+Everything is written into a hidden folder beside the output (`staging`), flushed to disk, then renamed.
 
 A folder that is replaced keeps what other hands put there: it gets a second name in the new folder before the two are
 exchanged, and the old names are removed afterwards, of our own files and of what is surely in the new folder too.
@@ -15,17 +12,17 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loratools.errors import LoraToolsError, MachineError, OutputExistsError, UsageError
+from loratools.errors import MachineError, OutputExistsError, UsageError
 from loratools.storage import system
-from loratools.storage.files import is_without_room, machine_error, quoted
+from loratools.storage.files import machine_error, quoted
 from loratools.storage.held_inputs import hold_no, require_unchanged
+from loratools.storage.output_paths import names_in, real_path_of, stat_or_none
 from loratools.storage.ownership import (
     RECORD,
     entries_below,
@@ -34,6 +31,11 @@ from loratools.storage.ownership import (
     owned_files,
     write_record,
 )
+from loratools.storage.removal import discard, remove_replaced
+from loratools.storage.resumption import Resumable
+from loratools.storage.run_journal import JOURNAL
+from loratools.storage.staging import Staging, removed_error, staging
+from loratools.storage.staging_names import name_prefix, name_suffix, owner_is_gone, staging_folders
 
 _OVERWRITE = "choose another name, or replace what loratools wrote there with --overwrite"
 _NOT_OURS = "choose another name, or remove the {} yourself"
@@ -64,8 +66,8 @@ def check_output(out: Path, *, overwrite: bool, inputs: Sequence[Path], names: I
             other hands wrote would have to go.
         UsageError: it is no file or folder, or cannot be one.
     """
-    real = _real(out)
-    status = _stat_or_none(real)
+    real = real_path_of(out)
+    status = stat_or_none(real)
     for source in inputs:
         _check_apart(out, real, status, source)
     hold_no(real)
@@ -91,8 +93,8 @@ def check_output(out: Path, *, overwrite: bool, inputs: Sequence[Path], names: I
 
 def _content(real: Path) -> list[str]:
     """Names in the folder, without what a run that fills it in place has prepared there."""
-    prepared = {path.name for path in _staging_folders(real, inside=True)}
-    return [name for name in _names_in(real) if name not in prepared]
+    prepared = {path.name for path in staging_folders(real, inside=True)}
+    return [name for name in names_in(real) if name not in prepared]
 
 
 def _replacement(out: Path, real: Path, names: Iterable[str]) -> Replacement:
@@ -141,7 +143,21 @@ def _stays_in_place(real: Path) -> bool:
 def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterator[Path]:
     """Give an empty folder to fill; when the block ends in order, it becomes `out` in one step, flushed to disk.
 
-    On any exception it is removed and `out` is as before. With `overwrite` all files that loratools wrote there are
+    As `prepared_folder`, of a run that cannot be resumed.
+    """
+    with prepared_folder(out, overwrite=overwrite, inputs=inputs) as prepared:
+        yield prepared.path
+
+
+@contextmanager
+def prepared_folder(
+    out: Path, *, overwrite: bool, inputs: Sequence[Path], resumable: Resumable | None = None
+) -> Iterator[Staging]:
+    """Give a folder to fill; when the block ends in order, it becomes `out` in one step, flushed to disk.
+
+    It is empty, or has what a killed run of the same plan left, where `resumable` goes on with that. On any exception
+    it is removed and `out` is as before; of a run that can be resumed, finished work stays after a signal or a failure
+    of the disk. With `overwrite` all files that loratools wrote there are
     replaced, so that nothing stale stays behind, and everything else is in the new folder under its old name. What
     killed runs left beside `out` is removed. A record of the files is added (`ownership.write_record`).
 
@@ -150,31 +166,31 @@ def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iter
             that stays has the name of a new file.
         MachineError: the disk is full, there is no permission, or the hidden folder was removed by someone else.
     """
-    real = _real(out)
+    real = real_path_of(out)
     _recover(out, real)
     check_output(out, overwrite=overwrite, inputs=inputs)
-    status = _stat_or_none(real)
+    status = stat_or_none(real)
     if status is not None and not stat.S_ISDIR(status.st_mode):
         raise UsageError(f"{quoted(out)} is a file, and a folder is to be written", hint="choose another name")
     inside = status is not None and _stays_in_place(real)
-    with _staging(out, real, inside=inside) as staging:
+    with staging(out, real, inside=inside, resumable=resumable) as prepared:
         try:
-            yield staging.path
+            yield prepared
         except MachineError as error:
-            if _is_missing_in(staging.path, error.__cause__):
-                raise _removed(out) from error
+            if _is_missing_in(prepared.path, error.__cause__):
+                raise removed_error(out) from error
             raise
         try:
-            staging.require(out)
-            write_record(staging.path)
-            _flush(staging.path)
+            prepared.require(out)
+            write_record(prepared.path)
+            _flush(prepared.path)
             require_unchanged()
             if inside:
-                _fill_in_place(out, staging.path, real)
+                _fill_in_place(out, prepared, real)
             else:
                 if status is not None:
-                    system.change_mode(staging.path, stat.S_IMODE(status.st_mode))
-                _place_folder(out, staging, real, overwrite)
+                    system.change_mode(prepared.path, stat.S_IMODE(status.st_mode))
+                _place_folder(out, prepared, real, overwrite)
                 system.fsync_folder(real.parent)
         except OSError as error:
             raise machine_error(error, "write", out) from error
@@ -203,22 +219,22 @@ def rewritten_file(path: Path) -> Iterator[Path]:
     Raises:
         MachineError: the disk is full, or there is no permission.
     """
-    with _staged_file(path, overwrite=True) as staged:
+    with _staged_file(path, overwrite=True, in_output=True) as staged:
         yield staged
 
 
 @contextmanager
-def _staged_file(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    real = _real(out)
-    status = _stat_or_none(real)
+def _staged_file(out: Path, *, overwrite: bool, in_output: bool = False) -> Iterator[Path]:
+    real = real_path_of(out)
+    status = stat_or_none(real)
     if status is not None and stat.S_ISDIR(status.st_mode):
         raise UsageError(f"{quoted(out)} is a folder, and a file is to be written", hint="add the name of the file")
-    with _staging(out, real) as staging:
-        staged = staging.path / real.name
+    with staging(out, real, in_output=in_output) as prepared:
+        staged = prepared.path / real.name
         yield staged
         try:
-            staging.require(out, real.name)
-            _flush(staging.path)
+            prepared.require(out, real.name)
+            _flush(prepared.path)
             if status is not None:
                 system.change_mode(staged, stat.S_IMODE(status.st_mode))
             _place_file(out, staged, real, overwrite)
@@ -227,70 +243,27 @@ def _staged_file(out: Path, *, overwrite: bool) -> Iterator[Path]:
             raise machine_error(error, "write", out) from error
 
 
-def require_files(staging: Path, out: Path, names: Iterable[str]) -> None:
-    """Check that all of `names` are still in the folder that is prepared for `out`.
-
-    Raises:
-        MachineError: someone else has removed one.
-    """
-    if any(_stat_or_none(staging / name) is None for name in names):
-        raise _removed(out)
-
-
 def _is_missing_in(staging: Path, error: BaseException | None) -> bool:
     """Whether a file of the prepared folder could not be opened because someone else has removed it."""
     return isinstance(error, FileNotFoundError) and Path(str(error.filename)).is_relative_to(staging)
 
 
-def _removed(out: Path) -> MachineError:
-    return MachineError(
-        f"what was prepared for {quoted(out)} was removed meanwhile; nothing was written",
-        hint="keep whatever cleans up temporary files away from this folder, and start again",
-    )
-
-
 @contextmanager
-def scratch_folder(out: Path) -> Iterator[Path]:
-    """Give an empty folder on the disk of `out`, which is removed when the block ends, or by the next run.
+def scratch_folder(out: Path, *, resumable: Resumable | None = None) -> Iterator[Staging]:
+    """Give a folder on the disk of `out`, which is removed when the block ends, or by the next run.
+
+    It is empty, or has what a killed run of the same plan left, where `resumable` goes on with that.
 
     Raises:
         MachineError: there is no permission.
     """
-    with _staging(out, _real(out)) as staging:
-        yield staging.path
-
-
-def _real(out: Path) -> Path:
-    try:
-        real = system.real_path(out)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{quoted(out)} cannot be the name of an output") from error
-    if not real.name:
-        raise UsageError(f"{quoted(out)} cannot be an output")
-    return real
-
-
-def _stat_or_none(path: Path) -> os.stat_result | None:
-    try:
-        return system.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise UsageError(f"{quoted(path)} is a link that leads back to itself") from error
-        raise machine_error(error, "look at", path) from error
-
-
-def _names_in(path: Path) -> list[str]:
-    try:
-        return system.names_in(path)
-    except OSError as error:
-        raise machine_error(error, "look into", path) from error
+    with staging(out, real_path_of(out), resumable=resumable) as prepared:
+        yield prepared
 
 
 def _check_apart(out: Path, real: Path, out_status: os.stat_result | None, source: Path) -> None:
     """Refuse an output that is, holds or lies in an input. Compared by inode: links, mounts and case cannot hide it."""
-    source_status = _stat_or_none(source)
+    source_status = stat_or_none(source)
     if source_status is None:
         return
     hint = "choose a place outside of the inputs"
@@ -310,7 +283,7 @@ def _check_apart(out: Path, real: Path, out_status: os.stat_result | None, sourc
 
 def _check_parents(out: Path, real: Path) -> None:
     for parent in real.parents:
-        status = _stat_or_none(parent)
+        status = stat_or_none(parent)
         if status is not None:
             if not stat.S_ISDIR(status.st_mode):
                 raise UsageError(f"{quoted(out)} cannot be written: {quoted(parent)} is no folder")
@@ -318,170 +291,17 @@ def _check_parents(out: Path, real: Path) -> None:
 
 
 def _is_above(folder: os.stat_result, path: Path) -> bool:
-    above = (_stat_or_none(parent) for parent in path.parents)
+    above = (stat_or_none(parent) for parent in path.parents)
     return any(parent is not None and os.path.samestat(folder, parent) for parent in above)
-
-
-class _Staging:
-    """A hidden folder being filled, held by a lock; `replaced` once the old output lies under its name."""
-
-    def __init__(self, path: Path, real: Path, lock: int | None) -> None:
-        self.path = path
-        self.real = real
-        self.lock = lock
-        self.created = system.stat(path)
-        self.replaced: frozenset[str] | None = None
-
-    def require(self, out: Path, *names: str) -> None:
-        """Raise MachineError where someone else has removed the folder, or one of `names` from it."""
-        status = _stat_or_none(self.path)
-        if status is None or not os.path.samestat(status, self.created):
-            raise _removed(out)
-        require_files(self.path, out, names)
-
-    def remove(self) -> None:
-        """Remove what was prepared; of an old output under this name, nothing that is not ours or in the new one."""
-        if self.replaced is None:
-            _remove(self.path)
-        else:
-            _remove_replaced(self.path, self.real, self.replaced)
-
-
-@contextmanager
-def _staging(out: Path, real: Path, *, inside: bool = False) -> Iterator[_Staging]:
-    """A folder of ours beside `real` or inside of it, locked while in use, gone afterwards unless it was renamed."""
-    created: list[Path] = []
-    staging: _Staging | None = None
-    try:
-        try:
-            _make_parents(real.parent, created)
-            path = (real if inside else real.parent) / (_prefix(real) + _own_suffix())
-            for stale in [*_staging_folders(real), *_staging_folders(real, inside=True)]:
-                if _owner_is_gone(stale):
-                    _remove(stale)
-            system.make_folder(path)
-            hold_no(path)
-            try:
-                staging = _Staging(path, real, system.lock_folder(path))
-            except BaseException:
-                _remove(path)
-                raise
-        except OSError as error:
-            raise machine_error(error, "write", out) from error
-        try:
-            yield staging
-        except LoraToolsError as error:
-            if not isinstance(error, MachineError | UsageError):
-                staging.require(out)
-            raise _about_output(error, staging.path, out, real) from error.__cause__
-        except OSError as error:
-            # A small file beside the weights, which is written without a word of ours about what may go wrong.
-            staging.require(out)
-            if not is_without_room(error):
-                raise
-            path = Path(str(error.filename)) if error.filename is not None else out
-            raise _about_output(machine_error(error, "write", path), staging.path, out, real) from error
-        except Exception:
-            # What is missing there may well be why the block failed: that is the error, and no bug of ours.
-            staging.require(out)
-            raise
-    except BaseException:
-        if staging is not None:
-            staging.remove()
-        for folder in reversed(created):
-            try:
-                system.remove_folder(folder)
-            except OSError:
-                break
-        raise
-    finally:
-        if staging is not None and staging.lock is not None:
-            with suppress(OSError):  # nothing was written through it
-                system.close(staging.lock)
-    # After a swap it is the old output that lies here, or the emptied folder of a single file.
-    staging.remove()
-
-
-def _about_output(error: LoraToolsError, staging: Path, out: Path, real: Path) -> LoraToolsError:
-    """The error with the names that the files will have, in place of those while they are prepared."""
-
-    def renamed(text: str) -> str:
-        return text.replace(str(staging / real.name), str(out)).replace(str(staging), str(out))
-
-    texts = (error.message, error.hint or "", *error.details)
-    if all(renamed(text) == text for text in texts):
-        return error
-    hint = None if error.hint is None else renamed(error.hint)
-    return type(error)(renamed(error.message), hint=hint, details=[renamed(line) for line in error.details])
-
-
-def _make_parents(folder: Path, created: list[Path]) -> None:
-    missing = []
-    while _stat_or_none(folder) is None:
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        try:
-            system.make_folder(path)
-        except FileExistsError:  # another run was faster
-            continue
-        created.append(path)
-
-
-def _prefix(real: Path) -> str:
-    # A name may have 255 bytes; ours adds at most 60.
-    return "." + os.fsencode(real.name)[:180].decode("utf-8", errors="ignore") + ".loratools-"
-
-
-def _own_suffix() -> str:
-    return f"{system.process_id()}-{_space()}{system.random_hex(8)}"
-
-
-def _space() -> str:
-    import hashlib
-
-    return hashlib.sha256(system.process_space().encode()).hexdigest()[:8]
-
-
-_SUFFIX = re.compile(r"(?P<aside>old-)?(?P<process>\d+)-(?P<space>[0-9a-f]{8})[0-9a-f]{8}")
-
-
-def _staging_folders(real: Path, *, aside: bool = False, inside: bool = False) -> list[Path]:
-    prefix = _prefix(real)
-    folder = real if inside else real.parent
-    try:
-        names = system.names_in(folder)
-    except OSError:
-        return []
-    paths = []
-    for name in names:
-        match = _SUFFIX.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
-        if match and bool(match["aside"]) == aside:
-            paths.append(folder / name)
-    return paths
-
-
-def _owner_is_gone(staging: Path) -> bool:
-    match = _SUFFIX.search(staging.name)
-    if match is None or match["space"] != _space() or system.process_lives(int(match["process"])):
-        return False
-    try:
-        lock = system.lock_folder(staging)
-    except OSError:
-        return False
-    if lock is not None:
-        with suppress(OSError):
-            system.close(lock)
-    return True
 
 
 def _recover(out: Path, real: Path) -> None:
     """Where a run was killed between moving the old output aside and the new one in, put the old one back."""
-    for aside in _staging_folders(real, aside=True):
-        if not _owner_is_gone(aside):
+    for aside in staging_folders(real, aside=True):
+        if not owner_is_gone(aside):
             continue
-        if _stat_or_none(real) is not None:
-            _remove(aside)
+        if stat_or_none(real) is not None:
+            discard(aside, real)
             continue
         try:
             system.rename(aside, real)
@@ -496,7 +316,7 @@ def _flush(folder: Path) -> None:
         mode = system.lstat(path).st_mode
         if stat.S_ISDIR(mode):
             _flush(path)
-        elif stat.S_ISREG(mode):
+        elif stat.S_ISREG(mode) and name != JOURNAL:
             fd = system.open_to_flush(path)
             try:
                 system.fsync(fd)
@@ -505,27 +325,29 @@ def _flush(folder: Path) -> None:
     system.fsync_folder(folder)
 
 
-def _place_folder(out: Path, staging: _Staging, real: Path, overwrite: bool) -> None:
-    if overwrite and _stat_or_none(real) is not None and _names_in(real):
+def _place_folder(out: Path, prepared: Staging, real: Path, overwrite: bool) -> None:
+    if overwrite and stat_or_none(real) is not None and names_in(real):
         # Looked at again: what was written there since the beginning is kept as well.
-        names = [name for name, is_folder in entries_below(staging.path) if not is_folder]
-        replacement = _replacement(out, real, [name for name in names if name != RECORD])
+        names = [name for name, is_folder in entries_below(prepared.path) if not is_folder]
+        replacement = _replacement(out, real, [name for name in names if name not in (RECORD, JOURNAL)])
         owned = frozenset(replacement.files)
-        _keep(out, replacement.kept, real, staging.path)
-        if system.exchange(staging.path, real):
-            staging.replaced = owned
+        _keep(out, replacement.kept, real, prepared.path)
+        prepared.end_journal()
+        if system.exchange(prepared.path, real):
+            prepared.replaced = owned
             return
-        aside = real.parent / (_prefix(real) + "old-" + _own_suffix())
+        aside = real.parent / (name_prefix(real) + "old-" + name_suffix())
         system.rename(real, aside)
         try:
-            system.rename(staging.path, real)
+            system.rename(prepared.path, real)
         except BaseException:
             system.rename(aside, real)
             raise
-        _remove_replaced(aside, real, owned)
+        remove_replaced(aside, real, owned)
         return
+    prepared.end_journal()
     try:
-        system.rename_over_empty(staging.path, real)
+        system.rename_over_empty(prepared.path, real)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise _beaten(out) from error
@@ -569,56 +391,24 @@ def _make_like(old: Path, new: Path) -> None:
         system.change_mode(new, stat.S_IMODE(system.stat(old).st_mode) | stat.S_IRWXU)
 
 
-def _remove_replaced(old: Path, real: Path, owned: frozenset[str]) -> None:
-    """Remove the names of an old output: of files in `owned`, and of what is in the new one too.
-
-    What somebody put there in the last moment is moved into the new output; what cannot be is left where it is.
-    """
-    for _ in range(2):  # one failure may be passing
-        try:
-            entries = list(entries_below(old))
-        except OSError:
-            continue
-        for name, is_folder in sorted(entries, reverse=True):  # the content of a folder before the folder
-            path = old / name
-            with suppress(OSError):
-                if is_folder:
-                    system.remove_folder(path)
-                elif name in owned or _is_same_entry(path, real / name):
-                    system.remove_file(path)
-                elif not system.exists(real / name):
-                    _make_parents((real / name).parent, [])
-                    system.rename(path, real / name)
-        with suppress(OSError):
-            system.remove_folder(old)
-            return
-    if system.exists(old):
-        with suppress(OSError):  # under a name that no later run takes for its own
-            system.rename(old, old.with_name(f"{real.name}.kept-{system.random_hex(8)}"))
-
-
-def _is_same_entry(first: Path, second: Path) -> bool:
-    try:
-        return os.path.samestat(system.lstat(first), system.lstat(second))
-    except OSError:
-        return False
-
-
-def _fill_in_place(out: Path, staging: Path, real: Path) -> None:
+def _fill_in_place(out: Path, prepared: Staging, real: Path) -> None:
     """Move what was prepared inside of an empty folder to its place there, index and record last."""
     if _content(real):
         raise _beaten(out)
-    names = sorted(system.names_in(staging), key=lambda name: (name == RECORD, name.endswith("index.json"), name))
+    names = sorted(
+        (name for name in system.names_in(prepared.path) if name != JOURNAL),
+        key=lambda name: (name == RECORD, name.endswith("index.json"), name),
+    )
     moved: list[str] = []
     try:
         for name in names:
-            system.rename(staging / name, real / name)
+            system.rename(prepared.path / name, real / name)
             moved.append(name)
         system.fsync_folder(real)
     except BaseException:
         for name in reversed(moved):
             with suppress(OSError):
-                system.rename(real / name, staging / name)
+                system.rename(real / name, prepared.path / name)
         raise
 
 
@@ -632,38 +422,10 @@ def _place_file(out: Path, staged: Path, real: Path, overwrite: bool) -> None:
     except FileExistsError as error:
         raise _beaten(out) from error
     except (OSError, AttributeError):  # no hard links on this file system
-        if _stat_or_none(real) is not None:
+        if stat_or_none(real) is not None:
             raise _beaten(out) from None
         system.replace(staged, real)
 
 
 def _beaten(out: Path) -> OutputExistsError:
     return OutputExistsError(f"{quoted(out)} was written by another run meanwhile", hint=_OVERWRITE)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder of ours as far as possible; twice, as one failure may be passing.
-
-    What stays is removed by the next run: the output matters more than an error here.
-    """
-    for _ in range(2):
-        try:
-            names = system.names_in(folder)
-        except FileNotFoundError:
-            return
-        except OSError:
-            continue
-        for name in names:
-            path = folder / name
-            try:
-                if stat.S_ISDIR(system.lstat(path).st_mode):
-                    _remove(path)
-                else:
-                    system.remove_file(path)
-            except OSError:
-                continue
-        try:
-            system.remove_folder(folder)
-            return
-        except OSError:
-            continue

@@ -17,6 +17,7 @@ from loratools.errors import InputError, UsageError
 from loratools.storage import system
 from loratools.storage.files import fingerprint, identify
 from loratools.storage.json_file import read_json, write_new
+from loratools.storage.run_journal import JOURNAL
 
 RECORD = "loratools.json"
 # In the header of a single file, beside what else it says of itself.
@@ -36,7 +37,9 @@ def write_record(folder: Path) -> None:
     if system.exists(path):
         document |= read_json(path, max_bytes=MAX_RECORD_BYTES)
         system.remove_file(path)
-    files = {name: _entry(folder / name) for name, is_folder in entries_below(folder) if not is_folder}
+    files = {
+        name: _entry(folder / name) for name, is_folder in entries_below(folder) if not is_folder and name != JOURNAL
+    }
     document["files"] = files
     write_new(path, (json.dumps(document, indent=2) + "\n").encode("utf-8"))
 

@@ -61,8 +61,8 @@ def scratch_beside(out: Path) -> Iterator[Scratch]:
     Raises:
         MachineError: there is no permission.
     """
-    with scratch_folder(out) as folder:
+    with scratch_folder(out) as prepared:
         try:
-            yield Scratch(folder)
+            yield Scratch(prepared.path)
         finally:
             close_inputs()  # a file that is open cannot be removed everywhere

@@ -27,6 +27,8 @@ _UNSUPPORTED = frozenset(
 )
 # What a file system answers that has no second names for files, or no more of them.
 UNSUPPORTED_LINKS = _UNSUPPORTED | {errno.EMLINK}
+# Locks of Windows keep others from reading what is locked: a byte far behind the end of any file of ours.
+_LOCKED_BYTE = 1 << 40
 # Without pread and pwrite (Windows) the position belongs to the descriptor, so one thread at a time.
 _position = threading.Lock()
 
@@ -174,6 +176,12 @@ def names_in(path: Path) -> list[str]:
     return sorted(os.listdir(path))
 
 
+def folders_in(path: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; links are none."""
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
 def change_mode(path: Path, mode: int) -> None:
     os.chmod(path, mode)
 
@@ -258,6 +266,40 @@ def lock_folder(path: Path) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def lock_file(fd: int) -> bool:
+    """Hold an open file until its descriptor is closed; False where this system or file system has no such locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        with _position:
+            os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
+            try:
+                msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+            except OSError as error:
+                raise BlockingIOError(errno.EAGAIN, "the file is locked") from error
+        return True
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def cut(fd: int, size: int) -> None:
+    """Make a file that is open for writing this long."""
+    os.ftruncate(fd, size)
 
 
 def process_id() -> int:

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from loratools.errors import MachineError, OutputExistsError, UsageError
-from loratools.storage import commit, system
+from loratools.storage import system
 from loratools.storage.commit import Replacement, check_output, staged_file, staged_folder
 from loratools.storage.ownership import MARK, RECORD, owned_files, write_record
 from loratools.storage.safetensors_writer import write_safetensors
+from loratools.storage.staging_names import process_space
 
 
 @pytest.fixture(params=["exchange", "rename aside"])
@@ -277,7 +278,7 @@ def test_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pyt
 
 
 def test_run_killed_between_two_renames_is_repaired_by_the_next(tmp_path: Path) -> None:
-    aside = tmp_path / f".out.loratools-old-{dead_process()}-{commit._space()}00000000"
+    aside = tmp_path / f".out.loratools-old-{dead_process()}-{process_space()}00000000"
     aside.mkdir()
     fill(aside, "old")
 
@@ -420,7 +421,7 @@ def test_file_output_needs_no_hard_links(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_only_orphans_of_dead_owners_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    space, dead = commit._space(), dead_process()
+    space, dead = process_space(), dead_process()
     orphan = tmp_path / f".out.loratools-{dead}-{space}00000000"
     kept = [
         tmp_path / f".out.loratools-{os.getppid()}-{space}00000000",  # its owner lives

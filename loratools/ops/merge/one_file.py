@@ -86,9 +86,9 @@ def staged_output(plan: MergePlan, out: Path, *, overwrite: bool, inputs: Sequen
         with staged_folder(out, overwrite=overwrite, inputs=inputs) as folder:
             yield folder
         return
-    with staged_file(out, overwrite=overwrite, inputs=inputs) as staged, scratch_folder(out) as folder:
-        yield folder
-        (folder / plan.files[0].name).replace(staged)
+    with staged_file(out, overwrite=overwrite, inputs=inputs) as staged, scratch_folder(out) as scratch:
+        yield scratch.path
+        (scratch.path / plan.files[0].name).replace(staged)
 
 
 def _is_file(base: Checkpoint) -> bool:

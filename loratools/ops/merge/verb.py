@@ -33,9 +33,10 @@ from loratools.ops.merge.report import MergeReport
 from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.verify import require_right
 from loratools.ops.merge.writing import write_side_files, write_weights
-from loratools.storage.commit import check_output, require_files
+from loratools.storage.commit import check_output
 from loratools.storage.files import identify
 from loratools.storage.held_inputs import holding_inputs
+from loratools.storage.staging import require_files
 from loratools.updates.lora_experts import Orientation, Packing
 
 

@@ -25,7 +25,8 @@ class Stranger:
 def required(function: Any) -> dict[str, object]:
     """Arguments of the right types for the parameters that must be given."""
     values = {name: str(ADAPTER) for name in ("adapter", "adapters", "path", "first", "second", "source")}
-    values |= {"merged": str(BASE), "base": str(BASE), "tuned": str(BASE), "out": "nowhere", "format": "peft", "folder": "nowhere"}
+    values |= {"merged": str(BASE), "base": str(BASE), "tuned": str(BASE), "out": "nowhere", "format": "peft"}
+    values |= {"folder": "nowhere"}
     parameters = inspect.signature(function).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
     return {name: values[name] for name in needed}

@@ -77,12 +77,17 @@ def exact_rows(deltas: Sequence[Placed], start: int, base: Floats) -> tuple[Floa
 
 def largest_share(error: Floats, allowed: Floats) -> float:
     """The largest error as a share of what is allowed there; infinite where that is no number."""
+    return float(share_of_allowed(error, allowed).max(initial=0.0))
+
+
+def share_of_allowed(error: Floats, allowed: Floats) -> Floats:
+    """Each error as a share of what is allowed there; infinite where that is no number."""
     import numpy as np
 
     # Exact is exact, also where the bound is too small to be a number; any other error is then beyond all bounds.
     with np.errstate(divide="ignore"):
         share = np.divide(error, allowed, out=np.zeros_like(error), where=error != 0)
-    return float(np.where(np.isnan(share), math.inf, share).max(initial=0.0))
+    return np.where(np.isnan(share), math.inf, share)
 
 
 def require_right(ratios: Mapping[str, float]) -> None:

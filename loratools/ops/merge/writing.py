@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from loratools.ops.merge.plan import MergePlan, specs, work_units
 from loratools.ops.merge.provenance import inputs_record
 from loratools.ops.merge.requantise import requantise, requantised_error_ratio
 from loratools.ops.merge.rows import Gain, merge_rows
+from loratools.ops.merge.stacks import copies, merge_stack, stacked_units
 from loratools.ops.merge.verify import error_ratio
 from loratools.storage.files import copy_range, identify, start_writeback
 from loratools.storage.safetensors_writer import SafetensorsWriter
@@ -42,30 +43,35 @@ def write_weights(
 
     for file in made.files:
         (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    with ExitStack() as resources:
         # Files are flushed by a thread of their own, so that the disk works on one while the next is computed. It is
         # started when the first unit is done: workers are forked before there are threads.
-        background = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="loratools-flush"))
-        writers = [stack.enter_context(_reserved(folder, file)) for file in made.files]
+        background = resources.enter_context(ThreadPoolExecutor(1, thread_name_prefix="loratools-flush"))
+        writers = [resources.enter_context(_reserved(folder, file)) for file in made.files]
         finished: list[Future[None]] = []
         records: list[Future[dict[str, object]]] = []
 
-        def work(unit: WorkUnit) -> Written:
-            return _write_unit(unit, made.files[unit.file], writers[unit.file], verify)
+        def work(stack: Sequence[WorkUnit]) -> list[Written]:
+            file = stack[0].file
+            return _write_stack(stack, made.files[file], writers[file], verify)
 
-        def on_result(unit: WorkUnit, _: Written) -> None:
+        def on_result(stack: Sequence[WorkUnit], _: list[Written]) -> None:
             if not records:
                 records.append(background.submit(inputs_record, made))
-            name, (start, nbytes) = made.files[unit.file].stored_name(unit.output), _span(unit)
-            writers[unit.file].account(name, start, nbytes)
-            left[unit.file] -= 1
-            if not left[unit.file]:
-                finished.append(background.submit(writers[unit.file].finish))
-            progress(nbytes)
+            for unit in stack:
+                name, (start, nbytes) = made.files[unit.file].stored_name(unit.output), _span(unit)
+                writers[unit.file].account(name, start, nbytes)
+                left[unit.file] -= 1
+                if not left[unit.file]:
+                    finished.append(background.submit(writers[unit.file].finish))
+                progress(nbytes)
 
-        # Added up in the order of the units, whatever the order in which they were done.
-        for unit, measured in zip(units, run_units(units, work, threads=threads, on_result=on_result), strict=True):
-            written[unit.output.name] += measured
+        # Added up in the order of the stacks, whatever the order in which they were done.
+        stacks = stacked_units(units)
+        results = run_units(stacks, work, threads=threads, on_result=on_result)
+        for stack, measured in zip(stacks, results, strict=True):
+            for unit, of_unit in zip(stack, measured, strict=True):
+                written[unit.output.name] += of_unit
         for future in finished:
             future.result()
         return written, records[0].result() if records else inputs_record(made)
@@ -75,6 +81,20 @@ def _span(unit: WorkUnit) -> tuple[int, int]:
     """Where in its tensor the unit's bytes begin, and how many they are."""
     each = 1 if isinstance(unit, CopyUnit) else unit.output.row_bytes
     return unit.start * each, (unit.stop - unit.start) * each
+
+
+def _write_stack(stack: Sequence[WorkUnit], file: OutputFile, writer: SafetensorsWriter, verify: bool) -> list[Written]:
+    if len(stack) > 1:
+        offsets = [writer.offset(file.stored_name(unit.output)) for unit in stack]
+        with writer.opened() as fd:
+            if isinstance(stack[0], CopyUnit):
+                for source, target in copies(stack, offsets):
+                    copy_range(source, fd, target, path=writer.path)
+                return [Written()] * len(stack)
+            measured = merge_stack([unit.output for unit in stack], offsets, fd, verify=verify)
+        if measured is not None:
+            return [Written(each.gain, each.ratio) for each in measured]
+    return [_write_unit(unit, file, writer, verify) for unit in stack]
 
 
 def _write_unit(unit: WorkUnit, file: OutputFile, writer: SafetensorsWriter, verify: bool) -> Written:

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
         Values,
     )
     from loratools.ops.inspect.verb import inspect
+    from loratools.ops.listing.rows import Duplicates, ListedAdapter, ListReport, OtherSource
+    from loratools.ops.listing.verb import list_adapters
     from loratools.ops.lowrank.reduce import ReducedModule
     from loratools.ops.merge.plan import MergePlan
     from loratools.ops.merge.report import MergedTensor, MergeReport, RequantizedTensor
@@ -108,6 +110,7 @@ _HOMES = {
     "Cost": "ops.extract.cost",
     "Delta": "updates.parts.protocol",
     "Description": "formats.common.description",
+    "Duplicates": "ops.listing.rows",
     "Embeddings": "ops.extract.settings",
     "ExtractReport": "ops.extract.report",
     "ExtractedModule": "ops.extract.report",
@@ -123,6 +126,8 @@ _HOMES = {
     "InspectedModule": "ops.inspect.entries",
     "LayoutInfo": "ops.registries",
     "LazyTensor": "tensors.lazy",
+    "ListReport": "ops.listing.rows",
+    "ListedAdapter": "ops.listing.rows",
     "LoRA": "updates.lora",
     "LoraToolsError": "errors",
     "MachineError": "errors",
@@ -135,6 +140,7 @@ _HOMES = {
     "ModuleShare": "ops.combine.shares",
     "ModuleSpectrum": "ops.spectrum.report",
     "Orientation": "updates.lora_experts",
+    "OtherSource": "ops.listing.rows",
     "OutputExistsError": "errors",
     "Packing": "updates.lora_experts",
     "Positive": "arguments",
@@ -174,6 +180,7 @@ _HOMES = {
     "convert": "ops.convert.verb",
     "extract": "ops.extract.verb",
     "inspect": "ops.inspect.verb",
+    "list_adapters": "ops.listing.verb",
     "list_formats": "ops.registries",
     "list_layouts": "ops.registries",
     "list_methods": "ops.registries",
@@ -209,6 +216,7 @@ __all__ = [
     "Cost",
     "Delta",
     "Description",
+    "Duplicates",
     "Embeddings",
     "ExtractReport",
     "ExtractedModule",
@@ -224,6 +232,8 @@ __all__ = [
     "InspectedModule",
     "LayoutInfo",
     "LazyTensor",
+    "ListReport",
+    "ListedAdapter",
     "LoRA",
     "LoraToolsError",
     "MachineError",
@@ -237,6 +247,7 @@ __all__ = [
     "ModuleSpectrum",
     "NotListed",
     "Orientation",
+    "OtherSource",
     "OutputExistsError",
     "Packing",
     "Positive",
@@ -275,6 +286,7 @@ __all__ = [
     "convert",
     "extract",
     "inspect",
+    "list_adapters",
     "list_formats",
     "list_layouts",
     "list_methods",

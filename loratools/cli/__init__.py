@@ -22,6 +22,7 @@ from loratools.cli.common.errors import Ended, NoVerb, run, signals_end, signals
 # As people meet them; a verb that is not listed here comes after these.
 _ORDER = (
     "inspect",
+    "list",
     "merge",
     "extract",
     "combine",
@@ -89,11 +90,12 @@ class Verbs(click.Group):
     ) -> NoReturn:
         if "_LORATOOLS_COMPLETE" in os.environ:
             super().main(args, prog_name or "loratools", complete_var, True, **extra)
-        arguments = list(sys.argv[1:] if args is None else args)
+        # Not list(...): of this package, that name is the verb once it is imported.
+        arguments = [*(sys.argv[1:] if args is None else args)]
 
         def body() -> None:
             # `make_context` takes what it parses out of the list it is given.
-            with self.make_context(prog_name or "loratools", list(arguments)) as context:
+            with self.make_context(prog_name or "loratools", [*arguments]) as context:
                 self.invoke(context)
 
         verb = arguments[0] if arguments and _is_verb(arguments[0]) else None

@@ -85,24 +85,30 @@ class Output(NamedTuple):
             print_line(sys.stderr, safe(text), label="warning", colour="yellow")
 
     @contextmanager
-    def progress(self, total: int | None, description: str) -> Iterator[ProgressBar | None]:
+    def progress(self, total: int | None, description: str, *, files: bool = False) -> Iterator[ProgressBar | None]:
         """A bar of bytes with rate and time left, on a terminal; yields what to call with the bytes just done.
 
-        `total`: None where the verb itself will tell, once it has read the headers.
+        `total`: None where the verb itself will tell, once it has read the headers. `files`: it counts files.
         Yields None where there is nobody to watch: a pipe, a file, `-q`.
         """
         if self.quiet or not animated(sys.stderr):
             yield None
             return
         # Imported here: half of the start-up time of a short verb.
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as RateColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            DownloadColumn(),
-            RateColumn(),
+            *((MofNCompleteColumn(),) if files else (DownloadColumn(), TransferSpeedColumn())),
             TimeRemainingColumn(compact=True),
         )
         with Progress(*columns, console=console(sys.stderr), transient=True, expand=True) as bars:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from loratools import formats, registry
 from loratools.errors import LoraToolsError
@@ -42,8 +42,29 @@ class SearchResult(NamedTuple):
     not_listed: tuple[NotListed, ...] = ()
 
 
-def sources_at(path: Path, format: str | None) -> SearchResult:
-    """What there is to inspect at `path`: itself, or what is in a folder that is neither adapter nor model."""
+# Whether each of some files is an adapter, or why that cannot be known.
+Verdict: TypeAlias = "bool | LoraToolsError | OSError"
+Decide: TypeAlias = Callable[[Sequence[Path]], Sequence[Verdict]]
+
+
+def adapter_shaped(paths: Sequence[Path]) -> list[Verdict]:
+    """Decide of each file by its keys whether it is an adapter."""
+    return [verdict_on(path) for path in paths]
+
+
+def verdict_on(path: Path) -> Verdict:
+    """Whether a file is an adapter, by its keys; why that cannot be known, where it cannot."""
+    try:
+        return formats.is_adapter_shaped(path)
+    except (LoraToolsError, OSError) as error:
+        return error
+
+
+def sources_at(path: Path, format: str | None, *, decide: Decide = adapter_shaped) -> SearchResult:
+    """What there is to inspect at `path`: itself, or what is in a folder that is neither adapter nor model.
+
+    `decide` is asked once, of all files whose names do not tell whether they are adapters.
+    """
     if format is not None:
         return SearchResult((FoundSource(path, is_adapter=True),))
     if not path.is_dir():
@@ -57,6 +78,7 @@ def sources_at(path: Path, format: str | None) -> SearchResult:
         return SearchResult((FoundSource(path, is_adapter=False),))
     search = _Search()
     search.visit(path)
+    search.settle(decide)
     sources = sorted(search.sources, key=lambda source: natural_order_of_path(source.path))
     if path in adapters:
         # Adapters in folders below are named by the adapter's own warning.
@@ -82,11 +104,19 @@ def natural_order_of_path(path: Path) -> list[list[tuple[int, int, str]]]:
     return [natural_order(Path(part)) for part in path.parts]
 
 
+class _Undecided(NamedTuple):
+    """A file that may be an adapter, and whether a model lies beside it."""
+
+    path: Path
+    beside_model: bool
+
+
 class _Search:
     """A walk through a folder to its bottom. Links to folders are followed, each folder is visited once."""
 
     def __init__(self) -> None:
         self.sources: list[FoundSource] = []
+        self._undecided: list[_Undecided] = []
         self._skipped: dict[str, list[str]] = {}
         self._visited: set[tuple[int, int]] = set()
 
@@ -145,21 +175,21 @@ class _Search:
             elif is_adapter and NUMBERED_FILE.fullmatch(name):
                 self.skip("earlier states of the adapter beside them", [path])
             elif not MODEL_FILE.fullmatch(name) and path not in named_by_adapter:
-                self._note_file(path, beside_model=is_model)
+                self._undecided.append(_Undecided(path, is_model))
 
-    def _note_file(self, path: Path, *, beside_model: bool) -> None:
-        try:
-            is_adapter = formats.is_adapter_shaped(path)
-        except (LoraToolsError, OSError) as error:
-            if path.suffix.lower() in _OF_ANYTHING and not _is_container(path):
+    def settle(self, decide: Decide) -> None:
+        """Note what the files are that stand for themselves, now that all of them are known."""
+        verdicts = decide([each.path for each in self._undecided])
+        for (path, beside_model), verdict in zip(self._undecided, verdicts, strict=True):
+            if isinstance(verdict, bool):
+                if beside_model and not verdict:
+                    self.skip("no part of the model beside them", [path])
+                else:
+                    self.sources.append(FoundSource(path, is_adapter=verdict))
+            elif path.suffix.lower() in _OF_ANYTHING and not _is_container(path):
                 self.skip("no tensors", [path])
             else:
-                self.sources.append(FoundSource(path, is_adapter=False, error=error))
-            return
-        if beside_model and not is_adapter:
-            self.skip("no part of the model beside them", [path])
-        else:
-            self.sources.append(FoundSource(path, is_adapter=is_adapter))
+                self.sources.append(FoundSource(path, is_adapter=False, error=verdict))
 
 
 def _is_container(path: Path) -> bool:

@@ -1,0 +1,1 @@
+"""list: a row for every adapter below some folders, from headers alone."""

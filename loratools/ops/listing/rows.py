@@ -1,0 +1,131 @@
+"""What a list tells of each adapter, and of what else lies in the folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from loratools.short_repr import few_lines, one_line
+
+
+@dataclass(frozen=True)
+class ListedAdapter:
+    """One adapter in a list, or a file that could not be read, with the reason in `error`.
+
+    Attributes:
+        path: Where it is.
+        format: Its format; None where it could not be read.
+        kind: The kinds of its updates, joined by ` + `; "replaced weights" where it has nothing else.
+        family: The family of image models that it is for; None where that is not known, and of language models.
+        base_model: The base model that it names; None where it names none.
+        modules: How many modules it changes.
+        rank: The largest rank; None where its kind has none.
+        ranks: How many modules have each rank, the commonest first.
+        alpha: The commonest alpha of the modules of the largest rank; None where their kind has none.
+        scale: The commonest number that their updates are multiplied with.
+        dtype: The commonest dtype of its tensors.
+        parameters: How many numbers it stores.
+        bytes: Size of its files in bytes.
+        title: What its header calls it; None where it has no title.
+        trigger_words: Words that call it up, as its header has them.
+        date: The day on which it was made, by its header; None where that does not say.
+        modified: When its file was last changed, UTC, such as 2024-07-31T10:20:30Z.
+        warnings: What a person should know about it, as sentences.
+        error: Why it could not be read; None where it could.
+    """
+
+    path: str
+    format: str | None = None
+    kind: str | None = None
+    family: str | None = None
+    base_model: str | None = None
+    modules: int | None = None
+    rank: int | None = None
+    ranks: tuple[tuple[int, int], ...] = ()
+    alpha: float | None = None
+    scale: float | None = None
+    dtype: str | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    title: str | None = None
+    trigger_words: tuple[str, ...] = ()
+    date: str | None = None
+    modified: str | None = None
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, which is what people call it."""
+        return Path(self.path).name or self.path
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the entry of `adapters` in the document of `loratools list --json`."""
+        body = {field.name: getattr(self, field.name) for field in fields(self)}
+        return body | {
+            "ranks": {str(rank): count for rank, count in self.ranks},
+            "trigger_words": list(self.trigger_words),
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class OtherSource:
+    """Something in the folders that is no adapter.
+
+    Attributes:
+        path: Where it is.
+        what: What it is, or why it is not listed.
+    """
+
+    path: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Adapters that do the same.
+
+    Attributes:
+        paths: Where they are.
+        how: `file` where their bytes are the same, `values` where their updates are the same up to rounding.
+    """
+
+    paths: tuple[str, ...]
+    how: str
+
+
+@dataclass(frozen=True)
+class ListReport:
+    """The adapters below some folders.
+
+    Attributes:
+        adapters: One row per adapter, in the order that was asked for.
+        others: What is no adapter, and what it is.
+        duplicates: Groups of adapters that do the same; empty where that was not asked for.
+        hidden: How many adapters a condition has left out.
+    """
+
+    adapters: tuple[ListedAdapter, ...]
+    others: tuple[OtherSource, ...] = ()
+    duplicates: tuple[Duplicates, ...] = ()
+    hidden: int = 0
+
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per adapter, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [adapter.to_dict() for adapter in self.adapters]
+
+    def to_dict(self) -> dict[str, object]:
+        """The document of `loratools list --json`, without its head."""
+        return {
+            "adapters": self.rows(),
+            "others": [{"path": other.path, "what": other.what} for other in self.others],
+            "duplicates": [{"paths": list(group.paths), "how": group.how} for group in self.duplicates],
+            "hidden": self.hidden,
+        }

@@ -1,0 +1,265 @@
+"""list: a row for every adapter below some folders, from headers alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from loratools import formats
+from loratools.arguments import Positive, checked
+from loratools.checkpoints import open_checkpoint
+from loratools.errors import LoraToolsError, UsageError
+from loratools.execution import forked, local
+from loratools.ops.common.progress import expect
+from loratools.ops.inspect.entries import AdapterEntry
+from loratools.ops.inspect.sources import FoundSource, Verdict, sources_at, verdict_on
+from loratools.ops.inspect.verb import inspect
+from loratools.ops.listing.catalogue import Catalogue, Outcome, default_path, stamp
+from loratools.ops.listing.condition import condition
+from loratools.ops.listing.fingerprint import fingerprint, same_values
+from loratools.ops.listing.rows import Duplicates, ListedAdapter, ListReport, OtherSource
+from loratools.ops.listing.same_files import main_file, same_files
+from loratools.ops.listing.summary import modified_at, row_of_adapter, row_of_error
+
+_Unit = TypeVar("_Unit")
+
+# Columns that conditions and `sort` know, and what is in them.
+_OF_NUMBERS = frozenset({"modules", "rank", "alpha", "scale", "parameters", "bytes"})
+_OF_SEVERAL = frozenset({"trigger_words", "warnings"})
+COLUMNS: dict[str, type] = {
+    "name": str,
+    **{
+        field.name: float if field.name in _OF_NUMBERS else tuple if field.name in _OF_SEVERAL else str
+        for field in dataclasses.fields(ListedAdapter)
+        if field.name != "ranks"
+    },
+}
+
+
+@checked
+def list_adapters(
+    *folders: str | Path,
+    where: str | None = None,
+    sort: str | None = None,
+    duplicates: bool = False,
+    values: bool = False,
+    cache: bool = True,
+    threads: Positive | None = None,
+    execution: Literal["local", "forked"] = "local",
+    progress: Callable[[int], None] | None = None,
+) -> ListReport:
+    """Return a row for every adapter below some folders, from headers alone.
+
+    Folders are searched to the bottom. A file that is linked to from several places has one row.
+
+    Args:
+        folders: Folders, or single adapters.
+        where: A condition on columns: `"rank >= 32 and family = flux and not title ~ '*test*'"`. Texts are compared
+            without regard to case; `~` compares with a glob, and sizes may be written as 200MB.
+        sort: The column to sort by; `-bytes` sorts from the largest to the smallest. By path where it is not given.
+        duplicates: Also look for adapters that are the same file, by SHA-256.
+        values: With `duplicates`, also look for adapters whose updates are the same up to rounding under other names,
+            in other formats or dtypes. This reads the files.
+        cache: Keep what was read in the user's cache folder, and take from there what has not changed since.
+        threads: How many read at once; as many as there are cores where it is not given.
+        execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
+            threads, on Linux).
+        progress: Called with the number of files just looked at. If it has a method `expect`, that is called with
+            the total before.
+
+    Returns:
+        A report with one row per adapter, and with what else lies in the folders.
+
+    Raises:
+        UsageError: A folder does not exist, or the condition or the column cannot be understood.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.list_adapters("fixtures", where="base_model ~ '*llama*' and rank > 8", cache=False)
+        >>> [adapter.name for adapter in report.adapters]
+        ['llama-tiny-science']
+    """
+    meets = condition(where, COLUMNS) if where is not None else lambda row: True
+    order = _Order.of(sort)
+    if values and not duplicates:
+        raise UsageError("values are read to find duplicates", hint="add --duplicates (duplicates=True)")
+    missing = [str(folder) for folder in folders if not os.path.lexists(folder)]
+    if missing or not folders:
+        raise UsageError(f"'{missing[0]}' does not exist" if missing else "no folder is given", details=missing[1:])
+
+    reading = _Reading(
+        Catalogue(default_path() if cache else None), execution, threads or os.cpu_count() or 1, progress
+    )
+    outcomes = [outcome for folder in folders for outcome in reading.outcomes(Path(folder))]
+    outcomes = list(_one_for_each_file(outcomes))
+    adapters = [outcome for outcome in outcomes if isinstance(outcome, ListedAdapter)]
+    listed = [adapter for adapter in adapters if meets({**vars(adapter), "name": adapter.name})]
+    return ListReport(
+        adapters=tuple(order.sorted(listed)),
+        others=tuple(outcome for outcome in outcomes if isinstance(outcome, OtherSource)),
+        duplicates=tuple(reading.duplicates(listed, values=values)) if duplicates else (),
+        hidden=len(adapters) - len(listed),
+    )
+
+
+class _Order(NamedTuple):
+    """The column to sort by, and whether from the largest on."""
+
+    column: str | None = None
+    falling: bool = False
+
+    @classmethod
+    def of(cls, text: str | None) -> _Order:
+        if text is None:
+            return cls()
+        column = text.removeprefix("-")
+        if column not in COLUMNS:
+            raise UsageError(f"there is no column '{column}' to sort by", hint=f"columns are: {', '.join(COLUMNS)}")
+        return cls(column, text.startswith("-"))
+
+    def sorted(self, adapters: Sequence[ListedAdapter]) -> list[ListedAdapter]:
+        """In order of the column; those that have nothing there come last."""
+        column = self.column
+        if column is None:
+            return list(adapters)
+        keyed = [(getattr(adapter, column), adapter) for adapter in adapters]
+        filled = [(_key(value), adapter) for value, adapter in keyed if value not in (None, (), "")]
+        empty = [adapter for value, adapter in keyed if value in (None, (), "")]
+        return [adapter for _, adapter in sorted(filled, key=lambda pair: pair[0], reverse=self.falling)] + empty
+
+
+def _key(value: object) -> tuple[float, str]:
+    return (float(value), "") if isinstance(value, int | float) else (0.0, str(value).casefold())
+
+
+class _Examined(NamedTuple):
+    """Whether a file is an adapter, and what was found in it; None where the verdict says why nothing was."""
+
+    verdict: Verdict
+    outcome: Outcome | None
+
+
+class _Reading:
+    """Reads what is in folders, as far as the catalogue does not know it already."""
+
+    def __init__(
+        self, catalogue: Catalogue, execution: str, threads: int, progress: Callable[[int], None] | None
+    ) -> None:
+        self._catalogue = catalogue
+        # The two have one signature; what they return depends on what they are given.
+        self._runner: Any = forked.run if execution == "forked" else local.run
+        self._threads = threads
+        self._progress = progress
+        self._outcomes: dict[str, Outcome] = {}
+
+    def outcomes(self, folder: Path) -> list[Outcome]:
+        """What is at and below a path, in natural order."""
+        try:
+            search = sources_at(folder, None, decide=self._decide)
+        except (LoraToolsError, OSError) as error:
+            return [row_of_error(str(folder), error, None)]
+        self._read([s for s in search.sources if s.error is None and str(s.path) not in self._outcomes])
+        outcomes: list[Outcome] = []
+        for source in search.sources:
+            if source.error is None:
+                outcomes.append(self._outcomes[str(source.path)])
+            else:
+                outcomes.append(row_of_error(str(source.path), source.error, modified_at(source.path)))
+        others = [OtherSource(path, group.why) for group in search.not_listed for path in group.paths]
+        return [*outcomes, *others]
+
+    def duplicates(self, adapters: Sequence[ListedAdapter], *, values: bool) -> Iterator[Duplicates]:
+        """Groups of adapters that do the same; each path is in one group at most."""
+        paths = [adapter.path for adapter in adapters if adapter.error is None]
+        groups = same_files(paths)
+        yield from (Duplicates(group, "file") for group in groups)
+        if values:
+            # Of equal files one stands for all.
+            copies = {path for group in groups for path in group[1:]}
+            single = [path for path in paths if path not in copies]
+            expect(self._progress, len(single))
+            sums = self._runner([Path(p) for p in single], fingerprint, threads=self._threads, on_result=self._advance)
+            known = {path: each for path, each in zip(single, sums, strict=True) if each is not None}
+            yield from (Duplicates(group, "values") for group in same_values(known))
+
+    def _decide(self, paths: Sequence[Path]) -> list[Verdict]:
+        stamps = _stamps(paths)
+        self._outcomes |= self._catalogue.known(stamps)
+        unknown = [path for path in paths if str(path) not in self._outcomes]
+        verdicts = dict(zip(unknown, self._run(unknown, _examined_file, stamps), strict=True))
+        return [
+            verdicts[path].verdict if path in verdicts else isinstance(self._outcomes[str(path)], ListedAdapter)
+            for path in paths
+        ]
+
+    def _read(self, sources: Sequence[FoundSource]) -> None:
+        stamps = _stamps([source.path for source in sources])
+        self._outcomes |= self._catalogue.known(stamps)
+        self._run([s for s in sources if str(s.path) not in self._outcomes], _examined, stamps)
+
+    def _run(
+        self, units: Sequence[_Unit], examine: Callable[[_Unit], _Examined], stamps: dict[str, str]
+    ) -> list[_Examined]:
+        expect(self._progress, len(units))
+        examined: list[_Examined] = self._runner(units, examine, threads=self._threads, on_result=self._advance)
+        outcomes = [each.outcome for each in examined if each.outcome is not None]
+        self._outcomes |= {outcome.path: outcome for outcome in outcomes}
+        self._catalogue.keep(outcomes, stamps)
+        return examined
+
+    def _advance(self, unit: object, result: object) -> None:
+        if self._progress is not None:
+            self._progress(1)
+
+
+def _stamps(paths: Iterable[Path]) -> dict[str, str]:
+    # The catalogue is for all folders from which the program is called.
+    return {str(path): text for path in paths if (text := stamp(path)) is not None}
+
+
+def _examined_file(path: Path) -> _Examined:
+    verdict = verdict_on(path)
+    if verdict is True:
+        return _of_adapter(path)
+    return _of_checkpoint(path) if verdict is False else _Examined(verdict, None)
+
+
+def _examined(source: FoundSource) -> _Examined:
+    return _of_adapter(source.path) if source.is_adapter else _of_checkpoint(source.path)
+
+
+def _of_adapter(path: Path) -> _Examined:
+    modified = modified_at(path)
+    try:
+        # Loaded here, because `inspect` would have to find out again what lies at the path.
+        entry = inspect(formats.load(path)).sources[0]
+    except (LoraToolsError, OSError) as error:
+        return _Examined(True, row_of_error(str(path), error, modified))
+    assert isinstance(entry, AdapterEntry)
+    return _Examined(True, row_of_adapter(entry._replace(path=str(path)), modified))
+
+
+def _of_checkpoint(path: Path) -> _Examined:
+    try:
+        return _Examined(False, OtherSource(str(path), f"{open_checkpoint(path).layout} checkpoint"))
+    except (LoraToolsError, OSError) as error:
+        return _Examined(True, row_of_error(str(path), error, modified_at(path)))
+
+
+def _one_for_each_file(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """Each outcome once; of adapters that are one file by links, the first, and for each other a line that says so."""
+    seen: dict[object, str] = {}
+    for outcome in outcomes:
+        try:
+            status = main_file(Path(outcome.path)).stat()
+            key: object = (status.st_dev, status.st_ino) if status.st_ino else outcome.path
+        except OSError:
+            key = outcome.path
+        first = seen.setdefault(key, outcome.path)
+        if first == outcome.path:
+            yield outcome
+        else:
+            yield OtherSource(outcome.path, f"the same file as {first}")

@@ -186,13 +186,25 @@ def _noting(adapter: Adapter, source: AdapterSource, keys: Sequence[str], why: s
 
 def detect(path: str | Path) -> list[str]:
     """Names of the formats that claim what is at `path`."""
-    return _claims(open_source(path))
+    return claims_of(open_source(path))
+
+
+def claims_of(source: AdapterSource) -> list[str]:
+    """Names of the formats that claim what has been opened."""
+    if source.declared is not None:
+        return [source.declared]  # a dozen formats need not be imported to hear that it is none of theirs
+    return [name for name in registry.names("formats") if registry.load("formats", name).detect(source)]
 
 
 def is_adapter_shaped(path: str | Path) -> bool:
     """Whether a format claims the file at `path`, or its names end as parts of an adapter do, in whatever spelling."""
     source = open_source(path)
-    return bool(_claims(source)) or any(is_spelled(name) for name in source.tensors)
+    return bool(claims_of(source)) or has_spelled_parts(source)
+
+
+def has_spelled_parts(source: AdapterSource) -> bool:
+    """Whether a name ends as a part of an adapter does, in whatever spelling."""
+    return any(is_spelled(name) for name in source.tensors)
 
 
 @checked(Checkpoint="loratools.checkpoints")
@@ -381,14 +393,8 @@ def _entry(name: str) -> Format:
     return cast(Format, registry.load("formats", name))
 
 
-def _claims(source: AdapterSource) -> list[str]:
-    if source.declared is not None:
-        return [source.declared]  # a dozen formats need not be imported to hear that it is none of theirs
-    return [name for name in registry.names("formats") if registry.load("formats", name).detect(source)]
-
-
 def _only_claim(source: AdapterSource) -> str:
-    claims = _claims(source)
+    claims = claims_of(source)
     if len(claims) == 1:
         return claims[0]
     if claims:

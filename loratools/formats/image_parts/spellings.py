@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from loratools.tensors.lazy import LazyTensor
 
@@ -95,6 +96,8 @@ class Module:
         return a.shape[0], b.shape[1]
 
 
+# Each format that looks at a file asks of its keys, and files of a kind have the same keys.
+@lru_cache(maxsize=1 << 14)
 def split(key: str) -> tuple[str, str, str] | None:
     """Module, kind and part of a key; None where no spelling of a part ends it."""
     # Asked at once of keys that end as none of them does: nearly every key of a model.

@@ -12,12 +12,14 @@ become underscores (kohya) is looked up in the same tables, never taken apart by
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 # A number that stands alone between separators: `img_mlp.0`, not the one of `linear1`.
 _NUMBER = {".": re.compile(r"(?<![^.{}])\d+(?![^.])"), "_": re.compile(r"(?<![^_])\d+(?![^_])")}
+# Names of which the meaning is kept: those of the largest files, for a few families.
+_KEPT = 1 << 15
 _SLOT = {".": re.compile(r"(?<![^.])(\d+|\{\})(?![^.])"), "_": re.compile(r"(?<![^_])(\d+|\{\})(?![^_])")}
 
 
@@ -107,35 +109,40 @@ class Family:
 
     def find(self, name: str, *, flat: bool = False) -> Place | None:
         """What `name` means, in any spelling of the family; `flat` with underscores for its dots."""
-        rule_and_numbers = self._look_up(name, flat=flat)
+        return self._find(name, flat)
+
+    # Deciding on a family asks for the meaning of every name several times, and files of a kind have the same names.
+    @lru_cache(maxsize=_KEPT)  # noqa: B019 (families are as old as the program)
+    def _find(self, name: str, flat: bool) -> Place | None:
+        rule_and_numbers = self._look_up(name, flat)
         return None if rule_and_numbers is None else _place(*rule_and_numbers)
 
-    def _look_up(self, name: str, *, flat: bool) -> tuple[Rule, list[str]] | None:
-        separator = "_" if flat else "."
-        table = self._flat if flat else self._dotted
-        numbers = _NUMBER[separator].findall(name)
-        for slots, rule, _ in table.get(_NUMBER[separator].sub("{}", name), ()):
+    @lru_cache(maxsize=_KEPT)  # noqa: B019
+    def _look_up(self, name: str, flat: bool) -> tuple[Rule, tuple[str, ...]] | None:
+        template, numbers = _template(name, "_" if flat else ".")
+        for slots, rule, _ in (self._flat if flat else self._dotted).get(template, ()):
             if all(slot in ("{}", n) for slot, n in zip(slots, numbers, strict=True)):
-                return rule, [n for slot, n in zip(slots, numbers, strict=True) if slot == "{}"]
+                return rule, tuple(n for slot, n in zip(slots, numbers, strict=True) if slot == "{}")
         return None
 
     def ratio(self, name: str, *, flat: bool = False) -> float | None:
         """How many outputs for each input a module of this family has, where the table says so."""
-        rule_and_numbers = self._look_up(name, flat=flat)
+        rule_and_numbers = self._look_up(name, flat)
         return None if rule_and_numbers is None else rule_and_numbers[0].ratio
 
     def inputs(self, name: str, *, flat: bool = False) -> frozenset[int]:
         """How many inputs a module has in published models of this family; empty where the table does not say."""
         place = self.find(name, flat=flat)
-        if place is None:
-            return frozenset()
-        template = "." + _NUMBER["."].sub("{}", place.targets[0])
-        return next((sizes for end, sizes in self._inputs.items() if template.endswith(end)), frozenset())
+        return frozenset() if place is None else self._inputs_of(_template(place.targets[0], ".")[0])
+
+    @lru_cache(maxsize=_KEPT)  # noqa: B019
+    def _inputs_of(self, template: str) -> frozenset[int]:
+        dotted = f".{template}"
+        return next((sizes for end, sizes in self._inputs.items() if dotted.endswith(end)), frozenset())
 
     def is_exclusive(self, name: str, *, flat: bool = False) -> bool:
         """Whether no model of another family has a module of this name."""
-        separator = "_" if flat else "."
-        return _NUMBER[separator].sub("{}", name).startswith(self._exclusive[flat])
+        return _template(name, "_" if flat else ".")[0].startswith(self._exclusive[flat])
 
     @cached_property
     def _inputs(self) -> dict[str, frozenset[int]]:
@@ -158,10 +165,10 @@ class Family:
         return self._looked_up(target, spelling if spelling in self.rules else "original")
 
     def _looked_up(self, target: str, spelling: str) -> Fused | None:
-        numbers = _NUMBER["."].findall(target)
-        for slots, rule, part in self._back[spelling].get(_NUMBER["."].sub("{}", target), ()):
+        template, numbers = _template(target, ".")
+        for slots, rule, part in self._back[spelling].get(template, ()):
             if all(slot in ("{}", n) for slot, n in zip(slots, numbers, strict=True)):
-                free = [n for slot, n in zip(slots, numbers, strict=True) if slot == "{}"]
+                free = tuple(n for slot, n in zip(slots, numbers, strict=True) if slot == "{}")
                 return Fused(_place(rule, free), part)
         return None
 
@@ -199,7 +206,14 @@ class Family:
         }
 
 
-def _place(rule: Rule, numbers: list[str]) -> Place:
+@lru_cache(maxsize=_KEPT)
+def _template(name: str, separator: str) -> tuple[str, tuple[str, ...]]:
+    """The name with `{}` for every number, and the numbers."""
+    number = _NUMBER[separator]
+    return number.sub("{}", name), tuple(number.findall(name))
+
+
+def _place(rule: Rule, numbers: Sequence[str]) -> Place:
     targets = tuple(target.format(*numbers) for target in rule.diffusers)
     return Place(rule.original.format(*numbers), targets, rule.split, rule.swap, rule.gated)
 

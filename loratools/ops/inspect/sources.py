@@ -49,15 +49,13 @@ Decide: TypeAlias = Callable[[Sequence[Path]], Sequence[Verdict]]
 
 def adapter_shaped(paths: Sequence[Path]) -> list[Verdict]:
     """Decide of each file by its keys whether it is an adapter."""
-    return [verdict_on(path) for path in paths]
-
-
-def verdict_on(path: Path) -> Verdict:
-    """Whether a file is an adapter, by its keys; why that cannot be known, where it cannot."""
-    try:
-        return formats.is_adapter_shaped(path)
-    except (LoraToolsError, OSError) as error:
-        return error
+    verdicts: list[Verdict] = []
+    for path in paths:
+        try:
+            verdicts.append(formats.is_adapter_shaped(path))
+        except (LoraToolsError, OSError) as error:
+            verdicts.append(error)
+    return verdicts
 
 
 def sources_at(path: Path, format: str | None, *, decide: Decide = adapter_shaped) -> SearchResult:

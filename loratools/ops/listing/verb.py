@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from loratools import formats
+from loratools.adapter import Adapter
 from loratools.arguments import Positive, checked
 from loratools.checkpoints import open_checkpoint
 from loratools.errors import LoraToolsError, UsageError
 from loratools.execution import forked, local
+from loratools.formats.common.source import open_source
 from loratools.ops.common.progress import expect
 from loratools.ops.inspect.entries import AdapterEntry
-from loratools.ops.inspect.sources import FoundSource, Verdict, sources_at, verdict_on
+from loratools.ops.inspect.sources import FoundSource, Verdict, sources_at
 from loratools.ops.inspect.verb import inspect
 from loratools.ops.listing.catalogue import Catalogue, Outcome, default_path, stamp
 from loratools.ops.listing.condition import condition
@@ -221,21 +223,28 @@ def _stamps(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def _examined_file(path: Path) -> _Examined:
-    verdict = verdict_on(path)
-    if verdict is True:
-        return _of_adapter(path)
-    return _of_checkpoint(path) if verdict is False else _Examined(verdict, None)
+    """What a file is whose name does not tell: opened and asked for its format once."""
+    try:
+        source = open_source(path)
+        claims = formats.claims_of(source)
+        if len(claims) == 1:
+            return _of_adapter(path, lambda: formats.load_source(source, format=claims[0]))
+        shaped = bool(claims) or formats.has_spelled_parts(source)
+    except (LoraToolsError, OSError) as error:
+        return _Examined(error, None)
+    return _of_adapter(path, lambda: formats.load(path)) if shaped else _of_checkpoint(path)
 
 
 def _examined(source: FoundSource) -> _Examined:
-    return _of_adapter(source.path) if source.is_adapter else _of_checkpoint(source.path)
+    path = source.path
+    return _of_adapter(path, lambda: formats.load(path)) if source.is_adapter else _of_checkpoint(path)
 
 
-def _of_adapter(path: Path) -> _Examined:
+def _of_adapter(path: Path, load: Callable[[], Adapter]) -> _Examined:
     modified = modified_at(path)
     try:
         # Loaded here, because `inspect` would have to find out again what lies at the path.
-        entry = inspect(formats.load(path)).sources[0]
+        entry = inspect(load()).sources[0]
     except (LoraToolsError, OSError) as error:
         return _Examined(True, row_of_error(str(path), error, modified))
     assert isinstance(entry, AdapterEntry)

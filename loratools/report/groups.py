@@ -15,7 +15,7 @@ _Item = TypeVar("_Item")
 
 # A number that is a whole part of the name, between dots, underscores or colons. At most nine digits, so that a
 # hostile name costs nothing to parse; no leading zeros, so that two names never fall together.
-_INDEX = re.compile(r"(?<![^._:])(?:0|[1-9][0-9]{0,8})(?![^._:])")
+_INDEX = re.compile(r"(?<![^._:])(0|[1-9][0-9]{0,8})(?![^._:])")
 # A run of fewer is longer written as a range than as a list.
 _SHORTEST_RUN = 3
 _SHORTEST_STEPPED_RUN = 4
@@ -40,8 +40,8 @@ def grouped(items: Iterable[tuple[str, Hashable, _Item]]) -> list[Group[_Item]]:
     """
     families: dict[tuple[tuple[str, ...], Hashable], dict[tuple[int, ...], _Item]] = {}
     for name, likeness, item in items:
-        name_parts = tuple(_INDEX.split(name))
-        families.setdefault((name_parts, likeness), {})[tuple(map(int, _INDEX.findall(name)))] = item
+        pieces = _INDEX.split(name)
+        families.setdefault((tuple(pieces[::2]), likeness), {})[tuple(map(int, pieces[1::2]))] = item
     # All groups of one family of names stay together, where the family begins.
     begins: dict[tuple[str, ...], tuple[int, ...]] = {}
     for (name_parts, _), members in families.items():

@@ -301,6 +301,9 @@ def fingerprint(file: FileId, header_bytes: int = 0, *, pieces: int = _PIECES, p
     content = ByteRange(file, 0, file.size)
     digest.update(read_bytes(content, 0, header_bytes))
     values = file.size - header_bytes
+    if values <= pieces * piece_bytes:
+        digest.update(read_bytes(content, header_bytes))
+        return "sha256-sampled:" + digest.hexdigest()
     for i in range(pieces):
         start = header_bytes + i * values // pieces
         digest.update(read_bytes(content, start, min(start + piece_bytes, file.size)))

@@ -25,6 +25,10 @@ class FileId:
     inode: int
     ctime_ns: int = field(default=0, compare=False)
 
+    def __hash__(self) -> int:
+        # Not by the path: see `ByteRange`.
+        return hash((self.inode, self.mtime_ns))
+
 
 @dataclass(frozen=True)
 class ByteRange:

@@ -98,8 +98,11 @@ class LoRA(UpdateDefaults):
         return self
 
     def fits(self, shape: tuple[int, ...]) -> bool:
+        own_shape = self.shape
+        if len(own_shape) == len(shape) == 2:
+            return own_shape == shape
         # A 1x1 convolution may be stored as a linear layer, and the other way round.
-        return fits_shape(without_unit_kernel(self.shape), without_unit_kernel(shape))
+        return fits_shape(without_unit_kernel(own_shape), without_unit_kernel(shape))
 
     def factors(self) -> Factors | None:
         """None with a magnitude, whose delta depends on the base."""

@@ -20,6 +20,13 @@ from loratools.storage.json_file import read_json, write_json
         (b"{", "not JSON"),
         (b'{"r": 8, "r": 16}', "the key 'r' twice"),
         (b'{"a": {"b": 1, "b": 1}}', "the key 'b' twice"),
+        (b'{"a":1,"a" :2}', "the key 'a' twice"),
+        (b'{"a":5,"a":{"b":1}}', "the key 'a' twice"),
+        (b'{"a":{"b":1},"a":5}', "the key 'a' twice"),
+        (b'{"ab":1,"a\\u0062":2}', "the key 'ab' twice"),
+        # A text that holds a quote before a colon, and a key whose colon stands apart: one too many, one too few.
+        (b'{"t":"\\":","a" :1,"a":2}', "the key 'a' twice"),
+        (b'{"t":"\\":","a"\t:1,"b":[{"c":1,"c":2}]}', "the key 'c' twice"),
         (b'{"a": NaN}', "NaN"),
         (b'{"a": -Infinity}', "-Infinity"),
         (b'{"a": 1e999}', "too large"),
@@ -36,6 +43,15 @@ def test_bad_json_is_refused_by_name(tmp_path: Path, data: bytes, words: str) ->
         read_json(tmp_path / "adapter_config.json")
     assert f"'{tmp_path / 'adapter_config.json'}'" in caught.value.message
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text", ['{"t":"\\":","a":1}', '{"a" :1,"b":[{"c"\n:1},{"c":{}}]}', '{"a":"b\\":\\":","c":[[],[{"d":-0}]]}', "{}"]
+)
+def test_keys_are_counted_whatever_texts_and_white_space_hold(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+
+    assert read_json(tmp_path / "a.json") == json.loads(text)
 
 
 def test_sound_json_reads_as_python_reads_it(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ name is absent is known by model, and is a table here; whether it is tied is wha
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Set
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 # Architectures with a head that gives tokens; any other (BertModel, LlamaForSequenceClassification) has none to tie.
@@ -72,14 +73,15 @@ _HEADS = (
 
 def tied_weights(stored: Set[str], config: Mapping[str, object]) -> dict[str, str]:
     """Absent weight -> the stored one it follows, sorted."""
+    in_order = sorted(stored)
     tied = {
         absent: source
         for family, absent, source in _SHARED
-        if absent not in stored and source in stored and any(name.startswith(family) for name in stored)
+        if absent not in stored and source in stored and _any_begins(in_order, family)
     }
     if _ties_head(config):
         for head in _HEADS:
-            if head.absent not in stored and _has(head, stored, config) and (source := _source(head, stored)):
+            if head.absent not in stored and _has(head, in_order, config) and (source := _source(head, stored)):
                 tied[head.absent] = source
     return dict(sorted(tied.items()))
 
@@ -94,11 +96,16 @@ def _ties_head(config: Mapping[str, object]) -> bool:
     return bool(config)
 
 
-def _has(head: _Head, stored: Set[str], config: Mapping[str, object]) -> bool:
+def _any_begins(names_in_order: Sequence[str], prefix: str) -> bool:
+    at = bisect_left(names_in_order, prefix)
+    return at < len(names_in_order) and names_in_order[at].startswith(prefix)
+
+
+def _has(head: _Head, names_in_order: Sequence[str], config: Mapping[str, object]) -> bool:
     architectures = config.get("architectures")
     names = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
     if head.needs:
-        return any(name.startswith(head.needs) for name in stored)
+        return _any_begins(names_in_order, head.needs)
     if head.models:
         return any(name.startswith(head.models) and _HAS_HEAD.search(name) for name in names)
     if not names:

@@ -17,11 +17,12 @@ from pathlib import Path
 from loratools.checkpoints import Component, WeightFile
 from loratools.checkpoints.common.paths import fault_of, leads_out, names_in
 from loratools.errors import FormatError, InputError, UnsupportedError, UsageError
-from loratools.storage.files import is_there, quoted
+from loratools.storage.files import identify, is_there, quoted
 from loratools.storage.json_file import read_json
 from loratools.storage.safetensors_reader import read_header
 from loratools.storage.torch_pickle import read_pickle
 from loratools.tensors.dtypes import FLOAT_DTYPES
+from loratools.tensors.files import FileId
 
 _MAX_INDEX_BYTES = 64_000_000
 # A classifier of 22,000 classes has all of their names, twice, in its config.
@@ -128,7 +129,7 @@ def first_file(folder: Path, spelling: Spelling) -> Path | None:
     refuse_ways_out([entry], folder)
     if not entry.endswith(".json"):
         return folder / entry
-    index = read_json(folder / entry, max_bytes=_MAX_INDEX_BYTES)
+    index = _read_index(folder / entry)
     return folder / _shards(_weight_map(index, folder / entry), folder, entry, spelling)[0]
 
 
@@ -191,19 +192,24 @@ def _weights(
     return Weights(component, frozenset({entry, *(file.name for file in files)}))
 
 
+def _read_index(path: Path) -> Mapping[str, object]:
+    """The index of a checkpoint; the one read last is kept, since every layout is asked about the same folder."""
+    global _last_index
+    file = identify(path)
+    # As of headers: the time of change cannot be set back.
+    key = file, file.ctime_ns
+    if _last_index is None or _last_index[0] != key:
+        _last_index = key, read_json(path, max_bytes=_MAX_INDEX_BYTES)
+    return _last_index[1]
+
+
+_last_index: tuple[tuple[FileId, int], Mapping[str, object]] | None = None
+
+
 def _indexed(folder: Path, name: str, spelling: Spelling) -> Weights:
-    index = read_json(folder / name, max_bytes=_MAX_INDEX_BYTES)
+    index = _read_index(folder / name)
     weight_map = _weight_map(index, folder / name)
-    shards = sorted(set(weight_map.values()))
-    if faults := [
-        f"{quoted(shard)} {fault}" for shard in shards if (fault := fault_of(shard, spelling.suffix)) is not None
-    ]:
-        raise InputError(
-            f"{quoted(folder / name)} names {len(faults)} files that cannot be shards beside it",
-            details=faults,
-            hint="the index is damaged, or made to have other files read; do not trust this model",
-        )
-    refuse_ways_out(shards, folder)
+    shards = _shards(weight_map, folder, name, spelling)
     missing = [shard for shard in shards if not (folder / shard).exists()]
     forgotten = [name for name in names_in(folder) if name not in shards and _is_sibling(name, shards)]
     files = tuple(_read(folder / shard, spelling) for shard in shards if shard not in missing)

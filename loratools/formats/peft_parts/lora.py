@@ -31,7 +31,7 @@ _B = ("lora_B", "lora_embedding_B")
 _MATRICES = _A + _B
 # Parameters of one module in the order in which layers of experts register them: the first is wrapped innermost.
 _REGISTERED = ("gate_up_proj", "gate_proj", "w1", "input_linear", "up_proj", "w3", "down_proj", "w2", "output_linear")
-_OUT_PROJ = re.compile(r"\.base_layer\.out_proj\.lora_A")
+_OUT_PROJ = ".base_layer.out_proj.lora_A"
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,18 @@ def lora_updates(
     alphas, declared_ranks, uncertainties, warnings = _alphas(ranks, numbers, source.config, rank_from)
     updates: dict[str, Update] = {}
     kind = peft_variant(variant)
+    no_patterns = UntrustedRegexes([])
     for group in groups:
         alpha, origin = alphas[group.target]
         if group.parameter:
             updates[group.target] = _experts(group, declared_ranks[group.target], alpha, origin, numbers.rslora, config)
             continue
-        module = PeftModule(group.target, group.parts, config, declared_ranks[group.target], alpha, origin)
+        rank = declared_ranks[group.target]
+        module = PeftModule(group.target, group.parts, config, rank, alpha, origin, regexes=no_patterns)
         by_suffix = kind.from_peft(module)
         for suffix, update in by_suffix.items():
             updates[group.target + suffix] = update
-    if any(_OUT_PROJ.search(key) for key in parsed):
+    if any(_OUT_PROJ in key for key in parsed):
         warnings.append(
             "PEFT adds the delta of an attention's out_proj twice, in training as in its merge; here it is added once"
         )

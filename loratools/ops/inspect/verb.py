@@ -309,7 +309,7 @@ def _module(name: str, update: Update, options: _Options) -> InspectedModule:
         scale=update.scale,
         shape=update.shape,
         dtype="+".join(sorted(dtypes)),
-        parameters=sum(t.elements for t in parts.values()),
+        parameters=sum([t.elements for t in parts.values()]),
         dora="magnitude" in parts,
         values=values,
     )

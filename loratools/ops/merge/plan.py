@@ -435,6 +435,12 @@ def _cut_files(component: Component, outputs: Sequence[Output], max_shard_bytes:
     ]
 
 
+def index_names(plan: MergePlan) -> list[str]:
+    """The names of the indexes of the result."""
+    used = {file.index for file in plan.files}
+    return [component.index_name for component in plan.base.components if component.index_name in used]
+
+
 def index_texts(plan: MergePlan) -> dict[str, str]:
     """The indexes of the result: name -> text."""
     texts: dict[str, str] = {}

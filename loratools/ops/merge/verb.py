@@ -27,7 +27,7 @@ from loratools.ops.merge.initial import with_initial
 from loratools.ops.merge.one_file import as_one_file, is_one_file, recorded, staged_output
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outcome import measured_report, planned_report
-from loratools.ops.merge.plan import MergePlan, index_texts, plan_merge
+from loratools.ops.merge.plan import MergePlan, index_names, index_texts, plan_merge
 from loratools.ops.merge.provenance import provenance_text
 from loratools.ops.merge.report import MergeReport
 from loratools.ops.merge.rounding import RoundingMode
@@ -207,7 +207,7 @@ def load_for_merge(
 
 def _names(made: MergePlan) -> list[str]:
     """The files that will be in the output, without its record."""
-    return [*(f.name for f in made.files), *(f.name for f in made.side_files), *index_texts(made)]
+    return [*(f.name for f in made.files), *(f.name for f in made.side_files), *index_names(made)]
 
 
 @holding_inputs()

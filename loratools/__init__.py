@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from loratools.ops.resize.verb import resize
     from loratools.ops.spectrum.report import ModuleSpectrum, RankRow, SpectrumReport
     from loratools.ops.spectrum.verb import spectrum
+    from loratools.ops.verify.files import CheckedFile, FilesReport, verify_files
     from loratools.ops.verify.report import Finding, VerifiedTensor, VerifyReport
     from loratools.ops.verify.verb import verify
     from loratools.quantization import Quantisation
@@ -97,6 +98,7 @@ _HOMES = {
     "ByteRange": "tensors.files",
     "Calibration": "ops.combine.recipe",
     "ChangedInputError": "errors",
+    "CheckedFile": "ops.verify.files",
     "Checkpoint": "checkpoints",
     "CheckpointEntry": "ops.inspect.entries",
     "CleanReport": "ops.clean",
@@ -116,6 +118,7 @@ _HOMES = {
     "ExtractedModule": "ops.extract.report",
     "FailedEntry": "ops.inspect.entries",
     "FileId": "tensors.files",
+    "FilesReport": "ops.verify.files",
     "Finding": "ops.verify.report",
     "FormatError": "errors",
     "FormatInfo": "ops.registries",
@@ -191,6 +194,7 @@ _HOMES = {
     "save": "formats",
     "spectrum": "ops.spectrum.verb",
     "verify": "ops.verify.verb",
+    "verify_files": "ops.verify.files",
 }
 
 __all__ = [
@@ -203,6 +207,7 @@ __all__ = [
     "ByteRange",
     "Calibration",
     "ChangedInputError",
+    "CheckedFile",
     "Checkpoint",
     "CheckpointEntry",
     "CleanReport",
@@ -222,6 +227,7 @@ __all__ = [
     "ExtractedModule",
     "FailedEntry",
     "FileId",
+    "FilesReport",
     "Finding",
     "FormatError",
     "FormatInfo",
@@ -297,6 +303,7 @@ __all__ = [
     "save",
     "spectrum",
     "verify",
+    "verify_files",
 ]
 
 

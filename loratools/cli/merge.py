@@ -70,6 +70,8 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.expert_orientation
 @options.threads
 @options.overwrite
+@options.resume
+@option(OUTPUT, "--manifest", is_flag=True, help="Record the SHA-256 of every file, for 'verify --files'.")
 @options.common
 @holds_inputs
 def command(
@@ -81,6 +83,8 @@ def command(
     no_verify: bool,
     threads: int | None,
     overwrite: bool,
+    resume: bool,
+    manifest: bool,
     output: Output,
     **settings: Any,
 ) -> None:
@@ -95,6 +99,7 @@ def command(
       loratools merge llama-3-8b my-lora -o merged
       loratools merge llama-3-8b style=0.7 facts=0.3 -o merged --plan
     """
+    from loratools.ops.common.abandoned import abandoned_warnings
     from loratools.ops.merge import verb as op
     from loratools.ops.merge.options import MergeOptions
 
@@ -107,7 +112,8 @@ def command(
 
             output.table(*plan_table(merge_plan, out), *replaced_rows(out, overwrite=overwrite))
         return
-    for warning in merge_plan.warnings:
+    said = [*merge_plan.warnings, *([] if resume else abandoned_warnings(out))]
+    for warning in said:
         output.warn(warning)
     if output.verbose:
         from loratools.report.merge import explained
@@ -123,9 +129,11 @@ def command(
             threads=threads,
             execution="forked",
             progress=progress,
+            resume=resume,
+            manifest=manifest,
         )
     for warning in report.warnings:
-        if warning not in merge_plan.warnings:
+        if warning not in said:
             output.warn(warning)
     if output.json:
         output.document(report.to_dict())

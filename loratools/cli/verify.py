@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -9,12 +10,19 @@ import click
 from loratools.cli.common import options
 from loratools.cli.common.grouped_help import EXECUTION, INPUT, option, verb
 from loratools.cli.common.output import Output
+from loratools.errors import UsageError
 
 
 @verb("verify")
 @click.argument("merged", type=options.SOURCE)
-@click.argument("adapters", nargs=-1, required=True, type=options.WEIGHTED, metavar="ADAPTER[=W]...")
-@option(INPUT, "--base", type=options.SOURCE, required=True, metavar="BASE", help="The model that it was merged from.")
+@click.argument("adapters", nargs=-1, type=options.WEIGHTED, metavar="ADAPTER[=W]...")
+@option(INPUT, "--base", type=options.SOURCE, metavar="BASE", help="The model that it was merged from.")
+@option(
+    INPUT,
+    "--files",
+    is_flag=True,
+    help="Hold the files against the record of what was written, without BASE and ADAPTERs.",
+)
 @option(
     EXECUTION,
     "--sample",
@@ -32,7 +40,15 @@ from loratools.cli.common.output import Output
 @options.expert_orientation
 @options.threads
 @options.common
-def command(merged: str, adapters: tuple[options.Weighted, ...], *, base: str, output: Output, **settings: Any) -> None:
+def command(
+    merged: str,
+    adapters: tuple[options.Weighted, ...],
+    *,
+    base: str | None,
+    files: bool,
+    output: Output,
+    **settings: Any,
+) -> None:
     """Tell whether MERGED is BASE with the ADAPTERs added, each times its weight W, and nothing else.
 
     Weights that no adapter changes are compared byte by byte. For the others it is told which known way of computing
@@ -40,11 +56,24 @@ def command(merged: str, adapters: tuple[options.Weighted, ...], *, base: str, o
     scale ignored, transposed, another base, and so on. Ends with 0 if all is explained (same), with 1 if not
     (different), and with 3 if it cannot be decided.
 
+    With --files, MERGED is any folder that loratools has written, and its files are compared with their recorded
+    hashes: bits that changed on the disk, copies that were cut off, files that are missing or were added.
+
     \b
     Examples:
       loratools verify merged --base llama-3-8b my-lora
       loratools verify merged --base llama-3-8b style=0.7 facts=0.3 --json
+      loratools verify merged --files
     """
+    if files:
+        _verify_files(merged, adapters, base, output, settings)
+        return
+    if base is None or not adapters:
+        what = "--base" if base is None else "ADAPTER"
+        raise UsageError(
+            f"{what} is missing",
+            hint="give what it was merged from, --base BASE ADAPTER[=W]..., or --files to look at its files alone",
+        )
     from loratools.ops.verify.verb import verify
     from loratools.report.verification import verification_tables
 
@@ -56,5 +85,29 @@ def command(merged: str, adapters: tuple[options.Weighted, ...], *, base: str, o
         output.document(report.to_dict())
     else:
         output.table(*verification_tables(report, every=output.verbose))
+    if report.exit_code:
+        raise click.exceptions.Exit(report.exit_code)
+
+
+def _verify_files(
+    merged: str, adapters: tuple[options.Weighted, ...], base: str | None, output: Output, settings: Mapping[str, Any]
+) -> None:
+    """Do what --files asks for, which no other option but --threads has to do with."""
+    given = [name for name, value in settings.items() if value and name != "threads"]
+    if adapters or base is not None or given:
+        others = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(
+            f"--files looks at the files alone, and takes no {others or '--base and no ADAPTER'}",
+            hint="run verify twice: once with --files, once with --base BASE ADAPTER[=W]...",
+        )
+    from loratools.ops.verify.files import verify_files
+    from loratools.report.verification import file_tables
+
+    with output.progress(None, "verifying") as progress:
+        report = verify_files(merged, threads=settings["threads"], progress=progress)
+    if output.json:
+        output.document(report.to_dict())
+    else:
+        output.table(*file_tables(report, every=output.verbose))
     if report.exit_code:
         raise click.exceptions.Exit(report.exit_code)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rich.console import RenderableType
 
-from loratools.ops.verify.report import VerifiedTensor, VerifyReport
+from loratools.ops.verify.files import FilesReport
+from loratools.ops.verify.report import Finding, VerifiedTensor, VerifyReport
 from loratools.report.groups import grouped
 from loratools.report.pairs import pairs
 from loratools.report.text import number, plural
@@ -22,9 +23,7 @@ _VERDICTS = {
 def verification_tables(report: VerifyReport, *, every: bool = False) -> list[RenderableType]:
     """The verdict with its reasons, and with `every` each weight that the adapters change."""
     rows = [("verdict", _VERDICTS[report.verdict])]
-    for finding in report.diagnosis:
-        names = f"  {_names(finding.names)}" if finding.names else ""
-        rows.append(("unsure" if finding.undecided else "wrong", f"{finding.code}: {finding.message}{names}"))
+    rows += _finding_rows(report.diagnosis)
     right = sum(count for _, count in report.recipes)
     explained = f"{right} of {plural(len(report.tensors), 'weight')} are explained"
     if report.gain is not None:
@@ -43,6 +42,26 @@ def verification_tables(report: VerifyReport, *, every: bool = False) -> list[Re
         rows.append(("files", "; ".join(report.file_changes)))
     rows.append(("time", f"{report.seconds:.1f} s"))
     return [pairs(rows), *([pairs(_weight_rows(report.tensors))] if every else [])]
+
+
+def file_tables(report: FilesReport, *, every: bool = False) -> list[RenderableType]:
+    """The verdict on the files of an output, with its reasons, and with `every` each file."""
+    same = [file for file in report.files if file.state == "same"]
+    verdict: str = "same: every file is as it was written" if report.verdict == "same" else report.verdict
+    rows = [("verdict", verdict), *_finding_rows(report.diagnosis)]
+    rows.append(("files", f"{len(same)} of {plural(len(report.files), 'file')} are as they were written"))
+    rows.append(("time", f"{report.seconds:.1f} s"))
+    return [pairs(rows), *([pairs([(file.state, file.name) for file in report.files])] if every else [])]
+
+
+def _finding_rows(findings: Sequence[Finding]) -> list[tuple[str, str]]:
+    return [
+        (
+            "unsure" if finding.undecided else "wrong",
+            f"{finding.code}: {finding.message}{f'  {_names(finding.names)}' if finding.names else ''}",
+        )
+        for finding in findings
+    ]
 
 
 def _weight_rows(tensors: Sequence[VerifiedTensor]) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ from loratools.storage.ownership import (
 from loratools.storage.removal import discard, remove_replaced
 from loratools.storage.resumption import Resumable
 from loratools.storage.run_journal import JOURNAL
-from loratools.storage.staging import Staging, removed_error, staging
+from loratools.storage.staging import Staging, staging
 from loratools.storage.staging_names import name_prefix, name_suffix, owner_is_gone, staging_folders
 
 _OVERWRITE = "choose another name, or replace what loratools wrote there with --overwrite"
@@ -178,11 +178,11 @@ def prepared_folder(
             yield prepared
         except MachineError as error:
             if _is_missing_in(prepared.path, error.__cause__):
-                raise removed_error(out) from error
+                raise prepared.removed(out) from error
             raise
         try:
             prepared.require(out)
-            write_record(prepared.path)
+            write_record(prepared.path, sha256_of=prepared.sha256_of, sampled=prepared.sampled)
             _flush(prepared.path)
             require_unchanged()
             if inside:

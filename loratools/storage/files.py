@@ -310,6 +310,11 @@ def fingerprint(file: FileId, header_bytes: int = 0, *, pieces: int = _PIECES, p
     return "sha256-sampled:" + digest.hexdigest()
 
 
+def is_sampled_whole(file: FileId) -> bool:
+    """Whether the pieces of a `fingerprint` are all of the file."""
+    return file.size <= _PIECES * _PIECE_BYTES
+
+
 def _file_id(path: Path, status: os.stat_result) -> FileId:
     return FileId(path, status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 

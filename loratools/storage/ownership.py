@@ -1,21 +1,21 @@
 """Which files of an output this program wrote, by its own record beside them: `--overwrite` replaces no others.
 
-A folder has `loratools.json`, whose member `files` names every file that was written with it, with its size and a
-digest of its content. A single file says `loratools.version` in its header. A file of a folder that was changed since
-counts as a person's.
+A folder has `loratools.json`, whose member `files` is its manifest: it names every file that was written with it, with
+its size, a digest of pieces of its content, which is quick to compare, and the SHA-256 of all of it. A single file says
+`loratools.version` in its header. A file of a folder that was changed since counts as a person's.
 """
 
 from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from loratools._version import __version__
 from loratools.errors import InputError, UsageError
 from loratools.storage import system
-from loratools.storage.files import fingerprint, identify
+from loratools.storage.files import fingerprint, identify, sha256
 from loratools.storage.json_file import read_json, write_new
 from loratools.storage.run_journal import JOURNAL
 
@@ -25,8 +25,13 @@ MARK = "loratools.version"
 MAX_RECORD_BYTES = 64 << 20
 
 
-def write_record(folder: Path) -> None:
+def write_record(folder: Path, *, sha256_of: Mapping[str, str] | None = None, sampled: Iterable[str] = ()) -> None:
     """Write `loratools.json` with all files of `folder`, which is complete; what the file says already stays.
+
+    Args:
+        folder: The folder.
+        sha256_of: Digests of files that were hashed while they were written, by name.
+        sampled: Names of files that are too large to be hashed whole unasked.
 
     Raises:
         MachineError: the disk is full, or there is no permission.
@@ -37,11 +42,33 @@ def write_record(folder: Path) -> None:
     if system.exists(path):
         document |= read_json(path, max_bytes=MAX_RECORD_BYTES)
         system.remove_file(path)
-    files = {
-        name: _entry(folder / name) for name, is_folder in entries_below(folder) if not is_folder and name != JOURNAL
-    }
+    known = sha256_of or {}
+    not_hashed = frozenset(sampled)
+    files: dict[str, dict[str, object]] = {}
+    for name, is_folder in entries_below(folder):
+        if is_folder or name == JOURNAL:
+            continue
+        files[name] = _entry(folder / name)
+        if name not in not_hashed:
+            files[name]["sha256"] = known.get(name) or sha256(folder / name)
     document["files"] = files
     write_new(path, (json.dumps(document, indent=2) + "\n").encode("utf-8"))
+
+
+def recorded_files(folder: Path) -> Mapping[str, Mapping[str, object]] | None:
+    """The manifest of a folder: what is recorded of each file, by its name; None where it has no record.
+
+    Raises:
+        MachineError: the disk failed, or there is no permission.
+    """
+    try:
+        document = read_json(folder / RECORD, max_bytes=MAX_RECORD_BYTES)
+    except (UsageError, InputError):
+        return None
+    files = document.get("files")
+    if not isinstance(files, Mapping) or not isinstance(document.get("loratools"), str):
+        return None
+    return {name: entry for name, entry in files.items() if isinstance(entry, Mapping)}
 
 
 def owned_files(folder: Path) -> frozenset[str] | None:
@@ -52,12 +79,8 @@ def owned_files(folder: Path) -> frozenset[str] | None:
     Raises:
         MachineError: the disk failed, or there is no permission; OSError where the call names no file.
     """
-    try:
-        document = read_json(folder / RECORD, max_bytes=MAX_RECORD_BYTES)
-    except (UsageError, InputError):
-        return None
-    files = document.get("files")
-    if not isinstance(files, Mapping) or not isinstance(document.get("loratools"), str):
+    files = recorded_files(folder)
+    if files is None:
         return None
     there = {name for name, is_folder in entries_below(folder) if not is_folder}
     return frozenset({RECORD, *(name for name in there & files.keys() if _is_as_recorded(folder / name, files[name]))})
@@ -110,8 +133,8 @@ def _entry(path: Path) -> dict[str, object]:
     return {"bytes": file.size, "digest": fingerprint(file)}
 
 
-def _is_as_recorded(path: Path, entry: object) -> bool:
-    if not isinstance(entry, Mapping) or not stat.S_ISREG(system.lstat(path).st_mode):
+def _is_as_recorded(path: Path, entry: Mapping[str, object]) -> bool:
+    if not stat.S_ISREG(system.lstat(path).st_mode):
         return False
     file = identify(path)
     return file.size == entry.get("bytes") and fingerprint(file) == entry.get("digest")

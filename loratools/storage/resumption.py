@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loratools.errors import ChangedInputError, MachineError, UsageError
+from loratools.storage import system
 from loratools.storage.files import machine_error, quoted
 from loratools.storage.liveness import is_alive
 from loratools.storage.run_journal import RecordedRun, read_journal
-from loratools.storage.staging_names import staging_folders
+from loratools.storage.staging_names import process_space, staging_folders
 
 _ANEW = "start without --resume; what the killed run left goes when the output is there, or with 'loratools clean'"
 
@@ -39,11 +40,11 @@ class Resumable:
     """A run whose finished work can be kept for another one.
 
     Attributes:
-        plan: What it is to do.
-        resume: Whether to go on with a killed run of the same plan.
+        plan: What it is to do; None where that is noted in the journal later, before any unit is.
+        resume: Whether to go on with a killed run of the same plan, which has to be given then.
     """
 
-    plan: RunPlan
+    plan: RunPlan | None
     resume: bool = False
 
 
@@ -75,8 +76,9 @@ def run_to_resume(out: Path, real: Path, plan: RunPlan) -> AbandonedRun | None:
     """
     runs = _runs_of(real)
     for run, alive in runs:
-        if alive:
-            head = run.recorded.head
+        head = run.recorded.head
+        # A run of our own process for the same output is a part of this one (of one file: the file beside the work).
+        if alive and (head.process, head.space) != (system.process_id(), process_space()):
             raise MachineError(
                 f"{quoted(out)} is being written by another run (process {head.process} on {quoted(head.host)})",
                 hint="wait until it is done, or end it",
@@ -131,9 +133,9 @@ def _changes(before: object, now: Mapping[str, str], *, with_values: bool) -> li
         if was == is_now:
             continue
         if was is None:
-            lines.append(f"{name}: not there before")
+            lines.append(f"{name}: {f'not given before, {is_now} now' if with_values else 'not there before'}")
         elif is_now is None:
-            lines.append(f"{name}: no longer there")
+            lines.append(f"{name}: {f'{was} before, not given now' if with_values else 'no longer there'}")
         else:
             lines.append(f"{name}: {was} before, {is_now} now" if with_values else f"{name}: another content")
     return lines

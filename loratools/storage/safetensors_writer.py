@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from loratools.errors import InputError
 from loratools.storage import system
 from loratools.storage.commit import rewritten_file
-from loratools.storage.files import copy_range, machine_error, quoted, reserve, start_writeback, write_at
+from loratools.storage.files import copy_range, machine_error, quoted, read_back, reserve, start_writeback, write_at
 from loratools.storage.safetensors_reader import MAX_HEADER
 from loratools.tensors.dtypes import DTYPE_BITS, dtype_name
 from loratools.tensors.files import ByteRange
@@ -95,14 +95,18 @@ class SafetensorsWriter:
     Leaving the `with` block in order calls `finish`; leaving it by an exception removes the file.
     """
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, keep: bool = False
+    ) -> None:
+        """Begin a file; with `keep`, go on with one that is there, where its header and size are those of this one."""
         specs = list(specs)
         self.path = path
         self.layout = layout(specs, metadata)
         self._specs = {spec.name: spec for spec in specs}
         self._written: dict[str, list[tuple[int, int]]] = {spec.name: [] for spec in specs}
         try:
-            self.fd = system.create(path)
+            kept = self._kept(path) if keep else None
+            self.fd = kept if kept is not None else system.create(path)
         except OSError as error:
             raise machine_error(error, "create", path) from error
         self._open = True
@@ -113,6 +117,21 @@ class SafetensorsWriter:
         except BaseException:
             self.abandon()
             raise
+
+    def _kept(self, path: Path) -> int | None:
+        """A descriptor of the file that is there; None, and no file, where it is not the beginning of this one."""
+        try:
+            fd = system.open_to_write(path)
+        except FileNotFoundError:
+            return None
+        header = memoryview(bytearray(len(self.layout.header)))
+        if system.fstat(fd).st_size == self.layout.size:
+            read_back(fd, header, 0)
+        if bytes(header) == self.layout.header:
+            return fd
+        system.close(fd)
+        system.remove_file(path)
+        return None
 
     def __enter__(self) -> SafetensorsWriter:
         return self
@@ -208,10 +227,14 @@ class SafetensorsWriter:
             raise machine_error(error, "write", self.path) from error
         self._finished = True
 
-    def abandon(self) -> None:
-        """Close and remove the file."""
+    def close(self) -> None:
+        """Close the file as it is, finished or not."""
         with contextlib.suppress(OSError):
             self._close()
+
+    def abandon(self) -> None:
+        """Close and remove the file."""
+        self.close()
         with contextlib.suppress(OSError):
             system.remove_file(self.path)
 

@@ -14,6 +14,7 @@ from loratools.storage import system
 from loratools.storage.files import is_without_room, machine_error, quoted
 from loratools.storage.held_inputs import hold_no
 from loratools.storage.output_paths import stat_or_none
+from loratools.storage.ownership import entries_below
 from loratools.storage.removal import discard, make_parents, remove, remove_replaced
 from loratools.storage.resumption import AbandonedRun, Resumable, run_to_resume
 from loratools.storage.run_journal import JOURNAL, RunHead, RunJournal, read_journal
@@ -26,14 +27,20 @@ class Staging:
     Attributes:
         path: The folder.
         journal: What is written down of the run, where it is one for an output and not for a file inside of one.
+        resumed: Whether it is that of a killed run, whose finished work is in it.
         keeps_work: Whether finished work stays there for another run when this one is ended.
+        sha256_of: Digests of files in it that were hashed while they were written, by name.
+        sampled: Names of files that the record of the output has no hash of all of, being large.
         replaced: The files of ours in the old output, once that lies under the name of the folder.
     """
 
     def __init__(self, path: Path, real: Path) -> None:
         self.path = path
         self.journal: RunJournal | None = None
+        self.resumed = False
         self.keeps_work = False
+        self.sha256_of: dict[str, str] = {}
+        self.sampled: frozenset[str] = frozenset()
         self.replaced: frozenset[str] | None = None
         self._real = real
         self._lock = system.lock_folder(path)
@@ -43,8 +50,27 @@ class Staging:
         """Raise MachineError where someone else has removed the folder, or one of `names` from it."""
         status = stat_or_none(self.path)
         if status is None or not os.path.samestat(status, self._created):
-            raise removed_error(out)
-        require_files(self.path, out, names)
+            raise self.removed(out)
+        if any(stat_or_none(self.path / name) is None for name in names):
+            raise self.removed(out)
+
+    def removed(self, out: Path) -> MachineError:
+        """The error that someone else has removed the folder or a part of it: what is left is of no use."""
+        self.keeps_work = False
+        return removed_error(out)
+
+    def keep_only(self, names: Iterable[str]) -> None:
+        """Remove what a killed run left beside the files of these names, and its journal.
+
+        Raises:
+            MachineError: there is no permission.
+        """
+        kept = {JOURNAL, *names}
+        try:
+            for name in [name for name, is_folder in entries_below(self.path) if not is_folder and name not in kept]:
+                system.remove_file(self.path / name)
+        except OSError as error:
+            raise machine_error(error, "remove what a killed run left in", self.path) from error
 
     def end_journal(self) -> None:
         """Take the journal out of the folder, whose content is complete. Locks stay."""
@@ -99,11 +125,12 @@ def staging(
     try:
         try:
             make_parents(real.parent, created)
-            resumed = run_to_resume(out, real, resumable.plan) if resumable is not None and resumable.resume else None
-            superseded = _remove_stale(real)
+            resumed = None
+            if resumable is not None and resumable.resume and resumable.plan is not None:
+                resumed = run_to_resume(out, real, resumable.plan)
+            superseded = _remove_stale(real, but=resumed.path if resumed is not None else None)
             if resumed is not None:
                 prepared = _reopened(resumed, out, real)
-                superseded = [folder for folder in superseded if folder != resumed.path]
             else:
                 prepared = _made(real, inside=inside, in_output=in_output, resumable=resumable)
         except OSError as error:
@@ -145,11 +172,11 @@ def staging(
         discard(folder, real)
 
 
-def _remove_stale(real: Path) -> list[Path]:
-    """Remove what dead runs have left for an output; the folders with work that another run could go on with stay."""
+def _remove_stale(real: Path, *, but: Path | None) -> list[Path]:
+    """Remove what dead runs left for an output, `but` one; those with work to go on with stay, and are returned."""
     with_work = []
     for folder in (*staging_folders(real), *staging_folders(real, inside=True)):
-        if not owner_is_gone(folder):
+        if folder == but or not owner_is_gone(folder):
             continue
         recorded = read_journal(folder)
         if recorded is not None and recorded.units:
@@ -171,8 +198,8 @@ def _made(real: Path, *, inside: bool, in_output: bool, resumable: Resumable | N
                 real.name, inside, system.process_id(), process_space(), platform.node(), round(time.time(), 3)
             )
             prepared.journal = RunJournal.create(path, head)
-        if prepared.journal is not None and resumable is not None:
-            prepared.keeps_work = True
+        prepared.keeps_work = resumable is not None
+        if prepared.journal is not None and resumable is not None and resumable.plan is not None:
             prepared.journal.note_plan(resumable.plan.to_dict())
     except BaseException:
         remove(path)
@@ -189,7 +216,7 @@ def _reopened(run: AbandonedRun, out: Path, real: Path) -> Staging:
         prepared.journal = RunJournal.reopened(run.path, run.recorded)
     except BlockingIOError as error:
         raise MachineError(f"{quoted(out)} is being resumed by another run", hint="wait until it is done") from error
-    prepared.keeps_work = True
+    prepared.keeps_work = prepared.resumed = True
     return prepared
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 import factories
 import pytest
 import torch
+from reliability.killing import content
+
+from loratools.storage.run_journal import JOURNAL
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
@@ -29,9 +32,10 @@ main()
 """
 
 
-def begun(tmp_path: Path) -> subprocess.Popen[str]:
-    """A merge that has begun to write."""
-    shape = {f"model.layers.{i}.mlp.up_proj": (600, 500) for i in range(12)}
+def begun(tmp_path: Path, *, units: int = 0) -> subprocess.Popen[str]:
+    """A merge that has begun to write; of which so many units are done."""
+    # A unit takes most of a second.
+    shape = {f"model.layers.{i}.mlp.up_proj": (1200, 500) for i in range(12)}
     if not (tmp_path / "base").exists():
         factories.checkpoint_folder(
             tmp_path / "base", weights=factories.base_weights(shape, dtype=torch.bfloat16), shards=2
@@ -40,15 +44,41 @@ def begun(tmp_path: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SLOW, "merge", "base", "a", "-o", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".out.*/*.safetensors")) and time.monotonic() < deadline:
+    while (not list(tmp_path.glob(".out.*/*.safetensors")) or noted(tmp_path) < units) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    time.sleep(0.2)
+    time.sleep(0.2 if not units else 0)
     return process
 
 
+def noted(tmp_path: Path) -> int:
+    """How many units are in the journal of the run."""
+    return sum(file.read_text().count('"unit"') for file in tmp_path.glob(f".out.*/{JOURNAL}"))
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_merge_ended_by_a_signal_leaves_nothing(tmp_path: Path, name: str, code: int) -> None:
+def test_a_merge_ended_by_a_signal_with_work_done_says_how_to_go_on(tmp_path: Path, name: str, code: int) -> None:
+    process = begun(tmp_path, units=1)
+
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=30)
+
+    assert (process.returncode, out) == (code, "")
+    assert "Traceback" not in err
+    assert "--resume goes on" in err
+    assert f"loratools clean {tmp_path}" in err
+    assert len(list(tmp_path.glob(".out.*"))) == 1
+    command = [sys.executable, "-m", "loratools", "merge", "base", "a", "-o"]
+    again = subprocess.run([*command, "out", "--resume"], cwd=tmp_path, capture_output=True, text=True)
+    subprocess.run([*command, "whole", "-q"], cwd=tmp_path, check=True)
+    assert again.returncode == 0, again.stderr
+    assert "a killed run was resumed" in again.stderr
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "base", "out", "whole"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_merge_ended_by_a_signal_before_anything_is_done_leaves_nothing(tmp_path: Path, name: str, code: int) -> None:
     process = begun(tmp_path)
 
     process.send_signal(getattr(signal, name))

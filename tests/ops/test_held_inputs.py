@@ -45,6 +45,10 @@ VERBS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("base/model.safetensors", "base/config.json", "tuned/model.safetensors", "tuned/config.json",
          "one/adapter_model.safetensors", "one/adapter_config.json"),
     ),
+    "verify_files": (
+        lambda at: loratools.verify_files(at / "tuned", threads=1),
+        ("tuned/model.safetensors", "tuned/config.json"),
+    ),
     "spectrum": (
         lambda at: loratools.spectrum(at / "tuned", base=at / "base"),
         ("base/model.safetensors", "tuned/model.safetensors", "tuned/config.json"),

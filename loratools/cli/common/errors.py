@@ -16,6 +16,7 @@ import click
 
 from loratools.cli.common.output import error_json, print_document, print_error, print_line
 from loratools.errors import LoraToolsError, MachineError, UsageError
+from loratools.report.text import safe
 
 
 class Ended(BaseException):
@@ -75,10 +76,12 @@ def run(body: Callable[[], object], args: Sequence[str], verb: str | None) -> in
     except BrokenPipeError:
         _forget_stdout()
         return 128 + 13
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
         print_line(sys.stderr, "interrupted")
+        _print_notes(stop)
         return 130
     except Ended as end:
+        _print_notes(end)
         return end.exit_code
     except NoVerb as asked:
         print_line(sys.stderr, asked.help)
@@ -100,6 +103,12 @@ def run(body: Callable[[], object], args: Sequence[str], verb: str | None) -> in
         except OSError:  # told on stderr already; a second failure at exit would change the exit code
             _forget_stdout()
         return error.exit_code
+
+
+def _print_notes(stop: BaseException) -> None:
+    """Print what was noted on the way out: what is kept, and how to go on."""
+    for note in getattr(stop, "__notes__", ()):
+        print_line(sys.stderr, safe(note), label="hint", colour="cyan")
 
 
 def explained(raised: Exception) -> LoraToolsError:

@@ -240,6 +240,7 @@ def as_mapping(ctx: click.Context, param: click.Parameter, pairs: Iterable[tuple
 
 out = option(OUTPUT, "-o", "--out", required=True, type=PATH, metavar="PATH", help="Where to write the result.")
 overwrite = option(OUTPUT, "--overwrite", is_flag=True, help="Replace the files that loratools wrote.")
+resume = option(EXECUTION, "--resume", is_flag=True, help="Go on with a killed run of the same inputs and options.")
 plan = option(EXECUTION, "--plan", is_flag=True, help="Print what would be done, and stop.")
 dtype = option(
     OUTPUT,

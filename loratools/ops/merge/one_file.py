@@ -17,9 +17,11 @@ from loratools.errors import UsageError
 from loratools.formats.common.source import counted, shown
 from loratools.ops.merge.plan import MergePlan
 from loratools.ops.merge.provenance import HEADER_RECORD, inputs_record
-from loratools.storage.commit import scratch_folder, staged_file, staged_folder
+from loratools.storage.commit import prepared_folder, scratch_folder, staged_file
 from loratools.storage.files import quoted
 from loratools.storage.ownership import MARK
+from loratools.storage.resumption import Resumable
+from loratools.storage.staging import Staging
 
 # Names that promise one file of weights.
 _FILES = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth", ".ckpt")
@@ -77,17 +79,22 @@ def recorded(plan: MergePlan) -> MergePlan:
 
 
 @contextmanager
-def staged_output(plan: MergePlan, out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterator[Path]:
+def staged_output(
+    plan: MergePlan, out: Path, *, overwrite: bool, inputs: Sequence[Path], resumable: Resumable
+) -> Iterator[Staging]:
     """Give a folder for the files of the plan; when the block ends in order, it, or its one file, becomes `out`.
 
-    Raises the same errors as `staged_folder` and `staged_file`.
+    Raises the same errors as `prepared_folder` and `staged_file`.
     """
     if not plan.one_file:
-        with staged_folder(out, overwrite=overwrite, inputs=inputs) as folder:
-            yield folder
+        with prepared_folder(out, overwrite=overwrite, inputs=inputs, resumable=resumable) as prepared:
+            yield prepared
         return
-    with staged_file(out, overwrite=overwrite, inputs=inputs) as staged, scratch_folder(out) as scratch:
-        yield scratch.path
+    with (
+        staged_file(out, overwrite=overwrite, inputs=inputs) as staged,
+        scratch_folder(out, resumable=resumable) as scratch,
+    ):
+        yield scratch
         (scratch.path / plan.files[0].name).replace(staged)
 
 

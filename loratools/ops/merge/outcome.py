@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from loratools.ops.merge.journal import Written
 from loratools.ops.merge.outputs import Output, Requantised
 from loratools.ops.merge.plan import MergePlan
 from loratools.ops.merge.report import MergedTensor, MergeReport, RequantizedTensor
 from loratools.ops.merge.rows import Gain
 from loratools.ops.merge.trained_on import declared_training, size_of_difference
-from loratools.ops.merge.writing import Written
 
 # Of an update on a coarser grid, less than this is told with its remedy.
 _LOW_GAIN = 0.9

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -65,6 +65,7 @@ class MergePlan:
         one_file: Whether the result is one file and not a folder.
         trained_on: How the base was quantised in training, where the adapters are added to the values that training
             saw.
+        options: What was asked for.
     """
 
     base: Checkpoint
@@ -79,6 +80,7 @@ class MergePlan:
     rounding: RoundingMode = "nearest"
     one_file: bool = False
     trained_on: TrainingScheme | None = None
+    options: MergeOptions = field(default_factory=MergeOptions)
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -284,6 +286,7 @@ def plan_merge(
         out,
         options.rounding,
         trained_on=scheme,
+        options=options,
     )
 
 

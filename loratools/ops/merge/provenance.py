@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from loratools._version import __version__
 from loratools.adapter import Adapter
@@ -19,7 +20,7 @@ from loratools.storage.safetensors_reader import read_header
 HEADER_RECORD = "loratools.merge"
 
 
-def inputs_record(plan: MergePlan) -> dict[str, object]:
+def inputs_record(plan: MergePlan) -> dict[str, Any]:
     """What goes into the merge: base and adapters, with their hashes and weights."""
     return {
         "base": {
@@ -74,7 +75,7 @@ def recorded_inputs(path: Path) -> Mapping[str, object]:
     return record if isinstance(record, Mapping) and record.get("verb") == "merge" else {}
 
 
-def provenance_text(inputs: dict[str, object], report: dict[str, object]) -> str:
+def provenance_text(inputs: Mapping[str, object], report: dict[str, object]) -> str:
     """JSON of version, inputs, and the report without its list of tensors."""
     result = {k: v for k, v in report.items() if k not in ("adapters", "tensors", "output", "seconds")}
     document = {"loratools": __version__, "verb": "merge", **inputs, "result": result}

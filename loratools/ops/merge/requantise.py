@@ -18,6 +18,7 @@ from loratools.ops.merge.rows import Gain, prepared, refuse_not_finite, total_de
 from loratools.ops.merge.verify import exact_rows, largest_share
 from loratools.quantization.common.protocol import PackedWeight, Writable
 from loratools.storage.arrays import ArraySource, read_raw
+from loratools.storage.checksum import Checksum
 from loratools.storage.files import read_back, write_at
 from loratools.tensors.lazy import LazyTensor
 
@@ -32,8 +33,8 @@ _ROWS = 4
 _GRID_BYTES = 120
 
 
-def requantise(unit: RowsUnit, fd: int, offset: int) -> Gain:
-    """Merge a packed weight and write its packed numbers to `fd` at `offset`.
+def requantise(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None = None) -> Gain:
+    """Merge a packed weight and write its packed numbers to `fd` at `offset`; `checksum` takes them in.
 
     Raises:
         InputError: a sum is not finite.
@@ -81,6 +82,8 @@ def requantise(unit: RowsUnit, fd: int, offset: int) -> Gain:
             stored_error=_square(moved - delta),
         )
     write_at(fd, packed.data, offset)
+    if checksum is not None:
+        checksum.add(packed.data)
     return replace(gain, undirected=choose.undirected) if choose is not None else gain
 
 

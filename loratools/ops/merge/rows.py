@@ -19,6 +19,7 @@ from loratools.ops.merge.outputs import Output, RowsReplaced, RowsUnit, Weighted
 from loratools.ops.merge.rounding import Chooser, chooser
 from loratools.ops.merge.views import as_updated
 from loratools.storage.arrays import read_array
+from loratools.storage.checksum import Checksum
 from loratools.storage.files import reading, write_at
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import Span, reshaped
@@ -174,8 +175,10 @@ def _slice(span: Span | None) -> slice:
     return span.slice if span is not None else slice(None)
 
 
-def merge_rows(unit: RowsUnit, fd: int, offset: int) -> Gain:
+def merge_rows(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None = None) -> Gain:
     """Compute the rows of `unit` and write them to `fd`; `offset` is where the whole tensor begins.
+
+    `checksum` takes in what is written.
 
     Raises:
         InputError: a weight does not fit the stored dtype, or is not finite in the base.
@@ -209,6 +212,8 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int) -> Gain:
             else:
                 _cast(block, output)
             write_at(fd, block.stored_bytes, offset + start * output.row_bytes)
+            if checksum is not None:
+                checksum.add(block.stored_bytes)
     gain = gain.spread_over((unit.stop - unit.start) * output.columns)
     return replace(gain, undirected=choose.undirected) if choose is not None else gain
 

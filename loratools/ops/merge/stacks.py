@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from loratools.ops.merge.outputs import CopyUnit, Output, WorkUnit
 from loratools.ops.merge.rows import Gain, compute_dtype
+from loratools.storage.checksum import Checksum
 from loratools.storage.files import read_back, read_into, write_at
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.files import ByteRange
@@ -107,8 +108,10 @@ def _kind(unit: WorkUnit) -> Hashable | None:
     return unit.file, output.shape, values.dtype, values.location.file, output.dtype, tuple(factors)
 
 
-def merge_stack(outputs: Sequence[Output], offsets: Sequence[int], fd: int, *, verify: bool) -> list[Measured] | None:
-    """Merge the weights of a stack and write each at its offset in `fd`.
+def merge_stack(
+    outputs: Sequence[Output], offsets: Sequence[int], fd: int, *, verify: bool, checksum: Checksum | None = None
+) -> list[Measured] | None:
+    """Merge the weights of a stack and write each at its offset in `fd`; `checksum` takes in what is written.
 
     Returns:
         What was measured on each; None, with nothing written, where a sum does not fit the stored dtype or is not
@@ -138,7 +141,10 @@ def merge_stack(outputs: Sequence[Output], offsets: Sequence[int], fd: int, *, v
         changed = np.count_nonzero(moved, axis=(1, 2))
     size = first.rows * first.columns
     for values, offset in zip(stored, offsets, strict=True):
-        write_at(fd, values.reshape(-1).view(np.uint8).data, offset)
+        data = values.reshape(-1).view(np.uint8).data
+        write_at(fd, data, offset)
+        if checksum is not None:
+            checksum.add(data)
     ratios = _error_ratios(outputs, offsets, fd) if verify else [0.0] * len(outputs)
     return [
         Measured(Gain(float(along[i]), float(energy[i]), size - int(changed[i]), size), ratio)

@@ -15,20 +15,22 @@ from pathlib import Path
 from loratools.adapter import Adapter
 from loratools.arguments import Globs, Positive, Size, checked
 from loratools.checkpoints import Checkpoint, open_checkpoint
-from loratools.errors import InputError
+from loratools.errors import InputError, UsageError
 from loratools.execution import runner
 from loratools.execution.local import worker_count
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import base_of
+from loratools.ops.common.abandoned import abandoned_warnings, resumed_remarks
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted
 from loratools.ops.common.finite import refuse_not_finite
 from loratools.ops.common.same_invocation import refuse_invoked
 from loratools.ops.merge.initial import with_initial
+from loratools.ops.merge.journal import run_plan
 from loratools.ops.merge.one_file import as_one_file, is_one_file, recorded, staged_output
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outcome import measured_report, planned_report
 from loratools.ops.merge.plan import MergePlan, index_names, index_texts, plan_merge
-from loratools.ops.merge.provenance import provenance_text
+from loratools.ops.merge.provenance import inputs_record, provenance_text
 from loratools.ops.merge.report import MergeReport
 from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.verify import require_right
@@ -36,7 +38,7 @@ from loratools.ops.merge.writing import write_side_files, write_weights
 from loratools.storage.commit import check_output
 from loratools.storage.files import identify
 from loratools.storage.held_inputs import holding_inputs
-from loratools.storage.staging import require_files
+from loratools.storage.resumption import Resumable
 from loratools.updates.lora_experts import Orientation, Packing
 
 
@@ -70,6 +72,8 @@ def merge(
     execution: str = "local",
     progress: Callable[[int], None] | None = None,
     plan: bool = False,
+    resume: bool = False,
+    manifest: bool = False,
 ) -> MergeReport:
     """Write `base` with the weighted sum of `adapters` added, as a checkpoint of the same layout.
 
@@ -119,6 +123,9 @@ def merge(
             threads).
         progress: Called with the number of bytes just written, on the thread of the caller.
         plan: Work out from headers what would be done, and write nothing: `report.plan` has it all.
+        resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
+            options, inputs or versions it is refused; where no run was killed, the merge begins anew.
+        manifest: Hash every file of the result, also the weight files, for `verify_files`.
 
     Returns:
         A report: how many weights were merged, how much of the change survived rounding, and the largest error.
@@ -157,7 +164,17 @@ def merge(
     made = plan_from_headers(base, adapters, out, options, overwrite=overwrite)
     if plan:
         return planned_report(made)
-    return run(made, out, overwrite=overwrite, verify=verify, threads=threads, execution=execution, progress=progress)
+    return run(
+        made,
+        out,
+        overwrite=overwrite,
+        verify=verify,
+        threads=threads,
+        execution=execution,
+        progress=progress,
+        resume=resume,
+        manifest=manifest,
+    )
 
 
 def plan_from_headers(
@@ -220,28 +237,57 @@ def run(
     threads: Positive | None = None,
     execution: str = "local",
     progress: Callable[[int], None] | None = None,
+    resume: bool = False,
+    manifest: bool = False,
 ) -> MergeReport:
     """Do what the plan says; with the arguments and errors of `merge`."""
     began = time.monotonic()
     out = Path(out)
     inputs = [made.base.path, *(a.path for a in made.adapters if a.path is not None)]
-    made.require_space(out)
+    if not resume:  # what a killed run reserved is its own
+        made.require_space(out)
     refuse_not_finite({a.name: {n: r.tensor for n, r in a.replacements.items()} for a, _ in made.active})
     run_units, workers = runner(execution), worker_count(threads)
+    if manifest and made.one_file:
+        raise UsageError(
+            "one file has no record beside it for the hash of its content",
+            hint="leave out --manifest, or write a folder",
+        )
     made = recorded(made) if made.one_file else made
-    with staged_output(made, out, overwrite=overwrite, inputs=inputs) as staging:
+    # Of the inputs, whole adapters are hashed, which a run that resumes nothing does beside its work.
+    record = inputs_record(made) if resume else None
+    same = run_plan(made, record, verify=verify, manifest=manifest) if record is not None else None
+    remarks = [] if resume else abandoned_warnings(out)
+    resumable = Resumable(same, resume)
+    with staged_output(made, out, overwrite=overwrite, inputs=inputs, resumable=resumable) as prepared:
+        staging = prepared.path
+        if not manifest:
+            prepared.sampled = frozenset(file.name for file in made.files)
         try:
-            written, record = write_weights(made, staging, run_units, workers, verify, progress or (lambda _: None))
+            weights = write_weights(
+                made,
+                prepared,
+                run_units,
+                workers,
+                verify=verify,
+                manifest=manifest,
+                progress=progress or (lambda _: None),
+                record=record,
+            )
         except InputError:
             # Where the adapters are to blame, all of their bad tensors are named, not the first weight that suffered.
             refuse_not_finite({a.name: a.tensors() for a, _ in made.active})
             raise
+        written = weights.measured
+        remarks += resumed_remarks(out, prepared.resumed, weights.kept, weights.units) if resume else []
         require_right({name: w.ratio for name, w in written.items()})
         report = measured_report(made, out, written, verify)
         if not made.one_file:
-            write_side_files(made, staging, provenance_text(record, report.to_dict()))
+            write_side_files(made, staging, provenance_text(weights.inputs, report.to_dict()))
         # Last of all: whoever sees an index may rely on every shard that it names.
         for name, text in index_texts(made).items():
             (staging / name).write_text(text, encoding="utf-8")
-        require_files(staging, out, _names(made))
-    return replace(report, seconds=round(time.monotonic() - began, 3))
+        prepared.require(out, *_names(made))
+    # Not in the record of the output, which is the same however often it was begun.
+    warnings = (*report.warnings, *remarks)
+    return replace(report, warnings=warnings, seconds=round(time.monotonic() - began, 3))

@@ -3,78 +3,126 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loratools.execution import Runner
-from loratools.ops.merge.outputs import CopyUnit, OutputFile, WorkUnit
+from loratools.ops.merge.journal import DoneStack, MergeJournal, Written, run_plan
+from loratools.ops.merge.outputs import CopyUnit, OutputFile, RowsUnit, WorkUnit
 from loratools.ops.merge.plan import MergePlan, specs, work_units
 from loratools.ops.merge.provenance import inputs_record
 from loratools.ops.merge.requantise import requantise, requantised_error_ratio
-from loratools.ops.merge.rows import Gain, merge_rows
+from loratools.ops.merge.rows import merge_rows
 from loratools.ops.merge.stacks import copies, merge_stack, stacked_units
 from loratools.ops.merge.verify import error_ratio
-from loratools.storage.files import copy_range, identify, start_writeback
+from loratools.storage.checksum import Checksum
+from loratools.storage.files import copy_range, identify, read_back, sha256, start_writeback
 from loratools.storage.safetensors_writer import SafetensorsWriter
+from loratools.storage.staging import Staging
 from loratools.tensors.files import ByteRange
 
-
-@dataclass(frozen=True)
-class Written:
-    """What was measured on written rows: what became of the update, and the largest error as a share of the bound."""
-
-    gain: Gain = field(default_factory=Gain)
-    ratio: float = 0.0
-
-    def __add__(self, other: Written) -> Written:
-        return Written(self.gain + other.gain, max(self.ratio, other.ratio))
+# What a killed run wrote is read back in pieces of this size.
+_READ_BACK = 1 << 20
 
 
 def write_weights(
-    made: MergePlan, folder: Path, run_units: Runner, threads: int, verify: bool, progress: Callable[[int], None]
-) -> tuple[dict[str, Written], dict[str, object]]:
-    """Write every weight file to `folder`; what was measured, by tensor, and the record of the inputs."""
+    made: MergePlan,
+    prepared: Staging,
+    run_units: Runner,
+    threads: int,
+    *,
+    verify: bool,
+    manifest: bool,
+    progress: Callable[[int], None],
+    record: Mapping[str, Any] | None = None,
+) -> WrittenWeights:
+    """Write every weight file, or what of it a killed run had not written.
+
+    Args:
+        made: The plan.
+        prepared: Where to write, with the journal of the run.
+        run_units: Runs the units.
+        threads: Workers.
+        verify: Whether rows are read back and checked.
+        manifest: Whether files are hashed when they are finished.
+        progress: Called with the number of bytes just written.
+        record: The inputs with their digests, where they are known already, and the plan is in the journal.
+    """
+    folder = prepared.path
     units = work_units(made)
     left = Counter(u.file for u in units)
     written = {o.name: Written() for o in made.outputs}
-
+    stacks = stacked_units(units)
+    journal = MergeJournal(prepared.journal, has_plan=record is not None)
+    if prepared.resumed:
+        prepared.keep_only(file.name for file in made.files)
     for file in made.files:
         (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as resources:
         # Files are flushed by a thread of their own, so that the disk works on one while the next is computed. It is
         # started when the first unit is done: workers are forked before there are threads.
         background = resources.enter_context(ThreadPoolExecutor(1, thread_name_prefix="loratools-flush"))
-        writers = [resources.enter_context(_reserved(folder, file)) for file in made.files]
+        writers = [_reserved(folder, file, resources, keep=prepared.resumed) for file in made.files]
         finished: list[Future[None]] = []
-        records: list[Future[dict[str, object]]] = []
+        records: list[Future[Mapping[str, Any]]] = []
 
-        def work(stack: Sequence[WorkUnit]) -> list[Written]:
+        def work(number: int) -> DoneStack:
+            stack = stacks[number]
             file = stack[0].file
-            return _write_stack(stack, made.files[file], writers[file], verify)
+            return _write_stack(stack, made.files[file], writers[file], verify, journal.kept.get(number))
 
-        def on_result(stack: Sequence[WorkUnit], _: list[Written]) -> None:
-            if not records:
+        def finish(file: int) -> None:
+            writers[file].finish()
+            if manifest:
+                prepared.sha256_of[made.files[file].name] = sha256(writers[file].path)
+
+        def on_result(number: int, done: DoneStack) -> None:
+            if not records and record is None:
                 records.append(background.submit(inputs_record, made))
-            for unit in stack:
+            if not journal.has_plan and records[0].done():
+                journal.note_plan(run_plan(made, records[0].result(), verify=verify, manifest=manifest))
+            for unit in stacks[number]:
                 name, (start, nbytes) = made.files[unit.file].stored_name(unit.output), _span(unit)
                 writers[unit.file].account(name, start, nbytes)
                 left[unit.file] -= 1
                 if not left[unit.file]:
-                    finished.append(background.submit(writers[unit.file].finish))
-                progress(nbytes)
+                    finished.append(background.submit(finish, unit.file))
+            journal.note(number, done)
+            for unit in stacks[number]:
+                progress(_span(unit)[1])
 
         # Added up in the order of the stacks, whatever the order in which they were done.
-        stacks = stacked_units(units)
-        results = run_units(stacks, work, threads=threads, on_result=on_result)
-        for stack, measured in zip(stacks, results, strict=True):
-            for unit, of_unit in zip(stack, measured, strict=True):
+        results = run_units(range(len(stacks)), work, threads=threads, on_result=on_result)
+        for stack, done in zip(stacks, results, strict=True):
+            for unit, of_unit in zip(stack, done.written, strict=True):
                 written[unit.output.name] += of_unit
         for future in finished:
             future.result()
-        return written, records[0].result() if records else inputs_record(made)
+        inputs = record or (records[0].result() if records else inputs_record(made))
+        computed = [(stack, done) for stack, done in zip(stacks, results, strict=True) if done.checksum is not None]
+        kept = sum(len(stack) for stack, done in computed if done.kept)
+        return WrittenWeights(written, inputs, kept, sum(len(stack) for stack, _ in computed))
+
+
+@dataclass(frozen=True)
+class WrittenWeights:
+    """What came of writing the weight files.
+
+    Attributes:
+        measured: What was measured, by tensor.
+        inputs: The record of the inputs.
+        kept: How many units of merged rows a killed run had done.
+        units: How many there are.
+    """
+
+    measured: Mapping[str, Written]
+    inputs: Mapping[str, Any]
+    kept: int
+    units: int
 
 
 def _span(unit: WorkUnit) -> tuple[int, int]:
@@ -83,38 +131,63 @@ def _span(unit: WorkUnit) -> tuple[int, int]:
     return unit.start * each, (unit.stop - unit.start) * each
 
 
-def _write_stack(stack: Sequence[WorkUnit], file: OutputFile, writer: SafetensorsWriter, verify: bool) -> list[Written]:
-    if len(stack) > 1:
-        offsets = [writer.offset(file.stored_name(unit.output)) for unit in stack]
-        with writer.opened() as fd:
-            if isinstance(stack[0], CopyUnit):
-                for source, target in copies(stack, offsets):
-                    copy_range(source, fd, target, path=writer.path)
-                return [Written()] * len(stack)
-            measured = merge_stack([unit.output for unit in stack], offsets, fd, verify=verify)
-        if measured is not None:
-            return [Written(each.gain, each.ratio) for each in measured]
-    return [_write_unit(unit, file, writer, verify) for unit in stack]
-
-
-def _write_unit(unit: WorkUnit, file: OutputFile, writer: SafetensorsWriter, verify: bool) -> Written:
-    offset, (start, nbytes) = writer.offset(file.stored_name(unit.output)), _span(unit)
+def _write_stack(
+    stack: Sequence[WorkUnit], file: OutputFile, writer: SafetensorsWriter, verify: bool, noted: DoneStack | None
+) -> DoneStack:
+    """Write some units together, or one alone; `noted`: what the journal of a killed run says of them."""
+    offsets = [writer.offset(file.stored_name(unit.output)) for unit in stack]
     with writer.opened() as fd:
-        if isinstance(unit, CopyUnit):
-            piece = ByteRange(unit.source.file, unit.source.offset + start, nbytes)
-            copy_range(piece, fd, offset + start, path=writer.path)
-            return Written()
-        packed = unit.output.requantised is not None
-        gain = requantise(unit, fd, offset) if packed else merge_rows(unit, fd, offset)
-        start_writeback(fd, offset + start, nbytes)
-        measure = requantised_error_ratio if packed else error_ratio
-        ratio = measure(unit, fd, offset) if verify and unit.output.touched else 0.0
-    return Written(gain, ratio)
+        if isinstance(stack[0], CopyUnit):
+            ranges = copies(stack, offsets) if len(stack) > 1 else [_piece(stack[0], offsets[0])]
+            for source, target in ranges:
+                copy_range(source, fd, target, path=writer.path)
+            return DoneStack((Written(),) * len(stack))
+        if noted is not None and noted.is_of(len(stack)) and noted.checksum == _checksum(stack, offsets, fd):
+            return noted
+        checksum = Checksum()
+        if len(stack) > 1:
+            measured = merge_stack([unit.output for unit in stack], offsets, fd, verify=verify, checksum=checksum)
+            if measured is not None:
+                return DoneStack(tuple(Written(each.gain, each.ratio) for each in measured), checksum.hexdigest())
+        written = [_write_rows(unit, fd, offset, verify, checksum) for unit, offset in zip(stack, offsets, strict=True)]
+    return DoneStack(tuple(written), checksum.hexdigest())
 
 
-def _reserved(folder: Path, file: OutputFile) -> SafetensorsWriter:
-    """A file of the result with its header and its size, open no longer than something is written to it."""
-    writer = SafetensorsWriter(folder / file.name, specs(file), file.metadata)
+def _piece(unit: CopyUnit, offset: int) -> tuple[ByteRange, int]:
+    """What a unit copies of a tensor that lies at `offset`: from where and to where."""
+    return ByteRange(unit.source.file, unit.source.offset + unit.start, unit.stop - unit.start), offset + unit.start
+
+
+def _write_rows(unit: WorkUnit, fd: int, offset: int, verify: bool, checksum: Checksum) -> Written:
+    assert isinstance(unit, RowsUnit), "of one kind"
+    start, nbytes = _span(unit)
+    packed = unit.output.requantised is not None
+    gain = (requantise if packed else merge_rows)(unit, fd, offset, checksum)
+    start_writeback(fd, offset + start, nbytes)
+    measure = requantised_error_ratio if packed else error_ratio
+    return Written(gain, measure(unit, fd, offset) if verify and unit.output.touched else 0.0)
+
+
+def _checksum(stack: Sequence[WorkUnit], offsets: Sequence[int], fd: int) -> str:
+    """Of bytes that a killed run wrote."""
+    checksum = Checksum()
+    for unit, offset in zip(stack, offsets, strict=True):
+        start, nbytes = _span(unit)
+        buffer = memoryview(bytearray(min(nbytes, _READ_BACK)))
+        for position in range(0, nbytes, _READ_BACK):
+            piece = buffer[: nbytes - position]
+            read_back(fd, piece, offset + start + position)
+            checksum.add(piece)
+    return checksum.hexdigest()
+
+
+def _reserved(folder: Path, file: OutputFile, resources: ExitStack, *, keep: bool) -> SafetensorsWriter:
+    """A file of the result with its header and its size, open no longer than something is written to it.
+
+    When `resources` unwind it is closed and stays: whether it is of use to another run is for its folder to say.
+    """
+    writer = SafetensorsWriter(folder / file.name, specs(file), file.metadata, keep=keep)
+    resources.callback(writer.close)
     writer.release()
     return writer
 

@@ -14,6 +14,7 @@ from loratools.errors import LoraToolsError
 from loratools.ops.merge import writing
 from loratools.ops.merge.outputs import RowsUnit
 from loratools.ops.merge.rows import Gain
+from loratools.storage.checksum import Checksum
 
 # More weights than are looked at in one piece: of such a unit a few rows are.
 ROWS, COLUMNS = 200, 90
@@ -29,8 +30,8 @@ def test_wrong_value_in_a_row_that_is_looked_at_ends_the_merge(
     adapter = factories.adapter_folder(tmp_path / "style", modules=MODULES)
     merge_rows = writing.merge_rows
 
-    def damaged(unit: RowsUnit, fd: int, offset: int) -> Gain:
-        gain = merge_rows(unit, fd, offset)
+    def damaged(unit: RowsUnit, fd: int, offset: int, checksum: Checksum) -> Gain:
+        gain = merge_rows(unit, fd, offset, checksum)
         os.pwrite(fd, struct.pack("<f", value), offset + row * unit.output.row_bytes)
         return gain
 

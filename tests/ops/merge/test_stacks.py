@@ -36,9 +36,9 @@ def _count_stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     merge_stack = stacks.merge_stack
 
-    def counted(outputs, offsets, fd, *, verify):  # type: ignore[no-untyped-def]
+    def counted(outputs, offsets, fd, **options):  # type: ignore[no-untyped-def]
         lengths.append(len(outputs))
-        return merge_stack(outputs, offsets, fd, verify=verify)
+        return merge_stack(outputs, offsets, fd, **options)
 
     monkeypatch.setattr(writing, "merge_stack", counted)
     return lengths

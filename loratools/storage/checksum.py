@@ -1,0 +1,62 @@
+"""A checksum of bytes as they are written, at the speed of memory: sums of 64-bit numbers over pieces of 64 KiB.
+
+It is there to notice what crashes and disks do to bytes (pages that were never written, bits that changed), at a
+thirtieth of the cost of a cryptographic digest, which would be a fifth of the work of a merge. It is no protection
+against somebody who changes bytes on purpose.
+"""
+
+from __future__ import annotations
+
+# Bytes whose sum is one number of the digest.
+_PIECE = 1 << 16
+_WORD = 8
+_MASK = (1 << 64) - 1
+
+
+class Checksum:
+    """The checksum of what is added to it; how the bytes are cut into calls makes no difference."""
+
+    def __init__(self) -> None:
+        from hashlib import blake2b
+
+        self._digest = blake2b(digest_size=16)
+        self._sum = 0
+        # Bytes that are in `_sum`, of the piece at hand.
+        self._summed = 0
+        self._length = 0
+        # The beginning of a 64-bit number whose other bytes have not come yet.
+        self._rest = b""
+
+    def add(self, data: memoryview) -> None:
+        """Take in the next bytes."""
+        self._length += len(data)
+        if self._rest:
+            missing = min(_WORD - len(self._rest), len(data))
+            self._rest, data = self._rest + bytes(data[:missing]), data[missing:]
+            if len(self._rest) < _WORD:
+                return
+            word, self._rest = memoryview(self._rest), b""
+            self._add_words(word)
+        whole = len(data) // _WORD * _WORD
+        self._add_words(data[:whole])
+        self._rest = bytes(data[whole:])
+
+    def hexdigest(self) -> str:
+        """The checksum of all that was added."""
+        digest = self._digest.copy()
+        last = (self._sum + int.from_bytes(self._rest, "little")) & _MASK
+        digest.update(last.to_bytes(_WORD, "little") + self._length.to_bytes(_WORD, "little"))
+        return digest.hexdigest()
+
+    def _add_words(self, data: memoryview) -> None:
+        import numpy as np
+
+        while len(data):
+            piece = data[: _PIECE - self._summed]
+            words = np.frombuffer(piece, "<u8")
+            self._sum = (self._sum + int(np.add.reduce(words))) & _MASK
+            self._summed += len(piece)
+            data = data[len(piece) :]
+            if self._summed == _PIECE:
+                self._digest.update(self._sum.to_bytes(_WORD, "little"))
+                self._sum = self._summed = 0

@@ -66,6 +66,14 @@ def quantization() -> str:
     return _summaries("quantization", "scheme")
 
 
+def rules() -> str:
+    """Every rule of `check` with what it looks for, what it needs, and what to do."""
+    from loratools.ops.check.rules import list_rules
+
+    rows = [f"| `{r.id}` | {r.severity} | {r.summary} | {r.needs} | {r.fix} |" for r in list_rules()]
+    return "\n".join(["| rule | severity | what it tells | needs | what to do |", "|---|---|---|---|---|", *rows])
+
+
 def families() -> str:
     """Every family of image and video models: classes of diffusers, blocks and inputs of published models, words."""
     from loratools.naming.image.evidence import denoisers
@@ -219,6 +227,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "kinds": kinds,
     "quantization": quantization,
+    "rules": rules,
     "helps": helps,
     "recipe": recipe,
     "api": api,

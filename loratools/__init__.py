@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from loratools.adapter import Adapter, Replacement
     from loratools.arguments import Globs, Positive, Size
     from loratools.checkpoints import Checkpoint, Component, SideFile, WeightFile, open_checkpoint
+    from loratools.checks import Needs, Severity
     from loratools.errors import (
         ChangedInputError,
         FormatError,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     )
     from loratools.formats import Base, RankFrom, load, save
     from loratools.formats.common.description import Description, TagCount
+    from loratools.ops.check.report import CheckedSource, CheckFinding, CheckReport
+    from loratools.ops.check.rules import RuleInfo, list_rules
+    from loratools.ops.check.verb import check
     from loratools.ops.clean import CleanReport, RemovedRun, clean
     from loratools.ops.combine.recipe import Calibration, HeadsRule
     from loratools.ops.combine.report import CombineReport
@@ -98,6 +102,9 @@ _HOMES = {
     "ByteRange": "tensors.files",
     "Calibration": "ops.combine.recipe",
     "ChangedInputError": "errors",
+    "CheckFinding": "ops.check.report",
+    "CheckReport": "ops.check.report",
+    "CheckedSource": "ops.check.report",
     "CheckedFile": "ops.verify.files",
     "Checkpoint": "checkpoints",
     "CheckpointEntry": "ops.inspect.entries",
@@ -142,13 +149,14 @@ _HOMES = {
     "MismatchError": "errors",
     "ModuleShare": "ops.combine.shares",
     "ModuleSpectrum": "ops.spectrum.report",
+    "Needs": "checks",
+    "NotListed": "ops.inspect.entries",
     "Orientation": "updates.lora_experts",
     "OtherSource": "ops.listing.rows",
     "OutputExistsError": "errors",
     "Packing": "updates.lora_experts",
     "Positive": "arguments",
     "Quantisation": "quantization",
-    "NotListed": "ops.inspect.entries",
     "QuantisedEntry": "ops.inspect.entries",
     "RankFrom": "formats",
     "RankRow": "ops.spectrum.report",
@@ -159,6 +167,8 @@ _HOMES = {
     "RequantizedTensor": "ops.merge.report",
     "ResizeReport": "ops.resize.report",
     "RoundingMode": "ops.merge.rounding",
+    "RuleInfo": "ops.check.rules",
+    "Severity": "checks",
     "Share": "ops.combine.shares",
     "SideFile": "checkpoints",
     "Size": "arguments",
@@ -177,6 +187,7 @@ _HOMES = {
     "VerifyReport": "ops.verify.report",
     "WeightFile": "checkpoints",
     "__version__": "_version",
+    "check": "ops.check.verb",
     "clean": "ops.clean",
     "combine": "ops.combine.verb",
     "compare": "ops.compare",
@@ -187,6 +198,7 @@ _HOMES = {
     "list_formats": "ops.registries",
     "list_layouts": "ops.registries",
     "list_methods": "ops.registries",
+    "list_rules": "ops.check.rules",
     "load": "formats",
     "merge": "ops.merge.verb",
     "open_checkpoint": "checkpoints",
@@ -207,7 +219,10 @@ __all__ = [
     "ByteRange",
     "Calibration",
     "ChangedInputError",
+    "CheckFinding",
+    "CheckReport",
     "CheckedFile",
+    "CheckedSource",
     "Checkpoint",
     "CheckpointEntry",
     "CleanReport",
@@ -251,6 +266,7 @@ __all__ = [
     "MismatchError",
     "ModuleShare",
     "ModuleSpectrum",
+    "Needs",
     "NotListed",
     "Orientation",
     "OtherSource",
@@ -268,6 +284,8 @@ __all__ = [
     "RequantizedTensor",
     "ResizeReport",
     "RoundingMode",
+    "RuleInfo",
+    "Severity",
     "Share",
     "SideFile",
     "Size",
@@ -286,6 +304,7 @@ __all__ = [
     "VerifyReport",
     "WeightFile",
     "__version__",
+    "check",
     "clean",
     "combine",
     "compare",
@@ -296,6 +315,7 @@ __all__ = [
     "list_formats",
     "list_layouts",
     "list_methods",
+    "list_rules",
     "load",
     "merge",
     "open_checkpoint",

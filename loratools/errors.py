@@ -22,16 +22,22 @@ from collections.abc import Sequence
 
 
 class LoraToolsError(Exception):
-    """What is wrong (`message`), one line per thing concerned (`details`), and what to do (`hint`)."""
+    """What is wrong (`message`), one line per thing concerned (`details`), and what to do (`hint`).
+
+    `defect`: the id of the rule of `checks/` that explains it; None where no rule is about it in particular.
+    """
 
     exit_code = 70
     code = "internal"
 
-    def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, details: Sequence[str] = (), defect: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.details = tuple(details)
+        self.defect = defect
 
     def __str__(self) -> str:
         return "\n".join([self.message, *self.details] + ([f"hint: {self.hint}"] if self.hint else []))
@@ -72,9 +78,15 @@ class UnreadTensorsError(UnsupportedError):
     """Tensors that are not read, by their keys in the file (`tensors`), all of them."""
 
     def __init__(
-        self, message: str, tensors: Sequence[str], *, hint: str | None = None, details: Sequence[str] = ()
+        self,
+        message: str,
+        tensors: Sequence[str],
+        *,
+        hint: str | None = None,
+        details: Sequence[str] = (),
+        defect: str | None = "keys-unknown",
     ) -> None:
-        super().__init__(message, hint=hint, details=details)
+        super().__init__(message, hint=hint, details=details, defect=defect)
         self.tensors = tuple(tensors)
 
 
@@ -86,9 +98,11 @@ class MachineError(LoraToolsError, OSError):
     exit_code = 5
     code = "machine"
 
-    def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, details: Sequence[str] = (), defect: str | None = None
+    ) -> None:
         # OSError would take several positional arguments as errno and strerror.
-        LoraToolsError.__init__(self, message, hint=hint, details=details)
+        LoraToolsError.__init__(self, message, hint=hint, details=details, defect=defect)
 
 
 class ChangedInputError(MachineError):

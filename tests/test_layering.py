@@ -30,6 +30,7 @@ LAYERS = (
     "matching",
     "formats",
     "methods",
+    "checks",
     "execution",
     "ops",
     "report",

@@ -31,9 +31,11 @@ _ORDER = (
     "spectrum",
     "compare",
     "verify",
+    "check",
     "clean",
     "formats",
     "methods",
+    "explain",
     "help",
     "completion",
 )

@@ -328,6 +328,7 @@ def _refuse_unsupported(source: AdapterSource, parsed: Mapping[str, Parsed]) -> 
         message,
         details=lines,
         hint=hints[0] if hints else "loratools formats lists the kinds that are read",
+        defect="config-not-read",
     )
 
 
@@ -343,6 +344,7 @@ def _refuse_several_adapters(source: AdapterSource, parsed: Mapping[str, Parsed]
             f"{quoted(source.file)} holds {len(names)} adapters",
             details=shown([quoted(name)[1:-1] for name in names], 20),
             hint="save each on its own, with PEFT's save_pretrained",
+            defect="keys-several-adapters",
         )
 
 
@@ -368,6 +370,7 @@ def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[s
         raise FormatError(
             f"{quoted(source.file)} has {counted(len(twice), 'weight')} with more than one value",
             details=shown(sorted(twice)),
+            defect="keys-duplicate",
         )
     return replacements
 
@@ -382,6 +385,7 @@ def _token_rows(weight: WholeWeight, tensor: LazyTensor, config: Mapping[str, ob
         raise FormatError(
             f"'{weight.module}' has {tensor.shape[0]} trained tokens, and {CONFIG} names {len(rows)} of its rows",
             hint="the numbers of the rows are stored in adapter_config.json alone; save the adapter again",
+            defect="config-values",
         )
     return rows
 

@@ -35,11 +35,12 @@ def read_json(path: Path, *, max_bytes: int = 1_000_000, infinities: bool = Fals
         raise FormatError(
             f"{quoted(path)} has {file.size:,} bytes; a JSON file here has at most {max_bytes:,}",
             hint="this is some other file under that name",
+            defect="container-json",
         )
     data = read_bytes(ByteRange(file, 0, file.size))
     value = parse_json(data.removeprefix(b"\xef\xbb\xbf"), quoted(path), infinities=infinities)
     if not isinstance(value, dict):
-        raise FormatError(f"{quoted(path)} holds {kind_of(value)}; an object is needed")
+        raise FormatError(f"{quoted(path)} holds {kind_of(value)}; an object is needed", defect="container-json")
     return value
 
 
@@ -84,13 +85,15 @@ def parse_json(data: bytes, subject: str, *, infinities: bool = False) -> object
             value = _decoder.decode(text)
         return value
     except _Refused as refused:
-        raise FormatError(f"{subject} {refused}") from None
+        raise FormatError(f"{subject} {refused}", defect=refused.defect) from None
     except UnicodeDecodeError as error:
-        raise FormatError(f"{subject} is not UTF-8 at byte {error.start}") from error
+        raise FormatError(f"{subject} is not UTF-8 at byte {error.start}", defect="container-json") from error
     except json.JSONDecodeError as error:
-        raise FormatError(f"{subject} is not JSON: {error.msg.lower()} at character {error.pos}") from error
+        raise FormatError(
+            f"{subject} is not JSON: {error.msg.lower()} at character {error.pos}", defect="container-json"
+        ) from error
     except RecursionError as error:
-        raise FormatError(f"{subject} is nested too deeply") from error
+        raise FormatError(f"{subject} is nested too deeply", defect="container-json") from error
 
 
 def kind_of(value: object) -> str:
@@ -120,7 +123,11 @@ def _count_keys(value: object) -> int:
 
 
 class _Refused(Exception):  # noqa: N818 (never leaves this file)
-    """Valid for Python's parser, not for us."""
+    """Valid for Python's parser, not for us. `defect` as in `LoraToolsError`."""
+
+    def __init__(self, message: str, defect: str = "container-json") -> None:
+        super().__init__(message)
+        self.defect = defect
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -128,7 +135,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(members) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _Refused(f"has the key {quoted(twice)} twice")
+        raise _Refused(f"has the key {quoted(twice)} twice", "container-duplicate-key")
     return members
 
 

@@ -67,7 +67,9 @@ def _read_header(path: Path, file: FileId) -> SafetensorsFile:
     subject = f"the header of {quoted(path)}"
     entries = parse_json(header, subject)
     if not isinstance(entries, dict):
-        raise FormatError(f"{subject} holds {kind_of(entries)}; an object is needed", hint=_AGAIN)
+        raise FormatError(
+            f"{subject} holds {kind_of(entries)}; an object is needed", hint=_AGAIN, defect="container-header"
+        )
     metadata = _metadata(file, entries.pop("__metadata__", {}))
     if b"\\u" in header:
         _refuse_lone_surrogates([*entries, *metadata, *metadata.values()], subject)
@@ -93,23 +95,33 @@ def _header_bytes(file: FileId) -> tuple[bytes, int]:
     if sniffed is not None and sniffed.kind != "a safetensors file":
         raise _misnamed(file, sniffed)
     if file.size < 10:
-        raise FormatError(f"{quoted(file.path)} has {file.size} bytes; it is no model file", hint=_AGAIN)
+        raise FormatError(
+            f"{quoted(file.path)} has {file.size} bytes; it is no model file", hint=_AGAIN, defect="container-truncated"
+        )
     if length > MAX_HEADER:
         raise FormatError(
             f"{quoted(file.path)} is no safetensors file: it declares a header of {length:,} bytes, "
             f"and {MAX_HEADER:,} are allowed",
             hint=_AGAIN,
+            defect="container-header-size",
         )
     if length > file.size - 8:
         raise FormatError(
             f"{quoted(file.path)} is cut off: it declares a header of {length:,} bytes, and {file.size - 8:,} follow",
             hint=_AGAIN,
+            defect="container-truncated",
         )
-    raise FormatError(f"{quoted(file.path)} is no safetensors file: its header does not begin with '{{'", hint=_AGAIN)
+    raise FormatError(
+        f"{quoted(file.path)} is no safetensors file: its header does not begin with '{{'",
+        hint=_AGAIN,
+        defect="container-header",
+    )
 
 
 def _misnamed(file: FileId, sniffed: Sniffed) -> FormatError:
-    return FormatError(f"{quoted(file.path)} is not a safetensors file but {sniffed.kind}", hint=sniffed.hint)
+    return FormatError(
+        f"{quoted(file.path)} is not a safetensors file but {sniffed.kind}", hint=sniffed.hint, defect="container-type"
+    )
 
 
 def _refuse_lone_surrogates(texts: Iterable[str], subject: str) -> None:
@@ -117,7 +129,9 @@ def _refuse_lone_surrogates(texts: Iterable[str], subject: str) -> None:
     try:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise FormatError(f"{subject} has a text with half of a surrogate pair", hint=_AGAIN) from error
+        raise FormatError(
+            f"{subject} has a text with half of a surrogate pair", hint=_AGAIN, defect="container-header"
+        ) from error
 
 
 def _metadata(file: FileId, value: object) -> dict[str, str]:
@@ -125,12 +139,13 @@ def _metadata(file: FileId, value: object) -> dict[str, str]:
         return {}
     if not isinstance(value, dict):
         problem = f"'__metadata__' of {quoted(file.path)} is {kind_of(value)}"
-        raise FormatError(f"{problem}; an object is needed", hint=_AGAIN)
+        raise FormatError(f"{problem}; an object is needed", hint=_AGAIN, defect="container-header")
     for key, text in value.items():
         if not isinstance(text, str):
             raise FormatError(
                 f"{quoted(key)} in '__metadata__' of {quoted(file.path)} is {kind_of(text)}; only texts are allowed",
                 hint="save the file again with such values turned into text",
+                defect="container-header",
             )
     return value
 
@@ -138,7 +153,11 @@ def _metadata(file: FileId, value: object) -> dict[str, str]:
 def _entry(file: FileId, name: str, value: object) -> _Span:
     """One tensor of the header, checked on its own. Loops and no generators: a file may have 90,000 of them."""
     if len(name) > _MAX_NAME:
-        raise FormatError(f"{quoted(file.path)} has a tensor whose name has {len(name):,} characters", hint=_AGAIN)
+        raise FormatError(
+            f"{quoted(file.path)} has a tensor whose name has {len(name):,} characters",
+            hint=_AGAIN,
+            defect="container-entry",
+        )
     if not isinstance(value, dict):
         raise _bad(file, name, f"is {kind_of(value)}; an object is needed")
     if len(value) != 3 or not value.keys() >= {"dtype", "shape", "data_offsets"}:
@@ -185,7 +204,7 @@ def _are_counts(values: object) -> bool:
 
 
 def _bad(file: FileId, name: str, fault: str) -> FormatError:
-    return FormatError(f"tensor {quoted(name)} of {quoted(file.path)} {fault}", hint=_AGAIN)
+    return FormatError(f"tensor {quoted(name)} of {quoted(file.path)} {fault}", hint=_AGAIN, defect="container-entry")
 
 
 def _shown(value: object) -> str:
@@ -205,7 +224,7 @@ def _check_tiling(file: FileId, data_offset: int, spans: list[_Span]) -> None:
             else:
                 assert before is not None  # nothing begins before byte 0
                 fault = f"{this} overlaps tensor {quoted(before[4])} (bytes {before[0]:,} to {before[1]:,})"
-            raise FormatError(f"{quoted(file.path)} is not sound: {fault}", hint=_AGAIN)
+            raise FormatError(f"{quoted(file.path)} is not sound: {fault}", hint=_AGAIN, defect="container-layout")
         expected, before = end, span
     have = file.size - data_offset
     if have < expected:
@@ -216,10 +235,12 @@ def _check_tiling(file: FileId, data_offset: int, spans: list[_Span]) -> None:
             f"(it declares {data_offset + expected:,} and has {file.size:,}), "
             f"from tensor {quoted(first_cut[4])} on",
             hint=_AGAIN,
+            defect="container-truncated",
         )
     if have > expected:
         raise FormatError(
             f"{quoted(file.path)} has {have - expected:,} bytes after its last tensor; "
             f"it declares {data_offset + expected:,} and has {file.size:,}",
             hint=_AGAIN,
+            defect="container-trailing-bytes",
         )

@@ -135,6 +135,7 @@ class _TorchWorld:
             f"the pickle {quoted(self.file.path)} refers to {quoted(full)}, which is not known to be harmless; "
             "nothing of it was run",
             hint=HINT,
+            defect="pickle-code",
         )
 
     def call(self, function: object, arguments: tuple[object, ...]) -> object:
@@ -307,7 +308,9 @@ def _read_legacy(file: FileId) -> tuple[object, dict[str, ByteRange]]:
 
 def _cut_off(file: FileId, key: str) -> FormatError:
     return FormatError(
-        f"{quoted(file.path)} is cut off at byte {file.size:,}, in the storage {quoted(key)}", hint=_AGAIN
+        f"{quoted(file.path)} is cut off at byte {file.size:,}, in the storage {quoted(key)}",
+        hint=_AGAIN,
+        defect="container-truncated",
     )
 
 

@@ -165,11 +165,13 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
             f"'{module.name}' has {'no' if magnitude is None else 'a'} lora_magnitude_vector, and use_dora is "
             f"{str(magnitude is None).lower()} in adapter_config.json",
             hint="save the adapter again; whether the weights were normalised in training cannot be guessed",
+            defect="config-dora",
         )
     update = LoRA(a, b, module.alpha, module.alpha_source, rslora, embedding=embedding, magnitude=magnitude)
     if magnitude is not None and magnitude.elements != (update.shape[1] if embedding else update.shape[0]):
         raise FormatError(
-            f"'{module.name}' has a magnitude of {magnitude.elements} numbers for {update.shape[0]} outputs"
+            f"'{module.name}' has a magnitude of {magnitude.elements} numbers for {update.shape[0]} outputs",
+            defect="shapes-factor",
         )
     updates: dict[str, Update] = {"": update}
     if (bias := module.parts.get("lora_B.bias")) is not None:

@@ -162,6 +162,7 @@ def refuse_ways_out(names: Sequence[str], folder: Path) -> None:
             f"{len(out)} files of {quoted(folder)} are links that lead out of it",
             details=[quoted(name) for name in out],
             hint="copy the files that are meant into the folder",
+            defect="paths-outside",
         )
 
 
@@ -221,11 +222,19 @@ def _indexed(folder: Path, name: str, spelling: Spelling) -> Weights:
             f"the index and the shards of {quoted(folder)} do not fit each other in {len(faults)} places",
             details=faults[:_MOST_DETAILS] + more,
             hint="download the missing shards" if len(missing) == len(faults) else "download index and shards again",
+            defect=_defect(missing, forgotten, len(faults)),
         )
     metadata = index.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     weights = _weights(files, name, spelling, metadata)
     return replace(weights, warnings=_size_warning(metadata, files))
+
+
+def _defect(missing: Sequence[str], forgotten: Sequence[str], faults: int) -> str:
+    """The id of the rule that explains all of the faults of an index."""
+    if len(missing) == faults:
+        return "index-missing-shards"
+    return "index-stale-shards" if len(forgotten) == faults else "index-disagrees"
 
 
 def _shards(weight_map: Mapping[str, str], folder: Path, index: str, spelling: Spelling) -> list[str]:
@@ -237,6 +246,7 @@ def _shards(weight_map: Mapping[str, str], folder: Path, index: str, spelling: S
             f"{quoted(folder / index)} names {len(faults)} files that cannot be shards beside it",
             details=faults,
             hint="the index is damaged, or made to have other files read; do not trust this model",
+            defect="paths-outside",
         )
     refuse_ways_out(shards, folder)
     return shards

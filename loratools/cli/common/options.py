@@ -202,6 +202,10 @@ def _methods() -> tuple[str, ...]:
     return registry.names("methods")
 
 
+def _rules() -> tuple[str, ...]:
+    return registry.names("checks")
+
+
 def _formats_that(ability: str) -> list[str]:
     return [name for name in registry.names("formats") if hasattr(registry.load("formats", name), ability)]
 
@@ -228,6 +232,7 @@ PATH = _Parsed("path", _parse_path, None)
 DEVICE = _Parsed("device", _parse_device, _devices)
 # The functions of the verbs refuse a name that does not exist, with what there is.
 METHOD = _Parsed("method", _unchanged, _methods)
+CHECK_RULE = _Parsed("rule", _unchanged, _rules)
 READ_FORMAT = _Parsed("format", _unchanged, lambda: _formats_that("read"))
 WRITTEN_FORMAT = _Parsed("format", _unchanged, lambda: _formats_that("write"))
 VERB = _Parsed("verb", _unchanged, _verbs)

@@ -41,6 +41,7 @@ def refuse_malformed(source: AdapterSource) -> None:
             f"{quoted(source.file)} has {counted(len(faults), 'fault')} in its factors",
             details=shown(sorted(faults)),
             hint="save the adapter again, or download it again if it was cut off",
+            defect="shapes-factor",
         )
 
 

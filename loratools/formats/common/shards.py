@@ -47,6 +47,7 @@ def shards_of(folder: Path, names: Sequence[str]) -> list[Path]:
             f"{quoted(folder)} holds shards of more than one adapter",
             details=list(shards),
             hint="remove the older ones",
+            defect="index-stale-shards",
         )
     (count, suffix) = kinds.pop()
     # A count that is damaged could be of any size; as many are looked for as there may be names for.
@@ -56,6 +57,7 @@ def shards_of(folder: Path, names: Sequence[str]) -> list[Path]:
             f"{quoted(folder)} has {len(shards)} of the {int(count)} shards of its adapter",
             details=[f"{name} is missing" for name in missing[:20]],
             hint=_HINT,
+            defect="index-missing-shards",
         )
     return [folder / name for name in expected if name in shards]
 
@@ -83,4 +85,5 @@ def require_indexed(folder: Path, tensors: Mapping[str, str]) -> None:
                 f"{quoted(folder / index)} and the shards of the adapter do not agree on {len(faults)} tensors",
                 details=faults[:20],
                 hint=_HINT,
+                defect="index-disagrees",
             )

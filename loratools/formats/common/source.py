@@ -55,7 +55,7 @@ class AdapterSource:
     the model it is for, where a person has given it. `stored_names`: whether modules of image models keep the names
     that the file has for them (`Adapter.stored_names`). `leave_out`: tensors that are no reason to refuse the adapter.
     `companions`: files with tensors beside it, which may be a part of what was trained
-    (`formats/common/companions.py`).
+    (`formats/common/companions.py`). `wrappers`: how many names had a wrapper of training in them, by its tool.
     """
 
     path: Path
@@ -72,6 +72,7 @@ class AdapterSource:
     stored_names: bool = False
     leave_out: LeaveOut = NOTHING
     companions: tuple[Path, ...] = ()
+    wrappers: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def config_belongs_to_file(self) -> bool:
@@ -229,7 +230,9 @@ def _content_of_shards(first: Path, shards: Sequence[Path]) -> AdapterSource:
         counts = Counter(name for part in parts for name in part.tensors)
         twice = [quoted(name) for name, count in counts.items() if count > 1]
         raise FormatError(
-            f"{counted(len(twice), 'tensor')} of {quoted(first.parent)} in more than one shard", details=shown(twice)
+            f"{counted(len(twice), 'tensor')} of {quoted(first.parent)} in more than one shard",
+            details=shown(twice),
+            defect="index-disagrees",
         )
     require_indexed(first.parent, holders)
     return replace(
@@ -251,12 +254,13 @@ def _without_wrappers(content: AdapterSource) -> AdapterSource:
             f"{quoted(content.file)} has {counted(len(twice), 'tensor')} both inside of a wrapper of training and not",
             details=shown([quoted(name) for name in twice]),
             hint="save the adapter again, from the model without its wrappers",
+            defect="keys-duplicate",
         )
     tensors = {names.names[name]: tensor for name, tensor in content.tensors.items()}
     packed = {names.names.get(name, name): kind for name, kind in content.packed.items()}
     tools = "; ".join(f"{tool}: {counted(count, 'tensor')}" for tool, count in sorted(names.wrappers.items()))
     warning = f"{quoted(content.file)} has names of training's wrappers around its modules, left out here ({tools})"
-    return replace(content, tensors=tensors, packed=packed, warnings=(warning,))
+    return replace(content, tensors=tensors, packed=packed, warnings=(warning,), wrappers=names.wrappers)
 
 
 def companion_tensors(file: Path) -> Mapping[str, LazyTensor]:
@@ -304,6 +308,7 @@ def _no_weights(folder: Path) -> FormatError:
         return FormatError(
             f"{quoted(folder)} has {CONFIG}, and no weights beside it: {' or '.join(WEIGHTS)} is missing",
             hint="download it again, or let the training finish",
+            defect="index-no-weights",
         )
     if (distributed := distributed_checkpoint(folder)) is not None:
         return distributed_refusal(distributed)

@@ -246,6 +246,7 @@ def scaling(config: Mapping[str, object]) -> Scaling:
         raise FormatError(
             f"adapter_config.json has {len(wrong)} invalid value{'s' if len(wrong) > 1 else ''}",
             details=wrong[:20],
+            defect="config-values",
         )
     return result
 
@@ -283,6 +284,7 @@ def layer_replication(config: Mapping[str, object]) -> tuple[tuple[int, int], ..
         raise FormatError(
             f"adapter_config.json has layer_replication = {shown_value(ranges)}, which names no layers",
             hint="it lists [first layer, layer after the last]; where the base's own layers were trained, remove it",
+            defect="config-values",
         )
     return layers
 
@@ -299,7 +301,8 @@ def invocation_tokens(config: Mapping[str, object]) -> tuple[int, ...]:
     numbers = tuple(token for token in tokens if type(token) is int and token >= 0) if isinstance(tokens, list) else ()
     if not isinstance(tokens, list) or len(numbers) != len(tokens):
         raise FormatError(
-            f"adapter_config.json has alora_invocation_tokens = {shown_value(tokens)}, which are no numbers of tokens"
+            f"adapter_config.json has alora_invocation_tokens = {shown_value(tokens)}, which are no numbers of tokens",
+            defect="config-values",
         )
     return numbers
 

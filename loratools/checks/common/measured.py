@@ -1,0 +1,30 @@
+"""What the values of an adapter say, as far as rules need it: numbers, never the values themselves."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class MeasuredModule(NamedTuple):
+    """The values of one update.
+
+    Attributes:
+        non_finite: How many of its stored values are NaN or infinite.
+        subnormal_share: The share of its stored values other than 0 that are below the smallest normal number of their
+            dtype, where they are rounded coarsely and where some devices take them for 0.
+        rank: The rank that it is stored with; None where its kind has none.
+        numerical_rank: How many of its singular values are above the noise of rounding; None where it has no factors.
+        norm: The Frobenius norm of the delta, scale included; None where it has no factors, or values not finite.
+        size: How many entries the delta has.
+        rows: How many rows B has; None where it has no factors.
+        zero_rows: How many of these are exact zeros.
+    """
+
+    non_finite: int = 0
+    subnormal_share: float = 0.0
+    rank: int | None = None
+    numerical_rank: int | None = None
+    norm: float | None = None
+    size: int = 0
+    rows: int | None = None
+    zero_rows: int = 0

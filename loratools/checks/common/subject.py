@@ -1,0 +1,74 @@
+"""One source as rules see it: what was opened, what was read of it, or why it could not be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loratools.adapter import Adapter
+from loratools.checks.common.measured import MeasuredModule
+from loratools.errors import LoraToolsError
+from loratools.formats.common.base import Base
+from loratools.formats.common.source import AdapterSource
+
+if TYPE_CHECKING:
+    from loratools.checkpoints import Checkpoint
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What rules look at.
+
+    Attributes:
+        path: Where it is.
+        source: The opened adapter, headers only; None where it could not be opened, and of a checkpoint.
+        adapter: What a format reads from it; None where none could.
+        checkpoint: The opened model, where it is no adapter.
+        error: Why it could not be opened or read; None where it could.
+        base: What is known of the model that it is for, where a person has given one.
+        server: The program that is to load it, where a person has named one.
+        modules: What the values of each update say; None where they were not read.
+        tensors: How many values of each other tensor are NaN or infinite; None where they were not read.
+        twins: Other adapters of the same run with the same update, up to rounding.
+        explained: Whether a rule has said already why it could not be read.
+    """
+
+    path: Path
+    source: AdapterSource | None = None
+    adapter: Adapter | None = None
+    checkpoint: Checkpoint | None = None
+    error: LoraToolsError | None = None
+    base: Base | None = None
+    server: str | None = None
+    modules: Mapping[str, MeasuredModule] | None = None
+    tensors: Mapping[str, int] | None = None
+    twins: tuple[Path, ...] = field(default=())
+    explained: bool = False
+
+    @cached_property
+    def config(self) -> Mapping[str, object]:
+        """The fields of `adapter_config.json` where it is surely this adapter's; empty where there is none."""
+        if self.source is None or self.source.config is None or not self.source.config_belongs_to_file:
+            return {}
+        return self.source.config
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold its tensors."""
+        if self.source is not None:
+            places = (tensor.location for tensor in self.source.tensors.values())
+            return tuple(dict.fromkeys([self.source.file, *(p.file.path for p in places if p is not None)]))
+        if self.checkpoint is not None:
+            places = (tensor.location for tensor in self.checkpoint.stored.values())
+            return tuple(dict.fromkeys(p.file.path for p in places if p is not None))
+        return (self.path,) if self.path.is_file() else ()
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder that it lies in."""
+        if self.source is not None:
+            return self.source.folder
+        return self.path if self.path.is_dir() else self.path.parent

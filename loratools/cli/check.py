@@ -1,0 +1,84 @@
+"""check: what is wrong with adapters and models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from loratools.cli.common import options
+from loratools.cli.common.grouped_help import INPUT, OUTPUT, PRINTING, SELECTION, option, verb
+from loratools.cli.common.output import Output
+from loratools.errors import UsageError
+
+
+def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
+
+
+@verb("check", short_help="Find what is wrong with adapters and models.")
+@click.argument("sources", type=options.SOURCE, nargs=-1, required=True, metavar="SOURCE...")
+@option(
+    SELECTION,
+    "--select",
+    type=options.CHECK_RULE,
+    multiple=True,
+    callback=_names,
+    metavar="IDS",
+    help="Ask only these rules: ids or families, separated by commas; repeatable.",
+)
+@option(
+    SELECTION,
+    "--ignore",
+    type=options.CHECK_RULE,
+    multiple=True,
+    callback=_names,
+    metavar="IDS",
+    help="Do not ask these rules: ids or families, separated by commas; repeatable.",
+)
+@option(
+    INPUT,
+    "--baseline",
+    type=options.PATH,
+    metavar="FILE",
+    help="A file of known findings, which are not counted again.",
+)
+@options.from_format
+@option(OUTPUT, "--write-baseline", type=options.PATH, metavar="FILE", help="Write all findings to a baseline file.")
+@options.threads
+@option(
+    PRINTING,
+    "--format",
+    "printed",
+    type=click.Choice(["text", "json"]),
+    help="How findings are printed; text where it is not given. --json is the same as --format json.",
+)
+@options.common
+def command(sources: tuple[str, ...], *, printed: str | None, output: Output, **settings: Any) -> None:
+    """Find what is wrong with adapters and models, by rules with stable ids.
+
+    Folders are searched to the bottom. A file that cannot be read is a finding. Ends with 1 if there is an error or a
+    warning, and with 0 if there are only notes or nothing. 'loratools explain ID' explains a rule.
+
+    \b
+    Examples:
+      loratools check my-lora
+      loratools check loras --ignore paths,config-alpha-assumed
+      loratools check loras --write-baseline known.json
+    """
+    from loratools.ops.check.verb import check
+
+    if output.json and printed not in (None, "json"):
+        raise UsageError(f"--json and --format {printed} exclude each other", hint="give one of them")
+    output = output._replace(json=output.json or printed == "json")
+    with output.progress(None, "checking", files=True) as progress:
+        report = check(*sources, execution="forked", progress=progress, **settings)
+    if output.json:
+        output.document(report.to_dict())
+    else:
+        from loratools.report.check import check_summary, check_tables
+
+        output.table(*check_tables(report, every=output.verbose))
+        output.summary(check_summary(report))
+    if report.exit_code:
+        raise click.exceptions.Exit(report.exit_code)

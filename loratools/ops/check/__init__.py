@@ -1,0 +1,1 @@
+"""check: what is wrong with adapters and models, by rules with stable ids."""

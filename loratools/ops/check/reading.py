@@ -1,0 +1,45 @@
+"""A source as rules look at it: opened as far as it can be, with the reason where it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from loratools import formats
+from loratools.checks.common.subject import Subject
+from loratools.errors import InputError, LoraToolsError
+from loratools.formats import Base
+from loratools.formats.common.source import open_source
+from loratools.ops.inspect.sources import FoundSource
+
+
+class GivenContext(NamedTuple):
+    """What a person has given beside the sources: the model that they are for, and the program that is to load them."""
+
+    base: Base | None = None
+    server: str | None = None
+    format: str | None = None
+
+
+def read_subject(found: FoundSource, context: GivenContext) -> Subject:
+    """Open one source. Headers only; what cannot be opened is a subject too."""
+    subject = Subject(found.path, base=context.base, server=context.server)
+    if found.error is not None:
+        return replace(subject, error=as_ours(found.error))
+    try:
+        if not found.is_adapter:
+            from loratools.checkpoints import open_checkpoint
+
+            return replace(subject, checkpoint=open_checkpoint(found.path))
+        subject = replace(subject, source=open_source(found.path, base=context.base))
+        assert subject.source is not None
+        return replace(subject, adapter=formats.load_source(subject.source, format=context.format))
+    except (LoraToolsError, OSError) as error:
+        return replace(subject, error=as_ours(error))
+
+
+def as_ours(error: LoraToolsError | OSError) -> LoraToolsError:
+    """The error, in words of ours where it is the system's."""
+    if isinstance(error, LoraToolsError):
+        return error
+    return InputError(f"it cannot be read: {(error.strerror or str(error)).lower()}")

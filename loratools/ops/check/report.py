@@ -1,0 +1,100 @@
+"""What a check tells: for each source its findings, each of one rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loratools.checks import Severity
+from loratools.short_repr import few_lines, one_line
+
+
+@dataclass(frozen=True)
+class CheckFinding:
+    """One thing that a rule has found in a source.
+
+    Attributes:
+        id: The id of the rule, such as `container-truncated`.
+        severity: `error`, `warning` or `note`; a note is no reason to end with 1.
+        message: What it is, with the numbers that show it.
+        evidence: The names that it is about: tensors, modules, files, fields.
+        fix: What to do about it.
+    """
+
+    id: str
+    severity: Severity
+    message: str
+    evidence: tuple[str, ...]
+    fix: str
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the entry of `findings` in the document of `loratools check --json`."""
+        return {
+            "id": self.id,
+            "severity": self.severity,
+            "message": self.message,
+            "evidence": list(self.evidence),
+            "fix": self.fix,
+        }
+
+
+@dataclass(frozen=True)
+class CheckedSource:
+    """An adapter, a model or a broken file that was checked.
+
+    Attributes:
+        path: Where it is.
+        findings: What was found in it, errors first.
+        baselined: How many findings are not among them because the baseline has them.
+    """
+
+    path: str
+    findings: tuple[CheckFinding, ...]
+    baselined: int = 0
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the entry of `sources` in the document of `loratools check --json`."""
+        return {
+            "path": self.path,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "baselined": self.baselined,
+        }
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The report of a check.
+
+    Attributes:
+        sources: One entry for each source, and for a folder of several one for each adapter, model and broken file.
+        rules: The ids of the rules that were asked.
+    """
+
+    sources: tuple[CheckedSource, ...]
+    rules: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    @property
+    def findings(self) -> tuple[CheckFinding, ...]:
+        """The findings of all sources."""
+        return tuple(finding for source in self.sources for finding in source.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command line: 1 where there is an error or a warning, else 0."""
+        return int(any(finding.severity != "note" for finding in self.findings))
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per finding, with the path of its source, for `pandas.DataFrame(report.rows())`."""
+        return [{"path": source.path, **finding.to_dict()} for source in self.sources for finding in source.findings]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the document of `loratools check --json`, without its head."""
+        return {"sources": [source.to_dict() for source in self.sources]}

@@ -1,0 +1,54 @@
+"""What a check tells, for people: the findings of each source, then how many there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from loratools.ops.check.report import CheckedSource, CheckFinding, CheckReport
+from loratools.report.text import plural, safe
+
+_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+_SHOWN_EVIDENCE = 5
+
+
+def check_tables(report: CheckReport, *, every: bool = False) -> list[RenderableType]:
+    """A block for each source with findings.
+
+    Args:
+        report: The check.
+        every: Show every piece of evidence, and sources without findings.
+    """
+    return [line for source in report.sources if source.findings or every for line in _lines(source, every=every)]
+
+
+def _lines(source: CheckedSource, *, every: bool) -> Iterator[RenderableType]:
+    yield Text(safe(source.path), style="bold", overflow="fold")
+    if not source.findings:
+        yield Text("  no findings")
+    for finding in source.findings:
+        yield from _of_finding(finding, every=every)
+
+
+def _of_finding(finding: CheckFinding, *, every: bool) -> Iterator[RenderableType]:
+    head = Text("  ", overflow="fold")
+    head.append(f"{finding.severity}[{finding.id}]", style=_COLOURS[finding.severity])
+    head.append(f" {safe(finding.message)}")
+    yield head
+    shown = finding.evidence if every else finding.evidence[:_SHOWN_EVIDENCE]
+    yield from (Text(f"      {safe(line)}", overflow="fold") for line in shown)
+    if more := len(finding.evidence) - len(shown):
+        yield Text(f"      … and {more:,} more; -v shows all")
+    yield Text(f"    fix: {safe(finding.fix)}", overflow="fold")
+
+
+def check_summary(report: CheckReport) -> Text:
+    """How many sources were checked, and how many findings of each severity there are."""
+    counts = Counter(finding.severity for finding in report.findings)
+    parts = [plural(counts[severity], severity) for severity in ("error", "warning", "note") if counts[severity]]
+    baselined = sum(source.baselined for source in report.sources)
+    known = [f"{baselined:,} in the baseline"] if baselined else []
+    return Text(f"{plural(len(report.sources), 'source')} checked: {', '.join([*(parts or ['no findings']), *known])}")

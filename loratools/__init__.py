@@ -39,7 +39,14 @@ if TYPE_CHECKING:
     from loratools.ops.combine.shares import CombinedModule, ModuleShare, Share
     from loratools.ops.combine.verb import combine
     from loratools.ops.common.arguments import AdapterArgument, AdapterSource
-    from loratools.ops.compare import ComparedModule, CompareReport, compare
+    from loratools.ops.compare.report import (
+        ComparedAdapter,
+        ComparedModule,
+        ComparedPair,
+        CompareReport,
+        ComparisonMatrix,
+    )
+    from loratools.ops.compare.verb import compare
     from loratools.ops.convert.report import ConvertReport
     from loratools.ops.convert.verb import convert
     from loratools.ops.convert.verify import ConvertedModule
@@ -111,8 +118,11 @@ _HOMES = {
     "CleanReport": "ops.clean",
     "CombineReport": "ops.combine.report",
     "CombinedModule": "ops.combine.shares",
-    "CompareReport": "ops.compare",
-    "ComparedModule": "ops.compare",
+    "CompareReport": "ops.compare.report",
+    "ComparedAdapter": "ops.compare.report",
+    "ComparedModule": "ops.compare.report",
+    "ComparedPair": "ops.compare.report",
+    "ComparisonMatrix": "ops.compare.report",
     "Component": "checkpoints",
     "ConvertReport": "ops.convert.report",
     "ConvertedModule": "ops.convert.verify",
@@ -190,7 +200,7 @@ _HOMES = {
     "check": "ops.check.verb",
     "clean": "ops.clean",
     "combine": "ops.combine.verb",
-    "compare": "ops.compare",
+    "compare": "ops.compare.verb",
     "convert": "ops.convert.verb",
     "extract": "ops.extract.verb",
     "inspect": "ops.inspect.verb",
@@ -229,7 +239,10 @@ __all__ = [
     "CombineReport",
     "CombinedModule",
     "CompareReport",
+    "ComparedAdapter",
     "ComparedModule",
+    "ComparedPair",
+    "ComparisonMatrix",
     "Component",
     "ConvertReport",
     "ConvertedModule",

@@ -16,6 +16,11 @@ from typing import Any
 
 import peers
 import pytest
+from hypothesis import HealthCheck, settings
+
+# On a machine with other work everything is slow, and that is no fault of a test.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "loratools"

@@ -1,16 +1,17 @@
-"""How two adapters compare, for people."""
+"""How adapters compare, for people."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import RenderableType
+from rich.text import Text
 
-from loratools.ops.compare import ComparedModule, CompareReport
+from loratools.ops.compare.report import ComparedModule, CompareReport, ComparisonMatrix
 from loratools.report.groups import grouped
 from loratools.report.pairs import pairs
 from loratools.report.rows import Column, Rows
-from loratools.report.text import number, plural, safe
+from loratools.report.text import common_folder, number, plural, safe
 
 _HEADINGS = ("cosine", "overlap", "at random", "output overlap", "at random", "norm ratio", "angles")
 
@@ -43,6 +44,89 @@ def comparison_tables(report: CompareReport, *, every: bool = False) -> list[Ren
     columns = [Column("module", [safe(m.name) for m in report.modules], numeric=False)]
     columns += [Column(head, [row[i] for row in cells]) for i, head in enumerate(_HEADINGS)]
     return [pairs(rows), Rows(columns)]
+
+
+def matrix_tables(report: ComparisonMatrix, *, every: bool = False) -> list[RenderableType]:
+    """Who is who, the cosines and the overlaps of all pairs in an order in which alike ones stand together.
+
+    With `every` also all numbers of each pair; of states of one training their way by step.
+    """
+    folder = common_folder([adapter.path for adapter in report.adapters])
+    names = [safe(adapter.path[len(folder) :]) for adapter in report.adapters]
+    marks = {position: f"{at + 1}" for at, position in enumerate(report.order)}
+    blocks: list[RenderableType] = [Text(safe(folder), style="bold", overflow="fold")] if folder else []
+    blocks += [
+        Rows(
+            [
+                Column("adapter", [names[i] for i in report.order], numeric=False),
+                Column("number", [marks[i] for i in report.order]),
+                Column("modules", [f"{report.adapters[i].modules:,}" for i in report.order]),
+                Column("norm", [number(report.adapters[i].norm) for i in report.order]),
+            ],
+            ruled=True,
+        ),
+        "",
+        Text("cosine"),
+        _matrix(report, marks, report.cosine),
+        "",
+        Text("overlap of the inputs that they react to, and below it that of random adapters of these ranks"),
+        _matrix(report, marks, report.overlap),
+        _matrix(report, marks, report.overlap_baseline),
+    ]
+    alike = [cluster for cluster in report.clusters if len(cluster) > 1]
+    if alike:
+        groups = "; ".join(" ".join(marks[i] for i in cluster) for cluster in alike)
+        blocks += ["", pairs([("alike", f"{groups} (mean cosine of at least 0.5)")])]
+    if all(adapter.step is not None for adapter in report.adapters):
+        blocks += ["", _by_step(report)]
+    if every:
+        blocks += ["", _pairs_table(report, marks)]
+    return blocks
+
+
+def _matrix(report: ComparisonMatrix, marks: Mapping[int, str], values: Sequence[Sequence[float | None]]) -> Rows:
+    heads = [Column("", [marks[i] for i in report.order])]
+    columns = [Column(marks[j], [_short(values[i][j], i == j) for i in report.order]) for j in report.order]
+    return Rows([*heads, *columns], ruled=True)
+
+
+def _short(value: float | None, diagonal: bool) -> str:
+    return "·" if diagonal else "–" if value is None else f"{value:.2f}"
+
+
+def _by_step(report: ComparisonMatrix) -> Rows:
+    """The states of a training by step: their norms, and their cosines to the last and to the one before."""
+    positions = sorted(range(len(report.adapters)), key=lambda i: report.adapters[i].step or 0)
+    last = positions[-1]
+    before = [None, *positions]
+    return Rows(
+        [
+            Column("step", [f"{report.adapters[i].step:,}" for i in positions]),
+            Column("norm", [number(report.adapters[i].norm) for i in positions]),
+            Column("cosine to the last", [_digits(report.cosine[i][last]) for i in positions]),
+            Column(
+                "to the one before",
+                [_digits(None if j is None else report.cosine[i][j]) for i, j in zip(positions, before, strict=False)],
+            ),
+        ],
+        ruled=True,
+    )
+
+
+def _pairs_table(report: ComparisonMatrix, marks: Mapping[int, str]) -> Rows:
+    return Rows(
+        [
+            Column("pair", [f"{marks[p.first]} {marks[p.second]}" for p in report.pairs], numeric=False),
+            Column("modules", [f"{p.modules:,}" for p in report.pairs]),
+            Column("cosine", [_digits(p.cosine) for p in report.pairs]),
+            Column("overlap", [_digits(p.overlap) for p in report.pairs]),
+            Column("at random", [_digits(p.overlap_baseline) for p in report.pairs]),
+            Column("output overlap", [_digits(p.output_overlap) for p in report.pairs]),
+            Column("at random", [_digits(p.output_baseline) for p in report.pairs]),
+            Column("norm ratio", [_digits(p.norm_ratio) for p in report.pairs]),
+        ],
+        ruled=True,
+    )
 
 
 def _cells(module: ComparedModule) -> list[str]:

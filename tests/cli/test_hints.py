@@ -16,7 +16,7 @@ PACKAGE = Path(loratools.__file__).parent
 # Rooms and files, and the verbs that reach what they raise.
 REACHED_BY = {
     "ops/combine": ("combine",),
-    "ops/compare.py": ("compare",),
+    "ops/compare": ("compare",),
     "ops/convert": ("convert",),
     "ops/extract": ("extract",),
     "ops/finetune": ("extract", "spectrum"),

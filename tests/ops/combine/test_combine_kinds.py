@@ -14,7 +14,7 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import MismatchError, UnsupportedError, UsageError
 from loratools.ops.combine.verb import combine
-from loratools.ops.compare import compare
+from loratools.ops.compare.verb import compare
 from loratools.ops.resize.verb import resize
 from loratools.tensors.lazy import from_torch
 from loratools.updates.full import Full

@@ -17,7 +17,8 @@ from loratools import formats
 from loratools.adapter import Adapter, Replacement
 from loratools.cli import verbs
 from loratools.errors import MismatchError
-from loratools.ops.compare import compare, principal_angles
+from loratools.ops.compare.module_pair import principal_angles
+from loratools.ops.compare.verb import compare
 from loratools.tensors.lazy import from_torch
 from loratools.updates.lora import LoRA
 

@@ -1,0 +1,45 @@
+"""Average linkage: which of several things belong together, given how alike every two of them are.
+
+The two groups with the largest mean likeness become one, again and again (Sokal and Michener, 1958).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def linked(likeness: Sequence[Sequence[float | None]], threshold: float) -> tuple[tuple[int, ...], ...]:
+    """Return groups, in an order in which alike ones stand together.
+
+    Args:
+        likeness: A symmetric matrix, (things, things); None of two that cannot be compared, which counts as -1.
+        threshold: Groups of at least this mean likeness become one.
+
+    Returns:
+        Groups of positions. All positions in the order of the groups are such an order of the things themselves, also
+        beyond the threshold.
+
+    Example:
+        >>> linked([[1, 0.1, 0.9], [0.1, 1, 0.2], [0.9, 0.2, 1]], 0.5)
+        ((0, 2), (1,))
+    """
+    groups: list[list[int]] = [[i] for i in range(len(likeness))]
+    means = [[-1.0 if value is None else float(value) for value in row] for row in likeness]
+    ends: list[list[list[int]]] = [[group] for group in groups]
+    while len(groups) > 1:
+        best, i, j = max((means[i][j], -i, -j) for i in range(len(groups)) for j in range(i + 1, len(groups)))
+        one, other = -i, -j
+        first, second = len(groups[one]), len(groups[other])
+        # The mean over all pairs of a merged group and each of the others.
+        merged = [(first * a + second * b) / (first + second) for a, b in zip(means[one], means[other], strict=True)]
+        ends[one] = [[*groups[one], *groups[other]]] if best >= threshold else [*ends[one], *ends[other]]
+        groups[one] = [*groups[one], *groups[other]]
+        means[one] = merged
+        for k, row in enumerate(means):
+            row[one] = merged[k]
+        means[one][one] = math.inf
+        del groups[other], ends[other], means[other]
+        for row in means:
+            del row[other]
+    return tuple(tuple(group) for group in (ends[0] if ends else []))

@@ -1,0 +1,1 @@
+"""compare: how alike adapters are."""

@@ -1,0 +1,253 @@
+"""How alike two adapters are, and how alike the pairs of several are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loratools.short_repr import few_lines, one_line
+
+
+@dataclass(frozen=True)
+class ComparedModule:
+    """The likeness of two deltas of one module, each at weight 1.
+
+    Numbers are None where a delta is zero.
+
+    Attributes:
+        name: The name of the module.
+        ranks: The rank of the first and of the second.
+        norms: The Frobenius norm of the first and of the second, scale included.
+        cosine: `<first, second> / (|first| |second|)`.
+        overlap: The share of the row spaces (the inputs they react to) that is common, `|R_1^T R_2|^2 / min(r_1, r_2)`
+            (Hu et al., 2021, section 7.2).
+        overlap_baseline: The same for random subspaces of those sizes.
+        output_overlap: The share of the column spaces (the outputs they change) that is common.
+        output_baseline: The same for random subspaces of those sizes.
+        angles: The principal angles between the row spaces in degrees, ascending (Björck and Golub, 1973).
+        norm_ratio: `|second| / |first|`.
+        gains: Of the first and of the second in their sum: `1 + <first, second> / |own|^2`.
+        interferences: `|other on the row space of own| / |own|`, for the first and for the second.
+    """
+
+    name: str
+    ranks: tuple[int, int]
+    norms: tuple[float, float]
+    cosine: float | None
+    overlap: float | None
+    overlap_baseline: float | None
+    output_overlap: float | None
+    output_baseline: float | None
+    angles: tuple[float, ...]
+    norm_ratio: float | None
+    gains: tuple[float | None, float | None]
+    interferences: tuple[float | None, float | None]
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "cosine": self.cosine,
+            "overlap": self.overlap,
+            "overlap_baseline": self.overlap_baseline,
+            "output_overlap": self.output_overlap,
+            "output_overlap_baseline": self.output_baseline,
+            "principal_angles": list(self.angles),
+            "norm_ratio": self.norm_ratio,
+            "ranks": list(self.ranks),
+            "norms": list(self.norms),
+            "gains": list(self.gains),
+            "interferences": list(self.interferences),
+        }
+
+
+@dataclass(frozen=True)
+class CompareReport:
+    """The likeness of two adapters, over the modules that both have.
+
+    Attributes:
+        paths: The two adapters, as they were named.
+        modules: One entry per module that both have.
+        only_in_first: Names of modules and replaced weights that only the first has.
+        only_in_second: Names of modules and replaced weights that only the second has.
+        cosine: The cosine of the deltas of all modules as one long vector.
+        norm_ratio: `|second| / |first|` of these vectors.
+        overlap: The mean overlap of the row spaces.
+        overlap_baseline: The mean of the same for random subspaces.
+        output_overlap: The mean overlap of the column spaces.
+        output_baseline: The mean of the same for random subspaces.
+        gains: The gain of the first and of the second in their sum.
+        interferences: The interference for the first and for the second in their sum.
+        replacements_equal: Names of replaced weights that are byte for byte the same.
+        replacements_differ: Names of replaced weights that differ.
+        warnings: What a person should know about the result, as sentences.
+    """
+
+    paths: tuple[str, str]
+    modules: tuple[ComparedModule, ...]
+    only_in_first: tuple[str, ...]
+    only_in_second: tuple[str, ...]
+    cosine: float | None
+    norm_ratio: float | None
+    overlap: float | None
+    overlap_baseline: float | None
+    output_overlap: float | None
+    output_baseline: float | None
+    gains: tuple[float | None, float | None]
+    interferences: tuple[float | None, float | None]
+    replacements_equal: tuple[str, ...] = ()
+    replacements_differ: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    def is_at_least(self, cosine: float) -> bool:
+        """Whether the cosine is known and no smaller than this."""
+        return self.cosine is not None and self.cosine >= cosine
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per module that both have, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [module.to_dict() for module in self.modules]
+
+    def to_dict(self) -> dict[str, object]:
+        """The document of `loratools compare --json`, without its head."""
+        return {
+            "paths": list(self.paths),
+            "cosine": self.cosine,
+            "norm_ratio": self.norm_ratio,
+            "overlap": self.overlap,
+            "overlap_baseline": self.overlap_baseline,
+            "output_overlap": self.output_overlap,
+            "output_overlap_baseline": self.output_baseline,
+            "gains": list(self.gains),
+            "interferences": list(self.interferences),
+            "modules": [m.to_dict() for m in self.modules],
+            "only_in_first": list(self.only_in_first),
+            "only_in_second": list(self.only_in_second),
+            "replacements": {"equal": list(self.replacements_equal), "different": list(self.replacements_differ)},
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class ComparedAdapter:
+    """One of several adapters that are compared.
+
+    Attributes:
+        path: The adapter, as it was named.
+        modules: How many modules it has, of those that were chosen.
+        norm: The Frobenius norm of the deltas of these modules as one long vector.
+        step: The number at the end of its name, where all of them are states of one training: checkpoint-500.
+    """
+
+    path: str
+    modules: int
+    norm: float
+    step: int | None = None
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+
+@dataclass(frozen=True)
+class ComparedPair:
+    """Two of several adapters, over the modules that both have. Numbers are None where there are none.
+
+    Attributes:
+        first: The position of the one, in the order in which they were given.
+        second: The position of the other.
+        modules: How many modules both have.
+        cosine: The cosine of the deltas of these modules as one long vector.
+        overlap: The mean overlap of the row spaces.
+        overlap_baseline: The mean of the same for random subspaces.
+        output_overlap: The mean overlap of the column spaces.
+        output_baseline: The mean of the same for random subspaces.
+        norm_ratio: `|second| / |first|` of these vectors.
+    """
+
+    first: int
+    second: int
+    modules: int
+    cosine: float | None
+    overlap: float | None
+    overlap_baseline: float | None
+    output_overlap: float | None
+    output_baseline: float | None
+    norm_ratio: float | None
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the entry of `pairs` in the document of `loratools compare --json`."""
+        body = dict(vars(self))
+        body["output_overlap_baseline"] = body.pop("output_baseline")
+        return body
+
+
+@dataclass(frozen=True)
+class ComparisonMatrix:
+    """The likeness of every two of three adapters or more.
+
+    Attributes:
+        adapters: The adapters, in the order in which they were given.
+        pairs: Every pair once, the earlier first.
+        order: The positions of the adapters in an order in which alike ones stand together.
+        clusters: Groups of positions whose mean cosine is at least 0.5, in that order.
+        warnings: What a person should know about the result, as sentences.
+    """
+
+    adapters: tuple[ComparedAdapter, ...]
+    pairs: tuple[ComparedPair, ...]
+    order: tuple[int, ...]
+    clusters: tuple[tuple[int, ...], ...]
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return few_lines(self)
+
+    @property
+    def cosine(self) -> tuple[tuple[float | None, ...], ...]:
+        """The cosines of all pairs as a symmetric matrix, 1 on the diagonal."""
+        return self._matrix("cosine")
+
+    @property
+    def overlap(self) -> tuple[tuple[float | None, ...], ...]:
+        """The overlaps of the row spaces of all pairs as a symmetric matrix, 1 on the diagonal."""
+        return self._matrix("overlap")
+
+    @property
+    def overlap_baseline(self) -> tuple[tuple[float | None, ...], ...]:
+        """What random subspaces would have in common; 1 on the diagonal."""
+        return self._matrix("overlap_baseline")
+
+    def is_at_least(self, cosine: float) -> bool:
+        """Whether the cosines of all pairs are known and no smaller than this."""
+        return all(pair.cosine is not None and pair.cosine >= cosine for pair in self.pairs)
+
+    def _matrix(self, field: str) -> tuple[tuple[float | None, ...], ...]:
+        size = len(self.adapters)
+        rows: list[list[float | None]] = [[1.0 if i == j else None for j in range(size)] for i in range(size)]
+        for pair in self.pairs:
+            rows[pair.first][pair.second] = rows[pair.second][pair.first] = getattr(pair, field)
+        return tuple(map(tuple, rows))
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per pair, for a data frame: `pandas.DataFrame(report.rows())`."""
+        paths = [adapter.path for adapter in self.adapters]
+        return [pair.to_dict() | {"first": paths[pair.first], "second": paths[pair.second]} for pair in self.pairs]
+
+    def to_dict(self) -> dict[str, object]:
+        """The document of `loratools compare --json` of three adapters or more, without its head."""
+        return {
+            "adapters": [dict(vars(adapter)) for adapter in self.adapters],
+            "cosine": [list(row) for row in self.cosine],
+            "overlap": [list(row) for row in self.overlap],
+            "overlap_baseline": [list(row) for row in self.overlap_baseline],
+            "pairs": [pair.to_dict() for pair in self.pairs],
+            "order": list(self.order),
+            "clusters": [list(cluster) for cluster in self.clusters],
+            "warnings": list(self.warnings),
+        }

@@ -1,0 +1,188 @@
+"""Compare adapters target by target: how alike their deltas are, and what each would meet in the other.
+
+Everything comes from the factors (`algebra.lowrank`) in float64; no dense matrix is formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from loratools.adapter import Adapter
+from loratools.arguments import Globs, Positive, checked
+from loratools.errors import MismatchError
+from loratools.execution.local import run, single_threaded_torch, worker_count
+from loratools.formats import Base
+from loratools.formats.common.leave_out import LeaveOut
+from loratools.formats.common.opened_base import known_base
+from loratools.ops.common.arguments import AdapterSource, RankFrom, load_weighted
+from loratools.ops.common.progress import bytes_of, expect
+from loratools.ops.common.same_layers import require_same_layers
+from loratools.ops.compare.matrix import compare_all
+from loratools.ops.compare.module_pair import ModulePair, Side, module_pair, overall, require_comparable
+from loratools.ops.compare.report import CompareReport, ComparisonMatrix
+from loratools.ops.lowrank.experts import apart
+from loratools.selection import select_names
+from loratools.storage.held_inputs import holding_inputs
+from loratools.storage.same import same_bytes
+from loratools.updates.lora_experts import Packing
+
+if TYPE_CHECKING:
+    from loratools.checkpoints import Checkpoint
+
+
+@overload
+def compare(
+    first: AdapterSource,
+    second: AdapterSource,
+    /,
+    *,
+    include: Globs = (),
+    exclude: Globs = (),
+    rank_from: RankFrom = None,
+    expert_packing: Packing | None = None,
+    from_format: str | None = None,
+    base: str | Path | Checkpoint | Base | None = None,
+    threads: Positive | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> CompareReport: ...
+@overload
+def compare(
+    first: AdapterSource,
+    second: AdapterSource,
+    third: AdapterSource,
+    /,
+    *others: AdapterSource,
+    include: Globs = (),
+    exclude: Globs = (),
+    rank_from: RankFrom = None,
+    expert_packing: Packing | None = None,
+    from_format: str | None = None,
+    base: str | Path | Checkpoint | Base | None = None,
+    threads: Positive | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ComparisonMatrix: ...
+@checked(Checkpoint="loratools.checkpoints")
+@holding_inputs()
+def compare(
+    first: AdapterSource,
+    second: AdapterSource,
+    *others: AdapterSource,
+    include: Globs = (),
+    exclude: Globs = (),
+    rank_from: RankFrom = None,
+    expert_packing: Packing | None = None,
+    from_format: str | None = None,
+    base: str | Path | Checkpoint | Base | None = None,
+    threads: Positive | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> CompareReport | ComparisonMatrix:
+    """Return how alike two adapters are, over the modules that both have; of more, how alike every two of them are.
+
+    Args:
+        first: An adapter, by its path or loaded.
+        second: The adapter that it is compared with.
+        others: More adapters. Then every two of them are compared, and the report is a `ComparisonMatrix`.
+        include: Globs over the names of both adapters; all are taken where there is none.
+        exclude: Globs of what is left out.
+        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
+        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
+            open.
+        from_format: The format of the adapters, where it is not to be found from the content.
+        base: The model that they are for, where names alone do not tell: its path, opened, or its names and config.
+        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        progress: Called with the number of bytes just read.
+
+    Returns:
+        Of two a report of cosines, overlaps of subspaces, ratios of norms and principal angles (degrees), per module
+        and overall; of more a matrix of cosines and overlaps, with an order in which alike ones stand together.
+
+    Raises:
+        MismatchError: No module is in both, or one has another shape in each.
+        UnsupportedError: The scale of one is uncertain, or an update has no factors.
+        InputError: Values that are not finite.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.compare("fixtures/llama-tiny-science", "fixtures/llama-tiny-science")
+        >>> round(report.cosine, 6)
+        1.0
+    """
+    known = known_base(base)
+    leave_out = LeaveOut.of(include, exclude)
+    loaded = load_weighted(
+        [first, second, *others],
+        rank_from=rank_from,
+        expert_packing=expert_packing,
+        from_format=from_format,
+        base=known,
+        leave_out=leave_out,
+    )
+    require_same_layers([a for a, _ in loaded], hint="merge each into its base, and compare what becomes of it")
+    chosen = _chosen([replace(a, updates=apart(a.updates)[0]) for a, _ in loaded], include, exclude)
+    warnings = [f"'{a.name}': {text}" for a in chosen for text in a.warnings]
+    if others:
+        return compare_all(chosen, threads=threads, progress=progress, warnings=warnings)
+    return _compare_two(chosen[0], chosen[1], threads, progress, warnings)
+
+
+def _chosen(adapters: Sequence[Adapter], include: Globs, exclude: Globs) -> list[Adapter]:
+    """The adapters with the modules and replaced weights that globs leave."""
+    every = sorted({name for a in adapters for name in (*a.updates, *a.replacements)})
+    unread = tuple(name for a in adapters for name in a.unread_tensors)
+    names = set(select_names(every, include, exclude, unread=unread))
+    return [
+        replace(
+            a,
+            updates={name: update for name, update in a.updates.items() if name in names},
+            replacements={name: weight for name, weight in a.replacements.items() if name in names},
+        )
+        for a in adapters
+    ]
+
+
+def _compare_two(
+    one: Adapter,
+    two: Adapter,
+    threads: int | None,
+    progress: Callable[[int], None] | None,
+    warnings: Sequence[str],
+) -> CompareReport:
+    left, right = one.updates, two.updates
+    both = [name for name in left if name in right]
+    if not both:
+        examples = [next(iter(a.updates), "nothing") for a in (one, two)]
+        raise MismatchError(
+            f"'{one.name}' and '{two.name}' have no module in common",
+            details=[f"'{a.name}': {name}, ..." for a, name in zip((one, two), examples, strict=True)],
+            hint="they are for different models, or name modules in different ways",
+        )
+    require_comparable((one, two), both)
+
+    def work(name: str) -> ModulePair:
+        pair = module_pair(name, Side.of(name, one), Side.of(name, two))
+        if progress is not None:
+            progress(bytes_of((left[name], right[name])))
+        return pair
+
+    expect(progress, bytes_of(updates[name] for name in both for updates in (left, right)))
+    with single_threaded_torch():
+        pairs = run(both, work, threads=worker_count(threads))
+    alone = [
+        sorted((a.updates.keys() - b.updates.keys()) | (a.replacements.keys() - b.replacements.keys()))
+        for a, b in ((one, two), (two, one))
+    ]
+    heads = [name for name in one.replacements if name in two.replacements]
+    equal = {name for name in heads if same_bytes(one.replacements[name].tensor, two.replacements[name].tensor)}
+    return CompareReport(
+        paths=(one.name, two.name),
+        modules=tuple(p.module() for p in pairs),
+        only_in_first=tuple(alone[0]),
+        only_in_second=tuple(alone[1]),
+        replacements_equal=tuple(sorted(equal)),
+        replacements_differ=tuple(sorted(set(heads) - equal)),
+        warnings=tuple(warnings),
+        **overall(pairs),
+    )

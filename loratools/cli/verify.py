@@ -30,6 +30,19 @@ from loratools.errors import UsageError
     metavar="F",
     help="Look at this share of the adapted weights only; the verdict is then at most undecided.",
 )
+@option(
+    INPUT,
+    "--trained-on",
+    metavar="SCHEME",
+    help="How training quantised the base, as for merge.  [default: what the record of MERGED says]",
+)
+@option(
+    INPUT,
+    "--moments",
+    type=options.PATH,
+    metavar="FILE",
+    help="The second moments that a merge with --rounding calibrated read.",
+)
 @options.allow_partial
 @options.include
 @options.exclude

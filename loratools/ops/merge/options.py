@@ -11,6 +11,7 @@ from loratools.arguments import Globs, Size, byte_size
 from loratools.errors import UsageError
 from loratools.ops.common.arguments import AdapterSource, RankFrom
 from loratools.ops.merge.rounding import RoundingMode
+from loratools.ops.merge.trained_on import TrainingScheme
 from loratools.storage.casting import stored_dtype
 from loratools.updates.lora_experts import Orientation, Packing
 
@@ -27,7 +28,7 @@ class MergeOptions:
     max_shard_size: Size | None = None
     dequantize: bool = False
     requantize: bool = False
-    trained_on: str | Path | None = None
+    trained_on: str | Path | TrainingScheme | None = None
     rounding: RoundingMode = "nearest"
     seed: int = 0
     penalty: float | None = None

@@ -242,7 +242,7 @@ def plan_merge(
             hint="merge into the folder of that component",
         )
     logical = in_dtype_of_model(base, result.outputs, dtype) if dequantize else result.outputs
-    scheme = training_scheme(str(options.trained_on)) if options.trained_on is not None else None
+    scheme = training_scheme(options.trained_on) if options.trained_on is not None else None
     training_warnings: list[str] = []
     if scheme is not None:
         logical, training_warnings = with_training_values(base, logical, scheme)

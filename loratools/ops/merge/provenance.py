@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,34 @@ def inputs_record(plan: MergePlan) -> dict[str, Any]:
             }
             for a, w in zip(plan.adapters, plan.weights, strict=True)
         ],
-        **_rounding(plan),
+        **_settings(plan),
         "side_files": {f.name: f.origin if f.text is None else "written anew" for f in plan.side_files},
         "not_copied": {left.name: left.why for left in plan.base.left_out},
     }
 
 
-def _rounding(plan: MergePlan) -> dict[str, object]:
-    """The settings of a rounding other than to nearest, without which the result cannot be made again."""
-    roundings = [o.rounding for o in plan.outputs if o.rounding.mode != "nearest"]
+def _settings(plan: MergePlan) -> dict[str, object]:
+    """What the values depend on beside the inputs, without which the result cannot be made again.
+
+    A rounding other than to nearest, with its seed, its penalty (None: the usual one of each weight) and the file of
+    moments; and how the base was quantised in training.
+    """
+    settings: dict[str, object] = {}
+    if plan.trained_on is not None:
+        settings["trained_on"] = asdict(plan.trained_on)
+    roundings = [o.merged.rounding for o in plan.outputs if o.merged.rounding.mode != "nearest"]
     if not roundings:
-        return {}
-    return {"rounding": plan.rounding, "seed": roundings[0].seed, "penalty": roundings[0].penalty}
+        return settings
+    penalties = {rounding.penalty for rounding in roundings}
+    settings |= {
+        "rounding": plan.rounding,
+        "seed": roundings[0].seed,
+        "penalty": penalties.pop() if len(penalties) == 1 else None,
+    }
+    located = (r.moments.location for r in roundings if r.moments is not None)
+    if (moments := next((place.file.path for place in located if place is not None), None)) is not None:
+        settings["moments"] = {"name": moments.name, "sha256": sha256(moments)}
+    return settings
 
 
 def recorded_inputs(path: Path) -> Mapping[str, object]:

@@ -51,7 +51,7 @@ def requantise(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
         choose = chooser(rounding, output.name, output.matrix, deltas, inputs_along_rows=output.inputs_along_rows)
     packed = _packed_bytes(weight)
     gain = Gain()
-    for first, last in _blocks(output, weight):
+    for first, last in row_blocks(output, weight):
         grid = parameters.grid(weight, first, last)
         rows = (-1, output.columns)
         base = grid.stored().reshape(rows)
@@ -124,7 +124,7 @@ def requantised_error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
 
 def requantising_memory(requantised: Requantised) -> int:
     """Bytes that merging one packed weight takes."""
-    step = max((last - first for first, last in _blocks(requantised.output, requantised.weight)), default=0)
+    step = max((last - first for first, last in row_blocks(requantised.output, requantised.weight)), default=0)
     inner = math.prod(requantised.weight.shape[1:])
     return requantised.weight.parts[0].tensor.nbytes + _GRID_BYTES * step * inner
 
@@ -137,7 +137,7 @@ def _writable(unit: RowsUnit) -> tuple[Output, PackedWeight, Writable]:
     return requantised.output, requantised.weight, parameters
 
 
-def _blocks(output: Output, weight: PackedWeight) -> Iterator[tuple[int, int]]:
+def row_blocks(output: Output, weight: PackedWeight) -> Iterator[tuple[int, int]]:
     """Rows of the first axis in runs that are merged together."""
     rows, inner = weight.shape[0], max(1, math.prod(weight.shape[1:]))
     wanted = output.rounding.block_rows(inner) if output.rounding.feeds_back else _BLOCK_ELEMENTS // inner

@@ -61,7 +61,7 @@ class TrainingScheme:
         return f"{self.codes}, double quantisation" if self.nested else self.codes
 
 
-def training_scheme(text: str) -> TrainingScheme:
+def training_scheme(given: str | Path | TrainingScheme) -> TrainingScheme:
     """The scheme of that name (nf4, fp4, int8), or the one that a JSON file describes as transformers does.
 
     Raises:
@@ -69,6 +69,9 @@ def training_scheme(text: str) -> TrainingScheme:
         FormatError: the file is no JSON object.
         UnsupportedError: the file describes a scheme that cannot be computed from the weights.
     """
+    if isinstance(given, TrainingScheme):
+        return given
+    text = str(given)
     if text in ("nf4", "fp4", "int8"):
         return TrainingScheme(text)
     path = Path(text)
@@ -225,6 +228,14 @@ def with_training_values(
         )
     warnings = [f"not quantised in training, and taken as they are: {', '.join(kept)}"] if kept else []
     return seen, warnings
+
+
+def as_trained(output: Output, scheme: TrainingScheme) -> Output | None:
+    """The output added to the values that training saw; None where such a weight was not quantised in training."""
+    if not _is_linear(output.name, output) or _stored_otherwise(output, scheme) is not None:
+        return None
+    values = LazyTensor(output.values.shape, output.values.dtype, AsTrained(output.values, scheme))
+    return replace(output, values=values)
 
 
 def _is_linear(name: str, output: Output) -> bool:

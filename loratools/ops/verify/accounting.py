@@ -13,6 +13,7 @@ from loratools.checkpoints.common.side_files import STRAY_SHARD
 from loratools.errors import MismatchError
 from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.plan import MergePlan
+from loratools.ops.verify.packed import measure_packed, packed_weight, same_packed
 from loratools.ops.verify.recipes import round_to
 from loratools.storage.arrays import read_array
 from loratools.storage.files import quoted
@@ -96,8 +97,17 @@ def accounts(plan: MergePlan, merged: Checkpoint) -> Accounts:
 def compare_untouched(output: Output, merged: LazyTensor) -> Untouched:
     """Compare a weight that nothing is added to: the bytes, and else the values rounded to the merged dtype.
 
-    A weight whose rows are replaced, or that is replaced as a whole, is compared by its values.
+    A weight whose rows are replaced, or that is replaced as a whole, is compared by its values. One that the merged
+    model stores quantised is the same where its parts are those of the base; where each value is the nearest one of its
+    grid, it counts as cast.
     """
+    if (packed := packed_weight(merged)) is not None:
+        base = packed_weight(output.values)
+        if base is not None and not output.patches and same_packed(base, packed):
+            return "same"
+        measured = measure_packed(output, packed) if output.shape == merged.shape else None
+        if base is None and measured is not None:
+            return "cast" if measured.nearest else "different"
     if not output.patches and same_bytes(output.values, merged):
         return "same"
     if output.shape != merged.shape or not {output.values.dtype, merged.dtype} <= set(FLOAT_DTYPES):

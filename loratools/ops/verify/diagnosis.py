@@ -7,12 +7,16 @@ after it is no more than rounding explains; what no hypothesis explains is said 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.ops.merge.outputs import Output
-from loratools.ops.verify.measure import Deltas, Fit, blocks
+from loratools.ops.merge.rows import prepared, read_rows
+from loratools.ops.merge.trained_on import AsTrained, TrainingScheme, as_trained
+from loratools.ops.merge.verify import exact_rows, largest_share
+from loratools.ops.verify.fit import Fit
+from loratools.ops.verify.measure import Deltas, blocks, explained_with
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
@@ -28,6 +32,19 @@ _NEAR = 0.02
 _ROUNDINGS = 9.0
 # A residual that is so small a share of the change is no defect of its own, whatever the dtype.
 _NEGLIGIBLE = 1e-11
+# Dtypes in which an update may be smaller than the spacing of the numbers.
+_COARSE = ("BF16", "F16")
+# The square of an update beside that of one rounding: above it, a best-fit weight is exact to a few percent.
+_LARGE = 1000.0
+_ABOUT = 0.5
+# What bitsandbytes may have made of the base in training.
+_TRAINING_SCHEMES = (
+    TrainingScheme("nf4"),
+    TrainingScheme("nf4", nested=True),
+    TrainingScheme("int8"),
+    TrainingScheme("fp4"),
+    TrainingScheme("fp4", nested=True),
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +62,15 @@ class Cause:
     undecided: bool = False
 
 
-def cause_of(output: Output, merged: LazyTensor, fit: Fit, names: Sequence[str], *, sample: float = 1.0) -> Cause:
+ROUNDED_OTHERWISE = Cause(
+    "rounded-otherwise",
+    "the adapters were applied as given, up to one rounding of each value, but rounded in a way that cannot be "
+    "computed again from what is here",
+    undecided=True,
+)
+
+
+def cause_of(output: Output, merged: LazyTensor, fit: Fit, names: Sequence[str], sample: float = 1.0) -> Cause:
     """Tell why a weight is not explained by any recipe.
 
     Args:
@@ -58,15 +83,36 @@ def cause_of(output: Output, merged: LazyTensor, fit: Fit, names: Sequence[str],
     weights = fit.weights()
     if fit.moved == 0:
         return Cause("not-applied", "the weights are those of the base: no adapter was applied")
+    if _beside(output, merged, sample):
+        # Small updates: a best-fit weight is then mostly noise, and a hypothesis has to give every value.
+        candidates = candidate_weights(output, names)
+        causes = (cause for times, cause in candidates if explained_with(output, merged, times, sample))
+        return next(causes, ROUNDED_OTHERWISE)
     if _small(fit.residual(weights), fit, output.dtype):
-        return _from_weights(output, weights, names)
-    for hypothesis in (_without_magnitude, _transposed, _some_ranks):
+        fitted = _from_weights(output, weights, names)
+        return fitted if fitted.code != "adapter-weight" else _certain(fitted, output, merged, fit, names, sample)
+    for hypothesis in (_without_magnitude, _transposed, _some_ranks, _other_training_values):
         if (cause := hypothesis(output, merged, fit, sample)) is not None:
             return cause
     cosine = sum(fit.along) / math.sqrt(fit.moved * fit.energy) if fit.energy > 0 else 0.0
     if abs(cosine) < 0.1:
         return Cause("other-change", "the weights were changed, but not by these adapters (cosine below 0.1)")
     return Cause("unexplained-change", "the change holds these adapters and something else, or a part of them")
+
+
+def _certain(cause: Cause, output: Output, merged: LazyTensor, fit: Fit, names: Sequence[str], sample: float) -> Cause:
+    """What is said of best-fit weights that mean nothing by themselves, where rounding may have moved them.
+
+    The rounding of an update that is about as large as the spacing of the dtype moves a best-fit weight by far more
+    than `_NEAR`. There a hypothesis has to give every value, and a weight that is only near to 1 is no finding.
+    """
+    if output.dtype not in _COARSE or fit.energy > _LARGE * fit.noise(output.dtype):
+        return cause
+    for times, other in candidate_weights(output, names):
+        if explained_with(output, merged, times, sample):
+            return other
+    near = all(w is None or abs(w - 1) < _ABOUT for w in fit.weights())
+    return ROUNDED_OTHERWISE if near else cause
 
 
 def _small(residual: float, fit: Fit, dtype: str) -> bool:
@@ -77,13 +123,9 @@ def _from_weights(output: Output, weights: Sequence[float | None], names: Sequen
     """What the best-fit weights say, where they explain the change."""
     known = [w for w in weights if w is not None]
     if all(_is(w, 1) for w in known):
-        return Cause(
-            "rounded-otherwise",
-            "the adapters were applied as given, but rounded in a way that cannot be computed again from what is here",
-            undecided=True,
-        )
+        return ROUNDED_OTHERWISE
     if len(known) == 1:
-        return _from_weight(output, known[0])
+        return cause_of_weight(output, known[0])
     wrong = [
         f"'{name}' has {'weight ' + format(w, '.3g') if abs(w) >= _NEAR else 'not been applied'}"
         for name, w in zip(names, weights, strict=True)
@@ -92,7 +134,8 @@ def _from_weights(output: Output, weights: Sequence[float | None], names: Sequen
     return Cause("adapter-weight", f"relative to the weights given, {'; '.join(wrong)}")
 
 
-def _from_weight(output: Output, weight: float) -> Cause:
+def cause_of_weight(output: Output, weight: float) -> Cause:
+    """What it says that the delta of a single adapter is multiplied with `weight`."""
     update = output.updates[0].update
     lora = update.as_lora()
     scale, rank = update.scale, update.rank or 0
@@ -114,13 +157,50 @@ def _from_weight(output: Output, weight: float) -> Cause:
     return Cause("adapter-weight", f"the adapter was applied with {weight:.3g} times the weight given")
 
 
+def candidate_weights(output: Output, names: Sequence[str]) -> Iterator[tuple[Sequence[float], Cause]]:
+    """What the deltas may have been multiplied with, and what that would say."""
+    if len(names) > 1:
+        yield [0.0] * len(names), Cause("not-applied", "the weights are those of the base: no adapter was applied")
+        for i, name in enumerate(names):
+            for share, said in ((0.0, "not been applied"), (-1.0, "weight -1"), (2.0, "weight 2")):
+                message = f"relative to the weights given, '{name}' has {said}"
+                yield [share if i == j else 1.0 for j in range(len(names))], Cause("adapter-weight", message)
+        return
+    update = output.updates[0].update
+    scale, rank = update.scale, update.rank or 1
+    shares = [0.0, -1.0, 2.0, 1 / math.sqrt(rank), math.sqrt(rank)]
+    shares += [1 / scale, scale] if scale else []
+    for share in dict.fromkeys(share for share in shares if abs(share - 1) > 0.02):
+        yield [share], cause_of_weight(output, share)
+
+
+def _beside(output: Output, merged: LazyTensor, sample: float) -> bool:
+    """Whether every value is one of the two numbers that its sum lies between, as any rounding would have it."""
+    import numpy as np
+
+    if output.dtype not in _COARSE:
+        return False
+    from loratools.algebra.rounding import merge_error_bound
+
+    deltas = prepared(output, "F64", 0, output.rows)
+    terms = sum(delta.terms for delta in deltas)
+    stored = reshaped(merged, output.matrix)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start, stop in blocks(output, sample):
+            base, values = _base_rows(output, start, stop), read_array(stored, "F64", start, stop)
+            exact, magnitude = exact_rows(deltas, start, base)
+            bound = merge_error_bound(abs(base), magnitude, values, output.dtype, terms, nearest=False)
+            if not largest_share(abs(values - exact), bound) <= 1:
+                return False
+    return True
+
+
 def _is(value: float, expected: float) -> bool:
     return abs(value - expected) <= _NEAR * abs(expected)
 
 
-def _without_magnitude(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
-    """DoRA, merged as if it were LoRA."""
-
+def plain_lora(output: Output) -> Output | None:
+    """The output with every DoRA as the LoRA that it has without its magnitude; None where there is none."""
     loras = [u.update.as_lora() for u in output.updates]
     if not any(lora is not None and lora.magnitude is not None for lora in loras):
         return None
@@ -128,21 +208,59 @@ def _without_magnitude(output: Output, merged: LazyTensor, fit: Fit, sample: flo
         u if lora is None else replace(u, update=replace(lora, magnitude=None))
         for u, lora in zip(output.updates, loras, strict=True)
     )
-    if not _small(_residual_of(replace(output, updates=updates), merged, sample), fit, output.dtype):
-        return None
-    return Cause("magnitude-dropped", "the magnitude of DoRA was dropped: the adapter was merged as plain LoRA")
+    return replace(output, updates=updates)
 
 
-def _transposed(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
-    """A delta that was added to a square weight the other way round."""
+def flipped(output: Output) -> Output | None:
+    """The output with every delta the other way round; None where it is not square, or a delta has no other way."""
     rows, columns = output.matrix
     plain = [u for u in output.updates if u.place.whole and not u.update.needs_base and u.update.as_experts() is None]
     if rows != columns or len(plain) != len(output.updates):
         return None
-    flipped = tuple(replace(u, place=replace(u.place, transposed=not u.place.transposed)) for u in plain)
-    if not _small(_residual_of(replace(output, updates=flipped), merged, sample), fit, output.dtype):
+    updates = tuple(replace(u, place=replace(u.place, transposed=not u.place.transposed)) for u in plain)
+    return replace(output, updates=updates)
+
+
+MAGNITUDE_DROPPED = Cause(
+    "magnitude-dropped", "the magnitude of DoRA was dropped: the adapter was merged as plain LoRA"
+)
+TRANSPOSED = Cause("transposed", "the delta was added transposed")
+
+
+def _without_magnitude(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
+    """DoRA, merged as if it were LoRA."""
+    plain = plain_lora(output)
+    if plain is None or not _small(_residual_of(plain, merged, sample), fit, output.dtype):
         return None
-    return Cause("transposed", "the delta was added transposed")
+    return MAGNITUDE_DROPPED
+
+
+def _transposed(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
+    """A delta that was added to a square weight the other way round."""
+    other = flipped(output)
+    if other is None or not _small(_residual_of(other, merged, sample), fit, output.dtype):
+        return None
+    return TRANSPOSED
+
+
+def _other_training_values(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
+    """Adapters that were added to what a quantisation makes of the base, or to the base in place of that."""
+    source = output.values.source
+    if isinstance(source, AsTrained):
+        plain = replace(output, values=source.of)
+        if not _small(_residual_of(plain, merged, sample), fit, output.dtype):
+            return None
+        message = f"the adapters were added to the base itself, and not to what {source.scheme} makes of it"
+        return Cause("training-values-ignored", message)
+    for scheme in _TRAINING_SCHEMES:
+        seen = as_trained(output, scheme)
+        if seen is not None and _small(_residual_of(seen, merged, sample), fit, output.dtype):
+            message = (
+                f"the adapters were added to what {scheme} makes of the base, as training may have seen it; if that "
+                "was wanted, say so with --trained-on"
+            )
+            return Cause("training-values", message)
+    return None
 
 
 def _some_ranks(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
@@ -172,16 +290,12 @@ def _some_ranks(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> 
 
 def _single_product(output: Output) -> FactorDelta | None:
     """The product of factors that is the whole delta; None where it is something else."""
-    from loratools.ops.merge.rows import prepared
-
     placed = prepared(output, "F64", 0, output.rows)
     only = placed[0].delta if len(placed) == 1 and placed[0].everywhere else None
     return only if len(output.updates) == 1 and isinstance(only, FactorDelta) else None
 
 
 def _base_rows(output: Output, start: int, stop: int) -> Floats:
-    from loratools.ops.merge.rows import read_rows
-
     return read_rows(output, "F64", start, stop)
 
 

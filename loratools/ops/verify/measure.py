@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.rows import Placed, compute_dtype, prepared, read_rows
 from loratools.ops.merge.verify import rows_error_ratio
+from loratools.ops.verify.fit import Fit, Sums
 from loratools.ops.verify.recipes import Recipe, known_recipes
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
@@ -29,60 +30,6 @@ _ROWS = 3
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Sums over the values of one weight, from which the best-fit weights of its deltas follow.
-
-    Attributes:
-        gram: `<dW_i, dW_j>` for each pair of deltas.
-        along: `<merged - base, dW_i>` for each delta.
-        moved: `<merged - base, merged - base>`.
-        merged: `<merged, merged>`.
-    """
-
-    gram: tuple[tuple[float, ...], ...]
-    along: tuple[float, ...]
-    moved: float
-    merged: float
-
-    def weights(self) -> tuple[float | None, ...]:
-        """What each delta is multiplied with in `merged - base`, by least squares; None for a delta of zeros."""
-        import numpy as np
-
-        some = [i for i, row in enumerate(self.gram) if row[i] > 0]
-        if not some:
-            return tuple(None for _ in self.gram)
-        # Of unit length, so that a delta that is far smaller than another is not taken for a multiple of it.
-        lengths = np.sqrt([self.gram[i][i] for i in some])
-        gram = np.array([[self.gram[i][j] for j in some] for i in some]) / np.outer(lengths, lengths)
-        solved = np.linalg.lstsq(gram, np.array([self.along[i] for i in some]) / lengths, rcond=1e-10)[0] / lengths
-        found = dict(zip(some, solved.tolist(), strict=True))
-        return tuple(found.get(i) for i in range(len(self.gram)))
-
-    def residual(self, weights: Sequence[float | None]) -> float:
-        """The square that the updates leave unexplained: `|merged - base - sum of w_i dW_i|^2`."""
-        used = [w or 0.0 for w in weights]
-        n = range(len(used))
-        squares = sum(used[i] * used[j] * self.gram[i][j] for i in n for j in n)
-        return max(0.0, self.moved - 2 * sum(used[i] * self.along[i] for i in n) + squares)
-
-    @property
-    def energy(self) -> float:
-        """The square of the summed updates: `|sum of dW_i|^2`."""
-        return sum(map(sum, self.gram))
-
-    @property
-    def gain(self) -> float | None:
-        """The gain of the summed delta, `<merged - base, dW> / <dW, dW>`; None where it is zero."""
-        return sum(self.along) / self.energy if self.energy > 0 else None
-
-    def noise(self, dtype: str) -> float:
-        """What rounding every value to `dtype` once adds to the square of a residual, at most."""
-        from loratools.algebra.rounding import unit_roundoff
-
-        return self.merged * unit_roundoff(dtype) ** 2
-
-
-@dataclass(frozen=True)
 class Measured:
     """What one pass over a weight told.
 
@@ -90,12 +37,13 @@ class Measured:
         recipe: The first recipe that explains every value that was looked at; None where there is none.
         fit: Sums for the best-fit weights. Where the usual recipe explains the values, in float32 and over a sample of
             the blocks; elsewhere in float64 and over all that were looked at.
-        max_error_ratio: The largest error of some rows against float64, as a share of what one rounding allows.
+        max_error_ratio: The largest error of some rows against float64, as a share of what one rounding allows; None
+            where it was not measured.
     """
 
     recipe: Recipe | None
     fit: Fit
-    max_error_ratio: float
+    max_error_ratio: float | None
 
 
 class Deltas:
@@ -178,7 +126,7 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
     stored = reshaped(merged, output.matrix)
     usual, *others = known_recipes(len(deltas.adapters), output.dtype)
     recipe: Recipe | None = usual
-    sums, looked_at = _Sums(len(deltas.adapters)), 0
+    sums, looked_at = Sums(len(deltas.adapters)), 0
     # Of a weight of more than a few blocks, every fourth is summed up: enough for its gain.
     every = _MEASURED if len(list(blocks(output, sample))) > _FEW else 1
     with np.errstate(over="ignore", invalid="ignore"):
@@ -198,41 +146,11 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
                     recipes = known_recipes(len(deltas.adapters), output.dtype, dtype)
                     recipe = _first_that_explains(recipes, rounded, stored, Deltas(rounded), sample)
             # What is left after a best fit is a small difference of large sums.
-            sums = _Sums(len(deltas.adapters))
+            sums = Sums(len(deltas.adapters))
             for _, base, parts, values in _read(output, stored, Deltas(output, "F64"), sample):
                 sums.add(base, parts, values)
             looked_at = sums.count
     return Measured(recipe, sums.fit(looked_at), _error_ratio(output, stored))
-
-
-class _Sums:
-    """The sums of a `Fit`, added up over blocks."""
-
-    def __init__(self, deltas: int) -> None:
-        import numpy as np
-
-        self._gram, self._along = np.zeros((deltas, deltas)), np.zeros(deltas)
-        self._moved = self._merged = 0.0
-        self.count = 0
-
-    def add(self, base: Floats, parts: Sequence[Floats], values: Floats) -> None:
-        import numpy as np
-
-        moved = values - base
-        for i, part in enumerate(parts):
-            self._along[i] += float(np.vdot(moved, part))
-            for j in range(i, len(parts)):
-                self._gram[i, j] = self._gram[j, i] = self._gram[i, j] + float(np.vdot(part, parts[j]))
-        self._moved += float(np.vdot(moved, moved))
-        self._merged += float(np.vdot(values, values))
-        self.count += values.size
-
-    def fit(self, looked_at: int) -> Fit:
-        """The sums, where so many values were looked at: those that were added up stand for all of them."""
-        stands_for = looked_at / max(1, self.count)
-        gram = tuple(map(tuple, (self._gram * stands_for).tolist()))
-        along = tuple((self._along * stands_for).tolist())
-        return Fit(gram, along, self._moved * stands_for, self._merged * stands_for)
 
 
 def _read(
@@ -254,6 +172,20 @@ def _first_that_explains(
         if not left:
             return None
     return left[0] if left else None
+
+
+def explained_with(output: Output, merged: LazyTensor, times: Sequence[float], sample: float = 1.0) -> bool:
+    """Whether the usual recipe gives every value where each delta is multiplied with its number of `times`."""
+    import numpy as np
+
+    deltas, stored = Deltas(output), reshaped(merged, output.matrix)
+    usual = known_recipes(len(deltas.adapters), output.dtype)[0]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start, base, parts, values in _read(output, stored, deltas, sample):
+            scaled = [share * part for share, part in zip(times, parts, strict=True)]
+            if not _explains(usual, deltas, start, base, scaled, values):
+                return False
+    return True
 
 
 def _explains(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from loratools.ops.merge.outputs import Output, RowsUnit
-from loratools.ops.merge.provenance import recorded_inputs
-from loratools.ops.merge.rounding import Rounding, default_penalty
-from loratools.ops.merge.rows import merge_rows
+from loratools.ops.merge.outputs import Output, Requantised, RowsUnit
+from loratools.ops.merge.requantise import requantise
+from loratools.ops.merge.rounding import NEAREST, Rounding, default_penalty
+from loratools.ops.merge.rows import Gain, merge_rows
+from loratools.ops.verify.packed import grid_name, same_grid
+from loratools.quantization.common.protocol import PackedWeight
 from loratools.storage.files import read_back, read_into
 from loratools.tensors.lazy import LazyTensor
 
@@ -23,38 +25,72 @@ class Replay:
     rounding: Rounding
 
     def __str__(self) -> str:
-        mode = self.rounding.mode
-        how = f"seed {self.rounding.seed}" if mode == "stochastic" else f"penalty {self.rounding.penalty:g}"
-        return f"deltas in float32, loratools with --rounding {mode} ({how})"
+        return f"deltas in float32, loratools with {_option(self.rounding)}"
 
 
-def possible_replays(path: Path) -> tuple[Replay, ...]:
-    """The roundings to try: the one that the record of the model at `path` tells, else those with the usual settings.
+def _option(rounding: Rounding) -> str:
+    how = f"seed {rounding.seed}" if rounding.mode == "stochastic" else f"penalty {rounding.penalty:g}"
+    return f"--rounding {rounding.mode} ({how})"
 
-    Rounding by measured moments is not among them, since the moments are not beside the model.
+
+def possible_replays(output: Output, *, recorded: bool, packed: bool = False) -> tuple[Replay, ...]:
+    """The roundings to try for one weight: the planned one, and without a record those with the usual settings.
+
+    Args:
+        output: The weight, with the rounding that its record, or the caller, says.
+        recorded: Whether the merged model has a record, which says how it was rounded.
+        packed: Whether the weight is quantised again.
     """
-    record = recorded_inputs(path)
-    seed, penalty = record.get("seed"), record.get("penalty")
-    stochastic = Rounding("stochastic", seed=seed if isinstance(seed, int) else 0)
-    adapter = Rounding("adapter", penalty=penalty if isinstance(penalty, float) else default_penalty("adapter"))
-    # A merge that rounds to nearest has no settings to record, and is told without them.
-    recorded_mode = record.get("rounding")
-    return tuple(Replay(r) for r in (stochastic, adapter) if recorded_mode in (None, r.mode))
+    planned = (Replay(output.rounding),) if output.rounding != NEAREST or packed else ()
+    if recorded:
+        return planned
+    penalty = default_penalty("adapter", packed=packed)
+    usual = (Replay(Rounding("stochastic")), Replay(Rounding("adapter", penalty=penalty)))
+    return (*planned, *(replay for replay in usual if replay not in planned))
 
 
 def gives(replay: Replay, output: Output, merged: LazyTensor) -> bool:
     """Whether a merge of `output` with that rounding gives the bytes of `merged`."""
-    location = merged.location
-    if location is None or output.dtype not in ("BF16", "F16"):
+    if merged.location is None or output.dtype not in ("BF16", "F16"):
         return False
     again = replace(output, rounding=replay.rounding)
+    return _writes_the_same(RowsUnit(0, again, 0, again.rows), merge_rows, merged)
+
+
+def requantised_recipe(requantised: Output, merged: PackedWeight, *, recorded: bool) -> str | None:
+    """The recipe of a merge that quantised a weight again, where one gives its bytes; None where none does.
+
+    Args:
+        requantised: The packed numbers as a merge with --requantize plans them.
+        merged: The weight of the merged model.
+        recorded: Whether the merged model has a record, which says how it was rounded.
+    """
+    planned = requantised.requantised
+    assert planned is not None, "only such outputs are given"
+    if not same_grid(planned.weight, merged):
+        return None
+    for replay in possible_replays(planned.output, recorded=recorded, packed=True):
+        output = replace(planned.output, rounding=replay.rounding)
+        again = replace(requantised, requantised=Requantised(output, planned.weight))
+        if _writes_the_same(RowsUnit(0, again, 0, again.rows), requantise, merged.parts[0].tensor):
+            nearest = replay.rounding.mode == "nearest"
+            how = "--requantize" if nearest else f"--requantize {_option(replay.rounding)}"
+            return f"deltas in float32, loratools with {how} onto the grid of {grid_name(merged)}"
+    return None
+
+
+def _writes_the_same(unit: RowsUnit, write: Callable[[RowsUnit, int, int], Gain], merged: LazyTensor) -> bool:
+    """Whether doing a unit of a merge again gives the bytes of `merged`."""
+    location = merged.location
+    if location is None or unit.output.nbytes != location.nbytes:
+        return False
     with tempfile.TemporaryFile(buffering=0) as file:
-        merge_rows(RowsUnit(0, again, 0, again.rows), file.fileno(), 0)
+        write(unit, file.fileno(), 0)
         for start in range(0, location.nbytes, _PIECE):
             size = min(_PIECE, location.nbytes - start)
-            ours, theirs = bytearray(size), bytearray(size)
-            read_back(file.fileno(), memoryview(ours), start)
-            read_into(location, start, theirs)
-            if ours != theirs:
+            again, stored = bytearray(size), bytearray(size)
+            read_back(file.fileno(), memoryview(again), start)
+            read_into(location, start, stored)
+            if again != stored:
                 return False
     return True

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loratools.adapter import Adapter
 from loratools.arguments import Globs, Positive, checked
 from loratools.checkpoints import Checkpoint, open_checkpoint
-from loratools.errors import UsageError
+from loratools.errors import UnsupportedError, UsageError
 from loratools.execution.local import run, worker_count
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom
 from loratools.ops.common.progress import expect
 from loratools.ops.merge.options import MergeOptions
+from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.plan import MergePlan, plan_merge
+from loratools.ops.merge.rounding import NEAREST
+from loratools.ops.merge.trained_on import AsTrained
 from loratools.ops.merge.verb import load_for_merge
 from loratools.ops.verify.accounting import (
     Accounts,
@@ -33,9 +37,13 @@ from loratools.ops.verify.accounting import (
     stray_shards,
 )
 from loratools.ops.verify.diagnosis import Cause, cause_of
-from loratools.ops.verify.measure import Fit, Measured, measure
-from loratools.ops.verify.replay import Replay, gives, possible_replays
+from loratools.ops.verify.measure import Measured, measure
+from loratools.ops.verify.packed import grid_name, measure_packed, packed_weight, same_grid
+from loratools.ops.verify.packed_diagnosis import packed_cause, unknown_grid
+from loratools.ops.verify.recorded import reconstruct, recorded_merge
+from loratools.ops.verify.replay import gives, possible_replays, requantised_recipe
 from loratools.ops.verify.report import Finding, Verdict, VerifiedTensor, VerifyReport
+from loratools.quantization.common.protocol import PackedWeight
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.updates.lora_experts import Orientation, Packing
@@ -44,6 +52,9 @@ from loratools.updates.lora_experts import Orientation, Packing
 _LITTLE_GAIN = 0.9
 # A smaller share cannot be told from a merge that was not done.
 _NO_GAIN = 0.01
+# What a coarse grid may make of an update: nothing where it is far below a step, twice where it is just above half of
+# one.
+_LEAST_GAIN, _MOST_GAIN = -0.05, 3.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,25 @@ class _Adapted:
     measured: Measured | None
     recipe: str | None
     cause: Cause | None
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What all weights are looked at with.
+
+    Attributes:
+        names: The names of the adapters.
+        recorded: Whether the merged model has a record of how it was made.
+        moments_absent: The file of moments that it was rounded by and that is not here; None otherwise.
+        sample: The share of the values to look at.
+        requantised: The packed numbers that a merge with --requantize would write, by the name of the weight.
+    """
+
+    names: Sequence[str]
+    recorded: bool
+    moments_absent: str | None
+    sample: float
+    requantised: Mapping[str, Output]
 
 
 @dataclass(frozen=True)
@@ -80,6 +110,8 @@ def verify(
     initial: Sequence[AdapterSource] = (),
     expert_packing: Packing | None = None,
     expert_orientation: Orientation | None = None,
+    trained_on: str | Path | None = None,
+    moments: str | Path | None = None,
     threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
@@ -87,7 +119,8 @@ def verify(
 
     Nothing is written. Weights stream through blocks of rows, so that memory is that of a merge. A weight counts as
     explained where every value of it is what a known way of computing gives (see `VerifyReport.recipes`), up to the
-    order in which float32 sums are added up.
+    order in which float32 sums are added up. A merge by loratools is done again with the settings in its record, and
+    compared bit by bit. Of a weight that is quantised again, every value has to be the nearest one of its grid.
 
     Args:
         merged: The model to look at, by its path or opened.
@@ -103,6 +136,9 @@ def verify(
         initial: For each adapter whose initialisation changed the base, the adapter as it was before training.
         expert_packing: `peft` or `expert-major`: how the experts of a fused parameter share the columns of B.
         expert_orientation: `out-in` or `in-out`: how square fused experts are stored.
+        trained_on: How the base was quantised in training, as for `merge`; what the merged model's record says where it
+            is None.
+        moments: The file of second moments that a merge with calibrated rounding read, as for `merge`.
         threads: Workers; one per CPU where it is None.
         progress: Called with the number of bytes of the merged model that were just looked at.
 
@@ -134,23 +170,30 @@ def verify(
     )
     model = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     result = merged if isinstance(merged, Checkpoint) else open_checkpoint(merged)
-    if model.quantisation is not None:
-        options = replace(options, dequantize=True)
+    options = replace(options, dequantize=model.quantisation is not None)
+    recorded = recorded_merge(result.path)
+    how = reconstruct(options, recorded, trained_on=trained_on, moments=moments)
+    options = how.options
+    if options.rounding != "nearest":
+        options = replace(options, dtype=_only_dtype(result))
     weighted = [(a.selected(include, exclude), w) for a, w in load_for_merge(adapters, model, options)]
     plan = plan_merge(model, weighted, options, out=result.path)
     found = accounts(plan, result)
     report_bytes = progress or (lambda _: None)
     expect(progress, sum(pair.merged.nbytes for pair in found.pairs))
     names = [adapter.name for adapter in plan.adapters]
-    replays = possible_replays(result.path)
+    context = _Context(
+        names, recorded.present, how.moments_absent, share, _requantised(model, result, weighted, options)
+    )
     looked_at = run(
         found.pairs,
-        lambda pair: _look_at(pair, result, names, replays, share),
+        lambda pair: _look_at(pair, context),
         threads=worker_count(threads),
         on_result=lambda pair, _: report_bytes(pair.merged.nbytes),
     )
     report = _report(plan, model, result, found, looked_at, share)
-    return replace(report, seconds=round(time.monotonic() - began, 3))
+    warnings = tuple(dict.fromkeys((*how.warnings, *report.warnings)))
+    return replace(report, warnings=warnings, seconds=round(time.monotonic() - began, 3))
 
 
 def _share(sample: float | None) -> float:
@@ -161,11 +204,32 @@ def _share(sample: float | None) -> float:
     return float(sample)
 
 
-def _look_at(
-    pair: Pair, merged: Checkpoint, names: Sequence[str], replays: Sequence[Replay], sample: float
-) -> _Adapted | _Compared:
+def _only_dtype(model: Checkpoint) -> str | None:
+    """The dtype that the floats of a model are stored in, where that is one and is no float32."""
+    dtypes = {t.dtype for t in model.weights.values() if t.dtype in FLOAT_DTYPES and packed_weight(t) is None}
+    return next(iter(dtypes)).lower() if len(dtypes) == 1 else None
+
+
+def _requantised(
+    base: Checkpoint, merged: Checkpoint, adapters: Sequence[tuple[Adapter, float]], options: MergeOptions
+) -> Mapping[str, Output]:
+    """The packed numbers that a merge with --requantize would write, by the name of the weight.
+
+    Empty where the base or the merged model is not quantised, or a scheme is read and not written.
+    """
+    if base.quantisation is None or merged.quantisation is None or not merged.quantisation.weights:
+        return {}
+    again = replace(options, dequantize=False, requantize=True, dtype=None)
+    try:
+        plan = plan_merge(base, adapters, again, out=merged.path)
+    except UnsupportedError:
+        return {}
+    return {output.merged.name: output for output in plan.outputs if output.requantised is not None}
+
+
+def _look_at(pair: Pair, context: _Context) -> _Adapted | _Compared:
     """Look at one weight; what is wrong with one that follows another is that it does."""
-    seen = _compare(pair, merged, names, replays, sample)
+    seen = _compare(pair, context)
     wrong = seen.state == "different" if isinstance(seen, _Compared) else seen.cause is not None
     if pair.follows is None or not wrong:
         return seen
@@ -173,9 +237,7 @@ def _look_at(
     return _Adapted(pair, None, None, Cause("tied-overwritten", message))
 
 
-def _compare(
-    pair: Pair, merged: Checkpoint, names: Sequence[str], replays: Sequence[Replay], sample: float
-) -> _Adapted | _Compared:
+def _compare(pair: Pair, context: _Context) -> _Adapted | _Compared:
     output, stored = pair.output, pair.merged
     if not output.updates:
         return _Compared(pair, compare_untouched(output, stored))
@@ -186,18 +248,64 @@ def _compare(
             pair, None, None, Cause("not-floats", f"the weights are stored as {stored.dtype}, not as floats")
         )
     output = replace(output, dtype=stored.dtype)
-    measured = measure(output, stored, sample=sample)
+    changing = [context.names[i] for i in sorted({update.adapter for update in output.updates})]
+    if (packed := packed_weight(stored)) is not None:
+        return _compare_packed(pair, output, packed, changing, context)
+    measured = measure(output, stored, sample=context.sample)
     if measured.recipe is not None:
-        return _Adapted(pair, measured, str(measured.recipe), None)
-    if merged.quantisation is not None and output.name in merged.quantisation.weights:
-        return _Adapted(pair, measured, None, _quantised(measured.fit))
-    changing = [names[i] for i in sorted({update.adapter for update in output.updates})]
-    cause = cause_of(output, stored, measured.fit, changing, sample=sample)
-    if cause.undecided:
+        return _Adapted(pair, measured, _with_training(str(measured.recipe), output), None)
+    cause = None if output.rounding != NEAREST else cause_of(output, stored, measured.fit, changing, context.sample)
+    if cause is None or cause.undecided:
+        replays = possible_replays(output, recorded=context.recorded)
         replay = next((replay for replay in replays if gives(replay, output, stored)), None)
         if replay is not None:
-            return _Adapted(pair, measured, str(replay), None)
+            return _Adapted(pair, measured, _with_training(str(replay), output), None)
+    cause = cause or cause_of(output, stored, measured.fit, changing, context.sample)
+    if cause.undecided and context.moments_absent is not None:
+        cause = _without_moments(context.moments_absent)
     return _Adapted(pair, measured, None, cause)
+
+
+def _with_training(recipe: str, output: Output) -> str:
+    """The recipe, with the values that the deltas were added to where these are not the base's."""
+    source = output.values.source
+    return f"{recipe}, added to what {source.scheme} makes of the base" if isinstance(source, AsTrained) else recipe
+
+
+def _without_moments(name: str) -> Cause:
+    message = (
+        "the adapters were applied as given, up to one rounding; by the record of the model that was --rounding "
+        f"calibrated with {name}, which is not here: give it with --moments to have the rounding done again"
+    )
+    return Cause("moments-absent", message, undecided=True)
+
+
+def _compare_packed(
+    pair: Pair, output: Output, packed: PackedWeight, changing: Sequence[str], context: _Context
+) -> _Adapted:
+    """Look at a weight that the merged model stores on the grid of a quantisation scheme."""
+    measured = measure_packed(output, packed, sample=context.sample)
+    if measured is None:
+        fit = measure(output, pair.merged, sample=context.sample).fit
+        return _Adapted(pair, Measured(None, fit, None), None, unknown_grid(fit, packed))
+    told = Measured(None, measured.fit, measured.max_error_ratio)
+    planned = context.requantised.get(output.name)
+    recipe = requantised_recipe(planned, packed, recorded=context.recorded) if planned is not None else None
+    if recipe is None and measured.nearest and _credible(measured.fit.gain):
+        recipe = f"deltas in float32, each sum stored as the nearest value of {grid_name(packed)}"
+    if recipe is not None:
+        return _Adapted(pair, told, _with_training(recipe, output), None)
+    base = packed_weight(output.values)
+    kept = base is not None and same_grid(base, packed)
+    cause = packed_cause(output, packed, measured, changing, kept_scales=kept, sample=context.sample)
+    if cause.undecided and context.moments_absent is not None:
+        cause = _without_moments(context.moments_absent)
+    return _Adapted(pair, told, None, cause)
+
+
+def _credible(gain: float | None) -> bool:
+    """Whether a grid may have made so much of an update: from nothing to twice of it, but never its opposite."""
+    return gain is None or _LEAST_GAIN <= gain <= _MOST_GAIN
 
 
 def _misfit(expected: tuple[int, ...], shape: tuple[int, ...]) -> Cause:
@@ -205,15 +313,6 @@ def _misfit(expected: tuple[int, ...], shape: tuple[int, ...]) -> Cause:
         verb = "cut" if shape[0] < expected[0] else "extended"
         return Cause("vocabulary-cut", f"the rows were {verb} from {expected[0]} to {shape[0]}")
     return Cause("shape", f"the shape is {list(shape)} in place of {list(expected)}")
-
-
-def _quantised(fit: Fit) -> Cause:
-    weights = ", ".join("none" if w is None else f"{w:.3g}" for w in fit.weights())
-    return Cause(
-        "quantised",
-        f"the merged weights are quantised, so that no recipe can be told (best-fit weight {weights})",
-        undecided=True,
-    )
 
 
 def _report(

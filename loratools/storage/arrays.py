@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 from loratools.errors import LoraToolsError, UnsupportedError
 from loratools.storage.files import quoted, read_into
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.files import ByteRange
-from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.lazy import LazyTensor, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats, Stored
 
 
-@runtime_checkable
 class FloatsSource(Protocol):
     """A source whose values are computed by numpy, so that torch need not be imported for them."""
 
@@ -27,12 +26,21 @@ class FloatsSource(Protocol):
         """Rows start:stop of the first axis as float32; exactly the values that `read_rows` gives."""
 
 
-@runtime_checkable
 class StoredSource(Protocol):
     """A source that has its stored numbers in memory, as numpy holds them."""
 
     def read_stored(self) -> Bytes:
         """All of its bytes, flat."""
+
+
+# By an attribute of the class: to ask a protocol whether a value is one of it takes longer than to read a small tensor.
+def _has_floats(source: Source) -> TypeGuard[FloatsSource]:
+    """Whether the values of a source are computed by numpy."""
+    return hasattr(type(source), "read_floats")
+
+
+def _has_stored(source: Source) -> TypeGuard[StoredSource]:
+    return hasattr(type(source), "read_stored")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +88,8 @@ def read_array(tensor: LazyTensor, dtype: str, start: int = 0, stop: int | None 
             f"{_described(tensor)} has dtype {tensor.dtype}, which is not computed with",
             hint="convert it to float32 first",
         )
-    if isinstance(tensor.source, FloatsSource) and tensor.shape:
-        np.copyto(out, tensor.source.read_floats(start, start + shape[0]).reshape(shape))
+    if tensor.shape and _has_floats(source := tensor.source):
+        np.copyto(out, source.read_floats(start, start + shape[0]).reshape(shape))
     elif tensor.location is None:
         values = tensor.read() if not tensor.shape else tensor.read_rows(start, start + shape[0])
         np.copyto(out, (values.double() if dtype == "F64" else values.float()).numpy())
@@ -113,8 +121,8 @@ def read_raw(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Sto
         row_bytes = math.prod(tensor.shape[1:]) * out.itemsize
         read_into(tensor.location, start * row_bytes, out.reshape(-1).view(np.uint8).data)
         return out
-    if isinstance(tensor.source, StoredSource):
-        whole: Stored = tensor.source.read_stored().view(_RAW[tensor.dtype]).reshape(tensor.shape)
+    if _has_stored(source := tensor.source):
+        whole: Stored = source.read_stored().view(_RAW[tensor.dtype]).reshape(tensor.shape)
         return whole[start : start + shape[0]] if shape else whole
     values = tensor.read() if not tensor.shape else tensor.read_rows(start, start + shape[0])
     width = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}[out.itemsize]

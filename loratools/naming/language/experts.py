@@ -119,7 +119,7 @@ def expert_aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Al
     type_ = model_type if isinstance(model_type, str) else None
     aliases: dict[str, Alias] = {}
     for parent, experts in _mixtures(config, shapes).items():
-        aliases |= _apart(parent, experts)
+        aliases |= _apart(parent, experts, shapes)
         aliases |= _fused(parent, experts, type_)
     aliases = {name: alias for name, alias in aliases.items() if name not in shapes}
     for name, shape in shapes.items():
@@ -178,11 +178,12 @@ def _shares(leaf: str, outputs: int, model_type: str | None) -> dict[str, Span |
     return {role: Span(i * half, (i + 1) * half) for i, role in enumerate(_WIDE)}
 
 
-def _apart(parent: str, roles: Mapping[str, Mapping[int, _Matrix]]) -> dict[str, Alias]:
+def _apart(parent: str, roles: Mapping[str, Mapping[int, _Matrix]], shapes: Shapes) -> dict[str, Alias]:
     return {
-        f"{expert_name(Expert(parent, number, role))}.weight": Alias(matrix.shape, (matrix.place,))
+        name: Alias(matrix.shape, (matrix.place,))
         for role, experts in roles.items()
         for number, matrix in experts.items()
+        if (name := f"{expert_name(Expert(parent, number, role))}.weight") not in shapes
     }
 
 

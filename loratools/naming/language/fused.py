@@ -16,10 +16,13 @@ FUSIONS: dict[str, tuple[str, ...]] = {
     # Qwen3.5, whose parts Tinker trains one by one.
     "linear_attn.in_proj_qkv": ("linear_attn.in_proj_q", "linear_attn.in_proj_k", "linear_attn.in_proj_v"),
 }
+_LAST_SEGMENTS = tuple(fused.rpartition(".")[2] for fused in FUSIONS)
 
 
 def parts_of(module: str) -> tuple[str, ...]:
     """The names of the parts of a fused module, in the order of their rows; none where it is no such module."""
+    if not module.endswith(_LAST_SEGMENTS):
+        return ()
     for fused, parts in FUSIONS.items():
         if module == fused or module.endswith(f".{fused}"):
             return tuple(module.removesuffix(fused) + part for part in parts)

@@ -51,7 +51,8 @@ def stacked_units(units: Sequence[WorkUnit]) -> list[tuple[WorkUnit, ...]]:
             stacks.append((unit,))
             continue
         open_stacks.setdefault(kind, []).append(unit)
-        sizes[kind] = sizes.get(kind, 0) + unit.output.rows * unit.output.columns
+        elements = unit.source.nbytes if isinstance(unit, CopyUnit) else unit.output.rows * unit.output.columns
+        sizes[kind] = sizes.get(kind, 0) + elements
         if sizes[kind] >= _ELEMENTS:
             stacks.append(tuple(open_stacks.pop(kind)))
             del sizes[kind]

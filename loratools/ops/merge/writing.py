@@ -99,7 +99,9 @@ def write_weights(
         results = run_units(range(len(stacks)), work, threads=threads, on_result=on_result)
         for stack, done in zip(stacks, results, strict=True):
             for unit, of_unit in zip(stack, done.written, strict=True):
-                written[unit.output.name] += of_unit
+                # Most weights of a large model are copied: there is nothing to add.
+                if not isinstance(unit, CopyUnit):
+                    written[unit.output.name] += of_unit
         for future in finished:
             future.result()
         inputs = record or (records[0].result() if records else inputs_record(made))

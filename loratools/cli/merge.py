@@ -140,6 +140,6 @@ def command(
         return
     if output.quiet:
         return
-    from loratools.report.merge import summary
+    from loratools.report.merge import gguf_step, summary
 
-    output.summary(*summary(report))
+    output.summary(*summary(report, next_step=gguf_step(merge_plan, out)))

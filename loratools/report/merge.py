@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import RenderableType
 
+from loratools.naming import gguf
 from loratools.ops.merge.plan import MergePlan
 from loratools.ops.merge.report import MergeReport
 from loratools.report.pairs import pairs
@@ -16,6 +18,8 @@ from loratools.storage.files import free_space
 from loratools.updates.parts.protocol import Update
 
 _SHOWN = 5
+# llama.cpp's conversion needs one of these beside the weights.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
 def plan_table(plan: MergePlan, out: Path) -> list[RenderableType]:
@@ -105,8 +109,35 @@ def explained(plan: MergePlan) -> list[str]:
     return lines + [f"left out: {left.name}, {left.why}" for left in plan.base.left_out]
 
 
-def summary(report: MergeReport) -> list[RenderableType]:
-    """Lines printed on stderr after a merge."""
+def gguf_step(plan: MergePlan, out: Path) -> str | None:
+    """The command that makes a GGUF file of the result, for llama.cpp.
+
+    Args:
+        plan: The plan of the merge.
+        out: Where its result goes.
+
+    Returns:
+        The command; None where llama.cpp's conversion does not take the result: it is no folder with a tokenizer, its
+        weights are quantised, it has weights that the base has not got, or the conversion does not know such a model.
+    """
+    model_type = plan.base.config.get("model_type")
+    known = model_type in gguf.BY_MODEL_TYPE or model_type in gguf.REFUSED
+    if not known or plan.base.layout != "huggingface" or plan.one_file:
+        return None
+    if plan.base.quantisation is not None or plan.added:
+        return None
+    if not any(file.name in _TOKENIZERS for file in plan.side_files):
+        return None
+    return f"convert_hf_to_gguf.py {shlex.quote(str(out))} --outfile {shlex.quote(f'{out}.gguf')}"
+
+
+def summary(report: MergeReport, *, next_step: str | None = None) -> list[RenderableType]:
+    """Lines printed on stderr after a merge.
+
+    Args:
+        report: What was merged.
+        next_step: A command that makes a GGUF file of the result; not mentioned where it is None.
+    """
     changed = f"{plural(report.merged_weights, 'weight')} merged"
     changed += f", {report.replaced} replaced" if report.replaced else ""
     changed += f", {len(report.added)} new" if report.added else ""
@@ -128,6 +159,8 @@ def summary(report: MergeReport) -> list[RenderableType]:
         more = f" and {len(report.left_out) - _SHOWN} more" if len(report.left_out) > _SHOWN else ""
         rows.append(("left out", ", ".join(report.left_out[:_SHOWN]) + more))
     rows.append(("written", f"{report.output}  {size(report.bytes)}  in {report.seconds:.1f} s"))
+    if next_step is not None:
+        rows.append(("next", f"for llama.cpp: {next_step}"))
     return [pairs(rows)]
 
 

@@ -107,11 +107,11 @@ class LevelGrid:
         high, high_level = np.where(over, low, high), np.where(over, low_level, high_level)
         return Neighbours(low_level, high_level, low, high)
 
-    def codes(self, found: Neighbours, upper: Mask) -> tuple[Integers, Floats]:
+    def codes(self, neighbours: Neighbours, upper: Mask) -> tuple[Integers, Floats]:
         """The codes of the chosen neighbours, and their values. A code that means the same already stays."""
         _, codes = self._levels
-        values = np.where(upper, found.high, found.low)
-        chosen = codes[np.where(upper, found.high_level, found.low_level)]
+        values = np.where(upper, neighbours.high, neighbours.low)
+        chosen = codes[np.where(upper, neighbours.high_level, neighbours.low_level)]
         same = values == self.stored()
         return np.where(same, self.current, chosen).astype(self.current.dtype), values
 

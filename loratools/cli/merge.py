@@ -112,8 +112,8 @@ def command(
 
             output.table(*plan_table(merge_plan, out), *replaced_rows(out, overwrite=overwrite))
         return
-    said = [*merge_plan.warnings, *([] if resume else abandoned_warnings(out))]
-    for warning in said:
+    warnings = [*merge_plan.warnings, *([] if resume else abandoned_warnings(out))]
+    for warning in warnings:
         output.warn(warning)
     if output.verbose:
         from loratools.report.merge import explained
@@ -133,7 +133,7 @@ def command(
             manifest=manifest,
         )
     for warning in report.warnings:
-        if warning not in said:
+        if warning not in warnings:
             output.warn(warning)
     if output.json:
         output.document(report.to_dict())

@@ -55,12 +55,12 @@ def run(
         unfinished = len(units)
         for _ in range(_AHEAD):
             for connection in workers.connections:
-                _tell(connection, next(todo, None))
+                _send(connection, next(todo, None))
         while unfinished:
             for connection in workers.ready():
                 start, stop = workers.answer(connection, results)
                 unfinished -= stop - start
-                _tell(connection, next(todo, None))
+                _send(connection, next(todo, None))
                 for i in range(start, stop):
                     on_result(units[i], results[i])
     finally:
@@ -68,7 +68,7 @@ def run(
     return [results[i] for i in range(len(results))]
 
 
-def _tell(connection: socket.socket, units: tuple[int, int] | None) -> None:
+def _send(connection: socket.socket, units: tuple[int, int] | None) -> None:
     if units is not None:
         with contextlib.suppress(ConnectionError):  # what became of it is told when its answer is read
             connection.sendall(_RANGE.pack(*units))

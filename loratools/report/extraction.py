@@ -81,8 +81,8 @@ def _part(skipped: Sequence[Skipped]) -> str:
 
 
 def _ranks(report: ExtractReport) -> str:
-    found = sorted({m.rank for m in report.modules if m.rank is not None})
-    return f"rank {found[0]}" if len(found) == 1 else f"ranks {found[0]}–{found[-1]}" if found else "no rank"
+    ranks = sorted({m.rank for m in report.modules if m.rank is not None})
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}–{ranks[-1]}" if ranks else "no rank"
 
 
 def _times(share: float) -> str:

@@ -6,8 +6,8 @@ from loratools.storage.files import read_into
 from loratools.tensors.lazy import LazyTensor
 
 # A tensor that changed shows it early, so the first look is short; then pieces that stay in the cache.
-_FIRST_LOOK = 1 << 16
-_LOOK = 1 << 20
+_FIRST_PIECE_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 20
 # Of a view: some read a whole tensor for any range of their rows.
 _VIEWED = 1 << 26
 
@@ -23,8 +23,8 @@ def same_bytes(first: LazyTensor, second: LazyTensor) -> bool:
     if a is None or b is None:
         return _same_values(first, second)
     # One pair of buffers for all pieces: fresh memory for each would be cleared by the system first.
-    ours, theirs = bytearray(min(_LOOK, a.nbytes)), bytearray(min(_LOOK, a.nbytes))
-    start, step = 0, _FIRST_LOOK
+    ours, theirs = bytearray(min(_PIECE_BYTES, a.nbytes)), bytearray(min(_PIECE_BYTES, a.nbytes))
+    start, step = 0, _FIRST_PIECE_BYTES
     while start < a.nbytes:
         size = min(step, a.nbytes - start)
         if size < len(ours):
@@ -36,7 +36,7 @@ def same_bytes(first: LazyTensor, second: LazyTensor) -> bool:
         # Whole buffers are compared as memory; views would be compared item by item.
         if (ours != theirs) if size == len(ours) else bytes(first_piece) != bytes(second_piece):
             return False
-        start, step = start + size, _LOOK
+        start, step = start + size, _PIECE_BYTES
     return True
 
 

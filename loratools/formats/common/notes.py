@@ -13,7 +13,7 @@ from loratools.adapter import Adapter
 from loratools.updates.parts.protocol import Update
 
 # Says which library reads the file back: every format says its own.
-_OWN = ("format",)
+_WRITTEN_ANEW = ("format",)
 
 
 def notes_of(adapter: Adapter, format: str, part: str) -> Mapping[str, object] | None:
@@ -28,7 +28,7 @@ def metadata_of(adapter: Adapter) -> dict[str, str]:
     metadata: dict[str, str] = {}
     for format in adapter.notes:
         texts = notes_of(adapter, format, "metadata") or {}
-        metadata |= {str(k): str(v) for k, v in texts.items() if k not in _OWN}
+        metadata |= {str(k): str(v) for k, v in texts.items() if k not in _WRITTEN_ANEW}
     return metadata
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # Before names that only a base says, which is a single file and in no table.
 SINGLE_FILE = "diffusion_model"
 # Metadata that says something of the file itself: restated or left out, never copied.
-_OWN = (FAMILY, MARK, "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
+_WRITTEN_ANEW = (FAMILY, MARK, "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
 
 
 _CHUNK = 16 << 20
@@ -384,7 +384,7 @@ def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
 
 def header_of(adapter: Adapter, family: Family | None) -> dict[str, str]:
     """What the source said in its header that is still true; and the family, which names alone do not always tell."""
-    texts = {k: v for k, v in metadata_of(adapter).items() if k not in _OWN}
+    texts = {k: v for k, v in metadata_of(adapter).items() if k not in _WRITTEN_ANEW}
     texts |= network_texts(texts, adapter)
     return {"format": "pt", MARK: __version__} | texts | ({} if family is None else {FAMILY: family.name})
 

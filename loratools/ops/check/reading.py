@@ -21,17 +21,17 @@ class GivenContext(NamedTuple):
     format: str | None = None
 
 
-def read_subject(found: FoundSource, context: GivenContext) -> Subject:
+def read_subject(found_source: FoundSource, context: GivenContext) -> Subject:
     """Open one source. Headers only; what cannot be opened is a subject too."""
-    subject = Subject(found.path, base=context.base, server=context.server)
-    if found.error is not None:
-        return replace(subject, error=as_ours(found.error))
+    subject = Subject(found_source.path, base=context.base, server=context.server)
+    if found_source.error is not None:
+        return replace(subject, error=as_ours(found_source.error))
     try:
-        if not found.is_adapter:
+        if not found_source.is_adapter:
             from loratools.checkpoints import open_checkpoint
 
-            return replace(subject, checkpoint=open_checkpoint(found.path))
-        subject = replace(subject, source=open_source(found.path, base=context.base))
+            return replace(subject, checkpoint=open_checkpoint(found_source.path))
+        subject = replace(subject, source=open_source(found_source.path, base=context.base))
         assert subject.source is not None
         return replace(subject, adapter=formats.load_source(subject.source, format=context.format))
     except (LoraToolsError, OSError) as error:

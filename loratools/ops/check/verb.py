@@ -90,20 +90,20 @@ def check(
 class _Unit(NamedTuple):
     """One source, and the path to call it by: as it was given, which scripts look up."""
 
-    found: FoundSource
+    found_source: FoundSource
     shown: str
 
 
 def _units_at(source: str | Path, format: str | None) -> list[_Unit]:
     path = Path(source)
     try:
-        found = sources_at(path, format).sources
+        found_sources = sources_at(path, format).sources
     except InputError as error:
         # A file that is so broken that it is not known what it was to be.
-        found = (FoundSource(path, is_adapter=False, error=error),)
-    return [_Unit(each, str(source) if each.path == path else str(each.path)) for each in found]
+        found_sources = (FoundSource(path, is_adapter=False, error=error),)
+    return [_Unit(each, str(source) if each.path == path else str(each.path)) for each in found_sources]
 
 
 def _checked(unit: _Unit, *, context: GivenContext, rules: Sequence[str]) -> CheckedSource:
-    subject = read_subject(unit.found, context)
+    subject = read_subject(unit.found_source, context)
     return CheckedSource(unit.shown, findings(subject, frozenset(rules)))

@@ -110,7 +110,7 @@ class Part:
     weight: float
     inner: float
     target: float
-    own: float
+    own_energy: float
     interference: float
     overlaps: tuple[tuple[float, float], ...]
 
@@ -155,7 +155,7 @@ def share_of(index: int, adapter: Adapter, weight: float, parts: Sequence[Sequen
 
 
 def _ratios(parts: Sequence[Part]) -> tuple[float | None, float | None, float | None, float | None, float | None]:
-    square = math.fsum(p.own for p in parts)
+    square = math.fsum(p.own_energy for p in parts)
     if not square:
         return None, None, None, None, None
     gain = math.fsum(p.inner for p in parts) / square
@@ -169,7 +169,7 @@ def _ratios(parts: Sequence[Part]) -> tuple[float | None, float | None, float | 
 
 
 def _inners(combination: Factors | Tensor, together: Factors, ranks: Sequence[int]) -> list[float]:
-    """`<found, own>` for several deltas, which stand side by side in `together` with these ranks."""
+    """`<result, own>` for several deltas, which stand side by side in `together` with these ranks."""
     import torch
 
     from loratools.algebra.lowrank import Factors

@@ -215,9 +215,9 @@ def _checked_delta(name: str, source: Update, result: Update) -> ConvertedModule
     factors = len(result.parts)
     for start in range(0, delta.shape[0], _ROWS):
         stop = min(start + _ROWS, delta.shape[0])
-        wanted, found = (torch.from_numpy(d.rows(start, stop)) for d in (delta, written))
-        error += (found - wanted).square().sum()
-        size += wanted.square().sum()
+        expected, actual = (torch.from_numpy(d.rows(start, stop)) for d in (delta, written))
+        error += (actual - expected).square().sum()
+        size += expected.square().sum()
         room += torch.from_numpy(delta.magnitude(start, stop)).square().sum()
     allowed = (factors * unit + 2.0**-45) * room.sqrt() + smallest * (delta.shape[0] * delta.shape[1]) ** 0.5
     relative = float(error.sqrt() / size.sqrt()) if size else float(error.sqrt())

@@ -174,7 +174,7 @@ def reported(
     lost = math.fsum((e.norm * e.error) ** 2 for e in factors.values())
     replaced_square = math.fsum(n**2 for _, n in replaced.values() if n is not None)
     elements = sum(e.rounding.elements for e in factors.values())
-    taken = [
+    replaced_weights = [
         Replaced(name, r.declared, r.tensor.shape, r.tensor.nbytes, n, n**2 / everything if n is not None else None)
         for name, (r, n) in replaced.items()
     ]
@@ -185,7 +185,7 @@ def reported(
         change_captured=max(0.0, (total - lost + replaced_square) / everything) if everything else None,
         identical=sum(e.rounding.identical for e in factors.values()) / elements if elements else None,
         skipped=tuple(skipped),
-        replacements=tuple(sorted(taken, key=_name)),
+        replacements=tuple(sorted(replaced_weights, key=_name)),
         unchanged=sum(isinstance(r, Unchanged) for r in results.values()),
         output=None,
         adapter=None,

@@ -189,5 +189,5 @@ def _declared_anew(pair: Pair) -> str | None:
 
 
 def _model_type(checkpoint: Checkpoint) -> str | None:
-    found = checkpoint.config.get("model_type")
-    return found if isinstance(found, str) else None
+    model_type = checkpoint.config.get("model_type")
+    return model_type if isinstance(model_type, str) else None

@@ -415,6 +415,6 @@ def _replacement_json(tensor: TensorEntry) -> dict[str, object]:
 
 
 def _tensor_json(tensor: TensorEntry, *, values: bool) -> dict[str, object]:
-    found = {"non_finite": tensor.non_finite} if values else {}
+    of_values = {"non_finite": tensor.non_finite} if values else {}
     head = {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
-    return {**head, "parameters": tensor.parameters, **found}
+    return {**head, "parameters": tensor.parameters, **of_values}

@@ -112,8 +112,8 @@ def refuse_quantised(base: Checkpoint, matches: Sequence[Matches], *, requantize
     With `requantize`, where it cannot be stored in its scheme again.
     """
     packed = base.quantisation.weights if base.quantisation is not None else {}
-    updated = {place.weight for found in matches for places in found.updates.values() for place in places}
-    replaced = {place.weight for found in matches for places in found.replacements.values() for place in places}
+    updated = {place.weight for each in matches for places in each.updates.values() for place in places}
+    replaced = {place.weight for each in matches for places in each.replacements.values() for place in places}
     changed = {base.tied.get(name, name) for name in updated | replaced} & packed.keys()
     if changed and not requantize:
         raise UnsupportedError(
@@ -152,7 +152,7 @@ def refuse_unreadable(base: Checkpoint, matches: Sequence[Matches]) -> None:
     is not read: their names and shapes are not known, so that these may be the places."""
     if base.quantisation is None or not base.quantisation.refused:
         return
-    if base.quantisation.declared is not None or any(found.leftovers for found in matches):
+    if base.quantisation.declared is not None or any(each.leftovers for each in matches):
         raise UnsupportedError(
             f"the base {quoted(base.path)} is quantised in a way that is not read ({base.quantisation.name})",
             details=base.quantisation.refused,

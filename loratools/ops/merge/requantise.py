@@ -62,15 +62,15 @@ def requantise(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
             exact = base + delta
         if not np.isfinite(exact).all():
             refuse_not_finite(output, base, exact)
-        found = grid.neighbours(exact.reshape(grid.current.shape))
-        low, high = found.low.reshape(rows), found.high.reshape(rows)
+        neighbours = grid.neighbours(exact.reshape(grid.current.shape))
+        low, high = neighbours.low.reshape(rows), neighbours.high.reshape(rows)
         if choose is None:
             # Of two that are equally near, the one that is stored already.
             below, above = exact - low, high - exact
             upper = (above < below) | ((above == below) & (high == base))
         else:
             upper = choose(start, exact, low, high)
-        codes, values = grid.codes(found, upper.reshape(grid.current.shape))
+        codes, values = grid.codes(neighbours, upper.reshape(grid.current.shape))
         parameters.pack(weight, codes, first, last, packed)
         moved = values.reshape(rows) - base
         gain += Gain(

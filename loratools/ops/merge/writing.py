@@ -201,7 +201,7 @@ def write_side_files(made: MergePlan, staging: Path, provenance: str) -> None:
         if file.text is not None:
             path.write_text(file.text, encoding="utf-8")
         elif file.source is not None:
-            found = identify(file.source)
+            source = identify(file.source)
             with path.open("xb") as opened:
-                copy_range(ByteRange(found, 0, found.size), opened.fileno(), 0, path=path)
+                copy_range(ByteRange(source, 0, source.size), opened.fileno(), 0, path=path)
     (staging / "loratools.json").write_text(provenance, encoding="utf-8")

@@ -162,8 +162,8 @@ def candidate_weights(output: Output, names: Sequence[str]) -> Iterator[tuple[Se
     if len(names) > 1:
         yield [0.0] * len(names), Cause("not-applied", "the weights are those of the base: no adapter was applied")
         for i, name in enumerate(names):
-            for share, said in ((0.0, "not been applied"), (-1.0, "weight -1"), (2.0, "weight 2")):
-                message = f"relative to the weights given, '{name}' has {said}"
+            for share, meaning in ((0.0, "not been applied"), (-1.0, "weight -1"), (2.0, "weight 2")):
+                message = f"relative to the weights given, '{name}' has {meaning}"
                 yield [share if i == j else 1.0 for j in range(len(names))], Cause("adapter-weight", message)
         return
     update = output.updates[0].update

@@ -37,8 +37,8 @@ class Fit:
         lengths = np.sqrt([self.gram[i][i] for i in some])
         gram = np.array([[self.gram[i][j] for j in some] for i in some]) / np.outer(lengths, lengths)
         solved = np.linalg.lstsq(gram, np.array([self.along[i] for i in some]) / lengths, rcond=1e-10)[0] / lengths
-        found = dict(zip(some, solved.tolist(), strict=True))
-        return tuple(found.get(i) for i in range(len(self.gram)))
+        weights_by_number = dict(zip(some, solved.tolist(), strict=True))
+        return tuple(weights_by_number.get(i) for i in range(len(self.gram)))
 
     def residual(self, weights: Sequence[float | None]) -> float:
         """The square that the updates leave unexplained: `|merged - base - sum of w_i dW_i|^2`."""

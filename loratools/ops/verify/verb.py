@@ -178,20 +178,20 @@ def verify(
         options = replace(options, dtype=_only_dtype(result))
     weighted = [(a.selected(include, exclude), w) for a, w in load_for_merge(adapters, model, options)]
     plan = plan_merge(model, weighted, options, out=result.path)
-    found = accounts(plan, result)
+    accounted = accounts(plan, result)
     report_bytes = progress or (lambda _: None)
-    expect(progress, sum(pair.merged.nbytes for pair in found.pairs))
+    expect(progress, sum(pair.merged.nbytes for pair in accounted.pairs))
     names = [adapter.name for adapter in plan.adapters]
     context = _Context(
         names, recorded.present, how.moments_absent, share, _requantised(model, result, weighted, options)
     )
     looked_at = run(
-        found.pairs,
+        accounted.pairs,
         lambda pair: _look_at(pair, context),
         threads=worker_count(threads),
         on_result=lambda pair, _: report_bytes(pair.merged.nbytes),
     )
-    report = _report(plan, model, result, found, looked_at, share)
+    report = _report(plan, model, result, accounted, looked_at, share)
     warnings = tuple(dict.fromkeys((*how.warnings, *report.warnings)))
     return replace(report, warnings=warnings, seconds=round(time.monotonic() - began, 3))
 
@@ -288,19 +288,19 @@ def _compare_packed(
     if measured is None:
         fit = measure(output, pair.merged, sample=context.sample).fit
         return _Adapted(pair, Measured(None, fit, None), None, unknown_grid(fit, packed))
-    told = Measured(None, measured.fit, measured.max_error_ratio)
+    of_merge = Measured(None, measured.fit, measured.max_error_ratio)
     planned = context.requantised.get(output.name)
     recipe = requantised_recipe(planned, packed, recorded=context.recorded) if planned is not None else None
     if recipe is None and measured.nearest and _credible(measured.fit.gain):
         recipe = f"deltas in float32, each sum stored as the nearest value of {grid_name(packed)}"
     if recipe is not None:
-        return _Adapted(pair, told, _with_training(recipe, output), None)
+        return _Adapted(pair, of_merge, _with_training(recipe, output), None)
     base = packed_weight(output.values)
     kept = base is not None and same_grid(base, packed)
     cause = packed_cause(output, packed, measured, changing, kept_scales=kept, sample=context.sample)
     if cause.undecided and context.moments_absent is not None:
         cause = _without_moments(context.moments_absent)
-    return _Adapted(pair, told, None, cause)
+    return _Adapted(pair, of_merge, None, cause)
 
 
 def _credible(gain: float | None) -> bool:
@@ -319,7 +319,7 @@ def _report(
     plan: MergePlan,
     base: Checkpoint,
     merged: Checkpoint,
-    found: Accounts,
+    accounted: Accounts,
     looked_at: Sequence[_Adapted | _Compared],
     sample: float,
 ) -> VerifyReport:
@@ -334,7 +334,7 @@ def _report(
     findings = [
         *_causes(adapted),
         *_replaced(replaced),
-        *_names(found, different, len(untouched)),
+        *_names(accounted, different, len(untouched)),
         *_folder(merged),
         *_gain(adapted, gain),
     ]
@@ -352,8 +352,8 @@ def _report(
         same=sum(1 for one in untouched if one.state == "same"),
         cast=sum(1 for one in untouched if one.state == "cast"),
         different=different,
-        missing=found.missing,
-        unexplained=found.unexplained,
+        missing=accounted.missing,
+        unexplained=accounted.unexplained,
         config_changes=config_changes(base, merged),
         file_changes=file_changes(plan, merged),
         gain=gain,
@@ -398,7 +398,7 @@ def _replaced(replaced: Sequence[_Compared]) -> list[Finding]:
     return [Finding("replacement-missing", "the weights that an adapter puts in place are not there", wrong)]
 
 
-def _names(found: Accounts, different: tuple[str, ...], untouched: int) -> list[Finding]:
+def _names(accounted: Accounts, different: tuple[str, ...], untouched: int) -> list[Finding]:
     findings: list[Finding] = []
     if different:
         whole = len(different) == untouched
@@ -408,11 +408,11 @@ def _names(found: Accounts, different: tuple[str, ...], untouched: int) -> list[
             else f"{len(different)} of {untouched} weights that no adapter changes differ from the base"
         )
         findings.append(Finding("other-base" if whole else "untouched-changed", message, different))
-    if found.missing:
-        findings.append(Finding("missing", "weights of the base are not there", found.missing))
-    if found.unexplained:
+    if accounted.missing:
+        findings.append(Finding("missing", "weights of the base are not there", accounted.missing))
+    if accounted.unexplained:
         findings.append(
-            Finding("unexplained", "there are weights that neither base nor adapter has", found.unexplained)
+            Finding("unexplained", "there are weights that neither base nor adapter has", accounted.unexplained)
         )
     return findings
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from loratools.updates.parts.protocol import Delta
 
 # Elements of the base that are looked at in one go.
-_LOOK = 1 << 20
+_BLOCK_ELEMENTS = 1 << 20
 
 
 def with_magnitude(
@@ -43,7 +43,7 @@ def with_magnitude(
 
     rows, columns = delta.shape
     squares: Floats = np.zeros(rows if by == "row" else columns // repeat)
-    step = max(1, _LOOK // max(1, columns))
+    step = max(1, _BLOCK_ELEMENTS // max(1, columns))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         values = _base_rows(base, start, stop)

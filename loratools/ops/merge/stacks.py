@@ -7,7 +7,7 @@ self-check reads everything anew, as it does for one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -164,12 +164,7 @@ def _error_ratios(outputs: Sequence[Output], offsets: Sequence[int], fd: int) ->
     base = _stack([output.values for output in outputs], "F64")
     b, a = _factors(outputs, "F64")
     stored = np.empty(base.shape, STORAGE[first.dtype])
-    row_bytes = first.rows * first.row_bytes
-    start, stop = min(offsets), max(offsets) + row_bytes
-    piece = np.empty(stop - start, np.uint8)
-    read_back(fd, piece.data, start)
-    for values, offset in zip(stored, offsets, strict=True):
-        values.reshape(-1).view(np.uint8)[...] = piece[offset - start : offset - start + row_bytes]
+    _gather(stored, offsets, lambda start, buffer: read_back(fd, buffer, start))
     merged = np.empty_like(base)
     widen(stored, first.dtype, merged)
     bound = merge_error_bound(abs(base), abs(b) @ abs(a), merged, first.dtype, a.shape[1])
@@ -201,18 +196,30 @@ def _stack(tensors: Sequence[LazyTensor], dtype: str) -> Floats:
     from loratools.algebra.rounding import STORAGE, widen
 
     stored: Stored = np.empty((len(tensors), *tensors[0].shape), STORAGE[tensors[0].dtype])
-    flat = stored.reshape(len(tensors), -1).view(np.uint8)
-    locations = [place for tensor in tensors if (place := tensor.location) is not None]
-    start = min(place.offset for place in locations)
-    length = max(place.offset + place.nbytes for place in locations) - start
-    if length <= _SPREAD * flat.size:
-        piece = np.empty(length, np.uint8)
-        read_into(ByteRange(locations[0].file, start, length), 0, piece.data)
-        for target, place in zip(flat, locations, strict=True):
-            target[...] = piece[place.offset - start : place.offset - start + place.nbytes]
-    else:
-        for target, place in zip(flat, locations, strict=True):
-            read_into(place, 0, target.data)
+    places = [place for tensor in tensors if (place := tensor.location) is not None]
+    file = places[0].file
+    _gather(
+        stored,
+        [place.offset for place in places],
+        lambda start, buffer: read_into(ByteRange(file, start, len(buffer)), 0, buffer),
+    )
     values: Floats = np.empty(stored.shape, np.float64 if dtype == "F64" else np.float32)
     widen(stored, tensors[0].dtype, values)
     return values
+
+
+def _gather(stored: Stored, offsets: Sequence[int], read: Callable[[int, memoryview], None]) -> None:
+    """Fill the arrays of a stack with what lies at these offsets of a file: in one piece, unless it lies far apart."""
+    import numpy as np
+
+    flat = stored.reshape(len(offsets), -1).view(np.uint8)
+    nbytes = flat.shape[1]
+    start, stop = min(offsets), max(offsets) + nbytes
+    if stop - start > _SPREAD * flat.size:
+        for target, offset in zip(flat, offsets, strict=True):
+            read(offset, target.data)
+        return
+    piece = np.empty(stop - start, np.uint8)
+    read(start, piece.data)
+    for target, offset in zip(flat, offsets, strict=True):
+        target[...] = piece[offset - start : offset - start + nbytes]

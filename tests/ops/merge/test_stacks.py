@@ -141,3 +141,28 @@ def test_copies_that_lie_side_by_side_are_one(tmp_path: Path) -> None:
         (20, 4, 112),
         (24, 8, 200),
     ]
+
+
+def test_weights_that_lie_far_apart_are_not_read_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A large weight that nobody changes between any two small ones.
+    small = {f"model.layers.{i}.mlp.gate": (10, 6) for i in range(20)}
+    weights = {}
+    for i, (name, weight) in enumerate(factories.base_weights(small).items()):
+        weights |= {name: weight, f"{name.removesuffix('.weight')}.large.weight": torch.full((200, 70), float(i))}
+    base = factories.checkpoint_folder(tmp_path / "base", weights=weights)
+    adapter = factories.adapter_folder(tmp_path / "adapter", modules=small, rank=3)
+    lengths = _count_stacks(monkeypatch)
+    largest: list[int] = []
+    read_back = stacks.read_back
+    monkeypatch.setattr(
+        stacks, "read_back", lambda fd, buffer, offset: largest.append(len(buffer)) or read_back(fd, buffer, offset)
+    )
+
+    loratools.merge(base, adapter, tmp_path / "together", threads=1)
+    monkeypatch.setattr(stacks, "_LARGEST", 0)
+    loratools.merge(base, adapter, tmp_path / "alone", threads=1)
+
+    assert lengths == [20]
+    assert max(largest) == 10 * 6 * 4
+    one, other = _weights(tmp_path / "together"), _weights(tmp_path / "alone")
+    assert all(torch.equal(one[name], other[name]) for name in other)

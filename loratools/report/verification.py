@@ -29,7 +29,9 @@ def verification_tables(report: VerifyReport, *, every: bool = False) -> list[Re
     if report.gain is not None:
         explained += f", and {report.gain:.4%} of the change is in them"
     rows.append(("adapted", explained))
-    rows += [("merged by", f"{recipe}  ({plural(count, 'weight')})") for recipe, count in report.recipes]
+    rows += [("computed as", f"{recipe}  ({plural(count, 'weight')})") for recipe, count in report.recipes]
+    if report.merged_by:
+        rows.append(("merged by", f"{' or '.join(report.merged_by)}: they compute in this way"))
     if report.replaced:
         rows.append(("replaced", f"{plural(report.replaced, 'weight')} as the adapters have them"))
     cast = f", {report.cast} the same rounded to another dtype" if report.cast else ""

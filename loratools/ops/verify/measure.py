@@ -10,7 +10,7 @@ from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.rows import Placed, compute_dtype, prepared, read_rows
 from loratools.ops.merge.verify import rows_error_ratio
 from loratools.ops.verify.fit import Fit, Sums
-from loratools.ops.verify.recipes import Recipe, known_recipes
+from loratools.ops.verify.recipes import Recipe, known_recipes, scaling_recipes, task_recipes
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
@@ -88,18 +88,38 @@ def _rows(group: Sequence[Placed], start: int, base: Floats) -> Floats:
     return total
 
 
-def with_factors_in(output: Output, dtype: str) -> Output | None:
-    """The output with all A and B rounded to `dtype`; None where an update is no LoRA, or none would change."""
+def with_factors_in(output: Output, dtype: str, *, scaled_b: bool = False) -> Output | None:
+    """The output with all A and B rounded to `dtype`; None where an update is no LoRA, or none would change.
+
+    With `scaled_b`, B is multiplied with the scale before it is rounded once more, and divided by it afterwards.
+    """
+    import torch
+
     from loratools.tensors.dtypes import torch_dtype
     from loratools.tensors.lazy import from_torch
 
     def rounded(tensor: LazyTensor) -> LazyTensor:
         return from_torch(tensor.read().to(torch_dtype(dtype)))
 
+    def scaled(b: LazyTensor, scale: float) -> LazyTensor:
+        # The scale is a number of that dtype as well.
+        product = b.read().to(torch_dtype(dtype)) * torch.tensor(scale, dtype=torch_dtype(dtype))
+        return from_torch((product.double() / scale).to(torch.float64))
+
     loras = [(u, u.update.as_lora()) for u in output.updates]
-    if any(lora is None for _, lora in loras) or all(lora and lora.a.dtype == dtype for _, lora in loras):
+    if any(lora is None or (lora.magnitude is not None and scaled_b) for _, lora in loras):
         return None
-    updates = [replace(u, update=replace(lora, a=rounded(lora.a), b=rounded(lora.b))) for u, lora in loras if lora]
+    if scaled_b and any(lora is not None and lora.scale == 0 for _, lora in loras):
+        return None
+    if not scaled_b and all(lora and lora.a.dtype == dtype for _, lora in loras):
+        return None
+    updates = [
+        replace(
+            u, update=replace(lora, a=rounded(lora.a), b=scaled(lora.b, lora.scale) if scaled_b else rounded(lora.b))
+        )
+        for u, lora in loras
+        if lora
+    ]
     return replace(output, updates=tuple(updates))
 
 
@@ -139,18 +159,61 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
                 sums.add(base, parts, values)
         if recipe is None:
             # Further passes, for the few weights that are not as most programs merge.
-            recipe = _first_that_explains(others, output, stored, deltas, sample)
-            for dtype in ("BF16", "F16"):
-                rounded = with_factors_in(output, dtype) if recipe is None else None
-                if rounded is not None:
-                    recipes = known_recipes(len(deltas.adapters), output.dtype, dtype)
-                    recipe = _first_that_explains(recipes, rounded, stored, Deltas(rounded), sample)
+            recipe = _other_recipe(others, output, stored, deltas, sample)
             # What is left after a best fit is a small difference of large sums.
             sums = Sums(len(deltas.adapters))
             for _, base, parts, values in _read(output, stored, Deltas(output, "F64"), sample):
                 sums.add(base, parts, values)
             looked_at = sums.count
     return Measured(recipe, sums.fit(looked_at), _error_ratio(output, stored))
+
+
+def _other_recipe(
+    others: Sequence[Recipe], output: Output, stored: LazyTensor, deltas: Deltas, sample: float
+) -> Recipe | None:
+    """The first recipe but the usual that explains every value; None where none does."""
+    adapters = len(deltas.adapters)
+    scalings = _scales_and_weights(output, deltas.adapters)
+    recipes = list(others)
+    if scalings is not None:
+        scales, weights = scalings
+        recipes += scaling_recipes(scales, weights)
+    recipes += task_recipes(_weights(output, deltas.adapters), output.dtype)
+    if (recipe := _first_that_explains(recipes, output, stored, deltas, sample)) is not None:
+        return recipe
+    for dtype in ("BF16", "F16"):
+        for scaled_b in (False, True):
+            rounded = with_factors_in(output, dtype, scaled_b=scaled_b)
+            if rounded is None:
+                continue
+            recipes = list(known_recipes(adapters, output.dtype, dtype))
+            if scaled_b:
+                recipes = [replace(recipe, scaled_b=True) for recipe in recipes]
+            elif scalings is not None:
+                recipes += scaling_recipes(*scalings, dtype)
+            if (recipe := _first_that_explains(recipes, rounded, stored, Deltas(rounded), sample)) is not None:
+                return recipe
+    return None
+
+
+def _scales_and_weights(output: Output, adapters: Sequence[int]) -> tuple[list[float], list[float]] | None:
+    """Scale and weight of each adapter's updates; None where a delta is no scaled product, or its scales differ."""
+    pairs: dict[int, set[tuple[float, float]]] = {adapter: set() for adapter in adapters}
+    for weighted in output.updates:
+        lora = weighted.update.as_lora()
+        if lora is None or lora.magnitude is not None:
+            return None
+        pairs[weighted.adapter].add((lora.scale, weighted.weight))
+    if any(len(of_adapter) != 1 for of_adapter in pairs.values()):
+        return None
+    chosen = [next(iter(pairs[adapter])) for adapter in adapters]
+    return [scale for scale, _ in chosen], [weight for _, weight in chosen]
+
+
+def _weights(output: Output, adapters: Sequence[int]) -> list[float]:
+    """The weight of each adapter."""
+    given = {weighted.adapter: weighted.weight for weighted in output.updates}
+    return [given[adapter] for adapter in adapters]
 
 
 def _read(

@@ -8,11 +8,15 @@ where it lies between what the recipe gives with every delta lowered and raised 
     rounded once         round(W + dW_1 + dW_2)
     deltas in a dtype    round(W + round(dW)): a sum in the base's dtype
     factors in a dtype   round(W + round(round(B) round(A))): PEFT with an adapter that is held in that dtype
+    scaled afterwards    round(W + round(s round(B A))): a product in the dtype, and its scale after it
+    scale in B           round(W + round(round(s B) A)): mlx-lm with an adapter that is held in the dtype
     one after the other  round(round(W + dW_1) + dW_2): PEFT's merge_and_unload, adapter by adapter
+    task vectors         round(W + round(w_1 round(M_1 - W) + ...)), M_1 = round(W + dW_1): mergekit's sums of models
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -36,20 +40,61 @@ class Recipe:
         sequential: Whether the sum is stored, and so rounded, after each delta.
         factor_dtype: What A and B are rounded to before they are multiplied; None where they are not. The deltas that
             `apply` is given are those of such factors.
+        scaled_b: Whether B was multiplied with the scale and rounded before the product, in these factors.
+        steps: What each product of A and B is multiplied with, number by number, and rounded to `delta_dtype` each
+            time, by delta; empty where products are scaled before they are rounded.
+        task_dtype: What the differences of models from the base, and their weighted sum, are rounded to; None where
+            deltas are added to the base itself.
+        weights: With `task_dtype`: the weight of each adapter, which the deltas are given with.
     """
 
     order: tuple[int, ...]
     delta_dtype: str | None = None
     sequential: bool = False
     factor_dtype: str | None = None
+    scaled_b: bool = False
+    steps: tuple[tuple[float, ...], ...] = ()
+    task_dtype: str | None = None
+    weights: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         delta = f"deltas rounded to {_NAMES[self.delta_dtype]}" if self.delta_dtype else "deltas in float32"
-        delta = f"A and B rounded to {_NAMES[self.factor_dtype]}, {delta}" if self.factor_dtype else delta
+        if self.steps and self.delta_dtype:
+            delta = f"products rounded to {_NAMES[self.delta_dtype]}, scaled and rounded again"
+        if self.factor_dtype:
+            factors = "A and scale times B" if self.scaled_b else "A and B"
+            delta = f"{factors} rounded to {_NAMES[self.factor_dtype]}, {delta}"
+        if self.task_dtype:
+            return f"{delta}, models rounded, and the weighted sum of their differences in {_NAMES[self.task_dtype]}"
         if not self.sequential:
             return f"{delta}, the sum rounded once"
         order = ", ".join(str(i + 1) for i in self.order)
         return f"{delta}, adapters one after the other ({order}), each sum rounded"
+
+    def programs(self, stored: str) -> tuple[str, ...]:
+        """The programs that are known to merge in this way into weights of the dtype `stored`."""
+        several = len(self.order) > 1
+        if self.task_dtype is not None:
+            return ("mergekit (task_arithmetic of models that PEFT merged)",)
+        if self.scaled_b:
+            return ("mlx-lm fuse with an adapter in that dtype",)
+        if self.steps:
+            return (
+                "PEFT on a GPU with an adapter in that dtype",
+                "LyCORIS into a model in that dtype",
+                "sd-scripts with --precision of that dtype",
+            )
+        if self.factor_dtype is not None and self.delta_dtype is not None:
+            return ("PEFT on a CPU with an adapter in that dtype",)
+        if self.delta_dtype is not None:
+            same = self.delta_dtype == stored
+            return ("mlx-lm fuse", "PEFT with safe_merge", "a sum in the dtype of the base") if same else ()
+        if self.factor_dtype is not None:
+            return ("loratools, or another program, with a copy of the adapter in that dtype",)
+        once = ("loratools", "ComfyUI")
+        if self.sequential:
+            return ("PEFT (merge_and_unload, adapter by adapter)", "LLaMA-Factory")
+        return once if several else (*once, "PEFT with an adapter in float32", "LyCORIS and sd-scripts in float32")
 
     def apply(self, base: Floats, deltas: Sequence[Floats], stored: str) -> Floats:
         """What the recipe stores, as values in the dtype of `base`.
@@ -59,7 +104,9 @@ class Recipe:
             deltas: The delta of each adapter, in the same shape and dtype.
             stored: The dtype that the result is stored in.
         """
-        rounded = [deltas[i] if self.delta_dtype is None else round_to(deltas[i], self.delta_dtype) for i in self.order]
+        if self.task_dtype is not None:
+            return self._sum_of_differences(base, deltas, stored, self.task_dtype)
+        rounded = [self._rounded(i, deltas[i]) for i in self.order]
         if self.sequential:
             total = base
             for delta in rounded:
@@ -69,6 +116,28 @@ class Recipe:
         for delta in rounded[1:]:
             total = total + delta
         return round_to(total, stored)
+
+    def _rounded(self, i: int, delta: Floats) -> Floats:
+        """The delta of an adapter as it is added."""
+        if self.delta_dtype is None:
+            return delta
+        if not self.steps:
+            return round_to(delta, self.delta_dtype)
+        product = round_to(delta / delta.dtype.type(math.prod(self.steps[i])), self.delta_dtype)
+        for step in self.steps[i]:
+            product = round_to(product * product.dtype.type(step), self.delta_dtype)
+        return product
+
+    def _sum_of_differences(self, base: Floats, deltas: Sequence[Floats], stored: str, dtype: str) -> Floats:
+        """Models that are base and one delta each, less the base, each times its weight, added to the base."""
+        total = 0 * base
+        for delta, weight in zip(deltas, self.weights, strict=True):
+            single = delta.dtype.type
+            model = round_to(base + delta / single(weight), stored)
+            # A weight is a number of that dtype as well.
+            factor = round_to(delta.dtype.type(weight).reshape(1), dtype)
+            total = total + round_to(factor * round_to(model - base, dtype), dtype)
+        return round_to(round_to(base + round_to(total, dtype), dtype), stored)
 
 
 def known_recipes(adapters: int, stored: str, factor_dtype: str | None = None) -> tuple[Recipe, ...]:
@@ -83,6 +152,35 @@ def known_recipes(adapters: int, stored: str, factor_dtype: str | None = None) -
         orders = list(permutations(given)) if adapters <= _FEW else [given, given[::-1]]
         recipes += [Recipe(order, dtype, True, factor_dtype) for order in orders for dtype in dtypes]
     return tuple(recipes)
+
+
+def scaling_recipes(
+    scales: Sequence[float], weights: Sequence[float], factor_dtype: str | None = None
+) -> tuple[Recipe, ...]:
+    """Recipes of products that are rounded before they are scaled, for adapters of these scales and weights."""
+    given = tuple(range(len(scales)))
+    orders = (
+        tuple((scale * weight,) for scale, weight in zip(scales, weights, strict=True)),
+        tuple((scale, weight) for scale, weight in zip(scales, weights, strict=True)),
+        tuple((weight, scale) for scale, weight in zip(scales, weights, strict=True)),
+    )
+    if any(step == 0 for order in orders for steps in order for step in steps):
+        return ()
+    distinct = orders if any(weight != 1 for weight in weights) else orders[:1]
+    return tuple(
+        Recipe(given, dtype, False, factor_dtype, steps=steps)
+        for dtype in ([factor_dtype] if factor_dtype else ["BF16", "F16"])
+        for steps in distinct
+    )
+
+
+def task_recipes(weights: Sequence[float], stored: str) -> tuple[Recipe, ...]:
+    """Recipes of sums of models, for adapters of these weights and models of the dtype `stored`."""
+    if any(weight == 0 for weight in weights):
+        return ()
+    given = tuple(range(len(weights)))
+    dtypes = dict.fromkeys((stored, "F32"))
+    return tuple(Recipe(given, None, task_dtype=dtype, weights=tuple(weights)) for dtype in dtypes)
 
 
 def round_to(values: Floats, dtype: str) -> Floats:

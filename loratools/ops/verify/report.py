@@ -87,6 +87,7 @@ class VerifyReport:
         verdict: `same`, `different` or `undecided`.
         diagnosis: What is wrong, or cannot be decided; empty where all is as it should be.
         recipes: Ways of computing that explain the adapted weights, with the number of weights that each explains.
+        merged_by: The programs that are known to merge in exactly these ways; empty where none is known.
         tensors: The weights that the adapters change.
         replaced: How many weights have the values that an adapter puts in their place.
         same: How many weights that no adapter changes have the bytes of the base.
@@ -106,6 +107,7 @@ class VerifyReport:
     verdict: Verdict
     diagnosis: tuple[Finding, ...]
     recipes: tuple[tuple[str, int], ...]
+    merged_by: tuple[str, ...]
     tensors: tuple[VerifiedTensor, ...]
     replaced: int
     same: int
@@ -139,6 +141,7 @@ class VerifyReport:
             "verdict": self.verdict,
             "diagnosis": [finding.to_dict() for finding in self.diagnosis],
             "recipe": self.recipes[0][0] if len(self.recipes) == 1 else None,
+            "merged_by": list(self.merged_by),
             "recipes": [{"recipe": name, "weights": count} for name, count in self.recipes],
             "tensors": self.rows(),
             "replaced": self.replaced,

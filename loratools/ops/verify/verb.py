@@ -52,6 +52,8 @@ from loratools.updates.lora_experts import Orientation, Packing
 _LITTLE_GAIN = 0.9
 # A smaller share cannot be told from a merge that was not done.
 _NO_GAIN = 0.01
+# Of what only loratools does.
+_LORATOOLS = ("loratools",)
 # What a coarse grid may make of an update: nothing where it is far below a step, twice where it is just above half of
 # one.
 _LEAST_GAIN, _MOST_GAIN = -0.05, 3.0
@@ -65,6 +67,7 @@ class _Adapted:
     measured: Measured | None
     recipe: str | None
     cause: Cause | None
+    programs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -253,13 +256,14 @@ def _compare(pair: Pair, context: _Context) -> _Adapted | _Compared:
         return _compare_packed(pair, output, packed, changing, context)
     measured = measure(output, stored, sample=context.sample)
     if measured.recipe is not None:
-        return _Adapted(pair, measured, _with_training(str(measured.recipe), output), None)
+        programs = measured.recipe.programs(output.dtype)
+        return _Adapted(pair, measured, _with_training(str(measured.recipe), output), None, programs)
     cause = None if output.rounding != NEAREST else cause_of(output, stored, measured.fit, changing, context.sample)
     if cause is None or cause.undecided:
         replays = possible_replays(output, recorded=context.recorded)
         replay = next((replay for replay in replays if gives(replay, output, stored)), None)
         if replay is not None:
-            return _Adapted(pair, measured, _with_training(str(replay), output), None)
+            return _Adapted(pair, measured, _with_training(str(replay), output), None, _LORATOOLS)
     cause = cause or cause_of(output, stored, measured.fit, changing, context.sample)
     if cause.undecided and context.moments_absent is not None:
         cause = _without_moments(context.moments_absent)
@@ -291,10 +295,11 @@ def _compare_packed(
     of_merge = Measured(None, measured.fit, measured.max_error_ratio)
     planned = context.requantised.get(output.name)
     recipe = requantised_recipe(planned, packed, recorded=context.recorded) if planned is not None else None
+    programs = _LORATOOLS if recipe is not None else ()
     if recipe is None and measured.nearest and _credible(measured.fit.gain):
         recipe = f"deltas in float32, each sum stored as the nearest value of {grid_name(packed)}"
     if recipe is not None:
-        return _Adapted(pair, of_merge, _with_training(recipe, output), None)
+        return _Adapted(pair, of_merge, _with_training(recipe, output), None, programs)
     base = packed_weight(output.values)
     kept = base is not None and same_grid(base, packed)
     cause = packed_cause(output, packed, measured, changing, kept_scales=kept, sample=context.sample)
@@ -347,6 +352,7 @@ def _report(
         verdict=_verdict(findings),
         diagnosis=tuple(findings),
         recipes=tuple(recipes.most_common()),
+        merged_by=_merged_by(adapted),
         tensors=tuple(_tensor(one) for one in adapted),
         replaced=sum(1 for one in replaced if one.state != "different"),
         same=sum(1 for one in untouched if one.state == "same"),
@@ -361,6 +367,13 @@ def _report(
         seconds=0.0,
         warnings=tuple(dict.fromkeys((*plan.warnings, *merged.warnings, *_little_gain(adapted, gain)))),
     )
+
+
+def _merged_by(adapted: Sequence[_Adapted]) -> tuple[str, ...]:
+    """The programs that merge in all of the ways that were told."""
+    told = [one.programs for one in adapted if one.recipe is not None]
+    first = told[0] if told else ()
+    return tuple(program for program in first if all(program in others for others in told))
 
 
 def _verdict(findings: Sequence[Finding]) -> Verdict:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.ops.merge.outputs import Output
-from loratools.ops.merge.rows import Placed, compute_dtype, prepared, read_rows
+from loratools.ops.merge.rows import Placed, compute_dtype, prepared, read_rows, total_delta
 from loratools.ops.merge.verify import rows_error_ratio
 from loratools.ops.verify.fit import Fit, Sums
 from loratools.ops.verify.recipes import Recipe, known_recipes, scaling_recipes, task_recipes
 from loratools.storage.arrays import read_array
+from loratools.storage.files import reading
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
 
@@ -57,6 +58,11 @@ class Deltas:
 
     def _of(self, adapter: int) -> Output:
         return replace(self.output, updates=tuple(u for u in self.output.updates if u.adapter == adapter))
+
+    @property
+    def alone(self) -> Sequence[Placed] | None:
+        """What is added of the only adapter; None where there are several."""
+        return self._placed[0] if len(self._placed) == 1 else None
 
     @property
     def terms(self) -> int:
@@ -146,18 +152,16 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
     stored = reshaped(merged, output.matrix)
     usual, *others = known_recipes(len(deltas.adapters), output.dtype)
     recipe: Recipe | None = usual
-    sums, looked_at = Sums(len(deltas.adapters)), 0
-    # Of a weight of more than a few blocks, every fourth is summed up: enough for its gain.
-    every = _MEASURED if len(list(blocks(output, sample))) > _FEW else 1
+    sums = Sums(len(deltas.adapters))
     with np.errstate(over="ignore", invalid="ignore"):
-        for i, (start, base, parts, values) in enumerate(_read(output, stored, deltas, sample)):
-            if not _explains(usual, deltas, start, base, parts, values):
-                recipe = None
-                break
-            looked_at += values.size
-            if i % every == 0:
-                sums.add(base, parts, values)
-        if recipe is None:
+        by_bits = deltas.alone is not None and stored.location is not None and not output.patches
+        if by_bits and output.values.location is not None:
+            explained = _explained_by_bits(usual, output, stored, deltas, sample, sums)
+        else:
+            explained = _explained_by_values(usual, output, stored, deltas, sample, sums)
+        looked_at = sum((stop - start) * output.columns for start, stop in blocks(output, sample))
+        if not explained:
+            recipe = None
             # Further passes, for the few weights that are not as most programs merge.
             recipe = _other_recipe(others, output, stored, deltas, sample)
             # What is left after a best fit is a small difference of large sums.
@@ -166,6 +170,70 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
                 sums.add(base, parts, values)
             looked_at = sums.count
     return Measured(recipe, sums.fit(looked_at), _error_ratio(output, stored))
+
+
+def _summed(output: Output, sample: float) -> int:
+    """Of a weight of more than a few blocks, every fourth is summed up: enough for its gain."""
+    return _MEASURED if len(list(blocks(output, sample))) > _FEW else 1
+
+
+def _explained_by_values(
+    usual: Recipe, output: Output, stored: LazyTensor, deltas: Deltas, sample: float, sums: Sums
+) -> bool:
+    """Whether the usual recipe explains every block; what is needed for the fit is added to `sums`."""
+    every = _summed(output, sample)
+    for i, (start, base, parts, values) in enumerate(_read(output, stored, deltas, sample)):
+        if not _explains(usual, deltas, start, base, parts, values):
+            return False
+        if i % every == 0:
+            sums.add(base, parts, values)
+    return True
+
+
+def _explained_by_bits(
+    usual: Recipe, output: Output, stored: LazyTensor, deltas: Deltas, sample: float, sums: Sums
+) -> bool:
+    """The same for one adapter and weights that lie in files: a block is merged again, and its stored bits compared.
+
+    Memory is reused from block to block, and the merged values are only looked at where bits differ, or for `sums`.
+    """
+    import numpy as np
+
+    from loratools.algebra.rounding import STORAGE, narrow, widen
+
+    base_place, merged_place, alone = output.values.location, stored.location, deltas.alone
+    assert base_place is not None, "asked before"
+    assert merged_place is not None, "asked before"
+    assert alone is not None, "asked before"
+    every, ranges = _summed(output, sample), list(blocks(output, sample))
+    shape = (max((stop - start for start, stop in ranges), default=0), output.columns)
+    single = STORAGE[deltas.dtype]
+    read_from, read_merged = np.empty(shape, STORAGE[output.values.dtype]), np.empty(shape, STORAGE[output.dtype])
+    bases, parts, sums_of, values_of = (np.empty(shape, single) for _ in range(4))
+    written = np.empty_like(read_merged)
+    bits = np.dtype(f"u{written.itemsize}")
+    with reading(base_place) as read_base_bytes, reading(merged_place) as read_merged_bytes:
+        for i, (start, stop) in enumerate(ranges):
+            rows = slice(0, stop - start)
+            raw, base, part = read_from[rows], bases[rows], parts[rows]
+            merged, exact, values = read_merged[rows], sums_of[rows], values_of[rows]
+            read_base_bytes(start * raw[0].nbytes, raw.reshape(-1).view(np.uint8).data)
+            read_merged_bytes(start * merged[0].nbytes, merged.reshape(-1).view(np.uint8).data)
+            widen(raw, output.values.dtype, base)
+            total_delta(alone, start, base, part)
+            np.add(base, part, out=exact)
+            finite = float(np.vdot(exact, exact)) < float("inf")
+            narrow(exact, output.dtype, written[rows], rounded=values, keep_nan=not finite)
+            same = np.array_equal(written[rows].view(bits), merged.view(bits))
+            if not same or i % every == 0:
+                widen(merged, output.dtype, values)
+            if not same:
+                wrong = np.flatnonzero(written[rows].view(bits) != merged.view(bits))
+                if not _is_explained(usual, deltas, start, base, [part], values, wrong):
+                    return False
+            if i % every == 0:
+                sums.add(base, [part], values)
+    return True
 
 
 def _other_recipe(

@@ -105,6 +105,10 @@ class LevelGrid:
         under, over = np.isinf(low), np.isinf(high)
         low, low_level = np.where(under, high, low), np.where(under, high_level, low_level)
         high, high_level = np.where(over, low, high), np.where(over, low_level, high_level)
+        if len(self.allowed) < len(self.values):
+            # What is stored may have a code that is not written anew, and stays where nothing moves it.
+            stored = self.stored()
+            low, high = np.where(exact == stored, stored, low), np.where(exact == stored, stored, high)
         return Neighbours(low_level, high_level, low, high)
 
     def codes(self, neighbours: Neighbours, upper: Mask) -> tuple[Integers, Floats]:

@@ -127,3 +127,17 @@ def test_what_is_packed_is_dequantised_to_the_values_that_were_chosen(case: str,
     tensor = LazyTensor(first.tensor.shape, first.tensor.dtype, ArraySource(packed))
     written = replace(weight, parts=(first._replace(tensor=tensor), *weight.parts[1:]))
     np.testing.assert_array_equal(written.parameters.dequantise(written, 0, weight.shape[0]), values)
+
+
+@pytest.mark.parametrize("upper", [False, True])
+def test_a_stored_code_that_is_not_written_anew_stays_where_nothing_moves_its_value(upper: bool) -> None:
+    """Signed bytes of which -128 is not written: two values of 0.5 times -128, one of which is moved by a little."""
+    levels = np.arange(-128, 128).astype(np.float32)
+    current = np.array([[0, 0, 5]], np.uint8)
+    grid = LevelGrid(levels, np.arange(1, 256), current, np.full((1, 3), 0.5, np.float32), "F32")
+
+    neighbours = grid.neighbours(np.array([[-64.0, -63.9, -61.5]], np.float32))
+    codes, values = grid.codes(neighbours, np.full(current.shape, upper))
+
+    assert codes.tolist() == [[0, 1, 5]]
+    assert values.tolist() == [[-64.0, -63.5, -61.5]]

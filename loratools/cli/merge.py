@@ -33,7 +33,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     INPUT,
     "--trained-on",
     metavar="SCHEME",
-    help="Base is full precision, training quantised it: nf4, fp4, int8, or a JSON file of its quantization_config.",
+    help="How training quantised the base: nf4, fp4, int8, or a JSON file with its quantization_config.",
 )
 @option(
     OUTPUT,
@@ -50,14 +50,14 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     "penalty",
     type=float,
     metavar="F",
-    help="With --rounding adapter or calibrated: weight of the errors for all other inputs.  [default: 0.25, 0.01]",
+    help="With --rounding adapter or calibrated: how much errors for all other inputs count.  [default: 0.25, 0.01]",
 )
 @option(
     OUTPUT,
     "--moments",
     type=options.PATH,
     metavar="FILE",
-    help="With --rounding calibrated: the file with second moments of inputs.",
+    help="With --rounding calibrated: a safetensors file with the sum of x x' over the inputs x of each module.",
 )
 @options.allow_partial
 @option(EXECUTION, "--no-verify", is_flag=True, help="Do not read the result back to check it.")

@@ -64,9 +64,9 @@ def command(
 ) -> None:
     """Tell whether MERGED is BASE with the ADAPTERs added, each times its weight W, and nothing else.
 
-    Weights that no adapter changes are compared byte by byte. For the others it is told which known way of computing
-    gives exactly their values, and so which program may have merged them; or what is wrong with them: not applied,
-    scale ignored, transposed, another base, and so on. Ends with 0 if all is explained (same), with 1 if not
+    Weights that no adapter changes are compared byte by byte. For the others, the report says which known way of
+    computing gives exactly their values, and so which program may have merged them; or what is wrong with them: not
+    applied, scale ignored, transposed, another base, and so on. Ends with 0 if all is explained (same), with 1 if not
     (different), and with 3 if it cannot be decided.
 
     With --files, MERGED is any folder that loratools has written, and its files are compared with their recorded

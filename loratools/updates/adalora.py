@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.updates.parts.faults import faulty
+from loratools.updates.parts.faults import require_one_rank
 from loratools.updates.parts.low_rank import LowRank
 from loratools.updates.parts.peft_module import PeftModule
 from loratools.updates.parts.protocol import Update
@@ -78,12 +78,7 @@ class AdaLoRA(LowRank):
 def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """Linear layers. The config's `r` is not what it is scaled by: `init_r` is."""
     a, b, e = module.need("lora_A", "lora_B", "lora_E")
-    if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] == e.elements):
-        raise faulty(
-            module.name,
-            f"has lora_A {list(a.shape)}, lora_B {list(b.shape)} and lora_E {list(e.shape)}, "
-            "which have different ranks",
-        )
+    require_one_rank(module.name, a, b, e, called="lora_E")
     initial, alpha = module.config.get("init_r", _INITIAL_RANK), module.config.get("lora_alpha", _ALPHA)
     if not isinstance(initial, int) or initial < 0 or not isinstance(alpha, int | float):
         raise FormatError(f"adapter_config.json has init_r {initial!r} and lora_alpha {alpha!r}: numbers are needed")

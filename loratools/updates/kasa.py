@@ -14,7 +14,7 @@ from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora import lora_scale
 from loratools.updates.parts.defaults import UpdateDefaults
-from loratools.updates.parts.faults import faulty
+from loratools.updates.parts.faults import faulty, require_one_rank
 from loratools.updates.parts.low_rank import weighted
 from loratools.updates.parts.peft_module import PeftModule
 from loratools.updates.parts.protocol import Delta, Update, fits_shape
@@ -83,12 +83,7 @@ class KaSA(UpdateDefaults):
 def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """Linear layers."""
     a, b, diagonal = module.need("lora_A", "lora_B", "lora_diag")
-    if not (len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] == diagonal.elements):
-        raise faulty(
-            module.name,
-            f"has lora_A {list(a.shape)}, lora_B {list(b.shape)} and lora_diag {list(diagonal.shape)}, "
-            "which have different ranks",
-        )
+    require_one_rank(module.name, a, b, diagonal, called="lora_diag")
     if a.shape[0] >= min(b.shape[0], a.shape[1]):
         raise faulty(module.name, f"has rank {a.shape[0]}, which would drop all of the base")
     return {"": KaSA(a, b, diagonal, module.alpha, module.alpha_source, bool(module.config.get("use_rslora")))}

@@ -371,9 +371,9 @@ def _report(
 
 def _merged_by(adapted: Sequence[_Adapted]) -> tuple[str, ...]:
     """The programs that merge in all of the ways that were told."""
-    told = [one.programs for one in adapted if one.recipe is not None]
-    first = told[0] if told else ()
-    return tuple(program for program in first if all(program in others for others in told))
+    by_weight = [one.programs for one in adapted if one.recipe is not None]
+    first = by_weight[0] if by_weight else ()
+    return tuple(program for program in first if all(program in programs for programs in by_weight))
 
 
 def _verdict(findings: Sequence[Finding]) -> Verdict:

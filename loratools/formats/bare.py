@@ -16,6 +16,7 @@ from loratools.errors import LoraToolsError
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts.flat_names import empty_modules_warning, spelled, without_spelling
+from loratools.formats.image_parts.flux_blocks import BLOCKS, are_of_flux
 from loratools.formats.image_parts.reading import DENOISER, Located, Read, family_of_base
 from loratools.formats.image_parts.reading import read as read_image
 from loratools.formats.image_parts.spellings import grouped
@@ -23,8 +24,6 @@ from loratools.formats.image_parts.writing import Stored, header_of, lay_out, pi
 from loratools.naming.image.evidence import decide, denoisers
 
 WRITES = ".safetensors"
-# Names of FLUX with nothing before them, which `bfl` and `xlabs` read.
-_OTHERS = ("double_blocks.", "single_blocks.")
 
 
 def detect(source: AdapterSource) -> bool:
@@ -32,7 +31,8 @@ def detect(source: AdapterSource) -> bool:
     if source.config_belongs_to_file:
         return False
     modules = {name: module for name, module in grouped(source.tensors)[0].items() if module.kinds}
-    if not modules or any(name.startswith(_OTHERS) for name in modules):
+    # `bfl` and `xlabs` read the names of FLUX.
+    if not modules or (any(name.startswith(BLOCKS) for name in modules) and are_of_flux(modules)):
         return False
     # The first name rules most families out, and all of them for a language model.
     families = [family for family in denoisers() if family.find(next(iter(modules))) is not None]

@@ -15,9 +15,10 @@ from loratools.errors import UnsupportedError
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts.flat_names import empty_modules_warning
+from loratools.formats.image_parts.flux_blocks import BLOCKS, are_of_flux
 from loratools.formats.image_parts.reading import DENOISER, Located, Read
 from loratools.formats.image_parts.reading import read as read_image
-from loratools.formats.image_parts.spellings import is_spelled
+from loratools.formats.image_parts.spellings import grouped, is_spelled
 from loratools.formats.image_parts.writing import (
     Stored,
     header_of,
@@ -43,7 +44,10 @@ def detect(source: AdapterSource) -> bool:
     """By blocks of Flux with nothing before them, and factors as PEFT or kohya spells them; not PEFT's folders."""
     if source.config_belongs_to_file:
         return False
-    return any(_is_bare(key) for key in source.tensors)
+    if not any(_is_bare(key) for key in source.tensors):
+        return False
+    modules = grouped(source.tensors)[0]
+    return are_of_flux([name.removeprefix(_PEFT) for name, module in modules.items() if module.kinds])
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
@@ -104,7 +108,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
 
 def _is_bare(key: str) -> bool:
     bare = key.removeprefix(_PEFT)
-    return bare.startswith(("double_blocks.", "single_blocks.")) and is_spelled(key)
+    return bare.startswith(BLOCKS) and is_spelled(key)
 
 
 def _locate(name: str) -> Located:

@@ -121,11 +121,19 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         warnings=tuple(warnings),
         read_companions=beside.files,
     )
-    if (config or {}).get("auto_mapping") is None:
+    if (config or {}).get("auto_mapping") is None and not _may_be_image_model(source.base):
         return adapter
     from loratools.formats.image_parts.component import with_component
 
-    return with_component(adapter, config or {})
+    return with_component(adapter, config or {}, source.base)
+
+
+def _may_be_image_model(base: Base | None) -> bool:
+    """Whether a given base is an image model by name or config, or a single file, which has no config."""
+    if base is None:
+        return False
+    of_diffusers = any(field in base.config for field in ("_class_name", "transformer", "unet"))
+    return base.family is not None or of_diffusers or not base.config
 
 
 def _without_base(

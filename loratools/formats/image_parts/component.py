@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loratools.adapter import Adapter
+from loratools.formats.common.base import Base
 from loratools.formats.image_parts.notes import NOTES
+from loratools.formats.image_parts.reading import family_of_base
 from loratools.naming.image.evidence import denoisers
+from loratools.naming.image.family import Family
 from loratools.naming.image.pipeline import DENOISERS, PIPELINE_PARTS
 
 _COMPONENT = "component"
@@ -65,11 +68,16 @@ def components(adapter: Adapter) -> set[str]:
     return prefixes if prefixes <= set(PIPELINE_PARTS) else set()
 
 
-def with_component(adapter: Adapter, config: Mapping[str, object]) -> Adapter:
-    """The adapter of a PEFT folder, with the part's name before its own where the config names a class of diffusers."""
+def with_component(adapter: Adapter, config: Mapping[str, object], base: Base | None = None) -> Adapter:
+    """The adapter of a PEFT folder, with the part's name before its own where the model is one of diffusers.
+
+    Its config names the class of the model; where it does not, a base that a person has given does.
+    """
     mapping = config.get("auto_mapping")
     kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
     of_class = [family for family in denoisers() if kind in family.classes] if kind is not None else []
+    if kind is None and (given := family_of_base(base)) is not None and _has_modules(given, adapter):
+        of_class = [given]
     components = {family.component for family in of_class}
     if len(components) != 1:
         return adapter
@@ -83,3 +91,10 @@ def with_component(adapter: Adapter, config: Mapping[str, object]) -> Adapter:
         replacements={f"{part}.{name}": r for name, r in adapter.replacements.items()},
         notes={**adapter.notes, NOTES: {"metadata": texts or {}, "family": family, "source": "peft"}},
     )
+
+
+def _has_modules(family: Family, adapter: Adapter) -> bool:
+    """Whether every name of the adapter is that of a module in diffusers' model of the family."""
+    names = [*adapter.updates, *(name.rpartition(".")[0] for name in adapter.replacements)]
+    places = (family.find(name) for name in names)
+    return all(place is not None and place.targets == (name,) for name, place in zip(names, places, strict=True))

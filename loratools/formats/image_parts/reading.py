@@ -255,7 +255,10 @@ def _updates(
             f"{', '.join(shown([quoted(name) for name in zero]))}"
         )
     if uncut:
-        warnings.append(f"{counted(uncut, 'fused module')} that cannot be cut exactly keep their own names")
+        warnings.append(
+            f"{counted(uncut, 'fused module')} of a kind that cannot be cut exactly, each read as one module by its "
+            "authors' name"
+        )
     return updates, replacements, warnings
 
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 # A number that stands alone between separators: `img_mlp.0`, not the one of `linear1`.
 _NUMBER = {".": re.compile(r"(?<![^.{}])\d+(?![^.])"), "_": re.compile(r"(?<![^_])\d+(?![^_])")}
@@ -23,8 +24,8 @@ _KEPT = 1 << 15
 _SLOT = {".": re.compile(r"(?<![^.])(\d+|\{\})(?![^.])"), "_": re.compile(r"(?<![^_])(\d+|\{\})(?![^_])")}
 
 
-@dataclass(frozen=True)
-class Rule:
+# A tuple, as there are thousands, made at each start; a frozen dataclass takes several times as long to make.
+class Rule(NamedTuple):
     """One module of the original model and the modules that it is in diffusers.
 
     split   how its outputs are shared out over several: see `sizes`
@@ -120,6 +121,9 @@ class Family:
     @lru_cache(maxsize=_KEPT)  # noqa: B019
     def _look_up(self, name: str, flat: bool) -> tuple[Rule, tuple[str, ...]] | None:
         template, numbers = _template(name, "_" if flat else ".")
+        # Asked before the tables are made: a name begins as those of a few families do, which alone need theirs.
+        if template.partition("{}")[0] not in (self._flat_starts if flat else self._starts):
+            return None
         for slots, rule, _ in (self._flat if flat else self._dotted).get(template, ()):
             if all(slot in ("{}", n) for slot, n in zip(slots, numbers, strict=True)):
                 return rule, tuple(n for slot, n in zip(slots, numbers, strict=True) if slot == "{}")
@@ -191,6 +195,23 @@ class Family:
         )
 
     @cached_property
+    def _starts(self) -> frozenset[str]:
+        """How names of modules begin, up to their first number."""
+        return frozenset(_SLOT["."].split(text, 1)[0] for text in self._texts)
+
+    @cached_property
+    def _flat_starts(self) -> frozenset[str]:
+        """The same of names with underscores for their dots."""
+        return frozenset(_SLOT["_"].split(text.replace(".", "_"), 1)[0] for text in self._texts)
+
+    @property
+    def _texts(self) -> set[str]:
+        """What stands before the first `{}` of every template: far fewer texts than templates."""
+        rules = [rule for rules in (*self.rules.values(), self.fused) for rule in rules]
+        templates = [rule.original for rule in rules] + [t for rule in rules for t in rule.diffusers]
+        return {f"{start}{slot}" for start, slot, _ in (template.partition("{}") for template in templates)}
+
+    @cached_property
     def _dotted(self) -> _Table:
         return _table((template, rule, 0) for template, rule in self._named)
 
@@ -224,9 +245,11 @@ _Table = dict[str, list[tuple[tuple[str, ...], Rule, int]]]
 
 def _table(entries: Iterable[tuple[str, Rule, int]], separator: str = ".") -> _Table:
     table: _Table = {}
+    split = _SLOT[separator].split
     for template, rule, part in entries:
-        slots = tuple(_SLOT[separator].findall(template))
-        table.setdefault(_SLOT[separator].sub("{}", template), []).append((slots, rule, part))
+        # Texts between the slots, and the slots, in turn.
+        pieces = split(template)
+        table.setdefault("{}".join(pieces[::2]), []).append((tuple(pieces[1::2]), rule, part))
     return table
 
 

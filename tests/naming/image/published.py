@@ -28,6 +28,19 @@ SDXL: dict[str, object] = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
+# The refiner's.
+SDXL_REFINER: dict[str, object] = {
+    "block_out_channels": (384, 768, 1536, 1536),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": 4,
+    "attention_head_dim": (6, 12, 24, 24),
+    "cross_attention_dim": 1280,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2560,
+}
 # Class of diffusers and what differs from its defaults, for one published model of each family.
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "flux": ("FluxTransformer2DModel", {"guidance_embeds": True}),
@@ -65,6 +78,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "ace-step": ("AceStepTransformer1DModel", {}),
     "sd": ("UNet2DConditionModel", {"cross_attention_dim": 768, "attention_head_dim": 8}),
     "sdxl": ("UNet2DConditionModel", SDXL),
+    "sdxl-refiner": ("UNet2DConditionModel", SDXL_REFINER),
 }
 KINDS = ("full", "attention only", "one block", "LoKr only")
 

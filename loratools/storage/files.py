@@ -12,7 +12,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -193,6 +193,23 @@ def copy_range(location: ByteRange, out_fd: int, out_offset: int, *, path: Path 
         read_into(location, copied, block)
         write_at(out_fd, block, out_offset + copied, path=path)
         copied += len(block)
+
+
+def copy_file(location: ByteRange, path: Path) -> None:
+    """Write the range to a file that must not exist yet.
+
+    Raises:
+        ChangedInputError: the input is not what it was when it was identified.
+        MachineError: the disk is full or failed.
+    """
+    try:
+        fd = system.create(path)
+        try:
+            copy_range(location, fd, 0, path=path)
+        finally:
+            system.close(fd)
+    except OSError as error:
+        raise machine_error(error, "write", path) from error
 
 
 def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int, *, path: Path | None = None) -> None:
@@ -392,7 +409,7 @@ class _Inputs:
             with self._lock:
                 opened.users -= 1
                 if opened.closing and not opened.users:
-                    system.close(opened.fd)
+                    _close_input(opened.fd)
                 self._evict(_MOST_OPEN)
 
     def close(self) -> None:
@@ -401,7 +418,7 @@ class _Inputs:
                 if opened.users:
                     opened.closing = True
                 else:
-                    system.close(opened.fd)
+                    _close_input(opened.fd)
             self._opened.clear()
 
     def _open(self, file: FileId) -> int:
@@ -416,7 +433,7 @@ class _Inputs:
             try:
                 _compare(file, system.fstat(fd))
             except BaseException:
-                system.close(fd)
+                _close_input(fd)
                 raise
         except OSError as error:
             raise _input_error(error, file) from error
@@ -426,7 +443,12 @@ class _Inputs:
         if len(self._opened) <= most:
             return
         for file in [file for file, opened in self._opened.items() if not opened.users][: len(self._opened) - most]:
-            system.close(self._opened.pop(file).fd)
+            _close_input(self._opened.pop(file).fd)
+
+
+def _close_input(fd: int) -> None:
+    with suppress(OSError):  # nothing was written through it, and it is closed all the same
+        system.close(fd)
 
 
 _inputs = _Inputs()

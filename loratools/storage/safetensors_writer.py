@@ -173,7 +173,10 @@ class SafetensorsWriter:
         try:
             yield fd
         finally:
-            system.close(fd)
+            try:
+                system.close(fd)
+            except OSError as error:
+                raise machine_error(error, "write", self.path) from error
 
     def offset(self, name: str) -> int:
         """Where the tensor begins, from the start of the file."""

@@ -5,6 +5,7 @@ The copy ends without unwinding: no block is left, no file flushed or removed, l
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -24,8 +25,9 @@ class EndingOs:
     """The os module, whose n-th call ends the process; `after`: once the call is done."""
 
     def __init__(self, n: int, *, after: bool) -> None:
-        self.left = n
+        self.n = n
         self.after = after
+        self.numbers = itertools.count(1)
 
     def __getattr__(self, name: str) -> object:
         real = getattr(os, name)
@@ -33,11 +35,11 @@ class EndingOs:
             return real
 
         def call(*args: object, **kwargs: object) -> object:
-            self.left -= 1
-            if self.left == 0 and not self.after:
+            is_last = next(self.numbers) == self.n  # in one step: other threads count too
+            if is_last and not self.after:
                 os._exit(KILLED)
             result = real(*args, **kwargs)
-            if self.left == 0:
+            if is_last:
                 os._exit(KILLED)
             return result
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from reliability.faulty import FaultyOs
 
 from loratools.errors import LoraToolsError, MachineError
 from loratools.storage import files, system
@@ -26,35 +27,6 @@ from loratools.storage.safetensors_writer import SafetensorsWriter, TensorSpec, 
 from loratools.tensors.lazy import from_array
 
 ROOT = Path(__file__).parents[2]
-CALLS = frozenset({
-    "open", "close", "pread", "preadv", "pwrite", "fstat", "stat", "lstat", "fsync", "rename", "replace", "link",
-    "unlink", "rmdir", "mkdir", "listdir", "posix_fallocate", "ftruncate", "copy_file_range", "chmod",
-})  # fmt: skip
-
-
-class FaultyOs:
-    """The os module, whose n-th call that may fail does."""
-
-    def __init__(self, n: int, code: int) -> None:
-        self.left = n
-        self.code = code
-        self.failed = ""
-
-    def __getattr__(self, name: str) -> object:
-        real = getattr(os, name)
-        if name not in CALLS:
-            return real
-
-        def call(*args: object, **kwargs: object) -> object:
-            self.left -= 1
-            if self.left == 0:
-                self.failed = f"{name}{args[:2]}"
-                if name == "close":  # a failed close has closed all the same
-                    real(*args)
-                raise OSError(self.code, os.strerror(self.code))
-            return real(*args, **kwargs)
-
-        return call
 
 
 def write_one_file(base: Path, out: Path) -> None:

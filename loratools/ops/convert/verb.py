@@ -15,7 +15,7 @@ from loratools import formats
 from loratools.adapter import Adapter
 from loratools.arguments import Globs, checked
 from loratools.checkpoints import Checkpoint
-from loratools.errors import LoraToolsError, UnsupportedError, UsageError
+from loratools.errors import LoraToolsError, MachineError, UnsupportedError, UsageError
 from loratools.formats import Base
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.notes import records_of
@@ -213,6 +213,8 @@ def _planned_bytes(adapter: Adapter, dtype: str | None) -> int:
 def _read_back(path: Path, adapter: Adapter, format: str, base: Base | None) -> Adapter:
     try:
         return formats.load(path, from_format=format, base=base, stored_names=adapter.stored_names)
+    except MachineError:
+        raise
     except LoraToolsError as error:
         # Our own mistake, not the input's.
         raise RuntimeError(f"what was written as {format} could not be read back: {error}") from error

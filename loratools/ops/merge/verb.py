@@ -38,6 +38,7 @@ from loratools.ops.merge.writing import write_side_files, write_weights
 from loratools.storage.commit import check_output
 from loratools.storage.files import identify
 from loratools.storage.held_inputs import holding_inputs
+from loratools.storage.json_file import write_new
 from loratools.storage.resumption import Resumable
 from loratools.updates.lora_experts import Orientation, Packing
 
@@ -286,7 +287,7 @@ def run(
             write_side_files(made, staging, provenance_text(weights.inputs, report.to_dict()))
         # Last of all: whoever sees an index may rely on every shard that it names.
         for name, text in index_texts(made).items():
-            (staging / name).write_text(text, encoding="utf-8")
+            write_new(staging / name, text.encode())
         prepared.require(out, *_names(made))
     # Not in the record of the output, which is the same however often it was begun.
     warnings = (*report.warnings, *remarks)

@@ -20,7 +20,9 @@ from loratools.ops.merge.rows import merge_rows
 from loratools.ops.merge.stacks import copies, merge_stack, stacked_units
 from loratools.ops.merge.verify import error_ratio
 from loratools.storage.checksum import Checksum
-from loratools.storage.files import copy_range, identify, read_back, sha256, start_writeback
+from loratools.storage.files import copy_file, copy_range, identify, read_back, sha256, start_writeback
+from loratools.storage.json_file import write_new
+from loratools.storage.ownership import RECORD
 from loratools.storage.safetensors_writer import SafetensorsWriter
 from loratools.storage.staging import Staging
 from loratools.tensors.files import ByteRange
@@ -199,9 +201,8 @@ def write_side_files(made: MergePlan, staging: Path, provenance: str) -> None:
         path = staging / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         if file.text is not None:
-            path.write_text(file.text, encoding="utf-8")
+            write_new(path, file.text.encode())
         elif file.source is not None:
             source = identify(file.source)
-            with path.open("xb") as opened:
-                copy_range(ByteRange(source, 0, source.size), opened.fileno(), 0, path=path)
-    (staging / "loratools.json").write_text(provenance, encoding="utf-8")
+            copy_file(ByteRange(source, 0, source.size), path)
+    write_new(staging / RECORD, provenance.encode())

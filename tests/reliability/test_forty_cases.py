@@ -187,7 +187,7 @@ CASES: dict[int, tuple[str, ...]] = {
 
 
 @cache
-def tests_in(file: str) -> frozenset[str]:
+def functions_in(file: str) -> frozenset[str]:
     tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
@@ -202,4 +202,4 @@ def test_each_case_is_held_by_tests_that_exist(case: int) -> None:
     for held_by in CASES[case]:
         file, _, name = held_by.partition("::")
         assert (TESTS / file).is_file(), held_by
-        assert name in tests_in(file) if name else any(test.startswith("test_") for test in tests_in(file)), held_by
+        assert name in functions_in(file) if name else any(test.startswith("test_") for test in functions_in(file)), held_by

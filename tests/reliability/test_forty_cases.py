@@ -202,4 +202,5 @@ def test_each_case_is_held_by_tests_that_exist(case: int) -> None:
     for held_by in CASES[case]:
         file, _, name = held_by.partition("::")
         assert (TESTS / file).is_file(), held_by
-        assert name in functions_in(file) if name else any(test.startswith("test_") for test in functions_in(file)), held_by
+        functions = functions_in(file)
+        assert name in functions if name else any(each.startswith("test_") for each in functions), held_by

@@ -35,7 +35,7 @@ import loratools
 TEXTS = Path(__file__).resolve().parents[1] / "fixtures" / "text"
 RANK, ALPHA = 8, 16
 CONTEXT = 64
-PENALTIES = (None, 0.1, 0.001)
+PENALTIES = (None, 1.0, 0.25, 0.01)
 Batch = dict[str, Tensor]
 
 

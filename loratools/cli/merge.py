@@ -50,7 +50,8 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     "penalty",
     type=float,
     metavar="F",
-    help="With --rounding adapter or calibrated: how much errors for all other inputs count.  [default: 0.25, 0.01]",
+    help="With --rounding adapter or calibrated: how much errors for all other inputs count.  "
+    "[default: 0.25, 0.01; of quantised weights 0.1, 0.01]",
 )
 @option(
     OUTPUT,

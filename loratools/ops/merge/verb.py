@@ -103,7 +103,7 @@ def merge(
             the adapters read change least; `calibrated`: the same for the inputs in `moments`.
         seed: Of `stochastic`: the same seed gives the same bytes.
         penalty: Of `adapter` and `calibrated`: what an error costs for all other inputs; larger is closer to `nearest`.
-            0.25 and 0.01 where it is None.
+            0.25 and 0.01 where it is None; of weights that are quantised again 0.1 and 0.01.
         moments: Of `calibrated`: a safetensors file with the sum of x x' over the inputs x of each module, by the
             module's name, (inputs, inputs).
         allow_partial: Leave out, and report, what has no place in the base.

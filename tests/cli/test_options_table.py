@@ -18,7 +18,7 @@ from loratools.cli.common.grouped_help import GROUPS, GroupedOption
 TWINS = ("inspect", "merge", "extract", "combine", "resize", "convert", "spectrum", "compare")
 # What is said of the output of the program itself, and what has its opposite in the function.
 PRINTING = {"json", "quiet", "verbose", "debug"}
-ONLY_HERE = {"inspect": {"modules"}, "spectrum": {"modules"}, "merge": {"no_verify"}}
+ONLY_HERE = {"compare": {"fail_below"}, "inspect": {"modules"}, "spectrum": {"modules"}, "merge": {"no_verify"}}
 
 
 def command_of(verb: str) -> click.Command:

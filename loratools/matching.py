@@ -34,6 +34,11 @@ class Leftover:
     nearest: tuple[str, ...] = ()
 
     @property
+    def is_missing(self) -> bool:
+        """Whether the base has no weight of this name, and not one of another size."""
+        return self.why == _MISSING
+
+    @property
     def described(self) -> str:
         """Why, and the nearest names."""
         return self.why + (f"; nearest: {', '.join(self.nearest)}" if self.nearest else "")

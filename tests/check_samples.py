@@ -252,7 +252,8 @@ def config_rank(tmp_path: Path) -> Sample:
 
 
 def config_alpha_zero(tmp_path: Path) -> Sample:
-    return Sample((edited(sound(tmp_path), lora_alpha=0),))
+    # With this alpha every update is 0.
+    return Sample((edited(sound(tmp_path), lora_alpha=0),), also=frozenset({"numerics-no-change"}))
 
 
 def config_alpha_assumed(tmp_path: Path) -> Sample:
@@ -329,6 +330,217 @@ def shapes_factor(tmp_path: Path) -> Sample:
         return {**tensors, first_of(tensors, "lora_A.weight"): torch.zeros(4, 0)}
 
     return Sample((with_tensors(sound(tmp_path), change),))
+
+
+def changed(folder: Path, end: str, change: Callable[[torch.Tensor], torch.Tensor], *, only_first: bool = True) -> Path:
+    """The folder with other values in its first tensor, or in all, whose name ends so."""
+
+    def edit(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names = sorted(name for name in tensors if name.endswith(end))
+        return tensors | {name: change(tensors[name]) for name in (names[:1] if only_first else names)}
+
+    return with_tensors(folder, edit)
+
+
+def numerics_non_finite(tmp_path: Path) -> Sample:
+    def change(b: torch.Tensor) -> torch.Tensor:
+        b[3, 1] = torch.nan
+        return b
+
+    return Sample((changed(sound(tmp_path), "lora_B.weight", change),))
+
+
+def numerics_no_change(tmp_path: Path) -> Sample:
+    return Sample((changed(sound(tmp_path), "lora_B.weight", torch.zeros_like, only_first=False),))
+
+
+def numerics_untrained(tmp_path: Path) -> Sample:
+    return Sample((changed(sound(tmp_path), "lora_B.weight", torch.zeros_like),))
+
+
+def numerics_lost_rows(tmp_path: Path) -> Sample:
+    def change(b: torch.Tensor) -> torch.Tensor:
+        # Six of ten rows, so that the four that are left still have the whole rank.
+        b[4:] = 0
+        return b
+
+    return Sample((changed(sound(tmp_path), "q_proj.lora_B.weight", change),))
+
+
+def numerics_subnormal(tmp_path: Path) -> Sample:
+    # 2^-16 is a quarter of the smallest normal number of float16; powers of two stay exact.
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor.sign() * 2.0**-16).half()
+
+    folder = sound(tmp_path, dtype=torch.float16)
+    for end in ("0.self_attn.q_proj.lora_A.weight", "0.self_attn.q_proj.lora_B.weight"):
+        changed(folder, end, change)
+    return Sample((folder,), {"ignore": ["numerics-rank-deficient", "numerics-noise-ranks"]})
+
+
+def numerics_outlier(tmp_path: Path) -> Sample:
+    modules = factories.layered(6, {"self_attn.q_proj": (10, 6), "self_attn.v_proj": (7, 6)})
+    folder = sound(tmp_path, modules=modules)
+    return Sample((changed(folder, "3.self_attn.q_proj.lora_B.weight", lambda b: b * 1e4),))
+
+
+def numerics_noise_ranks(tmp_path: Path) -> Sample:
+    def change(b: torch.Tensor) -> torch.Tensor:
+        # One column of four is left.
+        b[:, 1:] = 0
+        return b
+
+    return Sample((changed(sound(tmp_path), "lora_B.weight", change),))
+
+
+def numerics_rank_deficient(tmp_path: Path) -> Sample:
+    def change(b: torch.Tensor) -> torch.Tensor:
+        b[:, 3] = b[:, 0] + b[:, 1]
+        return b
+
+    return Sample((changed(sound(tmp_path), "lora_B.weight", change),))
+
+
+def numerics_duplicate(tmp_path: Path) -> Sample:
+    first = sound(tmp_path / "first")
+    # The same update with other factors: A doubled and B halved.
+    second = changed(sound(tmp_path / "second"), "lora_A.weight", lambda a: 2 * a, only_first=False)
+    changed(second, "lora_B.weight", lambda b: b / 2, only_first=False)
+    return Sample((first, second))
+
+
+def structure_router(tmp_path: Path) -> Sample:
+    modules = factories.MODULES | {"model.layers.0.mlp.gate": (5, 6)}
+    return Sample((sound(tmp_path, modules=modules, config={"target_modules": ["q_proj", "v_proj", "gate"]}),))
+
+
+def structure_head(tmp_path: Path) -> Sample:
+    extra = {"score.weight": torch.ones(3, 6)}
+    return Sample((sound(tmp_path, extra=extra, config={"modules_to_save": ["score"]}),))
+
+
+def structure_replaced(tmp_path: Path) -> Sample:
+    extra = {"model.norm.weight": torch.ones(6)}
+    return Sample((sound(tmp_path, extra=extra, config={"modules_to_save": ["norm"]}),))
+
+
+def structure_tokens(tmp_path: Path) -> Sample:
+    extra = {"model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 6)}
+    return Sample((sound(tmp_path, extra=extra, config={"trainable_token_indices": {"embed_tokens": [3, 11]}}),))
+
+
+def structure_code(tmp_path: Path) -> Sample:
+    folder = sound(tmp_path)
+    (folder / "modeling_twist.py").write_text("print('run')\n", encoding="utf-8")
+    return Sample((folder,))
+
+
+def structure_companions(tmp_path: Path) -> Sample:
+    folder = sound(tmp_path)
+    save_file({"projector.weight": torch.ones(3, 5)}, folder / "projector.safetensors")
+    return Sample((folder,))
+
+
+def structure_empty(tmp_path: Path) -> Sample:
+    extra = {"score.weight": torch.zeros(0)}
+    # What is empty is the head.
+    return Sample(
+        (sound(tmp_path, extra=extra, config={"modules_to_save": ["score"]}),), also=frozenset({"structure-head"})
+    )
+
+
+def structure_initialisation(tmp_path: Path) -> Sample:
+    return Sample((edited(sound(tmp_path), init_lora_weights="pissa"),))
+
+
+def structure_order(tmp_path: Path) -> Sample:
+    # torchtune has queries and keys in another order than the model, which depends on the number of heads.
+    tensors = {
+        f"layers.0.attn.q_proj.lora_{part}.weight": torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+        for part, shape in {"a": (4, 6), "b": (10, 4)}.items()
+    }
+    folder = tmp_path / "torchtune"
+    folder.mkdir()
+    torch.save(tensors, folder / "adapter_0.pt")
+    # torchtune writes pickles, and its files do not say alpha.
+    return Sample((folder / "adapter_0.pt",), also=frozenset({"pickle-file", "config-alpha-assumed"}))
+
+
+def structure_two_files(tmp_path: Path) -> Sample:
+    folder = sound(tmp_path)
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+    return Sample((folder,))
+
+
+def base(tmp_path: Path, *, name: str = "base", **changes: Any) -> Path:
+    """The model that the adapter of `sound` is for."""
+    return factories.checkpoint_folder(tmp_path / name, **changes)
+
+
+def keys_base(tmp_path: Path) -> Sample:
+    modules = factories.MODULES | {"model.layers.7.self_attn.q_proj": (10, 6)}
+    return Sample((sound(tmp_path, modules=modules),), {"base": base(tmp_path)})
+
+
+def shapes_base(tmp_path: Path) -> Sample:
+    modules = factories.MODULES | {"model.layers.1.self_attn.v_proj": (8, 6)}
+    return Sample((sound(tmp_path, modules=modules),), {"base": base(tmp_path)})
+
+
+def provenance_base(tmp_path: Path) -> Sample:
+    return Sample((sound(tmp_path),), {"base": base(tmp_path, name="another")})
+
+
+def provenance_no_base(tmp_path: Path) -> Sample:
+    return Sample((edited(sound(tmp_path), base_model_name_or_path=None),))
+
+
+def provenance_vocabulary(tmp_path: Path) -> Sample:
+    extra = {"model.embed_tokens.weight": torch.ones(15, 6)}
+    # The table of two more tokens is a whole weight.
+    return Sample(
+        (sound(tmp_path, extra=extra, config={"modules_to_save": ["embed_tokens"]}),),
+        {"base": base(tmp_path)},
+        also=frozenset({"structure-replaced"}),
+    )
+
+
+def numerics_gain(tmp_path: Path) -> Sample:
+    weights = {name: weight.bfloat16() for name, weight in factories.base_weights().items()}
+    # A thousandth of a weight is a quarter of the step between two numbers of bfloat16.
+    folder = changed(sound(tmp_path), "lora_B.weight", lambda b: b * 1e-4, only_first=False)
+    return Sample((folder,), {"base": base(tmp_path, weights=weights)})
+
+
+def server_format(tmp_path: Path) -> Sample:
+    return Sample((sound(tmp_path),), {"program": "llama.cpp"})
+
+
+def server_config(tmp_path: Path) -> Sample:
+    return Sample((edited(sound(tmp_path), target_modules=None),), {"program": "vllm"})
+
+
+def server_part(tmp_path: Path) -> Sample:
+    extra = {"score.weight": torch.ones(3, 6)}
+    # The head is what the server does not load.
+    return Sample(
+        (sound(tmp_path, extra=extra, config={"modules_to_save": ["score"]}),),
+        {"program": "vllm"},
+        also=frozenset({"structure-head"}),
+    )
+
+
+def server_rank(tmp_path: Path) -> Sample:
+    modules = factories.layered(1, {"self_attn.q_proj": (100, 60), "self_attn.v_proj": (70, 60)})
+    return Sample((sound(tmp_path, modules=modules, rank=32),), {"program": "vllm"})
+
+
+def server_scale(tmp_path: Path) -> Sample:
+    return Sample((edited(sound(tmp_path), use_rslora=True),), {"program": "sglang"})
+
+
+def server_layers(tmp_path: Path) -> Sample:
+    return Sample((edited(sound(tmp_path), alora_invocation_tokens=[5, 7]),), {"program": "vllm"})
 
 
 SAMPLES: dict[str, Callable[[Path], Sample]] = {

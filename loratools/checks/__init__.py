@@ -5,7 +5,7 @@ is its summary, the rest says why it matters. Each file has
 
     SEVERITY   `error`, `warning` or `note`
     FIX        what to do about it, where a single observation says nothing else
-    NEEDS      what has to be read or given: `headers`, `values`, `base`, `server` or `others`
+    NEEDS      what has to be read or given: `headers`, `values`, `base`, `program` or `others`
     observe    from a `Subject` to the `Observation`s of the rule
 """
 
@@ -21,7 +21,7 @@ from loratools.checks.common.subject import Subject
 from loratools.errors import UsageError
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
-Needs: TypeAlias = Literal["headers", "values", "base", "server", "others"]
+Needs: TypeAlias = Literal["headers", "values", "base", "program", "others"]
 
 # In the order in which findings are listed: what keeps a file from being read comes first.
 FAMILIES = (

@@ -36,12 +36,28 @@ def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -
     metavar="IDS",
     help="Do not ask these rules: ids or families, separated by commas; repeatable.",
 )
+@options.base
+@option(
+    INPUT,
+    "--for",
+    "program",
+    type=options.PROGRAM,
+    metavar="PROGRAM",
+    help="The program that is to load the adapters: vllm, sglang, tgi, lorax, tensorrt-llm, comfyui, diffusers, "
+    "llama.cpp, mlx or peft.",
+)
 @option(
     INPUT,
     "--baseline",
     type=options.PATH,
     metavar="FILE",
     help="A file of known findings, which are not counted again.",
+)
+@option(
+    INPUT,
+    "--values/--no-values",
+    default=True,
+    help="Read the values too, for the rules that look at them. The default; without them headers alone are read.",
 )
 @options.from_format
 @option(OUTPUT, "--write-baseline", type=options.PATH, metavar="FILE", help="Write all findings to a baseline file.")
@@ -50,21 +66,24 @@ def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -
     PRINTING,
     "--format",
     "printed",
-    type=click.Choice(["text", "json"]),
-    help="How findings are printed; text where it is not given. --json is the same as --format json.",
+    type=click.Choice(["text", "json", "sarif", "junit"]),
+    help="How findings are printed: text where it is not given, json as --json does, SARIF 2.1.0 or JUnit XML.",
 )
 @options.common
 def command(sources: tuple[str, ...], *, printed: str | None, output: Output, **settings: Any) -> None:
     """Find what is wrong with adapters and models, by rules with stable ids.
 
     Folders are searched to the bottom. A file that cannot be read is a finding. Ends with 1 if there is an error or a
-    warning, and with 0 if there are only notes or nothing. 'loratools explain ID' explains a rule.
+    warning, and with 0 if there are only notes or nothing. With --base it is also asked whether they fit the model and
+    what rounding loses, with --for what the program does not load. 'loratools explain ID' explains a rule.
 
     \b
     Examples:
       loratools check my-lora
       loratools check loras --ignore paths,config-alpha-assumed
+      loratools check my-lora --base llama-3-8b --for vllm
       loratools check loras --write-baseline known.json
+      loratools check loras --baseline known.json --format sarif > check.sarif
     """
     from loratools.ops.check.verb import check
 
@@ -75,6 +94,14 @@ def command(sources: tuple[str, ...], *, printed: str | None, output: Output, **
         report = check(*sources, execution="forked", progress=progress, **settings)
     if output.json:
         output.document(report.to_dict())
+    elif printed == "sarif":
+        from loratools.report.sarif import sarif
+
+        output.text(sarif(report))
+    elif printed == "junit":
+        from loratools.report.junit import junit
+
+        output.text(junit(report))
     else:
         from loratools.report.check import check_summary, check_tables
 

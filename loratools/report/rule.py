@@ -11,7 +11,7 @@ def rule_page(rule: RuleInfo) -> str:
         "headers": "headers alone",
         "values": "the values, which are read unless --no-values is given",
         "base": "the model that it is for: --base BASE",
-        "server": "the program that is to load it: --for PROGRAM",
+        "program": "the program that is to load it: --for PROGRAM",
         "others": "several adapters in one run, and their values",
     }
     return "\n".join(

@@ -311,3 +311,13 @@ def test_a_merged_model_computes_what_pefts_does(tmp_path: Path, case: str) -> N
     with torch.no_grad():
         torch.testing.assert_close(merged(tokens)[0], expected, rtol=1e-5, atol=1e-6)
         assert (whole_model(family)(tokens)[0] - expected).abs().max() > 1e-2
+
+
+def test_what_peft_writes_has_no_errors_and_no_warnings_of_check(tmp_path: Path) -> None:
+    complaints: dict[str, list[str]] = {}
+    for number, case in enumerate(CASES):
+        report = loratools.check(trained(tmp_path / f"{number}", case), threads=1)
+        if report.exit_code:
+            complaints[case] = [finding.id for finding in report.findings]
+
+    assert complaints == {}

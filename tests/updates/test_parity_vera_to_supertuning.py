@@ -369,3 +369,14 @@ def test_inspect_counts_what_modules_share_once(name: str, tmp_path: Path) -> No
 
     assert entry.parameters == sum(t.numel() for t in counted.values())
     assert sum(entry.dtypes.values()) == len(counted)
+
+
+def test_what_peft_writes_has_no_errors_and_no_warnings_of_check(tmp_path: Path) -> None:
+    complaints: dict[str, list[str]] = {}
+    for number, (name, case) in enumerate(CASES.items()):
+        if not wraps_nothing(case, "linear"):
+            report = loratools.check(trained(case, "linear", tmp_path / f"{number}"), threads=1)
+            if report.exit_code:
+                complaints[name] = [finding.id for finding in report.findings]
+
+    assert complaints == {}

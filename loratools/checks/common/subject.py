@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,8 @@ from loratools.checks.common.measured import MeasuredModule
 from loratools.errors import LoraToolsError
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource
+from loratools.matching import Matches, match
+from loratools.naming.language.repeated_layers import stack_to_repeat, with_repeated_layers
 
 if TYPE_CHECKING:
     from loratools.checkpoints import Checkpoint
@@ -29,8 +31,10 @@ class Subject:
         checkpoint: The opened model, where it is no adapter.
         error: Why it could not be opened or read; None where it could.
         base: What is known of the model that it is for, where a person has given one.
-        server: The program that is to load it, where a person has named one.
+        program: The program that is to load it, where a person has named one.
         modules: What the values of each update say; None where they were not read.
+        gains: For each module that was compared with the base, the share of its update that is left once the sum is
+            rounded to the base's dtype; None where it was not computed.
         tensors: How many values of each other tensor are NaN or infinite; None where they were not read.
         twins: Other adapters of the same run with the same update, up to rounding.
         explained: Whether a rule has said already why it could not be read.
@@ -42,9 +46,10 @@ class Subject:
     checkpoint: Checkpoint | None = None
     error: LoraToolsError | None = None
     base: Base | None = None
-    server: str | None = None
+    program: str | None = None
     modules: Mapping[str, MeasuredModule] | None = None
     tensors: Mapping[str, int] | None = None
+    gains: Mapping[str, float] | None = None
     twins: tuple[Path, ...] = field(default=())
     explained: bool = False
 
@@ -72,3 +77,17 @@ class Subject:
         if self.source is not None:
             return self.source.folder
         return self.path if self.path.is_dir() else self.path.parent
+
+    @cached_property
+    def fit(self) -> Matches | LoraToolsError | None:
+        """Where the names of the adapter go in the base, or why that is not clear; None where no base has names."""
+        base, adapter = self.base, self.adapter
+        if adapter is None or base is None or not base.shapes:
+            return None
+        try:
+            if adapter.layer_order:
+                stack = stack_to_repeat(base.shapes, adapter.layer_order, base.name)
+                base = replace(base, shapes=with_repeated_layers(base.shapes, stack, adapter.layer_order))
+            return match(adapter, base.shapes, config=base.config)
+        except LoraToolsError as error:
+            return error

@@ -206,6 +206,12 @@ def _rules() -> tuple[str, ...]:
     return registry.names("checks")
 
 
+def _programs() -> Iterable[str]:
+    from loratools.checks.common.programs import PROGRAMS
+
+    return PROGRAMS
+
+
 def _formats_that(ability: str) -> list[str]:
     return [name for name in registry.names("formats") if hasattr(registry.load("formats", name), ability)]
 
@@ -232,6 +238,7 @@ PATH = _Parsed("path", _parse_path, None)
 DEVICE = _Parsed("device", _parse_device, _devices)
 # The functions of the verbs refuse a name that does not exist, with what there is.
 METHOD = _Parsed("method", _unchanged, _methods)
+PROGRAM = _Parsed("program", _unchanged, _programs)
 CHECK_RULE = _Parsed("rule", _unchanged, _rules)
 READ_FORMAT = _Parsed("format", _unchanged, lambda: _formats_that("read"))
 WRITTEN_FORMAT = _Parsed("format", _unchanged, lambda: _formats_that("write"))

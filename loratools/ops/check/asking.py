@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from loratools import checks
@@ -28,7 +28,12 @@ def findings(subject: Subject, rules: Collection[str]) -> tuple[CheckFinding, ..
         explained = any(finding.severity == "error" for finding in observed)
         observed += _findings_of(_LAST, replace(subject, explained=explained))
     wanted = [finding for finding in observed if finding.id in rules]
-    return tuple(sorted(wanted, key=lambda finding: _BY_SEVERITY[finding.severity]))
+    return in_order(wanted)
+
+
+def in_order(unordered: Iterable[CheckFinding]) -> tuple[CheckFinding, ...]:
+    """Errors first, then warnings, then notes; of one severity by family, as they were asked."""
+    return tuple(sorted(unordered, key=lambda finding: _BY_SEVERITY[finding.severity]))
 
 
 def _findings_of(id: str, subject: Subject) -> Iterator[CheckFinding]:

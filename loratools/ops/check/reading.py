@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from loratools import formats
 from loratools.checks.common.subject import Subject
@@ -12,18 +12,26 @@ from loratools.formats import Base
 from loratools.formats.common.source import open_source
 from loratools.ops.inspect.sources import FoundSource
 
+if TYPE_CHECKING:
+    from loratools.checkpoints import Checkpoint
+
 
 class GivenContext(NamedTuple):
-    """What a person has given beside the sources: the model that they are for, and the program that is to load them."""
+    """What a person has given beside the sources.
+
+    `base`: what is known of the model that they are for. `checkpoint`: the same, opened, where it has values.
+    `program`: what is to load them. `format`: the format that they are read as.
+    """
 
     base: Base | None = None
-    server: str | None = None
+    program: str | None = None
     format: str | None = None
+    checkpoint: Checkpoint | None = None
 
 
 def read_subject(found_source: FoundSource, context: GivenContext) -> Subject:
     """Open one source. Headers only; what cannot be opened is a subject too."""
-    subject = Subject(found_source.path, base=context.base, server=context.server)
+    subject = Subject(found_source.path, base=context.base, program=context.program)
     if found_source.error is not None:
         return replace(subject, error=as_ours(found_source.error))
     try:

@@ -20,7 +20,7 @@ class RuleInfo:
         summary: What it looks for, in one line.
         why: Why that matters.
         fix: What to do about it.
-        needs: What has to be read or given for it: `headers`, `values`, `base`, `server` or `others`.
+        needs: What has to be read or given for it: `headers`, `values`, `base`, `program` or `others`.
     """
 
     id: str

@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from loratools import checks
 from loratools.arguments import Positive, checked
+from loratools.checkpoints import open_checkpoint
+from loratools.checks.common.programs import program as program_named
+from loratools.checks.common.subject import Subject
 from loratools.errors import InputError, UsageError
 from loratools.execution import forked, local
-from loratools.ops.check.asking import findings
+from loratools.formats import Base
+from loratools.formats.common.opened_base import known_base
+from loratools.ops.check.asking import findings, in_order
 from loratools.ops.check.baseline import baseline_of, known_findings, without_known
 from loratools.ops.check.reading import GivenContext, read_subject
 from loratools.ops.check.report import CheckedSource, CheckReport
 from loratools.ops.common.progress import expect
 from loratools.ops.inspect.sources import FoundSource, sources_at
+from loratools.ops.listing.fingerprint import fingerprint, same_values
 from loratools.storage.json_file import write_json
 
+if TYPE_CHECKING:
+    from loratools.checkpoints import Checkpoint
 
-@checked
+# What rules need that is only known of values.
+_OF_VALUES = frozenset({"values"})
+_OF_OTHERS = frozenset({"numerics-duplicate"})
+
+
+@checked(Checkpoint="loratools.checkpoints")
 def check(
     *sources: str | Path,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    base: str | Path | Checkpoint | Base | None = None,
+    program: str | None = None,
+    values: bool = True,
     from_format: str | None = None,
     baseline: str | Path | None = None,
     write_baseline: str | Path | None = None,
@@ -41,6 +58,12 @@ def check(
         sources: Files or folders.
         select: Ids of rules, and families of rules; all are asked where there is none.
         ignore: Ids and families of rules that are not asked.
+        base: The model that the adapters are for: its path, opened, or its names and config. It is also asked whether
+            they fit it, and what rounding to its dtype loses.
+        program: The program that is to load the adapters: vllm, sglang, tgi, lorax, tensorrt-llm, comfyui, diffusers,
+            llama.cpp, mlx or peft. It is also asked what it does not load.
+        values: Read the values too: numbers that are not finite, updates of 0, lost rows, duplicates. Without them
+            headers alone are read.
         from_format: The format of the adapters, where it is not to be found from the content.
         baseline: A file of known findings, which are left out and counted.
         write_baseline: A file to write that holds all findings.
@@ -68,23 +91,41 @@ def check(
     if missing or not sources:
         raise UsageError(f"'{missing[0]}' does not exist" if missing else "no source is given", details=missing[1:])
     known = known_findings(Path(baseline)) if baseline is not None else None
-    context = GivenContext(format=from_format)
+    needs = {checks.rule(id).NEEDS for id in rules} if values else set[str]()
+    if program is not None:
+        program_named(program)
+    work = partial(
+        _checked,
+        context=_context(base, program, from_format),
+        rules=frozenset(rules),
+        values=bool(needs & _OF_VALUES),
+        gains="numerics-gain" in rules and values,
+    )
 
     units = [unit for source in sources for unit in _units_at(source, from_format)]
     expect(progress, len(units))
     # The two have one signature; what they return depends on what they are given.
     runner: Any = forked.run if execution == "forked" else local.run
-    checked_sources: Sequence[CheckedSource] = runner(
-        units,
-        partial(_checked, context=context, rules=rules),
-        threads=threads or os.cpu_count() or 1,
-        on_result=lambda unit, result: progress(1) if progress is not None else None,
+    run = partial(runner, threads=threads or os.cpu_count() or 1)
+    checked_sources: Sequence[CheckedSource] = run(
+        units, work, on_result=lambda unit, result: progress(1) if progress is not None else None
     )
+    if "others" in needs:
+        checked_sources = _with_duplicates(units, checked_sources, run)
     if write_baseline is not None:
         write_json(Path(write_baseline), baseline_of(checked_sources, Path(write_baseline)))
     if known is not None:
         checked_sources = tuple(without_known(checked_sources, Path(str(baseline)), known))
     return CheckReport(tuple(checked_sources), rules)
+
+
+def _context(base: str | Path | Checkpoint | Base | None, program: str | None, format: str | None) -> GivenContext:
+    """What was given, with the base opened once for all sources; its values where it has any."""
+    known = known_base(base)
+    checkpoint = None if base is None or isinstance(base, str | Path | Base) else base
+    if known is not None and known.shapes and known.path is not None and checkpoint is None:
+        checkpoint = open_checkpoint(known.path)
+    return GivenContext(known, program, format, checkpoint)
 
 
 class _Unit(NamedTuple):
@@ -104,6 +145,36 @@ def _units_at(source: str | Path, format: str | None) -> list[_Unit]:
     return [_Unit(each, str(source) if each.path == path else str(each.path)) for each in found_sources]
 
 
-def _checked(unit: _Unit, *, context: GivenContext, rules: Sequence[str]) -> CheckedSource:
+def _checked(unit: _Unit, *, context: GivenContext, rules: frozenset[str], values: bool, gains: bool) -> CheckedSource:
     subject = read_subject(unit.found_source, context)
-    return CheckedSource(unit.shown, findings(subject, frozenset(rules)))
+    if values:
+        from loratools.ops.check.measuring import with_values
+
+        subject = with_values(subject)
+    if gains and context.checkpoint is not None:
+        from loratools.ops.check.gains import with_gains
+
+        subject = with_gains(subject, context.checkpoint)
+    return CheckedSource(unit.shown, findings(subject, rules))
+
+
+def _with_duplicates(
+    units: Sequence[_Unit], sources: Sequence[CheckedSource], run: Callable[..., Any]
+) -> Sequence[CheckedSource]:
+    """The sources with what the other sources say of them: which of them make the same change."""
+    adapters = [unit.found_source for unit in units if unit.found_source.is_adapter and unit.found_source.error is None]
+    paths = list(dict.fromkeys(adapter.path for adapter in adapters))
+    if len(paths) < 2:
+        return sources
+    sums_of_paths = zip(paths, run(paths, fingerprint), strict=True)
+    groups = same_values({str(path): sums for path, sums in sums_of_paths if sums is not None})
+    twins = {path: tuple(Path(each) for each in group if each != path) for group in groups for path in group}
+    return [
+        _with_twins(source, unit.found_source.path, twins.get(str(unit.found_source.path), ()))
+        for unit, source in zip(units, sources, strict=True)
+    ]
+
+
+def _with_twins(source: CheckedSource, path: Path, twins: tuple[Path, ...]) -> CheckedSource:
+    of_others = findings(Subject(path, twins=twins), _OF_OTHERS)
+    return replace(source, findings=in_order([*source.findings, *of_others]))

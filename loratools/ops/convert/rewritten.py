@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from loratools import formats
 from loratools.adapter import Adapter
+from loratools.checks.common.servers import taken_apart_for, unservable
 from loratools.errors import MismatchError
 from loratools.formats import Base
 from loratools.formats.common.source import counted
@@ -15,7 +16,6 @@ from loratools.naming.language.repeated_layers import stack_to_repeat, with_repe
 from loratools.ops.convert.client_names import ClientNames, named_for_client
 from loratools.ops.convert.experts import unpacked
 from loratools.ops.convert.fit import fitted
-from loratools.ops.convert.serve import taken_apart_for, unservable
 from loratools.ops.convert.verify import Piece
 from loratools.storage.files import quoted
 

@@ -17,30 +17,39 @@ from loratools.updates.parts.protocol import Update
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from loratools.algebra.lowrank import Factors
+
 # Energy below this share of all is rounding.
 _ROUNDING = 1e-10
 
 
 def spectrum_of_update(name: str, update: Update, adapter_name: str) -> ModuleSpectrum:
     """The spectrum of an update that has factors: all singular values."""
-    from loratools.algebra.lowrank import noise_of_factors, singular_values
-    from loratools.algebra.rounding import unit_roundoff
+    from loratools.algebra.lowrank import singular_values
 
     factors = exact_factors(update, name, adapter_name)
     values = singular_values(factors)
-    # An entry of a factor is a product of at most all stored parts but those of the other factor.
-    units = [unit_roundoff(t.dtype) for t in update.parts.values() if is_floating(t.dtype)]
-    unit = max(units) * max(1, len(update.parts) - 1)
     return _module_spectrum(
         name,
         tuple(size for size in update.shape if size is not None),
         values,
         unknown_energy=0.0,
         matrix=(factors.out_features, factors.in_features),
-        numerical_rank=int((values > noise_of_factors(factors, unit)).sum()),
+        numerical_rank=numerical_rank_of_update(update, factors, values),
         complete=True,
         count=1,
     )
+
+
+def numerical_rank_of_update(update: Update, factors: Factors, values: Tensor) -> int:
+    """How many of the singular values of an update are above what rounding its stored parts can have made."""
+    from loratools.algebra.lowrank import noise_of_factors
+    from loratools.algebra.rounding import unit_roundoff
+
+    # An entry of a factor is a product of at most all stored parts but those of the other factor.
+    units = [unit_roundoff(t.dtype) for t in update.parts.values() if is_floating(t.dtype)]
+    unit = max(units) * max(1, len(update.parts) - 1)
+    return int((values > noise_of_factors(factors, unit)).sum())
 
 
 def spectrum_of_pair(pair: Pair, decomposition: Decomposed) -> ModuleSpectrum:

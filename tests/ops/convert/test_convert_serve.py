@@ -12,9 +12,9 @@ from cli_runner import CliRunner
 from safetensors.torch import load_file
 
 from loratools import formats
+from loratools.checks.common.servers import SERVERS
 from loratools.cli import verbs
 from loratools.errors import UnsupportedError, UsageError
-from loratools.ops.convert.serve import SERVERS
 from loratools.ops.convert.verb import convert
 
 LAST = "model.layers.1.self_attn.v_proj"

@@ -1,0 +1,26 @@
+"""The adapter changes nothing.
+
+Every update is exactly 0, as it is before the first step of a training: it was saved too early, its learning rate was
+0, or another file was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loratools.checks.common.observation import Observation
+from loratools.checks.common.subject import Subject
+from loratools.formats.common.source import counted
+
+SEVERITY = "warning"
+NEEDS = "values"
+FIX = "look whether this is the state after the training"
+
+
+def observe(subject: Subject) -> Iterator[Observation]:
+    """The adapter, where no update and no replaced weight changes anything."""
+    modules = subject.modules
+    if subject.adapter is None or not modules or subject.adapter.replacements:
+        return
+    if all(module.norm == 0 for module in modules.values()):
+        yield Observation(f"{counted(len(modules), 'update')}, and all of them are 0", tuple(modules))

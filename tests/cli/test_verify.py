@@ -1,6 +1,7 @@
 """`loratools verify` as scripts meet it: exit codes, and one JSON document."""
 
 import json
+import re
 from pathlib import Path
 
 import factories
@@ -34,7 +35,7 @@ def test_exit_code_is_the_verdict(merged: Path, arguments: list[str], code: int,
     document = CliRunner().invoke(verbs, ["verify", *arguments, "--json"])
 
     assert (text.exit_code, document.exit_code) == (code, code)
-    assert text.stdout.startswith(f"verdict    {verdict}")
+    assert re.match(rf"verdict +{verdict}\b", text.stdout)
     told = json.loads(document.stdout)
     assert (told["verb"], told["verdict"]) == ("verify", verdict)
     assert {"diagnosis", "recipe", "tensors", "untouched", "unexplained"} <= told.keys()

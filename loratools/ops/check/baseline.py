@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loratools._version import __version__
-from loratools.errors import FormatError, UsageError
+from loratools.errors import FormatError, LoraToolsError, OutputExistsError, UsageError
 from loratools.ops.check.report import CheckedSource, CheckFinding
 from loratools.storage.files import quoted
 from loratools.storage.json_file import read_json
@@ -44,6 +44,18 @@ def known_findings(file: Path) -> Counter[KnownFinding]:
     if not isinstance(listed, list) or not all(_is_entry(entry) for entry in listed):
         raise FormatError(f"{quoted(file)} is no baseline", hint="write one with --write-baseline")
     return Counter(KnownFinding(entry["path"], entry["id"], entry["message"]) for entry in listed)
+
+
+def refuse_other_file(file: Path) -> None:
+    """Raise OutputExistsError where a baseline would replace something else."""
+    if not os.path.lexists(file):
+        return
+    try:
+        known_findings(file)
+    except LoraToolsError as error:
+        raise OutputExistsError(
+            f"{quoted(file)} exists and is no baseline, so that it is not replaced", hint="give another name"
+        ) from error
 
 
 def without_known(

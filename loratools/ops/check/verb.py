@@ -19,7 +19,7 @@ from loratools.execution import forked, local
 from loratools.formats import Base
 from loratools.formats.common.opened_base import known_base
 from loratools.ops.check.asking import findings, in_order
-from loratools.ops.check.baseline import baseline_of, known_findings, without_known
+from loratools.ops.check.baseline import baseline_of, known_findings, refuse_other_file, without_known
 from loratools.ops.check.reading import GivenContext, read_subject
 from loratools.ops.check.report import CheckedSource, CheckReport
 from loratools.ops.common.progress import expect
@@ -66,7 +66,7 @@ def check(
             headers alone are read.
         from_format: The format of the adapters, where it is not to be found from the content.
         baseline: A file of known findings, which are left out and counted.
-        write_baseline: A file to write that holds all findings.
+        write_baseline: A file to write that holds all findings; only another baseline is replaced.
         threads: How many sources are read at once; as many as there are cores where it is not given.
         execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
             threads, on Linux).
@@ -79,6 +79,7 @@ def check(
 
     Raises:
         UsageError: There is nothing at a path, or no such rule.
+        OutputExistsError: The file to write exists and is no baseline.
 
     Example:
         >>> import loratools
@@ -91,6 +92,8 @@ def check(
     if missing or not sources:
         raise UsageError(f"'{missing[0]}' does not exist" if missing else "no source is given", details=missing[1:])
     known = known_findings(Path(baseline)) if baseline is not None else None
+    if write_baseline is not None:
+        refuse_other_file(Path(write_baseline))
     needs = {checks.rule(id).NEEDS for id in rules} if values else set[str]()
     if program is not None:
         program_named(program)

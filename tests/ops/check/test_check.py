@@ -130,6 +130,18 @@ def test_file_that_is_no_baseline_is_refused(tmp_path: Path, text: str) -> None:
     assert run(sound(tmp_path), "--baseline", tmp_path / "known.json").exit_code == 4
 
 
+def test_baseline_replaces_a_baseline_and_no_other_file(tmp_path: Path) -> None:
+    folder = sound(tmp_path)
+    before = (folder / "adapter_model.safetensors").read_bytes()
+
+    refused = run(folder, "--write-baseline", folder / "adapter_model.safetensors")
+    first = run(folder, "--write-baseline", tmp_path / "known.json")
+    again = run(folder, "--write-baseline", tmp_path / "known.json")
+
+    assert (refused.exit_code, first.exit_code, again.exit_code) == (2, 0, 0)
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
+
+
 def test_json_document_has_the_fields_of_the_contract(library: Path) -> None:
     done = run(library, "--json")
 

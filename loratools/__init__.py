@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from loratools.ops.listing.rows import Duplicates, ListedAdapter, ListReport, OtherSource
     from loratools.ops.listing.verb import list_adapters
     from loratools.ops.lowrank.reduce import ReducedModule
+    from loratools.ops.merge.options import GgmlType
     from loratools.ops.merge.plan import MergePlan
     from loratools.ops.merge.report import MergedTensor, MergeReport, RequantizedTensor
     from loratools.ops.merge.rounding import RoundingMode
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from loratools.ops.verify.verb import verify
     from loratools.quantization import Quantisation
     from loratools.skipped import Skipped
+    from loratools.storage.gguf_reader import GgufHeader
     from loratools.tensors.files import ByteRange, FileId
     from loratools.tensors.lazy import LazyTensor, Source
     from loratools.updates.lora import LoRA
@@ -139,6 +141,8 @@ _HOMES = {
     "Finding": "ops.verify.report",
     "FormatError": "errors",
     "FormatInfo": "ops.registries",
+    "GgmlType": "ops.merge.options",
+    "GgufHeader": "storage.gguf_reader",
     "Globs": "arguments",
     "HeadsRule": "ops.combine.recipe",
     "InputError": "errors",
@@ -259,6 +263,8 @@ __all__ = [
     "Finding",
     "FormatError",
     "FormatInfo",
+    "GgmlType",
+    "GgufHeader",
     "Globs",
     "HeadsRule",
     "InputError",

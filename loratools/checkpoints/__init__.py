@@ -18,6 +18,7 @@ from loratools.quantization import Quantisation
 from loratools.short_repr import clipped, counted, one_line
 from loratools.skipped import Skipped
 from loratools.storage.files import quoted
+from loratools.storage.gguf_reader import GgufHeader
 from loratools.tensors.files import FileId
 from loratools.tensors.lazy import LazyTensor
 
@@ -35,7 +36,8 @@ class WeightFile:
         tensors: Its tensors, unread, by the names that they have in the file, in its order.
         metadata: The texts in its header.
         header_bytes: Where the values begin, in bytes.
-        saved_as: What a result calls the file, which is always safetensors, whatever the base is.
+        saved_as: What a result calls the file, which is safetensors whatever the base is, save for a base in GGUF.
+        gguf: The header of the file where it is GGUF, which a result keeps; None where it is not.
     """
 
     name: str
@@ -44,6 +46,7 @@ class WeightFile:
     metadata: Mapping[str, str]
     header_bytes: int
     saved_as: str
+    gguf: GgufHeader | None = None
 
     def __repr__(self) -> str:
         return one_line(self)

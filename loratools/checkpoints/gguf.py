@@ -3,7 +3,7 @@
     FILE.gguf   blk.0.attn_q.weight, token_embd.weight, ...
 
 Names are those of llama.cpp, and so is the order of rows: for some architectures, those of queries and keys stand
-otherwise than in transformers. Such files are read, and never written.
+otherwise than in transformers. A merge into such a file gives another one with the same header.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from loratools.storage.files import quoted
 from loratools.storage.gguf_reader import GgufFile, read_gguf
 
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
-_FIXED = "GGUF files are read, and not written"
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 # What transformers calls what the header says of an architecture.
 _CONFIG = {
@@ -59,15 +58,14 @@ def open(path: Path) -> Checkpoint:
     if unknown:
         raise UnsupportedError(f"{quoted(path)} has {len(unknown)} tensors of unknown types", details=unknown)
     # Q8_0 is decoded by the reader for adapters; here it is packed like the others.
-    plain = {name: tensor for name, tensor in gguf.tensors.items() if name not in gguf.packed}
-    stored = {**plain, **gguf.packed}
+    stored = {name: gguf.packed[name] if name in gguf.packed else gguf.tensors[name] for name in gguf.order}
     if not stored:
         raise FormatError(f"{quoted(path)} has no tensors")
     quantisation = recognise(stored, {})
     weights = quantisation.logical(stored) if quantisation is not None else stored
     # A model without a head of its own computes with its embedding.
     tied = {_HEAD: _EMBEDDING} if _EMBEDDING in stored and _HEAD not in stored else {}
-    file = WeightFile(path.name, gguf.file, stored, {}, 0, f"{path.stem}.safetensors")
+    file = WeightFile(path.name, gguf.file, stored, {}, 0, path.name, gguf.layout)
     return Checkpoint(
         path=path,
         layout="gguf",
@@ -77,7 +75,6 @@ def open(path: Path) -> Checkpoint:
         config=_config(gguf),
         tied=tied,
         quantisation=quantisation,
-        fixed=dict.fromkeys(weights, _FIXED),
     )
 
 
@@ -92,6 +89,10 @@ def _config(gguf: GgufFile) -> dict[str, object]:
         return {}
     config: dict[str, object] = {"architectures": [architecture]}
     for key, field in _CONFIG.items():
-        if isinstance(value := gguf.fields.get(f"{architecture}.{field}"), int):
+        value = gguf.fields.get(f"{architecture}.{field}")
+        if isinstance(value, list):
+            # One number for each layer: the model's, where all are equal.
+            value = value[0] if value and all(number == value[0] for number in value) else 0
+        if isinstance(value, int):
             config[key] = value
     return config

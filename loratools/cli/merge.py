@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from loratools.cli.common import options
-from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, option, verb
+from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, ChoiceOrAlone, option, verb
 from loratools.cli.common.held import holds_inputs
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced
@@ -28,7 +28,15 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     help="Largest size of a file; more weights begin a new one.",
 )
 @option(OUTPUT, "--dequantize", is_flag=True, help="Write quantised weights as floats, in the dtype of the config.")
-@option(OUTPUT, "--requantize", is_flag=True, help="Store changed quantised weights in the base's own scheme.")
+@click.option(
+    "--requantize",
+    cls=ChoiceOrAlone,
+    group=OUTPUT,
+    choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
+    metavar="[TYPE]",
+    help="Store changed quantised weights in the base's own scheme; of a GGUF file also in a TYPE: q8_0, q5_1, q5_0, "
+    "q4_1 or q4_0.",
+)
 @option(
     INPUT,
     "--trained-on",

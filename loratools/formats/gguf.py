@@ -21,7 +21,8 @@ from loratools.formats.common.scale import at_rank, at_scale, most_common
 from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.common.stacked_experts import items, stacked
 from loratools.naming import gguf as names
-from loratools.naming.heads import heads_field, interleaving, inverse
+from loratools.naming.gguf_weights import heads_of, row_order
+from loratools.naming.heads import inverse
 from loratools.naming.language.experts import Expert, expert_name, parse_expert
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
@@ -78,11 +79,10 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
             raise UnsupportedError(
                 f"{quoted(source.file)} has {quoted(module)}, no module of {architecture.name} known here"
             )
-        heads_name = heads_field(module) if architecture.interleaved else None
-        if heads_name is not None and counts is None:
+        if architecture.reorders(module) and counts is None:
             unordered.append(name)
-        elif heads_name is not None and counts is not None:
-            b = reordered(b, inverse(_order(module, b.shape[0], counts[heads_name])))
+        elif architecture.reorders(module):
+            b = reordered(b, inverse(_order(architecture, module, b.shape[0], counts)))
         embedding = module == _EMBEDDING
         updates[name] = LoRA(transposed(a) if embedding else a, b, module_alpha, alpha_source, embedding=embedding)
     base_model = source.other.get("general.base_model.0.name")
@@ -159,11 +159,10 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         written = _written_name(architecture, name)
         assert written is not None
         b = same.b
-        heads_name = heads_field(written) if architecture.interleaved else None
-        if heads_name is not None:
+        if architecture.reorders(written):
             if counts is None:
                 raise UsageError(f"the config of {quoted(base.name)} does not say how many attention heads there are")
-            b = reordered(b, _order(name, b.shape[0], counts[heads_name]))
+            b = reordered(b, _order(architecture, written, b.shape[0], counts))
         pairs[written] = (transposed(same.a) if same.embedding else same.a), b
     for (parent, role), members in experts.items():
         rank = max(u.rank for u in members.values())
@@ -255,18 +254,21 @@ def _written_name(architecture: names.Architecture, name: str) -> str | None:
     return names.gguf_module(architecture, name)
 
 
-def _heads(base: Base | None) -> dict[str, int] | None:
-    queries = base.whole_number("num_attention_heads") if base is not None else None
-    if base is None or queries is None:
+def _heads(base: Base | None) -> tuple[int, int] | None:
+    """How many heads queries and keys have."""
+    if base is None:
         return None
-    return {"queries": queries, "keys": base.whole_number("num_key_value_heads") or queries}
+    counts = {key: base.whole_number(key) for key in ("num_attention_heads", "num_key_value_heads")}
+    return heads_of({**base.config, **{key: count for key, count in counts.items() if count is not None}})
 
 
-def _order(name: str, rows: int, heads: int) -> tuple[int, ...]:
+def _order(architecture: names.Architecture, module: str, rows: int, heads: tuple[int, int] | None) -> tuple[int, ...]:
+    order = row_order(architecture, module, heads)
+    assert order is not None, "asked only where the heads are known"
     try:
-        return interleaving(rows, heads)
+        return tuple(order(rows).tolist())
     except ValueError as error:
-        raise MismatchError(f"{quoted(name)} does not fit the base: {error}") from error
+        raise MismatchError(f"{quoted(module)} does not fit the base: {error}") from error
 
 
 # Reading

@@ -1,8 +1,9 @@
 """How GGUF names the modules of a Hugging Face model, and in which order llama.cpp keeps the rows of some.
 
 Facts from llama.cpp's conversion scripts and the `gguf` package's tensor_mapping.py, held against the latter by test.
-Modules whose conversion does more than rename are refused by name, save for one case: llama.cpp rotates neighbouring
-rows of a query or key head where Hugging Face rotates its two halves, so these rows are interleaved ("permuted").
+Modules whose conversion does more than rename are refused by name, save for two cases: llama.cpp rotates neighbouring
+rows of a query or key head where Hugging Face rotates its two halves, so these rows are interleaved ("permuted"); and
+it has all queries of Falcon before all keys and values, where Hugging Face has them group by group ("grouped").
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from loratools.naming.heads import heads_field
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,9 @@ class Architecture:
     `modules`: Hugging Face name -> GGUF name, without `.weight`, `{}` for the layer.
 
     `mixture`: what the module of a mixture of experts is called; its experts are stacked. `interleaved`: whether the
-    rows of queries and keys are. `wrapped`: what the names begin with in a model that also sees or hears, and what in
-    one of text alone. `changed`: modules, by a part of their names, that llama.cpp's conversion changes beside their
-    names, and how.
+    rows of queries and keys are. `grouped`: whether Hugging Face has the rows of `attn_qkv` group by group. `wrapped`:
+    what the names begin with in a model that also sees or hears, and what in one of text alone. `changed`: modules, by
+    a part of their names, that llama.cpp's conversion changes beside their names, and how.
     """
 
     name: str
@@ -30,6 +33,11 @@ class Architecture:
     interleaved: bool = False
     wrapped: tuple[str, str] = ("", "")
     changed: Mapping[str, str] = field(default_factory=dict)
+    grouped: bool = False
+
+    def reorders(self, module: str) -> bool:
+        """Whether llama.cpp has the rows of a module, by its GGUF name, in another order than Hugging Face."""
+        return (self.interleaved and heads_field(module) is not None) or (self.grouped and module.endswith(".attn_qkv"))
 
     def reason_absent(self, module: str) -> str:
         """Why a module has no name there."""
@@ -128,6 +136,7 @@ BY_MODEL_TYPE: dict[str, Architecture] = {
     "gpt_oss": Architecture(
         "gpt-oss",
         _layers(_ATTENTION, {"mlp.router": "ffn_gate_inp"}),
+        "mlp",
         changed={"experts": "llama.cpp takes gate and up apart, which stand in turn in the experts of gpt-oss"},
     ),
     "qwen2_vl": Architecture("qwen2vl", _DENSE, wrapped=_INNER),
@@ -162,11 +171,12 @@ BY_MODEL_TYPE: dict[str, Architecture] = {
         {
             "transformer.word_embeddings": "token_embd",
             "lm_head": "output",
+            "transformer.h.{}.self_attention.query_key_value": "blk.{}.attn_qkv",
             "transformer.h.{}.self_attention.dense": "blk.{}.attn_output",
             "transformer.h.{}.mlp.dense_h_to_4h": "blk.{}.ffn_up",
             "transformer.h.{}.mlp.dense_4h_to_h": "blk.{}.ffn_down",
         },
-        changed={"query_key_value": "llama.cpp puts its rows in another order"},
+        grouped=True,
     ),
     "t5": Architecture("t5", {"shared": "token_embd", "lm_head": "output"} | _t5_layers()),
     "phi3": Architecture(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loratools.naming.heads import interleaving
+from loratools.naming.heads import interleaving, ungrouped
 from loratools.tensors.views import Span
 
 if TYPE_CHECKING:
@@ -48,6 +48,28 @@ class HeadOrder:
 
         return np.array(interleaving(rows, self.heads), np.intp)
 
+    def fits(self, rows: int) -> bool:
+        """Whether so many rows can be these heads."""
+        return self.heads > 0 and rows % (2 * self.heads) == 0
+
+
+@dataclass(frozen=True)
+class GroupedHeads:
+    """Rows of queries, keys and values one after the other, which transformers has group by group."""
+
+    queries: int
+    keys: int
+
+    def __call__(self, rows: int) -> NDArray[np.intp]:
+        """For every row as stored, the number of the row in the order of transformers."""
+        import numpy as np
+
+        return np.array(ungrouped(rows, self.queries, self.keys), np.intp)
+
+    def fits(self, rows: int) -> bool:
+        """Whether so many rows can be these heads."""
+        return self.queries % self.keys == 0 and rows % (self.queries + 2 * self.keys) == 0
+
 
 @dataclass(frozen=True)
 class Place:
@@ -63,7 +85,7 @@ class Place:
     transposed: bool = False
     at: Part = Part()
     of: Part = Part()
-    order: HeadOrder | None = None
+    order: HeadOrder | GroupedHeads | None = None
 
     @property
     def whole(self) -> bool:

@@ -3,7 +3,9 @@
     token_embd.weight   blocks of 32 or 256 values along a row, each with one or two scales
 
 Which type a tensor has is in the file's header. Values are float32, as llama.cpp dequantises them. The common types are
-unpacked here; for the others the package `gguf` is needed (`pip install 'loratools[gguf]'`).
+unpacked here, and can be stored again with the scales that they have; for the others the package `gguf` is needed
+(`pip install 'loratools[gguf]'`), and they are only read: their blocks are entries of code books, or no package of
+Python writes them. A few types can take values with new scales (`Fresh`), so that a weight can change its type.
 """
 
 from __future__ import annotations
@@ -18,9 +20,18 @@ from loratools.storage.gguf_reader import BLOCK_TYPES, BlockTensor
 from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loratools.algebra.level_grid import LevelGrid
+    from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
 _SIZES = {kind: (values, size) for kind, values, size in BLOCK_TYPES.values()}
+# The types that are written again, and of these the ones that take values with new scales.
+_WRITTEN = frozenset({
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS",
+})  # fmt: skip
+_FRESH = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})
 # llama.cpp computes activations with the first two and dequantises them nowhere, and no package does the third.
 _NOT_WEIGHTS = ("Q8_1", "Q8_K", "Q1_0")
 
@@ -49,20 +60,98 @@ class GgmlBlocks:
         """
         import numpy as np
 
-        from loratools.algebra.ggml import DECODERS
+        from loratools.algebra.ggml import TYPES
         from loratools.storage.arrays import read_raw
 
         stored = read_raw(weight.tensor("blocks"), start, stop)
         _, size = _SIZES[self.format]
-        decode = DECODERS.get(self.format)
+        known = TYPES.get(self.format)
         shape = (stop - start, *weight.shape[1:])
         if 0 in shape:  # the package gguf cannot cut no blocks into parts
             return np.zeros(shape, np.float32)
         # A scale that is no number is told of by whoever looks at the values.
         with np.errstate(invalid="ignore", over="ignore"):
-            if decode is not None:
-                return decode(stored.reshape(-1, size)).reshape(shape)
+            if known is not None:
+                return known.decode(stored.reshape(-1, size)).reshape(shape)
             return _by_package(stored.reshape(-1, size), self.format).reshape(shape)
+
+
+@dataclass(frozen=True)
+class WritableBlocks(GgmlBlocks):
+    """Blocks of a type whose codes each stand for one value, so that they can be chosen anew under the same scales."""
+
+    def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
+        import numpy as np
+
+        from loratools.algebra.ggml import TYPES
+        from loratools.algebra.level_grid import LevelGrid
+        from loratools.storage.arrays import read_raw
+
+        known = TYPES[self.format]
+        blocks = read_raw(weight.tensor("blocks"), start, stop).reshape(-1, _SIZES[self.format][1])
+        codes = known.codes(blocks)
+        shape = (stop - start, *weight.shape[1:])
+
+        def of_values(of_groups: Floats) -> Floats:
+            return np.repeat(of_groups, codes.shape[1] // of_groups.shape[1], axis=1).reshape(shape)
+
+        with np.errstate(invalid="ignore", over="ignore"):
+            offset = of_values(known.offsets(blocks)) if known.offsets is not None else None
+            scale = of_values(known.scales(blocks))
+        allowed = np.arange(len(known.levels))
+        if self.format == "Q8_0":
+            allowed = allowed[known.levels != -128]  # never written by llama.cpp, whose kernels may not expect it
+        return LevelGrid(known.levels, allowed, codes.reshape(shape), scale, weight.dtype, offset=offset)
+
+    def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
+        import numpy as np
+
+        from loratools.algebra.ggml import TYPES
+
+        blocks = self._blocks(weight, start, stop, packed)
+        TYPES[self.format].put(blocks, codes.astype(np.uint8).reshape(len(blocks), -1))
+
+    def _blocks(self, weight: PackedWeight, start: int, stop: int, packed: Bytes) -> Bytes:
+        """A view of the blocks of rows start:stop."""
+        return packed.reshape(weight.shape[0], -1)[start:stop].reshape(-1, _SIZES[self.format][1])
+
+
+@dataclass(frozen=True)
+class FreshBlocks(WritableBlocks):
+    """Blocks of a type that llama.cpp quantises by a formula, and not by a search for scales."""
+
+    def quantise(self, weight: PackedWeight, values: Floats, start: int, stop: int, packed: Bytes) -> None:
+        from loratools.algebra.ggml_quantise import quantise
+
+        self._blocks(weight, start, stop, packed)[...] = quantise(self.format, values, _SIZES[self.format][1])
+
+
+def blocks_of(kind: str) -> GgmlBlocks:
+    """The parameters of a ggml type by its name."""
+    if kind in _FRESH:
+        return FreshBlocks(kind)
+    return WritableBlocks(kind) if kind in _WRITTEN else GgmlBlocks(kind)
+
+
+def packed_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of the bytes of a tensor in blocks of that type; None where its rows are no whole number of them."""
+    values, size = _SIZES[kind]
+    return (*shape[:-1], shape[-1] // values * size) if shape and shape[-1] % values == 0 else None
+
+
+@dataclass(frozen=True)
+class Unwritten:
+    """Source of blocks that a merge has yet to make: they have a shape, and no bytes."""
+
+    @property
+    def location(self) -> None:
+        return None
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        raise AssertionError("blocks are read before they are written")
+
+    def scalar(self) -> float:
+        raise AssertionError("blocks are read before they are written")
 
 
 def _by_package(blocks: Floats, kind: str) -> Floats:
@@ -88,5 +177,5 @@ def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -
         if kind in _NOT_WEIGHTS:
             recognised[name] = Unreadable("gguf", (name,), f"values of the ggml type {kind} are not unpacked")
         else:
-            recognised[name] = PackedWeight("gguf", shape, "F32", (Part("blocks", name, tensor),), GgmlBlocks(kind))
+            recognised[name] = PackedWeight("gguf", shape, "F32", (Part("blocks", name, tensor),), blocks_of(kind))
     return recognised

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.errors import FormatError, UnsupportedError
+from loratools.short_repr import one_line
 from loratools.storage.files import identify, quoted, read_bytes, read_into
 from loratools.storage.sniff import describe
 from loratools.storage.stored import StoredTensor
@@ -46,6 +47,8 @@ BLOCK_TYPES: dict[int, tuple[str, int, int]] = {
     35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
 }  # fmt: skip
 
+_TYPE_NAMES = {**PLAIN_TYPES, **{kind: name for kind, (name, _, _) in BLOCK_TYPES.items()}}
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -54,7 +57,8 @@ class GgufFile:
     `fields` are the keys of the header; `quantised` names the tensors that are not read, with their types.
 
     `decoded` names those that are stored as Q8_0 and read as float32. `packed` has all that are stored in blocks, Q8_0
-    too, as their bytes.
+    too, as their bytes. `order` are the names of all tensors as the header lists them, and `layout` is what another
+    file needs to have the same header.
     """
 
     file: FileId
@@ -62,7 +66,29 @@ class GgufFile:
     tensors: Mapping[str, LazyTensor]
     quantised: Mapping[str, str]
     decoded: tuple[str, ...]
-    packed: Mapping[str, LazyTensor] = field(default_factory=dict)
+    packed: Mapping[str, LazyTensor]
+    order: tuple[str, ...]
+    layout: GgufHeader
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """How the header of a GGUF file is stored: its keys as bytes, so that another file can have the same ones.
+
+    Attributes:
+        version: Of the format.
+        alignment: Every tensor begins at a multiple of so many bytes, counted from the first.
+        keys: Where each key lies in the file, with its value, in their order.
+        types: The ggml type of each tensor, by name.
+    """
+
+    version: int
+    alignment: int
+    keys: Mapping[str, ByteRange]
+    types: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 @dataclass(frozen=True)
@@ -101,17 +127,21 @@ def read_gguf(path: Path) -> GgufFile:
         )
     count, keys = header.count(), header.count()
     fields: dict[str, object] = {}
+    spans: dict[str, ByteRange] = {}
     for _ in range(keys):
+        begin = header.position
         key = header.text()
         if key in fields:
             raise FormatError(f"{quoted(path)} has the key {quoted(key)} twice", hint=_AGAIN)
         fields[key] = header.value(header.number("I"))
+        spans[key] = ByteRange(file, begin, header.position - begin)
     alignment = fields.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise FormatError(f"{quoted(path)} declares an alignment of {alignment}", hint=_AGAIN)
     infos = [header.tensor() for _ in range(count)]
+    types = {info.name: _TYPE_NAMES.get(info.kind, f"type {info.kind}") for info in infos}
     data = header.position + -header.position % alignment
-    return _tensors(file, fields, infos, data, alignment)
+    return _tensors(file, fields, infos, data, GgufHeader(version, alignment, spans, types))
 
 
 @dataclass(frozen=True)
@@ -189,7 +219,7 @@ class _Header:
         return _Info(name, shape, kind, self.number("Q"))
 
 
-def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], data: int, alignment: int) -> GgufFile:
+def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], data: int, layout: GgufHeader) -> GgufFile:
     tensors: dict[str, LazyTensor] = {}
     quantised: dict[str, str] = {}
     decoded: list[str] = []
@@ -200,7 +230,7 @@ def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], dat
         if info.name in tensors or info.name in quantised:
             raise FormatError(f"{subject} is there twice", hint=_AGAIN)
         start = data + info.offset
-        if info.offset % alignment or start < end:
+        if info.offset % layout.alignment or start < end:
             overlap = f"overlaps {quoted(last)}" if start < end and last else f"begins at byte {start:,}"
             raise FormatError(f"{subject} {overlap}", hint=_AGAIN)
         last, end = info.name, start
@@ -228,7 +258,9 @@ def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], dat
         end = start + nbytes
         if end > file.size:
             raise FormatError(f"{quoted(file.path)} is cut off in {subject.partition(' of ')[0]}", hint=_AGAIN)
-    return GgufFile(file, fields, tensors, quantised, tuple(decoded), packed)
+    return GgufFile(
+        file, fields, tensors, quantised, tuple(decoded), packed, tuple(info.name for info in infos), layout
+    )
 
 
 def _blocks(info: _Info, file: FileId, start: int, subject: str) -> LazyTensor:

@@ -1,4 +1,4 @@
-"""Writer of GGUF files, version 3, little-endian: a few keys and plain tensors, in the caller's order.
+"""Writer of GGUF files, little-endian: keys and tensors in the caller's order.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Shapes are given as numpy has them and stored from
 the axis that runs fastest. The same input gives the same bytes.
@@ -6,24 +6,78 @@ the axis that runs fastest. The same input gives the same bytes.
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from loratools.errors import UnsupportedError
-from loratools.storage import system
 from loratools.storage.commit import rewritten_file
-from loratools.storage.files import copy_range, machine_error, quoted, reserve, write_at
-from loratools.storage.gguf_reader import PLAIN_TYPES
+from loratools.storage.files import copy_range, quoted, write_at
+from loratools.storage.gguf_reader import BLOCK_TYPES, PLAIN_TYPES
+from loratools.storage.streamed_file import FileLayout, StreamedFile
+from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_VERSION = 3
 _ALIGNMENT = 32
 Field: TypeAlias = str | int | float | tuple[int, ...]
 _TYPES = {dtype: kind for kind, dtype in PLAIN_TYPES.items()}
+_TYPES |= {name: kind for kind, (name, _, _) in BLOCK_TYPES.items()}
+_BLOCKS = {name: (values, size) for name, values, size in BLOCK_TYPES.values()}
+
+
+@dataclass(frozen=True)
+class GgufSpec:
+    """A tensor of a GGUF file: its name, its ggml type by name, and the shape of its values, as numpy has it."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its values take."""
+        elements = math.prod(self.shape)
+        if self.kind in _BLOCKS:
+            values, size = _BLOCKS[self.kind]
+            return elements // values * size
+        return elements * DTYPE_BITS[self.kind] // 8
+
+
+def key_bytes(key: str, value: Field) -> bytes:
+    """A key of the header with its value: whole numbers as uint32, others as float32, tuples as arrays of uint32."""
+    return _text(key) + _value(value)
+
+
+def gguf_layout(
+    keys: Sequence[bytes], specs: Sequence[GgufSpec], *, version: int = _VERSION, alignment: int = _ALIGNMENT
+) -> FileLayout:
+    """Lay out tensors in the given order, after the keys, each of which is given as its bytes in the file.
+
+    Raises:
+        UnsupportedError: a type that GGUF does not have.
+    """
+    parts = [b"GGUF", struct.pack("<IQQ", version, len(specs), len(keys)), *keys]
+    relative: dict[str, int] = {}
+    end = 0
+    for spec in specs:
+        if spec.kind not in _TYPES:
+            raise UnsupportedError(f"{quoted(spec.name)} is {spec.kind}, which GGUF has no type for")
+        shape = spec.shape[::-1]
+        relative[spec.name] = end
+        parts.append(_text(spec.name))
+        parts.append(struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, _TYPES[spec.kind], end))
+        # The last tensor is filled up too, as the others are; what is not written is zeros.
+        end += spec.nbytes + -spec.nbytes % alignment
+    header = b"".join(parts)
+    header += bytes(-len(header) % alignment)
+    return FileLayout(header, {name: len(header) + offset for name, offset in relative.items()}, len(header) + end)
 
 
 def write_gguf(path: Path, fields: Mapping[str, Field], tensors: Mapping[str, LazyTensor]) -> None:
@@ -34,48 +88,17 @@ def write_gguf(path: Path, fields: Mapping[str, Field], tensors: Mapping[str, La
         UnsupportedError: a dtype that GGUF has no type for.
         MachineError: the disk is full or failed.
     """
-    header, offsets = _header(fields, tensors)
-    with rewritten_file(path) as staged:
-        try:
-            fd = system.create(staged)
-        except OSError as error:
-            raise machine_error(error, "create", staged) from error
-        try:
-            # The last tensor is filled up too, as the others are; what is not written is zeros.
-            padded = sum(t.nbytes + -t.nbytes % _ALIGNMENT for t in tensors.values())
-            reserve(fd, len(header) + padded, path)
-            write_at(fd, header, 0, path=path)
-            for name, tensor in tensors.items():
+    specs = [GgufSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+    keys = [key_bytes(key, value) for key, value in fields.items()]
+    layout = gguf_layout(keys, specs)
+    with rewritten_file(path) as staged, StreamedFile(staged, layout, {s.name: s.nbytes for s in specs}) as file:
+        for name, tensor in tensors.items():
+            with file.opened() as fd:
                 if tensor.location is not None:
-                    copy_range(tensor.location, fd, offsets[name], path=path)
+                    copy_range(tensor.location, fd, file.offset(name), path=path)
                 else:
-                    write_at(fd, _bytes_of(tensor.read()), offsets[name], path=path)
-            try:
-                system.fsync(fd)
-            except OSError as error:
-                raise machine_error(error, "write", path) from error
-        finally:
-            system.close(fd)
-
-
-def _header(fields: Mapping[str, Field], tensors: Mapping[str, LazyTensor]) -> tuple[bytes, dict[str, int]]:
-    """The bytes before the data, padded, and where each tensor begins in the file."""
-    parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(fields))]
-    for key, value in fields.items():
-        parts += [_text(key), _value(value)]
-    relative: dict[str, int] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _TYPES:
-            raise UnsupportedError(f"{quoted(name)} is {tensor.dtype}, which GGUF has no type for")
-        shape = tensor.shape[::-1]
-        relative[name] = end
-        parts.append(_text(name))
-        parts.append(struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, _TYPES[tensor.dtype], end))
-        end += tensor.nbytes + -tensor.nbytes % _ALIGNMENT
-    header = b"".join(parts)
-    header += bytes(-len(header) % _ALIGNMENT)
-    return header, {name: len(header) + offset for name, offset in relative.items()}
+                    write_at(fd, _bytes_of(tensor.read()), file.offset(name), path=path)
+            file.account(name, 0, tensor.nbytes)
 
 
 def _text(text: str) -> bytes:

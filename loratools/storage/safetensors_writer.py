@@ -1,25 +1,23 @@
 """Writer of safetensors files: the whole layout is known before the first byte, tensors arrive in any order.
 
 Order of tensors and of metadata is the caller's, so the same input gives the same bytes, and a merged shard has the
-layout of its base. A file counts as written only when every byte of every tensor was, and has reached the disk.
+layout of its base.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from loratools.errors import InputError
-from loratools.storage import system
 from loratools.storage.commit import rewritten_file
-from loratools.storage.files import copy_range, machine_error, quoted, read_back, reserve, start_writeback, write_at
+from loratools.storage.files import copy_range, quoted, start_writeback, write_at
 from loratools.storage.safetensors_reader import MAX_HEADER
+from loratools.storage.streamed_file import FileLayout, StreamedFile
 from loratools.tensors.dtypes import DTYPE_BITS, dtype_name
 from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor
@@ -41,15 +39,6 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
-
-
-@dataclass(frozen=True)
-class FileLayout:
-    """The first bytes of a file, where each tensor begins (from the start of the file), and how long it will be."""
-
-    header: bytes
-    offsets: dict[str, int]
-    size: int
 
 
 def layout(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLayout:
@@ -87,100 +76,16 @@ def layout(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLayo
     )
 
 
-class SafetensorsWriter:
-    """One file being written. Any thread may write any part; each part once.
-
-    It stays open until it is finished, or until `release`: a checkpoint may have more files than a process may open.
-
-    Leaving the `with` block in order calls `finish`; leaving it by an exception removes the file.
-    """
+class SafetensorsWriter(StreamedFile):
+    """A safetensors file being written, whose tensors are given by value, by rows, or as bytes of another file."""
 
     def __init__(
         self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, keep: bool = False
     ) -> None:
         """Begin a file; with `keep`, go on with one that is there, where its header and size are those of this one."""
         specs = list(specs)
-        self.path = path
-        self.layout = layout(specs, metadata)
         self._specs = {spec.name: spec for spec in specs}
-        self._written: dict[str, list[tuple[int, int]]] = {spec.name: [] for spec in specs}
-        try:
-            kept = self._kept(path) if keep else None
-            self.fd = kept if kept is not None else system.create(path)
-        except OSError as error:
-            raise machine_error(error, "create", path) from error
-        self._open = True
-        self._finished = False
-        try:
-            reserve(self.fd, self.layout.size, path)
-            write_at(self.fd, self.layout.header, 0, path=path)
-        except BaseException:
-            self.abandon()
-            raise
-
-    def _kept(self, path: Path) -> int | None:
-        """A descriptor of the file that is there; None, and no file, where it is not the beginning of this one."""
-        try:
-            fd = system.open_to_write(path)
-        except FileNotFoundError:
-            return None
-        header = memoryview(bytearray(len(self.layout.header)))
-        if system.fstat(fd).st_size == self.layout.size:
-            read_back(fd, header, 0)
-        if bytes(header) == self.layout.header:
-            return fd
-        system.close(fd)
-        system.remove_file(path)
-        return None
-
-    def __enter__(self) -> SafetensorsWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            if not self._finished:
-                self.finish()
-        else:
-            self.abandon()
-
-    def release(self) -> None:
-        """Close the file for now; whatever is written to it from here on opens it again, for as long as it takes.
-
-        Raises:
-            MachineError: the disk failed.
-        """
-        try:
-            self._close()
-        except OSError as error:
-            raise machine_error(error, "write", self.path) from error
-
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[int]:
-        """A descriptor to write to and to read back from, valid within the `with` block.
-
-        Raises:
-            MachineError: the file cannot be opened any more.
-        """
-        if self._open:
-            yield self.fd
-            return
-        try:
-            fd = system.open_to_write(self.path)
-        except OSError as error:
-            raise machine_error(error, "write", self.path) from error
-        try:
-            yield fd
-        finally:
-            try:
-                system.close(fd)
-            except OSError as error:
-                raise machine_error(error, "write", self.path) from error
-
-    def offset(self, name: str) -> int:
-        """Where the tensor begins, from the start of the file."""
-        return self.layout.offsets[name]
+        super().__init__(path, layout(specs, metadata), {spec.name: spec.nbytes for spec in specs}, keep=keep)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write all values of a tensor."""
@@ -202,49 +107,6 @@ class SafetensorsWriter:
         with self.opened() as fd:
             copy_range(location, fd, self.offset(name), path=self.path)
         self.account(name, 0, location.nbytes)
-
-    def account(self, name: str, start: int, nbytes: int) -> None:
-        """Note that bytes of a tensor were written by other means, in `opened` or by another process."""
-        self._written[name].append((start, start + nbytes))
-
-    def finish(self) -> None:
-        """Make the file durable and close it.
-
-        Raises:
-            RuntimeError: not every byte was written, which is a bug of the caller.
-            MachineError: the disk failed.
-        """
-        for name, spans in self._written.items():
-            end = 0
-            for start, stop in sorted(spans):
-                if start > end:
-                    break
-                end = max(end, stop)
-            if end != self._specs[name].nbytes:
-                raise RuntimeError(f"{self.path}: {name} was written to byte {end} of {self._specs[name].nbytes}")
-        try:
-            with self.opened() as fd:
-                system.fsync(fd)
-            self._close()
-        except OSError as error:
-            raise machine_error(error, "write", self.path) from error
-        self._finished = True
-
-    def close(self) -> None:
-        """Close the file as it is, finished or not."""
-        with contextlib.suppress(OSError):
-            self._close()
-
-    def abandon(self) -> None:
-        """Close and remove the file."""
-        self.close()
-        with contextlib.suppress(OSError):
-            system.remove_file(self.path)
-
-    def _close(self) -> None:
-        if self._open:
-            self._open = False
-            system.close(self.fd)
 
     def _write(self, name: str, start: int, tensor: Tensor) -> None:
         if dtype_name(tensor.dtype) != self._specs[name].dtype:

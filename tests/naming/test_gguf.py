@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import peers
 import pytest
+import torch
 
 from loratools.naming import gguf as names
+from loratools.naming.gguf_weights import heads_of
+from loratools.naming.heads import ungrouped
 
 pytestmark = peers.needs("gguf")
 gguf = peers.load("gguf")
@@ -58,7 +61,6 @@ def test_names_that_are_not_there_are_none() -> None:
         ("qwen3_next", "model.layers.1.linear_attn.in_proj_qkvz", "another order"),
         ("qwen3_5", "model.language_model.layers.1.linear_attn.out_proj", "another order"),
         ("deepseek_v3", "model.layers.1.self_attn.kv_b_proj", "cuts it in two"),
-        ("falcon", "transformer.h.1.self_attention.query_key_value", "another order"),
         ("llama4_text", "model.layers.1.feed_forward.experts.gate_up_proj", "apart"),
         ("llama", "model.layers.1.self_attn.qkv_proj", "no module of llama"),
         ("t5", "encoder.block.1.layer.1.DenseReluDense.wi", "no module of t5"),
@@ -85,3 +87,31 @@ def test_a_file_is_read_with_the_names_of_the_model_of_text_alone() -> None:
     for name, model_type in {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "qwen35": "qwen3_5_text"}.items():
         assert names.BY_NAME[name] is names.BY_MODEL_TYPE[model_type]
     assert set(names.REFUSED).isdisjoint(names.BY_MODEL_TYPE)
+
+
+def test_rows_of_falcon_are_ungrouped_as_its_conversion_slices_them() -> None:
+    """Two groups of two query heads, a key and a value, each of three rows, by view and cat as llama.cpp has it."""
+    rows = torch.arange(2 * 4 * 3)
+    groups = rows.view(2, 4, 3)
+    expected = torch.cat([groups[:, :-2].reshape(-1), groups[:, -2].reshape(-1), groups[:, -1].reshape(-1)])
+
+    assert torch.equal(torch.tensor(ungrouped(24, queries=4, keys=2)), expected)
+    with pytest.raises(ValueError, match="25 rows cannot be 4 heads"):
+        ungrouped(25, queries=4, keys=2)
+
+
+@pytest.mark.parametrize(
+    ("config", "heads"),
+    [
+        ({"num_attention_heads": 8, "num_key_value_heads": 2}, (8, 2)),
+        ({"num_attention_heads": 8}, (8, 8)),
+        ({"model_type": "falcon", "num_attention_heads": 71, "num_kv_heads": 71, "multi_query": True}, (71, 1)),
+        ({"model_type": "falcon", "num_attention_heads": 128, "num_kv_heads": 8, "new_decoder_architecture": True},
+         (128, 8)),
+        ({"model_type": "falcon", "num_attention_heads": 32, "multi_query": False}, (32, 32)),
+        ({}, None),
+        ({"num_attention_heads": 8, "num_key_value_heads": 0}, None),
+    ],
+)  # fmt: skip
+def test_heads_are_those_of_the_config(config: dict[str, object], heads: tuple[int, int] | None) -> None:
+    assert heads_of(config) == heads

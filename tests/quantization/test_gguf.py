@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loratools.algebra.ggml import DECODERS
+from loratools.algebra.ggml import TYPES
 from loratools.checkpoints import open_checkpoint
 from loratools.storage.gguf_reader import BLOCK_TYPES
 
@@ -23,7 +23,7 @@ EXPECTED = {
     if name.startswith("gguf/")
 }
 # What these tests can read without the package.
-OURS = sorted(name for name in EXPECTED if name.removesuffix(".weight") in (*DECODERS, "F32", "F16", "BF16"))
+OURS = sorted(name for name in EXPECTED if name.removesuffix(".weight") in (*TYPES, "F32", "F16", "BF16"))
 
 
 def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -56,17 +56,33 @@ def test_rarer_types_are_unpacked_by_the_package(name: str) -> None:
 
 
 @peers.needs("gguf")
-@pytest.mark.parametrize("kind", sorted(DECODERS))
+@pytest.mark.parametrize("kind", sorted(TYPES))
 def test_random_blocks_are_worth_what_the_package_says(kind: str) -> None:
     wanted = gguf.GGMLQuantizationType[kind]
     _, size = gguf.GGML_QUANT_SIZES[wanted]
     blocks = np.random.default_rng(5).integers(0, 256, (400, size), dtype=np.uint8)
 
     with np.errstate(all="ignore"):
-        ours, theirs = DECODERS[kind](blocks.copy()), gguf.quants.dequantize(blocks, wanted)
+        ours, theirs = TYPES[kind].decode(blocks.copy()), gguf.quants.dequantize(blocks, wanted)
 
     assert ours.dtype == np.float32
     assert np.array_equal(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", sorted(TYPES))
+def test_codes_that_are_put_into_blocks_are_read_back_and_leave_the_scales(kind: str) -> None:
+    size = next(size for name, _, size in BLOCK_TYPES.values() if name == kind)
+    generator = np.random.default_rng(6)
+    before = generator.integers(0, 256, (50, size), dtype=np.uint8)
+    after = before.copy()
+    codes = generator.integers(0, len(TYPES[kind].levels), TYPES[kind].codes(before).shape, dtype=np.uint8)
+
+    TYPES[kind].put(after, TYPES[kind].codes(before))
+    assert np.array_equal(after, before)
+    TYPES[kind].put(after, codes)
+
+    assert np.array_equal(TYPES[kind].codes(after), codes)
+    assert np.array_equal(TYPES[kind].scales(after), TYPES[kind].scales(before), equal_nan=True)
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
@@ -107,4 +123,4 @@ def test_q4_k_is_two_scales_and_eight_of_six_bits_by_the_written_formula() -> No
 
     expected = 0.5 * scales[:, None] * codes.reshape(8, 32) - 0.25 * minima[:, None]
 
-    assert np.array_equal(DECODERS["Q4_K"](block).reshape(8, 32), expected)
+    assert np.array_equal(TYPES["Q4_K"].decode(block).reshape(8, 32), expected)

@@ -6,7 +6,7 @@ that a command passes the values on as they are, without a list of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import cleandoc
 from typing import Any, TypeVar
 
@@ -31,6 +31,42 @@ class GroupedOption(click.Option):
         self.group = group
 
 
+class ChoiceOrAlone(GroupedOption):
+    """An option with one of a few values, or given alone: then `True`. `False` where it is not given.
+
+    Whatever stands after it and is none of its values belongs to the command line, as after a flag.
+    """
+
+    def __init__(self, *args: Any, choices: Sequence[str], **attributes: Any) -> None:
+        values = click.Choice([*choices, _ALONE], case_sensitive=False)
+        super().__init__(*args, type=values, default=None, callback=_chosen, **attributes)
+        self.choices = tuple(choices)
+
+    def joined(self, args: Sequence[str]) -> list[str]:
+        """The arguments with the option and its value as one: `--option=value`."""
+        out: list[str] = []
+        rest = iter(args)
+        for arg in rest:
+            if arg == "--":
+                return [*out, arg, *rest]
+            if out and out[-1] in self.opts:
+                given = arg.lower() in self.choices
+                out[-1] += f"={arg.lower() if given else _ALONE}"
+                if given:
+                    continue
+            out.append(arg)
+        if out and out[-1] in self.opts:
+            out[-1] += f"={_ALONE}"
+        return out
+
+
+_ALONE = "scheme"
+
+
+def _chosen(_: click.Context, __: click.Parameter, value: str | None) -> str | bool:
+    return value is not None if value in (None, _ALONE) else value
+
+
 def option(group: str, *names: str, **attributes: Any) -> Callable[[_Command], _Command]:
     """Make a `click.option` that the help lists under the heading `group`, one of `GROUPS`."""
     return click.option(*names, cls=GroupedOption, group=group, **attributes)
@@ -38,6 +74,13 @@ def option(group: str, *names: str, **attributes: Any) -> Callable[[_Command], _
 
 class Verb(click.Command):
     """A verb of the command line, whose help shows the examples before the explanation and groups the options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; an option that may stand alone takes the next one only where that is a value of it."""
+        for parameter in self.params:
+            if isinstance(parameter, ChoiceOrAlone):
+                args = parameter.joined(args)
+        return super().parse_args(ctx, args)
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the first paragraph, the examples, then the other paragraphs."""

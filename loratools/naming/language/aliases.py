@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from loratools.naming.gguf_weights import gguf_aliases, is_gguf, model_type_of
 from loratools.naming.image.original import is_original, original_aliases
 from loratools.naming.language.consolidated import consolidated_aliases, is_consolidated
 from loratools.naming.language.experts import expert_aliases
 from loratools.naming.language.renamed import names_in_memory
 from loratools.naming.language.split import split_aliases
-from loratools.naming.places import Alias, Place
+from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Shapes
 
 
@@ -24,6 +25,16 @@ def aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
 
     A stored name may be among them, where memory calls something else so, or has it the other way round.
     """
+    if is_gguf(shapes):
+        by_name = gguf_aliases(config, shapes)
+        shapes_by_name = {name: alias.shape for name, alias in by_name.items()}
+        experts = any(".block_sparse_moe." in name for name in by_name)
+        of_type = {**config, "model_type": "mixtral" if experts else model_type_of(config)}
+        return by_name | {
+            name: through
+            for name, alias in _aliases(of_type, shapes_by_name).items()
+            if (through := _inside(alias, by_name)) is not None
+        }
     if is_consolidated(shapes):
         by_name = consolidated_aliases(config, shapes)
         # Experts are fused in memory whatever the files are.
@@ -62,4 +73,18 @@ def _through(alias: Alias, names: Mapping[str, Alias]) -> Alias:
     """An alias of what are aliases themselves, each of one whole weight."""
     inner = [names[place.weight].places[0] for place in alias.places]
     places = [replace(p, weight=i.weight, order=p.order or i.order) for p, i in zip(alias.places, inner, strict=True)]
+    return Alias(alias.shape, tuple(places))
+
+
+def _inside(alias: Alias, names: Mapping[str, Alias]) -> Alias | None:
+    """An alias of what are aliases themselves, each of one place; None where both cut, or an order is cut."""
+    places = []
+    for outer in alias.places:
+        inner = names[outer.weight].places[0]
+        whole, cut = outer.at == Part(), inner.at != Part() or inner.transposed
+        if not whole and (cut or inner.order is not None):
+            return None
+        at = inner.at if whole else outer.at
+        transposed = outer.transposed != inner.transposed
+        places.append(replace(outer, weight=inner.weight, at=at, transposed=transposed, order=inner.order))
     return Alias(alias.shape, tuple(places))

@@ -15,6 +15,7 @@ from loratools._version import __version__
 from loratools.checkpoints import Checkpoint
 from loratools.errors import UsageError
 from loratools.formats.common.source import counted, shown
+from loratools.ops.merge.into_gguf import is_gguf
 from loratools.ops.merge.plan import MergePlan
 from loratools.ops.merge.provenance import HEADER_RECORD, inputs_record
 from loratools.storage.commit import prepared_folder, scratch_folder, staged_file
@@ -34,6 +35,13 @@ def is_one_file(out: Path, base: Checkpoint) -> bool:
         UsageError: the name promises a file that a merge does not write.
     """
     suffix = out.suffix.lower()
+    if is_gguf(base):
+        if suffix != ".gguf":
+            raise UsageError(
+                f"{quoted(base.path)} is a GGUF file and gives a GGUF file, and {quoted(out)} is no name of one",
+                hint=f"name it {out.with_suffix('').name}.gguf",
+            )
+        return True
     if suffix not in _FILES:
         return False
     if suffix != ".safetensors":
@@ -41,7 +49,8 @@ def is_one_file(out: Path, base: Checkpoint) -> bool:
             f"merge writes safetensors, and {quoted(out)} is the name of another file",
             hint=f"name it {out.with_suffix('.safetensors').name}"
             if _is_file(base)
-            else "leave out the suffix: a base that is a folder gives a folder, which can then be converted",
+            else "leave out the suffix: a base that is a folder gives a folder, which can then be converted"
+            + (" with convert_hf_to_gguf.py of llama.cpp" if suffix == ".gguf" else ""),
         )
     if not _is_file(base):
         raise UsageError(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from loratools.arguments import Globs, Size, byte_size
 from loratools.errors import UsageError
@@ -14,6 +15,9 @@ from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.trained_on import TrainingScheme
 from loratools.storage.casting import stored_dtype
 from loratools.updates.lora_experts import Orientation, Packing
+
+# The types of a GGUF file that values are quantised to with new scales.
+GgmlType: TypeAlias = Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class MergeOptions:
     dtype: str | None = None
     max_shard_size: Size | None = None
     dequantize: bool = False
-    requantize: bool = False
+    requantize: bool | GgmlType = False
     trained_on: str | Path | TrainingScheme | None = None
     rounding: RoundingMode = "nearest"
     seed: int = 0
@@ -68,6 +72,11 @@ class MergeOptions:
                 else f"second moments (--moments) mean nothing with rounding '{self.rounding}'",
                 hint="give both --rounding calibrated and --moments FILE",
             )  # fmt: skip
+
+    @property
+    def retype(self) -> str | None:
+        """The ggml type that changed weights of a GGUF file get, by its name there; None where they keep their own."""
+        return self.requantize.upper() if isinstance(self.requantize, str) else None
 
     @property
     def stored_dtype(self) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from loratools.naming.places import Place
 from loratools.ops.merge.rounding import NEAREST, Rounding
 from loratools.quantization.common.protocol import PackedWeight
+from loratools.storage.gguf_reader import GgufHeader
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor
@@ -123,12 +124,14 @@ class Output:
 class Requantised:
     """A packed weight that is merged on the grid of its scheme.
 
-    output  the weight as the model has it, with what is added to it
-    weight  its stored parts, of which the first changes
+    output   the weight as the model has it, with what is added to it
+    weight   its stored parts, of which the first changes
+    retyped  whether that is another type than the base's, with scales of its own
     """
 
     output: Output
     weight: PackedWeight
+    retyped: bool = False
 
     @property
     def scheme(self) -> str:
@@ -142,6 +145,7 @@ class OutputFile:
 
     prefix  what the names of its tensors lose on their way into the file (`unet.`, of a component of a pipeline)
     index   the file that says which of its fellows has which tensor; None where there is none
+    gguf    the header of the base's file where that is GGUF, which this one is then as well
     """
 
     name: str
@@ -149,6 +153,7 @@ class OutputFile:
     outputs: tuple[Output, ...]
     prefix: str = ""
     index: str | None = None
+    gguf: GgufHeader | None = None
 
     def stored_name(self, output: Output) -> str:
         return output.name.removeprefix(self.prefix)

@@ -19,6 +19,13 @@ from loratools.matching import Leftover, Matches, match
 from loratools.ops.merge.base_identity import different_base_warning
 from loratools.ops.merge.chosen_rounding import feedback_memory, with_rounding
 from loratools.ops.merge.config import merged_configs
+from loratools.ops.merge.into_gguf import (
+    dequantised_where_changed,
+    in_types_of_gguf,
+    is_gguf,
+    layout_of_gguf,
+    refuse_options,
+)
 from loratools.ops.merge.layer_replication import replicated, replication
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outputs import CopyUnit, Output, OutputFile, PlannedFile, Requantised, RowsUnit, WorkUnit
@@ -39,6 +46,7 @@ from loratools.ops.merge.trained_on import TrainingScheme, training_scheme, with
 from loratools.short_repr import one_line
 from loratools.storage.files import free_space, quoted
 from loratools.storage.safetensors_writer import TensorSpec, layout
+from loratools.storage.streamed_file import FileLayout
 
 # A unit is what one worker does at a time: large enough to be worth a hand-over, small enough to share one big tensor.
 _UNIT_BYTES = 32 << 20
@@ -110,7 +118,7 @@ class MergePlan:
         return sum(1 for o in self.outputs if not o.touched and not self._is_dequantized(o))
 
     def _is_dequantized(self, output: Output) -> bool:
-        if self.base.quantisation is not None:
+        if self.base.quantisation is not None and output.name in self.base.quantisation.weights:
             return False
         weight = self.base.weights.get(self.base.tied.get(output.name, output.name))
         return weight is not None and is_dequantised(weight)
@@ -215,9 +223,10 @@ def plan_merge(
         MismatchError: something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
     """
     _refuse_all_fixed(base)
+    refuse_options(base, options)
     dtype, dequantize = options.stored_dtype, options.dequantize
     nothing_packed = (dequantize or options.requantize) and base.quantisation is None
-    base = dequantised_base(base) if dequantize else base
+    base = dequantised_base(base) if dequantize and not is_gguf(base) else base
     active = [(a, w) for a, w in adapters if w]
     deeper = replication([a for a, _ in active])
     if deeper is not None and base.quantisation is not None:
@@ -226,6 +235,11 @@ def plan_merge(
             f"({base.quantisation.name})",
             hint="write them as floats with --dequantize, or merge into the model that it was quantised from",
         )
+    if deeper is not None and is_gguf(base):
+        raise UnsupportedError(
+            f"an adapter repeats layers of its base, and {quoted(base.path)} says in its header how many there are",
+            hint="merge into the model that it was converted from, and convert the result",
+        )
     base = base if deeper is None else replicated(base, deeper)
     shapes = _shapes(base)
     # One of weight 0 is absent, and keeps its place in the list: positions are told in reports.
@@ -233,7 +247,8 @@ def plan_merge(
     refuse_unreadable(base, matches)
     _refuse_leftovers(adapters, matches, allow_partial=options.allow_partial, base=base)
     _refuse_fixed(base, matches)
-    refuse_quantised(base, matches, requantize=options.requantize)
+    base = dequantised_where_changed(base, matches) if dequantize and is_gguf(base) else base
+    refuse_quantised(base, matches, requantize=bool(options.requantize), retype=options.retype)
     result = resolve(base, adapters, matches, dtype=dtype)
     if result.untied and base.config_file is None:
         raise UnsupportedError(
@@ -241,17 +256,21 @@ def plan_merge(
             "would have to say",
             hint="merge into the folder of that component",
         )
-    logical = in_dtype_of_model(base, result.outputs, dtype) if dequantize else result.outputs
+    logical = result.outputs
+    if is_gguf(base):
+        logical = in_types_of_gguf(base, logical, dtype)
+    elif dequantize:
+        logical = in_dtype_of_model(base, logical, dtype)
     scheme = training_scheme(options.trained_on) if options.trained_on is not None else None
     training_warnings: list[str] = []
     if scheme is not None:
         logical, training_warnings = with_training_values(base, logical, scheme)
     packed = base.quantisation.weights if base.quantisation is not None else {}
     logical, rounding_warnings = with_rounding(logical, options, packed=packed)
-    outputs = with_stored_parts(base, logical)
+    outputs = with_stored_parts(base, logical, retype=options.retype)
     files = _files(base, outputs, options.max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}
-    configs, config_warnings = merged_configs(
+    configs, config_warnings = ({}, []) if is_gguf(base) else merged_configs(
         base, [a for a, _ in active], shapes, dtype=dtype, dequantize=dequantize, untied=result.untied,
         deeper=deeper,
     )  # fmt: skip
@@ -299,8 +318,13 @@ def specs(file: OutputFile) -> list[TensorSpec]:
     return [TensorSpec(file.stored_name(o), o.dtype, o.shape) for o in file.outputs]
 
 
+def file_layout(file: OutputFile) -> FileLayout:
+    """The header of a file, and where its tensors lie."""
+    return layout_of_gguf(file) if file.gguf is not None else layout(specs(file), file.metadata)
+
+
 def file_size(file: OutputFile) -> int:
-    return layout(specs(file), file.metadata).size
+    return file_layout(file).size
 
 
 def work_units(plan: MergePlan) -> list[WorkUnit]:
@@ -412,7 +436,7 @@ def _files_as_stored(component: Component, outputs: Sequence[Output]) -> list[Ou
     groups[-1] += unassigned.values()
     index = component.index_name if component.index is not None else None
     return [
-        OutputFile(f.saved_as, dict(f.metadata), tuple(group), component.prefix, index)
+        OutputFile(f.saved_as, dict(f.metadata), tuple(group), component.prefix, index, f.gguf)
         for f, group in zip(component.files, groups, strict=True)
     ]
 

@@ -13,6 +13,7 @@ from loratools.adapter import Adapter
 from loratools.errors import LoraToolsError
 from loratools.ops.merge.plan import MergePlan
 from loratools.storage.files import fingerprint, identify, sha256
+from loratools.storage.gguf_reader import read_gguf
 from loratools.storage.json_file import parse_json, read_json
 from loratools.storage.ownership import MAX_RECORD_BYTES, RECORD
 from loratools.storage.safetensors_reader import read_header
@@ -86,10 +87,19 @@ def recorded_inputs(path: Path) -> Mapping[str, object]:
         if path.is_dir():
             record = read_json(path / RECORD, max_bytes=MAX_RECORD_BYTES)
         else:
-            record = parse_json(read_header(path).metadata[HEADER_RECORD].encode(), HEADER_RECORD)
-    except (LoraToolsError, KeyError):
+            text = _header_record(path)
+            record = parse_json(text.encode(), HEADER_RECORD) if text is not None else None
+    except LoraToolsError:
         return {}
     return record if isinstance(record, Mapping) and record.get("verb") == "merge" else {}
+
+
+def _header_record(path: Path) -> str | None:
+    """The record in the header of one file."""
+    if path.suffix.lower() == ".gguf":
+        text = read_gguf(path).fields.get(HEADER_RECORD)
+        return text if isinstance(text, str) else None
+    return read_header(path).metadata.get(HEADER_RECORD)
 
 
 def provenance_text(inputs: Mapping[str, object], report: dict[str, object]) -> str:

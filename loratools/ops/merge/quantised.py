@@ -9,7 +9,7 @@ dequantises writes all of them as floats, and the result is a model that is not 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loratools.checkpoints import Checkpoint, Component
@@ -19,7 +19,8 @@ from loratools.ops.merge.outputs import Output, Requantised
 from loratools.quantization import Quantisation
 from loratools.quantization.common.config import model_dtype
 from loratools.quantization.common.dequantised import Dequantised
-from loratools.quantization.common.protocol import PackedWeight, Writable
+from loratools.quantization.common.protocol import PackedWeight, Part, Writable
+from loratools.quantization.gguf import Unwritten, blocks_of, packed_shape
 from loratools.skipped import Skipped
 from loratools.storage.files import quoted
 from loratools.tensors.lazy import LazyTensor
@@ -34,6 +35,20 @@ _HINT_READABLE = (
 _DESCRIPTIONS = frozenset({"quantize_config.json", "quant_config.json", "hf_quant_config.json"})
 # Of the numbers that a scheme works with while it unpacks a block: codes, scales and values, four bytes each.
 _UNPACKING_BYTES = 12
+
+
+def with_dequantised(base: Checkpoint, names: Collection[str]) -> Checkpoint:
+    """The base with some of its quantised weights as plain ones, and the others as they are stored."""
+    assert base.quantisation is not None, "others have no such weights"
+    packed = base.quantisation.weights
+    chosen = Quantisation({name: packed[name] for name in packed if name in names})
+    rest = replace(base.quantisation, weights={name: packed[name] for name in packed if name not in names})
+    return replace(
+        base,
+        components=tuple(_plain(component, chosen, base.weights) for component in base.components),
+        stored=chosen.logical(base.stored),
+        quantisation=rest if rest.weights or rest.unreadable else None,
+    )
 
 
 def dequantised_base(base: Checkpoint) -> Checkpoint:
@@ -66,7 +81,10 @@ def _plain(component: Component, quantisation: Quantisation, weights: Mapping[st
     files = []
     for file in component.files:
         logical = quantisation.logical({prefix + name: tensor for name, tensor in file.tensors.items()})
-        tensors = {name.removeprefix(prefix): weights[name] for name in logical}
+        tensors = {
+            name.removeprefix(prefix): weights[name] if name in quantisation.weights else tensor
+            for name, tensor in logical.items()
+        }
         files.append(replace(file, tensors=tensors))
     return replace(component, files=tuple(files))
 
@@ -106,22 +124,37 @@ def unpacking_memory(outputs: Sequence[Output]) -> int:
     return _UNPACKING_BYTES * max(blocks, default=0)
 
 
-def refuse_quantised(base: Checkpoint, matches: Sequence[Matches], *, requantize: bool = False) -> None:
+def changed_and_packed(base: Checkpoint, matches: Sequence[Matches]) -> set[str]:
+    """The quantised weights that adapters add to or replace; of tied ones, those that they follow."""
+    packed = base.quantisation.weights if base.quantisation is not None else {}
+    names = {
+        place.weight
+        for found in matches
+        for places in (*found.updates.values(), *found.replacements.values())
+        for place in places
+    }
+    return {base.tied.get(name, name) for name in names} & packed.keys()
+
+
+def refuse_quantised(
+    base: Checkpoint, matches: Sequence[Matches], *, requantize: bool = False, retype: str | None = None
+) -> None:
     """Raise UnsupportedError where a weight that an adapter changes is quantised, naming every one.
 
-    With `requantize`, where it cannot be stored in its scheme again.
+    With `requantize`, where it cannot be stored in its scheme again; `retype`: in that ggml type.
     """
     packed = base.quantisation.weights if base.quantisation is not None else {}
     updated = {place.weight for each in matches for places in each.updates.values() for place in places}
     replaced = {place.weight for each in matches for places in each.replacements.values() for place in places}
-    changed = {base.tied.get(name, name) for name in updated | replaced} & packed.keys()
+    changed = changed_and_packed(base, matches)
     if changed and not requantize:
         raise UnsupportedError(
             f"{len(changed)} weights that the adapters change are quantised in {quoted(base.path)}",
             details=[f"{name}   {_scheme(packed[name])}" for name in sorted(changed)],
             hint=_HINT_READABLE,
         )
-    reasons = {name: reason for name in changed if (reason := _not_written(packed[name])) is not None}
+    reasons = {name: reason for name in changed if (reason := _not_written(packed[name], retype)) is not None}
+    types = ", or in another type with --requantize q8_0" if base.layout == "gguf" and retype is None else ""
     reasons |= dict.fromkeys(changed & replaced, "it is replaced, and not added to")
     reasons |= {
         name: f"it follows {base.tied[name]}, and would have to be stored on its own"
@@ -132,12 +165,15 @@ def refuse_quantised(base: Checkpoint, matches: Sequence[Matches], *, requantize
         raise UnsupportedError(
             f"{len(reasons)} weights that the adapters change cannot be quantised again as in {quoted(base.path)}",
             details=[f"{name}   {reason}" for name, reason in sorted(reasons.items())],
-            hint="write the quantised weights as floats with --dequantize, or leave these out with --exclude",
+            hint=f"write the quantised weights as floats with --dequantize{types}, or leave these out with --exclude",
         )
 
 
-def _not_written(weight: PackedWeight) -> str | None:
+def _not_written(weight: PackedWeight, retype: str | None) -> str | None:
     """Why the numbers of a packed weight cannot be stored again; None where they can."""
+    if retype is not None:
+        whole = packed_shape(retype, weight.shape) is not None
+        return None if whole else f"its rows of {weight.shape[-1]} values are no whole number of blocks of {retype}"
     if isinstance(weight.parameters, Writable):
         return None
     return f"{_scheme(weight)}, which is read and not written"
@@ -160,9 +196,14 @@ def refuse_unreadable(base: Checkpoint, matches: Sequence[Matches]) -> None:
         )
 
 
-def with_stored_parts(base: Checkpoint, outputs: Mapping[str, Output]) -> dict[str, Output]:
+def with_stored_parts(
+    base: Checkpoint, outputs: Mapping[str, Output], *, retype: str | None = None
+) -> dict[str, Output]:
     """The outputs of a merge as they are stored: a packed weight as its parts, of which the first changes where
-    something is added to the weight, and with the stored tensors that are no weights themselves."""
+    something is added to the weight, and with the stored tensors that are no weights themselves.
+
+    `retype`: the ggml type that changed weights get in place of their own.
+    """
     if base.quantisation is None:
         return dict(outputs)
     packed = base.quantisation.weights
@@ -178,9 +219,22 @@ def with_stored_parts(base: Checkpoint, outputs: Mapping[str, Output]) -> dict[s
         if output.updates:
             first = weight.stored_names[0]
             merged = replace(output, dtype=weight.dtype)
-            stored[first] = replace(stored[first], requantised=Requantised(merged, weight))
+            if retype is not None and retype != weight.parameters.format:
+                part = Part("blocks", first, _unwritten(retype, weight.shape))
+                stored[first] = Output(first, part.tensor.dtype, part.tensor.shape, part.tensor)
+                weight = replace(weight, parts=(part,), parameters=blocks_of(retype))
+                stored[first] = replace(stored[first], requantised=Requantised(merged, weight, retyped=True))
+            else:
+                stored[first] = replace(stored[first], requantised=Requantised(merged, weight))
     others = [part for weight in base.quantisation.unreadable.values() for part in weight.stored]
     for name in [*others, *base.quantisation.markers]:
         tensor = base.stored[name]
         stored[name] = Output(name, tensor.dtype, tensor.shape, tensor)
     return stored
+
+
+def _unwritten(kind: str, shape: tuple[int, ...]) -> LazyTensor:
+    """The bytes of a weight in a ggml type, before there are any."""
+    stored = packed_shape(kind, shape)
+    assert stored is not None, "others are refused before anything is planned"
+    return LazyTensor(stored, "U8", Unwritten())

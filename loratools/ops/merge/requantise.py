@@ -1,8 +1,9 @@
 """Merging into packed weights: rows of the base plus rows of the updates, brought onto the grid of the base's scheme.
 
 Scales and all other parts stay as they are stored; only the packed numbers change, and of these only the ones whose
-value does. The packed numbers of one weight are held in memory while it is merged, since some schemes pack along the
-outputs and others along the inputs; sums are formed in blocks of rows.
+value does. A weight that gets another type than the base's is quantised with new scales, those of the sums. The packed
+numbers of one weight are held in memory while it is merged, since some schemes pack along the outputs and others along
+the inputs; sums are formed in blocks of rows.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from loratools.errors import InputError
 from loratools.ops.merge.outputs import Output, Requantised, RowsUnit
 from loratools.ops.merge.rounding import chooser
 from loratools.ops.merge.rows import Gain, prepared, refuse_not_finite, total_delta
 from loratools.ops.merge.verify import exact_rows, largest_share
-from loratools.quantization.common.protocol import PackedWeight, Writable
-from loratools.storage.arrays import ArraySource, read_raw
+from loratools.quantization.common.protocol import Fresh, PackedWeight, Writable
+from loratools.storage.arrays import ArraySource, read_array, read_raw
 from loratools.storage.checksum import Checksum
 from loratools.storage.files import read_back, write_at
 from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
+    from loratools.algebra.level_grid import LevelGrid
     from loratools.algebra.packing import Bytes
     from loratools.algebra.rounding import Floats
 
@@ -49,12 +52,14 @@ def requantise(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
     choose = None
     if rounding.mode != "nearest":
         choose = chooser(rounding, output.name, output.matrix, deltas, inputs_along_rows=output.inputs_along_rows)
-    packed = _packed_bytes(weight)
+    fresh = _fresh(unit)
+    packed = np.zeros(weight.parts[0].tensor.nbytes, np.uint8) if fresh is not None else _packed_bytes(weight)
+    written = _with_packed(weight, packed) if fresh is not None else weight
     gain = Gain()
     for first, last in row_blocks(output, weight):
-        grid = parameters.grid(weight, first, last)
         rows = (-1, output.columns)
-        base = grid.stored().reshape(rows)
+        grid = parameters.grid(weight, first, last) if fresh is None else None
+        base = (grid.stored() if grid is not None else read_array(output.values, "F32", first, last)).reshape(rows)
         start = first * output.rows // weight.shape[0]
         delta = np.empty_like(base)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -62,6 +67,11 @@ def requantise(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
             exact = base + delta
         if not np.isfinite(exact).all():
             refuse_not_finite(output, base, exact)
+        if fresh is not None:
+            fresh.quantise(weight, exact, first, last, packed)
+        if grid is None:
+            grid = parameters.grid(written, first, last)
+            _refuse_large_scales(output, parameters.format, grid)
         neighbours = grid.neighbours(exact.reshape(grid.current.shape))
         low, high = neighbours.low.reshape(rows), neighbours.high.reshape(rows)
         if choose is None:
@@ -70,8 +80,11 @@ def requantise(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
             upper = (above < below) | ((above == below) & (high == base))
         else:
             upper = choose(start, exact, low, high)
-        codes, values = grid.codes(neighbours, upper.reshape(grid.current.shape))
-        parameters.pack(weight, codes, first, last, packed)
+        if fresh is not None and choose is None:
+            values = grid.stored()
+        else:
+            codes, values = grid.codes(neighbours, upper.reshape(grid.current.shape))
+            parameters.pack(weight, codes, first, last, packed)
         moved = values.reshape(rows) - base
         gain += Gain(
             along=float(np.vdot(moved, delta)),
@@ -91,8 +104,8 @@ def requantised_error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
     """The largest error in a sample of rows that have been written, as a share of what is allowed.
 
     The packed numbers are read back and dequantised by the scheme. Allowed is the distance to the nearer neighbour of
-    `base + update`, computed anew in float64, or to the farther one where rounding chooses between them; and what
-    summing in float32 costs.
+    `base + update`, computed anew in float64, or to the farther one where rounding chooses between them, or a new type
+    chose codes before its scales were rounded; and what summing in float32 costs.
     """
     import numpy as np
 
@@ -105,18 +118,20 @@ def requantised_error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
     deltas = prepared(output, "F64", 0, output.rows)
     terms = sum(d.terms for d in deltas)
     worst = 0.0
+    fresh = _fresh(unit)
     for first, last in _sample(weight):
-        grid = parameters.grid(weight, first, last)
+        grid = parameters.grid(written if fresh is not None else weight, first, last)
         rows = (-1, output.columns)
         start = first * output.rows // weight.shape[0]
-        base = grid.stored().astype(np.float64).reshape(rows)
+        base = grid.stored() if fresh is None else read_array(output.values, "F32", first, last)
+        base = base.astype(np.float64).reshape(rows)
         stored = written.parameters.dequantise(written, first, last).astype(np.float64).reshape(rows)
         exact, magnitude = exact_rows(deltas, start, base)
         slack = gamma(terms + 2, unit_roundoff("F32")) * (abs(base) + magnitude)
         low = grid.neighbours((exact - slack).reshape(grid.current.shape)).low.reshape(rows)
         high = grid.neighbours((exact + slack).reshape(grid.current.shape)).high.reshape(rows)
         distances = abs(low - exact), abs(high - exact)
-        nearest = output.rounding.mode == "nearest"
+        nearest = output.rounding.mode == "nearest" and fresh is None
         allowed = (np.minimum if nearest else np.maximum)(*distances) + 2 * slack
         worst = max(worst, largest_share(abs(stored - exact), allowed))
     return worst
@@ -135,6 +150,26 @@ def _writable(unit: RowsUnit) -> tuple[Output, PackedWeight, Writable]:
     parameters = requantised.weight.parameters
     assert isinstance(parameters, Writable), "others are refused before anything is planned"
     return requantised.output, requantised.weight, parameters
+
+
+def _refuse_large_scales(output: Output, kind: str, grid: LevelGrid) -> None:
+    import numpy as np
+
+    if not np.isfinite(grid.stored()).all():
+        raise InputError(
+            f"'{output.name}' would hold values whose scale is beyond float16, in which {kind} stores it",
+            hint="look at the adapter's alpha and weight, or write the changed weights with --dequantize",
+        )
+
+
+def _fresh(unit: RowsUnit) -> Fresh | None:
+    """What quantises the weight with new scales; None where it keeps those that it has."""
+    requantised = unit.output.requantised
+    if requantised is None or not requantised.retyped:
+        return None
+    parameters = requantised.weight.parameters
+    assert isinstance(parameters, Fresh), "others are refused before anything is planned"
+    return parameters
 
 
 def row_blocks(output: Output, weight: PackedWeight) -> Iterator[tuple[int, int]]:

@@ -27,7 +27,7 @@ from loratools.ops.common.same_invocation import refuse_invoked
 from loratools.ops.merge.initial import with_initial
 from loratools.ops.merge.journal import run_plan
 from loratools.ops.merge.one_file import as_one_file, is_one_file, recorded, staged_output
-from loratools.ops.merge.options import MergeOptions
+from loratools.ops.merge.options import GgmlType, MergeOptions
 from loratools.ops.merge.outcome import measured_report, planned_report
 from loratools.ops.merge.plan import MergePlan, index_names, index_texts, plan_merge
 from loratools.ops.merge.provenance import inputs_record, provenance_text
@@ -53,7 +53,7 @@ def merge(
     dtype: str | None = None,
     max_shard_size: Size | None = None,
     dequantize: bool = False,
-    requantize: bool = False,
+    requantize: bool | GgmlType = False,
     trained_on: str | Path | None = None,
     rounding: RoundingMode = "nearest",
     seed: int = 0,
@@ -86,15 +86,17 @@ def merge(
         adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 where none is given). The weight
             multiplies the delta.
         out: Where to write the merged model: a folder, or, for a base that is one file, a file whose name ends with
-            .safetensors.
+            .safetensors; for a base in GGUF, a file whose name ends with .gguf.
         dtype: The dtype that weights are stored in: float32, bfloat16, float16 or float64; the base's own where it is
             None.
         max_shard_size: Start a new weight file before one grows beyond this, in bytes or as "5GB"; the base's own files
             where it is None.
         dequantize: Write all quantised weights of the base as floats, in the dtype that its config names, and take the
-            quantisation out of the config. Without it or `requantize`, a merge that would change one is refused.
+            quantisation out of the config; of a base in GGUF, those that the adapters change, in float16 where `dtype`
+            is None. Without it or `requantize`, a merge that would change one is refused.
         requantize: Store the quantised weights that the adapters change in the base's own scheme, with its scales and
-            other parameters; all other weights keep their bytes.
+            other parameters; all other weights keep their bytes. Of a base in GGUF also a type: `q8_0`, `q5_1`,
+            `q5_0`, `q4_1` or `q4_0`, in which the changed ones are stored with new scales.
         trained_on: The base is full precision, and the adapters were trained on it quantised by bitsandbytes: `nf4`,
             `fp4`, `int8`, or a JSON file with the `quantization_config` of the training. They are added to the values
             that training saw, which are those of the quantised weights.

@@ -13,7 +13,7 @@ from typing import Any
 from loratools.execution import Runner
 from loratools.ops.merge.journal import DoneStack, MergeJournal, Written, run_plan
 from loratools.ops.merge.outputs import CopyUnit, OutputFile, RowsUnit, WorkUnit
-from loratools.ops.merge.plan import MergePlan, specs, work_units
+from loratools.ops.merge.plan import MergePlan, file_layout, work_units
 from loratools.ops.merge.provenance import inputs_record
 from loratools.ops.merge.requantise import requantise, requantised_error_ratio
 from loratools.ops.merge.rows import merge_rows
@@ -23,8 +23,8 @@ from loratools.storage.checksum import Checksum
 from loratools.storage.files import copy_file, copy_range, identify, read_back, sha256, start_writeback
 from loratools.storage.json_file import write_new
 from loratools.storage.ownership import RECORD
-from loratools.storage.safetensors_writer import SafetensorsWriter
 from loratools.storage.staging import Staging
+from loratools.storage.streamed_file import StreamedFile
 from loratools.tensors.files import ByteRange
 
 # What a killed run wrote is read back in pieces of this size.
@@ -136,7 +136,7 @@ def _span(unit: WorkUnit) -> tuple[int, int]:
 
 
 def _write_stack(
-    stack: Sequence[WorkUnit], file: OutputFile, writer: SafetensorsWriter, verify: bool, noted: DoneStack | None
+    stack: Sequence[WorkUnit], file: OutputFile, writer: StreamedFile, verify: bool, noted: DoneStack | None
 ) -> DoneStack:
     """Write some units together, or one alone; `noted`: what the journal of a killed run says of them."""
     offsets = [writer.offset(file.stored_name(unit.output)) for unit in stack]
@@ -185,12 +185,13 @@ def _checksum(stack: Sequence[WorkUnit], offsets: Sequence[int], fd: int) -> str
     return checksum.hexdigest()
 
 
-def _reserved(folder: Path, file: OutputFile, resources: ExitStack, *, keep: bool) -> SafetensorsWriter:
+def _reserved(folder: Path, file: OutputFile, resources: ExitStack, *, keep: bool) -> StreamedFile:
     """A file of the result with its header and its size, open no longer than something is written to it.
 
     When `resources` unwind it is closed and stays: whether it is of use to another run is for its folder to say.
     """
-    writer = SafetensorsWriter(folder / file.name, specs(file), file.metadata, keep=keep)
+    sizes = {file.stored_name(output): output.nbytes for output in file.outputs}
+    writer = StreamedFile(folder / file.name, file_layout(file), sizes, keep=keep)
     resources.callback(writer.close)
     writer.release()
     return writer

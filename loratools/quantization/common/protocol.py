@@ -66,6 +66,14 @@ class Writable(Parameters, Protocol):
         """Put the codes of rows start:stop among the bytes of the first part, which are given whole and flat."""
 
 
+@runtime_checkable
+class Fresh(Writable, Protocol):
+    """Parameters of a form that takes any values, with scales of its own."""
+
+    def quantise(self, weight: PackedWeight, values: Floats, start: int, stop: int, packed: Bytes) -> None:
+        """Put values of rows start:stop, scales and codes, among the bytes of the first part, given whole and flat."""
+
+
 @dataclass(frozen=True)
 class PackedWeight:
     """A weight whose numbers are packed: the logical shape and dtype, the stored parts, and what they mean.

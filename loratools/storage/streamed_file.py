@@ -1,0 +1,165 @@
+"""A file of tensors whose layout is known before the first byte, and whose bytes arrive in any order.
+
+A file counts as written only when every byte of every tensor was, and has reached the disk. Which format it has is said
+by the layout alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from loratools.storage import system
+from loratools.storage.files import machine_error, read_back, reserve, write_at
+
+_Writer = TypeVar("_Writer", bound="StreamedFile")
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """The first bytes of a file, where each tensor begins (from the start of the file), and how long it will be."""
+
+    header: bytes
+    offsets: dict[str, int]
+    size: int
+
+
+class StreamedFile:
+    """One file being written. Any thread may write any part; each part once.
+
+    It stays open until it is finished, or until `release`: a checkpoint may have more files than a process may open.
+
+    `sizes` are the bytes of each tensor. Leaving the `with` block in order calls `finish`; leaving it by an exception
+    removes the file.
+    """
+
+    def __init__(self, path: Path, layout: FileLayout, sizes: Mapping[str, int], *, keep: bool = False) -> None:
+        """Begin a file; with `keep`, go on with one that is there, where its header and size are those of this one."""
+        self.path = path
+        self.layout = layout
+        self._sizes = dict(sizes)
+        self._written: dict[str, list[tuple[int, int]]] = {name: [] for name in sizes}
+        try:
+            kept = self._kept(path) if keep else None
+            self.fd = kept if kept is not None else system.create(path)
+        except OSError as error:
+            raise machine_error(error, "create", path) from error
+        self._open = True
+        self._finished = False
+        try:
+            reserve(self.fd, self.layout.size, path)
+            write_at(self.fd, self.layout.header, 0, path=path)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _kept(self, path: Path) -> int | None:
+        """A descriptor of the file that is there; None, and no file, where it is not the beginning of this one."""
+        try:
+            fd = system.open_to_write(path)
+        except FileNotFoundError:
+            return None
+        header = memoryview(bytearray(len(self.layout.header)))
+        if system.fstat(fd).st_size == self.layout.size:
+            read_back(fd, header, 0)
+        if bytes(header) == self.layout.header:
+            return fd
+        system.close(fd)
+        system.remove_file(path)
+        return None
+
+    def __enter__(self: _Writer) -> _Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            if not self._finished:
+                self.finish()
+        else:
+            self.abandon()
+
+    def release(self) -> None:
+        """Close the file for now; whatever is written to it from here on opens it again, for as long as it takes.
+
+        Raises:
+            MachineError: the disk failed.
+        """
+        try:
+            self._close()
+        except OSError as error:
+            raise machine_error(error, "write", self.path) from error
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor to write to and to read back from, valid within the `with` block.
+
+        Raises:
+            MachineError: the file cannot be opened any more.
+        """
+        if self._open:
+            yield self.fd
+            return
+        try:
+            fd = system.open_to_write(self.path)
+        except OSError as error:
+            raise machine_error(error, "write", self.path) from error
+        try:
+            yield fd
+        finally:
+            try:
+                system.close(fd)
+            except OSError as error:
+                raise machine_error(error, "write", self.path) from error
+
+    def offset(self, name: str) -> int:
+        """Where the tensor begins, from the start of the file."""
+        return self.layout.offsets[name]
+
+    def account(self, name: str, start: int, nbytes: int) -> None:
+        """Note that bytes of a tensor were written by other means, in `opened` or by another process."""
+        self._written[name].append((start, start + nbytes))
+
+    def finish(self) -> None:
+        """Make the file durable and close it.
+
+        Raises:
+            RuntimeError: not every byte was written, which is a bug of the caller.
+            MachineError: the disk failed.
+        """
+        for name, spans in self._written.items():
+            end = 0
+            for start, stop in sorted(spans):
+                if start > end:
+                    break
+                end = max(end, stop)
+            if end != self._sizes[name]:
+                raise RuntimeError(f"{self.path}: {name} was written to byte {end} of {self._sizes[name]}")
+        try:
+            with self.opened() as fd:
+                system.fsync(fd)
+            self._close()
+        except OSError as error:
+            raise machine_error(error, "write", self.path) from error
+        self._finished = True
+
+    def close(self) -> None:
+        """Close the file as it is, finished or not."""
+        with contextlib.suppress(OSError):
+            self._close()
+
+    def abandon(self) -> None:
+        """Close and remove the file."""
+        self.close()
+        with contextlib.suppress(OSError):
+            system.remove_file(self.path)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            system.close(self.fd)

@@ -52,6 +52,19 @@ def test_a_folder_of_shards_is_found_below_another(tmp_path: Path) -> None:
     assert formats.find_adapters(tmp_path / "run") == [tmp_path / "run" / "checkpoint-10"]
 
 
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "adapter_model.safetensors.index.json", None])
+def test_inspect_takes_the_index_of_shards_for_no_model(index: str | None, tmp_path: Path) -> None:
+    sharded(tmp_path / "run" / "checkpoint-10", index=index)
+
+    alone = loratools.inspect(tmp_path / "run" / "checkpoint-10")
+    below = loratools.inspect(tmp_path / "run")
+
+    for report in (alone, below):
+        (entry,) = report.sources
+        assert isinstance(entry, loratools.AdapterEntry)
+        assert len(entry.modules) == 4
+
+
 def damaged_index(folder: Path, change: Callable[[dict[str, str]], None]) -> None:
     file = folder / "model.safetensors.index.json"
     document = json.loads(file.read_text())

@@ -155,6 +155,8 @@ class _Search:
         of_a_model = any(MODEL_FILE.fullmatch(p.name) and p.suffix in TENSOR_SUFFIXES for p in files)
         if not is_adapter and of_a_model and _is_dump(here):
             is_adapter, of_a_model, is_model = True, False, False
+        if any(is_shard(name) for name in names) and not of_a_model:
+            is_model = False  # the index, which has a model's name, is of the adapter's shards
         if is_adapter or CONFIG in names:
             self.sources.append(FoundSource(here, is_adapter=True))
         if is_model or of_a_model:

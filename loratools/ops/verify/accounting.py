@@ -65,7 +65,7 @@ def accounts(plan: MergePlan, merged: Checkpoint) -> Accounts:
     Raises:
         MismatchError: the two share no name.
     """
-    expected = {output.name: output for output in plan.outputs}
+    expected = {output.name: _as_weight(output, plan.base) for output in plan.outputs}
     if not expected.keys() & merged.weights.keys():
         raise MismatchError(
             f"{quoted(merged.path)} has none of the weights of {quoted(plan.base.path)}",
@@ -92,6 +92,14 @@ def accounts(plan: MergePlan, merged: Checkpoint) -> Accounts:
         else:
             unexplained.append(name)
     return Accounts(tuple(pairs), tuple(missing), tuple(sorted(unexplained)))
+
+
+def _as_weight(output: Output, base: Checkpoint) -> Output:
+    """The output as the model computes with it: in a GGUF file the packed numbers of a weight bear its own name."""
+    packed = base.quantisation.weights.get(output.name) if base.quantisation is not None else None
+    if packed is None or output.touched:
+        return output
+    return replace(output, dtype=packed.dtype, shape=packed.shape, values=base.weights[output.name])
 
 
 def compare_untouched(output: Output, merged: LazyTensor) -> Untouched:

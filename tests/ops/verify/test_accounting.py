@@ -11,6 +11,11 @@ from torch import Tensor
 
 import loratools
 from loratools.errors import MismatchError, UsageError
+from loratools.ops.merge.outputs import Output, OutputFile
+from loratools.ops.merge.plan import MergePlan
+from loratools.ops.verify.accounting import accounts, compare_untouched
+
+GGUF = Path(__file__).parents[3] / "fixtures" / "quantised" / "model.gguf"
 
 
 @pytest.fixture
@@ -161,3 +166,24 @@ def test_models_without_a_common_name_do_not_fit(tmp_path: Path, merged: dict[st
 def test_sample_is_a_share(tmp_path: Path, merged: dict[str, Tensor], sample: float) -> None:
     with pytest.raises(UsageError, match="share"):
         loratools.verify(tmp_path / "merged", tmp_path / "base", tmp_path / "style", sample=sample)
+
+
+@pytest.mark.parametrize(("changed", "state"), [(False, "same"), (True, "different")])
+def test_blocks_of_a_gguf_that_nothing_changes_are_compared_as_the_weight_of_their_name(
+    changed: bool, state: str, tmp_path: Path
+) -> None:
+    """A plan has such blocks as they are stored, in bytes; the merged model has the weight that they stand for."""
+    name = "Q4_0.weight"
+    base = loratools.open_checkpoint(GGUF)
+    blocks = base.stored[name]
+    assert blocks.location is not None
+    data = bytearray(GGUF.read_bytes())
+    data[blocks.location.offset + 2] ^= 0x11 if changed else 0  # two codes, after the scale of the first block
+    (tmp_path / "merged.gguf").write_bytes(data)
+    output = Output(name, blocks.dtype, blocks.shape, blocks)
+    file = OutputFile("merged.gguf", {}, (output,))
+    plan = MergePlan(base, (), (), (), (file,), (), (), (), tmp_path / "merged.gguf")
+
+    (pair,) = accounts(plan, loratools.open_checkpoint(tmp_path / "merged.gguf")).pairs
+
+    assert compare_untouched(pair.output, pair.merged) == state

@@ -20,9 +20,11 @@ from loratools.errors import UnsupportedError, UsageError
 from loratools.execution.local import run, worker_count
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom
 from loratools.ops.common.progress import expect
+from loratools.ops.merge.into_gguf import is_gguf
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.plan import MergePlan, plan_merge
+from loratools.ops.merge.quantised import dequantised_base
 from loratools.ops.merge.rounding import NEAREST
 from loratools.ops.merge.trained_on import AsTrained
 from loratools.ops.merge.verb import load_for_merge
@@ -180,7 +182,11 @@ def verify(
     if options.rounding != "nearest":
         options = replace(options, dtype=_only_dtype(result))
     weighted = [(a.selected(include, exclude), w) for a, w in load_for_merge(adapters, model, options)]
-    plan = plan_merge(model, weighted, options, out=result.path)
+    if is_gguf(model):
+        # A merge dequantises its changed weights alone; here all are compared by their values.
+        plan = plan_merge(dequantised_base(model), weighted, replace(options, dequantize=False), out=result.path)
+    else:
+        plan = plan_merge(model, weighted, options, out=result.path)
     accounted = accounts(plan, result)
     report_bytes = progress or (lambda _: None)
     expect(progress, sum(pair.merged.nbytes for pair in accounted.pairs))

@@ -245,27 +245,6 @@ def test_a_base_of_plain_weights_is_merged_and_the_option_is_said_to_change_noth
     assert report.dequantized == ()
 
 
-@peers.needs("gguf")
-def test_a_gguf_base_is_refused_with_the_next_step(tmp_path: Path) -> None:
-    import gguf
-
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    values = torch.randn(10, 64).numpy()
-    packed = gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-    writer.add_tensor("blk.0.attn_q.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    adapter = factories.adapter_folder(tmp_path / "a", modules={Q: (10, 64)})
-
-    with pytest.raises(UnsupportedError, match="GGUF files are read, and not written") as caught:
-        merge(tmp_path / "model.gguf", [adapter], tmp_path / "out", dequantize=True)
-
-    assert "merge into the model as it was before its conversion, and convert the result" in str(caught.value.hint)
-    assert not (tmp_path / "out").exists()
-
-
 @peers.needs("mlx.core")
 def test_an_mlx_folder_has_the_values_of_mlx_and_no_quantisation(tmp_path: Path) -> None:
     import mlx.core as mx

@@ -339,3 +339,19 @@ def test_type_after_requantize_is_optional_on_the_command_line(tmp_path: Path, a
 
     assert result.exit_code == 0, result.output
     assert tensors(out)["blk.0.ffn_up.weight"].tensor_type.name == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("F32", {}), ("Q4_0", {"dequantize": True, "dtype": "float32"}), ("Q8_0", {"requantize": True})],
+)
+def test_verify_accounts_for_a_merged_file(tmp_path: Path, kind: str, options: Any) -> None:
+    base, out = write(tmp_path / "base.gguf", kind), tmp_path / "merged.gguf"
+    path, _ = adapter(tmp_path / "a")
+    other, _ = adapter(tmp_path / "b", size=0.2)
+    loratools.merge(base, path, out, **options)
+
+    report = loratools.verify(out, base, path)
+    assert report.verdict == "same"
+    assert not any("changes nothing" in warning for warning in report.warnings)
+    assert loratools.verify(out, base, other).verdict != "same"

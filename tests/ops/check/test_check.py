@@ -12,7 +12,7 @@ import click.testing
 import factories
 import pytest
 import torch
-from check_samples import SAMPLES, edited, sound, with_tensors
+from check_samples import HOME, SAMPLES, edited, sound, with_tensors
 from safetensors.torch import save_file
 
 import loratools
@@ -34,7 +34,7 @@ def run(*args: str | Path) -> click.testing.Result:
 def library(tmp_path: Path) -> Path:
     """A folder with a sound adapter, one with a warning, a broken file and a model, in folders of their own."""
     sound(tmp_path / "library" / "good")
-    edited(sound(tmp_path / "library" / "deep" / "er", seed=1), base_model_name_or_path="/home/somebody/llama")
+    edited(sound(tmp_path / "library" / "deep" / "er", seed=1), base_model_name_or_path=f"{HOME}/llama")
     (tmp_path / "library" / "broken.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     factories.checkpoint_folder(tmp_path / "library" / "model")
     return tmp_path / "library"
@@ -76,7 +76,7 @@ def test_notes_do_not_count(tmp_path: Path) -> None:
 
 
 def test_rules_are_chosen_by_id_and_by_family(tmp_path: Path) -> None:
-    folder = edited(sound(tmp_path), base_model_name_or_path="/home/somebody/llama", lora_alpha=4096)
+    folder = edited(sound(tmp_path), base_model_name_or_path=f"{HOME}/llama", lora_alpha=4096)
 
     assert ids(loratools.check(folder)) == ["paths-base", "config-scale"]
     assert ids(loratools.check(folder, select=["config"])) == ["config-scale"]

@@ -35,7 +35,7 @@ import loratools
 TEXTS = Path(__file__).resolve().parents[1] / "fixtures" / "text"
 RANK, ALPHA = 8, 16
 CONTEXT = 64
-PENALTIES = (None, 1.0, 0.25, 0.01)
+PENALTIES = (None, 1.0, 0.01)
 Batch = dict[str, Tensor]
 
 
@@ -80,6 +80,8 @@ def int4(weight: Tensor) -> Batch:
 
 
 SCHEMES: dict[str, Callable[[Tensor], Batch]] = {"nf4": nf4, "int4": int4, "int8": int8, "fp8": fp8}
+# A file of llama.cpp, for the Llama alone: blocks of 32, as the package `gguf` quantises them.
+GGUF = "Q4_0"
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -195,11 +197,65 @@ def fit(
     model.eval()
 
 
+# --- GGUF: names of llama.cpp, and its order of the rows of queries and keys ------------------------------------------
+
+HEADS = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}
+GGUF_MODULES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def gguf_name(name: str) -> str:
+    """The name of a weight of the Llama in llama.cpp."""
+    whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    if name in whole:
+        return whole[name]
+    _, _, layer, module = name.removesuffix(".weight").split(".", 3)
+    return f"blk.{layer}.{GGUF_MODULES[module]}.weight"
+
+
+def reordered(name: str, weight: Tensor, *, back: bool = False) -> Tensor:
+    """Rows of queries and keys as llama.cpp has them: the two halves of each head take turns."""
+    heads = next((heads for module, heads in HEADS.items() if module in name), None)
+    if heads is None:
+        return weight
+    half = weight.shape[0] // heads // 2
+    axes = (heads, half, 2) if back else (heads, 2, half)
+    return weight.reshape(*axes, -1).transpose(1, 2).reshape(weight.shape)
+
+
+def gguf_base(task: Task, path: Path) -> Path:
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[GGUF]
+    linear = set(task.linear())
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(4)
+    writer.add_embedding_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    for name, tensor in load_file(task.folder / "model.safetensors").items():
+        values = reordered(name, tensor.float()).contiguous().numpy()
+        if name in linear:
+            writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name(name), values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 # --- the experiment ---------------------------------------------------------------------------------------------------
 
 
 def quantised_base(task: Task, scheme: str, folder: Path) -> Path:
     """The model with its linear layers quantised; all others in bfloat16, as stored."""
+    if scheme == GGUF:
+        return gguf_base(task, folder.with_suffix(".gguf"))
     shutil.copytree(task.folder, folder)
     tensors: Batch = {}
     linear = set(task.linear())
@@ -221,6 +277,10 @@ def with_weights(task: Task, folder: Path) -> nn.Module:
     """The model in float32 with the values that a checkpoint means."""
     model = task.load()
     weights = loratools.open_checkpoint(folder).weights
+    if folder.suffix == ".gguf":
+        named = {name: weights[gguf_name(name)].read().float() for name in load_file(task.folder / "model.safetensors")}
+        model.load_state_dict({n: reordered(n, t, back=True) for n, t in named.items()}, strict=False)
+        return model.eval()
     missing = model.load_state_dict({n: t.read().float() for n, t in weights.items()}, strict=False)
     assert not missing.unexpected_keys, missing.unexpected_keys
     return model.eval()
@@ -266,10 +326,11 @@ def one_run(task: Task, scheme: str, seed: int, work: Path) -> dict[str, float]:
     trained.save_pretrained(work / "adapter")
     wanted = answers(task, trained)
     trained.unload()
-    adapter, out = work / "adapter", work / "out"
+    adapter = work / "adapter"
     moved = float((wanted - before).norm(dim=-1).mean())
 
     def distance(source: Path, **options: Any) -> float:
+        out = work / f"out{source.suffix}"
         loratools.merge(source, adapter, out, overwrite=True, verify=False, **options)
         return float((answers(task, with_weights(task, out)) - wanted).norm(dim=-1).mean()) / moved
 
@@ -301,6 +362,8 @@ def experiment(given: argparse.Namespace) -> dict[str, Any]:
             task = kind(Path(folder) / "model", tiny=given.tiny)
             for seed in seeds:
                 for scheme in given.schemes:
+                    if scheme == GGUF and kind is not Llama:
+                        continue
                     began = time.monotonic()
                     work = Path(folder) / f"{scheme}{seed}"
                     work.mkdir()
@@ -315,11 +378,11 @@ def experiment(given: argparse.Namespace) -> dict[str, Any]:
 def show(table: dict[str, dict[str, dict[str, list[float]]]]) -> None:
     """The table as Markdown: means over the seeds, and the largest deviation from them."""
     for model, rows in table.items():
-        print(f"\n| {model} | {' | '.join(SCHEMES)} |\n|---|{'---|' * len(SCHEMES)}")
+        print(f"\n| {model} | {' | '.join([*SCHEMES, GGUF])} |\n|---|{'---|' * (len(SCHEMES) + 1)}")
         for name, columns in rows.items():
             cells = [
                 f"{statistics.mean(v):.3f} ± {max(abs(x - statistics.mean(v)) for x in v):.3f}" if (v := columns.get(s))
-                else "–" for s in SCHEMES
+                else "–" for s in [*SCHEMES, GGUF]
             ]  # fmt: skip
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
@@ -329,7 +392,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tiny", action="store_true", help="a few steps, one seed: only to see that everything runs")
     parser.add_argument("--model", choices=[MiniLM.name, Llama.name], help="one of the two; both if not given")
-    parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=list(SCHEMES))
+    parser.add_argument("--schemes", nargs="+", choices=[*SCHEMES, GGUF], default=[*SCHEMES, GGUF])
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from loratools.errors import MismatchError
+from loratools.naming.places import Alias
 from loratools.ops.merge.moments import by_weight, read_moments
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outputs import Output
@@ -22,9 +23,19 @@ _FEEDBACK_BYTES = 40
 
 
 def with_rounding(
-    outputs: Mapping[str, Output], options: MergeOptions, *, packed: Collection[str] = ()
+    outputs: Mapping[str, Output],
+    options: MergeOptions,
+    *,
+    packed: Collection[str] = (),
+    aliases: Mapping[str, Alias] | None = None,
 ) -> tuple[dict[str, Output], list[str]]:
-    """The outputs, each with its rounding, and warnings; `packed`: names of weights that are quantised again.
+    """The outputs, each with its rounding, and warnings.
+
+    Args:
+        outputs: What is written, by the names that the base has for it.
+        options: What the caller chose.
+        packed: Names of weights that are quantised again.
+        aliases: Other names of the base's weights, by which moments may be stored: those of the model in memory.
 
     Raises:
         UsageError, FormatError: the file of moments does not exist, or is no such file.
@@ -36,7 +47,7 @@ def with_rounding(
     if not coarse:
         dtypes = ", ".join(sorted({o.dtype for o in outputs.values() if o.updates}))
         return dict(outputs), [f"rounding '{options.rounding}' changes nothing: merged weights are stored in {dtypes}"]
-    moments, warnings = _moments(outputs, coarse, options)
+    moments, warnings = _moments(outputs, coarse, options, aliases or {})
     rounded = {}
     for name in coarse:
         rounding = _rounding(outputs[name], options, moments, packed=name in packed)
@@ -66,12 +77,16 @@ def _rounding(output: Output, options: MergeOptions, moments: Mapping[str, LazyT
 
 
 def _moments(
-    outputs: Mapping[str, Output], coarse: list[str], options: MergeOptions
+    outputs: Mapping[str, Output], coarse: list[str], options: MergeOptions, aliases: Mapping[str, Alias]
 ) -> tuple[dict[str, LazyTensor], list[str]]:
     """The moments of the weights that are merged, and warnings for those that have none."""
     if options.moments is None:
         return {}, []
-    matched = by_weight(read_moments(options.moments), outputs)
+    measured = read_moments(options.moments)
+    inputs_of = {name: weight for name, alias in aliases.items() if (weight := _weight_of_inputs(alias)) is not None}
+    # The names of the base itself go before those in memory.
+    matched = {inputs_of[name]: tensor for name, tensor in by_weight(measured, inputs_of).items()}
+    matched |= by_weight(measured, outputs)
     matched = {name: tensor for name, tensor in matched.items() if name in set(coarse)}
     wrong = [
         f"{name}   {shape_text(tensor.shape)} for {_inputs(outputs[name])} inputs"
@@ -92,6 +107,15 @@ def _moments(
         f"{quoted(options.moments)} has nothing for {len(missing)} merged weights, which are rounded for the inputs "
         f"that the adapters read: {names}"
     ]
+
+
+def _weight_of_inputs(alias: Alias) -> str | None:
+    """The weight whose inputs are those of a module in memory; None where it is cut, or has them along its rows."""
+    weights = {place.weight for place in alias.places}
+    straight = all(
+        not place.transposed and place.at.expert is None and place.at.columns is None for place in alias.places
+    )
+    return weights.pop() if straight and len(weights) == 1 else None
 
 
 def _inputs(output: Output) -> int:

@@ -16,6 +16,7 @@ from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint, Component
 from loratools.errors import MachineError, MismatchError, UnsupportedError
 from loratools.matching import Leftover, Matches, match
+from loratools.naming.language.aliases import aliases
 from loratools.ops.merge.base_identity import different_base_warning
 from loratools.ops.merge.chosen_rounding import feedback_memory, with_rounding
 from loratools.ops.merge.config import merged_configs
@@ -266,7 +267,8 @@ def plan_merge(
     if scheme is not None:
         logical, training_warnings = with_training_values(base, logical, scheme)
     packed = base.quantisation.weights if base.quantisation is not None else {}
-    logical, rounding_warnings = with_rounding(logical, options, packed=packed)
+    in_memory = aliases(base.config, _shapes(base)) if options.moments is not None else {}
+    logical, rounding_warnings = with_rounding(logical, options, packed=packed, aliases=in_memory)
     outputs = with_stored_parts(base, logical, retype=options.retype)
     files = _files(base, outputs, options.max_shard_bytes)
     shapes = {name: output.shape for name, output in result.outputs.items()}

@@ -355,3 +355,34 @@ def test_verify_accounts_for_a_merged_file(tmp_path: Path, kind: str, options: A
     assert report.verdict == "same"
     assert not any("changes nothing" in warning for warning in report.warnings)
     assert loratools.verify(out, base, other).verdict != "same"
+
+
+def test_moments_are_found_by_the_names_of_the_model_in_memory(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.gguf", {"blk.0.attn_q.weight": "Q4_0", "blk.0.ffn_up.weight": "Q4_0"})
+    modules = {Q: MODULES[Q], UP: MODULES[UP]}
+    adapter = factories.adapter_folder(tmp_path / "adapter", modules=modules, rank=3, alpha=0.1)
+    generator = torch.Generator().manual_seed(5)
+    inputs = {
+        name: torch.randn(200, WIDTH, generator=generator) * torch.rand(WIDTH, generator=generator) for name in modules
+    }
+    in_llama_cpp = {Q: "blk.0.attn_q", UP: "blk.0.ffn_up"}
+    for file, named in (
+        ("memory", {n: n for n in modules}),
+        ("stored", in_llama_cpp),
+        ("other", {Q: "a.b", UP: "c.d"}),
+    ):
+        save_file({named[n]: x.T @ x for n, x in inputs.items()}, tmp_path / f"{file}.safetensors")
+
+    def merged(file: str) -> tuple[dict[str, Any], list[str]]:
+        options: dict[str, Any] = {"rounding": "calibrated", "moments": tmp_path / f"{file}.safetensors"}
+        report = loratools.merge(base, adapter, tmp_path / f"{file}.gguf", requantize=True, **options)
+        stored = {name: np.array(tensor.data) for name, tensor in tensors(tmp_path / f"{file}.gguf").items()}
+        return stored, [w for w in report.warnings if "has nothing for" in w]
+
+    (one, no_warnings), (other, _), (without, warned) = merged("memory"), merged("stored"), merged("other")
+
+    assert no_warnings == []
+    assert len(warned) == 1
+    changed = [n for n in one if not np.array_equal(one[n], without[n])]
+    assert set(changed) == {"blk.0.attn_q.weight", "blk.0.ffn_up.weight"}
+    assert all(np.array_equal(one[n], other[n]) for n in one)

@@ -36,7 +36,7 @@ def required(function: Any) -> dict[str, object]:
 def test_value_of_another_type_is_a_usage_error_that_names_the_parameter(function: str, parameter: str) -> None:
     call = getattr(loratools, function)
     several = inspect.signature(call).parameters[parameter].kind is inspect.Parameter.VAR_POSITIONAL
-    positional = [Stranger()] if several else []
+    positional = [*required(call).values(), Stranger()] if several else []
     named = {} if several else {**required(call), parameter: Stranger()}
 
     with pytest.raises(UsageError, match=f"^{function}: {parameter} is of type Stranger, and .* is expected") as caught:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 def compare(
     first: AdapterSource,
     second: AdapterSource,
-    /,
     *,
     include: Globs = (),
     exclude: Globs = (),

@@ -129,8 +129,8 @@ def changed_and_packed(base: Checkpoint, matches: Sequence[Matches]) -> set[str]
     packed = base.quantisation.weights if base.quantisation is not None else {}
     names = {
         place.weight
-        for found in matches
-        for places in (*found.updates.values(), *found.replacements.values())
+        for match in matches
+        for places in (*match.updates.values(), *match.replacements.values())
         for place in places
     }
     return {base.tied.get(name, name) for name in names} & packed.keys()

@@ -7,7 +7,7 @@ becomes the end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 # How many levels to each side are looked at; of 256 levels, bfloat16 tells only about every second apart.
+# Twice the unit roundoff of bfloat16, the coarsest dtype that a level is rounded to.
+_SLACK = 2.0**-7
 _REACH, _REACH_OF_MANY, _FEW_LEVELS = 1, 3, 64
 
 
@@ -110,6 +112,36 @@ class LevelGrid:
             stored = self.stored()
             low, high = np.where(exact == stored, stored, low), np.where(exact == stored, stored, high)
         return Neighbours(low_level, high_level, low, high)
+
+    def may_leave(self, moved: Floats) -> Mask:
+        """Where a value that moves by so much from what is stored may come to be nearest to another level.
+
+        Elsewhere it is surely nearest to the level that it is at. Of levels that lie close together everything may.
+        """
+        levels, _ = self._levels
+        at = np.searchsorted(levels, self.values.astype(np.float32))
+        inner = np.diff(levels, prepend=-np.inf, append=np.inf)
+        gaps = np.minimum(inner[:-1], inner[1:])[np.clip(at, 0, len(levels) - 1)].astype(np.float32)
+        # A code that is not written anew may stand for a value between two levels.
+        gaps[~np.isin(self.values, levels)] = 0
+        scale = np.abs(self.scale if self.factor is None else self.scale * np.float32(self.factor))
+        gap = gaps[self.current] * scale
+        # What rounding to the dtype, and the sum, may have moved the level and the ones beside it by.
+        slack = np.float32(_SLACK) * (np.abs(self.stored()) + gap)
+        if self.offset is not None:
+            slack += np.float32(_SLACK) * np.abs(self.offset)
+        certain: Mask = np.abs(moved) < np.float32(0.5) * gap - slack
+        return ~certain
+
+    def at(self, places: Mask) -> LevelGrid:
+        """The grid of some of its values alone, as one row of them."""
+
+        def some(numbers: Floats | None) -> Floats | None:
+            return None if numbers is None else np.broadcast_to(numbers, self.current.shape)[places]
+
+        scale = some(self.scale)
+        assert scale is not None
+        return replace(self, current=self.current[places], scale=scale, zero=some(self.zero), offset=some(self.offset))
 
     def codes(self, neighbours: Neighbours, upper: Mask) -> tuple[Integers, Floats]:
         """The codes of the chosen neighbours, and their values. A code that means the same already stays."""

@@ -141,3 +141,37 @@ def test_a_stored_code_that_is_not_written_anew_stays_where_nothing_moves_its_va
 
     assert codes.tolist() == [[0, 1, 5]]
     assert values.tolist() == [[-64.0, -63.5, -61.5]]
+
+
+@pytest.mark.parametrize("size", [0.01, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("case", WRITTEN)
+def test_what_surely_stays_is_nearest_to_what_is_stored(case: str, size: float) -> None:
+    weight, rng = weight_of(case), np.random.default_rng(7)
+    grid = grid_of(weight)
+    every = np.stack([grid.worth(np.full(grid.current.shape, grid.values[c], np.float32)) for c in grid.allowed])
+    stored = grid.stored()
+    step = np.sort(np.abs(every - stored), axis=0)[1:].astype(np.float64)
+    smallest = np.where(step > 0, step, np.inf).min(axis=0)
+    moved = (size * smallest * rng.uniform(-1, 1, stored.shape)).astype(np.float32)
+
+    may_leave = grid.may_leave(moved)
+
+    exact = stored + moved
+    nearest = np.abs(every.astype(np.float64) - exact).min(axis=0)
+    stays = nearest == np.abs(stored.astype(np.float64) - exact)
+    assert not (~may_leave & ~stays).any()
+    if size == 0.01 and len(grid.allowed) <= 16:
+        assert may_leave.mean() < 0.2  # most of a small update is decided at a glance
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_some_values_of_a_grid_have_the_neighbours_that_they_have_in_all_of_it(case: str) -> None:
+    weight, rng = weight_of(case), np.random.default_rng(8)
+    grid = grid_of(weight)
+    exact = grid.stored() * rng.uniform(0.5, 1.5, grid.current.shape).astype(np.float32)
+    places = rng.random(grid.current.shape) < 0.3
+
+    some, every = grid.at(places).neighbours(exact[places]), grid.neighbours(exact)
+
+    for one, other in zip(some, every, strict=True):
+        np.testing.assert_array_equal(one, other[places])

@@ -26,7 +26,7 @@ from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     from loratools.algebra.level_grid import LevelGrid
-    from loratools.algebra.packing import Bytes
+    from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
 _BLOCK_ELEMENTS = 1 << 17
@@ -72,18 +72,15 @@ def requantise(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
         if grid is None:
             grid = parameters.grid(written, first, last)
             _refuse_large_scales(output, parameters.format, grid)
-        neighbours = grid.neighbours(exact.reshape(grid.current.shape))
-        low, high = neighbours.low.reshape(rows), neighbours.high.reshape(rows)
-        if choose is None:
-            # Of two that are equally near, the one that is stored already.
-            below, above = exact - low, high - exact
-            upper = (above < below) | ((above == below) & (high == base))
-        else:
-            upper = choose(start, exact, low, high)
-        if fresh is not None and choose is None:
+        if choose is not None:
+            neighbours = grid.neighbours(exact.reshape(grid.current.shape))
+            upper = choose(start, exact, neighbours.low.reshape(rows), neighbours.high.reshape(rows))
+            codes, values = grid.codes(neighbours, upper.reshape(grid.current.shape))
+            parameters.pack(weight, codes, first, last, packed)
+        elif fresh is not None:
             values = grid.stored()
         else:
-            codes, values = grid.codes(neighbours, upper.reshape(grid.current.shape))
+            codes, values = nearest_codes(grid, exact, base, delta)
             parameters.pack(weight, codes, first, last, packed)
         moved = values.reshape(rows) - base
         gain += Gain(
@@ -98,6 +95,31 @@ def requantise(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
     if checksum is not None:
         checksum.add(packed.data)
     return replace(gain, undirected=choose.undirected) if choose is not None else gain
+
+
+def nearest_codes(grid: LevelGrid, exact: Floats, base: Floats, delta: Floats) -> tuple[Integers, Floats]:
+    """The codes of the levels nearest to sums, and their values; of two that are equally near, the one stored already.
+
+    Only those are looked for that the update may have moved beyond the middle between two levels: few, as a rule.
+
+    Args:
+        grid: The levels, and the codes that are stored now.
+        exact: The sums, (rows, columns).
+        base: What is stored now, in the same shape.
+        delta: What was added to it.
+    """
+    import numpy as np
+
+    shape = grid.current.shape
+    sums, before = exact.reshape(shape), base.reshape(shape)
+    places = grid.may_leave(delta.reshape(shape))
+    some = grid.at(places)
+    neighbours = some.neighbours(sums[places])
+    below, above = sums[places] - neighbours.low, neighbours.high - sums[places]
+    upper = (above < below) | ((above == below) & (neighbours.high == before[places]))
+    codes, values = np.array(grid.current), np.array(before)
+    codes[places], values[places] = some.codes(neighbours, upper)
+    return codes, values
 
 
 def requantised_error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:

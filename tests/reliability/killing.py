@@ -38,10 +38,11 @@ class EndingOs:
             is_last = next(self.numbers) == self.n  # in one step: other threads count too
             if is_last and not self.after:
                 os._exit(KILLED)
-            result = real(*args, **kwargs)
-            if is_last:
-                os._exit(KILLED)
-            return result
+            try:
+                return real(*args, **kwargs)
+            finally:  # also where the call says that there is no such file
+                if is_last:
+                    os._exit(KILLED)
 
         return call
 

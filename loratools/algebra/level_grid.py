@@ -113,10 +113,14 @@ class LevelGrid:
             low, high = np.where(exact == stored, stored, low), np.where(exact == stored, stored, high)
         return Neighbours(low_level, high_level, low, high)
 
-    def may_leave(self, moved: Floats) -> Mask:
+    def may_leave(self, stored: Floats, moved: Floats) -> Mask:
         """Where a value that moves by so much from what is stored may come to be nearest to another level.
 
         Elsewhere it is surely nearest to the level that it is at. Of levels that lie close together everything may.
+
+        Args:
+            stored: What `stored` gives, which the caller has already.
+            moved: How far each moves, in the same shape.
         """
         levels, _ = self._levels
         at = np.searchsorted(levels, self.values.astype(np.float32))
@@ -127,7 +131,7 @@ class LevelGrid:
         scale = np.abs(self.scale if self.factor is None else self.scale * np.float32(self.factor))
         gap = gaps[self.current] * scale
         # What rounding to the dtype, and the sum, may have moved the level and the ones beside it by.
-        slack = np.float32(_SLACK) * (np.abs(self.stored()) + gap)
+        slack = np.float32(_SLACK) * (np.abs(stored) + gap)
         if self.offset is not None:
             slack += np.float32(_SLACK) * np.abs(self.offset)
         certain: Mask = np.abs(moved) < np.float32(0.5) * gap - slack

@@ -25,6 +25,7 @@ from loratools.ops.inspect.entries import (
 from loratools.report.groups import Group, grouped
 from loratools.report.rows import Column, Rows
 from loratools.report.text import common_folder, interval, number, plural, safe, shape, size
+from loratools.short_repr import clipped
 
 if TYPE_CHECKING:
     from loratools.formats.common.description import Description
@@ -144,8 +145,7 @@ def _described(description: Description) -> Iterator[tuple[str, str]]:
 
 def _shortened(text: str) -> str:
     """The text on one line, cut where a header holds a whole page; --json has all of it."""
-    line = " ".join(text.split())
-    return safe(line if len(line) <= _LONGEST_TEXT else f"{line[:_LONGEST_TEXT]} …")
+    return safe(clipped(text, _LONGEST_TEXT))
 
 
 def _checkpoint_facts(entry: CheckpointEntry) -> list[tuple[str, str]]:

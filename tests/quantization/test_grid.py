@@ -154,7 +154,7 @@ def test_what_surely_stays_is_nearest_to_what_is_stored(case: str, size: float) 
     smallest = np.where(step > 0, step, np.inf).min(axis=0)
     moved = (size * smallest * rng.uniform(-1, 1, stored.shape)).astype(np.float32)
 
-    may_leave = grid.may_leave(moved)
+    may_leave = grid.may_leave(stored, moved)
 
     exact = stored + moved
     nearest = np.abs(every.astype(np.float64) - exact).min(axis=0)

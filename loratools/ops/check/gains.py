@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loratools.checks.common.subject import Subject
 from loratools.errors import LoraToolsError
-from loratools.ops.check.reading import as_ours
+from loratools.ops.common.unreadable import as_ours
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.protocol import Update
 

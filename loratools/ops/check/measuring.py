@@ -11,7 +11,7 @@ from loratools.adapter import Adapter
 from loratools.checks.common.measured import MeasuredModule
 from loratools.checks.common.subject import Subject
 from loratools.errors import LoraToolsError
-from loratools.ops.check.reading import as_ours
+from loratools.ops.common.unreadable import as_ours
 from loratools.ops.inspect.values import non_finite_count
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.protocol import Update

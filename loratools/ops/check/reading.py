@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from loratools import formats
 from loratools.checks.common.subject import Subject
-from loratools.errors import InputError, LoraToolsError
+from loratools.errors import LoraToolsError
 from loratools.formats import Base
 from loratools.formats.common.source import open_source
+from loratools.ops.common.unreadable import as_ours
 from loratools.ops.inspect.sources import FoundSource
 
 if TYPE_CHECKING:
@@ -44,10 +45,3 @@ def read_subject(found_source: FoundSource, context: GivenContext) -> Subject:
         return replace(subject, adapter=formats.load_source(subject.source, format=context.format))
     except (LoraToolsError, OSError) as error:
         return replace(subject, error=as_ours(error))
-
-
-def as_ours(error: LoraToolsError | OSError) -> LoraToolsError:
-    """The error, in words of ours where it is the system's."""
-    if isinstance(error, LoraToolsError):
-        return error
-    return InputError(f"it cannot be read: {(error.strerror or str(error)).lower()}")

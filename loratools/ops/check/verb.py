@@ -15,16 +15,17 @@ from loratools.checkpoints import open_checkpoint
 from loratools.checks.common.programs import program as program_named
 from loratools.checks.common.subject import Subject
 from loratools.errors import InputError, UsageError
-from loratools.execution import forked, local
+from loratools.execution import runner
+from loratools.execution.local import worker_count
 from loratools.formats import Base
 from loratools.formats.common.opened_base import known_base
 from loratools.ops.check.asking import findings, in_order
 from loratools.ops.check.baseline import baseline_of, known_findings, refuse_other_file, without_known
 from loratools.ops.check.reading import GivenContext, read_subject
 from loratools.ops.check.report import CheckedSource, CheckReport
+from loratools.ops.common.fingerprint import fingerprint, same_values
 from loratools.ops.common.progress import expect
 from loratools.ops.inspect.sources import FoundSource, sources_at
-from loratools.ops.listing.fingerprint import fingerprint, same_values
 from loratools.storage.json_file import write_json
 
 if TYPE_CHECKING:
@@ -107,9 +108,7 @@ def check(
 
     units = [unit for source in sources for unit in _units_at(source, from_format)]
     expect(progress, len(units))
-    # The two have one signature; what they return depends on what they are given.
-    runner: Any = forked.run if execution == "forked" else local.run
-    run = partial(runner, threads=threads or os.cpu_count() or 1)
+    run = partial(runner(execution), threads=worker_count(threads))
     checked_sources: Sequence[CheckedSource] = run(
         units, work, on_result=lambda unit, result: progress(1) if progress is not None else None
     )

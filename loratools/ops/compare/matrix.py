@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -67,14 +68,10 @@ def compare_all(
             for adapter, of_one, step in zip(adapters, squares, steps, strict=True)
         ),
         pairs=pairs,
-        order=(),
         clusters=(),
         warnings=tuple(warnings),
     )
-    clusters = linked(matrix.cosine, _ALIKE)
-    return ComparisonMatrix(
-        matrix.adapters, pairs, tuple(i for cluster in clusters for i in cluster), clusters, matrix.warnings
-    )
+    return replace(matrix, clusters=linked(matrix.cosine, _ALIKE))
 
 
 def _compared(first: int, second: int, modules: Sequence[ModulePair]) -> ComparedPair:

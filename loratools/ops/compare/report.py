@@ -194,19 +194,22 @@ class ComparisonMatrix:
     Attributes:
         adapters: The adapters, in the order in which they were given.
         pairs: Every pair once, the earlier first.
-        order: The positions of the adapters in an order in which alike ones stand together.
-        clusters: Groups of positions whose mean cosine is at least 0.5, in that order.
+        clusters: Groups of positions whose mean cosine is at least 0.5, in an order in which alike ones stand together.
         warnings: What a person should know about the result, as sentences.
     """
 
     adapters: tuple[ComparedAdapter, ...]
     pairs: tuple[ComparedPair, ...]
-    order: tuple[int, ...]
     clusters: tuple[tuple[int, ...], ...]
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The positions of the adapters in an order in which alike ones stand together."""
+        return tuple(position for cluster in self.clusters for position in cluster)
 
     @property
     def cosine(self) -> tuple[tuple[float | None, ...], ...]:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.arguments import Globs, checked
-from loratools.errors import InputError, LoraToolsError
+from loratools.errors import LoraToolsError
 from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.formats.common.leave_out import LeaveOut, names_of_key
 from loratools.formats.common.source import open_source
 from loratools.formats.image_parts.notes import described
 from loratools.ops.common.progress import bytes_of, expect
+from loratools.ops.common.unreadable import as_ours
 from loratools.ops.inspect.entries import (
     AdapterEntry,
     CheckpointEntry,
@@ -138,7 +139,7 @@ def _opened_sources(
         except (LoraToolsError, OSError) as error:
             if len(sources) == 1:
                 raise
-            yield FailedEntry(str(source), _as_ours(error))
+            yield FailedEntry(str(source), as_ours(error))
             continue
         not_listed += search.not_listed
         for each in search.sources:
@@ -149,13 +150,7 @@ def _opened_sources(
             except (LoraToolsError, OSError) as error:
                 if len(sources) == len(search.sources) == 1:
                     raise
-                yield FailedEntry(shown, _as_ours(error))
-
-
-def _as_ours(error: LoraToolsError | OSError) -> LoraToolsError:
-    if isinstance(error, LoraToolsError):
-        return error
-    return InputError(f"it cannot be read: {(error.strerror or str(error)).lower()}")
+                yield FailedEntry(shown, as_ours(error))
 
 
 def _open(source: FoundSource, options: _Options) -> Adapter | Checkpoint:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from loratools.errors import LoraToolsError
 from loratools.formats.common.source import ADAPTER_FILES
-
-_PIECE = 1 << 20
+from loratools.storage.files import sha256
 
 
 def main_file(path: Path) -> Path:
@@ -34,15 +33,7 @@ def same_files(paths: Sequence[str]) -> list[tuple[str, ...]]:
     for alike in by_size.values():
         for path in alike if len(alike) > 1 else ():
             try:
-                by_hash[_sha256(main_file(Path(path)))].append(path)
-            except OSError:
+                by_hash[sha256(main_file(Path(path)))].append(path)
+            except (LoraToolsError, OSError):
                 continue
     return [tuple(sorted(group)) for group in by_hash.values() if len(group) > 1]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

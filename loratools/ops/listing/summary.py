@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from loratools.errors import LoraToolsError
+from loratools.ops.common.unreadable import as_ours
 from loratools.ops.inspect.entries import AdapterEntry
 from loratools.ops.listing.rows import ListedAdapter
 
@@ -45,8 +46,7 @@ def row_of_adapter(entry: AdapterEntry, modified: str | None) -> ListedAdapter:
 
 def row_of_error(path: str, error: LoraToolsError | OSError, modified: str | None) -> ListedAdapter:
     """The row of something that cannot be read."""
-    message = error.message if isinstance(error, LoraToolsError) else (error.strerror or str(error)).lower()
-    return ListedAdapter(path=path, modified=modified, error=message)
+    return ListedAdapter(path=path, modified=modified, error=as_ours(error).message)
 
 
 def modified_at(path: Path) -> str | None:

@@ -6,22 +6,22 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.arguments import Positive, checked
 from loratools.checkpoints import open_checkpoint
 from loratools.errors import LoraToolsError, UsageError
-from loratools.execution import forked, local
+from loratools.execution import runner
 from loratools.formats.common.source import open_source
+from loratools.ops.common.fingerprint import fingerprint, same_values
 from loratools.ops.common.progress import expect
 from loratools.ops.inspect.entries import AdapterEntry
 from loratools.ops.inspect.sources import FoundSource, Verdict, sources_at
 from loratools.ops.inspect.verb import inspect
 from loratools.ops.listing.catalogue import Catalogue, Outcome, default_path, stamp
 from loratools.ops.listing.condition import condition
-from loratools.ops.listing.fingerprint import fingerprint, same_values
 from loratools.ops.listing.rows import Duplicates, ListedAdapter, ListReport, OtherSource
 from loratools.ops.listing.same_files import main_file, same_files
 from loratools.ops.listing.summary import modified_at, row_of_adapter, row_of_error
@@ -151,8 +151,7 @@ class _Reading:
         self, catalogue: Catalogue, execution: str, threads: int, progress: Callable[[int], None] | None
     ) -> None:
         self._catalogue = catalogue
-        # The two have one signature; what they return depends on what they are given.
-        self._runner: Any = forked.run if execution == "forked" else local.run
+        self._run_units = runner(execution)
         self._threads = threads
         self._progress = progress
         self._outcomes: dict[str, Outcome] = {}
@@ -183,7 +182,9 @@ class _Reading:
             copies = {path for group in groups for path in group[1:]}
             single = [path for path in paths if path not in copies]
             expect(self._progress, len(single))
-            sums = self._runner([Path(p) for p in single], fingerprint, threads=self._threads, on_result=self._advance)
+            sums = self._run_units(
+                [Path(p) for p in single], fingerprint, threads=self._threads, on_result=self._advance
+            )
             known = {path: each for path, each in zip(single, sums, strict=True) if each is not None}
             yield from (Duplicates(group, "values") for group in same_values(known))
 
@@ -206,7 +207,7 @@ class _Reading:
         self, units: Sequence[_Unit], examine: Callable[[_Unit], _Examined], stamps: dict[str, str]
     ) -> list[_Examined]:
         expect(self._progress, len(units))
-        examined: list[_Examined] = self._runner(units, examine, threads=self._threads, on_result=self._advance)
+        examined: list[_Examined] = self._run_units(units, examine, threads=self._threads, on_result=self._advance)
         outcomes = [each.outcome for each in examined if each.outcome is not None]
         self._outcomes |= {outcome.path: outcome for outcome in outcomes}
         self._catalogue.keep(outcomes, stamps)

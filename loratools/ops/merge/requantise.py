@@ -112,7 +112,7 @@ def nearest_codes(grid: LevelGrid, exact: Floats, base: Floats, delta: Floats) -
 
     shape = grid.current.shape
     sums, before = exact.reshape(shape), base.reshape(shape)
-    places = grid.may_leave(delta.reshape(shape))
+    places = grid.may_leave(before, delta.reshape(shape))
     some = grid.at(places)
     neighbours = some.neighbours(sums[places])
     below, above = sums[places] - neighbours.low, neighbours.high - sums[places]

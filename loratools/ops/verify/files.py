@@ -17,7 +17,7 @@ from loratools.arguments import Positive, checked
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, worker_count
 from loratools.ops.common.progress import expect
-from loratools.ops.verify.report import Finding, Verdict
+from loratools.ops.verify.report import EXIT_CODES, Finding, Verdict
 from loratools.short_repr import few_lines, one_line
 from loratools.storage import system
 from loratools.storage.files import fingerprint, identify, is_sampled_whole, quoted, sha256
@@ -85,7 +85,7 @@ class FilesReport:
     @property
     def exit_code(self) -> int:
         """The exit code of the verdict: 0 for `same`, 1 for `different`, 3 for `undecided`."""
-        return {"same": 0, "different": 1, "undecided": 3}[self.verdict]
+        return EXIT_CODES[self.verdict]
 
     def to_dict(self) -> dict[str, object]:
         """Return the document of `loratools verify --files --json`, without its head."""

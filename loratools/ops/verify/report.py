@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -9,6 +10,7 @@ from typing import Literal, TypeAlias
 from loratools.short_repr import few_lines, one_line
 
 Verdict: TypeAlias = Literal["same", "different", "undecided"]
+EXIT_CODES: Mapping[Verdict, int] = {"same": 0, "different": 1, "undecided": 3}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class VerifyReport:
     @property
     def exit_code(self) -> int:
         """The exit code of the verdict: 0 for `same`, 1 for `different`, 3 for `undecided`."""
-        return {"same": 0, "different": 1, "undecided": 3}[self.verdict]
+        return EXIT_CODES[self.verdict]
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per adapted weight, for a data frame: `pandas.DataFrame(report.rows())`."""

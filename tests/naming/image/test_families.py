@@ -5,31 +5,19 @@ from __future__ import annotations
 import peers
 import pytest
 import torch
-from naming.image.published import SDXL
+from naming.image.published import SDXL, SDXL_REFINER
 
 from loratools.naming.image.evidence import denoisers
 from loratools.naming.image.family import Family
 from loratools.naming.image.text_encoders import families as encoders
 
 SD = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
-REFINER = {
-    "block_out_channels": (384, 768, 1536, 1536),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": 4,
-    "attention_head_dim": (6, 12, 24, 24),
-    "cross_attention_dim": 1280,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2560,
-}
 # family, and which of its models -> class of diffusers and its config; small in depth only, with everything switched on
 # that has weights.
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "sd": ("UNet2DConditionModel", dict(SD)),
     "sdxl": ("UNet2DConditionModel", dict(SDXL)),
-    "sdxl-refiner": ("UNet2DConditionModel", dict(REFINER)),
+    "sdxl-refiner": ("UNet2DConditionModel", dict(SDXL_REFINER)),
     "flux": ("FluxTransformer2DModel", {"num_layers": 2, "num_single_layers": 2, "guidance_embeds": True}),
     "flux2": ("Flux2Transformer2DModel", {"num_layers": 2, "num_single_layers": 2}),
     "sd3": ("SD3Transformer2DModel", {"num_layers": 2, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}),

@@ -95,6 +95,11 @@ def others_lines(report: ListReport, *, every: bool) -> Iterator[RenderableType]
     counts += [f"{len(warned):,} with warnings, which -v shows"] if warned and not every else []
     yield Text(", ".join(counts))
     yield from (Text(safe(f"error: {a.path}: {a.error}"), style="red", overflow="fold") for a in failed)
+    if report.not_compared:
+        count = plural(len(report.not_compared), "adapter")
+        why = "not compared by values: updates that depend on a base, replaced weights, or damaged values"
+        names = f": {', '.join(report.not_compared)}" if every else ""
+        yield Text(safe(f"{count} {why}{names}"), overflow="fold")
     if every:
         for adapter in warned:
             yield from (Text(safe(f"warning: {adapter.path}: {w}"), overflow="fold") for w in adapter.warnings)

@@ -67,7 +67,10 @@ def sources_at(path: Path, format: str | None, *, decide: Decide = adapter_shape
         return SearchResult((FoundSource(path, is_adapter=True),))
     if not path.is_dir():
         # Of a file the content decides; what is not there is for `open_checkpoint` to tell.
-        return SearchResult((FoundSource(path, is_adapter=path.exists() and formats.is_adapter_shaped(path)),))
+        verdict = path.exists() and decide([path])[0]
+        if not isinstance(verdict, bool):
+            raise verdict
+        return SearchResult((FoundSource(path, is_adapter=verdict),))
     adapters = find_adapters(path)
     if path not in adapters and _is_dump(path):
         return SearchResult((FoundSource(path, is_adapter=True),))

@@ -107,12 +107,15 @@ class ListReport:
         others: What is no adapter, and what it is.
         duplicates: Groups of adapters that do the same; empty where that was not asked for.
         hidden: How many adapters a condition has left out.
+        not_compared: Paths of adapters whose values could not be compared with those of others: they depend on their
+            base, or replace weights, or their values are damaged.
     """
 
     adapters: tuple[ListedAdapter, ...]
     others: tuple[OtherSource, ...] = ()
     duplicates: tuple[Duplicates, ...] = ()
     hidden: int = 0
+    not_compared: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return few_lines(self)
@@ -128,4 +131,5 @@ class ListReport:
             "others": [{"path": other.path, "what": other.what} for other in self.others],
             "duplicates": [{"paths": list(group.paths), "how": group.how} for group in self.duplicates],
             "hidden": self.hidden,
+            "not_compared": list(self.not_compared),
         }

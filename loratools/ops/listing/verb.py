@@ -14,6 +14,7 @@ from loratools.arguments import Positive, checked
 from loratools.checkpoints import open_checkpoint
 from loratools.errors import LoraToolsError, UsageError
 from loratools.execution import runner
+from loratools.execution.local import worker_count
 from loratools.formats.common.source import open_source
 from loratools.ops.common.fingerprint import fingerprint, same_values
 from loratools.ops.common.progress import expect
@@ -92,18 +93,18 @@ def list_adapters(
     if missing or not folders:
         raise UsageError(f"'{missing[0]}' does not exist" if missing else "no folder is given", details=missing[1:])
 
-    reading = _Reading(
-        Catalogue(default_path() if cache else None), execution, threads or os.cpu_count() or 1, progress
-    )
+    reading = _Reading(Catalogue(default_path() if cache else None), execution, worker_count(threads), progress)
     outcomes = [outcome for folder in folders for outcome in reading.outcomes(Path(folder))]
     outcomes = list(_one_for_each_file(outcomes))
     adapters = [outcome for outcome in outcomes if isinstance(outcome, ListedAdapter)]
     listed = [adapter for adapter in adapters if meets({**vars(adapter), "name": adapter.name})]
+    groups, not_compared = reading.duplicates(listed, values=values) if duplicates else ([], [])
     return ListReport(
         adapters=tuple(order.sorted(listed)),
         others=tuple(outcome for outcome in outcomes if isinstance(outcome, OtherSource)),
-        duplicates=tuple(reading.duplicates(listed, values=values)) if duplicates else (),
+        duplicates=tuple(groups),
         hidden=len(adapters) - len(listed),
+        not_compared=tuple(not_compared),
     )
 
 
@@ -172,21 +173,22 @@ class _Reading:
         others = [OtherSource(path, group.why) for group in search.not_listed for path in group.paths]
         return [*outcomes, *others]
 
-    def duplicates(self, adapters: Sequence[ListedAdapter], *, values: bool) -> Iterator[Duplicates]:
-        """Groups of adapters that do the same; each path is in one group at most."""
+    def duplicates(self, adapters: Sequence[ListedAdapter], *, values: bool) -> tuple[list[Duplicates], list[str]]:
+        """Groups of adapters that do the same, each path in one at most; and those whose values tell nothing."""
         paths = [adapter.path for adapter in adapters if adapter.error is None]
-        groups = same_files(paths)
-        yield from (Duplicates(group, "file") for group in groups)
-        if values:
-            # Of equal files one stands for all.
-            copies = {path for group in groups for path in group[1:]}
-            single = [path for path in paths if path not in copies]
-            expect(self._progress, len(single))
-            sums = self._run_units(
-                [Path(p) for p in single], fingerprint, threads=self._threads, on_result=self._advance
-            )
-            known = {path: each for path, each in zip(single, sums, strict=True) if each is not None}
-            yield from (Duplicates(group, "values") for group in same_values(known))
+        same = same_files(paths)
+        groups = [Duplicates(group, "file") for group in same]
+        if not values:
+            return groups, []
+        # Of equal files one stands for all.
+        copies = {path for group in same for path in group[1:]}
+        single = [path for path in paths if path not in copies]
+        expect(self._progress, len(single))
+        files = [Path(path) for path in single]
+        sums = self._run_units(files, fingerprint, threads=self._threads, on_result=self._advance)
+        known = {path: each for path, each in zip(single, sums, strict=True) if each is not None}
+        groups += [Duplicates(group, "values") for group in same_values(known)]
+        return groups, [path for path in single if path not in known]
 
     def _decide(self, paths: Sequence[Path]) -> list[Verdict]:
         stamps = _stamps(paths)

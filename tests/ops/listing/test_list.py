@@ -199,6 +199,20 @@ def test_duplicates_are_found_by_bytes_and_on_request_by_values(library: Path) -
     }
 
 
+def test_adapters_whose_values_tell_nothing_are_named(library: Path) -> None:
+    name = "base_model.model.{}.lora_magnitude_vector"
+    magnitudes = {name.format(module): torch.ones(rows) for module, (rows, _) in factories.MODULES.items()}
+    factories.adapter_folder(library / "dora", extra=magnitudes, config={"use_dora": True})
+
+    report = loratools.list_adapters(library, duplicates=True, values=True)
+
+    assert report.not_compared == (str(library / "dora"),)
+    assert loratools.list_adapters(library, duplicates=True).not_compared == ()
+    shown = invoke(library, "--duplicates", "--values", "-v")
+    assert "1 adapter not compared by values: updates that depend on a base" in shown.stderr
+    assert str(library / "dora") in shown.stderr
+
+
 def test_processes_and_threads_give_the_same(library: Path) -> None:
     one = loratools.list_adapters(library, cache=False, threads=1).to_dict()
     assert loratools.list_adapters(library, cache=False, threads=3, execution="forked").to_dict() == one

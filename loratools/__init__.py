@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from loratools.ops.combine.recipe import Calibration, HeadsRule
     from loratools.ops.combine.report import CombineReport
     from loratools.ops.combine.shares import CombinedModule, ModuleShare, Share
+    from loratools.ops.combine.side_by_side import MethodOutcome, MethodsReport, compare_methods
     from loratools.ops.combine.verb import combine
     from loratools.ops.common.arguments import AdapterArgument, AdapterSource
     from loratools.ops.compare.report import (
@@ -160,6 +161,8 @@ _HOMES = {
     "MergedTensor": "ops.merge.report",
     "MethodInfo": "ops.registries",
     "MethodOption": "ops.registries",
+    "MethodOutcome": "ops.combine.side_by_side",
+    "MethodsReport": "ops.combine.side_by_side",
     "MismatchError": "errors",
     "ModuleShare": "ops.combine.shares",
     "ModuleSpectrum": "ops.spectrum.report",
@@ -205,6 +208,7 @@ _HOMES = {
     "clean": "ops.clean",
     "combine": "ops.combine.verb",
     "compare": "ops.compare.verb",
+    "compare_methods": "ops.combine.side_by_side",
     "convert": "ops.convert.verb",
     "extract": "ops.extract.verb",
     "inspect": "ops.inspect.verb",
@@ -282,6 +286,8 @@ __all__ = [
     "MergedTensor",
     "MethodInfo",
     "MethodOption",
+    "MethodOutcome",
+    "MethodsReport",
     "MismatchError",
     "ModuleShare",
     "ModuleSpectrum",
@@ -327,6 +333,7 @@ __all__ = [
     "clean",
     "combine",
     "compare",
+    "compare_methods",
     "convert",
     "extract",
     "inspect",

@@ -92,10 +92,11 @@ def checked(function: Any = None, /, **later: str) -> Any:
         return functools.partial(checked, **later)
     signature = inspect.signature(function)
     parameters = signature.parameters
+    passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
     @functools.wraps(function)
     def call(*positional: object, **named: object) -> object:
-        unknown = [name for name in named if name not in parameters]
+        unknown = [name for name in named if name not in parameters and not passes_on]
         if unknown:
             near = difflib.get_close_matches(unknown[0], parameters, n=1)
             raise UsageError(
@@ -112,6 +113,8 @@ def checked(function: Any = None, /, **later: str) -> Any:
             parameter = parameters[name]
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
                 bound.arguments[name] = tuple(_argument(function, parameter, v, later) for v in value)
+            elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                continue  # they are for another checked function, which refuses what it does not know
             elif value is not parameter.default:
                 bound.arguments[name] = _argument(function, parameter, value, later)
         return function(*bound.args, **bound.kwargs)

@@ -13,7 +13,13 @@ from loratools.arguments import annotation_of, byte_size
 from loratools.errors import LoraToolsError, UsageError
 
 FUNCTIONS = tuple(name for name in loratools.__all__ if inspect.isfunction(getattr(loratools, name)))
-PARAMETERS = [(f, p) for f in FUNCTIONS for p in inspect.signature(getattr(loratools, f)).parameters]
+# What a function passes on to another one is checked there.
+PARAMETERS = [
+    (f, name)
+    for f in FUNCTIONS
+    for name, parameter in inspect.signature(getattr(loratools, f)).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD
+]
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ADAPTER, BASE = FIXTURES / "llama-tiny-science", FIXTURES / "llama-tiny"
 
@@ -28,7 +34,7 @@ def required(function: Any) -> dict[str, object]:
     values |= {"merged": str(BASE), "base": str(BASE), "tuned": str(BASE), "out": "nowhere", "format": "peft"}
     values |= {"folder": "nowhere"}
     parameters = inspect.signature(function).parameters.values()
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {name: values[name] for name in needed}
 
 

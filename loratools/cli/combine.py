@@ -12,19 +12,20 @@ from loratools.cli.common import options
 from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, SELECTION, option, verb
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import replaced_rows, with_replaced
+from loratools.errors import UsageError
 
 
 @verb("combine")
 @click.argument("adapters", nargs=-1, type=options.WEIGHTED, metavar="ADAPTER[=W]...")
-@options.out
+@option(OUTPUT, "-o", "--out", type=options.PATH, metavar="PATH", help="Where to write the result.")
 @option(
     SELECTION,
     "--method",
-    type=options.METHOD,
-    metavar="NAME",
+    type=options.METHODS,
+    metavar="NAME[,NAME...]",
     help=(
         f"The method, linear where none is given: {', '.join(registry.names('methods'))}. 'loratools methods NAME' "
-        "explains one."
+        "explains one. Several, or 'all', are compared with --plan."
     ),
 )
 @option(
@@ -109,7 +110,8 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 def command(
     adapters: tuple[options.Weighted, ...],
     *,
-    out: Path,
+    out: Path | None,
+    method: tuple[str, ...] | None,
     plan: bool,
     overwrite: bool,
     output: Output,
@@ -121,7 +123,8 @@ def command(
     the nearest of that size. For each adapter, the summary prints its gain (how much of it is in the result: its
     weight, where nothing overlaps), its interference (how differently the result answers to the inputs that the adapter
     reacts to), and its overlap with the other adapters, next to what two random adapters of that size would have.
-    --plan computes all of that and writes nothing; -v prints it for each module.
+    --plan computes all of that and writes nothing; -v prints it for each module. With --plan, several methods can be
+    named, or 'all': a table shows what each would do, the one with the smallest interference first.
 
     \b
     Examples:
@@ -129,14 +132,22 @@ def command(
       loratools combine style facts -o both --rank 16
       loratools combine instruct chat=-0.5 -o less-chatty
       loratools combine a b c -o all --method ties --set density=0.3 --rank 16
+      loratools combine a b c --method all --rank 16 --plan
       loratools combine --recipe blend.yaml -o blend
     """
+    sources = [(a.source, a.weight) for a in adapters]
+    if method is not None and (len(method) > 1 or method == ("all",)):
+        _compare(sources, method, plan=plan, output=output, settings={"out": out, "overwrite": overwrite, **settings})
+        return
+    if out is None:
+        raise click.MissingParameter(param_type="option", param_hint="'-o' / '--out'")
     from loratools.ops.combine.verb import combine
 
     with output.progress(None, "combining") as progress:
         report = combine(
-            [(a.source, a.weight) for a in adapters],
+            sources,
             out,
+            method=method[0] if method else None,
             plan=plan,
             overwrite=overwrite,
             progress=progress,
@@ -155,3 +166,26 @@ def command(
         output.table(*planned, *replaced_rows(out, overwrite=overwrite))
     else:
         output.summary(*combine_summary(report, every=output.verbose))
+
+
+def _compare(
+    sources: list[tuple[str, float]], methods: tuple[str, ...], *, plan: bool, output: Output, settings: dict[str, Any]
+) -> None:
+    """Print what several methods would make of the adapters."""
+    from loratools.ops.combine.side_by_side import compare_methods
+
+    if not plan:
+        raise UsageError(
+            "several methods make several results, and nothing says which one to write",
+            hint="add --plan to compare them, or name one method",
+        )
+    with output.progress(None, "combining") as progress:
+        report = compare_methods(sources, methods, progress=progress, **settings)
+    for warning in report.warnings:
+        output.warn(warning)
+    if output.json:
+        output.document(report.to_dict())
+        return
+    from loratools.report.methods_compared import methods_compared
+
+    output.table(*methods_compared(report))

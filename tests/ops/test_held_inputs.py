@@ -28,6 +28,10 @@ VERBS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda at: loratools.combine([at / "one", at / "two"], at / "out"),
         ("one/adapter_model.safetensors", "one/adapter_config.json", "two/adapter_model.safetensors"),
     ),
+    "compare_methods": (
+        lambda at: loratools.compare_methods([at / "one", at / "two"], ["ties", "linear"], rank=2),
+        ("one/adapter_model.safetensors", "two/adapter_config.json"),
+    ),
     "resize": (
         lambda at: loratools.resize(at / "one", at / "out", rank=2),
         ("one/adapter_model.safetensors", "one/adapter_config.json"),

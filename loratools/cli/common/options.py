@@ -194,6 +194,11 @@ def _unchanged(text: str) -> str:
     return text
 
 
+def _split(text: str) -> tuple[str, ...]:
+    """The names of a list with commas; one empty name of an empty text."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) or ("",)
+
+
 def _verbs() -> tuple[str, ...]:
     return registry.names("cli")
 
@@ -238,6 +243,7 @@ PATH = _Parsed("path", _parse_path, None)
 DEVICE = _Parsed("device", _parse_device, _devices)
 # The functions of the verbs refuse a name that does not exist, with what there is.
 METHOD = _Parsed("method", _unchanged, _methods)
+METHODS = _Parsed("methods", _split, lambda: ("all", *_methods()))
 PROGRAM = _Parsed("program", _unchanged, _programs)
 CHECK_RULE = _Parsed("rule", _unchanged, _rules)
 READ_FORMAT = _Parsed("format", _unchanged, lambda: _formats_that("read"))

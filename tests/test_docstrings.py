@@ -43,7 +43,7 @@ def test_every_parameter_is_in_the_docstring(name: str) -> None:
     value = callables()[name]
     parameters = [p for p in inspect.signature(value).parameters if p not in ("self", "cls")]  # type: ignore[arg-type]
 
-    explained = re.findall(r"^    (\w+): \S", section(inspect.getdoc(value) or "", "Args"), re.M)
+    explained = re.findall(r"^    \*{0,2}(\w+): \S", section(inspect.getdoc(value) or "", "Args"), re.M)
 
     assert explained == parameters
 

@@ -32,6 +32,7 @@ LAYERS = (
     "methods",
     "checks",
     "execution",
+    "charts",
     "ops",
     "report",
     "cli",

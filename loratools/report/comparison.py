@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from loratools.charts.labels import common_folder
 from loratools.ops.compare.report import ComparedModule, CompareReport, ComparisonMatrix
 from loratools.report.groups import grouped
 from loratools.report.pairs import pairs
 from loratools.report.rows import Column, Rows
-from loratools.report.text import common_folder, number, plural, safe
+from loratools.report.text import number, plural, safe
 
 _HEADINGS = ("cosine", "overlap", "at random", "output overlap", "at random", "norm ratio", "angles")
 

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from loratools.charts.labels import common_folder
 from loratools.ops.inspect.entries import (
     AdapterEntry,
     CheckpointEntry,
@@ -24,7 +25,7 @@ from loratools.ops.inspect.entries import (
 )
 from loratools.report.groups import Group, grouped
 from loratools.report.rows import Column, Rows
-from loratools.report.text import common_folder, interval, number, plural, safe, shape, size
+from loratools.report.text import interval, number, plural, safe, shape, size
 from loratools.short_repr import clipped
 
 if TYPE_CHECKING:

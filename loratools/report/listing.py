@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from loratools.charts.labels import common_folder
 from loratools.ops.listing.rows import ListedAdapter, ListReport
 from loratools.report.rows import Column, Rows
-from loratools.report.text import common_folder, number, plural, safe, size
+from loratools.report.text import number, plural, safe, size
 from loratools.short_repr import clipped
 
 _USUAL = ("name", "family", "base_model", "kind", "rank", "dtype", "bytes", "title", "trigger_words", "date")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Iterable, Sequence
 
 # One character for one character, so that columns stay aligned. U+2500 to U+257F draw boxes.
@@ -24,19 +22,6 @@ def safe(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def common_folder(paths: Sequence[str]) -> str:
-    """Return the folders that all of several paths begin with, such as `models/loras/`; empty where there are
-    none."""
-    if len(paths) < 2:
-        return ""
-    shared = 0
-    # Letter by letter as they are given: os.path.commonpath refuses `a` beside `/a`, and drops a leading `./`.
-    folders = [re.split(re.escape(os.sep), path) for path in paths]
-    while all(shared < len(each) for each in folders) and len({each[shared] for each in folders}) == 1:
-        shared += 1
-    return "".join(name + os.sep for name in folders[0][:shared]) if any(folders[0][:shared]) else ""
 
 
 def ascii_only(text: str) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
 from loratools.ops.combine.shares import CombinedModule, Share
 from loratools.short_repr import few_lines
+
+if TYPE_CHECKING:
+    from loratools.charts.values import Chart
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class CombineReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Return the pictures of the report as values; see `loratools.charts`."""
+        from loratools.ops.combine.charts import charts
+
+        return charts(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module and adapter, for a data frame: `pandas.DataFrame(report.rows())`."""

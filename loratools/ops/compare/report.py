@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from loratools.short_repr import few_lines, one_line
+
+if TYPE_CHECKING:
+    from loratools.charts.values import Chart
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,12 @@ class CompareReport:
     def is_at_least(self, cosine: float) -> bool:
         """Whether the cosine is known and no smaller than this."""
         return self.cosine is not None and self.cosine >= cosine
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Return the pictures of the report as values; see `loratools.charts`."""
+        from loratools.ops.compare.charts import pair_charts
+
+        return pair_charts(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module that both have, for a data frame: `pandas.DataFrame(report.rows())`."""
@@ -236,6 +246,12 @@ class ComparisonMatrix:
         for pair in self.pairs:
             rows[pair.first][pair.second] = rows[pair.second][pair.first] = getattr(pair, field)
         return tuple(map(tuple, rows))
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Return the pictures of the report as values; see `loratools.charts`."""
+        from loratools.ops.compare.charts import matrix_charts
+
+        return matrix_charts(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per pair, for a data frame: `pandas.DataFrame(report.rows())`."""

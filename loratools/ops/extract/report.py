@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter, Replacement
 from loratools.ops.extract.cost import Cost, cost_of
@@ -17,6 +18,9 @@ from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.short_repr import few_lines
 from loratools.skipped import Skipped
 from loratools.tensors.dtypes import DTYPE_BITS
+
+if TYPE_CHECKING:
+    from loratools.charts.values import Chart
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,12 @@ class ExtractReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Return the pictures of the report as values; see `loratools.charts`."""
+        from loratools.ops.extract.charts import charts
+
+        return charts(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per extracted module, for a data frame: `pandas.DataFrame(report.rows())`."""

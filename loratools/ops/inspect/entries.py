@@ -10,6 +10,7 @@ from loratools.errors import InputError, LoraToolsError
 from loratools.short_repr import counted, one_line
 
 if TYPE_CHECKING:
+    from loratools.charts.values import Chart
     from loratools.formats.common.description import Description
 
 _Key = TypeVar("_Key", str, int, float)
@@ -194,6 +195,12 @@ class AdapterEntry(NamedTuple):
         if self.mostly_zero:
             warnings.append(f"most rows of B are zeros, as a lost shard leaves them: {', '.join(self.mostly_zero)}")
         return tuple(warnings)
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Return the pictures of the report as values; see `loratools.charts`."""
+        from loratools.ops.inspect.charts import entry_charts
+
+        return entry_charts(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""
@@ -389,6 +396,12 @@ class InspectReport(NamedTuple):
             f"{len(failed)} of {len(self.sources)} sources could not be inspected",
             details=[f"{e.path}: {e.error.message}" for e in failed],
         )
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Return the pictures of the report as values; see `loratools.charts`."""
+        from loratools.ops.inspect.charts import charts
+
+        return charts(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module of an adapter and per tensor of a checkpoint, each with the path of its source.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loratools.ops.merge.plan import MergePlan
 from loratools.ops.merge.rounding import RoundingMode
 from loratools.short_repr import few_lines, one_line
+
+if TYPE_CHECKING:
+    from loratools.charts.values import Chart
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,12 @@ class MergeReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Return the pictures of the report as values; see `loratools.charts`."""
+        from loratools.ops.merge.charts import charts
+
+        return charts(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per changed weight, for a data frame: `pandas.DataFrame(report.rows())`."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from loratools.short_repr import few_lines, one_line
 from loratools.skipped import Skipped
+
+if TYPE_CHECKING:
+    from loratools.charts.values import Chart
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,12 @@ class SpectrumReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Return the pictures of the report as values; see `loratools.charts`."""
+        from loratools.ops.spectrum.charts import charts
+
+        return charts(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""

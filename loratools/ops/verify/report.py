@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from loratools.short_repr import few_lines, one_line
+
+if TYPE_CHECKING:
+    from loratools.charts.values import Chart
 
 Verdict: TypeAlias = Literal["same", "different", "undecided"]
 EXIT_CODES: Mapping[Verdict, int] = {"same": 0, "different": 1, "undecided": 3}
@@ -131,6 +134,12 @@ class VerifyReport:
     def exit_code(self) -> int:
         """The exit code of the verdict: 0 for `same`, 1 for `different`, 3 for `undecided`."""
         return EXIT_CODES[self.verdict]
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Return the pictures of the report as values; see `loratools.charts`."""
+        from loratools.ops.verify.charts import charts
+
+        return charts(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per adapted weight, for a data frame: `pandas.DataFrame(report.rows())`."""

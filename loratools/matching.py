@@ -164,7 +164,7 @@ def _replacements(
         base_name = next((n for n in (renaming(name), name) if n in alias_of), None)
         if base_name is not None:
             places, shape = alias_of[base_name].places, alias_of[base_name].shape
-            pieces = any(not place.whole for place in places)
+            pieces = any(not place.is_whole for place in places)
             if pieces and replacement.rows is None and replacement.tensor.shape != shape:
                 # Pieces of another size would be cut out of it, and what is left dropped.
                 missing.append((name, f"adapter {flow(replacement.tensor.shape)}, base {flow(shape)}"))

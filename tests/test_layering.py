@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "loratools"
 LAYERS = (
     "_version",
     "errors",
+    "hints",
     "skipped",
     "selection",
     "short_repr",

@@ -25,14 +25,14 @@ class BlockType:
     Attributes:
         levels: What each code means before it is scaled, by code.
         codes: The codes in blocks: (blocks, bytes) -> (blocks, values).
-        put: Stores codes in blocks, in place, and leaves their scales.
+        store_codes: Stores codes in blocks, in place, and leaves their scales.
         scales: A scale for each group of a block: (blocks, bytes) -> (blocks, groups).
         offsets: The same of what is added; None where there is none.
     """
 
     levels: Singles
     codes: Callable[[Bytes], Bytes]
-    put: Callable[[Bytes, Bytes], None]
+    store_codes: Callable[[Bytes, Bytes], None]
     scales: Callable[[Bytes], Singles]
     offsets: Callable[[Bytes], Singles] | None = None
 
@@ -72,10 +72,10 @@ def _nibbles_at(start: int) -> Callable[[Bytes], Bytes]:
 
 
 def _put_nibbles_at(start: int) -> Callable[[Bytes, Bytes], None]:
-    def put(blocks: Bytes, codes: Bytes) -> None:
+    def store(blocks: Bytes, codes: Bytes) -> None:
         blocks[:, start : start + 16] = (codes[:, :16] & 15) | (codes[:, 16:] << 4)
 
-    return put
+    return store
 
 
 def _five_bits_at(word: int) -> Callable[[Bytes], Bytes]:
@@ -92,11 +92,11 @@ def _five_bits_at(word: int) -> Callable[[Bytes], Bytes]:
 def _put_five_bits_at(word: int) -> Callable[[Bytes, Bytes], None]:
     put_nibbles = _put_nibbles_at(word + 4)
 
-    def put(blocks: Bytes, codes: Bytes) -> None:
+    def store(blocks: Bytes, codes: Bytes) -> None:
         blocks[:, word : word + 4] = np.packbits(codes >> 4, axis=1, bitorder="little")
         put_nibbles(blocks, codes)
 
-    return put
+    return store
 
 
 def _bytes_from_2(blocks: Bytes) -> Bytes:

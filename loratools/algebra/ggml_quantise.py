@@ -50,8 +50,8 @@ def _eight_bits(blocks: Singles) -> tuple[Bytes, list[Singles]]:
     scale = abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     scaled = blocks * _inverse(scale)
     size = abs(scaled)
-    whole = np.floor(size)
-    codes = np.sign(scaled) * (whole + np.floor(2 * (size - whole)))
+    floors = np.floor(size)
+    codes = np.sign(scaled) * (floors + np.floor(2 * (size - floors)))
     return codes.astype(np.int8).view(np.uint8), [scale]
 
 
@@ -75,5 +75,5 @@ def quantise(kind: str, values: Singles, size: int) -> Bytes:
     with np.errstate(over="ignore"):
         halves = np.concatenate(numbers, axis=1).astype(np.float16)
     packed[:, : 2 * len(numbers)] = halves.view(np.uint8)
-    TYPES[kind].put(packed, codes)
+    TYPES[kind].store_codes(packed, codes)
     return packed

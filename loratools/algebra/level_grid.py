@@ -81,8 +81,8 @@ class LevelGrid:
         levels, _ = self._levels
         at = np.searchsorted(levels, self.values[self.current].astype(np.float32))
         centre = self.worth(levels[np.clip(at, 0, len(levels) - 1)])
-        beside = [self.worth(levels[np.clip(at + step, 0, len(levels) - 1)]) for step in (-1, 1)]
-        below, above = (np.abs(worth - centre) / 2 for worth in beside)
+        neighbours = [self.worth(levels[np.clip(at + step, 0, len(levels) - 1)]) for step in (-1, 1)]
+        below, above = (np.abs(worth - centre) / 2 for worth in neighbours)
         width = below + above
         variance: Floats = (below**3 + above**3) / (3 * np.where(width > 0, width, 1))
         return variance
@@ -140,20 +140,22 @@ class LevelGrid:
     def at(self, places: Mask) -> LevelGrid:
         """The grid of some of its values alone, as one row of them."""
 
-        def some(numbers: Floats | None) -> Floats | None:
+        def at_places(numbers: Floats | None) -> Floats | None:
             return None if numbers is None else np.broadcast_to(numbers, self.current.shape)[places]
 
-        scale = some(self.scale)
+        scale = at_places(self.scale)
         assert scale is not None
-        return replace(self, current=self.current[places], scale=scale, zero=some(self.zero), offset=some(self.offset))
+        return replace(
+            self, current=self.current[places], scale=scale, zero=at_places(self.zero), offset=at_places(self.offset)
+        )
 
     def codes(self, neighbours: Neighbours, upper: Mask) -> tuple[Integers, Floats]:
         """The codes of the chosen neighbours, and their values. A code that means the same already stays."""
         _, codes = self._levels
         values = np.where(upper, neighbours.high, neighbours.low)
         chosen = codes[np.where(upper, neighbours.high_level, neighbours.low_level)]
-        same = values == self.stored()
-        return np.where(same, self.current, chosen).astype(self.current.dtype), values
+        unchanged = values == self.stored()
+        return np.where(unchanged, self.current, chosen).astype(self.current.dtype), values
 
     @cached_property
     def _levels(self) -> tuple[Floats, Integers]:

@@ -29,17 +29,21 @@ def linked(likeness: Sequence[Sequence[float | None]], threshold: float) -> tupl
     ends: list[list[list[int]]] = [[group] for group in groups]
     while len(groups) > 1:
         best, i, j = max((means[i][j], -i, -j) for i in range(len(groups)) for j in range(i + 1, len(groups)))
-        one, other = -i, -j
-        first, second = len(groups[one]), len(groups[other])
+        kept_index, absorbed = -i, -j
+        first, second = len(groups[kept_index]), len(groups[absorbed])
         # The mean over all pairs of a merged group and each of the others.
-        merged = [(first * a + second * b) / (first + second) for a, b in zip(means[one], means[other], strict=True)]
-        ends[one] = [[*groups[one], *groups[other]]] if best >= threshold else [*ends[one], *ends[other]]
-        groups[one] = [*groups[one], *groups[other]]
-        means[one] = merged
+        merged = [
+            (first * a + second * b) / (first + second) for a, b in zip(means[kept_index], means[absorbed], strict=True)
+        ]
+        ends[kept_index] = (
+            [[*groups[kept_index], *groups[absorbed]]] if best >= threshold else [*ends[kept_index], *ends[absorbed]]
+        )
+        groups[kept_index] = [*groups[kept_index], *groups[absorbed]]
+        means[kept_index] = merged
         for k, row in enumerate(means):
-            row[one] = merged[k]
-        means[one][one] = math.inf
-        del groups[other], ends[other], means[other]
+            row[kept_index] = merged[k]
+        means[kept_index][kept_index] = math.inf
+        del groups[absorbed], ends[absorbed], means[absorbed]
         for row in means:
-            del row[other]
+            del row[absorbed]
     return tuple(tuple(group) for group in (ends[0] if ends else []))

@@ -84,8 +84,8 @@ def stochastic_choice(values: Floats, low: Floats, high: Floats, random: Floats)
 def orthonormal_rows(directions: Floats) -> Floats:
     """An orthonormal basis of the space that the rows span: (k, inputs) -> (rank, inputs), in float32."""
     _, sizes, basis = np.linalg.svd(directions.astype(np.float64), full_matrices=False)
-    kept = basis[sizes > _SHORTEST * sizes[0]] if len(sizes) and sizes[0] > 0 else basis[:0]
-    return kept.astype(np.float32)
+    spanning = basis[sizes > _SHORTEST * sizes[0]] if len(sizes) and sizes[0] > 0 else basis[:0]
+    return spanning.astype(np.float32)
 
 
 class InputMetric(Protocol):

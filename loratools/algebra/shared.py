@@ -42,12 +42,12 @@ class Shared:
 class SideBySide:
     """The thin singular value decomposition of all deltas next to one another.
 
-    `[delta_1 ... delta_T] = left @ diag(s) @ [v_1 ... v_T]`.
+    `[delta_1 ... delta_T] = u @ diag(s) @ [v_1 ... v_T]`.
 
-    left: (out, p)   s: (p,) descending, none of them rounding   v_i: (p, in)
+    u: (out, p)   s: (p,) descending, none of them rounding   v_i: (p, in)
     """
 
-    left: Tensor
+    u: Tensor
     s: Tensor
     v: tuple[Tensor, ...]
 

@@ -168,8 +168,8 @@ def truncated_svds(
         flipped = truncated_svds(deltas.mT, rank)
         return [_transposed(results) for results in flipped]
     results: list[TruncatedSvd] = []
-    for some in _pieces(deltas.detach(), max(1, 8 * _PIECE // (m * n))):
-        results += _exact_together(some.float(), rank)
+    for batch in _pieces(deltas.detach(), max(1, 8 * _PIECE // (m * n))):
+        results += _exact_together(batch.float(), rank)
     return results
 
 
@@ -445,12 +445,12 @@ def _orthonormal_rows(y: Tensor, q: Tensor | None, noise: float) -> Tensor:
     Directions of length `noise` or less, or lost in the rounding of longer ones, are left out. Twice is enough: the
     first round leaves errors of float32 rounding times the condition of y, the second is well conditioned.
     """
-    for again in (False, True):
+    for second_pass in (False, True):
         if q is not None and q.shape[0]:
             y = torch.addmm(y, q.mT, q @ y, alpha=-1)
         wide = y.double()
-        rotate = _whitening(wide, 0.5 if again else noise * noise)
-        y = (wide @ rotate).float() if again else y @ rotate.float()
+        rotate = _whitening(wide, 0.5 if second_pass else noise * noise)
+        y = (wide @ rotate).float() if second_pass else y @ rotate.float()
     return y.mT.contiguous()
 
 
@@ -521,8 +521,8 @@ def _residual_sum_of_squares(delta: Tensor, u: Tensor, s: Tensor, vt: Tensor) ->
     right = s[:, None] * vt.double()
     total = torch.zeros((), dtype=torch.float64, device=delta.device)
     rows = max(1, _PIECE // delta.shape[1])
-    for piece, left in zip(_pieces(delta, rows), _pieces(u, rows), strict=True):
-        residual = torch.addmm(piece.double(), left.double(), right, alpha=-1)
+    for piece, u_rows in zip(_pieces(delta, rows), _pieces(u, rows), strict=True):
+        residual = torch.addmm(piece.double(), u_rows.double(), right, alpha=-1)
         total += torch.dot(residual.view(-1), residual.view(-1))
     return float(total)
 

@@ -12,18 +12,19 @@ from loratools.checks.common.names import counted_names
 from loratools.checks.common.observation import Observation
 from loratools.checks.common.pairs import factor_pairs
 from loratools.checks.common.subject import Subject
+from loratools.hints import DAMAGED_ADAPTER
 
 SEVERITY = "error"
 NEEDS = "headers"
-FIX = "save the adapter again, or download it again if it was cut off"
+FIX = DAMAGED_ADAPTER
 
 
 def observe(subject: Subject) -> Iterator[Observation]:
     """Modules whose A or B is alone."""
     if subject.source is None:
         return
-    alone = tuple(
+    unpaired = tuple(
         key for parts in factor_pairs(subject.source.tensors).values() if len(parts) == 1 for key, _ in parts.values()
     )
-    if alone:
-        yield Observation(f"{counted_names(alone, 'factor')} without the other one", alone)
+    if unpaired:
+        yield Observation(f"{counted_names(unpaired, 'factor')} without the other one", unpaired)

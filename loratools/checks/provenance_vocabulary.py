@@ -31,13 +31,13 @@ def observe(subject: Subject) -> Iterator[Observation]:
     differing: list[str] = []
     for name, places in fit.replacements.items():
         replacement = subject.adapter.replacements[name]
-        here, there = replacement.tensor.shape, base.shapes.get(places[0].weight, ())
-        if len(here) != 2 or len(there) != 2 or here[1] != there[1]:
+        adapter_shape, base_shape = replacement.tensor.shape, base.shapes.get(places[0].weight, ())
+        if len(adapter_shape) != 2 or len(base_shape) != 2 or adapter_shape[1] != base_shape[1]:
             continue
         if replacement.rows is not None:
-            if max(replacement.rows, default=0) >= there[0]:
-                differing.append(f"{name}: row {max(replacement.rows):,} of a table of {there[0]:,}")
-        elif here[0] != there[0]:
-            differing.append(f"{name}: {here[0]:,} rows, and {there[0]:,} in the base")
+            if max(replacement.rows, default=0) >= base_shape[0]:
+                differing.append(f"{name}: row {max(replacement.rows):,} of a table of {base_shape[0]:,}")
+        elif adapter_shape[0] != base_shape[0]:
+            differing.append(f"{name}: {adapter_shape[0]:,} rows, and {base_shape[0]:,} in the base")
     if differing:
         yield Observation(f"{counted(len(differing), 'table')} of another vocabulary than the base's", tuple(differing))

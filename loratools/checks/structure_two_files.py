@@ -22,6 +22,8 @@ def observe(subject: Subject) -> Iterator[Observation]:
     source = subject.source
     if source is None or source.file.name not in ADAPTER_FILES or not source.path.is_dir():
         return
-    others = tuple(name for name in ADAPTER_FILES if name != source.file.name and (source.folder / name).is_file())
-    if others:
-        yield Observation(f"{quoted(source.file.name)} is read, and {', '.join(map(quoted, others))} not", others)
+    other_files = tuple(name for name in ADAPTER_FILES if name != source.file.name and (source.folder / name).is_file())
+    if other_files:
+        yield Observation(
+            f"{quoted(source.file.name)} is read, and {', '.join(map(quoted, other_files))} not", other_files
+        )

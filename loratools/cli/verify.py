@@ -82,9 +82,9 @@ def command(
         _verify_files(merged, adapters, base, output, settings)
         return
     if base is None or not adapters:
-        what = "--base" if base is None else "ADAPTER"
+        absent = "--base" if base is None else "ADAPTER"
         raise UsageError(
-            f"{what} is missing",
+            f"{absent} is missing",
             hint="give what it was merged from, --base BASE ADAPTER[=W]..., or --files to look at its files alone",
         )
     from loratools.ops.verify.verb import verify
@@ -106,11 +106,11 @@ def _verify_files(
     merged: str, adapters: tuple[options.Weighted, ...], base: str | None, output: Output, settings: Mapping[str, Any]
 ) -> None:
     """Do what --files asks for, which no other option but --threads has to do with."""
-    given = [name for name, value in settings.items() if value and name != "threads"]
-    if adapters or base is not None or given:
-        others = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    given_options = [name for name, value in settings.items() if value and name != "threads"]
+    if adapters or base is not None or given_options:
+        spelled = ", ".join(f"--{name.replace('_', '-')}" for name in given_options)
         raise UsageError(
-            f"--files looks at the files alone, and takes no {others or '--base and no ADAPTER'}",
+            f"--files looks at the files alone, and takes no {spelled or '--base and no ADAPTER'}",
             hint="run verify twice: once with --files, once with --base BASE ADAPTER[=W]...",
         )
     from loratools.ops.verify.files import verify_files

@@ -84,16 +84,16 @@ class _Workers:
                 stream.flush()  # or each worker would have a copy of what is not yet written
         try:
             for _ in range(count):
-                ours, theirs = socket.socketpair()
+                parent_end, worker_end = socket.socketpair()
                 pid = os.fork()
                 if pid == 0:
-                    for connection in [*self.connections, ours]:
+                    for connection in [*self.connections, parent_end]:
                         connection.close()
-                    _work(theirs, units, work)
-                theirs.close()
-                self.connections.append(ours)
+                    _work(worker_end, units, work)
+                worker_end.close()
+                self.connections.append(parent_end)
                 self.pids.append(pid)
-                self.selector.register(ours, selectors.EVENT_READ)
+                self.selector.register(parent_end, selectors.EVENT_READ)
         except BaseException:
             self.end(kill=True)
             raise

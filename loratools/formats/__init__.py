@@ -122,16 +122,18 @@ def load_source(source: AdapterSource, *, format: str | None = None, rank_from: 
     entry = _entry(format or _only_claim(source))
     adapter = _read(entry, source, rank_from)
     unread = tuple(f.name for f in source.companions if f.name not in adapter.read_companions)
-    beside = [
+    companion_warnings = [
         f"trained weights are also read from {quoted(name)} beside the adapter, which {WRITERS[name]} writes"
         for name in adapter.read_companions
     ]
-    beside += [
+    companion_warnings += [
         f"{quoted(name)} beside the adapter holds tensors that are not read; they may be a part of the training"
         for name in unread
     ]
     empty = _empty_warnings(adapter)
-    return replace(adapter, warnings=(*source.warnings, *adapter.warnings, *empty, *beside), unread_companions=unread)
+    return replace(
+        adapter, warnings=(*source.warnings, *adapter.warnings, *empty, *companion_warnings), unread_companions=unread
+    )
 
 
 def _empty_warnings(adapter: Adapter) -> list[str]:
@@ -171,8 +173,8 @@ def _read_all(entry: Format, source: AdapterSource, rank_from: RankFrom | None) 
 
 
 def _without(source: AdapterSource, keys: Sequence[str]) -> AdapterSource:
-    gone = set(keys)
-    return replace(source, tensors={key: tensor for key, tensor in source.tensors.items() if key not in gone})
+    left_out = set(keys)
+    return replace(source, tensors={key: tensor for key, tensor in source.tensors.items() if key not in left_out})
 
 
 def _noting(adapter: Adapter, source: AdapterSource, keys: Sequence[str], why: str) -> Adapter:

@@ -53,9 +53,9 @@ def detect(source: AdapterSource) -> bool:
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter; norms are replacements under the names of diffusers. Raises what `image_parts.reading.read` does."""
     norms = {key: tensor for key, tensor in source.tensors.items() if key.endswith(_NORM)}
-    rest = {key: tensor for key, tensor in source.tensors.items() if key not in norms}
-    how = Read("bfl", _locate, table_names_only=True, families=_FAMILIES)
-    adapter = read_image(replace(source, tensors=rest, stored_names=False), how)
+    factors = {key: tensor for key, tensor in source.tensors.items() if key not in norms}
+    file_layout = Read("bfl", _locate, table_names_only=True, families=_FAMILIES)
+    adapter = read_image(replace(source, tensors=factors, stored_names=False), file_layout)
     replaced: dict[str, Replacement] = {}
     for key, tensor in norms.items():
         module = key.removeprefix(_PEFT).removesuffix(_NORM)

@@ -125,7 +125,7 @@ def _encoder(part: str, family: str) -> str | None:
     if part == "text_encoder_2" and family == "flux":
         return "t5xxl"
     if family in ("sd", "sdxl", "flux", "sd3", ""):
-        return next((name for name, mine in _ENCODERS.items() if mine == part), None)
+        return next((name for name, encoder in _ENCODERS.items() if encoder == part), None)
     return None
 
 

@@ -151,19 +151,19 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     experts: dict[tuple[str, str], dict[int, LoRA]] = {}
     for name, update in updates.items():
         # The difference between alpha and alpha in float32 is a rounding of alpha, and none of B.
-        same = replace(update, alpha=alpha, rslora=False) if name not in folded else update
-        same = at_scale(name, same, alpha / update.rank, dtype)
+        rescaled = replace(update, alpha=alpha, rslora=False) if name not in folded else update
+        rescaled = at_scale(name, rescaled, alpha / update.rank, dtype)
         if (expert := parse_expert(name)) is not None:
-            experts.setdefault((expert.parent, expert.role), {})[expert.number] = same
+            experts.setdefault((expert.parent, expert.role), {})[expert.number] = rescaled
             continue
         written = _written_name(architecture, name)
         assert written is not None
-        b = same.b
+        b = rescaled.b
         if architecture.reorders(written):
             if counts is None:
                 raise UsageError(f"the config of {quoted(base.name)} does not say how many attention heads there are")
             b = reordered(b, _order(architecture, written, b.shape[0], counts))
-        pairs[written] = (transposed(same.a) if same.embedding else same.a), b
+        pairs[written] = (transposed(rescaled.a) if rescaled.embedding else rescaled.a), b
     for (parent, role), members in experts.items():
         rank = max(u.rank for u in members.values())
         level = {e: at_scale(parent, at_rank(u, rank), alpha / rank, dtype) for e, u in members.items()}

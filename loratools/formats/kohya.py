@@ -59,10 +59,10 @@ def _encoders(adapter: Adapter, base: Base | None) -> Mapping[str, str]:
     family = family_of(adapter, next(iter(parts & {"unet", "transformer"}), "unet"), base)
     name = family.name if isinstance(family, Family) else ""
     # One text encoder is not numbered. Of Flux, T5 is the third.
-    alone = name == "sd" or (not parts & {"unet", "transformer"} and "text_encoder_2" not in parts)
+    only_encoder = name == "sd" or (not parts & {"unet", "transformer"} and "text_encoder_2" not in parts)
     second = "lora_te3_" if name == "flux" else "lora_te2_"
     return {
-        "text_encoder": "lora_te_" if alone or name in ("lumina2",) else "lora_te1_",
+        "text_encoder": "lora_te_" if only_encoder or name in ("lumina2",) else "lora_te1_",
         "text_encoder_2": second,
         "text_encoder_3": "lora_te3_",
     }

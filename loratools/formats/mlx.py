@@ -114,7 +114,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     updates = {n: lora for n, u in adapter.updates.items() if (lora := u.as_lora()) is not None and lora.rank > 0}
     if not updates:
         raise UnsupportedError(f"{quoted(adapter.name)} has no factors to write")
-    same, rank, scale = uniform(updates, dtype)
+    uniform_updates, rank, scale = uniform(updates, dtype)
     warnings = []
     if padded := [n for n, u in updates.items() if u.rank != rank]:
         warnings.append(f"{counted(len(padded), 'module')} filled up with zeros to rank {rank}: MLX has one for all")
@@ -123,13 +123,13 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
             f"the scale of {counted(len(folded), 'module')} is folded into B: MLX has one, {scale:g}, for all"
         )
     tensors: dict[str, LazyTensor] = {}
-    for module, parts in _stacked(same, base).items():
+    for module, parts in _stacked(uniform_updates, base).items():
         tensors |= {f"{module}.{part}": cast(f"{module}.{part}", t, dtype) for part, t in parts.items()}
     config = {k: v for k, v in (notes_of(adapter, "mlx", "config") or {}).items() if k not in ("lora_layers",)}
     modules = sorted({name.rpartition(".")[0] for name in tensors})
     dropout = _parameters(config).get("dropout", 0.0)
     config |= {
-        "fine_tune_type": "dora" if any(u.magnitude is not None for u in same.values()) else "lora",
+        "fine_tune_type": "dora" if any(u.magnitude is not None for u in uniform_updates.values()) else "lora",
         "num_layers": -1,
         "lora_parameters": {"rank": rank, "scale": scale, "dropout": dropout, "keys": _keys(modules, base)},
     }

@@ -95,8 +95,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         updates, uncertainties, warnings = kind_updates(source, kind_modules, peft_type), [], []
     warnings += [*renamed, *of_the_base, *_warnings(source, parsed, updates)]
     replacements = _replacements(source, parsed)
-    beside = companion_weights(source, replacements)
-    replacements |= beside.replacements
+    companions = companion_weights(source, replacements)
+    replacements |= companions.replacements
     base = (config or {}).get("base_model_name_or_path")
     adapter = Adapter(
         updates=updates,
@@ -119,7 +119,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
         uncertainties=tuple(uncertainties),
         initialisation_changed_base=fields.initialisation_changed_base(config or {}) if peft_type == "LORA" else None,
         warnings=tuple(warnings),
-        read_companions=beside.files,
+        read_companions=companions.files,
     )
     if (config or {}).get("auto_mapping") is None and not _may_be_image_model(source.base):
         return adapter
@@ -153,12 +153,12 @@ def _without_base(
             return meaning.spelling != "original_module"
         return meaning.name.endswith(".bias") and (bias == "all" or (bias == "lora_only" and meaning.module in modules))
 
-    kept = {key: meaning for key, meaning in parsed.items() if is_trained(meaning)}
+    trained = {key: meaning for key, meaning in parsed.items() if is_trained(meaning)}
     warning = (
-        f"{quoted(source.file)} is the state dict of a whole model: its {counted(len(parsed) - len(kept), 'weight')} "
-        "of the base are not read"
+        f"{quoted(source.file)} is the state dict of a whole model: its "
+        f"{counted(len(parsed) - len(trained), 'weight')} of the base are not read"
     )
-    return replace(source, tensors={key: source.tensors[key] for key in kept}), kept, [warning]
+    return replace(source, tensors={key: source.tensors[key] for key in trained}), trained, [warning]
 
 
 def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapping[str, Update]) -> list[str]:
@@ -172,13 +172,13 @@ def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapp
             warnings.append(f"{CONFIG} has no peft_type; it is taken for LORA")
         if "lora_alpha" not in config:
             warnings.append(f"{CONFIG} has no lora_alpha; it is assumed to be {fields.DEFAULT_ALPHA}, PEFT's default")
-    beside = [
+    plain_names = [
         f.name for f in parsed.values() if isinstance(f, WholeWeight) and f.spelling == "plain" and f.module in updates
     ]
-    if beside:
+    if plain_names:
         warnings.append(
-            f"{counted(len(beside), 'weight')} of adapted modules not spelled '.base_layer.': PEFT would not load what "
-            f"is replaced here: {', '.join(shown([quoted(name) for name in beside]))}"
+            f"{counted(len(plain_names), 'weight')} of adapted modules not spelled '.base_layer.': PEFT would not load "
+            f"what is replaced here: {', '.join(shown([quoted(name) for name in plain_names]))}"
         )
     larger = [m for m, u in lora.items() if u.rank > min(u.shape[0], math.prod(u.shape[1:]))]
     if larger:
@@ -192,8 +192,10 @@ def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapp
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
         warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
-    if beside := [key for key, f in parsed.items() if isinstance(f, Foreign)]:
-        warnings.append(f"{counted(len(beside), 'tensor')} of use in training only: {', '.join(shown(beside))}")
+    if training_only := [key for key, f in parsed.items() if isinstance(f, Foreign)]:
+        warnings.append(
+            f"{counted(len(training_only), 'tensor')} of use in training only: {', '.join(shown(training_only))}"
+        )
     if parsed and not updates:
         warnings.append(f"{quoted(source.path)} has no factors, only {counted(len(parsed), 'replaced weight')}")
     return warnings
@@ -359,7 +361,7 @@ def _refuse_several_adapters(source: AdapterSource, parsed: Mapping[str, Parsed]
 def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[str, Replacement]:
     config = source.config or {}
     saved = fields.saved_modules(config)
-    other = "norm" if config.get("peft_type") == "LN_TUNING" else "unlisted"
+    undeclared = "norm" if config.get("peft_type") == "LN_TUNING" else "unlisted"
     replacements: dict[str, Replacement] = {}
     twice: list[str] = []
     for key, weight in parsed.items():
@@ -369,7 +371,7 @@ def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[s
         if weight.spelling == "tokens":
             replacements[weight.name] = Replacement(tensor, "tokens", _token_rows(weight, tensor, config))
         elif weight.name not in replacements:
-            declared = _declared(weight, saved, config.get("bias", "none")) or other
+            declared = _declared(weight, saved, config.get("bias", "none")) or undeclared
             replacements[weight.name] = Replacement(tensor, declared)
         elif not same_bytes(replacements[weight.name].tensor, tensor):
             # Equal ones may stand twice: with bias="all" PEFT saves biases of replaced modules in both spellings.

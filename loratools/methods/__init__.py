@@ -207,14 +207,14 @@ def options_of(name: str) -> Sequence[Option]:
     return options
 
 
-def settings(name: str, given: Mapping[str, object]) -> dict[str, Value]:
+def settings(name: str, values: Mapping[str, object]) -> dict[str, Value]:
     """Every option of the method `name`: as given, else its default.
 
     Raises:
         UsageError: there is no such option, or it cannot have that value.
     """
     options = {o.name: o for o in options_of(name)}
-    for key in given:
+    for key in values:
         if key not in options:
             near = difflib.get_close_matches(key, options, n=1)
             available = f"there are: {', '.join(options)}" if options else "it has none"
@@ -222,4 +222,4 @@ def settings(name: str, given: Mapping[str, object]) -> dict[str, Value]:
                 f"the method '{name}' has no option '{key}'; {available}",
                 hint=f"did you mean '{near[0]}'?" if near else None,
             )
-    return {key: o.parsed(given[key]) if key in given else o.default for key, o in options.items()}
+    return {key: o.parsed(values[key]) if key in values else o.default for key, o in options.items()}

@@ -41,7 +41,7 @@ class Architecture:
 
     def reason_absent(self, module: str) -> str:
         """Why a module has no name there."""
-        reasons = [how for part, how in self.changed.items() if f".{part}." in f"{module}."]
+        reasons = [reason for part, reason in self.changed.items() if f".{part}." in f"{module}."]
         return reasons[0] if reasons else f"no module of {self.name} that GGUF has a name for"
 
 

@@ -88,7 +88,7 @@ class Place:
     order: HeadOrder | GroupedHeads | None = None
 
     @property
-    def whole(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether it is a whole tensor of the base, with nothing but its orientation to mind."""
         return self.at == Part() and self.of == Part() and self.order is None
 

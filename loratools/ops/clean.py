@@ -127,11 +127,11 @@ def clean(folder: str | Path, *, plan: bool = False) -> CleanReport:
         raise UsageError(f"{quoted(place)} {kind}", hint="name the folder that outputs are written to")
     unreadable: list[Path] = []
     removed: list[RemovedRun] = []
-    kept: list[Skipped] = []
+    staying: list[Skipped] = []
     failed: list[Skipped] = []
     for leftover in list(leftovers_below(place, unreadable)):
         if leftover.state != "dead":
-            kept.append(Skipped(str(leftover.path), _IN_USE if leftover.state == "alive" else _UNKNOWN, "file"))
+            staying.append(Skipped(str(leftover.path), _IN_USE if leftover.state == "alive" else _UNKNOWN, "file"))
             continue
         try:
             if not plan:
@@ -141,7 +141,7 @@ def clean(folder: str | Path, *, plan: bool = False) -> CleanReport:
             continue
         removed.append(_removed_run(leftover))
     failed += [Skipped(str(path), "it cannot be looked into", "file") for path in unreadable]
-    return CleanReport(place, tuple(removed), tuple(kept), tuple(failed), plan)
+    return CleanReport(place, tuple(removed), tuple(staying), tuple(failed), plan)
 
 
 def _removed_run(leftover: Leftover) -> RemovedRun:

@@ -36,7 +36,7 @@ MARKERS = ("scaled_fp8",)
 # Float8 tensors that belong to another scheme's weight: scales of NVFP4, the values of quanto and torchao.
 _NOT_WEIGHTS = ("scale", "scales", "scale_inv", "scale_2", "absmax", "._data", "_qdata", "scaled_fp8")
 # What else may stand beside a weight: scales of activations, and ComfyUI's description.
-_BESIDE = ("input_scale", "activation_scale", "scale_input", "comfy_quant")
+_COMPANIONS = ("input_scale", "activation_scale", "scale_input", "comfy_quant")
 _SCALE_DTYPES = frozenset({*FLOAT_DTYPES, "F8_E8M0", "U8"})
 _USUAL_BLOCK = 128
 
@@ -159,7 +159,7 @@ def _recognised(
         if candidate in tensors:
             names["scale"] = candidate
             break
-    names |= {leaf: f"{module}.{leaf}" for leaf in _BESIDE if f"{module}.{leaf}" in tensors}
+    names |= {leaf: f"{module}.{leaf}" for leaf in _COMPANIONS if f"{module}.{leaf}" in tensors}
     parts = tuple(Part(role, stored, tensors[stored]) for role, stored in names.items())
     if "scale" not in names:
         # bfloat16 holds every number of e4m3, e5m2 and their variants, and is what models compute in.

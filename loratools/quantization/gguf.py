@@ -109,7 +109,7 @@ class WritableBlocks(GgmlBlocks):
         from loratools.algebra.ggml import TYPES
 
         blocks = self._blocks(weight, start, stop, packed)
-        TYPES[self.format].put(blocks, codes.astype(np.uint8).reshape(len(blocks), -1))
+        TYPES[self.format].store_codes(blocks, codes.astype(np.uint8).reshape(len(blocks), -1))
 
     def _blocks(self, weight: PackedWeight, start: int, stop: int, packed: Bytes) -> Bytes:
         """A view of the blocks of rows start:stop."""

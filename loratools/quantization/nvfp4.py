@@ -54,8 +54,8 @@ class TwoLevelFloats:
     def _scales(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         scales = read_floats(weight.tensor("scale"), start, stop)
         overall = read_floats(weight.tensor("overall scale")).reshape(-1)[0]
-        both: Floats = scales / overall if self.divides else scales * overall
-        return both
+        combined: Floats = scales / overall if self.divides else scales * overall
+        return combined
 
     def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
         import numpy as np

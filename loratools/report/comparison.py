@@ -31,7 +31,7 @@ def comparison_tables(report: CompareReport, *, every: bool = False) -> list[Ren
             "outputs",
             f"{_digits(report.output_overlap)} of the column spaces, {_digits(report.output_baseline)} at random",
         ),
-        ("in the sum", f"gains {_both(report.gains)}, interferences {_both(report.interferences)}"),
+        ("in the sum", f"gains {_of_both(report.gains)}, interferences {_of_both(report.interferences)}"),
     ]
     if report.replacements_equal or report.replacements_differ:
         equal, other = len(report.replacements_equal), len(report.replacements_differ)
@@ -149,7 +149,7 @@ def _names(names: Sequence[str]) -> str:
     return shown + (f", and {len(groups) - 6} more" if len(groups) > 6 else "")
 
 
-def _both(values: Sequence[float | None]) -> str:
+def _of_both(values: Sequence[float | None]) -> str:
     return " and ".join(map(_digits, values))
 
 

@@ -33,8 +33,8 @@ def conversion_summary(report: ConvertReport, out: Path) -> list[RenderableType]
         ("dropped", [d.name for d in report.dropped if d.what == "metadata"]),
     ):
         if names:
-            rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            rows.append((f"{word}", f"{', '.join(names[:_SHOWN])}{rest} (metadata)"))
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            rows.append((f"{word}", f"{', '.join(names[:_SHOWN])}{more} (metadata)"))
     rows.append(("written" if report.output is not None else "output", f"{out}  {size(report.bytes or 0)}"))
     return [pairs(rows)]
 

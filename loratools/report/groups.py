@@ -61,8 +61,8 @@ def _grids(places: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...
     if not places[0]:
         return [()]
     tails: dict[int, list[tuple[int, ...]]] = {}
-    for first, *rest in places:
-        tails.setdefault(first, []).append(tuple(rest))
+    for first, *others in places:
+        tails.setdefault(first, []).append(tuple(others))
     alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for first, rests in tails.items():
         alike.setdefault(tuple(rests), []).append(first)

@@ -127,8 +127,8 @@ def _described(description: Description) -> Iterator[tuple[str, str]]:
         yield "trigger words", _shortened(", ".join(description.trigger_words))
     if description.tags:
         shown = ", ".join(f"{tag} ({count:,})" for tag, count in description.tags[:_TAGS])
-        rest = len(description.tags) - _TAGS
-        yield "tags", _shortened(shown) + (f" … and {rest:,} more" if rest > 0 else "")
+        more = len(description.tags) - _TAGS
+        yield "tags", _shortened(shown) + (f" … and {more:,} more" if more > 0 else "")
     if description.notes:
         yield "notes", _shortened(description.notes)
     amounts = ((description.epochs, "epoch"), (description.steps, "step"))
@@ -265,9 +265,9 @@ def _overview(entries: Sequence[Entry]) -> Iterator[RenderableType]:
 def _overview_row(entry: Entry, path: str) -> tuple[str, str, str, str, str, str]:
     match entry:
         case AdapterEntry():
-            what = f"{entry.format} adapter"
+            format_name = f"{entry.format} adapter"
             ranks = interval(m.rank for m in entry.modules)
-            return path, what, f"{len(entry.modules):,}", ranks, f"{entry.parameters:,}", size(entry.bytes)
+            return path, format_name, f"{len(entry.modules):,}", ranks, f"{entry.parameters:,}", size(entry.bytes)
         case CheckpointEntry():
             return path, f"{entry.layout} checkpoint", "–", "–", f"{entry.parameters:,}", size(entry.bytes)
         case FailedEntry():
@@ -298,8 +298,8 @@ def _adapter_remarks(entry: AdapterEntry) -> Iterator[tuple[str, str]]:
 
 def _not_listed(group: NotListed) -> str:
     paths = ", ".join(group.paths[:_NAMED])
-    rest = len(group.paths) - _NAMED
-    return f"{paths}{f' … and {rest:,} more' if rest > 0 else ''} ({group.why})"
+    more = len(group.paths) - _NAMED
+    return f"{paths}{f' … and {more:,} more' if more > 0 else ''} ({group.why})"
 
 
 def _marks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
@@ -317,8 +317,8 @@ def _marks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
             yield "warning", f"{entry.path}: {_mostly_zero(entry)}"
     warned = [(entry.path, w) for entry in entries if not isinstance(entry, FailedEntry) for w in entry.warnings]
     yield from (("warning", f"{path}: {warning}") for path, warning in warned[:_MOST_WARNINGS])
-    if (rest := len(warned) - _MOST_WARNINGS) > 0:
-        yield "warning", f"{rest:,} more; --modules and --json show every one"
+    if (more := len(warned) - _MOST_WARNINGS) > 0:
+        yield "warning", f"{more:,} more; --modules and --json show every one"
 
 
 def _mostly_zero(entry: AdapterEntry) -> str:
@@ -347,5 +347,5 @@ def _checkpoint_remarks(entry: CheckpointEntry) -> Iterator[tuple[str, str]]:
 
 def _names(names: Sequence[str]) -> str:
     groups = [g.name for g in grouped([(n, None, n) for n in names])]
-    rest = len(groups) - _NAMED
-    return ", ".join(groups[:_NAMED]) + (f" … and {rest:,} more" if rest > 0 else "")
+    more = len(groups) - _NAMED
+    return ", ".join(groups[:_NAMED]) + (f" … and {more:,} more" if more > 0 else "")

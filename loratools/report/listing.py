@@ -36,8 +36,8 @@ def listing_tables(report: ListReport, columns: Sequence[str] | None) -> list[Re
             blocks.append(Text(safe(folder), style="bold", overflow="fold"))
         blocks.append(_table(report.adapters, columns, folder if columns is None else ""))
     for group in report.duplicates:
-        how = "the same file" if group.how == "file" else "the same update, up to rounding"
-        blocks += ["", Text(f"{how}:"), *(Text(f"  {safe(path)}") for path in group.paths)]
+        likeness = "the same file" if group.how == "file" else "the same update, up to rounding"
+        blocks += ["", Text(f"{likeness}:"), *(Text(f"  {safe(path)}") for path in group.paths)]
     return blocks
 
 
@@ -109,5 +109,5 @@ def others_lines(report: ListReport, *, every: bool) -> Iterator[RenderableType]
         kinds = Counter(
             "another path to a listed file" if o.what.startswith("the same file") else o.what for o in report.others
         )
-        listed = ", ".join(f"{safe(what)} ({count:,})" for what, count in kinds.most_common())
+        listed = ", ".join(f"{safe(reason)} ({count:,})" for reason, count in kinds.most_common())
         yield Text(f"not listed: {listed}; -v names each", overflow="fold")

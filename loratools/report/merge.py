@@ -52,7 +52,7 @@ def plan_table(plan: MergePlan, out: Path) -> list[RenderableType]:
         ("output", f"{out}  {plural(len(plan.files), 'file')}  {size(plan.bytes_written)}"
                    + ("  with index" if plan.with_index else "")),
         ("beside", ", ".join(_side_files(plan)) or "nothing"),
-        ("left out", ", ".join(f"{left.name} ({left.why})" for left in base.left_out[:_SHOWN]) or "nothing"),
+        ("left out", ", ".join(f"{skipped.name} ({skipped.why})" for skipped in base.left_out[:_SHOWN]) or "nothing"),
         ("memory", f"about {size(plan.memory)} in each process"),
         ("disk", f"{size(free_space(out.parent))} free"),
     ]  # fmt: skip
@@ -72,7 +72,7 @@ def plan_table(plan: MergePlan, out: Path) -> list[RenderableType]:
         rows.insert([key for key, _ in rows].index("will"), ("trained on", f"the base as {plan.trained_on} makes it"))
     if plan.rounding != "nearest":
         rows.insert([key for key, _ in rows].index("will") + 1, ("rounding", plan.rounding))
-    rows += [("leftover", str(left)) for left in plan.leftovers]
+    rows += [("leftover", str(leftover)) for leftover in plan.leftovers]
     rows += [("warning", warning) for warning in plan.warnings]
     return [pairs(rows)]
 
@@ -101,12 +101,12 @@ def explained(plan: MergePlan) -> list[str]:
     lines = []
     for adapter, weight, m in zip(plan.adapters, plan.weights, plan.matches, strict=True):
         if weight:
-            placed = f"{len(m.updates)} updates and {len(m.replacements) + len(m.added)} replaced tensors placed"
-            lines.append(f"'{adapter.name}': {placed}" + (f", with the prefix {m.renaming}" if m.renaming else ""))
+            matched = f"{len(m.updates)} updates and {len(m.replacements) + len(m.added)} replaced tensors placed"
+            lines.append(f"'{adapter.name}': {matched}" + (f", with the prefix {m.renaming}" if m.renaming else ""))
     transposed = sum(place.transposed for m in plan.matches for places in m.updates.values() for place in places)
     lines += [f"{transposed} weights are stored as (in, out)"] if transposed else []
     lines += [f"beside the weights: {name}" for name in _side_files(plan)]
-    return lines + [f"left out: {left.name}, {left.why}" for left in plan.base.left_out]
+    return lines + [f"left out: {skipped.name}, {skipped.why}" for skipped in plan.base.left_out]
 
 
 def gguf_step(plan: MergePlan, out: Path) -> str | None:

@@ -27,6 +27,6 @@ class Pairs:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         indent = max((len(word) for word, _ in self.rows), default=0) + _GAP
         for word, text in self.rows:
-            first, *rest = wrapped(text, max(options.max_width - indent, 1))
+            first, *more = wrapped(text, max(options.max_width - indent, 1))
             yield Text.assemble((word.ljust(indent), "bold"), first)
-            yield from (Text(" " * indent + line) for line in rest)
+            yield from (Text(" " * indent + line) for line in more)

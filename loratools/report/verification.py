@@ -48,10 +48,10 @@ def verification_tables(report: VerifyReport, *, every: bool = False) -> list[Re
 
 def file_tables(report: FilesReport, *, every: bool = False) -> list[RenderableType]:
     """The verdict on the files of an output, with its reasons, and with `every` each file."""
-    same = [file for file in report.files if file.state == "same"]
+    unchanged = [file for file in report.files if file.state == "same"]
     verdict: str = "same: every file is as it was written" if report.verdict == "same" else report.verdict
     rows = [("verdict", verdict), *_finding_rows(report.diagnosis)]
-    rows.append(("files", f"{len(same)} of {plural(len(report.files), 'file')} are as they were written"))
+    rows.append(("files", f"{len(unchanged)} of {plural(len(report.files), 'file')} are as they were written"))
     rows.append(("time", f"{report.seconds:.1f} s"))
     return [pairs(rows), *([pairs([(file.state, file.name) for file in report.files])] if every else [])]
 

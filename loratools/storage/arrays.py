@@ -122,8 +122,8 @@ def read_raw(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Sto
         read_into(tensor.location, start * row_bytes, out.reshape(-1).view(np.uint8).data)
         return out
     if _has_stored(source := tensor.source):
-        whole: Stored = source.read_stored().view(_RAW[tensor.dtype]).reshape(tensor.shape)
-        return whole[start : start + shape[0]] if shape else whole
+        all_rows: Stored = source.read_stored().view(_RAW[tensor.dtype]).reshape(tensor.shape)
+        return all_rows[start : start + shape[0]] if shape else all_rows
     values = tensor.read() if not tensor.shape else tensor.read_rows(start, start + shape[0])
     width = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}[out.itemsize]
     import torch

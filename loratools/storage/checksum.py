@@ -25,26 +25,26 @@ class Checksum:
         self._summed = 0
         self._length = 0
         # The beginning of a 64-bit number whose other bytes have not come yet.
-        self._rest = b""
+        self._partial_word = b""
 
     def add(self, data: memoryview) -> None:
         """Take in the next bytes."""
         self._length += len(data)
-        if self._rest:
-            missing = min(_WORD - len(self._rest), len(data))
-            self._rest, data = self._rest + bytes(data[:missing]), data[missing:]
-            if len(self._rest) < _WORD:
+        if self._partial_word:
+            missing = min(_WORD - len(self._partial_word), len(data))
+            self._partial_word, data = self._partial_word + bytes(data[:missing]), data[missing:]
+            if len(self._partial_word) < _WORD:
                 return
-            word, self._rest = memoryview(self._rest), b""
+            word, self._partial_word = memoryview(self._partial_word), b""
             self._add_words(word)
-        whole = len(data) // _WORD * _WORD
-        self._add_words(data[:whole])
-        self._rest = bytes(data[whole:])
+        complete = len(data) // _WORD * _WORD
+        self._add_words(data[:complete])
+        self._partial_word = bytes(data[complete:])
 
     def hexdigest(self) -> str:
         """The checksum of all that was added."""
         digest = self._digest.copy()
-        last = (self._sum + int.from_bytes(self._rest, "little")) & _MASK
+        last = (self._sum + int.from_bytes(self._partial_word, "little")) & _MASK
         digest.update(last.to_bytes(_WORD, "little") + self._length.to_bytes(_WORD, "little"))
         return digest.hexdigest()
 

@@ -46,7 +46,7 @@ class Replacement:
     """What `--overwrite` does to an output that is there: files that are replaced, and entries that stay."""
 
     files: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
+    preserved: tuple[str, ...] = ()
 
 
 def check_output(out: Path, *, overwrite: bool, inputs: Sequence[Path], names: Iterable[str] = ()) -> Replacement:
@@ -331,7 +331,7 @@ def _place_folder(out: Path, prepared: Staging, real: Path, overwrite: bool) -> 
         names = [name for name, is_folder in entries_below(prepared.path) if not is_folder]
         replacement = _replacement(out, real, [name for name in names if name not in (RECORD, JOURNAL)])
         owned = frozenset(replacement.files)
-        _keep(out, replacement.kept, real, prepared.path)
+        _keep(out, replacement.preserved, real, prepared.path)
         prepared.end_journal()
         if system.exchange(prepared.path, real):
             prepared.replaced = owned

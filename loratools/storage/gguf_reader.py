@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.errors import FormatError, UnsupportedError
+from loratools.hints import DAMAGED
 from loratools.short_repr import one_line
 from loratools.storage.files import identify, quoted, read_bytes, read_into
 from loratools.storage.sniff import describe
@@ -25,7 +26,6 @@ from loratools.tensors.lazy import LazyTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-_AGAIN = "the file is damaged or was not written to the end; download or save it again"
 _BLOCK = 1 << 20
 _MAX_TEXT = 64 << 20
 _MAX_COUNT = 1 << 28
@@ -116,7 +116,7 @@ def read_gguf(path: Path) -> GgufFile:
     if header.take(4) != b"GGUF":
         sniffed = describe(read_bytes(ByteRange(file, 0, min(file.size, 1024))))
         actual_kind = f"but {sniffed.kind}" if sniffed else "by its first bytes"
-        raise FormatError(f"{quoted(path)} is not a GGUF file {actual_kind}", hint=sniffed.hint if sniffed else _AGAIN)
+        raise FormatError(f"{quoted(path)} is not a GGUF file {actual_kind}", hint=sniffed.hint if sniffed else DAMAGED)
     version = header.number("I")
     if version not in (2, 3):
         big = version.to_bytes(4, "little") in (b"\0\0\0\2", b"\0\0\0\3")
@@ -132,12 +132,12 @@ def read_gguf(path: Path) -> GgufFile:
         begin = header.position
         key = header.text()
         if key in fields:
-            raise FormatError(f"{quoted(path)} has the key {quoted(key)} twice", hint=_AGAIN)
+            raise FormatError(f"{quoted(path)} has the key {quoted(key)} twice", hint=DAMAGED)
         fields[key] = header.value(header.number("I"))
         spans[key] = ByteRange(file, begin, header.position - begin)
     alignment = fields.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise FormatError(f"{quoted(path)} declares an alignment of {alignment}", hint=_AGAIN)
+        raise FormatError(f"{quoted(path)} declares an alignment of {alignment}", hint=DAMAGED)
     infos = [header.tensor() for _ in range(count)]
     types = {info.name: _TYPE_NAMES.get(info.kind, f"type {info.kind}") for info in infos}
     data = header.position + -header.position % alignment
@@ -163,7 +163,7 @@ class _Header:
 
     def take(self, count: int) -> bytes:
         if self.position + count > self.file.size:
-            raise FormatError(f"{quoted(self.file.path)} is cut off in its header", hint=_AGAIN)
+            raise FormatError(f"{quoted(self.file.path)} is cut off in its header", hint=DAMAGED)
         begin = self.position - self._start
         if begin + count > len(self._bytes):
             self._start = self.position
@@ -181,17 +181,17 @@ class _Header:
         count = self.number("Q")
         # Whatever is counted takes at least a byte.
         if count > min(_MAX_COUNT, self.file.size):
-            raise FormatError(f"{quoted(self.file.path)} declares a count of {count:,}", hint=_AGAIN)
+            raise FormatError(f"{quoted(self.file.path)} declares a count of {count:,}", hint=DAMAGED)
         return count
 
     def text(self) -> str:
         length = self.number("Q")
         if length > min(_MAX_TEXT, self.file.size):
-            raise FormatError(f"{quoted(self.file.path)} declares a text of {length:,} bytes", hint=_AGAIN)
+            raise FormatError(f"{quoted(self.file.path)} declares a text of {length:,} bytes", hint=DAMAGED)
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise FormatError(f"{quoted(self.file.path)} has a text that is not UTF-8", hint=_AGAIN) from error
+            raise FormatError(f"{quoted(self.file.path)} has a text that is not UTF-8", hint=DAMAGED) from error
 
     def value(self, kind: int, depth: int = 0) -> object:
         if kind in _VALUES:
@@ -200,7 +200,7 @@ class _Header:
         if kind == _TEXT:
             return self.text()
         if kind != _ARRAY or depth >= _MAX_NESTING:
-            raise FormatError(f"{quoted(self.file.path)} has a value of the unknown type {kind}", hint=_AGAIN)
+            raise FormatError(f"{quoted(self.file.path)} has a value of the unknown type {kind}", hint=DAMAGED)
         inner, count = self.number("I"), self.count()
         if inner in _VALUES:
             code = f"<{count}{_VALUES[inner]}"
@@ -211,10 +211,12 @@ class _Header:
         name = self.text()
         axes = self.number("I")
         if axes > _MAX_AXES:
-            raise FormatError(f"tensor {quoted(name)} of {quoted(self.file.path)} has {axes} axes", hint=_AGAIN)
+            raise FormatError(f"tensor {quoted(name)} of {quoted(self.file.path)} has {axes} axes", hint=DAMAGED)
         shape = tuple(self.number("Q") for _ in range(axes))[::-1]
         if math.prod(shape) > 1 << 48:
-            raise FormatError(f"tensor {quoted(name)} of {quoted(self.file.path)} has shape {list(shape)}", hint=_AGAIN)
+            raise FormatError(
+                f"tensor {quoted(name)} of {quoted(self.file.path)} has shape {list(shape)}", hint=DAMAGED
+            )
         kind = self.number("I")
         return _Info(name, shape, kind, self.number("Q"))
 
@@ -228,11 +230,11 @@ def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], dat
     for info in sorted(infos, key=lambda i: i.offset):
         subject = f"tensor {quoted(info.name)} of {quoted(file.path)}"
         if info.name in tensors or info.name in quantised:
-            raise FormatError(f"{subject} is there twice", hint=_AGAIN)
+            raise FormatError(f"{subject} is there twice", hint=DAMAGED)
         start = data + info.offset
         if info.offset % layout.alignment or start < end:
             overlap = f"overlaps {quoted(last)}" if start < end and last else f"begins at byte {start:,}"
-            raise FormatError(f"{subject} {overlap}", hint=_AGAIN)
+            raise FormatError(f"{subject} {overlap}", hint=DAMAGED)
         last, end = info.name, start
         if info.kind in PLAIN_TYPES:
             dtype = PLAIN_TYPES[info.kind]
@@ -242,7 +244,7 @@ def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], dat
         elif info.kind == _Q8_0:
             if len(info.shape) < 2 or info.shape[-1] % _Q8_0_BLOCK:
                 raise FormatError(
-                    f"{subject} is Q8_0 of shape {list(info.shape)}, no whole number of blocks", hint=_AGAIN
+                    f"{subject} is Q8_0 of shape {list(info.shape)}, no whole number of blocks", hint=DAMAGED
                 )
             nbytes = math.prod(info.shape) // _Q8_0_BLOCK * _Q8_0_BYTES
             tensors[info.name] = LazyTensor(info.shape, "F32", _EightBit(ByteRange(file, start, nbytes), info.shape))
@@ -257,7 +259,7 @@ def _tensors(file: FileId, fields: Mapping[str, object], infos: list[_Info], dat
             nbytes = 0
         end = start + nbytes
         if end > file.size:
-            raise FormatError(f"{quoted(file.path)} is cut off in {subject.partition(' of ')[0]}", hint=_AGAIN)
+            raise FormatError(f"{quoted(file.path)} is cut off in {subject.partition(' of ')[0]}", hint=DAMAGED)
     return GgufFile(
         file, fields, tensors, quantised, tuple(decoded), packed, tuple(info.name for info in infos), layout
     )
@@ -267,7 +269,7 @@ def _blocks(info: _Info, file: FileId, start: int, subject: str) -> LazyTensor:
     """The bytes of a tensor in blocks, (..., bytes of a row)."""
     kind, values, size = BLOCK_TYPES[info.kind]
     if not info.shape or info.shape[-1] % values:
-        raise FormatError(f"{subject} is {kind} of shape {list(info.shape)}, no whole number of blocks", hint=_AGAIN)
+        raise FormatError(f"{subject} is {kind} of shape {list(info.shape)}, no whole number of blocks", hint=DAMAGED)
     shape = (*info.shape[:-1], info.shape[-1] // values * size)
     return LazyTensor(shape, "U8", BlockTensor(ByteRange(file, start, math.prod(shape)), shape, "U8", kind, info.shape))
 

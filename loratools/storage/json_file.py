@@ -133,8 +133,8 @@ class _Refused(Exception):  # noqa: N818 (never leaves this file)
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        keys: set[str] = set()
+        twice = next(key for key, _ in pairs if key in keys or keys.add(key))  # type: ignore[func-returns-value]
         raise _Refused(f"has the key {quoted(twice)} twice", "container-duplicate-key")
     return members
 

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 from loratools.errors import FormatError, UnsupportedError
+from loratools.hints import DAMAGED
 from loratools.storage.files import identify, quoted, read_bytes
 from loratools.storage.stored import StoredTensor, StridedTensor
 from loratools.storage.stored_zip import StoredZip
@@ -18,7 +19,6 @@ from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.files import ByteRange, FileId
 from loratools.tensors.lazy import LazyTensor
 
-_AGAIN = "the file is damaged or was not written to the end; download or save it again"
 _MAGIC = b"\x93NUMPY"
 # numpy itself refuses longer ones.
 _MAX_HEADER = 10_000
@@ -55,19 +55,19 @@ def _array(file: FileId, name: str, place: ByteRange) -> LazyTensor:
     first = read_bytes(place, 0, min(12, place.nbytes))
     version = first[6:7]
     if not first.startswith(_MAGIC) or len(first) < 12 or version not in (b"\x01", b"\x02", b"\x03"):
-        raise FormatError(f"{subject} does not begin as an array does", hint=_AGAIN)
+        raise FormatError(f"{subject} does not begin as an array does", hint=DAMAGED)
     width = 2 if version == b"\x01" else 4
     start = 8 + width
     length = int.from_bytes(first[8:start], "little")
     if length > _MAX_HEADER or start + length > place.nbytes:
-        raise FormatError(f"{subject} declares a header of {length:,} bytes", hint=_AGAIN)
+        raise FormatError(f"{subject} declares a header of {length:,} bytes", hint=DAMAGED)
     dtype, shape, by_columns = _header(read_bytes(place, start, start + length), subject)
     offset = start + length
     nbytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
     if offset + nbytes != place.nbytes:
         raise FormatError(
             f"{subject} has {place.nbytes - offset:,} bytes, and {dtype} of shape {list(shape)} needs {nbytes:,}",
-            hint=_AGAIN,
+            hint=DAMAGED,
         )
     location = ByteRange(file, place.offset + offset, nbytes)
     if not by_columns or sum(n > 1 for n in shape) < 2:
@@ -81,9 +81,9 @@ def _header(text: bytes, subject: str) -> tuple[str, tuple[int, ...], bool]:
     try:
         fields = ast.literal_eval(text.decode("utf-8").strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise FormatError(f"{subject} has a header that cannot be read", hint=_AGAIN) from error
+        raise FormatError(f"{subject} has a header that cannot be read", hint=DAMAGED) from error
     if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
-        raise FormatError(f"{subject} has a header without descr, fortran_order and shape", hint=_AGAIN)
+        raise FormatError(f"{subject} has a header without descr, fortran_order and shape", hint=DAMAGED)
     descr, by_columns, shape = fields["descr"], fields["fortran_order"], fields["shape"]
     if (
         not isinstance(by_columns, bool)
@@ -91,7 +91,7 @@ def _header(text: bytes, subject: str) -> tuple[str, tuple[int, ...], bool]:
         or len(shape) > _MAX_AXES
         or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
     ):
-        raise FormatError(f"{subject} has the shape {str(shape)[:80]}", hint=_AGAIN)
+        raise FormatError(f"{subject} has the shape {str(shape)[:80]}", hint=DAMAGED)
     if isinstance(descr, str) and descr[1:] == "O":
         raise UnsupportedError(
             f"{subject} is a pickle of objects, which is not read", hint="save its numbers as arrays"

@@ -42,7 +42,7 @@ def write_record(folder: Path, *, sha256_of: Mapping[str, str] | None = None, sa
     if system.exists(path):
         document |= read_json(path, max_bytes=MAX_RECORD_BYTES)
         system.remove_file(path)
-    known = sha256_of or {}
+    known_digests = sha256_of or {}
     not_hashed = frozenset(sampled)
     files: dict[str, dict[str, object]] = {}
     for name, is_folder in entries_below(folder):
@@ -50,7 +50,7 @@ def write_record(folder: Path, *, sha256_of: Mapping[str, str] | None = None, sa
             continue
         files[name] = _entry(folder / name)
         if name not in not_hashed:
-            files[name]["sha256"] = known.get(name) or sha256(folder / name)
+            files[name]["sha256"] = known_digests.get(name) or sha256(folder / name)
     document["files"] = files
     write_new(path, (json.dumps(document, indent=2) + "\n").encode("utf-8"))
 
@@ -82,8 +82,10 @@ def owned_files(folder: Path) -> frozenset[str] | None:
     files = recorded_files(folder)
     if files is None:
         return None
-    there = {name for name, is_folder in entries_below(folder) if not is_folder}
-    return frozenset({RECORD, *(name for name in there & files.keys() if _is_as_recorded(folder / name, files[name]))})
+    present = {name for name, is_folder in entries_below(folder) if not is_folder}
+    return frozenset(
+        {RECORD, *(name for name in present & files.keys() if _is_as_recorded(folder / name, files[name]))}
+    )
 
 
 def foreign_entries(folder: Path, owned: frozenset[str]) -> list[str]:

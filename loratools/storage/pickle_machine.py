@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from loratools.errors import FormatError, LoraToolsError, UnsupportedError
+from loratools.hints import DAMAGED
 from loratools.storage.files import quoted, read_bytes
 from loratools.tensors.files import ByteRange, FileId
 
@@ -22,7 +23,6 @@ _MAX_BYTES = 256 << 20
 _MAX_STEPS = 5_000_000
 _MAX_INTEGER_BYTES = 64
 _BLOCK = 1 << 16
-_AGAIN = "the file is damaged or was not written to the end; download or save it again"
 
 
 class World(Protocol):
@@ -87,7 +87,7 @@ class Machine:
         ) as error:
             raise FormatError(
                 f"{quoted(self._file.path)} is damaged: the pickle makes no sense at byte {self.position:,}",
-                hint=_AGAIN,
+                hint=DAMAGED,
             ) from error
         raise FormatError(
             f"the pickle {quoted(self._file.path)} takes more than {_MAX_STEPS:,} steps; no file of tensors does",
@@ -203,7 +203,7 @@ class CopyBudget:
 
     def __init__(self, file: FileId) -> None:
         self._file = file
-        self._left = 4 * min(file.size, _MAX_BYTES) + 10_000
+        self._remaining = 4 * min(file.size, _MAX_BYTES) + 10_000
 
     def spend(self, count: int) -> None:
         """Take `count` off.
@@ -211,8 +211,8 @@ class CopyBudget:
         Raises:
             FormatError: nothing is left.
         """
-        self._left -= count
-        if self._left < 0:
+        self._remaining -= count
+        if self._remaining < 0:
             raise FormatError(
                 f"the pickle {quoted(self._file.path)} copies its values again and again; no file of tensors does",
                 hint="do not trust this file",
@@ -265,7 +265,7 @@ class _Stream:
         remaining = self._location.nbytes - self.position
         if count < 0 or count > remaining:
             raise FormatError(
-                f"{quoted(self._location.file.path)} is cut off: the pickle in it does not end", hint=_AGAIN
+                f"{quoted(self._location.file.path)} is cut off: the pickle in it does not end", hint=DAMAGED
             )
         if self.position + count > _MAX_BYTES:
             raise FormatError(

@@ -175,14 +175,14 @@ class RunJournal:
         except OSError as error:
             raise machine_error(error, "write", self.path) from error
 
-    def note(self, unit: str, done: object) -> None:
+    def note(self, unit: str, outcome: object) -> None:
         """Write down that a unit is done, with what is known of it.
 
         Raises:
             MachineError: the disk is full or failed.
         """
         try:
-            self._add({"unit": unit, "done": done})
+            self._add({"unit": unit, "done": outcome})
         except OSError as error:
             raise machine_error(error, "write", self.path) from error
         self._lines_added += 1

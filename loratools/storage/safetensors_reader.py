@@ -13,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from loratools.errors import FormatError
+from loratools.hints import DAMAGED
 from loratools.storage.files import identify, quoted, read_bytes
 from loratools.storage.json_file import kind_of, parse_json
 from loratools.storage.sniff import ENOUGH, Sniffed, describe
@@ -26,7 +27,6 @@ MAX_HEADER = 100_000_000
 _MAX_AXES = 8
 _MAX_NAME = 4096
 _MAX_COUNT = (1 << 63) - 1
-_AGAIN = "the file is damaged or was not written to the end; download or save it again"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _read_header(path: Path, file: FileId) -> SafetensorsFile:
     entries = parse_json(header, subject)
     if not isinstance(entries, dict):
         raise FormatError(
-            f"{subject} holds {kind_of(entries)}; an object is needed", hint=_AGAIN, defect="container-header"
+            f"{subject} holds {kind_of(entries)}; an object is needed", hint=DAMAGED, defect="container-header"
         )
     metadata = _metadata(file, entries.pop("__metadata__", {}))
     if b"\\u" in header:
@@ -96,24 +96,26 @@ def _header_bytes(file: FileId) -> tuple[bytes, int]:
         raise _misnamed(file, sniffed)
     if file.size < 10:
         raise FormatError(
-            f"{quoted(file.path)} has {file.size} bytes; it is no model file", hint=_AGAIN, defect="container-truncated"
+            f"{quoted(file.path)} has {file.size} bytes; it is no model file",
+            hint=DAMAGED,
+            defect="container-truncated",
         )
     if length > MAX_HEADER:
         raise FormatError(
             f"{quoted(file.path)} is no safetensors file: it declares a header of {length:,} bytes, "
             f"and {MAX_HEADER:,} are allowed",
-            hint=_AGAIN,
+            hint=DAMAGED,
             defect="container-header-size",
         )
     if length > file.size - 8:
         raise FormatError(
             f"{quoted(file.path)} is cut off: it declares a header of {length:,} bytes, and {file.size - 8:,} follow",
-            hint=_AGAIN,
+            hint=DAMAGED,
             defect="container-truncated",
         )
     raise FormatError(
         f"{quoted(file.path)} is no safetensors file: its header does not begin with '{{'",
-        hint=_AGAIN,
+        hint=DAMAGED,
         defect="container-header",
     )
 
@@ -130,7 +132,7 @@ def _refuse_lone_surrogates(texts: Iterable[str], subject: str) -> None:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError as error:
         raise FormatError(
-            f"{subject} has a text with half of a surrogate pair", hint=_AGAIN, defect="container-header"
+            f"{subject} has a text with half of a surrogate pair", hint=DAMAGED, defect="container-header"
         ) from error
 
 
@@ -139,7 +141,7 @@ def _metadata(file: FileId, value: object) -> dict[str, str]:
         return {}
     if not isinstance(value, dict):
         problem = f"'__metadata__' of {quoted(file.path)} is {kind_of(value)}"
-        raise FormatError(f"{problem}; an object is needed", hint=_AGAIN, defect="container-header")
+        raise FormatError(f"{problem}; an object is needed", hint=DAMAGED, defect="container-header")
     for key, text in value.items():
         if not isinstance(text, str):
             raise FormatError(
@@ -155,7 +157,7 @@ def _entry(file: FileId, name: str, value: object) -> _Span:
     if len(name) > _MAX_NAME:
         raise FormatError(
             f"{quoted(file.path)} has a tensor whose name has {len(name):,} characters",
-            hint=_AGAIN,
+            hint=DAMAGED,
             defect="container-entry",
         )
     if not isinstance(value, dict):
@@ -204,7 +206,7 @@ def _are_counts(values: object) -> bool:
 
 
 def _bad(file: FileId, name: str, fault: str) -> FormatError:
-    return FormatError(f"tensor {quoted(name)} of {quoted(file.path)} {fault}", hint=_AGAIN, defect="container-entry")
+    return FormatError(f"tensor {quoted(name)} of {quoted(file.path)} {fault}", hint=DAMAGED, defect="container-entry")
 
 
 def _shown(value: object) -> str:
@@ -218,13 +220,13 @@ def _check_tiling(file: FileId, data_offset: int, spans: list[_Span]) -> None:
     for span in spans:
         begin, end, _, _, name = span
         if begin != expected:
-            this = f"tensor {quoted(name)} (bytes {begin:,} to {end:,})"
+            described = f"tensor {quoted(name)} (bytes {begin:,} to {end:,})"
             if begin > expected:
-                fault = f"bytes {expected:,} to {begin:,} before {this} belong to no tensor"
+                fault = f"bytes {expected:,} to {begin:,} before {described} belong to no tensor"
             else:
                 assert before is not None  # nothing begins before byte 0
-                fault = f"{this} overlaps tensor {quoted(before[4])} (bytes {before[0]:,} to {before[1]:,})"
-            raise FormatError(f"{quoted(file.path)} is not sound: {fault}", hint=_AGAIN, defect="container-layout")
+                fault = f"{described} overlaps tensor {quoted(before[4])} (bytes {before[0]:,} to {before[1]:,})"
+            raise FormatError(f"{quoted(file.path)} is not sound: {fault}", hint=DAMAGED, defect="container-layout")
         expected, before = end, span
     have = file.size - data_offset
     if have < expected:
@@ -234,13 +236,13 @@ def _check_tiling(file: FileId, data_offset: int, spans: list[_Span]) -> None:
             f"{quoted(file.path)} is cut off: {expected - have:,} bytes are missing "
             f"(it declares {data_offset + expected:,} and has {file.size:,}), "
             f"from tensor {quoted(first_cut[4])} on",
-            hint=_AGAIN,
+            hint=DAMAGED,
             defect="container-truncated",
         )
     if have > expected:
         raise FormatError(
             f"{quoted(file.path)} has {have - expected:,} bytes after its last tensor; "
             f"it declares {data_offset + expected:,} and has {file.size:,}",
-            hint=_AGAIN,
+            hint=DAMAGED,
             defect="container-trailing-bytes",
         )

@@ -23,18 +23,18 @@ def same_bytes(first: LazyTensor, second: LazyTensor) -> bool:
     if a is None or b is None:
         return _same_values(first, second)
     # One pair of buffers for all pieces: fresh memory for each would be cleared by the system first.
-    ours, theirs = bytearray(min(_PIECE_BYTES, a.nbytes)), bytearray(min(_PIECE_BYTES, a.nbytes))
+    first_buffer, second_buffer = bytearray(min(_PIECE_BYTES, a.nbytes)), bytearray(min(_PIECE_BYTES, a.nbytes))
     start, step = 0, _FIRST_PIECE_BYTES
     while start < a.nbytes:
         size = min(step, a.nbytes - start)
-        if size < len(ours):
-            first_piece, second_piece = memoryview(ours)[:size], memoryview(theirs)[:size]
+        if size < len(first_buffer):
+            first_piece, second_piece = memoryview(first_buffer)[:size], memoryview(second_buffer)[:size]
         else:
-            first_piece, second_piece = memoryview(ours), memoryview(theirs)
+            first_piece, second_piece = memoryview(first_buffer), memoryview(second_buffer)
         read_into(a, start, first_piece)
         read_into(b, start, second_piece)
         # Whole buffers are compared as memory; views would be compared item by item.
-        if (ours != theirs) if size == len(ours) else bytes(first_piece) != bytes(second_piece):
+        if (first_buffer != second_buffer) if size == len(first_buffer) else bytes(first_piece) != bytes(second_piece):
             return False
         start, step = start + size, _PIECE_BYTES
     return True

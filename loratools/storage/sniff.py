@@ -18,7 +18,7 @@ class Sniffed(NamedTuple):
     hint: str
 
 
-_AGAIN = "download it again; a browser or curl needs the address with /resolve/, not /blob/, and -L"
+_DOWNLOAD_AGAIN = "download it again; a browser or curl needs the address with /resolve/, not /blob/, and -L"
 _UNPACK = "unpack it first, and give the model file inside"
 _PICKLE = "convert it to safetensors: loratools convert, under its right name (.bin, .pt, .pth or .ckpt)"
 
@@ -33,7 +33,7 @@ def describe(source: Path | bytes) -> Sniffed | None:
 
 def _describe(first: bytes) -> Sniffed | None:
     if not first:
-        return Sniffed("an empty file", _AGAIN)
+        return Sniffed("an empty file", _DOWNLOAD_AGAIN)
     for magic, kind, hint in _MAGIC:
         if first.startswith(magic):
             return Sniffed(kind, hint)
@@ -48,7 +48,7 @@ def _describe(first: bytes) -> Sniffed | None:
     if first[257:262] == b"ustar":
         return Sniffed("a tar archive", _UNPACK)
     if not first.strip(b"\0"):
-        return Sniffed("nothing but zeros, as a download leaves it that was cut off", _AGAIN)
+        return Sniffed("nothing but zeros, as a download leaves it that was cut off", _DOWNLOAD_AGAIN)
     return _text(first)
 
 
@@ -67,10 +67,10 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "a zstandard archive", _UNPACK),
     (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
     (b"Rar!", "a RAR archive", _UNPACK),
-    (b"PK\x05\x06", "an empty zip archive", _AGAIN),
-    (b"%PDF", "a PDF document", _AGAIN),
-    (b"\x89PNG", "a PNG image", _AGAIN),
-    (b"\xff\xd8\xff", "a JPEG image", _AGAIN),
+    (b"PK\x05\x06", "an empty zip archive", _DOWNLOAD_AGAIN),
+    (b"%PDF", "a PDF document", _DOWNLOAD_AGAIN),
+    (b"\x89PNG", "a PNG image", _DOWNLOAD_AGAIN),
+    (b"\xff\xd8\xff", "a JPEG image", _DOWNLOAD_AGAIN),
     (b"PAR1", "a Parquet table", "give the model file instead"),
     (b"\x7fELF", "a program", "give the model file instead"),
     (b"#!", "a script", "give the model file instead"),
@@ -89,18 +89,18 @@ def _zip(first: bytes) -> Sniffed:
 
 def _text(first: bytes) -> Sniffed | None:
     if first.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return Sniffed("a text in UTF-16", _AGAIN)
+        return Sniffed("a text in UTF-16", _DOWNLOAD_AGAIN)
     text = first.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="ignore").lstrip()
     lower = text[:200].lower()
     if re.match(r"<!doctype html|<html|<head|<!--", lower):
-        return Sniffed("a web page", _AGAIN)
+        return Sniffed("a web page", _DOWNLOAD_AGAIN)
     if lower.startswith("<?xml"):
-        return Sniffed("an XML document, as a server sends to say that something went wrong", _AGAIN)
+        return Sniffed("an XML document, as a server sends to say that something went wrong", _DOWNLOAD_AGAIN)
     # A short line that says so is kinder than our guess: 'Entry not found', 'Access to model … is restricted'.
     line = text.split("\n")[0].rstrip("\r")[:120]
     if re.match(r'[{[]\s*["\]}\[{]', text) and first[:1] in b"{[ \n\r\t\xef":
-        return Sniffed(f"a JSON text that begins {quoted(line)}", _AGAIN)
+        return Sniffed(f"a JSON text that begins {quoted(line)}", _DOWNLOAD_AGAIN)
     readable = sum(c.isprintable() or c in "\r\n\t" for c in text)
     if len(text) >= 8 and readable == len(text) and len(text.encode()) >= len(first) - 8:
-        return Sniffed(f"a text that begins {quoted(line)}", _AGAIN)
+        return Sniffed(f"a text that begins {quoted(line)}", _DOWNLOAD_AGAIN)
     return None

@@ -65,9 +65,11 @@ class Staging:
         Raises:
             MachineError: there is no permission.
         """
-        kept = {JOURNAL, *names}
+        expected = {JOURNAL, *names}
         try:
-            for name in [name for name, is_folder in entries_below(self.path) if not is_folder and name not in kept]:
+            for name in [
+                name for name, is_folder in entries_below(self.path) if not is_folder and name not in expected
+            ]:
                 system.remove_file(self.path / name)
         except OSError as error:
             raise machine_error(error, "remove what a killed run left in", self.path) from error
@@ -83,8 +85,8 @@ class Staging:
         """Whether the error leaves finished work that another run may go on with: a signal, or a failure of a disk."""
         passing = not isinstance(error, Exception) or isinstance(error, MachineError)
         changed = isinstance(error, ChangedInputError)
-        done = self.journal is not None and self.journal.has_units
-        return self.keeps_work and done and passing and not changed and system.exists(self.path / JOURNAL)
+        has_finished_units = self.journal is not None and self.journal.has_units
+        return self.keeps_work and has_finished_units and passing and not changed and system.exists(self.path / JOURNAL)
 
     def remove(self) -> None:
         """Remove what was prepared; of an old output under this name, nothing that is not ours or in the new one."""
@@ -132,7 +134,7 @@ def staging(
             if resumed is not None:
                 prepared = _reopened(resumed, out, real)
             else:
-                prepared = _made(real, inside=inside, in_output=in_output, resumable=resumable)
+                prepared = _created(real, inside=inside, in_output=in_output, resumable=resumable)
         except OSError as error:
             raise machine_error(error, "write", out) from error
         try:
@@ -186,7 +188,7 @@ def _remove_stale(real: Path, *, but: Path | None) -> list[Path]:
     return with_work
 
 
-def _made(real: Path, *, inside: bool, in_output: bool, resumable: Resumable | None) -> Staging:
+def _created(real: Path, *, inside: bool, in_output: bool, resumable: Resumable | None) -> Staging:
     path = (real if inside else real.parent) / (name_prefix(real) + name_suffix())
     system.make_folder(path)
     hold_no(path)

@@ -44,8 +44,8 @@ class StreamedFile:
         self._sizes = dict(sizes)
         self._written: dict[str, list[tuple[int, int]]] = {name: [] for name in sizes}
         try:
-            kept = self._kept(path) if keep else None
-            self.fd = kept if kept is not None else system.create(path)
+            resumed = self._resumed(path) if keep else None
+            self.fd = resumed if resumed is not None else system.create(path)
         except OSError as error:
             raise machine_error(error, "create", path) from error
         self._open = True
@@ -57,7 +57,7 @@ class StreamedFile:
             self.abandon()
             raise
 
-    def _kept(self, path: Path) -> int | None:
+    def _resumed(self, path: Path) -> int | None:
         """A descriptor of the file that is there; None, and no file, where it is not the beginning of this one."""
         try:
             fd = system.open_to_write(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loratools.errors import FormatError, UnsupportedError
+from loratools.hints import DAMAGED
 from loratools.storage.files import identify, quoted, read_bytes
 from loratools.storage.pickle_machine import HINT, CopyBudget, Machine, put_items
 from loratools.storage.sniff import ENOUGH, describe
@@ -25,7 +26,6 @@ from loratools.tensors.lazy import LazyTensor
 # Where training programs put the weights among other things; one such level is taken off.
 WRAPPERS = ("state_dict", "model", "module")
 
-_AGAIN = "the file is damaged or was not written to the end; download or save it again"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_AXES = 64
@@ -84,7 +84,9 @@ def read_pickle(path: Path) -> PickledFile:
         return _select(file, *_read_legacy(file))
     sniffed = describe(first)
     actual_kind = f"but {sniffed.kind}" if sniffed else "by its first bytes"
-    raise FormatError(f"{quoted(path)} is not a PyTorch pickle {actual_kind}", hint=sniffed.hint if sniffed else _AGAIN)
+    raise FormatError(
+        f"{quoted(path)} is not a PyTorch pickle {actual_kind}", hint=sniffed.hint if sniffed else DAMAGED
+    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class _TorchWorld:
         root = _Storage(key, dtype, elements)
         if self.storages.setdefault(key, root) != root:
             raise FormatError(
-                f"the storage {quoted(key)} of {quoted(self.file.path)} is described in two ways", hint=_AGAIN
+                f"the storage {quoted(key)} of {quoted(self.file.path)} is described in two ways", hint=DAMAGED
             )
         view = reference[5] if len(reference) > 5 else None
         if view is None:
@@ -260,7 +262,7 @@ def _read_zip(file: FileId) -> tuple[object, dict[str, ByteRange]]:
     places = {}
     for key in world.storages:
         if f"{root}data/{key}" not in names:
-            raise FormatError(f"{quoted(file.path)} lacks the storage {quoted(key)}", hint=_AGAIN)
+            raise FormatError(f"{quoted(file.path)} lacks the storage {quoted(key)}", hint=DAMAGED)
         places[key] = archive.locate(f"{root}data/{key}")
     return value, places
 
@@ -278,13 +280,13 @@ def _read_legacy(file: FileId) -> tuple[object, dict[str, ByteRange]]:
     value = machine.run()
     keys = machine.run()
     if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
-        raise FormatError(f"{quoted(file.path)} has no list of its storages", hint=_AGAIN)
+        raise FormatError(f"{quoted(file.path)} has no list of its storages", hint=DAMAGED)
     at = machine.position
     places: dict[str, ByteRange] = {}
     for key in keys:
         storage = world.storages.get(key)
         if storage is None or key in places:
-            raise FormatError(f"{quoted(file.path)} has the unknown storage {quoted(key)}", hint=_AGAIN)
+            raise FormatError(f"{quoted(file.path)} has the unknown storage {quoted(key)}", hint=DAMAGED)
         if at + 8 > file.size:
             raise _cut_off(file, key)
         elements = int.from_bytes(read_bytes(ByteRange(file, at, 8)), "little")
@@ -293,7 +295,7 @@ def _read_legacy(file: FileId) -> tuple[object, dict[str, ByteRange]]:
             raise FormatError(
                 f"the storage {quoted(key)} of {quoted(file.path)} has {elements:,} values, "
                 f"and {storage.elements:,} are declared",
-                hint=_AGAIN,
+                hint=DAMAGED,
             )
         at += 8
         if at + nbytes > file.size:
@@ -302,14 +304,14 @@ def _read_legacy(file: FileId) -> tuple[object, dict[str, ByteRange]]:
         at += nbytes
     for key in world.storages:
         if key not in places:
-            raise FormatError(f"{quoted(file.path)} lacks the storage {quoted(key)}", hint=_AGAIN)
+            raise FormatError(f"{quoted(file.path)} lacks the storage {quoted(key)}", hint=DAMAGED)
     return value, places
 
 
 def _cut_off(file: FileId, key: str) -> FormatError:
     return FormatError(
         f"{quoted(file.path)} is cut off at byte {file.size:,}, in the storage {quoted(key)}",
-        hint=_AGAIN,
+        hint=DAMAGED,
         defect="container-truncated",
     )
 
@@ -365,7 +367,7 @@ def _lazy(file: FileId, name: str, tensor: _Tensor, place: ByteRange) -> LazyTen
     if start + (last + 1) * width > min(end, place.nbytes):
         raise FormatError(
             f"{subject} ends at byte {start + (last + 1) * width:,} of a storage of {min(end, place.nbytes):,}",
-            hint=_AGAIN,
+            hint=DAMAGED,
         )
     if elements * width > max(_MAX_REPEATED, nbytes):
         raise UnsupportedError(

@@ -66,9 +66,9 @@ class UntrustedRegexes:
             FormatError: a pattern is no regular expression, or the budget is used up.
             MachineError: no child process could be started.
         """
-        here = [i for i, pattern in enumerate(patterns) if _is_bounded(pattern)]
-        apart = sorted(set(range(len(patterns))).difference(here))
-        matched = self._match_here({i: patterns[i] for i in here}, subject, around)
+        bounded = [i for i, pattern in enumerate(patterns) if _is_bounded(pattern)]
+        apart = sorted(set(range(len(patterns))).difference(bounded))
+        matched = self._match_here({i: patterns[i] for i in bounded}, subject, around)
         matched |= self._match_apart({i: patterns[i] for i in apart}, subject, around)
         return [matched[i] for i in range(len(patterns))]
 

@@ -53,15 +53,15 @@ def block_diagonal(blocks: Sequence[LazyTensor | int], factors: Sequence[float] 
         blocks: each (rows, columns), or a number of rows that are zero in all columns.
         factors: what each matrix is multiplied with, as of `block_matrix`.
     """
-    placed = []
+    positioned = []
     row = column = 0
     for block in blocks:
         if isinstance(block, int):
             row += block
         else:
-            placed.append((row, column, block))
+            positioned.append((row, column, block))
             row, column = row + block.shape[0], column + block.shape[1]
-    return block_matrix((row, column), placed, factors)
+    return block_matrix((row, column), positioned, factors)
 
 
 @dataclass(frozen=True)

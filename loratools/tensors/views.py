@@ -37,18 +37,18 @@ class _View:
     No dataclass for each: to make one costs as much as reading a header, at every start of the program.
     """
 
-    def __init__(self, *how: Any) -> None:
-        self._how = how
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and isinstance(other, _View) and other._how == self._how
+        return type(other) is type(self) and isinstance(other, _View) and other._arguments == self._arguments
 
     def __hash__(self) -> int:
-        return hash((type(self), self._how))
+        return hash((type(self), self._arguments))
 
     @property
     def of(self) -> tuple[LazyTensor, ...]:
-        return tuple(argument for argument in self._how if isinstance(argument, LazyTensor))
+        return tuple(argument for argument in self._arguments if isinstance(argument, LazyTensor))
 
     @property
     def location(self) -> ByteRange | None:
@@ -63,7 +63,7 @@ class _View:
 
 class _Transposed(_View):
     def read_rows(self, start: int, stop: int) -> Tensor:
-        (of,) = self._how
+        (of,) = self._arguments
         values: Tensor = of.read()[:, start:stop].T.contiguous()
         return values
 
@@ -71,7 +71,7 @@ class _Transposed(_View):
 class _Rows(_View):
     @property
     def location(self) -> ByteRange | None:
-        of, first, last = self._how
+        of, first, last = self._arguments
         location: ByteRange | None = of.location
         row_bits = math.prod(of.shape[1:]) * DTYPE_BITS[of.dtype]
         if location is None or row_bits % 8:
@@ -79,21 +79,21 @@ class _Rows(_View):
         return ByteRange(location.file, location.offset + first * row_bits // 8, (last - first) * row_bits // 8)
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        of, first, _ = self._how
+        of, first, _ = self._arguments
         values: Tensor = of.read_rows(first + start, first + stop)
         return values
 
 
 class _Columns(_View):
     def read_rows(self, start: int, stop: int) -> Tensor:
-        of, span = self._how
+        of, span = self._arguments
         values: Tensor = of.read_rows(start, stop)[:, span.slice].contiguous()
         return values
 
 
 class _OrderedColumns(_View):
     def read_rows(self, start: int, stop: int) -> Tensor:
-        of, order = self._how
+        of, order = self._arguments
         values: Tensor = of.read_rows(start, stop)[:, list(order)]
         return values
 
@@ -101,11 +101,11 @@ class _OrderedColumns(_View):
 class _Reshaped(_View):
     @property
     def location(self) -> ByteRange | None:
-        location: ByteRange | None = self._how[0].location
+        location: ByteRange | None = self._arguments[0].location
         return location
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        of, shape = self._how
+        of, shape = self._arguments
         size, inner = math.prod(shape[1:]), math.prod(of.shape[1:])
         values: Tensor
         if not size or not inner or not shape:
@@ -117,14 +117,14 @@ class _Reshaped(_View):
         return values
 
     def scalar(self) -> float:
-        return float(self._how[0].scalar())
+        return float(self._arguments[0].scalar())
 
 
 class _Reordered(_View):
     def read_rows(self, start: int, stop: int) -> Tensor:
         import torch
 
-        of, order = self._how
+        of, order = self._arguments
         row_numbers = order[start:stop]
         if 2 * len(row_numbers) >= of.shape[0]:
             values: Tensor = of.read()[list(row_numbers)]
@@ -135,7 +135,7 @@ class _Reordered(_View):
 
 class _Float16(_View):
     def read_rows(self, start: int, stop: int) -> Tensor:
-        values: Tensor = self._how[0].read_rows(start, stop).to(torch_dtype("F16"))
+        values: Tensor = self._arguments[0].read_rows(start, stop).to(torch_dtype("F16"))
         return values
 
 

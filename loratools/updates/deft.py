@@ -88,8 +88,8 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """
     para = module.config.get("para") is True
     method = chosen(module, "decomposition_method", ("relu", "qr"), "relu")
-    p, *rest = module.need(*(PEFT_PARTS[:1] if para else PEFT_PARTS))
+    p, *factors = module.need(*(PEFT_PARTS[:1] if para else PEFT_PARTS))
     shaped(module, deft_P=(None, None))
     shaped(module, deft_R=(p.shape[1], None))
     alpha = number(module, "alpha") if module.config.get("alpha") else None
-    return {"": DEFT(p, rest[0] if rest else None, method, alpha, "config" if alpha else "assumed")}
+    return {"": DEFT(p, factors[0] if factors else None, method, alpha, "config" if alpha else "assumed")}

@@ -109,20 +109,20 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
     a1, a2, b1, b2 = (parts[part] for part in LYCORIS_PARTS[:4])
     if any(len(t.shape) < 2 for t in (a1, a2, b1, b2)):
         raise faulty(name, "has factors that are no matrices")
-    now = a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0] and a1.shape[0] == a2.shape[1]
-    before = a2.shape[1] == a1.shape[0] == b2.shape[1] == b1.shape[0] and a2.shape[0] == a1.shape[1]
-    if now and before:
+    in_present_order = a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0] and a1.shape[0] == a2.shape[1]
+    in_former_order = a2.shape[1] == a1.shape[0] == b2.shape[1] == b1.shape[0] and a2.shape[0] == a1.shape[1]
+    if in_present_order and in_former_order:
         # Layers with as many outputs as inputs: what is smaller is the rank.
         if a1.shape[0] == a1.shape[1]:
             raise UnsupportedError(
                 f"'{name}' has factors that are all {a1.shape[0]} x {a1.shape[0]}, of which the order cannot be told",
                 hint="early versions of LyCORIS stored them the other way round; a rank below the size would tell",
             )
-        now = a1.shape[0] > a1.shape[1]
-    elif not now and not before:
+        in_present_order = a1.shape[0] > a1.shape[1]
+    elif not in_present_order and not in_former_order:
         shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
         raise faulty(name, f"has factors that make no product: {shapes}")
-    if not now:
+    if not in_present_order:
         a1, a2, b1, b2 = a2, a1, b2, b1
     core = parts.get("bm.weight")
     kernels = [t.shape[2:] for t in (a1, a2, b1, *([b2] if core is not None else []))]

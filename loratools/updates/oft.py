@@ -178,9 +178,9 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
         raise faulty(
             name, f"has oft_R {list(skew.shape) if skew is not None else []}, which is above the diagonal of no block"
         )
-    beside = sorted(part for part in parts if not part.startswith("oft_R."))
-    if beside or alpha is not None:
-        raise UnsupportedError(f"OFT of OneTrainer with {', '.join(beside) or 'alpha'}")
+    other_parts = sorted(part for part in parts if not part.startswith("oft_R."))
+    if other_parts or alpha is not None:
+        raise UnsupportedError(f"OFT of OneTrainer with {', '.join(other_parts) or 'alpha'}")
     rooted = scaled is not None and scaled.elements == 1 and scaled.scalar() != 0
     update = OFT(skew, _ONETRAINER_TERMS, shared=skew.shape[0] == 1, rooted=rooted, kernels=True)
     _ensure_blocks(name, update)

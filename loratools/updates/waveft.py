@@ -58,8 +58,8 @@ class WaveFT(DrawnSpectrum):
             return dense(spectrum, self.scale * weight, dtype)
         # What lies beside the smooth part is detail from row to row, and what lies below it from column to column.
         up, left = height // 2, width // 2
-        beside = spectrum[:up, left:].copy()
-        spectrum[:up, left:], spectrum[up:, :left] = spectrum[up:, :left], beside
+        row_details = spectrum[:up, left:].copy()
+        spectrum[:up, left:], spectrum[up:, :left] = spectrum[up:, :left], row_details
         values = _synthesis(_synthesis(spectrum, low).T, low).T
         above, left = (values.shape[0] - rows) // 2, (values.shape[1] - columns) // 2
         return dense(values[above : above + rows, left : left + columns], self.scale * weight, dtype)

@@ -179,10 +179,10 @@ def _why_not_read(path: Path, folder: Path) -> str | None:
     return None if stat.S_ISREG(mode) else "no regular file"
 
 
-def _why_file(name: str, beside: Set[str], is_module: bool) -> str | None:
+def _why_file(name: str, siblings: Set[str], is_module: bool) -> str | None:
     # A module of sentence-transformers is copied with its weights: the pickle too, where there is nothing else.
     if is_module and name == "model.safetensors":
         return None
-    if is_module and name == "pytorch_model.bin" and "model.safetensors" not in beside:
+    if is_module and name == "pytorch_model.bin" and "model.safetensors" not in siblings:
         return None
     return why_left_out(name)

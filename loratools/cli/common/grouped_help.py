@@ -38,33 +38,33 @@ class ChoiceOrAlone(GroupedOption):
     """
 
     def __init__(self, *args: Any, choices: Sequence[str], **attributes: Any) -> None:
-        values = click.Choice([*choices, _ALONE], case_sensitive=False)
+        values = click.Choice([*choices, _WITHOUT_VALUE], case_sensitive=False)
         super().__init__(*args, type=values, default=None, callback=_chosen, **attributes)
         self.choices = tuple(choices)
 
     def joined(self, args: Sequence[str]) -> list[str]:
         """The arguments with the option and its value as one: `--option=value`."""
         out: list[str] = []
-        rest = iter(args)
-        for arg in rest:
+        remaining = iter(args)
+        for arg in remaining:
             if arg == "--":
-                return [*out, arg, *rest]
+                return [*out, arg, *remaining]
             if out and out[-1] in self.opts:
-                given = arg.lower() in self.choices
-                out[-1] += f"={arg.lower() if given else _ALONE}"
-                if given:
+                is_choice = arg.lower() in self.choices
+                out[-1] += f"={arg.lower() if is_choice else _WITHOUT_VALUE}"
+                if is_choice:
                     continue
             out.append(arg)
         if out and out[-1] in self.opts:
-            out[-1] += f"={_ALONE}"
+            out[-1] += f"={_WITHOUT_VALUE}"
         return out
 
 
-_ALONE = "scheme"
+_WITHOUT_VALUE = "scheme"
 
 
 def _chosen(_: click.Context, __: click.Parameter, value: str | None) -> str | bool:
-    return value is not None if value in (None, _ALONE) else value
+    return value is not None if value in (None, _WITHOUT_VALUE) else value
 
 
 def option(group: str, *names: str, **attributes: Any) -> Callable[[_Command], _Command]:

@@ -17,7 +17,7 @@ _SHOWN = 10
 def with_replaced(document: Mapping[str, object], out: Path | None, *, overwrite: bool) -> dict[str, object]:
     """The document of a plan with `replaces` and `keeps`: names in the output, which is otherwise empty or new."""
     replacement = _replacement(out, overwrite)
-    return {**document, "replaces": list(replacement.files), "keeps": list(replacement.kept)}
+    return {**document, "replaces": list(replacement.files), "keeps": list(replacement.preserved)}
 
 
 def replaced_rows(out: Path | None, *, overwrite: bool) -> list[RenderableType]:
@@ -25,7 +25,7 @@ def replaced_rows(out: Path | None, *, overwrite: bool) -> list[RenderableType]:
     from loratools.report.pairs import pairs
 
     replacement = _replacement(out, overwrite)
-    rows = [("replaces", _listed(replacement.files)), ("keeps", _listed(replacement.kept))]
+    rows = [("replaces", _listed(replacement.files)), ("keeps", _listed(replacement.preserved))]
     rows = [row for row in rows if row[1]]
     return [pairs(rows)] if rows else []
 

@@ -33,8 +33,8 @@ class LeaveOut:
     @classmethod
     def of(cls, include: Globs = (), exclude: Globs = (), *, unread: bool = False) -> LeaveOut:
         """Make one from the arguments of a verb, where one glob may come without a list."""
-        kept, gone = ((globs,) if isinstance(globs, str) else tuple(globs) for globs in (include, exclude))
-        return cls(kept, gone, unread)
+        included, excluded = ((globs,) if isinstance(globs, str) else tuple(globs) for globs in (include, exclude))
+        return cls(included, excluded, unread)
 
     def excludes(self, key: str) -> bool:
         """Whether the globs leave out the tensor under `key`."""

@@ -9,6 +9,7 @@ import re
 
 from loratools.errors import FormatError
 from loratools.formats.common.source import AdapterSource, counted, shown
+from loratools.hints import DAMAGED_ADAPTER
 from loratools.storage.files import quoted
 from loratools.tensors.dtypes import is_floating
 from loratools.tensors.lazy import LazyTensor
@@ -40,7 +41,7 @@ def refuse_malformed(source: AdapterSource) -> None:
         raise FormatError(
             f"{quoted(source.file)} has {counted(len(faults), 'fault')} in its factors",
             details=shown(sorted(faults)),
-            hint="save the adapter again, or download it again if it was cut off",
+            hint=DAMAGED_ADAPTER,
             defect="shapes-factor",
         )
 

@@ -194,8 +194,8 @@ def _opened(
 
     if file.name == CONFIG or file.suffix == ".json":
         raise FormatError(f"{quoted(file)} holds no tensors", hint="give the folder, or the file with the weights")
-    beside = file.parent / CONFIG
-    config = unwrapped_config(read_json(beside)) if is_there(beside) else None
+    config_file = file.parent / CONFIG
+    config = unwrapped_config(read_json(config_file)) if is_there(config_file) else None
     if config is not None and not is_adapter_file(file.name):
         warnings = [*warnings, f"rank and alpha are taken from '{CONFIG}' in the folder of {quoted(file)}"]
     content = _without_wrappers(_content_of_shards(file, shards) if shards else _content(file))

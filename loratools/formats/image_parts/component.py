@@ -76,8 +76,8 @@ def with_component(adapter: Adapter, config: Mapping[str, object], base: Base | 
     mapping = config.get("auto_mapping")
     kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
     of_class = [family for family in denoisers() if kind in family.classes] if kind is not None else []
-    if kind is None and (given := family_of_base(base)) is not None and _has_modules(given, adapter):
-        of_class = [given]
+    if kind is None and (base_family := family_of_base(base)) is not None and _has_modules(base_family, adapter):
+        of_class = [base_family]
     components = {family.component for family in of_class}
     if len(components) != 1:
         return adapter

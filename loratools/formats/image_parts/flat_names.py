@@ -84,8 +84,8 @@ def read(source: AdapterSource, prefixes: Prefixes, *, families: Iterable[Family
         families: the ones that a prefix names; any, if empty.
     """
     candidates = tuple(family for family in families if family is not None) or denoisers()
-    how = Read(prefixes.format, prefixes.locate, encoder_part, table_names_only=True, families=candidates)
-    return read_image(source, how)
+    file_layout = Read(prefixes.format, prefixes.locate, encoder_part, table_names_only=True, families=candidates)
+    return read_image(source, file_layout)
 
 
 def encoder_part(part: str, family: Family | None) -> str:

@@ -56,8 +56,8 @@ def named_by_base(adapter: Adapter, base: Base) -> Adapter:
             continue
         module, _, leaf = name.removeprefix(prefix).rpartition(".")
         place = family.find(module) if name.startswith(prefix) else None
-        alone = place is not None and len(place.targets) == 1 and not place.may_swap
-        canonical = f"{family.component}.{place.targets[0]}.{leaf}" if place is not None and alone else name
+        has_one_target = place is not None and len(place.targets) == 1 and not place.may_swap
+        canonical = f"{family.component}.{place.targets[0]}.{leaf}" if place is not None and has_one_target else name
         replacements[canonical] = replacement
     warnings = adapter.warnings
     if autoencoder_names:

@@ -17,6 +17,7 @@ from loratools.formats.image_parts.fused import apart
 from loratools.formats.image_parts.kinds import NotReadError, Scale, updates_of
 from loratools.formats.image_parts.notes import NOTES
 from loratools.formats.image_parts.spellings import Module, grouped, is_learnt_token
+from loratools.hints import DAMAGED_ADAPTER
 from loratools.naming.image.evidence import Sizes, decide, denoisers, family_named
 from loratools.naming.image.family import Family, Place
 from loratools.naming.image.pipeline import DENOISERS, TEXT_ENCODERS
@@ -61,7 +62,7 @@ class Read:
     families: tuple[Family, ...] = field(default_factory=denoisers)
 
 
-def read(source: AdapterSource, how: Read) -> Adapter:
+def read(source: AdapterSource, file_layout: Read) -> Adapter:
     """The adapter.
 
     Raises:
@@ -69,12 +70,12 @@ def read(source: AdapterSource, how: Read) -> Adapter:
         UnsupportedError: keys, kinds or names that are not read, all of them named.
         UndecidedError: names with several meanings.
     """
-    modules, rest, twice = grouped(source.tensors)
-    located = {name: how.locate(name) for name in modules}
-    strange = rest + [key for name, at in located.items() if at is None for key in modules[name].keys.values()]
+    modules, unparsed, twice = grouped(source.tensors)
+    located = {name: file_layout.locate(name) for name in modules}
+    strange = unparsed + [key for name, at in located.items() if at is None for key in modules[name].keys.values()]
     if strange:
         raise UnreadTensorsError(
-            f"{counted(len(strange), 'tensor')} of {quoted(source.file)} not read as {how.format}",
+            f"{counted(len(strange), 'tensor')} of {quoted(source.file)} not read as {file_layout.format}",
             sorted(strange),
             details=shown(
                 [f"{quoted(key)}{', ' + _EMBEDDING if is_learnt_token(key) else ''}" for key in sorted(strange)]
@@ -98,7 +99,7 @@ def read(source: AdapterSource, how: Read) -> Adapter:
     aliases: dict[str, tuple[str, ...]] = {}
     try:
         places, families = _places(
-            modules, {n: at for n, at in located.items() if at is not None}, how, header, source.base
+            modules, {n: at for n, at in located.items() if at is not None}, file_layout, header, source.base
         )
     except (UnsupportedError, UndecidedError) as error:
         if source.base is not None:
@@ -109,18 +110,22 @@ def read(source: AdapterSource, how: Read) -> Adapter:
             name: tuple(f"{prefixed.prefix}{t}" for t in prefixed.place.targets) for name, prefixed in places.items()
         }
         places = file_names
-    updates, replacements, warnings = _updates(source, modules, places, how)
+    updates, replacements, warnings = _updates(source, modules, places, file_layout)
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
         warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
     if undecided is not None:
         warnings.append(f"modules keep the names that the file has for them: {undecided.message}")
     names = [family.name for family in families]
-    notes = {"metadata": dict(source.metadata), "family": names[0] if len(names) == 1 else None, "source": how.format}
+    notes = {
+        "metadata": dict(source.metadata),
+        "family": names[0] if len(names) == 1 else None,
+        "source": file_layout.format,
+    }
     return Adapter(
         updates=updates,
         replacements=replacements,
-        format=how.format,
+        format=file_layout.format,
         path=source.path,
         base_model=model or None,
         notes={NOTES: notes},
@@ -140,32 +145,36 @@ class PrefixedPlace:
 
 
 def _places(
-    modules: Mapping[str, Module], located: Mapping[str, Located], how: Read, header: str | None, base: Base | None
+    modules: Mapping[str, Module],
+    located: Mapping[str, Located],
+    file_layout: Read,
+    header: str | None,
+    base: Base | None,
 ) -> tuple[dict[str, PrefixedPlace], tuple[Family, ...]]:
     groups: dict[tuple[str, bool], dict[str, Located]] = {}
     for name, at in located.items():
         if at.place is None:
             groups.setdefault((at.part, at.flat), {})[name] = at
-    placed = {name: PrefixedPlace("transformer.", at.place) for name, at in located.items() if at.place is not None}
-    families: tuple[Family, ...] = how.families if len(how.families) == 1 else ()
+    place_of = {name: PrefixedPlace("transformer.", at.place) for name, at in located.items() if at.place is not None}
+    families: tuple[Family, ...] = file_layout.families if len(file_layout.families) == 1 else ()
     count = len({part for part, _ in groups if part in TEXT_ENCODERS})
-    candidates = tuple(f for f in how.families if f.text_encoders is None or f.text_encoders >= count)
+    candidates = tuple(f for f in file_layout.families if f.text_encoders is None or f.text_encoders >= count)
     for (part, flat), members in groups.items():
         if part == DENOISER or part in DENOISERS:
             sizes = {at.name: modules[name].sizes for name, at in members.items()}
             by_component = tuple(f for f in candidates if part == DENOISER or f.component == part.removesuffix("_2"))
             places, families, prefix = _denoiser(sizes, by_component, header, base, flat=flat)
             prefix = f"{part}." if part != DENOISER else prefix
-            placed |= {name: PrefixedPlace(prefix, places[at.name]) for name, at in members.items()}
+            place_of |= {name: PrefixedPlace(prefix, places[at.name]) for name, at in members.items()}
     family = families[0] if len(families) == 1 else None
     for (part, flat), members in groups.items():
         if part != DENOISER and part not in DENOISERS:
             inner = [at.name for at in members.values()]
-            look_up = flat or how.table_names_only
+            look_up = flat or file_layout.table_names_only
             places = meanings(inner, flat=flat) if look_up else {name: Place(name, (name,)) for name in inner}
-            prefix = f"{how.encoder(part, family)}."
-            placed |= {name: PrefixedPlace(prefix, places[at.name]) for name, at in members.items()}
-    return placed, families
+            prefix = f"{file_layout.encoder(part, family)}."
+            place_of |= {name: PrefixedPlace(prefix, places[at.name]) for name, at in members.items()}
+    return place_of, families
 
 
 def _denoiser(
@@ -195,7 +204,7 @@ def family_of_base(base: Base | None) -> Family | None:
 
 
 def _updates(
-    source: AdapterSource, modules: Mapping[str, Module], places: Mapping[str, PrefixedPlace], how: Read
+    source: AdapterSource, modules: Mapping[str, Module], places: Mapping[str, PrefixedPlace], file_layout: Read
 ) -> tuple[dict[str, Update], dict[str, Replacement], list[str]]:
     updates: dict[str, Update] = {}
     replacements: dict[str, Replacement] = {}
@@ -212,7 +221,7 @@ def _updates(
                 replacements[target] = Replacement(module.parts["weight"], "unlisted")
             continue
         try:
-            scale = _scale(module, name, how)
+            scale = _scale(module, name, file_layout)
             module_updates = updates_of(module, scale)
         except NotReadError as error:
             if error.unsupported:
@@ -236,7 +245,7 @@ def _updates(
         raise FormatError(
             f"{quoted(source.file)} has {counted(len(faults), 'fault')} in its tensors",
             details=shown(faults),
-            hint="save the adapter again, or download it again if it was cut off",
+            hint=DAMAGED_ADAPTER,
         )
     if unread:
         raise UnreadTensorsError(
@@ -262,10 +271,10 @@ def _updates(
     return updates, replacements, warnings
 
 
-def _scale(module: Module, name: str, how: Read) -> Scale:
+def _scale(module: Module, name: str, file_layout: Read) -> Scale:
     alpha = module.parts.get("alpha")
     if alpha is not None:
         if alpha.elements != 1:
             raise NotReadError(f"{quoted(module.keys['alpha'])} has {alpha.elements} values; one is needed")
         return Scale(alpha.scalar(), "tensor")
-    return how.scale(name) if how.scale is not None else Scale(None, "assumed")
+    return file_layout.scale(name) if file_layout.scale is not None else Scale(None, "assumed")

@@ -125,12 +125,12 @@ def is_spelled(key: str) -> bool:
 def grouped(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, Module], list[str], list[str]]:
     """Modules by name; keys that are no part of one; keys that say again what another has said."""
     modules: dict[str, Module] = {}
-    rest: list[str] = []
+    unparsed: list[str] = []
     twice: list[str] = []
     for key, tensor in tensors.items():
         name_kind_part = split(key)
         if name_kind_part is None:
-            rest.append(key)
+            unparsed.append(key)
             continue
         name, kind, part = name_kind_part
         module = modules.setdefault(name, Module(name))
@@ -141,14 +141,14 @@ def grouped(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, Module], list[
         module.keys[part] = key
         if kind != "any":
             module.kinds.add(kind)
-    _with_ia3(modules, rest, tensors)
-    return modules, rest, twice
+    _with_ia3(modules, unparsed, tensors)
+    return modules, unparsed, twice
 
 
-def _with_ia3(modules: Mapping[str, Module], rest: list[str], tensors: Mapping[str, LazyTensor]) -> None:
+def _with_ia3(modules: Mapping[str, Module], unparsed: list[str], tensors: Mapping[str, LazyTensor]) -> None:
     # Its vector is called `weight`, like anything else: it counts only beside `on_input`.
     scales = set()
-    for key in rest:
+    for key in unparsed:
         if not key.endswith(".weight"):
             continue
         module = modules.get(key.removesuffix(".weight"))
@@ -157,4 +157,4 @@ def _with_ia3(modules: Mapping[str, Module], rest: list[str], tensors: Mapping[s
             module.keys["scales"] = key
             scales.add(key)
     if scales:
-        rest[:] = [key for key in rest if key not in scales]
+        unparsed[:] = [key for key in unparsed if key not in scales]

@@ -12,6 +12,7 @@ from loratools import registry
 from loratools.errors import FormatError, UnsupportedError
 from loratools.formats.common.source import counted, shown
 from loratools.formats.peft_parts.keys import PREFIX
+from loratools.hints import DAMAGED_ADAPTER
 from loratools.storage.files import quoted
 from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.dtypes import is_floating
@@ -164,7 +165,7 @@ def _refuse_no_numbers(modules_of_kind: Modules, path: object, *, empty_allowed:
         raise FormatError(
             f"{quoted(str(path))} has {counted(len(wrong), 'tensor')} that cannot be what the kind needs",
             details=shown(wrong),
-            hint="save the adapter again, or download it again if it was cut off",
+            hint=DAMAGED_ADAPTER,
         )
 
 

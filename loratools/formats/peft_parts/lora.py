@@ -17,6 +17,7 @@ from loratools.formats.common.source import CONFIG, AdapterSource, counted, show
 from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts import kinds
 from loratools.formats.peft_parts.keys import Factor, Parsed
+from loratools.hints import DAMAGED_ADAPTER
 from loratools.storage.files import quoted
 from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.dtypes import is_floating
@@ -127,7 +128,7 @@ def _groups(
         raise FormatError(
             f"{quoted(source.file)} has {counted(len(problems), 'fault')} in its factors",
             details=shown(problems),
-            hint="save the adapter again, or download it again if it was cut off",
+            hint=DAMAGED_ADAPTER,
         )
     if grouped:
         raise UnsupportedError(

@@ -92,7 +92,7 @@ def space(terms: Terms, name: str) -> Space:
     from loratools.algebra.shared import side_by_side
 
     svd = side_by_side(terms.weighted)
-    return _small(svd.v, lambda x: Factors(svd.left * svd.s, x))
+    return _small(svd.v, lambda x: Factors(svd.u * svd.s, x))
 
 
 def _small(matrices: Sequence[Tensor], back: Callable[[Tensor], Combination]) -> Space:

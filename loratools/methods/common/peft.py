@@ -55,13 +55,13 @@ def merged(terms: Terms, on: str, prune: Prune, join: Join) -> Combination:
     signed = [math.copysign(root, w) for root, w in zip(roots, weights, strict=True)]
 
     def one(side: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        return join([prune(partial(_alone, x), generator)(x) for x in side], weights)
+        return join([prune(partial(_in_a_list, x), generator)(x) for x in side], weights)
 
     a = one([a for _, a in pairs], signed)
     return Factors(one([b for b, _ in pairs], roots), a)
 
 
-def _alone(x: Tensor) -> list[Tensor]:
+def _in_a_list(x: Tensor) -> list[Tensor]:
     return [x]
 
 

@@ -180,11 +180,11 @@ def _widths(names: Sizes, family: Family, flat: bool) -> int:
 
 def _depth(names: Sizes, family: Family, flat: bool) -> int:
     """1 where there are as many blocks as in a published model, -1 where there are not, 0 where some are missing."""
-    numbers = {block: there for block, there in _blocks(names, family, flat).items() if block in family.depths}
-    ends = {block: max(there) + 1 in family.depths[block] for block, there in numbers.items()}
-    known = [ends[block] for block, there in numbers.items() if len(there) == max(there) + 1]
-    if known:
-        return 1 if all(known) else -1
+    numbers = {block: indices for block, indices in _blocks(names, family, flat).items() if block in family.depths}
+    ends = {block: max(indices) + 1 in family.depths[block] for block, indices in numbers.items()}
+    at_end = [ends[block] for block, indices in numbers.items() if len(indices) == max(indices) + 1]
+    if at_end:
+        return 1 if all(at_end) else -1
     # The last of a few chosen blocks may be that of a model by chance, but not of two kinds of blocks.
     return 1 if len(ends) > 1 and all(ends.values()) else 0
 
@@ -194,8 +194,8 @@ def _blocks(names: Iterable[str], family: Family, flat: bool) -> dict[str, set[i
     numbers: dict[str, set[int]] = {}
     for name in names:
         place = family.find(name, flat=flat)
-        block, _, rest = (place.targets[0] if place is not None else "").partition(".")
-        number = rest.partition(".")[0]
+        block, _, within = (place.targets[0] if place is not None else "").partition(".")
+        number = within.partition(".")[0]
         if number.isdecimal():
             numbers.setdefault(block, set()).add(int(number))
     return numbers

@@ -20,7 +20,7 @@ from typing import NamedTuple
 # A number that stands alone between separators: `img_mlp.0`, not the one of `linear1`.
 _NUMBER = {".": re.compile(r"(?<![^.{}])\d+(?![^.])"), "_": re.compile(r"(?<![^_])\d+(?![^_])")}
 # Names of which the meaning is kept: those of the largest files, for a few families.
-_KEPT = 1 << 15
+_CACHED_NAMES = 1 << 15
 _SLOT = {".": re.compile(r"(?<![^.])(\d+|\{\})(?![^.])"), "_": re.compile(r"(?<![^_])(\d+|\{\})(?![^_])")}
 
 
@@ -113,12 +113,12 @@ class Family:
         return self._find(name, flat)
 
     # Deciding on a family asks for the meaning of every name several times, and files of a kind have the same names.
-    @lru_cache(maxsize=_KEPT)  # noqa: B019 (families are as old as the program)
+    @lru_cache(maxsize=_CACHED_NAMES)  # noqa: B019 (families are as old as the program)
     def _find(self, name: str, flat: bool) -> Place | None:
         rule_and_numbers = self._look_up(name, flat)
         return None if rule_and_numbers is None else _place(*rule_and_numbers)
 
-    @lru_cache(maxsize=_KEPT)  # noqa: B019
+    @lru_cache(maxsize=_CACHED_NAMES)  # noqa: B019
     def _look_up(self, name: str, flat: bool) -> tuple[Rule, tuple[str, ...]] | None:
         template, numbers = _template(name, "_" if flat else ".")
         # Asked before the tables are made: a name begins as those of a few families do, which alone need theirs.
@@ -139,7 +139,7 @@ class Family:
         place = self.find(name, flat=flat)
         return frozenset() if place is None else self._inputs_of(_template(place.targets[0], ".")[0])
 
-    @lru_cache(maxsize=_KEPT)  # noqa: B019
+    @lru_cache(maxsize=_CACHED_NAMES)  # noqa: B019
     def _inputs_of(self, template: str) -> frozenset[int]:
         dotted = f".{template}"
         return next((sizes for end, sizes in self._inputs.items() if dotted.endswith(end)), frozenset())
@@ -227,7 +227,7 @@ class Family:
         }
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=_CACHED_NAMES)
 def _template(name: str, separator: str) -> tuple[str, tuple[str, ...]]:
     """The name with `{}` for every number, and the numbers."""
     number = _NUMBER[separator]
@@ -280,7 +280,7 @@ def sizes(split: str, rows: int, columns: int, count: int) -> tuple[int, ...] | 
     if split == "thirds":
         return (rows // count,) * count if rows % count == 0 else None
     if split == "hidden":
-        rest = rows - 3 * columns
-        return (columns, columns, columns, rest) if rest > 0 else None
-    rest = rows - columns
-    return (columns, rest // 2, rest // 2) if rest > 0 and rest % 2 == 0 else None
+        remaining = rows - 3 * columns
+        return (columns, columns, columns, remaining) if remaining > 0 else None
+    remaining = rows - columns
+    return (columns, remaining // 2, remaining // 2) if remaining > 0 and remaining % 2 == 0 else None

@@ -81,10 +81,10 @@ def _inside(alias: Alias, names: Mapping[str, Alias]) -> Alias | None:
     places = []
     for outer in alias.places:
         inner = names[outer.weight].places[0]
-        whole, cut = outer.at == Part(), inner.at != Part() or inner.transposed
-        if not whole and (cut or inner.order is not None):
+        outer_is_whole, cut = outer.at == Part(), inner.at != Part() or inner.transposed
+        if not outer_is_whole and (cut or inner.order is not None):
             return None
-        at = inner.at if whole else outer.at
+        at = inner.at if outer_is_whole else outer.at
         transposed = outer.transposed != inner.transposed
         places.append(replace(outer, weight=inner.weight, at=at, transposed=transposed, order=inner.order))
     return Alias(alias.shape, tuple(places))

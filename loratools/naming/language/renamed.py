@@ -136,12 +136,12 @@ def names_in_memory(config: Mapping[str, object], stored: Shapes) -> dict[str, s
     if not rules:
         return names
     for name in stored:
-        now = name
+        renamed = name
         for pattern, new in rules:
-            later = pattern.sub(new, now)
-            if later != now and later not in stored:
+            later = pattern.sub(new, renamed)
+            if later != renamed and later not in stored:
                 names[later] = name
-            now = later
+            renamed = later
     return names
 
 

@@ -78,8 +78,8 @@ def _sizes_of(module: str, config: Mapping[str, object], rows: int, shapes: Shap
         return _sizes(config, rows, len(parts_of(module)))
     # Values have as many rows as their gate beside them; queries and keys share the others.
     gate = shapes.get(f"{module.removesuffix('qkv')}z.weight")
-    rest = rows - gate[0] if gate else 0
-    return (rest // 2, rest // 2, rows - rest) if rest > 0 and rest % 2 == 0 else None
+    remaining = rows - gate[0] if gate else 0
+    return (remaining // 2, remaining // 2, rows - remaining) if remaining > 0 and remaining % 2 == 0 else None
 
 
 def _sizes(config: Mapping[str, object], rows: int, count: int) -> tuple[int, ...] | None:
@@ -91,5 +91,5 @@ def _sizes(config: Mapping[str, object], rows: int, count: int) -> tuple[int, ..
         return None
     if not isinstance(size, int):
         size = width // heads if isinstance(width, int) else 0
-    rest = rows - heads * size
-    return (heads * size, rest // 2, rest // 2) if size > 0 and rest > 0 and rest % 2 == 0 else None
+    remaining = rows - heads * size
+    return (heads * size, remaining // 2, remaining // 2) if size > 0 and remaining > 0 and remaining % 2 == 0 else None

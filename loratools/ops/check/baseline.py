@@ -62,13 +62,13 @@ def without_known(
     sources: Iterable[CheckedSource], file: Path, known: Mapping[KnownFinding, int]
 ) -> Iterator[CheckedSource]:
     """The sources without the findings that the baseline has, each as often as it is there."""
-    left = Counter(known)
+    remaining = Counter(known)
     for source in sources:
         new: list[CheckFinding] = []
         for finding in source.findings:
             key = _key(source, finding, file)
-            if left[key] > 0:
-                left[key] -= 1
+            if remaining[key] > 0:
+                remaining[key] -= 1
             else:
                 new.append(finding)
         yield replace(source, findings=tuple(new), baselined=len(source.findings) - len(new))
@@ -87,8 +87,8 @@ def _key(source: CheckedSource, finding: CheckFinding, file: Path) -> KnownFindi
     except ValueError:
         path = Path(source.path).absolute().as_posix()
     # A reader's message names the file by the path that was given.
-    here = str(Path(source.path))
-    message = finding.message.replace(here, path).replace(str(Path(source.path).parent) + os.sep, "")
+    given_path = str(Path(source.path))
+    message = finding.message.replace(given_path, path).replace(str(Path(source.path).parent) + os.sep, "")
     return KnownFinding(path, finding.id, message)
 
 

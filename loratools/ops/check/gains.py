@@ -34,7 +34,12 @@ def with_gains(subject: Subject, base: Checkpoint) -> Subject:
     gains: dict[str, float] = {}
     try:
         for name, places in fit.updates.items():
-            if len(places) == 1 and places[0].whole and not places[0].transposed and places[0].weight not in quantised:
+            if (
+                len(places) == 1
+                and places[0].is_whole
+                and not places[0].transposed
+                and places[0].weight not in quantised
+            ):
                 weight = base.weights.get(places[0].weight)
                 gain = None if weight is None else _gain(adapter.updates[name], weight)
                 if gain is not None:
@@ -53,14 +58,14 @@ def _gain(update: Update, weight: LazyTensor) -> float | None:
     factors = update.factors()
     if factors is None or (factors.out_features, factors.in_features) != tuple(weight.shape):
         return None
-    kept = total = 0.0
+    surviving = total = 0.0
     for start, stop in _row_blocks(weight.shape[0]):
         stored = weight.read_rows(start, stop)
         delta = factors.b[start:stop].double() @ factors.a.double()
         merged = (stored.double() + delta).to(stored.dtype)
-        kept += float(torch.sum((merged.double() - stored.double()) * delta))
+        surviving += float(torch.sum((merged.double() - stored.double()) * delta))
         total += float(torch.sum(delta * delta))
-    return kept / total if total > 0 else None
+    return surviving / total if total > 0 else None
 
 
 def _row_blocks(rows: int) -> Iterator[tuple[int, int]]:

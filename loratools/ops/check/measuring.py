@@ -46,7 +46,7 @@ def _of_replacements(adapter: Adapter) -> dict[str, int]:
 
 
 def _not_finite(tensor: LazyTensor) -> int:
-    return non_finite_count(tensor, lambda done: None) or 0
+    return non_finite_count(tensor, lambda nbytes: None) or 0
 
 
 def _measured(update: Update) -> MeasuredModule:

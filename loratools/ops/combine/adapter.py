@@ -50,5 +50,5 @@ def base_warnings(sources: Sequence[Adapter]) -> list[str]:
 
 def _agreed(values: Iterable[_T]) -> _T | None:
     """What all the sources say alike; None where they disagree."""
-    first, *further = values
-    return first if all(value == first for value in further) else None
+    first, *others = values
+    return first if all(value == first for value in others) else None

@@ -57,5 +57,5 @@ class ModuleSettings:
             calibrate=recipe.calibrate,
             norm_match=recipe.norm_match,
             # Formats hold adapters of one kind: only an adapter that comes back whole keeps another than LoRA.
-            keep_kinds=only is not None and only.weight == 1 and not (only.modules or only.blocks or limit.given),
+            keep_kinds=only is not None and only.weight == 1 and not (only.modules or only.blocks or limit.is_given),
         )

@@ -24,8 +24,11 @@ def abandoned_warnings(out: Path) -> list[str]:
     return sentences
 
 
-def resumed_remarks(out: Path, resumed: bool, kept: int, units: int) -> list[str]:
+def resumed_remarks(out: Path, resumed: bool, resumed_units: int, units: int) -> list[str]:
     """What `--resume` found to go on with."""
     if not resumed:
         return [f"no killed run had left anything to go on with for {quoted(out)}: it was begun anew"]
-    return [f"a killed run was resumed: {kept} of {counted(units, 'unit')} of work were done and right, and were kept"]
+    return [
+        f"a killed run was resumed: {resumed_units} of {counted(units, 'unit')} of work were done and right, and were "
+        "kept"
+    ]

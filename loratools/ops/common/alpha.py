@@ -25,8 +25,8 @@ def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
     assumed = _assuming_alpha(adapter)
     if not assumed:
         raise UsageError(f"{quoted(adapter.name)} states its own alpha, so that --alpha does not apply")
-    given = {name: update.with_alpha(alpha) for name, update in assumed.items()}
-    return replace(adapter, updates={**adapter.updates, **given})
+    changed = {name: update.with_alpha(alpha) for name, update in assumed.items()}
+    return replace(adapter, updates={**adapter.updates, **changed})
 
 
 def assumed_alpha_warnings(adapter: Adapter) -> list[str]:

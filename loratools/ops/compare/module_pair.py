@@ -87,28 +87,28 @@ class Side:
         return cls(factors, rows, columns, square, is_vector(adapter.updates[name]))
 
 
-def module_pair(name: str, one: Side, two: Side, *, angles: bool = True) -> ModulePair:
+def module_pair(name: str, first: Side, second: Side, *, angles: bool = True) -> ModulePair:
     """How two deltas of a module are related; without the principal angles where they are not asked for."""
     import torch
 
-    f, g = one.factors, two.factors
-    comparable = bool(one.rows.shape[1] and two.rows.shape[1]) and not one.is_vector
+    f, g = first.factors, second.factors
+    comparable = bool(first.rows.shape[1] and second.rows.shape[1]) and not first.is_vector
     return ModulePair(
         name,
-        (one.rows.shape[1], two.rows.shape[1]),
-        (one.square, two.square),
+        (first.rows.shape[1], second.rows.shape[1]),
+        (first.square, second.square),
         inner(f, g),
-        overlap(one.rows, two.rows) if comparable else None,
-        overlap(one.columns, two.columns) if comparable else None,
-        tuple(torch.rad2deg(principal_angles(one.rows, two.rows)).tolist()) if comparable and angles else (),
+        overlap(first.rows, second.rows) if comparable else None,
+        overlap(first.columns, second.columns) if comparable else None,
+        tuple(torch.rad2deg(principal_angles(first.rows, second.rows)).tolist()) if comparable and angles else (),
         (
-            float((g.b @ (g.a @ one.rows)).square().sum()),
-            float((f.b @ (f.a @ two.rows)).square().sum()),
+            float((g.b @ (g.a @ first.rows)).square().sum()),
+            float((f.b @ (f.a @ second.rows)).square().sum()),
         ),
     )
 
 
-def principal_angles(one: Tensor, other: Tensor) -> Tensor:
+def principal_angles(smaller: Tensor, larger: Tensor) -> Tensor:
     """The angles between two subspaces, each given by orthonormal columns: (the smaller count,), ascending, in radians.
 
     Angles below 45 degrees from sines and the others from cosines, since the arc cosine of what is nearly 1 has half of
@@ -116,19 +116,19 @@ def principal_angles(one: Tensor, other: Tensor) -> Tensor:
     """
     import torch
 
-    if one.shape[1] > other.shape[1]:
-        one, other = other, one
-    cosines = torch.linalg.svdvals(other.mT @ one).clamp(max=1)
-    sines = torch.linalg.svdvals(one - other @ (other.mT @ one)).flip(0).clamp(max=1)
+    if smaller.shape[1] > larger.shape[1]:
+        smaller, larger = larger, smaller
+    cosines = torch.linalg.svdvals(larger.mT @ smaller).clamp(max=1)
+    sines = torch.linalg.svdvals(smaller - larger @ (larger.mT @ smaller)).flip(0).clamp(max=1)
     return torch.where(cosines > 0.5**0.5, sines.asin(), cosines.acos())
 
 
-_Both = tuple[float | None, float | None]
+_OfBoth = tuple[float | None, float | None]
 
 
 def _of_sums(
     squares: Sequence[float], product: float, disturbances: Sequence[float]
-) -> tuple[float | None, float | None, _Both, _Both]:
+) -> tuple[float | None, float | None, _OfBoth, _OfBoth]:
     cosine = product / math.sqrt(squares[0] * squares[1]) if squares[0] and squares[1] else None
     ratio = math.sqrt(squares[1] / squares[0]) if squares[0] else None
     gains = (1 + product / squares[0] if squares[0] else None, 1 + product / squares[1] if squares[1] else None)
@@ -154,8 +154,8 @@ def overall(pairs: Sequence[ModulePair]) -> dict[str, Any]:
     }
 
 
-def mean_overlap(pairs: Sequence[tuple[float, float]], which: int) -> float | None:
-    return math.fsum(p[which] for p in pairs) / len(pairs) if pairs else None
+def mean_overlap(pairs: Sequence[tuple[float, float]], side: int) -> float | None:
+    return math.fsum(p[side] for p in pairs) / len(pairs) if pairs else None
 
 
 def require_comparable(adapters: Sequence[Adapter], names: Sequence[str]) -> None:

@@ -143,43 +143,43 @@ def _chosen(adapters: Sequence[Adapter], include: Globs, exclude: Globs) -> list
 
 
 def _compare_two(
-    one: Adapter,
-    two: Adapter,
+    first: Adapter,
+    second: Adapter,
     threads: int | None,
     progress: Callable[[int], None] | None,
     warnings: Sequence[str],
 ) -> CompareReport:
-    left, right = one.updates, two.updates
-    both = [name for name in left if name in right]
-    if not both:
-        examples = [next(iter(a.updates), "nothing") for a in (one, two)]
+    first_updates, second_updates = first.updates, second.updates
+    shared = [name for name in first_updates if name in second_updates]
+    if not shared:
+        examples = [next(iter(a.updates), "nothing") for a in (first, second)]
         raise MismatchError(
-            f"'{one.name}' and '{two.name}' have no module in common",
-            details=[f"'{a.name}': {name}, ..." for a, name in zip((one, two), examples, strict=True)],
+            f"'{first.name}' and '{second.name}' have no module in common",
+            details=[f"'{a.name}': {name}, ..." for a, name in zip((first, second), examples, strict=True)],
             hint="they are for different models, or name modules in different ways",
         )
-    require_comparable((one, two), both)
+    require_comparable((first, second), shared)
 
     def work(name: str) -> ModulePair:
-        pair = module_pair(name, Side.of(name, one), Side.of(name, two))
+        pair = module_pair(name, Side.of(name, first), Side.of(name, second))
         if progress is not None:
-            progress(bytes_of((left[name], right[name])))
+            progress(bytes_of((first_updates[name], second_updates[name])))
         return pair
 
-    expect(progress, bytes_of(updates[name] for name in both for updates in (left, right)))
+    expect(progress, bytes_of(updates[name] for name in shared for updates in (first_updates, second_updates)))
     with single_threaded_torch():
-        pairs = run(both, work, threads=worker_count(threads))
-    alone = [
+        pairs = run(shared, work, threads=worker_count(threads))
+    unshared = [
         sorted((a.updates.keys() - b.updates.keys()) | (a.replacements.keys() - b.replacements.keys()))
-        for a, b in ((one, two), (two, one))
+        for a, b in ((first, second), (second, first))
     ]
-    heads = [name for name in one.replacements if name in two.replacements]
-    equal = {name for name in heads if same_bytes(one.replacements[name].tensor, two.replacements[name].tensor)}
+    heads = [name for name in first.replacements if name in second.replacements]
+    equal = {name for name in heads if same_bytes(first.replacements[name].tensor, second.replacements[name].tensor)}
     return CompareReport(
-        paths=(one.name, two.name),
+        paths=(first.name, second.name),
         modules=tuple(p.module() for p in pairs),
-        only_in_first=tuple(alone[0]),
-        only_in_second=tuple(alone[1]),
+        only_in_first=tuple(unshared[0]),
+        only_in_second=tuple(unshared[1]),
         replacements_equal=tuple(sorted(equal)),
         replacements_differ=tuple(sorted(set(heads) - equal)),
         warnings=tuple(warnings),

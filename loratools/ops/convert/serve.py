@@ -16,7 +16,7 @@ def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, lis
     updates = {n: lora for n, u in adapter.updates.items() if (lora := u.as_lora()) is not None and lora.rank > 0}
     if not updates:
         return adapter, []
-    same, rank, scale = uniform(updates, dtype)
+    uniform_updates, rank, scale = uniform(updates, dtype)
     warnings = []
     if padded := sum(u.rank != rank for u in updates.values()):
         warnings.append(f"{counted(padded, 'module')} filled up with zeros to rank {rank}: {name} has one for all")
@@ -29,6 +29,6 @@ def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, lis
         )
     # What a server would apply to the base besides factors, or refuse, stays out of the config. Modules are listed by
     # the last part of their names, which is what servers look at; a longer name is no error, and not understood.
-    fields = {"target_modules": sorted({n.rpartition(".")[2] for n in same}), "bias": "none"}
-    notes = record_notes(adapter, same, fields)
-    return replace(adapter, updates=same, fan_in_fan_out=None, layer_replication=(), notes=notes), warnings
+    fields = {"target_modules": sorted({n.rpartition(".")[2] for n in uniform_updates}), "bias": "none"}
+    notes = record_notes(adapter, uniform_updates, fields)
+    return replace(adapter, updates=uniform_updates, fan_in_fan_out=None, layer_replication=(), notes=notes), warnings

@@ -162,7 +162,7 @@ def convert(
         modules=tuple(modules),
         max_relative_error=max((m.error for m in modules), default=0.0),
         dropped=(*dropped, *(Skipped(n, f"{format} has no place for it", "metadata") for n in metadata.dropped)),
-        kept=metadata.kept,
+        kept=metadata.unchanged,
         recomputed=metadata.recomputed,
         bytes=nbytes,
         output=out,
@@ -235,9 +235,9 @@ def _refuse_wrong(checked: Sequence[ConvertedModule], source: Adapter, to: str) 
 
 @dataclass(frozen=True)
 class _Metadata:
-    """Names of what the source said beside its tensors: kept, written anew, dropped."""
+    """Names of what the source said beside its tensors: the same in the result, written anew, dropped."""
 
-    kept: tuple[str, ...]
+    unchanged: tuple[str, ...]
     recomputed: tuple[str, ...]
     dropped: tuple[str, ...]
 
@@ -245,7 +245,7 @@ class _Metadata:
     def of(cls, source: Adapter, result: Adapter) -> _Metadata:
         before, after = records_of(source), records_of(result)
         return cls(
-            kept=tuple(name for name, value in before.items() if after.get(name) == value),
+            unchanged=tuple(name for name, value in before.items() if after.get(name) == value),
             recomputed=tuple(name for name, value in before.items() if name in after and after[name] != value),
             dropped=tuple(name for name in before if name not in after),
         )

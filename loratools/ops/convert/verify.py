@@ -105,10 +105,10 @@ def _all_rows_went(update: Update, pieces: tuple[Piece, ...] | None) -> bool:
         return False
     import torch
 
-    left = torch.ones(factors.out_features, dtype=torch.bool)
+    unused_rows = torch.ones(factors.out_features, dtype=torch.bool)
     for piece in pieces:
-        left[slice(*(piece.source_rows or (None,)))] = False
-    return not bool(factors.b[left].any())
+        unused_rows[slice(*(piece.source_rows or (None,)))] = False
+    return not bool(factors.b[unused_rows].any())
 
 
 def _checked_update(source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]) -> ConvertedModule:
@@ -119,7 +119,7 @@ def _checked_update(source: Adapter, name: str, result: Update, parts: list[tupl
             return _checked_parts(name, of, result)
         if of.shape != result.shape:
             return ConvertedModule(name, float("inf"), False)
-    beside = _checked_magnitude(source, name, result, parts)
+    magnitude_check = _checked_magnitude(source, name, result, parts)
     import torch
 
     product = _product(result)
@@ -142,7 +142,9 @@ def _checked_update(source: Adapter, name: str, result: Update, parts: list[tupl
     error = (product.b @ (product.a @ x) - expected).norm()
     size = expected.norm()
     checked = ConvertedModule(name, float(error / size) if size else float(error), bool(error <= room.norm()))
-    return checked if beside is None else max(checked, beside, key=lambda c: (not c.explained, c.error))
+    return (
+        checked if magnitude_check is None else max(checked, magnitude_check, key=lambda c: (not c.explained, c.error))
+    )
 
 
 def _product(update: Update) -> Factors | None:
@@ -228,8 +230,8 @@ def _checked_tensor(name: str, source: LazyTensor | None, result: LazyTensor) ->
     if source is None or source.shape != result.shape:
         return ConvertedModule(name, float("inf"), False)
     if source.dtype not in FLOAT_DTYPES or result.dtype not in FLOAT_DTYPES:
-        same = source.dtype == result.dtype and bool((source.read() == result.read()).all())
-        return ConvertedModule(name, 0.0 if same else float("inf"), same)
+        equal = source.dtype == result.dtype and bool((source.read() == result.read()).all())
+        return ConvertedModule(name, 0.0 if equal else float("inf"), equal)
     expected, actual = source.read().double(), result.read().double()
     unit, smallest = _precision([result])
     error, size = (actual - expected).norm(), expected.norm()

@@ -15,7 +15,7 @@ _PASSES = 10
 # Where a rule of values chooses, as much work as of this rank is assumed.
 _ASSUMED = 64
 # Work beside the products (reading, comparing, small decompositions), as a multiple of them.
-_BESIDE = 2.0
+_OTHER_WORK = 2.0
 # Of a Python with torch imported.
 _START = 350_000_000
 
@@ -51,7 +51,7 @@ def cost_of(pairs: Sequence[Pair], policy: RankPolicy, workers: int) -> Cost:
         # Of a stack of experts one at a time.
         sizes.append(4 * rows * columns + 4 * basis * rows + 8 * basis * columns + (8 << 20))
     at_once = sum(sorted(sizes, reverse=True)[: workers + 1])
-    return Cost(_START + at_once + held_bytes, _BESIDE * work / (_speed() * workers))
+    return Cost(_START + at_once + held_bytes, _OTHER_WORK * work / (_speed() * workers))
 
 
 def _speed() -> float:

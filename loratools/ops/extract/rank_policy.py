@@ -37,13 +37,13 @@ class RankPolicy:
     max_params: int | None = None
 
     def __post_init__(self) -> None:
-        if self.noise_edge and replace(self.limit, max_rank=None).given:
+        if self.noise_edge and replace(self.limit, max_rank=None).is_given:
             raise UsageError("--noise-edge and another rule for the rank exclude each other", hint="give one of them")
         for name in ("max_size", "max_params"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {value} is not positive")
-        if not (self.limit.given or self.noise_edge or self.limits_all):
+        if not (self.limit.is_given or self.noise_edge or self.limits_all):
             raise UsageError(
                 "no rank to extract",
                 hint="give --rank, --energy, --error, --noise-edge, --max-size or --max-params; "

@@ -21,9 +21,9 @@ def replacements(pairs: Pairs, results: Mapping[Pair, Outcome]) -> dict[str, tup
                 Replacement(result.part_of(pair.tuned), result.declared, result.rows),
                 result.norm,
             )
-    for alone in pairs.alone:
-        if alone.declared is not None:
-            replaced[alone.name] = Replacement(alone.tensor, alone.declared), None
+    for unpaired in pairs.unpaired:
+        if unpaired.declared is not None:
+            replaced[unpaired.name] = Replacement(unpaired.tensor, unpaired.declared), None
     modules = {name.rpartition(".")[0] for name, (r, _) in replaced.items() if r.declared == "modules_to_save"}
     for pair in results:
         name = _weight_name(pair)

@@ -217,7 +217,7 @@ def planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[s
     ranks = [settings.policy.planned(min(p.matrices[1:])) for p in chosen]
     modules = [ExtractedModule(p.target, rank, p.base.shape) for p, rank in zip(chosen, ranks, strict=True)]
     replaced = [Replaced(p.name, declared, p.tuned.shape, p.tuned.nbytes) for p, declared in declared_of.items()]
-    replaced += [Replaced(a.name, a.declared, a.tensor.shape, a.tensor.nbytes) for a in pairs.alone if a.declared]
+    replaced += [Replaced(a.name, a.declared, a.tensor.shape, a.tensor.nbytes) for a in pairs.unpaired if a.declared]
     nbytes = None
     if all(rank is not None for rank in ranks):
         per_rank = [count * (rows + columns) for count, rows, columns in (p.matrices for p in chosen)]
@@ -225,7 +225,7 @@ def planned(pairs: Pairs, settings: Settings, workers: int, warnings: Sequence[s
         nbytes = stored * DTYPE_BITS[settings.dtype] // 8 + sum(r.bytes for r in replaced)
     skipped = [Skipped(p.name, p.why) for p in pairs.pairs if p.why is not None]
     skipped += [Skipped(p.name, SKIPPED) for p in pairs.pairs if p not in declared_of and no_factors(p, settings)]
-    skipped += [Skipped(a.name, a.why) for a in pairs.alone if a.declared is None]
+    skipped += [Skipped(a.name, a.why) for a in pairs.unpaired if a.declared is None]
     return ExtractReport(
         modules=tuple(modules),
         energy=None,

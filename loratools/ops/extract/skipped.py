@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loratools.ops.extract.outcomes import NotExtracted, Outcome
 from loratools.ops.finetune.delta import norm
-from loratools.ops.finetune.pairs import Alone, Pair, Pairs
+from loratools.ops.finetune.pairs import Pair, Pairs, Unpaired
 from loratools.skipped import Skipped
 from loratools.tensors.dtypes import FLOAT_DTYPES
 
@@ -24,13 +24,15 @@ def skipped_tensors(pairs: Pairs, results: Mapping[Pair, Outcome], total_change:
         for pair, outcome in results.items()
         if isinstance(outcome, NotExtracted)
     ]
-    alone = [Skipped(one.name, one.why, norm=_norm_of(one)) for one in pairs.alone if one.declared is None]
-    return sorted([*in_both, *alone], key=lambda skipped: skipped.name)
+    in_one = [
+        Skipped(tensor.name, tensor.why, norm=_norm_of(tensor)) for tensor in pairs.unpaired if tensor.declared is None
+    ]
+    return sorted([*in_both, *in_one], key=lambda skipped: skipped.name)
 
 
 def _share(size: float | None, total_change: float) -> float | None:
     return size**2 / total_change if size is not None else None
 
 
-def _norm_of(alone: Alone) -> float | None:
-    return norm(alone.name, alone.tensor) if alone.tensor.dtype in FLOAT_DTYPES else None
+def _norm_of(unpaired: Unpaired) -> float | None:
+    return norm(unpaired.name, unpaired.tensor) if unpaired.tensor.dtype in FLOAT_DTYPES else None

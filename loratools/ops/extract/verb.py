@@ -147,7 +147,7 @@ def extract(
         base=Base({name: w.shape for name, w in before.weights.items()}, before.config, before.path),
     )
     output.check()
-    pairs = line_up(before, after, include=include, exclude=exclude, whole=whole, as_files=format != "peft")
+    pairs = line_up(before, after, include=include, exclude=exclude, replaced_whole=whole, as_files=format != "peft")
     extraction = _Extraction(before, after, pairs, settings, output, worker_count(threads))
     return extraction.planned() if plan else extraction.extracted(progress)
 
@@ -180,7 +180,9 @@ class _Extraction:
                 self.pairs.pairs,
                 self.settings,
                 threads=self.workers,
-                other_bytes=sum(one.tensor.nbytes for one in self.pairs.alone if one.declared is not None),
+                other_bytes=sum(
+                    unpaired.tensor.nbytes for unpaired in self.pairs.unpaired if unpaired.declared is not None
+                ),
                 progress=progress,
                 # Hours of decomposing would end in the same error.
                 on_changed=self._ensure_writable if out is not None else None,

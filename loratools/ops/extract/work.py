@@ -67,12 +67,12 @@ def _compared(
     with ThreadPoolExecutor(1) as aside:
         importing = aside.submit(import_module, "torch")
         ordered = sorted(pairs, key=lambda p: (-p.nbytes, p.name))
-        same = dict(zip(ordered, run(ordered, lambda p: same_bytes(p.base, p.tuned), threads=threads), strict=True))
+        is_same = dict(zip(ordered, run(ordered, lambda p: same_bytes(p.base, p.tuned), threads=threads), strict=True))
         importing.result()
-    unchanged = [pair for pair in pairs if same[pair]]
+    unchanged = [pair for pair in pairs if is_same[pair]]
     if progress is not None:
         progress(sum(pair.nbytes for pair in unchanged))
-    return [pair for pair in pairs if not same[pair]], {pair: Unchanged() for pair in unchanged}
+    return [pair for pair in pairs if not is_same[pair]], {pair: Unchanged() for pair in unchanged}
 
 
 class _Work:
@@ -112,7 +112,7 @@ class _Work:
         if size == 0:
             return Unchanged()
         if (declared := declared_if_replaced(pair, self.settings)) is not None:
-            return self._whole(pair, size, declared, self._rows(pair))
+            return self._replaced_tensor(pair, size, declared, self._rows(pair))
         if pair.layer == "embedding":
             return NotExtracted(size, SKIPPED)
         return NotExtracted(size, pair.why or "values that have no difference")
@@ -131,7 +131,9 @@ class _Work:
         table = pair.by_rows and (pair.layer == "embedding" or pair.grown)
         return changed_rows(pair.base, pair.tuned) if table and self.settings.embeddings != "full" else None
 
-    def _whole(self, pair: Pair, size: float | None, declared: str, rows: tuple[int, ...] | None) -> ReplacedTensor:
+    def _replaced_tensor(
+        self, pair: Pair, size: float | None, declared: str, rows: tuple[int, ...] | None
+    ) -> ReplacedTensor:
         """The tensor, or those rows of it where they are less."""
         if rows is not None and (self.settings.embeddings == "rows" or rows_bytes(pair, rows) < pair.tuned.nbytes):
             return ReplacedTensor(size, "tokens", rows)
@@ -160,7 +162,7 @@ class _Work:
             rank = len(decomposition.spectrum)
             may_be_whole = pair.layer == "embedding" and settings.embeddings == "auto"
             if may_be_whole and factor_bytes(pair, rank, settings.dtype) >= pair.tuned.nbytes:
-                return self._whole(pair, decomposition.norm, pair.declared_whole, rows)
+                return self._replaced_tensor(pair, decomposition.norm, pair.declared_whole, rows)
             return self._factored(pair, stored(deltas, decomposition, rank, settings.dtype))
 
     def _factored(self, pair: Pair, e: Extracted) -> Factored:
@@ -186,23 +188,23 @@ class _Work:
                 replaced_bytes,
             )
             rank_of = dict(zip(pending, ranks, strict=True))
-            further = {
+            search_ranks = {
                 pair: p.search_rank * _GROWTH
                 for pair, p in pending.items()
                 if self._may_take_more(pair, p, rank_of[pair])
             }
-            if not further:
+            if not search_ranks:
                 break
-            deeper = self.on_all(list(further), lambda pair, to=further: self._decomposed(pair, to[pair]))  # type: ignore[misc]
+            deeper = self.on_all(list(search_ranks), lambda pair, to=search_ranks: self._decomposed(pair, to[pair]))  # type: ignore[misc]
             pending |= {pair: outcome for pair, outcome in deeper.items() if isinstance(outcome, Pending)}
 
-        def kept(pair: Pair) -> Outcome:
+        def factored(pair: Pair) -> Outcome:
             deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
             with self.computing:
                 decomposition = pending[pair].with_vectors()
                 return self._factored(pair, stored(deltas, decomposition, rank_of[pair], self.settings.dtype))
 
-        final = self.on_all(list(pending), kept)
+        final = self.on_all(list(pending), factored)
         return {pair: final.get(pair, outcome) for pair, outcome in first.items()}  # type: ignore[misc]
 
     def _may_take_more(self, pair: Pair, pending: Pending, rank: int) -> bool:

@@ -311,9 +311,9 @@ def decomposed(
     parts: list[TruncatedSvd | None] = []
     identical = 0
     for piece in deltas.pieces:
-        some = deltas.read(piece)
-        identical += _zeros_in(some)
-        for svd in truncated_svds(some.to(device), rule, seed=seed, exact=exact, **options):
+        matrices = deltas.read(piece)
+        identical += _zeros_in(matrices)
+        for svd in truncated_svds(matrices.to(device), rule, seed=seed, exact=exact, **options):
             on_cpu = replace(svd, u=svd.u.cpu(), s=svd.s.cpu(), vt=svd.vt.cpu(), values=svd.values.cpu())
             parts.append(on_cpu if svd.norm else None)
     if not any(parts):

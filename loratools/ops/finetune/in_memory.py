@@ -36,23 +36,23 @@ def targets_of(base: Checkpoint, names: Mapping[str, LazyTensor], *, in_memory: 
     return {name: spoken.get(name, name).removesuffix(".weight").removesuffix(".bias") for name in names}
 
 
-def with_fused_experts(config: Mapping[str, object], ours: Tensors, theirs: Tensors) -> tuple[Tensors, Tensors]:
+def with_fused_experts(config: Mapping[str, object], base: Tensors, tuned: Tensors) -> tuple[Tensors, Tensors]:
     """Both sides with the experts fused that are so in memory, where both have all of them."""
     fused: dict[str, Alias] = {}
     apart: set[str] = set()
-    for name, alias in fused_in_memory(config, {n: t.shape for n, t in ours.items()}).items():
+    for name, alias in fused_in_memory(config, {n: t.shape for n, t in base.items()}).items():
         members = {place.weight for place in alias.places}
-        sides = [[side[m] for m in sorted(members) if m in side] for side in (ours, theirs)]
+        sides = [[side[m] for m in sorted(members) if m in side] for side in (base, tuned)]
         complete = all(len(s) == len(members) and len({t.dtype for t in s}) == 1 for s in sides)
         plain = all(place == Place(place.weight, of=place.of) for place in alias.places)
-        if complete and plain and all(ours[m].shape == theirs[m].shape for m in members):
+        if complete and plain and all(base[m].shape == tuned[m].shape for m in members):
             fused[name] = alias
             apart |= members
-    fused_ours, fused_theirs = (
+    fused_base, fused_tuned = (
         {n: t for n, t in side.items() if n not in apart} | {n: _fused(alias, side) for n, alias in fused.items()}
-        for side in (ours, theirs)
+        for side in (base, tuned)
     )
-    return fused_ours, fused_theirs
+    return fused_base, fused_tuned
 
 
 def _fused(alias: Alias, weights: Tensors) -> LazyTensor:

@@ -15,7 +15,7 @@ from loratools.naming.language.conv1d import is_conv1d
 from loratools.naming.language.experts import stored_in_out
 from loratools.ops.common.vocabulary import vocabulary_size
 from loratools.ops.finetune.layer_kinds import Kinds, is_embedding, kind_of
-from loratools.ops.finetune.pairs import Alone, Pair, Pairs
+from loratools.ops.finetune.pairs import Pair, Pairs, Unpaired
 from loratools.ops.finetune.sides import Sides, sides_of
 from loratools.selection import select_names
 from loratools.skipped import EXCLUDED
@@ -33,7 +33,7 @@ def line_up(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    whole: Sequence[str] = (),
+    replaced_whole: Sequence[str] = (),
     as_files: bool = False,
 ) -> Pairs:
     """Pair the tensors of two checkpoints, from their headers.
@@ -43,7 +43,7 @@ def line_up(
         tuned: The fine-tuned model.
         include: Globs over the modules, by target; all are taken where there is none.
         exclude: Globs of what is left out.
-        whole: Globs of modules that are replaced where they would get factors.
+        replaced_whole: Globs of modules that are replaced where they would get factors.
         as_files: By the names, and with the experts, that the files have, and not those of the library that wrote them.
 
     Raises:
@@ -56,7 +56,7 @@ def line_up(
     sides = sides_of(base, tuned, as_files=as_files)
     modules = sorted(set(sides.targets.values()))
     chosen = set(select_names(modules, include, exclude))
-    replaced = set(select_names(sorted(chosen), whole, ())) if whole else set()
+    replaced = set(select_names(sorted(chosen), replaced_whole, ())) if replaced_whole else set()
     treatment = _Treatment(
         sides,
         chosen=chosen,
@@ -68,13 +68,13 @@ def line_up(
         resized=_resized_vocabularies(sides),
     )
     pairs = [treatment.of_pair(name) for name in sides.in_both]
-    alone = [
-        Alone(name, sides.base[name], "only in the base") for name in sorted(sides.base.keys() - sides.tuned.keys())
+    unpaired = [
+        Unpaired(name, sides.base[name], "only in the base") for name in sorted(sides.base.keys() - sides.tuned.keys())
     ]
-    alone += [treatment.of_new(name) for name in sorted(sides.tuned.keys() - sides.base.keys())]
-    _refuse_misfits(pairs, alone, base, tuned)
+    unpaired += [treatment.of_new(name) for name in sorted(sides.tuned.keys() - sides.base.keys())]
+    _refuse_misfits(pairs, unpaired, base, tuned)
     enclosing = frozenset(part for name in sides.base for part in _enclosing(sides.targets[name]))
-    return Pairs(tuple(pairs), tuple(alone), enclosing, sides.warnings)
+    return Pairs(tuple(pairs), tuple(unpaired), enclosing, sides.warnings)
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class _Treatment:
             pair = replace(pair, layer=None, declared=pair.declared_whole)
         return replace(pair, transposed=self._is_transposed(pair))
 
-    def of_new(self, name: str) -> Alone:
+    def of_new(self, name: str) -> Unpaired:
         """What is to be done about a tensor that only the fine-tuned model has: a head of its own is declared."""
         tensor = self.sides.tuned[name]
         if self.sides.targets[name] not in self.chosen:
-            return Alone(name, tensor, EXCLUDED)
+            return Unpaired(name, tensor, EXCLUDED)
         module = name.rpartition(".")[2] in ("weight", "bias") and not _IN_LAYER.search(name)
         declared = "modules_to_save" if module and tensor.dtype in FLOAT_DTYPES else None
-        return Alone(name, tensor, "only in the fine-tuned model", declared)
+        return Unpaired(name, tensor, "only in the fine-tuned model", declared)
 
     def _is_transposed(self, pair: Pair) -> bool:
         """Whether the model keeps the weight of this layer as (in, out)."""
@@ -143,7 +143,7 @@ def _resized_vocabularies(sides: Sides) -> set[tuple[int, int]]:
     }
 
 
-def _refuse_misfits(pairs: Sequence[Pair], alone: Sequence[Alone], base: Checkpoint, tuned: Checkpoint) -> None:
+def _refuse_misfits(pairs: Sequence[Pair], unpaired: Sequence[Unpaired], base: Checkpoint, tuned: Checkpoint) -> None:
     """Raise MismatchError with every tensor that does not line up, if there is any."""
     misfits = [
         f"{pair.name}   base {shape_text(pair.base.shape)}, fine-tuned {shape_text(pair.tuned.shape)}"
@@ -152,9 +152,9 @@ def _refuse_misfits(pairs: Sequence[Pair], alone: Sequence[Alone], base: Checkpo
     ]
     # A head may come or go. A layer that does makes another architecture.
     misfits += [
-        f"{one.name}   {one.why}"
-        for one in alone
-        if _IN_LAYER.search(one.name) and kind_of(one.name, one.tensor) in ("linear", "conv", "experts")
+        f"{tensor.name}   {tensor.why}"
+        for tensor in unpaired
+        if _IN_LAYER.search(tensor.name) and kind_of(tensor.name, tensor.tensor) in ("linear", "conv", "experts")
     ]
     if misfits:
         raise MismatchError(

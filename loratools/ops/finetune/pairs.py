@@ -55,7 +55,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Alone:
+class Unpaired:
     """A tensor that only one of the two has, and why it is left out; or how it is declared where it is not."""
 
     name: str
@@ -66,12 +66,12 @@ class Alone:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All tensors of both checkpoints: in `pairs`, or in `alone`. Sorted by name, the base's where there are two.
+    """All tensors of both checkpoints: in `pairs`, or in `unpaired`. Sorted by name, the base's where there are two.
 
     modules: all that the base has, layers and what they are in, by the names of targets.
     """
 
     pairs: tuple[Pair, ...]
-    alone: tuple[Alone, ...]
+    unpaired: tuple[Unpaired, ...]
     modules: frozenset[str]
     warnings: tuple[str, ...]

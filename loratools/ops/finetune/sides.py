@@ -65,19 +65,22 @@ def _with_tied(one: Checkpoint, other: Checkpoint) -> Tensors:
 
 
 def _renamed(
-    ours: Mapping[str, LazyTensor], theirs: Mapping[str, LazyTensor], base: Checkpoint, tuned: Checkpoint
+    base_tensors: Mapping[str, LazyTensor], tuned_tensors: Mapping[str, LazyTensor], base: Checkpoint, tuned: Checkpoint
 ) -> tuple[Tensors, list[str]]:
     """The fine-tuned tensors by the base's names."""
-    layers = {n: t.shape for n, t in theirs.items() if kind_of(n, t) in ("linear", "conv", "experts", "embedding")}
-    winners, best = best_renamings(layers, {n: t.shape for n, t in ours.items()}, tuple.__eq__)
+    layers = {
+        n: t.shape for n, t in tuned_tensors.items() if kind_of(n, t) in ("linear", "conv", "experts", "embedding")
+    }
+    winners, best = best_renamings(layers, {n: t.shape for n, t in base_tensors.items()}, tuple.__eq__)
     if best == 0:
         raise MismatchError(
             f"no weight of a layer of '{tuned.name}' has the name and shape of one of '{base.name}'",
-            details=[f"base: {n}" for n in sorted(ours)[:3]] + [f"fine-tuned: {n}" for n in sorted(theirs)[:3]],
+            details=[f"base: {n}" for n in sorted(base_tensors)[:3]]
+            + [f"fine-tuned: {n}" for n in sorted(tuned_tensors)[:3]],
             hint="one must be the fine-tune of the other",
         )
     if not winners[0]:
-        return dict(theirs), []
+        return dict(tuned_tensors), []
     if len(winners) > 1:
         raise MismatchError(
             f"the names of '{tuned.name}' fit those of '{base.name}' in {len(winners)} ways",
@@ -85,5 +88,7 @@ def _renamed(
             hint="rename the tensors of one of them",
         )
     # A head outside of the prefix keeps its name.
-    renamed = {(new if (new := winners[0](name)) in ours else name): tensor for name, tensor in theirs.items()}
+    renamed = {
+        (new if (new := winners[0](name)) in base_tensors else name): tensor for name, tensor in tuned_tensors.items()
+    }
     return renamed, [f"the names of the fine-tuned model are read with {winners[0]}"]

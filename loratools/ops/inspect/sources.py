@@ -83,9 +83,9 @@ def sources_at(path: Path, format: str | None, *, decide: Decide = adapter_shape
     sources = sorted(search.sources, key=lambda source: natural_order_of_path(source.path))
     if path in adapters:
         # Adapters in folders below are named by the adapter's own warning.
-        others = [s.path for s in sources if s.path != path and s.path not in adapters]
+        other_paths = [s.path for s in sources if s.path != path and s.path not in adapters]
         why = "beside or below the adapter; inspect them by their own paths"
-        search.skip(why, others)
+        search.skip(why, other_paths)
         sources = [s for s in sources if s.path == path]
     # Neither: opening it tells what it is instead.
     return SearchResult(tuple(sources) or (FoundSource(path, is_adapter=False),), search.not_listed)
@@ -133,42 +133,42 @@ class _Search:
         # A list in place of calls in calls: folders may be nested deeper than the interpreter's stack.
         waiting = [folder]
         while waiting:
-            here = waiting.pop()
+            current = waiting.pop()
             try:
-                status = here.stat()
+                status = current.stat()
                 if (status.st_dev, status.st_ino) in self._visited:
                     continue
                 self._visited.add((status.st_dev, status.st_ino))
-                inside = sorted(here.iterdir(), key=natural_order)
+                inside = sorted(current.iterdir(), key=natural_order)
                 folders = [p for p in inside if p.is_dir()]
                 files = [p for p in inside if p.is_file()]
             except OSError as error:
-                self.sources.append(FoundSource(here, is_adapter=False, error=error))
+                self.sources.append(FoundSource(current, is_adapter=False, error=error))
                 continue
-            is_pipeline = self._note_folder(here, files)
+            is_pipeline = self._note_folder(current, files)
             self.skip("hidden folders, which are not searched", [p for p in folders if p.name.startswith(".")])
             # The folders of a pipeline are its parts.
             waiting += [] if is_pipeline else [p for p in folders if not p.name.startswith(".")]
 
-    def _note_folder(self, here: Path, files: list[Path]) -> bool:
-        """Note what `here` itself is, and its files that stand for themselves; whether it is a pipeline."""
+    def _note_folder(self, folder: Path, files: list[Path]) -> bool:
+        """Note what `folder` itself is, and its files that stand for themselves; whether it is a pipeline."""
         names = {p.name for p in files}
         is_adapter = any(name in ADAPTER_FILES or is_shard(name) for name in names)
-        is_model = is_checkpoint(here)
+        is_model = is_checkpoint(folder)
         of_a_model = any(MODEL_FILE.fullmatch(p.name) and p.suffix in TENSOR_SUFFIXES for p in files)
-        if not is_adapter and of_a_model and _is_dump(here):
+        if not is_adapter and of_a_model and _is_dump(folder):
             is_adapter, of_a_model, is_model = True, False, False
         if any(is_shard(name) for name in names) and not of_a_model:
             is_model = False  # the index, which has a model's name, is of the adapter's shards
         if is_adapter or CONFIG in names:
-            self.sources.append(FoundSource(here, is_adapter=True))
+            self.sources.append(FoundSource(folder, is_adapter=True))
         if is_model or of_a_model:
-            self.sources.append(FoundSource(here, is_adapter=False))
-        self._note_files(here, files, is_adapter=is_adapter, is_model=is_model)
+            self.sources.append(FoundSource(folder, is_adapter=False))
+        self._note_files(folder, files, is_adapter=is_adapter, is_model=is_model)
         return is_model and "model_index.json" in names
 
-    def _note_files(self, here: Path, files: list[Path], *, is_adapter: bool, is_model: bool) -> None:
-        named_by_adapter = set(companions_of(here / CONFIG, ADAPTER_FILES)) if is_adapter else set()
+    def _note_files(self, folder: Path, files: list[Path], *, is_adapter: bool, is_model: bool) -> None:
+        named_by_adapter = set(companions_of(folder / CONFIG, ADAPTER_FILES)) if is_adapter else set()
         for path in files:
             name = path.name
             if path.suffix.lower() not in TENSOR_SUFFIXES or name in ADAPTER_FILES or is_shard(name):

@@ -95,7 +95,7 @@ def inspect(
 
     names = NameSelection(include, exclude)
     options = _Options(
-        values, from_format, rank_from, expert_packing, known_base(base), progress or (lambda done: None), names
+        values, from_format, rank_from, expert_packing, known_base(base), progress or (lambda nbytes: None), names
     )
     # Of headers alone nothing is computed that a later change could contradict.
     with holding_inputs() if values else nullcontext():
@@ -190,30 +190,32 @@ def _selected(source: Adapter | Checkpoint, names: NameSelection) -> Adapter | C
     if not names:
         return source
     if isinstance(source, Adapter):
-        kept = set(names.of([*source.updates, *source.replacements], source.aliases))
+        selected = set(names.of([*source.updates, *source.replacements], source.aliases))
         names.of(source.unread_tensors, {key: names_of_key(key) for key in source.unread_tensors})
         return replace(
             source,
-            updates={name: update for name, update in source.updates.items() if name in kept},
-            replacements={name: weight for name, weight in source.replacements.items() if name in kept},
+            updates={name: update for name, update in source.updates.items() if name in selected},
+            replacements={name: weight for name, weight in source.replacements.items() if name in selected},
         )
     quantisation = source.quantisation
     stored_names: dict[str, Sequence[str]] = {}
     if quantisation is not None:
         stored_names |= {name: weight.stored_names for name, weight in quantisation.weights.items()}
         stored_names |= {name: weight.stored for name, weight in quantisation.unreadable.items()}
-    kept = set(names.of(source.stored, {stored: (name,) for name, every in stored_names.items() for stored in every}))
-    left = {name for name in source.weights if kept.intersection(stored_names.get(name, (name,)))}
+    selected = set(
+        names.of(source.stored, {stored: (name,) for name, every in stored_names.items() for stored in every})
+    )
+    selected_weights = {name for name in source.weights if selected.intersection(stored_names.get(name, (name,)))}
     return replace(
         source,
-        stored={name: tensor for name, tensor in source.stored.items() if name in kept},
-        weights={name: tensor for name, tensor in source.weights.items() if name in left},
+        stored={name: tensor for name, tensor in source.stored.items() if name in selected},
+        weights={name: tensor for name, tensor in source.weights.items() if name in selected_weights},
         quantisation=None
         if quantisation is None
         else replace(
             quantisation,
-            weights={n: w for n, w in quantisation.weights.items() if kept.intersection(stored_names[n])},
-            unreadable={n: w for n, w in quantisation.unreadable.items() if kept.intersection(stored_names[n])},
+            weights={n: w for n, w in quantisation.weights.items() if selected.intersection(stored_names[n])},
+            unreadable={n: w for n, w in quantisation.unreadable.items() if selected.intersection(stored_names[n])},
         ),
     )
 
@@ -323,7 +325,7 @@ def _stored_entries(checkpoint: Checkpoint, options: _Options) -> Iterator[Tenso
     for name, tensor in sorted(checkpoint.stored.items()):
         non_finite = None
         if options.values and name in packed:
-            non_finite = non_finite_count(packed[name], lambda done: None)
+            non_finite = non_finite_count(packed[name], lambda nbytes: None)
             options.progress(tensor.nbytes)
         elif options.values:
             non_finite = non_finite_count(tensor, options.progress)

@@ -71,10 +71,10 @@ class Catalogue:
                 return {}
             with closing(self._connected(self._path)) as connection:
                 for start in range(0, len(paths), _AT_ONCE):
-                    some = paths[start : start + _AT_ONCE]
-                    marks = ",".join("?" * len(some))
+                    batch = paths[start : start + _AT_ONCE]
+                    marks = ",".join("?" * len(batch))
                     query = f"SELECT path, stamp, body FROM adapters WHERE kind = ? AND path IN ({marks})"
-                    for path, stored_stamp, body in connection.execute(query, [_KIND, *some]):
+                    for path, stored_stamp, body in connection.execute(query, [_KIND, *batch]):
                         if stored_stamp == stamps[shown[path]]:
                             outcomes[shown[path]] = replace(_from_body(body), path=shown[path])
         return outcomes

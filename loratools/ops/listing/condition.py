@@ -99,13 +99,13 @@ class _Parser:
         return self.token is not None and self.token.kind != "quoted" and self.token.text.lower() in words
 
     def either(self) -> Predicate:
-        terms = [self._both()]
+        terms = [self._conjunction()]
         while self._is("or"):
             self._next()
-            terms.append(self._both())
+            terms.append(self._conjunction())
         return terms[0] if len(terms) == 1 else lambda row: any(term(row) for term in terms)
 
-    def _both(self) -> Predicate:
+    def _conjunction(self) -> Predicate:
         terms = [self._negated()]
         while self._is("and"):
             self._next()

@@ -263,14 +263,14 @@ def _of_checkpoint(path: Path) -> _Examined:
 
 def _one_for_each_file(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     """Each outcome once; of adapters that are one file by links, the first, and for each other a line that says so."""
-    seen: dict[object, str] = {}
+    first_paths: dict[object, str] = {}
     for outcome in outcomes:
         try:
             status = main_file(Path(outcome.path)).stat()
             key: object = (status.st_dev, status.st_ino) if status.st_ino else outcome.path
         except OSError:
             key = outcome.path
-        first = seen.setdefault(key, outcome.path)
+        first = first_paths.setdefault(key, outcome.path)
         if first == outcome.path:
             yield outcome
         else:

@@ -55,7 +55,7 @@ class Limit:
             _ensure_rule(*self.rule)
 
     @property
-    def given(self) -> bool:
+    def is_given(self) -> bool:
         return any(value is not None for value in (self.rank, self.energy, self.error, self.rule, self.max_rank))
 
     def planned(self, rank: int) -> int | None:
@@ -95,7 +95,7 @@ class Limit:
             if loss.needs_all:
                 return None
             return loss if self.max_rank is None else AtMost(loss, self.max_rank)
-        if self.rule is None and self.given:
+        if self.rule is None and self.is_given:
             return Fixed(min(r for r in (self.rank, self.max_rank) if r is not None))
         return None
 

@@ -154,7 +154,7 @@ def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str, layout: L
     from loratools.algebra.lowrank import Svd, fix_signs, truncate
     from loratools.algebra.svd import truncated_svd
 
-    if not limit.given:
+    if not limit.is_given:
         raise UsageError(
             f"the result has no low rank ('{name}' is {delta.shape[1]} -> {delta.shape[0]}), and no limit is given",
             hint="give --rank or --energy, or work in small coordinates: --set space=core",
@@ -221,9 +221,9 @@ def _difference(target: Factors, stored: Factors) -> Factors:
     """Factors of `found - wanted`, each term a rounding error times a factor: nothing large cancels in it."""
     from loratools.algebra.lowrank import Factors, concatenate
 
-    left = Factors(stored.b - target.b, stored.a)
-    right = Factors(target.b, stored.a - target.a)
-    return concatenate([(1.0, left), (1.0, right)])
+    error_of_b = Factors(stored.b - target.b, stored.a)
+    error_of_a = Factors(target.b, stored.a - target.a)
+    return concatenate([(1.0, error_of_b), (1.0, error_of_a)])
 
 
 def _norm(factors: Factors) -> float:

@@ -34,19 +34,23 @@ def with_initial(
             f"{len(initial)} initial adapters are given, and {len(needing)} adapters need one",
             hint="only an initialisation that changes the base (PiSSA, OLoRA, CorDA, LoRA-GA) has to be subtracted",
         )
-    rest = iter(initial)
+    remaining = iter(initial)
     weighted: list[tuple[Adapter, float]] = []
     for adapter, weight in adapters:
         weighted.append((adapter, weight))
         if adapter.initialisation_changed_base is None:
             continue
         began = load_adapter(
-            next(rest), rank_from=rank_from, moved=True, expert_packing=_packing(adapter, expert_packing)
+            next(remaining), rank_from=rank_from, moved=True, expert_packing=_packing(adapter, expert_packing)
         )
-        theirs = {name: (u.shape, u.scale) for name, u in began.updates.items()}
-        mine = {name: (u.shape, u.scale) for name, u in adapter.updates.items()}
-        if theirs != mine:
-            differ = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        initial_modules = {name: (u.shape, u.scale) for name, u in began.updates.items()}
+        trained_modules = {name: (u.shape, u.scale) for name, u in adapter.updates.items()}
+        if initial_modules != trained_modules:
+            differ = sorted(
+                name
+                for name in trained_modules.keys() | initial_modules.keys()
+                if trained_modules.get(name) != initial_modules.get(name)
+            )
             raise MismatchError(
                 f"'{began.name}' is not the adapter that '{adapter.name}' was before training", details=differ[:20]
             )
@@ -54,6 +58,6 @@ def with_initial(
     return weighted
 
 
-def _packing(adapter: Adapter, given: Packing | None) -> Packing | None:
+def _packing(adapter: Adapter, packing: Packing | None) -> Packing | None:
     """What is said of the experts of the adapter holds of what it began as."""
-    return given if any(update.as_experts() is not None for update in adapter.updates.values()) else None
+    return packing if any(update.as_experts() is not None for update in adapter.updates.values()) else None

@@ -82,8 +82,8 @@ def in_types_of_gguf(base: Checkpoint, outputs: Mapping[str, Output], dtype: str
             misfits.append(f"{name}   {shape_text(output.shape)}, {before}")
             continue
         if weight.dtype in FLOAT_DTYPES and source not in packed:
-            kept = len(output.shape) < 2 or any(part in name for part in _ALWAYS_F32)
-            to = weight.dtype if kept or dtype is None else dtype
+            keeps_type = len(output.shape) < 2 or any(part in name for part in _ALWAYS_F32)
+            to = weight.dtype if keeps_type or dtype is None else dtype
             if is_dequantised(weight):
                 to = dtype or _DEQUANTISED
             output = replace(output, dtype=to)

@@ -45,12 +45,12 @@ class DoneStack:
     Attributes:
         written: What was measured on each.
         checksum: Of the bytes that were written, one unit after the other; None of copies.
-        kept: Whether a killed run had done them.
+        resumed: Whether a killed run had done them.
     """
 
     written: tuple[Written, ...]
     checksum: str | None = None
-    kept: bool = False
+    resumed: bool = False
 
     def is_of(self, units: int) -> bool:
         """Whether it says something of so many units."""
@@ -66,7 +66,7 @@ class DoneStack:
         match noted:
             case [str(checksum), list(units)] if units:
                 measured = tuple(written for unit in units if (written := _measured(unit)) is not None)
-                return cls(measured, checksum, kept=True) if len(measured) == len(units) else None
+                return cls(measured, checksum, resumed=True) if len(measured) == len(units) else None
         return None
 
 
@@ -87,10 +87,10 @@ class MergeJournal:
         self._journal = journal
         self._has_plan = has_plan
         self._waiting: list[tuple[int, DoneStack]] = []
-        self.kept: dict[int, DoneStack] = {}
+        self.resumed: dict[int, DoneStack] = {}
         for number, noted in (journal.units if journal is not None else {}).items():
             if number.isdecimal() and (stack := DoneStack.of(noted)) is not None:
-                self.kept[int(number)] = stack
+                self.resumed[int(number)] = stack
 
     @property
     def has_plan(self) -> bool:
@@ -108,7 +108,7 @@ class MergeJournal:
 
     def note(self, number: int, stack: DoneStack) -> None:
         """Write down that units are done, unless they were so already; raises MachineError."""
-        if self._journal is None or stack.checksum is None or stack.kept:
+        if self._journal is None or stack.checksum is None or stack.resumed:
             return
         if self._has_plan:
             self._journal.note(str(number), stack.to_list())
@@ -116,30 +116,30 @@ class MergeJournal:
             self._waiting.append((number, stack))
 
 
-def run_plan(made: MergePlan, record: Mapping[str, Any], *, verify: bool, manifest: bool) -> RunPlan:
+def run_plan(plan: MergePlan, record: Mapping[str, Any], *, verify: bool, manifest: bool) -> RunPlan:
     """All that the bytes of the result depend on.
 
     Args:
-        made: The plan of the merge.
+        plan: The plan of the merge.
         record: Its inputs with their digests (`provenance.inputs_record`).
         verify: Whether the result is read back, which its record says.
         manifest: Whether all files are hashed, which its record says too.
     """
     inputs = {f"{file['name']} of the base": str(file["fingerprint"]) for file in record["base"]["files"]}
-    options = _options(made.options)
-    for number, (adapter, entry) in enumerate(zip(made.adapters, record["adapters"], strict=True), 1):
+    options = _options(plan.options)
+    for number, (adapter, entry) in enumerate(zip(plan.adapters, record["adapters"], strict=True), 1):
         called = f"adapter {number} ({adapter.name})"
         inputs |= {f"{file['name']} of {called}": str(file["sha256"]) for file in entry["files"]}
         if (digest := _digest_of_values(adapter)) is not None:
             inputs[f"values of {called}"] = digest
         options[f"weight of {called}"] = repr(entry["weight"])
-    for side_file in made.side_files:
+    for side_file in plan.side_files:
         if side_file.source is not None:
             inputs[f"{side_file.name} of {side_file.origin}"] = fingerprint(identify(side_file.source))
         elif side_file.text is not None:
             inputs[f"{side_file.name}, as it is written"] = sha256(side_file.text.encode()).hexdigest()
     for option in ("moments", "trained_on"):
-        path = getattr(made.options, option)
+        path = getattr(plan.options, option)
         if path is not None and Path(path).is_file():
             inputs[f"file of --{option.replace('_', '-')}"] = fingerprint(identify(Path(path)))
     options |= {"--no-verify": str(not verify), "--manifest": str(manifest)}

@@ -36,7 +36,7 @@ def planned_report(plan: MergePlan) -> MergeReport:
         unchanged_share=None,
         max_error_ratio=None,
         verified=False,
-        left_out=tuple(left.name for left in plan.leftovers),
+        left_out=tuple(leftover.name for leftover in plan.leftovers),
         warnings=plan.warnings,
         rounding=plan.rounding,
         trained_on=str(plan.trained_on) if plan.trained_on is not None else None,
@@ -44,26 +44,28 @@ def planned_report(plan: MergePlan) -> MergeReport:
     )
 
 
-def measured_report(made: MergePlan, out: Path, written: Mapping[str, Written], verified: bool) -> MergeReport:
-    written = {o.merged.name: written[o.name] for o in made.outputs}
-    touched = [o.merged for o in made.outputs if o.touched]
+def measured_report(plan: MergePlan, out: Path, written: Mapping[str, Written], verified: bool) -> MergeReport:
+    written = {o.merged.name: written[o.name] for o in plan.outputs}
+    touched = [o.merged for o in plan.outputs if o.touched]
     updated = [o for o in touched if o.updates]
     total = sum((written[o.name].gain for o in updated), Gain())
-    on_grid = {r.output.name for r in made.requantized}
+    on_grid = {r.output.name for r in plan.requantized}
     plain = sum((written[o.name].gain for o in updated if o.name not in on_grid), Gain())
     tensors = []
     for o in touched:
-        who = {u.adapter for u in o.updates} | ({o.replaced_by} if o.replaced_by is not None else set())
+        changed_by = {u.adapter for u in o.updates} | ({o.replaced_by} if o.replaced_by is not None else set())
         measured = written[o.name]
         ratio = measured.ratio if verified else None
-        tensors.append(MergedTensor(o.name, tuple(sorted(who)), measured.gain.gain if o.updates else None, ratio))
-    warnings = list(made.warnings)
+        tensors.append(
+            MergedTensor(o.name, tuple(sorted(changed_by)), measured.gain.gain if o.updates else None, ratio)
+        )
+    warnings = list(plan.warnings)
     if updated and total.energy == 0:
         warnings.append(
             f"every delta is zero, of {len(updated)} of {len(updated)} weights: the adapters are untrained, and the "
             "result equals the base"
         )
-    elif updated and total.unchanged_share == 1 and not made.requantized:
+    elif updated and total.unchanged_share == 1 and not plan.requantized:
         warnings.append(
             f"no weight that was measured changed, of {len(updated)} of {len(updated)}: all of the update is lost to "
             "rounding, being small against the spacing of the stored dtype, and the result equals the base; "
@@ -75,7 +77,7 @@ def measured_report(made: MergePlan, out: Path, written: Mapping[str, Written], 
             f"{1 - plain.gain:.1%} of the update is lost to rounding, being small against the spacing of the stored "
             f"dtype; {keeps_more}--dtype float32 keeps it"
         )
-    requantized = tuple(_requantized(r, written[r.output.name].gain) for r in made.requantized)
+    requantized = tuple(_requantized(r, written[r.output.name].gain) for r in plan.requantized)
     packed = sum((written[t.name].gain for t in requantized), Gain())
     if packed.gain is not None and packed.gain < _LOW_GAIN:
         keeps_more = "" if any(o.rounding.feeds_back for o in updated) else "--rounding adapter keeps more of it, and "
@@ -83,7 +85,7 @@ def measured_report(made: MergePlan, out: Path, written: Mapping[str, Written], 
             f"{1 - packed.gain:.1%} of the update is lost in {len(requantized)} weights that are quantised again, "
             f"being small against the steps of their grid; {keeps_more}--dequantize keeps it"
         )
-    warnings += _training_warnings(made, updated)
+    warnings += _training_warnings(plan, updated)
     undirected = [o.name for o in updated if written[o.name].gain.undirected]
     if undirected:
         warnings.append(
@@ -92,44 +94,44 @@ def measured_report(made: MergePlan, out: Path, written: Mapping[str, Written], 
         )
     return MergeReport(
         output=out,
-        adapters=tuple((a.name, w) for a, w in zip(made.adapters, made.weights, strict=True)),
+        adapters=tuple((a.name, w) for a, w in zip(plan.adapters, plan.weights, strict=True)),
         tensors=tuple(tensors),
         merged_weights=len(updated),
-        untouched=len(made.outputs) - len(touched),
-        replaced=len([o for o in touched if o.replaced_by is not None and o.name not in made.added]),
-        added=made.added,
-        dequantized=made.dequantized,
-        bytes=made.bytes_written,
+        untouched=len(plan.outputs) - len(touched),
+        replaced=len([o for o in touched if o.replaced_by is not None and o.name not in plan.added]),
+        added=plan.added,
+        dequantized=plan.dequantized,
+        bytes=plan.bytes_written,
         seconds=0.0,
         gain=total.gain,
         unchanged_share=total.unchanged_share,
         max_error_ratio=max((t.max_error_ratio or 0.0 for t in tensors), default=None) if verified else None,
         verified=verified,
-        left_out=tuple(left.name for left in made.leftovers),
+        left_out=tuple(leftover.name for leftover in plan.leftovers),
         warnings=tuple(warnings),
-        rounding=made.rounding,
-        trained_on=str(made.trained_on) if made.trained_on is not None else None,
+        rounding=plan.rounding,
+        trained_on=str(plan.trained_on) if plan.trained_on is not None else None,
         requantized=requantized,
     )
 
 
-def _training_warnings(made: MergePlan, updated: Sequence[Output]) -> list[str]:
+def _training_warnings(plan: MergePlan, updated: Sequence[Output]) -> list[str]:
     """How far the values that training saw are from the base's, where they are taken, or where they should be."""
-    if made.trained_on is not None:
-        size = size_of_difference(updated, made.trained_on)
-        base = f"the base as {made.trained_on} makes it"
+    if plan.trained_on is not None:
+        size = size_of_difference(updated, plan.trained_on)
+        base = f"the base as {plan.trained_on} makes it"
         return [f"added to {base}, which differs from the base by {size:.2g} times the update"] if size else []
-    if made.base.quantisation is not None or made.dequantized:
+    if plan.base.quantisation is not None or plan.dequantized:
         return []
     warnings = []
-    for i, (adapter, weight) in enumerate(zip(made.adapters, made.weights, strict=True)):
+    for i, (adapter, weight) in enumerate(zip(plan.adapters, plan.weights, strict=True)):
         scheme = declared_training(adapter) if weight else None
         if scheme is None:
             continue
         size = size_of_difference([o for o in updated if any(u.adapter == i for u in o.updates)], scheme)
-        beside = f", from which the base differs by {size:.2g} times the update" if size is not None else ""
+        difference = f", from which the base differs by {size:.2g} times the update" if size is not None else ""
         warnings.append(
-            f"'{adapter.name}' was trained on this model quantised ({scheme}){beside}; --trained-on "
+            f"'{adapter.name}' was trained on this model quantised ({scheme}){difference}; --trained-on "
             f"{scheme.codes if not scheme.nested else 'FILE'} merges into the values that training saw"
         )
     return warnings

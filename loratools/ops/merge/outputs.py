@@ -95,7 +95,7 @@ class Output:
         return any(u.update.needs_base or u.update.whole_delta for u in self.updates)
 
     @property
-    def whole(self) -> bool:
+    def in_one_piece(self) -> bool:
         """Whether it is merged in one piece: where it `needs_whole`, or rounding carries errors from row to row."""
         return self.needs_whole or self.requantised is not None or (self.rounding.feeds_back and self.inputs_along_rows)
 
@@ -112,8 +112,8 @@ class Output:
     def copied(self) -> ByteRange | None:
         """Where its bytes lie ready to be copied; None where they must be computed."""
         changed = bool(self.updates or self.patches or self.requantised)
-        same = self.dtype == self.values.dtype and self.shape == self.values.shape
-        return self.values.location if same and not changed else None
+        is_stored_so = self.dtype == self.values.dtype and self.shape == self.values.shape
+        return self.values.location if is_stored_so and not changed else None
 
     @property
     def touched(self) -> bool:

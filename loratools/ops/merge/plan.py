@@ -342,7 +342,7 @@ def work_units(plan: MergePlan) -> list[WorkUnit]:
                 ]
             else:
                 rows = output.rows
-                step = rows if output.whole else max(1, _UNIT_BYTES // max(1, output.row_bytes))
+                step = rows if output.in_one_piece else max(1, _UNIT_BYTES // max(1, output.row_bytes))
                 units += [RowsUnit(i, output, start, min(start + step, rows)) for start in range(0, rows, max(1, step))]
     return units
 

@@ -48,7 +48,7 @@ def inputs_record(plan: MergePlan) -> dict[str, Any]:
         ],
         **_settings(plan),
         "side_files": {f.name: f.origin if f.text is None else "written anew" for f in plan.side_files},
-        "not_copied": {left.name: left.why for left in plan.base.left_out},
+        "not_copied": {skipped.name: skipped.why for skipped in plan.base.left_out},
     }
 
 

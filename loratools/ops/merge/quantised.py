@@ -42,12 +42,12 @@ def with_dequantised(base: Checkpoint, names: Collection[str]) -> Checkpoint:
     assert base.quantisation is not None, "others have no such weights"
     packed = base.quantisation.weights
     chosen = Quantisation({name: packed[name] for name in packed if name in names})
-    rest = replace(base.quantisation, weights={name: packed[name] for name in packed if name not in names})
+    still_packed = replace(base.quantisation, weights={name: packed[name] for name in packed if name not in names})
     return replace(
         base,
         components=tuple(_plain(component, chosen, base.weights) for component in base.components),
         stored=chosen.logical(base.stored),
-        quantisation=rest if rest.weights or rest.unreadable else None,
+        quantisation=still_packed if still_packed.weights or still_packed.unreadable else None,
     )
 
 
@@ -172,8 +172,10 @@ def refuse_quantised(
 def _not_written(weight: PackedWeight, retype: str | None) -> str | None:
     """Why the numbers of a packed weight cannot be stored again; None where they can."""
     if retype is not None:
-        whole = packed_shape(retype, weight.shape) is not None
-        return None if whole else f"its rows of {weight.shape[-1]} values are no whole number of blocks of {retype}"
+        fits_blocks = packed_shape(retype, weight.shape) is not None
+        return (
+            None if fits_blocks else f"its rows of {weight.shape[-1]} values are no whole number of blocks of {retype}"
+        )
     if isinstance(weight.parameters, Writable):
         return None
     return f"{_scheme(weight)}, which is read and not written"
@@ -226,8 +228,8 @@ def with_stored_parts(
                 stored[first] = replace(stored[first], requantised=Requantised(merged, weight, retyped=True))
             else:
                 stored[first] = replace(stored[first], requantised=Requantised(merged, weight))
-    others = [part for weight in base.quantisation.unreadable.values() for part in weight.stored]
-    for name in [*others, *base.quantisation.markers]:
+    unreadable_parts = [part for weight in base.quantisation.unreadable.values() for part in weight.stored]
+    for name in [*unreadable_parts, *base.quantisation.markers]:
         tensor = base.stored[name]
         stored[name] = Output(name, tensor.dtype, tensor.shape, tensor)
     return stored

@@ -113,12 +113,12 @@ def nearest_codes(grid: LevelGrid, exact: Floats, base: Floats, delta: Floats) -
     shape = grid.current.shape
     sums, before = exact.reshape(shape), base.reshape(shape)
     places = grid.may_leave(before, delta.reshape(shape))
-    some = grid.at(places)
-    neighbours = some.neighbours(sums[places])
+    movable = grid.at(places)
+    neighbours = movable.neighbours(sums[places])
     below, above = sums[places] - neighbours.low, neighbours.high - sums[places]
     upper = (above < below) | ((above == below) & (neighbours.high == before[places]))
     codes, values = np.array(grid.current), np.array(before)
-    codes[places], values[places] = some.codes(neighbours, upper)
+    codes[places], values[places] = movable.codes(neighbours, upper)
     return codes, values
 
 

@@ -102,7 +102,7 @@ def _replacements(adapters: Sequence[tuple[Adapter, float]], matches: Sequence[M
 
 def _cut(replacement: Replacement, place: Place) -> Replacement:
     """What of a replaced weight goes to one of its places, as the base stores it."""
-    if place.whole and not place.transposed:
+    if place.is_whole and not place.transposed:
         return replacement
     return replace(replacement, tensor=as_stored(replacement.tensor, place))
 
@@ -135,9 +135,9 @@ def _patches(
 
 def _agree(first: RowsReplaced, second: Replacement) -> bool:
     """Whether the rows that both replace get the same values."""
-    mine, theirs = dict(zip(first.rows, first.values.read(), strict=True)), second.tensor.read()
-    pairs = zip(second.rows or (), theirs, strict=True)
-    return all(row not in mine or bool((mine[row] == values).all()) for row, values in pairs)
+    first_values, second_values = dict(zip(first.rows, first.values.read(), strict=True)), second.tensor.read()
+    pairs = zip(second.rows or (), second_values, strict=True)
+    return all(row not in first_values or bool((first_values[row] == values).all()) for row, values in pairs)
 
 
 def _updates(
@@ -175,7 +175,7 @@ def _weight_beside(base: Checkpoint, bias: str, m: Matches) -> LazyTensor:
         UnsupportedError: it is left out of the merge, or the base does not store it on its own.
     """
     places = m.updates.get(bias.removesuffix(".bias"), ())
-    if len(places) != 1 or not places[0].whole:
+    if len(places) != 1 or not places[0].is_whole:
         raise UnsupportedError(
             f"{bias} depends on the weight of its layer, which is {'in parts' if places else 'left out'}",
             hint="choose both, or leave both out, with --include or --exclude",
@@ -192,23 +192,23 @@ def _untied(
 ) -> tuple[tuple[str, ...], set[str]]:
     """Tied names that no longer equal the weight they follow, with all that are tied to the same one;
     and replaced names that go on following, since both were saved equal."""
-    alone, following = set(), set()
+    untied, following = set(), set()
     for name, source in base.tied.items():
         if name in updates:
-            alone.add(source)
+            untied.add(source)
         elif name in replaced:
             tensor = replaced[name].replacement.tensor
             if source in replaced and same_bytes(tensor, replaced[source].replacement.tensor):
                 following.add(name)
             else:
-                alone.add(source)
+                untied.add(source)
         elif (
             source in updates
             or _trained_alone(base, replaced.get(source), source)
             or (name in patches and (source in replaced or not _same_rows(patches[name], patches.get(source, ()))))
         ):
-            alone.add(source)
-    return tuple(name for name, source in base.tied.items() if source in alone), following
+            untied.add(source)
+    return tuple(name for name, source in base.tied.items() if source in untied), following
 
 
 def _carried(base: Checkpoint, replaced: Mapping[str, _Replaced], untied: Sequence[str]) -> dict[str, _Replaced]:
@@ -233,8 +233,8 @@ def _followed(base: Checkpoint, patches: Mapping[str, tuple[RowsReplaced, ...]],
         MismatchError: one adapter's rows differ from another's.
     """
     own_patches = patches.get(name, ())
-    mine = {patch.adapter for patch in own_patches}
-    followed = [patch for patch in patches.get(base.tied[name], ()) if patch.adapter not in mine]
+    own_adapters = {patch.adapter for patch in own_patches}
+    followed = [patch for patch in patches.get(base.tied[name], ()) if patch.adapter not in own_adapters]
     for patch in followed:
         for own_patch in own_patches:
             if not _agree(patch, Replacement(own_patch.values, "tokens", own_patch.rows)):
@@ -248,11 +248,13 @@ def _followed(base: Checkpoint, patches: Mapping[str, tuple[RowsReplaced, ...]],
 
 def _same_rows(first: Sequence[RowsReplaced], second: Sequence[RowsReplaced]) -> bool:
     """Whether the same rows get the same values."""
-    mine, theirs = (
+    first_values, second_values = (
         {row: values for p in patches for row, values in zip(p.rows, p.values.read(), strict=True)}
         for patches in (first, second)
     )
-    return mine.keys() == theirs.keys() and all(bool((mine[row] == theirs[row]).all()) for row in mine)
+    return first_values.keys() == second_values.keys() and all(
+        bool((first_values[row] == second_values[row]).all()) for row in first_values
+    )
 
 
 def _trained_alone(base: Checkpoint, new: _Replaced | None, source: str) -> bool:

@@ -152,8 +152,8 @@ class _FeedbackAlongColumns:
         """An orthonormal basis of the inputs that the deltas of these rows read."""
         covering = tuple(i for i, d in enumerate(self.deltas) if d.start <= start and stop <= d.stop)
         if covering not in self.bases:
-            placed = [self.deltas[i] for i in covering]
-            pairs = [(d.delta.input_directions(), d.columns) for d in placed]
+            deltas = [self.deltas[i] for i in covering]
+            pairs = [(d.delta.input_directions(), d.columns) for d in deltas]
             self.bases[covering] = _basis(pairs, self.matrix[1])
         return self.bases[covering]
 
@@ -191,8 +191,8 @@ class _FeedbackAlongRows:
 
     def _of(self, area: tuple[int, int]) -> InputMetric | None:
         if area not in self.metrics:
-            placed = [d for d in self.deltas if (d.start, d.stop) == area]
-            pairs = [(d.delta.transposed().input_directions(), slice(None)) for d in placed]
+            deltas = [d for d in self.deltas if (d.start, d.stop) == area]
+            pairs = [(d.delta.transposed().input_directions(), slice(None)) for d in deltas]
             basis = _basis(pairs, area[1] - area[0])
             # The experts before it are done with.
             self.metrics = {area: _metric(self.rounding, basis, self.measured, self.columns)}

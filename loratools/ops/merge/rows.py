@@ -95,7 +95,7 @@ def compute_dtype(output: Output) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class AddedDelta:
     """A delta, transposed and cut as it is stored, and its rows and columns in the matrix of an output."""
 
     delta: Delta
@@ -125,22 +125,22 @@ class Placed:
             total[target] += self.delta.magnitude(rows[0] - self.start, rows[1] - self.start, base[target])
 
 
-def prepared(output: Output, dtype: str, start: int, stop: int) -> list[Placed]:
+def prepared(output: Output, dtype: str, start: int, stop: int) -> list[AddedDelta]:
     """The updates of rows start:stop of one output, ready to give their rows; all factors that go everywhere as one."""
     import numpy as np
 
-    placed: list[Placed] = []
+    added: list[AddedDelta] = []
     # An absurd alpha is told of when the sums are looked at.
     with np.errstate(over="ignore", invalid="ignore"):
         for weighted in output.updates:
             first, last, columns, everywhere = _bounds(output, weighted.place)
             if first < stop and start < last:
-                placed.append(Placed(_delta(output, weighted, dtype), first, last, columns, everywhere))
-    factored = [p.delta for p in placed if p.everywhere and isinstance(p.delta, FactorDelta)]
+                added.append(AddedDelta(_delta(output, weighted, dtype), first, last, columns, everywhere))
+    factored = [p.delta for p in added if p.everywhere and isinstance(p.delta, FactorDelta)]
     if not factored:
-        return placed
-    joined_factors = Placed(joined(factored), 0, output.rows, slice(None), True)
-    return [joined_factors, *(p for p in placed if not (p.everywhere and isinstance(p.delta, FactorDelta)))]
+        return added
+    joined_factors = AddedDelta(joined(factored), 0, output.rows, slice(None), True)
+    return [joined_factors, *(p for p in added if not (p.everywhere and isinstance(p.delta, FactorDelta)))]
 
 
 def _bounds(output: Output, place: Place) -> tuple[int, int, slice, bool]:
@@ -207,8 +207,8 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
             if deltas:
                 _add(deltas, start, block, output, choose)
                 if i % every == 0:
-                    alone = deltas[0].delta if len(output.updates) == 1 and deltas[0].everywhere else None
-                    gain += _gain(alone, start, stop, block)
+                    only_delta = deltas[0].delta if len(output.updates) == 1 and deltas[0].everywhere else None
+                    gain += _gain(only_delta, start, stop, block)
             else:
                 _cast(block, output)
             write_at(fd, block.stored_bytes, offset + start * output.row_bytes)
@@ -254,7 +254,7 @@ def _patch(patches: Sequence[RowsReplaced], start: int, base: Floats) -> None:
                 base[row - start] = read_array(patch.values, "F64", i, i + 1).reshape(-1)
 
 
-def _add(deltas: Sequence[Placed], start: int, block: _Block, output: Output, choose: Chooser | None) -> None:
+def _add(deltas: Sequence[AddedDelta], start: int, block: _Block, output: Output, choose: Chooser | None) -> None:
     """Fill `block.stored` with base + delta, rounded once; to nearest where nothing chooses."""
     import numpy as np
 
@@ -273,16 +273,16 @@ def _add(deltas: Sequence[Placed], start: int, block: _Block, output: Output, ch
         refuse_not_finite(output, block.base, block.base + delta)
 
 
-def total_delta(deltas: Sequence[Placed], start: int, base: Floats, out: Floats) -> None:
+def total_delta(deltas: Sequence[AddedDelta], start: int, base: Floats, out: Floats) -> None:
     """Fill `out` with the sum of all deltas in rows from `start` on; `base` are the same rows of the base."""
-    rest = deltas
+    partial = deltas
     if deltas[0].everywhere:
         deltas[0].delta.rows(start, start + len(out), base, out=out)
-        rest = deltas[1:]
+        partial = deltas[1:]
     else:
         out[...] = 0
-    for other in rest:
-        other.add_to(out, start, base)
+    for delta in partial:
+        delta.add_to(out, start, base)
 
 
 def _choose(choose: Chooser, start: int, block: _Block, output: Output) -> None:
@@ -301,13 +301,13 @@ def _choose(choose: Chooser, start: int, block: _Block, output: Output) -> None:
     narrow(block.moved, output.dtype, block.stored)
 
 
-def _gain(alone: Delta | None, start: int, stop: int, block: _Block) -> Gain:
-    """What became of the update in a block that has just been filled; `alone`: where it is of one adapter only."""
+def _gain(only_delta: Delta | None, start: int, stop: int, block: _Block) -> Gain:
+    """What became of the update in a block that has just been filled; `only_delta` is set where there is one."""
     import numpy as np
 
     moved = np.subtract(block.moved, block.base, out=block.moved)
     # The cheap way is a difference of large numbers where the deltas of several adapters cancel.
-    energy = alone.energy(start, stop) if alone is not None else None
+    energy = only_delta.energy(start, stop) if only_delta is not None else None
     energy = float(np.vdot(block.delta, block.delta)) if energy is None else energy
     changed = int(np.count_nonzero(np.not_equal(moved, 0, out=block.mask)))
     return Gain(float(np.vdot(moved, block.delta)), energy, moved.size - changed, moved.size)

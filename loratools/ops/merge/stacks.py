@@ -98,7 +98,7 @@ def _kind(unit: WorkUnit) -> Hashable | None:
         if lora is None or lora.mid is not None or lora.magnitude is not None or lora.embedding:
             return None
         a, b = lora.a, lora.b
-        if weighted.place.transposed or not weighted.place.whole:
+        if weighted.place.transposed or not weighted.place.is_whole:
             return None
         if (b.shape[0], a.shape[1:]) != (rows, (columns,)) or len(b.shape) != 2 or 0 in a.shape:
             return None

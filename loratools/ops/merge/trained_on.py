@@ -61,7 +61,7 @@ class TrainingScheme:
         return f"{self.codes}, double quantisation" if self.nested else self.codes
 
 
-def training_scheme(given: str | Path | TrainingScheme) -> TrainingScheme:
+def training_scheme(name_or_file: str | Path | TrainingScheme) -> TrainingScheme:
     """The scheme of that name (nf4, fp4, int8), or the one that a JSON file describes as transformers does.
 
     Raises:
@@ -69,9 +69,9 @@ def training_scheme(given: str | Path | TrainingScheme) -> TrainingScheme:
         FormatError: the file is no JSON object.
         UnsupportedError: the file describes a scheme that cannot be computed from the weights.
     """
-    if isinstance(given, TrainingScheme):
-        return given
-    text = str(given)
+    if isinstance(name_or_file, TrainingScheme):
+        return name_or_file
+    text = str(name_or_file)
     if text in ("nf4", "fp4", "int8"):
         return TrainingScheme(text)
     path = Path(text)
@@ -163,10 +163,10 @@ class AsTrained:
         values = values[: (last - first) * size]
         maxima = block_maxima(values, size)
         scales = _all_scales(self.of, self.scheme)[first:last] if self.scheme.nested else maxima
-        seen = four_bit_values(values, self.scheme.codes, size, maxima, scales)
+        trained = four_bit_values(values, self.scheme.codes, size, maxima, scales)
         skipped = start * columns - first * size
-        seen = seen[skipped : skipped + (stop - start) * columns]
-        return onto_grid(seen.reshape(stop - start, columns), self.of.dtype)
+        trained = trained[skipped : skipped + (stop - start) * columns]
+        return onto_grid(trained.reshape(stop - start, columns), self.of.dtype)
 
     def read_rows(self, start: int, stop: int) -> Tensor:
         import torch
@@ -208,26 +208,28 @@ def with_training_values(
             f"the base {quoted(base.path)} is quantised itself ({base.quantisation.name})",
             hint="leave --trained-on out: what is stored is what training saw, if it is the same scheme",
         )
-    seen, kept, wrong = dict(outputs), [], []
+    adapted, not_quantised, wrong = dict(outputs), [], []
     for name, output in outputs.items():
         if not output.updates or output.replaced_by is not None:
             continue
         if not _is_linear(name, output):
-            kept.append(name)
+            not_quantised.append(name)
             continue
         if (reason := _stored_otherwise(output, scheme)) is not None:
             wrong.append(f"{name}   {reason}")
             continue
         values = LazyTensor(output.values.shape, output.values.dtype, AsTrained(output.values, scheme))
-        seen[name] = replace(output, values=values)
+        adapted[name] = replace(output, values=values)
     if wrong:
         raise UnsupportedError(
             f"{len(wrong)} weights of {quoted(base.path)} are not stored as training quantised them",
             details=wrong,
             hint="leave them out with --exclude, or merge into the quantised model itself with --dequantize",
         )
-    warnings = [f"not quantised in training, and taken as they are: {', '.join(kept)}"] if kept else []
-    return seen, warnings
+    warnings = (
+        [f"not quantised in training, and taken as they are: {', '.join(not_quantised)}"] if not_quantised else []
+    )
+    return adapted, warnings
 
 
 def as_trained(output: Output, scheme: TrainingScheme) -> Output | None:
@@ -251,7 +253,7 @@ def _stored_otherwise(output: Output, scheme: TrainingScheme) -> str | None:
         return "it is stored (in, out), and blocks run along its inputs"
     if output.values.dtype == "F64":
         return "it is stored in float64"
-    parts = any(not u.place.whole for u in output.updates)
+    parts = any(not u.place.is_whole for u in output.updates)
     if parts and scheme.codes != "int8" and (scheme.nested or output.shape[1] % scheme.blocksize):
         return "it holds several modules, whose blocks run from one into the next"
     return None

@@ -164,11 +164,11 @@ def merge(
         expert_packing=expert_packing,
         expert_orientation=expert_orientation,
     )
-    made = plan_from_headers(base, adapters, out, options, overwrite=overwrite)
+    merge_plan = plan_from_headers(base, adapters, out, options, overwrite=overwrite)
     if plan:
-        return planned_report(made)
+        return planned_report(merge_plan)
     return run(
-        made,
+        merge_plan,
         out,
         overwrite=overwrite,
         verify=verify,
@@ -196,15 +196,15 @@ def plan_from_headers(
     loaded = load_for_merge(adapters, checkpoint, options)
     inputs = [checkpoint.path, *(a.path for a, _ in loaded if a.path is not None)]
     selected = [(a.selected(options.include, options.exclude), w) for a, w in loaded]
-    made = plan_merge(checkpoint, selected, options, out=out)
-    made = as_one_file(made) if one_file else made
+    merge_plan = plan_merge(checkpoint, selected, options, out=out)
+    merge_plan = as_one_file(merge_plan) if one_file else merge_plan
     # Here, where the names of the new files are known; `staged_output` looks once more before it begins, as another
     # program may have written there meanwhile.
-    check_output(out, overwrite=overwrite, inputs=inputs, names=_names(made))
-    for side_file in made.side_files:
+    check_output(out, overwrite=overwrite, inputs=inputs, names=_names(merge_plan))
+    for side_file in merge_plan.side_files:
         if side_file.source is not None:
             identify(side_file.source)  # held to what it is now, though it is copied last
-    return made
+    return merge_plan
 
 
 def load_for_merge(
@@ -225,14 +225,14 @@ def load_for_merge(
     return with_initial(loaded, options.initial, rank_from=options.rank_from, expert_packing=options.expert_packing)
 
 
-def _names(made: MergePlan) -> list[str]:
+def _names(merge_plan: MergePlan) -> list[str]:
     """The files that will be in the output, without its record."""
-    return [*(f.name for f in made.files), *(f.name for f in made.side_files), *index_names(made)]
+    return [*(f.name for f in merge_plan.files), *(f.name for f in merge_plan.side_files), *index_names(merge_plan)]
 
 
 @holding_inputs()
 def run(
-    made: MergePlan,
+    merge_plan: MergePlan,
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -246,29 +246,29 @@ def run(
     """Do what the plan says; with the arguments and errors of `merge`."""
     began = time.monotonic()
     out = Path(out)
-    inputs = [made.base.path, *(a.path for a in made.adapters if a.path is not None)]
+    inputs = [merge_plan.base.path, *(a.path for a in merge_plan.adapters if a.path is not None)]
     if not resume:  # what a killed run reserved is its own
-        made.require_space(out)
-    refuse_not_finite({a.name: {n: r.tensor for n, r in a.replacements.items()} for a, _ in made.active})
+        merge_plan.require_space(out)
+    refuse_not_finite({a.name: {n: r.tensor for n, r in a.replacements.items()} for a, _ in merge_plan.active})
     run_units, workers = runner(execution), worker_count(threads)
-    if manifest and made.one_file:
+    if manifest and merge_plan.one_file:
         raise UsageError(
             "one file has no record beside it for the hash of its content",
             hint="leave out --manifest, or write a folder",
         )
-    made = recorded(made) if made.one_file else made
+    merge_plan = recorded(merge_plan) if merge_plan.one_file else merge_plan
     # Of the inputs, whole adapters are hashed, which a run that resumes nothing does beside its work.
-    record = inputs_record(made) if resume else None
-    same = run_plan(made, record, verify=verify, manifest=manifest) if record is not None else None
+    record = inputs_record(merge_plan) if resume else None
+    run_to_resume = run_plan(merge_plan, record, verify=verify, manifest=manifest) if record is not None else None
     remarks = [] if resume else abandoned_warnings(out)
-    resumable = Resumable(same, resume)
-    with staged_output(made, out, overwrite=overwrite, inputs=inputs, resumable=resumable) as prepared:
+    resumable = Resumable(run_to_resume, resume)
+    with staged_output(merge_plan, out, overwrite=overwrite, inputs=inputs, resumable=resumable) as prepared:
         staging = prepared.path
         if not manifest:
-            prepared.sampled = frozenset(file.name for file in made.files)
+            prepared.sampled = frozenset(file.name for file in merge_plan.files)
         try:
             weights = write_weights(
-                made,
+                merge_plan,
                 prepared,
                 run_units,
                 workers,
@@ -279,18 +279,18 @@ def run(
             )
         except InputError:
             # Where the adapters are to blame, all of their bad tensors are named, not the first weight that suffered.
-            refuse_not_finite({a.name: a.tensors() for a, _ in made.active})
+            refuse_not_finite({a.name: a.tensors() for a, _ in merge_plan.active})
             raise
         written = weights.measured
-        remarks += resumed_remarks(out, prepared.resumed, weights.kept, weights.units) if resume else []
+        remarks += resumed_remarks(out, prepared.resumed, weights.resumed_units, weights.units) if resume else []
         require_right({name: w.ratio for name, w in written.items()})
-        report = measured_report(made, out, written, verify)
-        if not made.one_file:
-            write_side_files(made, staging, provenance_text(weights.inputs, report.to_dict()))
+        report = measured_report(merge_plan, out, written, verify)
+        if not merge_plan.one_file:
+            write_side_files(merge_plan, staging, provenance_text(weights.inputs, report.to_dict()))
         # Last of all: whoever sees an index may rely on every shard that it names.
-        for name, text in index_texts(made).items():
+        for name, text in index_texts(merge_plan).items():
             write_new(staging / name, text.encode())
-        prepared.require(out, *_names(made))
+        prepared.require(out, *_names(merge_plan))
     # Not in the record of the output, which is the same however often it was begun.
     warnings = (*report.warnings, *remarks)
     return replace(report, warnings=warnings, seconds=round(time.monotonic() - began, 3))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loratools.errors import LoraToolsError
 from loratools.ops.merge.outputs import Output, RowsUnit
-from loratools.ops.merge.rows import Placed, prepared, read_rows
+from loratools.ops.merge.rows import AddedDelta, prepared, read_rows
 from loratools.storage.files import read_back
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def error_ratio(unit: RowsUnit, fd: int, offset: int) -> float:
     return worst
 
 
-def rows_error_ratio(output: Output, deltas: Sequence[Placed], start: int, base: Floats, merged: Floats) -> float:
+def rows_error_ratio(output: Output, deltas: Sequence[AddedDelta], start: int, base: Floats, merged: Floats) -> float:
     """The largest error in some rows, as a share of what one rounding allows; infinite where something is no number.
 
     Args:
@@ -64,7 +64,7 @@ def rows_error_ratio(output: Output, deltas: Sequence[Placed], start: int, base:
     return largest_share(abs(merged - exact), bound)
 
 
-def exact_rows(deltas: Sequence[Placed], start: int, base: Floats) -> tuple[Floats, Floats]:
+def exact_rows(deltas: Sequence[AddedDelta], start: int, base: Floats) -> tuple[Floats, Floats]:
     """Rows of base plus deltas, and what rounding errors of the deltas are proportional to; in the dtype of `base`."""
     import numpy as np
 

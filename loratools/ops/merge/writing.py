@@ -32,7 +32,7 @@ _READ_BACK = 1 << 20
 
 
 def write_weights(
-    made: MergePlan,
+    plan: MergePlan,
     prepared: Staging,
     run_units: Runner,
     threads: int,
@@ -45,7 +45,7 @@ def write_weights(
     """Write every weight file, or what of it a killed run had not written.
 
     Args:
-        made: The plan.
+        plan: The plan.
         prepared: Where to write, with the journal of the run.
         run_units: Runs the units.
         threads: Workers.
@@ -55,61 +55,63 @@ def write_weights(
         record: The inputs with their digests, where they are known already, and the plan is in the journal.
     """
     folder = prepared.path
-    units = work_units(made)
-    left = Counter(u.file for u in units)
-    written = {o.name: Written() for o in made.outputs}
+    units = work_units(plan)
+    pending_units = Counter(u.file for u in units)
+    written = {o.name: Written() for o in plan.outputs}
     stacks = stacked_units(units)
     journal = MergeJournal(prepared.journal, has_plan=record is not None)
     if prepared.resumed:
-        prepared.keep_only(file.name for file in made.files)
-    for file in made.files:
+        prepared.keep_only(file.name for file in plan.files)
+    for file in plan.files:
         (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as resources:
         # Files are flushed by a thread of their own, so that the disk works on one while the next is computed. It is
         # started when the first unit is done: workers are forked before there are threads.
         background = resources.enter_context(ThreadPoolExecutor(1, thread_name_prefix="loratools-flush"))
-        writers = [_reserved(folder, file, resources, keep=prepared.resumed) for file in made.files]
+        writers = [_reserved(folder, file, resources, keep=prepared.resumed) for file in plan.files]
         finished: list[Future[None]] = []
         records: list[Future[Mapping[str, Any]]] = []
 
         def work(number: int) -> DoneStack:
             stack = stacks[number]
             file = stack[0].file
-            return _write_stack(stack, made.files[file], writers[file], verify, journal.kept.get(number))
+            return _write_stack(stack, plan.files[file], writers[file], verify, journal.resumed.get(number))
 
         def finish(file: int) -> None:
             writers[file].finish()
             if manifest:
-                prepared.sha256_of[made.files[file].name] = sha256(writers[file].path)
+                prepared.sha256_of[plan.files[file].name] = sha256(writers[file].path)
 
-        def on_result(number: int, done: DoneStack) -> None:
+        def on_result(number: int, stack: DoneStack) -> None:
             if not records and record is None:
-                records.append(background.submit(inputs_record, made))
+                records.append(background.submit(inputs_record, plan))
             if not journal.has_plan and records[0].done():
-                journal.note_plan(run_plan(made, records[0].result(), verify=verify, manifest=manifest))
+                journal.note_plan(run_plan(plan, records[0].result(), verify=verify, manifest=manifest))
             for unit in stacks[number]:
-                name, (start, nbytes) = made.files[unit.file].stored_name(unit.output), _span(unit)
+                name, (start, nbytes) = plan.files[unit.file].stored_name(unit.output), _span(unit)
                 writers[unit.file].account(name, start, nbytes)
-                left[unit.file] -= 1
-                if not left[unit.file]:
+                pending_units[unit.file] -= 1
+                if not pending_units[unit.file]:
                     finished.append(background.submit(finish, unit.file))
-            journal.note(number, done)
+            journal.note(number, stack)
             for unit in stacks[number]:
                 progress(_span(unit)[1])
 
         # Added up in the order of the stacks, whatever the order in which they were done.
         results = run_units(range(len(stacks)), work, threads=threads, on_result=on_result)
-        for stack, done in zip(stacks, results, strict=True):
-            for unit, of_unit in zip(stack, done.written, strict=True):
+        for stack, result in zip(stacks, results, strict=True):
+            for unit, of_unit in zip(stack, result.written, strict=True):
                 # Most weights of a large model are copied: there is nothing to add.
                 if not isinstance(unit, CopyUnit):
                     written[unit.output.name] += of_unit
         for future in finished:
             future.result()
-        inputs = record or (records[0].result() if records else inputs_record(made))
-        computed = [(stack, done) for stack, done in zip(stacks, results, strict=True) if done.checksum is not None]
-        kept = sum(len(stack) for stack, done in computed if done.kept)
-        return WrittenWeights(written, inputs, kept, sum(len(stack) for stack, _ in computed))
+        inputs = record or (records[0].result() if records else inputs_record(plan))
+        computed = [
+            (stack, result) for stack, result in zip(stacks, results, strict=True) if result.checksum is not None
+        ]
+        resumed_units = sum(len(stack) for stack, result in computed if result.resumed)
+        return WrittenWeights(written, inputs, resumed_units, sum(len(stack) for stack, _ in computed))
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,13 @@ class WrittenWeights:
     Attributes:
         measured: What was measured, by tensor.
         inputs: The record of the inputs.
-        kept: How many units of merged rows a killed run had done.
+        resumed_units: How many units of merged rows a killed run had done.
         units: How many there are.
     """
 
     measured: Mapping[str, Written]
     inputs: Mapping[str, Any]
-    kept: int
+    resumed_units: int
     units: int
 
 
@@ -197,8 +199,8 @@ def _reserved(folder: Path, file: OutputFile, resources: ExitStack, *, keep: boo
     return writer
 
 
-def write_side_files(made: MergePlan, staging: Path, provenance: str) -> None:
-    for file in made.side_files:
+def write_side_files(plan: MergePlan, staging: Path, provenance: str) -> None:
+    for file in plan.side_files:
         path = staging / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         if file.text is not None:

@@ -171,11 +171,11 @@ def _budget(limit: Limit, max_size: int | None, max_params: int | None) -> Budge
         UsageError: not exactly one of the rules that choose ranks is given.
     """
     budgets = {"--max-size": max_size, "--max-params": max_params}
-    given = [name for name, value in budgets.items() if value is not None]
+    given_options = [name for name, value in budgets.items() if value is not None]
     rules = [f"--{n}" for n in ("rank", "energy", "error", "rule") if getattr(limit, n) is not None]
-    if len(given + rules) > 1:
-        raise UsageError(f"{' and '.join(rules + given)} exclude each other", hint="give one of them")
-    if not limit.given and not given:
+    if len(given_options + rules) > 1:
+        raise UsageError(f"{' and '.join(rules + given_options)} exclude each other", hint="give one of them")
+    if not limit.is_given and not given_options:
         raise UsageError(
             "no rank to resize to", hint="give one of --rank, --energy, --error, --rule, --max-size and --max-params"
         )

@@ -59,10 +59,10 @@ class ModuleSpectrum:
 
     def energy(self, rank: int) -> float:
         """Share of the squared norm that a rank keeps."""
-        kept = math.fsum(s * s for s in self.singular_values[:rank])
+        squares = math.fsum(s * s for s in self.singular_values[:rank])
         if (self.complete and rank >= len(self.singular_values)) or not (self.norm**2):
             return 1.0
-        return min(1.0, kept / self.norm**2)
+        return min(1.0, squares / self.norm**2)
 
     def to_dict(self) -> dict[str, object]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}

@@ -200,8 +200,8 @@ def _decomposed_pair(pair: Pair, search: _Search) -> ModuleSpectrum | None:
 def _skipped(pairs: Pairs) -> list[Skipped]:
     """Tensors that have no spectrum, by name."""
     in_both = [Skipped(pair.name, pair.why or "taken whole") for pair in pairs.pairs if pair.layer is None]
-    alone = [Skipped(one.name, one.why) for one in pairs.alone]
-    return sorted([*in_both, *alone], key=lambda skipped: skipped.name)
+    in_one = [Skipped(tensor.name, tensor.why) for tensor in pairs.unpaired]
+    return sorted([*in_both, *in_one], key=lambda skipped: skipped.name)
 
 
 def _reported(

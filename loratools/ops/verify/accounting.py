@@ -153,15 +153,15 @@ def _shown(config: Mapping[str, object], key: str) -> str:
 
 def file_changes(plan: MergePlan, merged: Checkpoint) -> tuple[str, ...]:
     """Files beside the weights that differ from those of the merge that was planned, and those that are absent."""
-    there = {file.name: file.path for file in merged.side_files}
+    path_of = {file.name: file.path for file in merged.side_files}
     changes: list[str] = []
     for file in plan.side_files:
         # A config is told of field by field, and a model card is everyone's own.
         if file.source is None or file.name.endswith(".md") or file.name == merged.config_file:
             continue
-        if file.name not in there:
+        if file.name not in path_of:
             changes.append(f"{file.name} is absent")
-        elif not _same_file(file.source, there[file.name]):
+        elif not _same_file(file.source, path_of[file.name]):
             changes.append(f"{file.name} differs")
     return tuple(changes)
 
@@ -172,4 +172,4 @@ def _same_file(first: Path, second: Path) -> bool:
 
 def stray_shards(merged: Checkpoint) -> tuple[str, ...]:
     """Files of weights in the folder that its index does not name."""
-    return tuple(left.name for left in merged.left_out if left.why == STRAY_SHARD)
+    return tuple(skipped.name for skipped in merged.left_out if skipped.why == STRAY_SHARD)

@@ -83,7 +83,7 @@ def cause_of(output: Output, merged: LazyTensor, fit: Fit, names: Sequence[str],
     weights = fit.weights()
     if fit.moved == 0:
         return Cause("not-applied", "the weights are those of the base: no adapter was applied")
-    if _beside(output, merged, sample):
+    if _is_a_neighbour(output, merged, sample):
         # Small updates: a best-fit weight is then mostly noise, and a hypothesis has to give every value.
         candidates = candidate_weights(output, names)
         causes = (cause for times, cause in candidates if explained_with(output, merged, times, sample))
@@ -108,9 +108,9 @@ def _certain(cause: Cause, output: Output, merged: LazyTensor, fit: Fit, names: 
     """
     if output.dtype not in _COARSE or fit.energy > _LARGE * fit.noise(output.dtype):
         return cause
-    for times, other in candidate_weights(output, names):
+    for times, certain_cause in candidate_weights(output, names):
         if explained_with(output, merged, times, sample):
-            return other
+            return certain_cause
     near = all(w is None or abs(w - 1) < _ABOUT for w in fit.weights())
     return ROUNDED_OTHERWISE if near else cause
 
@@ -121,11 +121,11 @@ def _small(residual: float, fit: Fit, dtype: str) -> bool:
 
 def _from_weights(output: Output, weights: Sequence[float | None], names: Sequence[str]) -> Cause:
     """What the best-fit weights say, where they explain the change."""
-    known = [w for w in weights if w is not None]
-    if all(_is(w, 1) for w in known):
+    determined = [w for w in weights if w is not None]
+    if all(_is(w, 1) for w in determined):
         return ROUNDED_OTHERWISE
-    if len(known) == 1:
-        return cause_of_weight(output, known[0])
+    if len(determined) == 1:
+        return cause_of_weight(output, determined[0])
     wrong = [
         f"'{name}' has {'weight ' + format(w, '.3g') if abs(w) >= _NEAR else 'not been applied'}"
         for name, w in zip(names, weights, strict=True)
@@ -146,8 +146,8 @@ def cause_of_weight(output: Output, weight: float) -> Cause:
     if lora is not None and rank > 1 and lora.rslora and _is(weight * math.sqrt(rank), 1):
         return Cause("rslora-ignored", "rsLoRA was ignored: alpha / rank in place of alpha / sqrt(rank)")
     if _is(weight, 2):
-        other = ", or its scale was taken to be alpha / sqrt(rank)" if rank == 4 else ""
-        return Cause("applied-twice", f"the adapter was applied twice (best-fit weight 2){other}")
+        or_rslora = ", or its scale was taken to be alpha / sqrt(rank)" if rank == 4 else ""
+        return Cause("applied-twice", f"the adapter was applied twice (best-fit weight 2){or_rslora}")
     if lora is not None and rank > 1 and not lora.rslora and _is(weight / math.sqrt(rank), 1):
         return Cause("rslora-assumed", "alpha / sqrt(rank) in place of alpha / rank: rsLoRA was assumed")
     if not _is(scale, 1) and _is(weight * scale, 1):
@@ -174,7 +174,7 @@ def candidate_weights(output: Output, names: Sequence[str]) -> Iterator[tuple[Se
         yield [share], cause_of_weight(output, share)
 
 
-def _beside(output: Output, merged: LazyTensor, sample: float) -> bool:
+def _is_a_neighbour(output: Output, merged: LazyTensor, sample: float) -> bool:
     """Whether every value is one of the two numbers that its sum lies between, as any rounding would have it."""
     import numpy as np
 
@@ -214,7 +214,9 @@ def plain_lora(output: Output) -> Output | None:
 def flipped(output: Output) -> Output | None:
     """The output with every delta the other way round; None where it is not square, or a delta has no other way."""
     rows, columns = output.matrix
-    plain = [u for u in output.updates if u.place.whole and not u.update.needs_base and u.update.as_experts() is None]
+    plain = [
+        u for u in output.updates if u.place.is_whole and not u.update.needs_base and u.update.as_experts() is None
+    ]
     if rows != columns or len(plain) != len(output.updates):
         return None
     updates = tuple(replace(u, place=replace(u.place, transposed=not u.place.transposed)) for u in plain)
@@ -237,8 +239,8 @@ def _without_magnitude(output: Output, merged: LazyTensor, fit: Fit, sample: flo
 
 def _transposed(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
     """A delta that was added to a square weight the other way round."""
-    other = flipped(output)
-    if other is None or not _small(_residual_of(other, merged, sample), fit, output.dtype):
+    transposed_output = flipped(output)
+    if transposed_output is None or not _small(_residual_of(transposed_output, merged, sample), fit, output.dtype):
         return None
     return TRANSPOSED
 
@@ -253,8 +255,10 @@ def _other_training_values(output: Output, merged: LazyTensor, fit: Fit, sample:
         message = f"the adapters were added to the base itself, and not to what {source.scheme} makes of it"
         return Cause("training-values-ignored", message)
     for scheme in _TRAINING_SCHEMES:
-        seen = as_trained(output, scheme)
-        if seen is not None and _small(_residual_of(seen, merged, sample), fit, output.dtype):
+        on_training_values = as_trained(output, scheme)
+        if on_training_values is not None and _small(
+            _residual_of(on_training_values, merged, sample), fit, output.dtype
+        ):
             message = (
                 f"the adapters were added to what {scheme} makes of the base, as training may have seen it; if that "
                 "was wanted, say so with --trained-on"
@@ -290,8 +294,8 @@ def _some_ranks(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> 
 
 def _single_product(output: Output) -> FactorDelta | None:
     """The product of factors that is the whole delta; None where it is something else."""
-    placed = prepared(output, "F64", 0, output.rows)
-    only = placed[0].delta if len(placed) == 1 and placed[0].everywhere else None
+    deltas = prepared(output, "F64", 0, output.rows)
+    only = deltas[0].delta if len(deltas) == 1 and deltas[0].everywhere else None
     return only if len(output.updates) == 1 and isinstance(only, FactorDelta) else None
 
 
@@ -309,8 +313,8 @@ def _residual_of(output: Output, merged: LazyTensor, sample: float) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         for start, stop in blocks(output, sample):
             base = _base_rows(output, start, stop)
-            left = read_array(stored, "F64", start, stop) - base
+            residual = read_array(stored, "F64", start, stop) - base
             for part in deltas.rows(start, stop, base):
-                left = left - part
-            total += float(np.vdot(left, left))
+                residual = residual - part
+            total += float(np.vdot(residual, residual))
     return total if math.isfinite(total) else math.inf

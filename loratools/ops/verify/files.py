@@ -127,12 +127,12 @@ def verify_files(
     began = time.monotonic()
     folder = Path(merged)
     recorded = _recorded(folder)
-    there = {name for name, is_folder in entries_below(folder) if not is_folder and name != RECORD}
-    expect(progress, sum(_size(recorded[name]) for name in recorded.keys() & there))
+    present = {name for name, is_folder in entries_below(folder) if not is_folder and name != RECORD}
+    expect(progress, sum(_size(recorded[name]) for name in recorded.keys() & present))
     report_bytes = progress or (lambda _: None)
     checked_files = run(
-        sorted(recorded.keys() | there),
-        lambda name: _checked(folder, name, recorded.get(name), name in there),
+        sorted(recorded.keys() | present),
+        lambda name: _checked(folder, name, recorded.get(name), name in present),
         threads=worker_count(threads),
         on_result=lambda _, file: report_bytes(file.bytes or 0),
     )

@@ -30,14 +30,14 @@ class Fit:
         """What each delta is multiplied with in `merged - base`, by least squares; None for a delta of zeros."""
         import numpy as np
 
-        some = [i for i, row in enumerate(self.gram) if row[i] > 0]
-        if not some:
+        nonzero = [i for i, row in enumerate(self.gram) if row[i] > 0]
+        if not nonzero:
             return tuple(None for _ in self.gram)
         # Of unit length, so that a delta that is far smaller than another is not taken for a multiple of it.
-        lengths = np.sqrt([self.gram[i][i] for i in some])
-        gram = np.array([[self.gram[i][j] for j in some] for i in some]) / np.outer(lengths, lengths)
-        solved = np.linalg.lstsq(gram, np.array([self.along[i] for i in some]) / lengths, rcond=1e-10)[0] / lengths
-        weights_by_number = dict(zip(some, solved.tolist(), strict=True))
+        lengths = np.sqrt([self.gram[i][i] for i in nonzero])
+        gram = np.array([[self.gram[i][j] for j in nonzero] for i in nonzero]) / np.outer(lengths, lengths)
+        solved = np.linalg.lstsq(gram, np.array([self.along[i] for i in nonzero]) / lengths, rcond=1e-10)[0] / lengths
+        weights_by_number = dict(zip(nonzero, solved.tolist(), strict=True))
         return tuple(weights_by_number.get(i) for i in range(len(self.gram)))
 
     def residual(self, weights: Sequence[float | None]) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.ops.merge.outputs import Output
-from loratools.ops.merge.rows import Placed, compute_dtype, prepared, read_rows, total_delta
+from loratools.ops.merge.rows import AddedDelta, compute_dtype, prepared, read_rows, total_delta
 from loratools.ops.merge.verify import rows_error_ratio
 from loratools.ops.verify.fit import Fit, Sums
 from loratools.ops.verify.recipes import Recipe, known_recipes, scaling_recipes, task_recipes
@@ -54,43 +54,43 @@ class Deltas:
         self.adapters = tuple(dict.fromkeys(sorted(update.adapter for update in output.updates)))
         self.output = output
         self.dtype = dtype or compute_dtype(output)
-        self._placed = [prepared(self._of(adapter), self.dtype, 0, output.rows) for adapter in self.adapters]
+        self._added = [prepared(self._of(adapter), self.dtype, 0, output.rows) for adapter in self.adapters]
 
     def _of(self, adapter: int) -> Output:
         return replace(self.output, updates=tuple(u for u in self.output.updates if u.adapter == adapter))
 
     @property
-    def alone(self) -> Sequence[Placed] | None:
+    def of_one_adapter(self) -> Sequence[AddedDelta] | None:
         """What is added of the only adapter; None where there are several."""
-        return self._placed[0] if len(self._placed) == 1 else None
+        return self._added[0] if len(self._added) == 1 else None
 
     @property
     def terms(self) -> int:
         """Products summed in one entry, over all adapters."""
-        return sum(placed.terms for group in self._placed for placed in group)
+        return sum(delta.terms for group in self._added for delta in group)
 
     def rows(self, start: int, stop: int, base: Floats) -> list[Floats]:
         """Rows start:stop of each delta, (stop - start, columns)."""
-        return [_rows(group, start, base) for group in self._placed]
+        return [_rows(group, start, base) for group in self._added]
 
     def magnitude(self, start: int, base: Floats) -> Floats:
         """What rounding errors of these rows are proportional to, over all adapters."""
         import numpy as np
 
         total = np.zeros_like(base)
-        for placed in (p for group in self._placed for p in group):
-            placed.add_magnitude_to(total, start, base)
+        for delta in (p for group in self._added for p in group):
+            delta.add_magnitude_to(total, start, base)
         return total
 
 
-def _rows(group: Sequence[Placed], start: int, base: Floats) -> Floats:
+def _rows(group: Sequence[AddedDelta], start: int, base: Floats) -> Floats:
     import numpy as np
 
     if len(group) == 1 and group[0].everywhere:
         return group[0].delta.rows(start, start + len(base), base)
     total = np.zeros_like(base)
-    for placed in group:
-        placed.add_to(total, start, base)
+    for delta in group:
+        delta.add_to(total, start, base)
     return total
 
 
@@ -154,7 +154,7 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
     recipe: Recipe | None = usual
     sums = Sums(len(deltas.adapters))
     with np.errstate(over="ignore", invalid="ignore"):
-        by_bits = deltas.alone is not None and stored.location is not None and not output.patches
+        by_bits = deltas.of_one_adapter is not None and stored.location is not None and not output.patches
         if by_bits and output.values.location is not None:
             explained = _explained_by_bits(usual, output, stored, deltas, sample, sums)
         else:
@@ -201,10 +201,10 @@ def _explained_by_bits(
 
     from loratools.algebra.rounding import STORAGE, narrow, widen
 
-    base_place, merged_place, alone = output.values.location, stored.location, deltas.alone
+    base_place, merged_place, only_deltas = output.values.location, stored.location, deltas.of_one_adapter
     assert base_place is not None, "asked before"
     assert merged_place is not None, "asked before"
-    assert alone is not None, "asked before"
+    assert only_deltas is not None, "asked before"
     every, ranges = _summed(output, sample), list(blocks(output, sample))
     shape = (max((stop - start for start, stop in ranges), default=0), output.columns)
     single = STORAGE[deltas.dtype]
@@ -220,14 +220,14 @@ def _explained_by_bits(
             read_base_bytes(start * raw[0].nbytes, raw.reshape(-1).view(np.uint8).data)
             read_merged_bytes(start * merged[0].nbytes, merged.reshape(-1).view(np.uint8).data)
             widen(raw, output.values.dtype, base)
-            total_delta(alone, start, base, part)
+            total_delta(only_deltas, start, base, part)
             np.add(base, part, out=exact)
             finite = float(np.vdot(exact, exact)) < float("inf")
             narrow(exact, output.dtype, written[rows], rounded=values, keep_nan=not finite)
-            same = np.array_equal(written[rows].view(bits), merged.view(bits))
-            if not same or i % every == 0:
+            equal = np.array_equal(written[rows].view(bits), merged.view(bits))
+            if not equal or i % every == 0:
                 widen(merged, output.dtype, values)
-            if not same:
+            if not equal:
                 wrong = np.flatnonzero(written[rows].view(bits) != merged.view(bits))
                 if not _is_explained(usual, deltas, start, base, [part], values, wrong):
                     return False
@@ -280,8 +280,8 @@ def _scales_and_weights(output: Output, adapters: Sequence[int]) -> tuple[list[f
 
 def _weights(output: Output, adapters: Sequence[int]) -> list[float]:
     """The weight of each adapter."""
-    given = {weighted.adapter: weighted.weight for weighted in output.updates}
-    return [given[adapter] for adapter in adapters]
+    weight_of = {weighted.adapter: weighted.weight for weighted in output.updates}
+    return [weight_of[adapter] for adapter in adapters]
 
 
 def _read(
@@ -297,12 +297,12 @@ def _first_that_explains(
     recipes: Sequence[Recipe], output: Output, stored: LazyTensor, deltas: Deltas, sample: float
 ) -> Recipe | None:
     """The first of the recipes that explains every block, found in one pass over all of them."""
-    left = list(recipes)
+    candidates = list(recipes)
     for start, base, parts, values in _read(output, stored, deltas, sample):
-        left = [recipe for recipe in left if _explains(recipe, deltas, start, base, parts, values)]
-        if not left:
+        candidates = [recipe for recipe in candidates if _explains(recipe, deltas, start, base, parts, values)]
+        if not candidates:
             return None
-    return left[0] if left else None
+    return candidates[0] if candidates else None
 
 
 def explained_with(output: Output, merged: LazyTensor, times: Sequence[float], sample: float = 1.0) -> bool:
@@ -348,18 +348,18 @@ def _is_explained(
     w, m = base.reshape(-1)[wrong].astype(np.float64), values.reshape(-1)[wrong]
     d = [part.reshape(-1)[wrong].astype(np.float64) for part in parts]
     size = abs(w) + sum(map(abs, d))
-    left = _outside(recipe, w, d, m, unit * size, deltas.output.dtype)
-    if not left.any():
+    unexplained = _outside(recipe, w, d, m, unit * size, deltas.output.dtype)
+    if not unexplained.any():
         return True
-    if left.mean() > 0.5 and left.size > 64:
+    if unexplained.mean() > 0.5 and unexplained.size > 64:
         # Most of many values are wrong: a bound for terms that cancel would not change that.
         return False
-    rows = wrong[left] // base.shape[1]
-    columns = wrong[left] % base.shape[1]
+    rows = wrong[unexplained] // base.shape[1]
+    columns = wrong[unexplained] % base.shape[1]
     for row in np.unique(rows):
-        here = rows == row
-        magnitude = deltas.magnitude(start + int(row), base[row : row + 1]).reshape(-1)[columns[here]]
-        chosen = np.flatnonzero(left)[here]
+        in_row = rows == row
+        magnitude = deltas.magnitude(start + int(row), base[row : row + 1]).reshape(-1)[columns[in_row]]
+        chosen = np.flatnonzero(unexplained)[in_row]
         slack = unit * (abs(w[chosen]) + magnitude)
         if _outside(recipe, w[chosen], [x[chosen] for x in d], m[chosen], slack, deltas.output.dtype).any():
             return False

@@ -67,14 +67,14 @@ class PackedMeasure:
 
     Attributes:
         nearest: Whether every value is the one of its grid that is nearest to the sum.
-        beside: Whether every value is one of the two of its grid that the sum lies between.
+        neighbouring: Whether every value is one of the two of its grid that the sum lies between.
         fit: Sums for the best-fit weights of the deltas.
         max_error_ratio: The largest error, as a share of the distance to the nearest value of the grid and of what the
             arithmetic costs.
     """
 
     nearest: bool
-    beside: bool
+    neighbouring: bool
     fit: Fit
     max_error_ratio: float
 
@@ -97,7 +97,7 @@ def measure_packed(
         return None
     deltas = Deltas(output, "F32") if output.updates else None
     sums = Sums(len(deltas.adapters) if deltas is not None else 0)
-    nearest = beside = True
+    nearest = neighbouring = True
     worst = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for first, last in _sampled(output, weight, sample):
@@ -112,9 +112,9 @@ def measure_packed(
                 exact += part if times is None else times[i] * part.astype(np.float64)
             slack = _slack(deltas, weight, start, base, exact)
             judged = _judge(grid, exact, slack, values)
-            nearest, beside = nearest and judged.nearest, beside and judged.beside
+            nearest, neighbouring = nearest and judged.nearest, neighbouring and judged.neighbouring
             worst = max(worst, judged.error_ratio)
-    return PackedMeasure(nearest, beside, sums.fit(sums.count), worst)
+    return PackedMeasure(nearest, neighbouring, sums.fit(sums.count), worst)
 
 
 def _sampled(output: Output, weight: PackedWeight, sample: float) -> Iterator[tuple[int, int]]:
@@ -136,7 +136,7 @@ def _slack(deltas: Deltas | None, weight: PackedWeight, start: int, base: Floats
 @dataclass(frozen=True)
 class _Judged:
     nearest: bool
-    beside: bool
+    neighbouring: bool
     error_ratio: float
 
 
@@ -155,11 +155,11 @@ def _judge(grid: LevelGrid, exact: Floats, slack: Floats, values: Floats) -> _Ju
     most = np.where(above + edge - upper.low >= upper.high - above - edge, upper.high, upper.low)
     nearest = (np.minimum(least, most) <= stored) & (stored <= np.maximum(least, most))
     ends = (lower.low, lower.high, upper.low, upper.high)
-    beside = (np.minimum.reduce(ends) <= stored) & (stored <= np.maximum.reduce(ends))
+    neighbouring = (np.minimum.reduce(ends) <= stored) & (stored <= np.maximum.reduce(ends))
     flat = exact.reshape(shape)
     error = abs(stored - flat)
     allowed = np.minimum(abs(least - flat), abs(most - flat)) + 2 * slack.reshape(shape) + edge
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(error > 0, error / allowed, 0.0)
     worst = float(ratio.max(initial=0.0))
-    return _Judged(bool(nearest.all()), bool(beside.all()), worst if math.isfinite(worst) else math.inf)
+    return _Judged(bool(nearest.all()), bool(neighbouring.all()), worst if math.isfinite(worst) else math.inf)

@@ -46,9 +46,9 @@ def packed_cause(
             return cause
     if (plain := plain_lora(output)) is not None and _explained(plain, weight, sample):
         return MAGNITUDE_DROPPED
-    if (other := flipped(output)) is not None and _explained(other, weight, sample):
+    if (transposed_output := flipped(output)) is not None and _explained(transposed_output, weight, sample):
         return TRANSPOSED
-    if measured.beside:
+    if measured.neighbouring:
         message = (
             f"every value is one of the two of {grid_name(weight)} that its sum lies between ({_shown(fit)}), but how "
             "it was chosen cannot be computed again from what is here"

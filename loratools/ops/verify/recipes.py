@@ -87,8 +87,8 @@ class Recipe:
         if self.factor_dtype is not None and self.delta_dtype is not None:
             return ("PEFT on a CPU with an adapter in that dtype",)
         if self.delta_dtype is not None:
-            same = self.delta_dtype == stored
-            return ("mlx-lm fuse", "PEFT with safe_merge", "a sum in the dtype of the base") if same else ()
+            one_dtype = self.delta_dtype == stored
+            return ("mlx-lm fuse", "PEFT with safe_merge", "a sum in the dtype of the base") if one_dtype else ()
         if self.factor_dtype is not None:
             return ("loratools, or another program, with a copy of the adapter in that dtype",)
         once = ("loratools", "ComfyUI")
@@ -145,11 +145,11 @@ def known_recipes(adapters: int, stored: str, factor_dtype: str | None = None) -
 
     factor_dtype: what A and B were rounded to, in the deltas that the recipes will be given.
     """
-    given = tuple(range(adapters))
+    given_order = tuple(range(adapters))
     dtypes = (None, *sorted({"BF16", "F16"} - {stored}), *({stored} & {"BF16", "F16"}))
-    recipes = [Recipe(given, dtype, factor_dtype=factor_dtype) for dtype in dtypes]
+    recipes = [Recipe(given_order, dtype, factor_dtype=factor_dtype) for dtype in dtypes]
     if adapters > 1:
-        orders = list(permutations(given)) if adapters <= _FEW else [given, given[::-1]]
+        orders = list(permutations(given_order)) if adapters <= _FEW else [given_order, given_order[::-1]]
         recipes += [Recipe(order, dtype, True, factor_dtype) for order in orders for dtype in dtypes]
     return tuple(recipes)
 
@@ -158,7 +158,7 @@ def scaling_recipes(
     scales: Sequence[float], weights: Sequence[float], factor_dtype: str | None = None
 ) -> tuple[Recipe, ...]:
     """Recipes of products that are rounded before they are scaled, for adapters of these scales and weights."""
-    given = tuple(range(len(scales)))
+    given_order = tuple(range(len(scales)))
     orders = (
         tuple((scale * weight,) for scale, weight in zip(scales, weights, strict=True)),
         tuple((scale, weight) for scale, weight in zip(scales, weights, strict=True)),
@@ -168,7 +168,7 @@ def scaling_recipes(
         return ()
     distinct = orders if any(weight != 1 for weight in weights) else orders[:1]
     return tuple(
-        Recipe(given, dtype, False, factor_dtype, steps=steps)
+        Recipe(given_order, dtype, False, factor_dtype, steps=steps)
         for dtype in ([factor_dtype] if factor_dtype else ["BF16", "F16"])
         for steps in distinct
     )
@@ -178,9 +178,9 @@ def task_recipes(weights: Sequence[float], stored: str) -> tuple[Recipe, ...]:
     """Recipes of sums of models, for adapters of these weights and models of the dtype `stored`."""
     if any(weight == 0 for weight in weights):
         return ()
-    given = tuple(range(len(weights)))
+    given_order = tuple(range(len(weights)))
     dtypes = dict.fromkeys((stored, "F32"))
-    return tuple(Recipe(given, None, task_dtype=dtype, weights=tuple(weights)) for dtype in dtypes)
+    return tuple(Recipe(given_order, None, task_dtype=dtype, weights=tuple(weights)) for dtype in dtypes)
 
 
 def round_to(values: Floats, dtype: str) -> Floats:

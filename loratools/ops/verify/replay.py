@@ -29,8 +29,8 @@ class Replay:
 
 
 def _option(rounding: Rounding) -> str:
-    how = f"seed {rounding.seed}" if rounding.mode == "stochastic" else f"penalty {rounding.penalty:g}"
-    return f"--rounding {rounding.mode} ({how})"
+    setting = f"seed {rounding.seed}" if rounding.mode == "stochastic" else f"penalty {rounding.penalty:g}"
+    return f"--rounding {rounding.mode} ({setting})"
 
 
 def possible_replays(output: Output, *, recorded: bool, packed: bool = False) -> tuple[Replay, ...]:
@@ -53,8 +53,8 @@ def gives(replay: Replay, output: Output, merged: LazyTensor) -> bool:
     """Whether a merge of `output` with that rounding gives the bytes of `merged`."""
     if merged.location is None or output.dtype not in ("BF16", "F16"):
         return False
-    again = replace(output, rounding=replay.rounding)
-    return _writes_the_same(RowsUnit(0, again, 0, again.rows), merge_rows, merged)
+    rewritten = replace(output, rounding=replay.rounding)
+    return _writes_the_same(RowsUnit(0, rewritten, 0, rewritten.rows), merge_rows, merged)
 
 
 def requantised_recipe(requantised: Output, merged: PackedWeight, *, recorded: bool) -> str | None:
@@ -71,11 +71,11 @@ def requantised_recipe(requantised: Output, merged: PackedWeight, *, recorded: b
         return None
     for replay in possible_replays(planned.output, recorded=recorded, packed=True):
         output = replace(planned.output, rounding=replay.rounding)
-        again = replace(requantised, requantised=Requantised(output, planned.weight))
-        if _writes_the_same(RowsUnit(0, again, 0, again.rows), requantise, merged.parts[0].tensor):
+        rewritten = replace(requantised, requantised=Requantised(output, planned.weight))
+        if _writes_the_same(RowsUnit(0, rewritten, 0, rewritten.rows), requantise, merged.parts[0].tensor):
             nearest = replay.rounding.mode == "nearest"
-            how = "--requantize" if nearest else f"--requantize {_option(replay.rounding)}"
-            return f"deltas in float32, loratools with {how} onto the grid of {grid_name(merged)}"
+            option = "--requantize" if nearest else f"--requantize {_option(replay.rounding)}"
+            return f"deltas in float32, loratools with {option} onto the grid of {grid_name(merged)}"
     return None
 
 
@@ -88,9 +88,9 @@ def _writes_the_same(unit: RowsUnit, write: Callable[[RowsUnit, int, int], Gain]
         write(unit, file.fileno(), 0)
         for start in range(0, location.nbytes, _PIECE):
             size = min(_PIECE, location.nbytes - start)
-            again, stored = bytearray(size), bytearray(size)
-            read_back(file.fileno(), memoryview(again), start)
+            rewritten, stored = bytearray(size), bytearray(size)
+            read_back(file.fileno(), memoryview(rewritten), start)
             read_into(location, start, stored)
-            if again != stored:
+            if rewritten != stored:
                 return False
     return True

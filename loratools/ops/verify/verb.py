@@ -177,8 +177,8 @@ def verify(
     result = merged if isinstance(merged, Checkpoint) else open_checkpoint(merged)
     options = replace(options, dequantize=model.quantisation is not None)
     recorded = recorded_merge(result.path)
-    how = reconstruct(options, recorded, trained_on=trained_on, moments=moments)
-    options = how.options
+    reconstructed = reconstruct(options, recorded, trained_on=trained_on, moments=moments)
+    options = reconstructed.options
     if options.rounding != "nearest":
         options = replace(options, dtype=_only_dtype(result))
     weighted = [(a.selected(include, exclude), w) for a, w in load_for_merge(adapters, model, options)]
@@ -192,7 +192,7 @@ def verify(
     expect(progress, sum(pair.merged.nbytes for pair in accounted.pairs))
     names = [adapter.name for adapter in plan.adapters]
     context = _Context(
-        names, recorded.present, how.moments_absent, share, _requantised(model, result, weighted, options)
+        names, recorded.present, reconstructed.moments_absent, share, _requantised(model, result, weighted, options)
     )
     looked_at = run(
         accounted.pairs,
@@ -201,7 +201,7 @@ def verify(
         on_result=lambda pair, _: report_bytes(pair.merged.nbytes),
     )
     report = _report(plan, model, result, accounted, looked_at, share)
-    warnings = tuple(dict.fromkeys((*how.warnings, *report.warnings)))
+    warnings = tuple(dict.fromkeys((*reconstructed.warnings, *report.warnings)))
     return replace(report, warnings=warnings, seconds=round(time.monotonic() - began, 3))
 
 
@@ -228,9 +228,9 @@ def _requantised(
     """
     if base.quantisation is None or merged.quantisation is None or not merged.quantisation.weights:
         return {}
-    again = replace(options, dequantize=False, requantize=True, dtype=None)
+    requantising = replace(options, dequantize=False, requantize=True, dtype=None)
     try:
-        plan = plan_merge(base, adapters, again, out=merged.path)
+        plan = plan_merge(base, adapters, requantising, out=merged.path)
     except UnsupportedError:
         return {}
     return {output.merged.name: output for output in plan.outputs if output.requantised is not None}
@@ -238,10 +238,10 @@ def _requantised(
 
 def _look_at(pair: Pair, context: _Context) -> _Adapted | _Compared:
     """Look at one weight; what is wrong with one that follows another is that it does."""
-    seen = _compare(pair, context)
-    wrong = seen.state == "different" if isinstance(seen, _Compared) else seen.cause is not None
+    comparison = _compare(pair, context)
+    wrong = comparison.state == "different" if isinstance(comparison, _Compared) else comparison.cause is not None
     if pair.follows is None or not wrong:
-        return seen
+        return comparison
     message = f"weights that have to be stored on their own are not: a loader takes {pair.follows} for them"
     return _Adapted(pair, None, None, Cause("tied-overwritten", message))
 
@@ -307,8 +307,8 @@ def _compare_packed(
     if recipe is not None:
         return _Adapted(pair, of_merge, _with_training(recipe, output), None, programs)
     base = packed_weight(output.values)
-    kept = base is not None and same_grid(base, packed)
-    cause = packed_cause(output, packed, measured, changing, kept_scales=kept, sample=context.sample)
+    scales_kept = base is not None and same_grid(base, packed)
+    cause = packed_cause(output, packed, measured, changing, kept_scales=scales_kept, sample=context.sample)
     if cause.undecided and context.moments_absent is not None:
         cause = _without_moments(context.moments_absent)
     return _Adapted(pair, of_merge, None, cause)
@@ -420,13 +420,13 @@ def _replaced(replaced: Sequence[_Compared]) -> list[Finding]:
 def _names(accounted: Accounts, different: tuple[str, ...], untouched: int) -> list[Finding]:
     findings: list[Finding] = []
     if different:
-        whole = len(different) == untouched
+        all_differ = len(different) == untouched
         message = (
             "no weight that the adapters leave alone is that of the base: it was merged from another base"
-            if whole
+            if all_differ
             else f"{len(different)} of {untouched} weights that no adapter changes differ from the base"
         )
-        findings.append(Finding("other-base" if whole else "untouched-changed", message, different))
+        findings.append(Finding("other-base" if all_differ else "untouched-changed", message, different))
     if accounted.missing:
         findings.append(Finding("missing", "weights of the base are not there", accounted.missing))
     if accounted.unexplained:

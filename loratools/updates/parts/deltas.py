@@ -383,9 +383,9 @@ def _moved(places: NDArray[np.intp], size: int, index: Index) -> NDArray[np.intp
     """Where places come to lie when `index` of `size` is taken; -1 for those that are left out."""
     import numpy as np
 
-    now = np.full(size, -1, np.intp)
-    now[index] = np.arange(_count(size, index))
-    return now[places]
+    moved = np.full(size, -1, np.intp)
+    moved[index] = np.arange(_count(size, index))
+    return moved[places]
 
 
 def _count(size: int, index: Any) -> int:

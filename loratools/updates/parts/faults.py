@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.errors import FormatError
+from loratools.hints import DAMAGED_ADAPTER
 from loratools.tensors.lazy import LazyTensor
 
 
@@ -11,7 +12,7 @@ def faulty(module: str, fault: str) -> FormatError:
 
     `fault` begins with a verb: has no ...
     """
-    return FormatError(f"'{module}' {fault}", hint="save the adapter again, or download it again if it was cut off")
+    return FormatError(f"'{module}' {fault}", hint=DAMAGED_ADAPTER)
 
 
 def require_one_rank(module: str, a: LazyTensor, b: LazyTensor, diagonal: LazyTensor, *, called: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from loratools import registry
+from loratools.hints import DAMAGED_ADAPTER
 
 if TYPE_CHECKING:
     from loratools.tensors.lazy import LazyTensor
@@ -113,4 +114,4 @@ def shared_alone_hint(kind: PeftKind) -> str:
     """What a person can do about a file that has only the tensors which modules of this kind share."""
     if isinstance(kind, ExplainsSharedAlone):
         return kind.PEFT_SHARED_ALONE
-    return "save the adapter again, or download it again if it was cut off"
+    return DAMAGED_ADAPTER

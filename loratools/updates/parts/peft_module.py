@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loratools.errors import FormatError
+from loratools.hints import DAMAGED_ADAPTER
 from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.lazy import LazyTensor
 
@@ -44,6 +45,6 @@ class PeftModule:
         if missing:
             raise FormatError(
                 f"'{self.name}' has {', '.join(sorted(self.parts))} without {', '.join(missing)}",
-                hint="save the adapter again, or download it again if it was cut off",
+                hint=DAMAGED_ADAPTER,
             )
         return [self.parts[name] for name in names]

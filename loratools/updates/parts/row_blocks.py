@@ -61,13 +61,13 @@ def stacked_rows(parts: Sequence[tuple[int, LoRA]], out: int) -> LoRA:
     dtype = downs[0].dtype
     for values in (*downs, *ups):
         dtype = torch.promote_types(dtype, values.dtype)
-    same = all(torch.equal(d, downs[0]) for d in downs) if len({d.shape for d in downs}) == 1 else False
-    a = downs[0].to(dtype) if same else torch.cat([d.to(dtype) for d in downs])
+    share_a = all(torch.equal(d, downs[0]) for d in downs) if len({d.shape for d in downs}) == 1 else False
+    a = downs[0].to(dtype) if share_a else torch.cat([d.to(dtype) for d in downs])
     b = torch.zeros(out, a.shape[0], dtype=dtype)
     column = 0
     for start, up in zip(starts, ups, strict=True):
         b[start : start + up.shape[0], column : column + up.shape[1]] = up
-        column += 0 if same else up.shape[1]
+        column += 0 if share_a else up.shape[1]
     magnitude = from_torch(torch.cat(magnitudes)) if magnitudes else None
     return replace(
         first, a=from_torch(a), b=from_torch(b), alpha=first.scale * a.shape[0], rslora=False, magnitude=magnitude

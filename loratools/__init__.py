@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         TensorEntry,
         Values,
     )
+    from loratools.ops.inspect.training_run import TrainingRun
     from loratools.ops.inspect.verb import inspect
     from loratools.ops.listing.rows import Duplicates, ListedAdapter, ListReport, OtherSource
     from loratools.ops.listing.verb import list_adapters
@@ -202,6 +203,7 @@ _HOMES = {
     "SpectrumReport": "ops.spectrum.report",
     "TagCount": "formats.common.description",
     "TensorEntry": "ops.inspect.entries",
+    "TrainingRun": "ops.inspect.training_run",
     "UndecidedError": "errors",
     "UnknownModuleError": "errors",
     "UnsupportedError": "errors",
@@ -334,6 +336,7 @@ __all__ = [
     "SpectrumReport",
     "TagCount",
     "TensorEntry",
+    "TrainingRun",
     "UndecidedError",
     "UnknownModuleError",
     "UnsupportedError",

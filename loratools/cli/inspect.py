@@ -29,12 +29,14 @@ def command(sources: tuple[str, ...], *, values: bool, modules: bool, output: Ou
     """Show what is in adapters and checkpoints: modules, ranks, scales, dtypes, replaced weights.
 
     Only headers are read, unless --values is given. Several sources make a table with a row for each; a folder is
-    searched to the bottom. --modules shows each in full.
+    searched to the bottom. Of the folder of a training run, it says which checkpoint was the best by the trainer's own
+    record. --modules shows each source in full.
 
     \b
     Examples:
       loratools inspect my-lora
       loratools inspect my-lora --values --json
+      loratools inspect runs/my-lora
     """
     from loratools.ops.inspect.verb import inspect
 

@@ -23,6 +23,7 @@ from loratools.ops.inspect.entries import (
     QuantisedEntry,
     TensorEntry,
 )
+from loratools.ops.inspect.training_run import TrainingRun
 from loratools.report.groups import Group, grouped
 from loratools.report.rows import Column, Rows
 from loratools.report.text import interval, number, plural, safe, shape, size
@@ -52,15 +53,16 @@ def inspection_report(
         modules: a row for every module or tensor, in place of one for all that are alike.
         overview: one row per source and nothing more, for a folder of many.
     """
-    not_listed = [("not listed", _not_listed(each)) for each in inspection.not_listed]
+    remarks = [("best", _best(run)) for run in inspection.runs if run.best or run.error]
+    remarks += [("not listed", _not_listed(each)) for each in inspection.not_listed]
     if overview and not modules:
-        return [*_overview(inspection.sources), *_remarks([*_marks(inspection.sources), *not_listed])]
+        return [*_overview(inspection.sources), *_remarks([*_marks(inspection.sources), *remarks])]
     blocks: list[RenderableType] = []
     for entry in inspection.sources:
         if blocks:
             blocks.append("")
         blocks.extend(_blocks(entry, modules))
-    return [*blocks, *_remarks(not_listed)]
+    return [*blocks, *_remarks(remarks)]
 
 
 def _blocks(entry: Entry, modules: bool) -> Iterator[RenderableType]:
@@ -294,6 +296,17 @@ def _adapter_remarks(entry: AdapterEntry) -> Iterator[tuple[str, str]]:
     if entry.mostly_zero:
         yield "warning", _mostly_zero(entry)
     yield from (("warning", w) for w in entry.warnings)
+
+
+def _best(run: TrainingRun) -> str:
+    """Which checkpoint of a training run was the best, and by what."""
+    if run.error is not None:
+        return f"not known: {run.error}"
+    place = f"{run.path}/{run.best}" if run.best_exists else f"{run.best}, which is not in '{run.path}'"
+    facts = [f"{run.metric or 'the metric'} {number(run.metric_value)}"] if run.metric_value is not None else []
+    if run.best_step is not None:
+        facts.append(f"step {run.best_step:,}" + (f" of {run.steps:,}" if run.steps is not None else ""))
+    return " · ".join([place, *facts, f"by {run.state}"])
 
 
 def _not_listed(group: NotListed) -> str:

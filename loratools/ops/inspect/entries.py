@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from loratools.errors import InputError, LoraToolsError
+from loratools.ops.inspect.training_run import TrainingRun
 from loratools.short_repr import counted, one_line
 
 if TYPE_CHECKING:
@@ -375,10 +376,12 @@ class InspectReport(NamedTuple):
     Attributes:
         sources: One entry per source, in the order given; those of a folder by name.
         not_listed: What else lies in the folders that were searched, and why it has no entry.
+        runs: What the trainer says of the training runs among the folders: which checkpoint was the best.
     """
 
     sources: tuple[Entry, ...]
     not_listed: tuple[NotListed, ...] = ()
+    runs: tuple[TrainingRun, ...] = ()
 
     def __repr__(self) -> str:
         lines = [f"  {one_line(entry)}" for entry in self.sources[:_SHOWN_SOURCES]]
@@ -415,6 +418,7 @@ class InspectReport(NamedTuple):
         return {
             "sources": [entry.to_dict() for entry in self.sources],
             "not_listed": [each.to_dict() for each in self.not_listed],
+            "runs": [run.to_dict() for run in self.runs],
         }
 
 

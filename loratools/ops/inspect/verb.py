@@ -34,6 +34,7 @@ from loratools.ops.inspect.entries import (
     frequencies,
 )
 from loratools.ops.inspect.sources import FoundSource, sources_at
+from loratools.ops.inspect.training_run import TrainingRun, training_runs
 from loratools.ops.inspect.values import non_finite_count, update_values
 from loratools.selection import NameSelection
 from loratools.storage.held_inputs import holding_inputs
@@ -100,13 +101,14 @@ def inspect(
     # Of headers alone nothing is computed that a later change could contradict.
     with holding_inputs() if values else nullcontext():
         not_listed: list[NotListed] = []
-        opened: Iterable[_Opened | FailedEntry] = _opened_sources(sources, options, not_listed)
+        runs: list[TrainingRun] = []
+        opened: Iterable[_Opened | FailedEntry] = _opened_sources(sources, options, not_listed, runs)
         if values:
             opened = list(opened)  # the total is known when every header is
             expect(progress, sum(_bytes_to_read(each.source) for each in opened if isinstance(each, _Opened)))
         entries = [each if isinstance(each, FailedEntry) else _entry(each, options) for each in opened]
         names.require_matches()
-        return InspectReport(tuple(entries), tuple(not_listed))
+        return InspectReport(tuple(entries), tuple(not_listed), tuple(runs))
 
 
 class _Options(NamedTuple):
@@ -127,7 +129,10 @@ class _Opened(NamedTuple):
 
 
 def _opened_sources(
-    sources: Sequence[str | Path | Adapter | Checkpoint], options: _Options, not_listed: list[NotListed]
+    sources: Sequence[str | Path | Adapter | Checkpoint],
+    options: _Options,
+    not_listed: list[NotListed],
+    runs: list[TrainingRun],
 ) -> Iterator[_Opened | FailedEntry]:
     for source in sources:
         if not isinstance(source, (str, Path)):
@@ -142,6 +147,7 @@ def _opened_sources(
             yield FailedEntry(str(source), as_ours(error))
             continue
         not_listed += search.not_listed
+        runs += training_runs(path, [each.path for each in search.sources])
         for each in search.sources:
             # As it was given: Path drops a leading `./`, and scripts look their own spelling up.
             shown = str(source) if each.path == path else str(each.path)

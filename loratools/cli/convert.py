@@ -41,6 +41,8 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.rank_from
 @options.expert_packing
 @options.expert_orientation
+@options.set_metadata
+@options.strip_metadata
 @options.plan
 @options.overwrite
 @options.common
@@ -55,6 +57,7 @@ def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Out
       loratools convert my-lora -o my-lora-mlx --to mlx
       loratools convert my-lora -o my-lora.gguf --to gguf --base path/to/base
       loratools convert my-lora -o served --to peft --serve vllm
+      loratools convert ink.safetensors -o ink-2.safetensors --to kohya --set-metadata modelspec.title=Ink
     """
     from loratools.ops.convert.verb import convert
 

@@ -37,6 +37,8 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.base
 @options.rank_from
 @options.expert_packing
+@options.set_metadata
+@options.strip_metadata
 @options.threads
 @options.plan
 @options.overwrite

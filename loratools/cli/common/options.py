@@ -157,6 +157,17 @@ def parse_setting(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
+def parse_text(text: str) -> tuple[str, str]:
+    """Split a text for the header of a file into its key and its value, which may be empty.
+
+    `modelspec.title=Ink` -> ("modelspec.title", "Ink").
+    """
+    key, equals, value = text.partition("=")
+    if not (key.strip() and equals):
+        raise UsageError(f"'{text}' is no key with its text", hint="write KEY=TEXT, as in modelspec.title=Ink")
+    return key.strip(), value
+
+
 def parse_numbers(text: str) -> tuple[float, ...]:
     """Return the numbers of a list with commas.
 
@@ -231,6 +242,7 @@ def _dtypes() -> tuple[str, ...]:
 
 SIZE = _Parsed("size", parse_size)
 SETTING = _Parsed("setting", parse_setting)
+TEXT = _Parsed("text", parse_text)
 NUMBERS = _Parsed("numbers", parse_numbers)
 MODULE_WEIGHT = _Parsed("weight", parse_module_weight)
 RULE = _Parsed("rule", parse_rule)
@@ -259,6 +271,21 @@ def as_mapping(ctx: click.Context, param: click.Parameter, pairs: Iterable[tuple
 out = option(OUTPUT, "-o", "--out", required=True, type=PATH, metavar="PATH", help="Where to write the result.")
 overwrite = option(OUTPUT, "--overwrite", is_flag=True, help="Replace the files that loratools wrote.")
 resume = option(EXECUTION, "--resume", is_flag=True, help="Go on with a killed run of the same inputs and options.")
+set_metadata = option(
+    OUTPUT,
+    "--set-metadata",
+    multiple=True,
+    type=TEXT,
+    callback=as_mapping,
+    metavar="KEY=TEXT",
+    help="Write this text into the header of the file, such as modelspec.title=Ink; no text takes the key away.",
+)
+strip_metadata = option(
+    OUTPUT,
+    "--strip-metadata",
+    is_flag=True,
+    help="Leave out the texts of the source's header: title, prompts, settings of the training.",
+)
 plan = option(EXECUTION, "--plan", is_flag=True, help="Print what would be done, and stop.")
 dtype = option(
     OUTPUT,

@@ -17,6 +17,7 @@ from loratools.arguments import Globs, checked
 from loratools.checkpoints import Checkpoint
 from loratools.errors import LoraToolsError, MachineError, UnsupportedError, UsageError
 from loratools.formats import Base
+from loratools.formats.common.edited_metadata import EditedMetadata
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.notes import records_of
 from loratools.formats.common.opened_base import known_base
@@ -56,6 +57,8 @@ def convert(
     rank_from: RankFrom = None,
     expert_packing: Packing | None = None,
     expert_orientation: Orientation | None = None,
+    set_metadata: Mapping[str, str] | None = None,
+    strip_metadata: bool = False,
     overwrite: bool = False,
     plan: bool = False,
 ) -> ConvertReport:
@@ -77,6 +80,8 @@ def convert(
         expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
             open.
         expert_orientation: `out-in` or `in-out`: how square fused experts are stored, where the files leave it open.
+        set_metadata: Texts for the header of the file: `{"modelspec.title": "Ink"}`. An empty text takes the key away.
+        strip_metadata: Leave out the texts of the source's header, such as prompts and training settings.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         plan: List what would be left out, from headers alone, and write nothing.
 
@@ -97,6 +102,8 @@ def convert(
         True
     """
     formats.writer(format)
+    metadata = EditedMetadata(set_metadata or {}, strip_metadata)
+    metadata.check(format)
     out = formats.named(Path(out), format)
     cast_to = stored_dtype(dtype) if dtype is not None else None
     if serve is not None and format != "peft":
@@ -123,7 +130,7 @@ def convert(
     source = unselected.selected(include, exclude)
     target = rewritten(source, format, known, serve=serve)
     _refuse_unwritable(target, format, allow_partial=allow_partial)
-    written_adapter = _without(target.adapter, target.unwritable)
+    written_adapter = metadata.of(_without(target.adapter, target.unwritable))
     if not written_adapter.updates and not written_adapter.replacements:
         raise UnsupportedError(f"nothing of {quoted(source.name)} can be written as {format}")
     dropped = _dropped(unselected, source, target)
@@ -152,7 +159,7 @@ def convert(
         result = _read_back(written.path, written_adapter, format, target.base)
         modules = compare(target.original, result, target.pieces, target.unwritable)
         _refuse_wrong(modules, target.original, format)
-        metadata = _Metadata.of(written_adapter, result)
+        records = _Metadata.of(written_adapter, result)
         nbytes = sum(t.nbytes for t in result.tensors().values())
     return ConvertReport(
         source_format=source.format,
@@ -161,9 +168,9 @@ def convert(
         tensors_out=len(result.tensors()),
         modules=tuple(modules),
         max_relative_error=max((m.error for m in modules), default=0.0),
-        dropped=(*dropped, *(Skipped(n, f"{format} has no place for it", "metadata") for n in metadata.dropped)),
-        kept=metadata.unchanged,
-        recomputed=metadata.recomputed,
+        dropped=(*dropped, *(Skipped(n, f"{format} has no place for it", "metadata") for n in records.dropped)),
+        kept=records.unchanged,
+        recomputed=records.recomputed,
         bytes=nbytes,
         output=out,
         warnings=(*warnings, *written.warnings),

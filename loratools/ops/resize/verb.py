@@ -17,6 +17,7 @@ from loratools.arguments import Globs, Positive, Size, byte_size, checked
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats import Base
+from loratools.formats.common.edited_metadata import EditedMetadata
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.notes import lora_notes
 from loratools.ops.common.arguments import RankFrom
@@ -59,6 +60,8 @@ def resize(
     from_format: str | None = None,
     format: str | None = None,
     base: str | Path | Checkpoint | Base | None = None,
+    set_metadata: Mapping[str, str] | None = None,
+    strip_metadata: bool = False,
     threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
     plan: bool = False,
@@ -93,6 +96,8 @@ def resize(
         format: The format to write, one of `list_formats()`; where it is None, that of the adapter where it can be
             written, otherwise peft.
         base: The model that it is for, where names alone do not tell: its path, opened, or its names and config.
+        set_metadata: Texts for the header of the file: `{"modelspec.title": "Ink"}`. An empty text takes the key away.
+        strip_metadata: Leave out the texts of the source's header, such as prompts and training settings.
         threads: Workers; one per CPU where it is None. The result does not depend on it.
         progress: Called with the number of bytes just read.
         plan: Compute everything, and write nothing.
@@ -112,6 +117,7 @@ def resize(
         >>> report.adapter["model.layers.0.self_attn.q_proj"].rank
         4
     """
+    metadata = EditedMetadata(set_metadata or {}, strip_metadata)
     limit = Limit(rank, energy, error, rule, max_rank)
     budget = _budget(limit, byte_size(max_size) if max_size is not None else None, max_params)
     cast_to = stored_dtype(dtype) if dtype is not None else None
@@ -127,6 +133,7 @@ def resize(
         leave_out=LeaveOut.of(include, exclude),
     )
     opened.output.check()
+    metadata.check(opened.output.format)
     source = opened.weighted[0][0].selected(include, exclude)
     warnings = [*opened.warnings, *source.warnings]
 
@@ -151,6 +158,7 @@ def resize(
         results = dict(zip(modules, run(list(modules.items()), resized, threads=workers), strict=True))
     updates = together({name: stored.update for name, (stored, _) in results.items()}, fused_experts)
     result = replace(source, updates=updates, path=None, warnings=(), notes=lora_notes(source.notes, updates))
+    result = metadata.of(result)
     warnings += opened.output.save(result, plan=plan)
     lines = tuple(line for _, line in results.values())
     return ResizeReport(

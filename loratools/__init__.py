@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from loratools.ops.verify.files import CheckedFile, FilesReport, verify_files
     from loratools.ops.verify.report import Finding, VerifiedTensor, VerifyReport
     from loratools.ops.verify.verb import verify
+    from loratools.pages.parts.writing import write_page
     from loratools.quantization import Quantisation
     from loratools.skipped import Skipped
     from loratools.storage.gguf_reader import GgufHeader
@@ -235,6 +236,7 @@ _HOMES = {
     "spectrum": "ops.spectrum.verb",
     "verify": "ops.verify.verb",
     "verify_files": "ops.verify.files",
+    "write_page": "pages.parts.writing",
 }
 
 __all__ = [
@@ -368,6 +370,7 @@ __all__ = [
     "spectrum",
     "verify",
     "verify_files",
+    "write_page",
 ]
 
 

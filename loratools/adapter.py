@@ -25,6 +25,7 @@ from loratools.errors import (
     UnsupportedError,
     UsageError,
 )
+from loratools.notebook_html import notebook_html
 from loratools.selection import select_names
 from loratools.short_repr import clipped, counted, one_line
 from loratools.tensors.lazy import LazyTensor
@@ -145,6 +146,9 @@ class Adapter:
         if self.replacements:
             facts.append(counted(len(self.replacements), "replaced weight"))
         return f"<Adapter {clipped(self.name)!r}: {', '.join(facts)}>"
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ LAYERS = (
     "short_repr",
     "arguments",
     "registry",
+    "notebook_html",
     "tensors",
     "algebra",
     "storage",
@@ -36,12 +37,13 @@ LAYERS = (
     "charts",
     "ops",
     "report",
+    "pages",
     "cli",
     "__main__",
     "__init__",
 )
 # What shows things to people stays where things are shown.
-CONFINED = {"click": {"cli"}, "rich": {"cli", "report"}}
+CONFINED = {"click": {"cli"}, "rich": {"cli", "report"}, "jinja2": {"pages"}}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

@@ -97,7 +97,7 @@ class Verbs(click.Group):
 
         def body() -> None:
             # `make_context` takes what it parses out of the list it is given.
-            with self.make_context(prog_name or "loratools", [*arguments]) as context:
+            with self.make_context(prog_name or "loratools", [*arguments], obj=tuple(arguments)) as context:
                 self.invoke(context)
 
         verb = arguments[0] if arguments and _is_verb(arguments[0]) else None

@@ -70,6 +70,7 @@ def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -
     help="How findings are printed: text where it is not given, json as --json does, SARIF 2.1.0 or JUnit XML.",
 )
 @options.common
+@options.html_alone
 def command(sources: tuple[str, ...], *, printed: str | None, output: Output, **settings: Any) -> None:
     """Find what is wrong with adapters and models, by rules with stable ids.
 
@@ -92,6 +93,7 @@ def command(sources: tuple[str, ...], *, printed: str | None, output: Output, **
     output = output._replace(json=output.json or printed == "json")
     with output.progress(None, "checking", files=True) as progress:
         report = check(*sources, execution="forked", progress=progress, **settings)
+    output.html(report)
     if output.json:
         output.document(report.to_dict())
     elif printed == "sarif":

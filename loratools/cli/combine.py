@@ -107,6 +107,7 @@ from loratools.errors import UsageError
 @options.plan
 @options.overwrite
 @options.common
+@options.html
 def command(
     adapters: tuple[options.Weighted, ...],
     *,
@@ -153,6 +154,7 @@ def command(
             progress=progress,
             **settings,
         )
+    output.html(report)
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
@@ -181,6 +183,7 @@ def _compare(
         )
     with output.progress(None, "combining") as progress:
         report = compare_methods(sources, methods, progress=progress, **settings)
+    output.html(report)
     for warning in report.warnings:
         output.warn(warning)
     if output.json:

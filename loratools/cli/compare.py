@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     help="End with exit code 1 where a cosine is below F, or cannot be computed.",
 )
 @options.common
+@options.html_alone
 def command(adapters: tuple[str, ...], *, fail_below: float | None, output: Output, **settings: Any) -> None:
     """Show how alike adapters are, for each module and overall; of more than two, every pair as a matrix.
 
@@ -54,6 +55,7 @@ def command(adapters: tuple[str, ...], *, fail_below: float | None, output: Outp
         raise UsageError("compare needs two adapters or more", hint=f"name the one to compare '{adapters[0]}' with")
     with output.progress(None, "comparing") as progress:
         report: CompareReport | ComparisonMatrix = compare(*adapters, progress=progress, **settings)
+    output.html(report)
     for warning in report.warnings:
         output.warn(warning)
     if output.json:

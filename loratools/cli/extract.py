@@ -74,6 +74,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.plan
 @options.overwrite
 @options.common
+@options.html
 @holds_inputs
 def command(base: str, tuned: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:
     """Write the adapter that turns the model BASE nearly into TUNED, a model that was fine-tuned from it.
@@ -96,6 +97,7 @@ def command(base: str, tuned: str, *, out: Path, plan: bool, overwrite: bool, ou
     total = sum(t.nbytes for side in (before, after) for t in side.stored.values())
     with output.progress(None if plan else total, "extracting") as progress:
         report = extract(before, after, out, plan=plan, overwrite=overwrite, progress=progress, **settings)
+    output.html(report)
     if not output.quiet:
         from loratools.report.extraction import skipped_lines
 

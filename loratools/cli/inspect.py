@@ -25,6 +25,7 @@ from loratools.cli.common.output import Output
 @options.include
 @options.exclude
 @options.common
+@options.html_alone
 def command(sources: tuple[str, ...], *, values: bool, modules: bool, output: Output, **settings: Any) -> None:
     """Show what is in adapters and checkpoints: modules, ranks, scales, dtypes, replaced weights.
 
@@ -42,6 +43,7 @@ def command(sources: tuple[str, ...], *, values: bool, modules: bool, output: Ou
 
     with output.progress(None, "reading") if values else nullcontext() as progress:
         inspection = inspect(*sources, values=values, progress=progress, **settings)
+    output.html(inspection)
     if output.json:
         output.document(inspection.to_dict(), error=inspection.error)
     else:

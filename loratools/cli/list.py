@@ -43,6 +43,7 @@ from loratools.errors import UsageError
 )
 @options.threads
 @options.common
+@options.html_alone
 def command(folders: tuple[str, ...], *, columns: str | None, as_csv: bool, output: Output, **settings: Any) -> None:
     """List the adapters below folders, a row for each: what it is for, its rank, size, title and trigger words.
 
@@ -62,6 +63,7 @@ def command(folders: tuple[str, ...], *, columns: str | None, as_csv: bool, outp
         raise UsageError("--csv and --json exclude each other", hint="give one of them")
     with output.progress(None, "reading headers", files=True) as progress:
         report = list_adapters(*folders, execution="forked", progress=progress, **settings)
+    output.html(report)
     if output.json:
         output.document(report.to_dict())
         return

@@ -82,6 +82,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.resume
 @option(OUTPUT, "--manifest", is_flag=True, help="Record the SHA-256 of every file, for 'verify --files'.")
 @options.common
+@options.html
 @holds_inputs
 def command(
     base: str,
@@ -114,6 +115,7 @@ def command(
 
     merge_plan = op.plan_from_headers(base, adapters, out, MergeOptions(**settings), overwrite=overwrite)
     if plan:
+        output.html(merge_plan)
         if output.json:
             output.document(with_replaced(merge_plan.to_dict(), out, overwrite=overwrite))
         else:
@@ -141,6 +143,7 @@ def command(
             resume=resume,
             manifest=manifest,
         )
+    output.html(report)
     for warning in report.warnings:
         if warning not in warnings:
             output.warn(warning)

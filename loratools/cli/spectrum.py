@@ -48,6 +48,7 @@ from loratools.cli.common.output import Output
 @options.rank_from
 @options.expert_packing
 @options.common
+@options.html_alone
 @holds_inputs
 def command(source: str, *, base: str | None, modules: bool, output: Output, **settings: Any) -> None:
     """Show the singular values of an adapter, or of a fine-tuned model, and what each rank would keep of it.
@@ -70,6 +71,7 @@ def command(source: str, *, base: str | None, modules: bool, output: Output, **s
         total = sum(t.nbytes for side in (base, source) for t in open_checkpoint(Path(side)).stored.values())
     with output.progress(total, "decomposing") as progress:
         report = spectrum(source, base, progress=progress, **settings)
+    output.html(report)
     for warning in report.warnings:
         output.warn(warning)
     for skipped in report.skipped:

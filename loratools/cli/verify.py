@@ -53,6 +53,7 @@ from loratools.errors import UsageError
 @options.expert_orientation
 @options.threads
 @options.common
+@options.html_alone
 def command(
     merged: str,
     adapters: tuple[options.Weighted, ...],
@@ -92,6 +93,7 @@ def command(
 
     with output.progress(None, "verifying") as progress:
         report = verify(merged, base, adapters, progress=progress, **settings)
+    output.html(report)
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
@@ -118,6 +120,7 @@ def _verify_files(
 
     with output.progress(None, "verifying") as progress:
         report = verify_files(merged, threads=settings["threads"], progress=progress)
+    output.html(report)
     if output.json:
         output.document(report.to_dict())
     else:

@@ -8,17 +8,39 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from loratools.charts.labels import common_folder
-from loratools.ops.compare.report import ComparedModule, CompareReport, ComparisonMatrix
+from loratools.ops.compare.report import CompareReport, ComparisonMatrix
+from loratools.report.fields import Field, integer, text_field
 from loratools.report.groups import grouped
 from loratools.report.pairs import pairs
-from loratools.report.rows import Column, Rows
+from loratools.report.rows import Column, Rows, columns
 from loratools.report.text import number, plural, safe
 
-_HEADINGS = ("cosine", "overlap", "at random", "output overlap", "at random", "norm ratio", "angles")
+_LIKENESS = (
+    Field("cosine", "cosine"),
+    Field("overlap", "overlap"),
+    Field("overlap_baseline", "at random"),
+    Field("output_overlap", "output overlap"),
+    Field("output_overlap_baseline", "at random"),
+    Field("norm_ratio", "norm ratio"),
+)
+MODULE_FIELDS = (
+    text_field("name", "module"),
+    *_LIKENESS,
+    Field("principal_angles", "angles", lambda angles: f"{angles[0]:.3g}°–{angles[-1]:.3g}°"),
+)
+PAIR_FIELDS = (Field("modules", "modules", integer), *_LIKENESS)
 
 
 def comparison_tables(report: CompareReport, *, every: bool = False) -> list[RenderableType]:
     """The whole, and with `every` each module."""
+    facts = pairs(comparison_facts(report))
+    if not every:
+        return [facts]
+    return [facts, Rows(columns(MODULE_FIELDS, report.rows()))]
+
+
+def comparison_facts(report: CompareReport) -> list[tuple[str, str]]:
+    """Return what a comparison of two says of all modules, in pairs of a word and a text."""
     rows = [
         ("modules", f"{plural(len(report.modules), 'module')} in both"),
         ("cosine", _digits(report.cosine)),
@@ -39,12 +61,7 @@ def comparison_tables(report: CompareReport, *, every: bool = False) -> list[Ren
     for word, names in (("only in 1st", report.only_in_first), ("only in 2nd", report.only_in_second)):
         if names:
             rows.append((word, _names(names)))
-    if not every:
-        return [pairs(rows)]
-    cells = [_cells(module) for module in report.modules]
-    columns = [Column("module", [safe(m.name) for m in report.modules], numeric=False)]
-    columns += [Column(head, [row[i] for row in cells]) for i, head in enumerate(_HEADINGS)]
-    return [pairs(rows), Rows(columns)]
+    return rows
 
 
 def matrix_tables(report: ComparisonMatrix, *, every: bool = False) -> list[RenderableType]:
@@ -87,8 +104,8 @@ def matrix_tables(report: ComparisonMatrix, *, every: bool = False) -> list[Rend
 
 def _matrix(report: ComparisonMatrix, marks: Mapping[int, str], values: Sequence[Sequence[float | None]]) -> Rows:
     heads = [Column("", [marks[i] for i in report.order])]
-    columns = [Column(marks[j], [_short(values[i][j], i == j) for i in report.order]) for j in report.order]
-    return Rows([*heads, *columns], ruled=True)
+    cells = [Column(marks[j], [_short(values[i][j], i == j) for i in report.order]) for j in report.order]
+    return Rows([*heads, *cells], ruled=True)
 
 
 def _short(value: float | None, diagonal: bool) -> str:
@@ -115,32 +132,8 @@ def _by_step(report: ComparisonMatrix) -> Rows:
 
 
 def _pairs_table(report: ComparisonMatrix, marks: Mapping[int, str]) -> Rows:
-    return Rows(
-        [
-            Column("pair", [f"{marks[p.first]} {marks[p.second]}" for p in report.pairs], numeric=False),
-            Column("modules", [f"{p.modules:,}" for p in report.pairs]),
-            Column("cosine", [_digits(p.cosine) for p in report.pairs]),
-            Column("overlap", [_digits(p.overlap) for p in report.pairs]),
-            Column("at random", [_digits(p.overlap_baseline) for p in report.pairs]),
-            Column("output overlap", [_digits(p.output_overlap) for p in report.pairs]),
-            Column("at random", [_digits(p.output_baseline) for p in report.pairs]),
-            Column("norm ratio", [_digits(p.norm_ratio) for p in report.pairs]),
-        ],
-        ruled=True,
-    )
-
-
-def _cells(module: ComparedModule) -> list[str]:
-    numbers = (
-        module.cosine,
-        module.overlap,
-        module.overlap_baseline,
-        module.output_overlap,
-        module.output_baseline,
-        module.norm_ratio,
-    )
-    angles = f"{module.angles[0]:.3g}°–{module.angles[-1]:.3g}°" if module.angles else "–"
-    return [*map(_digits, numbers), angles]
+    pair = Column("pair", [f"{marks[p.first]} {marks[p.second]}" for p in report.pairs], numeric=False)
+    return Rows([pair, *columns(PAIR_FIELDS, report.rows())], ruled=True)
 
 
 def _names(names: Sequence[str]) -> str:

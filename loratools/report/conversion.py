@@ -16,6 +16,12 @@ _SHOWN = 8
 
 def conversion_summary(report: ConvertReport, out: Path) -> list[RenderableType]:
     """A few lines: formats, tensors, the error, what became of the metadata."""
+    written = "written" if report.output is not None else "output"
+    return [pairs([*conversion_facts(report), (written, f"{out}  {size(report.bytes or 0)}")])]
+
+
+def conversion_facts(report: ConvertReport) -> list[tuple[str, str]]:
+    """Return what a conversion did, in pairs of a word and a text."""
     rows = [
         (
             "converted" if report.output is not None else "to convert",
@@ -35,8 +41,7 @@ def conversion_summary(report: ConvertReport, out: Path) -> list[RenderableType]
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             rows.append((f"{word}", f"{', '.join(names[:_SHOWN])}{more} (metadata)"))
-    rows.append(("written" if report.output is not None else "output", f"{out}  {size(report.bytes or 0)}"))
-    return [pairs(rows)]
+    return rows
 
 
 def dropped_lines(report: ConvertReport, *, every: bool) -> list[str]:

@@ -18,6 +18,11 @@ _SHOWN = 3
 
 def extract_summary(report: ExtractReport) -> list[RenderableType]:
     """Lines printed on stderr after an extraction."""
+    return [pairs([*extract_facts(report), ("written", f"{report.output}  {size(report.bytes or 0)}")])]
+
+
+def extract_facts(report: ExtractReport) -> list[tuple[str, str]]:
+    """Return what an extraction did, in pairs of a word and a text."""
     rows = [("extracted", f"{plural(len(report.modules), 'module')}, {_ranks(report)}")]
     if report.unchanged:
         rows[0] = (rows[0][0], f"{rows[0][1]}; {plural(report.unchanged, 'tensor')} unchanged")
@@ -38,7 +43,7 @@ def extract_summary(report: ExtractReport) -> list[RenderableType]:
         )
     if report.skipped or report.replacements:
         rows.append(("of all", f"{_share(report.change_captured)} of everything that changed"))
-    return [pairs([*rows, ("written", f"{report.output}  {size(report.bytes or 0)}")])]
+    return rows
 
 
 def extract_plan(report: ExtractReport, out: object) -> list[RenderableType]:
@@ -52,11 +57,16 @@ def extract_plan(report: ExtractReport, out: object) -> list[RenderableType]:
             Column("rank", [*ranks, *["whole"] * len(report.replacements)]),
         ]
     )
+    return [table, pairs(extract_plan_facts(report, out))]
+
+
+def extract_plan_facts(report: ExtractReport, out: object) -> list[tuple[str, str]]:
+    """Return what an extraction will do, in pairs of a word and a text."""
     nbytes = "size known when computed" if report.bytes is None else f"at most {size(report.bytes)}"
     rows = [("modules", str(len(report.modules))), ("output", f"{out}  {nbytes}")]
     if report.cost is not None:
         rows += [("memory", f"about {size(report.cost.memory)}"), ("time", _time(report.cost.seconds))]
-    return [table, pairs(rows)]
+    return rows
 
 
 def skipped_lines(skipped: Sequence[Skipped], *, every: bool) -> list[str]:

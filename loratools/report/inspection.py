@@ -53,8 +53,8 @@ def inspection_report(
         modules: a row for every module or tensor, in place of one for all that are alike.
         overview: one row per source and nothing more, for a folder of many.
     """
-    remarks = [("best", _best(run)) for run in inspection.runs if run.best or run.error]
-    remarks += [("not listed", _not_listed(each)) for each in inspection.not_listed]
+    remarks = [("best", best_checkpoint_text(run)) for run in inspection.runs if run.best or run.error]
+    remarks += [("not listed", not_listed_text(each)) for each in inspection.not_listed]
     if overview and not modules:
         return [*_overview(inspection.sources), *_remarks([*_marks(inspection.sources), *remarks])]
     blocks: list[RenderableType] = []
@@ -68,17 +68,17 @@ def inspection_report(
 def _blocks(entry: Entry, modules: bool) -> Iterator[RenderableType]:
     match entry:
         case AdapterEntry():
-            yield _panel(entry.path, _adapter_facts(entry))
+            yield _panel(entry.path, adapter_facts(entry))
             if entry.modules:
                 yield from _modules(entry.modules, modules)
             if entry.replacements:
                 yield ""
                 yield from _tensors("replaced weight", entry.replacements, modules)
-            yield from _remarks(_adapter_remarks(entry))
+            yield from _remarks(adapter_remarks(entry))
         case CheckpointEntry():
-            yield _panel(entry.path, _checkpoint_facts(entry))
+            yield _panel(entry.path, checkpoint_facts(entry))
             yield from _tensors("tensor", entry.tensors, modules)
-            yield from _remarks(_checkpoint_remarks(entry))
+            yield from _remarks(checkpoint_remarks(entry))
         case FailedEntry():
             yield _panel(entry.path, [], "red")
             yield from _remarks([("error", entry.error.message)], spaced=False)
@@ -107,7 +107,8 @@ def _panel(path: str, facts: Sequence[tuple[str, str]], colour: str = "cyan") ->
     return Panel(body, box=ROUNDED, border_style="dim", expand=False, padding=(0, 1))
 
 
-def _adapter_facts(entry: AdapterEntry) -> list[tuple[str, str]]:
+def adapter_facts(entry: AdapterEntry) -> list[tuple[str, str]]:
+    """Return what an adapter is, in pairs of a word and a text."""
     kinds = " + ".join(sorted({m.kind for m in entry.modules})) or "replaced weights only"
     facts = [("adapter", f"{entry.format} · {kinds}")]
     base = entry.base_model or (f"not named; family {entry.family}" if entry.family else "not named")
@@ -151,7 +152,8 @@ def _shortened(text: str) -> str:
     return safe(clipped(text, _LONGEST_TEXT))
 
 
-def _checkpoint_facts(entry: CheckpointEntry) -> list[tuple[str, str]]:
+def checkpoint_facts(entry: CheckpointEntry) -> list[tuple[str, str]]:
+    """Return what a checkpoint is, in pairs of a word and a text."""
     facts = [("checkpoint", entry.layout)]
     if entry.architecture:
         facts.append(("model", safe(entry.architecture)))
@@ -288,7 +290,8 @@ def _remarks(remarks: Iterable[tuple[str, str]], *, spaced: bool = True) -> Iter
         yield Text.assemble((f"{label}: ", _COLOURS.get(label, "dim")), safe(text), overflow="fold")
 
 
-def _adapter_remarks(entry: AdapterEntry) -> Iterator[tuple[str, str]]:
+def adapter_remarks(entry: AdapterEntry) -> Iterator[tuple[str, str]]:
+    """What a person should know about an adapter, in pairs of a level and a sentence."""
     if entry.not_finite:
         yield "warning", f"values not finite in {_names(entry.not_finite)}"
     if entry.untrained:
@@ -298,7 +301,7 @@ def _adapter_remarks(entry: AdapterEntry) -> Iterator[tuple[str, str]]:
     yield from (("warning", w) for w in entry.warnings)
 
 
-def _best(run: TrainingRun) -> str:
+def best_checkpoint_text(run: TrainingRun) -> str:
     """Which checkpoint of a training run was the best, and by what."""
     if run.error is not None:
         return f"not known: {run.error}"
@@ -309,7 +312,8 @@ def _best(run: TrainingRun) -> str:
     return " · ".join([place, *facts, f"by {run.state}"])
 
 
-def _not_listed(group: NotListed) -> str:
+def not_listed_text(group: NotListed) -> str:
+    """Return the paths that have no entry of their own, shortened, and why."""
     paths = ", ".join(group.paths[:_NAMED])
     more = len(group.paths) - _NAMED
     return f"{paths}{f' … and {more:,} more' if more > 0 else ''} ({group.why})"
@@ -344,7 +348,8 @@ def _untrained(entry: AdapterEntry) -> str:
     return f"{plural(len(entry.untrained), 'module')} untrained, changing nothing: {names}"
 
 
-def _checkpoint_remarks(entry: CheckpointEntry) -> Iterator[tuple[str, str]]:
+def checkpoint_remarks(entry: CheckpointEntry) -> Iterator[tuple[str, str]]:
+    """What a person should know about a checkpoint, in pairs of a level and a sentence."""
     for name, stored in entry.tied.items():
         yield "tied", f"{name} is {stored}"
     if entry.left_out:

@@ -24,6 +24,14 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 def plan_table(plan: MergePlan, out: Path) -> list[RenderableType]:
     """What `--plan` prints."""
+    notes = [("leftover", str(leftover)) for leftover in plan.leftovers] + [
+        ("warning", warning) for warning in plan.warnings
+    ]
+    return [pairs([*plan_facts(plan, out), *notes])]
+
+
+def plan_facts(plan: MergePlan, out: Path) -> list[tuple[str, str]]:
+    """Return what a merge will do, in pairs of a word and a text."""
     base = plan.base
     dtypes = sorted({t.dtype for t in base.weights.values()})
     nbytes = sum(t.nbytes for t in base.weights.values())
@@ -72,9 +80,7 @@ def plan_table(plan: MergePlan, out: Path) -> list[RenderableType]:
         rows.insert([key for key, _ in rows].index("will"), ("trained on", f"the base as {plan.trained_on} makes it"))
     if plan.rounding != "nearest":
         rows.insert([key for key, _ in rows].index("will") + 1, ("rounding", plan.rounding))
-    rows += [("leftover", str(leftover)) for leftover in plan.leftovers]
-    rows += [("warning", warning) for warning in plan.warnings]
-    return [pairs(rows)]
+    return rows
 
 
 def _scales(updates: Iterable[Update]) -> list[str]:
@@ -138,6 +144,12 @@ def summary(report: MergeReport, *, next_step: str | None = None) -> list[Render
         report: What was merged.
         next_step: A command that makes a GGUF file of the result; not mentioned where it is None.
     """
+    next_row = [("next", f"for llama.cpp: {next_step}")] if next_step is not None else []
+    return [pairs([*merge_facts(report), *next_row])]
+
+
+def merge_facts(report: MergeReport) -> list[tuple[str, str]]:
+    """Return what a merge did, in pairs of a word and a text."""
     changed = f"{plural(report.merged_weights, 'weight')} merged"
     changed += f", {report.replaced} replaced" if report.replaced else ""
     changed += f", {len(report.added)} new" if report.added else ""
@@ -158,10 +170,7 @@ def summary(report: MergeReport, *, next_step: str | None = None) -> list[Render
     if report.left_out:
         more = f" and {len(report.left_out) - _SHOWN} more" if len(report.left_out) > _SHOWN else ""
         rows.append(("left out", ", ".join(report.left_out[:_SHOWN]) + more))
-    rows.append(("written", f"{report.output}  {size(report.bytes)}  in {report.seconds:.1f} s"))
-    if next_step is not None:
-        rows.append(("next", f"for llama.cpp: {next_step}"))
-    return [pairs(rows)]
+    return [*rows, ("written", f"{report.output}  {size(report.bytes)}  in {report.seconds:.1f} s")]
 
 
 def _requantized(report: MergeReport) -> str:

@@ -9,9 +9,17 @@ from rich.console import RenderableType
 
 from loratools.ops.lowrank.reduce import ReducedModule
 from loratools.ops.resize.report import ResizeReport
+from loratools.report.fields import Field, text_field
 from loratools.report.pairs import pairs
-from loratools.report.rows import Column, Rows
-from loratools.report.text import number, plural, ranks, safe, size
+from loratools.report.rows import Rows, columns
+from loratools.report.text import number, plural, ranks, size
+
+RANK_FIELDS = (
+    text_field("name", "module"),
+    Field("rank_in", "rank now", str),
+    Field("rank", "rank", str),
+    Field("error", "error"),
+)
 
 
 class Reduced(Protocol):
@@ -25,24 +33,25 @@ class Reduced(Protocol):
 
 def resize_summary(report: ResizeReport) -> list[RenderableType]:
     """Lines printed on stderr after a resizing."""
-    return [pairs([*_head(report), ("written", f"{report.output}  {size(report.bytes)}")])]
+    return [pairs([*resize_facts(report), ("written", f"{report.output}  {size(report.bytes)}")])]
 
 
 def resize_plan(report: ResizeReport, out: object) -> list[RenderableType]:
     """What `--plan` prints: every module with its ranks and error, then the whole."""
-    return [modules_table(report), pairs([*_head(report), ("output", f"{out}  {size(report.bytes)}")])]
+    return [modules_table(report), pairs([*resize_facts(report), ("output", f"{out}  {size(report.bytes)}")])]
+
+
+def resize_facts(report: ResizeReport) -> list[tuple[str, str]]:
+    """Return what a resizing did, in pairs of a word and a text."""
+    rows = [("resized", f"{plural(len(report.modules), 'module')}, {change(report.modules)}")]
+    if report.unchanged:
+        rows.append(("unchanged", f"{plural(report.unchanged, 'module')} small enough already, byte for byte"))
+    return [*rows, error_row(report)]
 
 
 def modules_table(report: Reduced) -> Rows:
     """A row for each module: its rank before and after, and its error."""
-    return Rows(
-        [
-            Column("module", [safe(m.name) for m in report.modules], numeric=False),
-            Column("rank now", [_rank(m.rank_in) for m in report.modules]),
-            Column("rank", [_rank(m.rank) for m in report.modules]),
-            Column("error", [number(m.error) for m in report.modules]),
-        ]
-    )
+    return Rows(columns(RANK_FIELDS, [vars(module) for module in report.modules]))
 
 
 def error_row(report: Reduced) -> tuple[str, str]:
@@ -56,14 +65,3 @@ def change(modules: Sequence[ReducedModule]) -> str:
     """Return how ranks changed in words: `rank 16 to ranks 4–8`."""
     before = [m.rank_in for m in modules if m.rank_in is not None]
     return f"{ranks(before)} to {ranks(m.rank for m in modules if m.rank is not None)}"
-
-
-def _rank(rank: int | None) -> str:
-    return "–" if rank is None else str(rank)
-
-
-def _head(report: ResizeReport) -> list[tuple[str, str]]:
-    rows = [("resized", f"{plural(len(report.modules), 'module')}, {change(report.modules)}")]
-    if report.unchanged:
-        rows.append(("unchanged", f"{plural(report.unchanged, 'module')} small enough already, byte for byte"))
-    return [*rows, error_row(report)]

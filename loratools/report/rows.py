@@ -6,7 +6,7 @@ Where the columns do not fit, those that can be spared go, and then each row bec
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -14,6 +14,8 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from loratools.report.fields import Field
 
 _GAP = 2
 # A name may go on in the next line after one of these.
@@ -32,6 +34,11 @@ class Column(NamedTuple):
     numeric: bool = True
     spare: int = 0
     below: bool = False
+
+
+def columns(fields: Sequence[Field], rows: Sequence[Mapping[str, object]]) -> list[Column]:
+    """Return the columns of a report's rows."""
+    return [Column(f.head, [f.text(row) for row in rows], f.numeric, f.spare, f.below) for f in fields]
 
 
 class Rows:

@@ -9,9 +9,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from loratools.ops.spectrum.report import ModuleSpectrum, SpectrumReport
+from loratools.report.fields import Field, percent, text_field
 from loratools.report.pairs import pairs
-from loratools.report.rows import Column, Rows
-from loratools.report.text import interval, plural, safe, shape, size
+from loratools.report.rows import Rows, columns
+from loratools.report.text import interval, plural, shape, size
 
 _WIDTH, _HEIGHT = 60, 12
 # Of the modules, drawn beside the median.
@@ -20,6 +21,20 @@ _LOW, _HIGH = 0.1, 0.9
 
 def spectrum_report(report: SpectrumReport, *, modules: bool) -> list[RenderableType]:
     """What `loratools spectrum` prints."""
+    facts = [pairs(spectrum_facts(report)), Text()]
+    shown: list[RenderableType] = [*facts, *_plot(report.modules, report.table[-1].rank), Text()]
+    if modules:
+        shown += [_modules(report), Text()]
+    return [*shown, _table(report), Text(), pairs([("knee", knee_text(report))])]
+
+
+def knee_text(report: SpectrumReport) -> str:
+    """Return the rank beyond which there is little to gain, and why."""
+    return (f"rank {report.knee}: " if report.knee is not None else "") + report.why
+
+
+def spectrum_facts(report: SpectrumReport) -> list[tuple[str, str]]:
+    """Return what a spectrum says of all modules, in pairs of a word and a text."""
     kinds = f"{plural(len(report.modules), 'module')}" + (f"; {report.unchanged} unchanged" if report.unchanged else "")
     rows = [("change", kinds)]
     rows.append(("stable rank", interval(m.stable_rank for m in report.modules)))
@@ -33,43 +48,41 @@ def spectrum_report(report: SpectrumReport, *, modules: bool) -> list[Renderable
         rows.append(("quantisation", f"its error alone has {interval(errors)} of the norm of the change"))
     if cuts := [float(m.above_cut) for m in report.modules if m.above_cut is not None]:
         rows.append(("worth keeping", f"{interval(cuts)} directions, by Gavish and Donoho's cut for that noise"))
-    shown: list[RenderableType] = [pairs(rows), Text(), *_plot(report.modules, report.table[-1].rank), Text()]
-    if modules:
-        shown += [_modules(report.modules), Text()]
-    advice = f"rank {report.knee}: " if report.knee is not None else ""
-    return [*shown, _table(report), Text(), pairs([("knee", advice + report.why)])]
+    return rows
+
+
+def rank_fields(report: SpectrumReport) -> tuple[Field, ...]:
+    """Return the columns of the table of ranks."""
+    return (
+        Field("rank", "rank", str),
+        Field("energy", "energy", percent),
+        Field("error", "error", "{:.4f}".format),
+        Field("energy_shared", "shared out", percent),
+        Field("bytes", f"file ({report.dtype})", size),
+        Field("worst_energy", "worst", percent),
+        text_field("worst_module", "module", below=True),
+    )
+
+
+MODULE_FIELDS = (
+    text_field("name", "module"),
+    Field("shape", "shape", shape),
+    Field("norm", "norm", "{:.4g}".format),
+    Field("singular_values", "largest", lambda values: f"{values[0]:.4g}"),
+    Field("stable_rank", "stable", "{:.3g}".format),
+    Field("effective_rank", "effective", "{:.3g}".format),
+    Field("numerical_rank", "numerical", str),
+    Field("above_edge", "above noise", str),
+)
 
 
 def _table(report: SpectrumReport) -> Rows:
-    rows = report.table
-    return Rows(
-        [
-            Column("rank", [str(row.rank) for row in rows]),
-            Column("energy", [f"{row.energy:.2%}" for row in rows]),
-            Column("error", [f"{row.error:.4f}" for row in rows]),
-            Column("shared out", [f"{row.energy_shared:.2%}" for row in rows]),
-            Column(f"file ({report.dtype})", [size(row.bytes) for row in rows]),
-            Column("worst", [f"{row.worst_energy:.2%}" for row in rows]),
-            Column("module", [safe(row.worst_module) for row in rows], numeric=False, below=True),
-        ],
-        bold=[i for i, row in enumerate(rows) if row.rank == report.knee],
-    )
+    bold = [i for i, row in enumerate(report.table) if row.rank == report.knee]
+    return Rows(columns(rank_fields(report), [vars(row) for row in report.table]), bold=bold)
 
 
-def _modules(modules: Sequence[ModuleSpectrum]) -> Rows:
-    largest = [f"{m.singular_values[0]:.4g}" if m.singular_values else "–" for m in modules]
-    return Rows(
-        [
-            Column("module", [safe(m.name) for m in modules], numeric=False),
-            Column("shape", [shape(m.shape) for m in modules]),
-            Column("norm", [f"{m.norm:.4g}" for m in modules]),
-            Column("largest", largest),
-            Column("stable", [f"{m.stable_rank:.3g}" for m in modules]),
-            Column("effective", [f"{m.effective_rank:.3g}" for m in modules]),
-            Column("numerical", ["–" if m.numerical_rank is None else str(m.numerical_rank) for m in modules]),
-            Column("above noise", ["–" if m.above_edge is None else str(m.above_edge) for m in modules]),
-        ]
-    )
+def _modules(report: SpectrumReport) -> Rows:
+    return Rows(columns(MODULE_FIELDS, report.rows()))
 
 
 def _plot(modules: Sequence[ModuleSpectrum], most: int) -> list[RenderableType]:

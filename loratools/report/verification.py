@@ -22,8 +22,14 @@ _VERDICTS = {
 
 def verification_tables(report: VerifyReport, *, every: bool = False) -> list[RenderableType]:
     """The verdict with its reasons, and with `every` each weight that the adapters change."""
+    verdict, *facts = verification_facts(report)
+    rows = [verdict, *_finding_rows(report.diagnosis), *facts]
+    return [pairs(rows), *([pairs(_weight_rows(report.tensors))] if every else [])]
+
+
+def verification_facts(report: VerifyReport) -> list[tuple[str, str]]:
+    """Return the verdict and what speaks for it, in pairs of a word and a text, without what is wrong."""
     rows = [("verdict", _VERDICTS[report.verdict])]
-    rows += _finding_rows(report.diagnosis)
     right = sum(count for _, count in report.recipes)
     explained = f"{right} of {plural(len(report.tensors), 'weight')} are explained"
     if report.gain is not None:
@@ -42,18 +48,25 @@ def verification_tables(report: VerifyReport, *, every: bool = False) -> list[Re
         rows.append(("config", "; ".join(report.config_changes)))
     if report.file_changes:
         rows.append(("files", "; ".join(report.file_changes)))
-    rows.append(("time", f"{report.seconds:.1f} s"))
-    return [pairs(rows), *([pairs(_weight_rows(report.tensors))] if every else [])]
+    return [*rows, ("time", f"{report.seconds:.1f} s")]
 
 
 def file_tables(report: FilesReport, *, every: bool = False) -> list[RenderableType]:
     """The verdict on the files of an output, with its reasons, and with `every` each file."""
+    verdict, *facts = file_facts(report)
+    rows = [verdict, *_finding_rows(report.diagnosis), *facts]
+    return [pairs(rows), *([pairs([(file.state, file.name) for file in report.files])] if every else [])]
+
+
+def file_facts(report: FilesReport) -> list[tuple[str, str]]:
+    """Return the verdict on the files of an output, in pairs of a word and a text, without what is wrong."""
     unchanged = [file for file in report.files if file.state == "same"]
     verdict: str = "same: every file is as it was written" if report.verdict == "same" else report.verdict
-    rows = [("verdict", verdict), *_finding_rows(report.diagnosis)]
-    rows.append(("files", f"{len(unchanged)} of {plural(len(report.files), 'file')} are as they were written"))
-    rows.append(("time", f"{report.seconds:.1f} s"))
-    return [pairs(rows), *([pairs([(file.state, file.name) for file in report.files])] if every else [])]
+    return [
+        ("verdict", verdict),
+        ("files", f"{len(unchanged)} of {plural(len(report.files), 'file')} are as they were written"),
+        ("time", f"{report.seconds:.1f} s"),
+    ]
 
 
 def _finding_rows(findings: Sequence[Finding]) -> list[tuple[str, str]]:

@@ -15,14 +15,18 @@ from pathlib import Path
 from loratools._version import __version__
 from loratools.errors import InputError, UsageError
 from loratools.storage import system
-from loratools.storage.files import fingerprint, identify, sha256
+from loratools.storage.files import fingerprint, identify, read_bytes, sha256
 from loratools.storage.json_file import read_json, write_new
 from loratools.storage.run_journal import JOURNAL
+from loratools.tensors.files import ByteRange
 
 RECORD = "loratools.json"
 # In the header of a single file, beside what else it says of itself.
 MARK = "loratools.version"
+PAGE_SUFFIXES = (".html", ".htm")
 MAX_RECORD_BYTES = 64 << 20
+# The mark of a page stands at its beginning.
+_HEAD_BYTES = 4096
 
 
 def write_record(folder: Path, *, sha256_of: Mapping[str, str] | None = None, sampled: Iterable[str] = ()) -> None:
@@ -113,12 +117,20 @@ def is_marked(path: Path) -> bool:
     from loratools.storage.gguf_reader import read_gguf
     from loratools.storage.safetensors_reader import read_header
 
+    if path.suffix.lower() in PAGE_SUFFIXES:
+        return _is_page(path)
     try:
         if path.suffix.lower() == ".gguf":
             return MARK in read_gguf(path).fields
         return MARK in read_header(path).metadata
     except InputError:
         return False
+
+
+def _is_page(path: Path) -> bool:
+    file = identify(path)
+    head = read_bytes(ByteRange(file, 0, min(file.size, _HEAD_BYTES)))
+    return head.startswith(b"<!doctype html>") and f'<meta name="{MARK}" content="'.encode() in head
 
 
 def entries_below(folder: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:

@@ -18,7 +18,15 @@ from loratools.cli.common.grouped_help import GROUPS, GroupedOption
 TWINS = ("inspect", "merge", "extract", "combine", "resize", "convert", "spectrum", "compare")
 # What is said of the output of the program itself, and what has its opposite in the function.
 PRINTING = {"json", "quiet", "verbose", "debug"}
-ONLY_HERE = {"compare": {"fail_below"}, "inspect": {"modules"}, "spectrum": {"modules"}, "merge": {"no_verify"}}
+# A page is written by `loratools.write_page`, which takes the report of any verb.
+ONLY_HERE = {
+    "combine": {"html"},
+    "compare": {"fail_below", "html", "overwrite"},
+    "extract": {"html"},
+    "inspect": {"modules", "html", "overwrite"},
+    "merge": {"no_verify", "html"},
+    "spectrum": {"modules", "html", "overwrite"},
+}
 
 
 def command_of(verb: str) -> click.Command:

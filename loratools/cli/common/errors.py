@@ -120,7 +120,7 @@ def explained(raised: Exception) -> LoraToolsError:
             return _usage(raised)
         case click.ClickException():
             return UsageError(raised.format_message())
-        case ModuleNotFoundError() if raised.name in ("numpy", "torch"):
+        case ModuleNotFoundError() if raised.name in ("jinja2", "numpy", "torch"):
             return MachineError(f"{raised.name} is not installed", hint=f"pip install {raised.name}")
         case MemoryError():
             return MachineError("out of memory", hint="fewer --threads need less; so does closing other programs")

@@ -21,6 +21,7 @@ from loratools import registry
 from loratools.arguments import parse_size
 from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, PRINTING, RANK, SELECTION, option
 from loratools.cli.common.output import Output
+from loratools.cli.common.page_file import PageFile
 from loratools.errors import UsageError
 
 if TYPE_CHECKING:
@@ -416,6 +417,36 @@ _VERBOSE = option(
     PRINTING, "-v", "--verbose", is_flag=True, help="Print more: what was matched, and every detail of an error."
 )
 _DEBUG = option(PRINTING, "--debug", is_flag=True, help="Show the traceback of an error.")
+
+_HTML = option(
+    PRINTING, "--html", type=PATH, metavar="FILE", help="Also write the report as one self-contained HTML page."
+)
+_OVERWRITE_PAGE = option(PRINTING, "--overwrite", is_flag=True, help="Replace a page that loratools wrote.")
+
+
+def html(command: _Command) -> Callable[..., Any]:
+    """--html, of a verb that has --overwrite: its command calls `output.html(report)` once. Stands below `common`."""
+
+    @wraps(command)
+    def run(*args: Any, html: Path | None, output: Output, **options: Any) -> Any:
+        if html is not None:
+            page = PageFile(html, options["overwrite"], click.get_current_context().obj or ())
+            page.check(options.get("out"))
+            output = output._replace(page=page)
+        return command(*args, output=output, **options)
+
+    return _HTML(run)
+
+
+def html_alone(command: _Command) -> Callable[..., Any]:
+    """--html and --overwrite, of a verb that writes nothing else."""
+
+    @html
+    @wraps(command)
+    def run(*args: Any, overwrite: bool, **options: Any) -> Any:
+        return command(*args, **options)
+
+    return _OVERWRITE_PAGE(run)
 
 
 def common(command: _Command) -> Callable[..., Any]:

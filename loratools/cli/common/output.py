@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, TextIO
 import click
 
 from loratools._version import __version__
+from loratools.cli.common.page_file import PageFile
 from loratools.errors import LoraToolsError
 from loratools.report.text import ascii_only, safe
 
@@ -49,6 +50,12 @@ class Output(NamedTuple):
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    page: PageFile | None = None
+
+    def html(self, report: object) -> None:
+        """Write the report as the page of `--html`, where that was asked for."""
+        if self.page is not None:
+            self.page.write(report)
 
     def document(self, body: Mapping[str, object], error: LoraToolsError | None = None) -> None:
         """Print the one JSON document of `--json`. Numbers that are not finite become null.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loratools.checks import Severity
+from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
 
 
@@ -80,6 +81,9 @@ class CheckReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     @property
     def findings(self) -> tuple[CheckFinding, ...]:

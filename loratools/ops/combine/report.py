@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
+from loratools.notebook_html import notebook_html
 from loratools.ops.combine.shares import CombinedModule, Share
 from loratools.short_repr import few_lines
 
@@ -45,6 +46,9 @@ class CombineReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     def charts(self) -> tuple[Chart, ...]:
         """Return the pictures of the report as values; see `loratools.charts`."""

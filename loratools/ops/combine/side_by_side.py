@@ -12,6 +12,7 @@ from loratools import registry
 from loratools.arguments import checked
 from loratools.errors import InputError, LoraToolsError, UndecidedError, UsageError
 from loratools.methods import options_of, settings
+from loratools.notebook_html import notebook_html
 from loratools.ops.combine.report import CombineReport
 from loratools.ops.combine.shares import Share
 from loratools.ops.combine.verb import combine
@@ -78,6 +79,9 @@ class MethodsReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per method and adapter, for a data frame: `pandas.DataFrame(report.rows())`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
 
 if TYPE_CHECKING:
@@ -106,6 +107,9 @@ class CompareReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     def is_at_least(self, cosine: float) -> bool:
         """Whether the cosine is known and no smaller than this."""
@@ -215,6 +219,9 @@ class ComparisonMatrix:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from loratools.notebook_html import notebook_html
 from loratools.ops.convert.verify import ConvertedModule
 from loratools.short_repr import few_lines
 from loratools.skipped import Skipped
@@ -45,6 +46,9 @@ class ConvertReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module, with its relative error, for a data frame: `pandas.DataFrame(report.rows())`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter, Replacement
+from loratools.notebook_html import notebook_html
 from loratools.ops.extract.cost import Cost, cost_of
 from loratools.ops.extract.outcomes import Factored, Outcome, Unchanged
 from loratools.ops.extract.settings import Settings
@@ -120,6 +121,9 @@ class ExtractReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     def charts(self) -> tuple[Chart, ...]:
         """Return the pictures of the report as values; see `loratools.charts`."""

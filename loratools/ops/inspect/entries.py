@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from loratools.errors import InputError, LoraToolsError
+from loratools.notebook_html import notebook_html
 from loratools.ops.inspect.training_run import TrainingRun
 from loratools.short_repr import counted, one_line
 
@@ -162,6 +163,9 @@ class AdapterEntry(NamedTuple):
     def __repr__(self) -> str:
         return one_line(self)
 
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
+
     @property
     def untrained(self) -> tuple[str, ...]:
         """Modules that change nothing; empty where the values were not read."""
@@ -295,6 +299,9 @@ class CheckpointEntry(NamedTuple):
     def __repr__(self) -> str:
         return one_line(self)
 
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
+
     @property
     def not_finite(self) -> tuple[str, ...]:
         """Tensors with NaN or infinite values; empty where the values were not read."""
@@ -342,6 +349,9 @@ class FailedEntry(NamedTuple):
     def __repr__(self) -> str:
         return one_line(self)
 
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
+
     def rows(self) -> list[dict[str, object]]:
         """Return no rows: the source could not be read, for a data frame: `pandas.DataFrame(report.rows())`."""
         return []
@@ -388,6 +398,9 @@ class InspectReport(NamedTuple):
         if (more := len(self.sources) - _SHOWN_SOURCES) > 0:
             lines.append(f"  … and {counted(more, 'source')} more")
         return "\n".join(["InspectReport", *lines])
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     @property
     def error(self) -> InputError | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
 
 
@@ -119,6 +120,9 @@ class ListReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per adapter, for a data frame: `pandas.DataFrame(report.rows())`."""

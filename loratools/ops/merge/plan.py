@@ -17,6 +17,7 @@ from loratools.checkpoints import Checkpoint, Component
 from loratools.errors import MachineError, MismatchError, UnsupportedError
 from loratools.matching import Leftover, Matches, match
 from loratools.naming.language.aliases import aliases
+from loratools.notebook_html import notebook_html
 from loratools.ops.merge.base_identity import different_base_warning
 from loratools.ops.merge.chosen_rounding import feedback_memory, with_rounding
 from loratools.ops.merge.config import merged_configs
@@ -93,6 +94,9 @@ class MergePlan:
 
     def __repr__(self) -> str:
         return one_line(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     @property
     def active(self) -> list[tuple[Adapter, float]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loratools.notebook_html import notebook_html
 from loratools.ops.merge.plan import MergePlan
 from loratools.ops.merge.rounding import RoundingMode
 from loratools.short_repr import few_lines, one_line
@@ -113,6 +114,9 @@ class MergeReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     def charts(self) -> tuple[Chart, ...]:
         """Return the pictures of the report as values; see `loratools.charts`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loratools.adapter import Adapter
+from loratools.notebook_html import notebook_html
 from loratools.ops.lowrank.reduce import ReducedModule
 from loratools.short_repr import few_lines
 
@@ -34,6 +35,9 @@ class ResizeReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
 from loratools.skipped import Skipped
 
@@ -122,6 +123,9 @@ class SpectrumReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     def charts(self) -> tuple[Chart, ...]:
         """Return the pictures of the report as values; see `loratools.charts`."""

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 from loratools.arguments import Positive, checked
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, worker_count
+from loratools.notebook_html import notebook_html
 from loratools.ops.common.progress import expect
 from loratools.ops.verify.report import EXIT_CODES, Finding, Verdict
 from loratools.short_repr import few_lines, one_line
@@ -82,10 +83,17 @@ class FilesReport:
     def __repr__(self) -> str:
         return few_lines(self)
 
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
+
     @property
     def exit_code(self) -> int:
         """The exit code of the verdict: 0 for `same`, 1 for `different`, 3 for `undecided`."""
         return EXIT_CODES[self.verdict]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per file, for a data frame: `pandas.DataFrame(report.rows())`."""
+        return [file.to_dict() for file in self.files]
 
     def to_dict(self) -> dict[str, object]:
         """Return the document of `loratools verify --files --json`, without its head."""
@@ -93,7 +101,7 @@ class FilesReport:
             "merged": str(self.merged),
             "verdict": self.verdict,
             "diagnosis": [finding.to_dict() for finding in self.diagnosis],
-            "files": [file.to_dict() for file in self.files],
+            "files": self.rows(),
             "seconds": self.seconds,
         }
 

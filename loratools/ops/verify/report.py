@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
 
 if TYPE_CHECKING:
@@ -129,6 +130,9 @@ class VerifyReport:
 
     def __repr__(self) -> str:
         return few_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        return notebook_html(self)
 
     @property
     def exit_code(self) -> int:

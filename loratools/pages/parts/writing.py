@@ -1,0 +1,64 @@
+"""A report as a page in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from loratools.arguments import checked
+from loratools.errors import UsageError
+from loratools.storage.commit import check_output, staged_file
+from loratools.storage.files import quoted
+from loratools.storage.json_file import write_new
+from loratools.storage.ownership import PAGE_SUFFIXES
+
+
+def check_page(file: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work, a page that may not be written.
+
+    Raises:
+        UsageError: The name is not that of a page, or Jinja2 is not installed.
+        OutputExistsError: It is there and `overwrite` is False, or it is no page of loratools.
+    """
+    if file.suffix.lower() not in PAGE_SUFFIXES:
+        raise UsageError(f"{quoted(file)} is not the name of a page", hint=f"write {file.name}.html")
+    # Imported here and not when the page is written, which may be hours later.
+    import jinja2  # noqa: F401
+
+    check_output(file, overwrite=overwrite, inputs=())
+
+
+@checked
+def write_page(report: object, file: str | Path, *, overwrite: bool = False) -> None:
+    """Write a report, or what there is to say of an adapter, as one self-contained HTML page.
+
+    The page fetches nothing from anywhere. Its tables can be sorted and filtered.
+
+    Args:
+        report: What a verb has returned, or an adapter.
+        file: The file to write, which ends in `.html`.
+        overwrite: Replace a page that loratools wrote.
+
+    Raises:
+        UsageError: `report` is no report, or the name does not end in `.html`.
+        OutputExistsError: The file exists and `overwrite` is False, or loratools did not write it.
+        MachineError: The disk is full, there is no permission, or Jinja2 is not installed.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.inspect("fixtures/llama-tiny-science")
+        >>> loratools.write_page(report, "science.html")
+    """
+    write_page_of_command(report, Path(file), overwrite=overwrite, arguments=None)
+
+
+def write_page_of_command(report: object, file: Path, *, overwrite: bool, arguments: Sequence[str] | None) -> None:
+    """Write the page, with the command line whose arguments are given."""
+    check_page(file, overwrite=overwrite)
+    from loratools.pages.parts.about import about
+    from loratools.pages.parts.dispatch import contents_of
+    from loratools.pages.parts.rendering import page
+
+    text = page(contents_of(report), about(arguments))
+    with staged_file(file, overwrite=overwrite, inputs=()) as staged:
+        write_new(staged, text.encode("utf-8"))

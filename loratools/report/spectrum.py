@@ -21,8 +21,12 @@ _LOW, _HIGH = 0.1, 0.9
 
 def spectrum_report(report: SpectrumReport, *, modules: bool) -> list[RenderableType]:
     """What `loratools spectrum` prints."""
-    facts = [pairs(spectrum_facts(report)), Text()]
-    shown: list[RenderableType] = [*facts, *_plot(report.modules, report.table[-1].rank), Text()]
+    shown: list[RenderableType] = [
+        pairs(spectrum_facts(report)),
+        Text(),
+        *_plot(report.modules, report.table[-1].rank),
+        Text(),
+    ]
     if modules:
         shown += [_modules(report), Text()]
     return [*shown, _table(report), Text(), pairs([("knee", knee_text(report))])]

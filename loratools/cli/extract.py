@@ -73,10 +73,13 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.exclude
 @options.plan
 @options.overwrite
+@options.resume
 @options.common
 @options.html
 @holds_inputs
-def command(base: str, tuned: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:
+def command(
+    base: str, tuned: str, *, out: Path, plan: bool, overwrite: bool, resume: bool, output: Output, **settings: Any
+) -> None:
     """Write the adapter that turns the model BASE nearly into TUNED, a model that was fine-tuned from it.
 
     Each weight that changed becomes a product of small rank. One rule chooses the rank (--rank, --energy, --error or
@@ -91,18 +94,26 @@ def command(base: str, tuned: str, *, out: Path, plan: bool, overwrite: bool, ou
       loratools extract llama-3-8b my-finetune -o my-lora --max-size 100MB --json
     """
     from loratools.checkpoints import open_checkpoint
+    from loratools.ops.common.abandoned import abandoned_warnings
     from loratools.ops.extract.verb import extract
 
     before, after = open_checkpoint(Path(base)), open_checkpoint(Path(tuned))
     total = sum(t.nbytes for side in (before, after) for t in side.stored.values())
+    # Said before the work, for whoever would rather go on with what is there.
+    abandoned = [] if plan or resume else abandoned_warnings(out)
+    for warning in abandoned:
+        output.warn(warning)
     with output.progress(None if plan else total, "extracting") as progress:
-        report = extract(before, after, out, plan=plan, overwrite=overwrite, progress=progress, **settings)
+        report = extract(
+            before, after, out, plan=plan, overwrite=overwrite, resume=resume, progress=progress, **settings
+        )
     output.html(report)
     if not output.quiet:
         from loratools.report.extraction import skipped_lines
 
         for warning in report.warnings:
-            output.warn(warning)
+            if warning not in abandoned:
+                output.warn(warning)
         for line in [] if plan else skipped_lines(report.skipped, every=output.verbose):
             output.warn(line)
     if output.json:

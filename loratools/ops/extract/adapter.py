@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints import Checkpoint
 from loratools.formats.common.notes import names_digest
 from loratools.ops.finetune.pairs import Pair, Pairs
-from loratools.tensors.lazy import LazyTensor, from_torch
+from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
 from loratools.updates.parts.protocol import Update
@@ -43,44 +43,39 @@ def adapter_of(
     )
 
 
-# Where factors are kept until they are written: the same tensors, by the same names.
-Keep: TypeAlias = "Callable[[Mapping[str, Tensor]], dict[str, LazyTensor]]"
+def factor_tensors(pair: Pair, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+    """Factors of a pair's matrices as an adapter stores them, by the names `a` and `b`.
 
-
-def kept_in_memory(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
-    """Tensors kept in memory."""
-    return {name: from_torch(values) for name, values in tensors.items()}
-
-
-def update_of(pair: Pair, left: Tensor, right: Tensor, keep: Keep) -> Update:
-    """Factors of a pair's matrices, `left: (matrices, rows, rank)` and `right: (matrices, rank, columns)`, as an
-    adapter has them. Scale is 1: alpha is the rank."""
+    Args:
+        pair: The pair.
+        left: (matrices, rows, rank).
+        right: (matrices, rank, columns).
+    """
     rank = left.shape[2]
     if pair.layer == "experts":
-        return _experts(left, right, keep, transposed=pair.transposed)
-    b, a = left[0], right[0]
-    if pair.layer == "embedding":
-        # Stored as (tokens, width), which is (in, out) of a layer that takes one-hot tokens.
-        a, b = left[0].mT, right[0].mT
-    elif pair.layer == "conv":
-        _, inputs, *kernel = pair.base.shape
-        a, b = a.reshape(rank, inputs, *kernel), b.reshape(*b.shape, *(1 for _ in kernel))
-    elif pair.transposed:
-        a, b = left[0].mT, right[0].mT
-    tensors = keep({"a": a.contiguous(), "b": b.contiguous()})
+        # An expert's rows of A together, its columns of B apart, as PEFT packs them.
+        if pair.transposed:
+            left, right = right.mT, left.mT
+        count, outputs, _ = left.shape
+        a = right.reshape(count * rank, right.shape[2])
+        b = left.permute(1, 2, 0).reshape(outputs, rank * count)
+    else:
+        b, a = left[0], right[0]
+        if pair.layer == "conv":
+            _, inputs, *kernel = pair.base.shape
+            a, b = a.reshape(rank, inputs, *kernel), b.reshape(*b.shape, *(1 for _ in kernel))
+        elif pair.layer == "embedding" or pair.transposed:
+            # An embedding is stored as (tokens, width), which is (in, out) of a layer that takes one-hot tokens.
+            a, b = left[0].mT, right[0].mT
+    return {"a": a.contiguous(), "b": b.contiguous()}
+
+
+def update_of(pair: Pair, tensors: Mapping[str, LazyTensor], rank: int) -> Update:
+    """The update that has these factors, as `factor_tensors` gives them. Scale is 1: alpha is the rank."""
+    if pair.layer == "experts":
+        side: Literal["in-out", "out-in"] = "in-out" if pair.transposed else "out-in"
+        return LoRAExperts(tensors["a"], tensors["b"], pair.matrices[0], float(rank), "config", orientation=side)
     return LoRA(tensors["a"], tensors["b"], float(rank), "config", embedding=pair.layer == "embedding")
-
-
-def _experts(left: Tensor, right: Tensor, keep: Keep, *, transposed: bool) -> LoRAExperts:
-    """An expert's rows of A together, its columns of B apart, as PEFT packs them."""
-    if transposed:
-        left, right = right.mT, left.mT
-    count, outputs, rank = left.shape
-    a = right.reshape(count * rank, right.shape[2]).contiguous()
-    b = left.permute(1, 2, 0).reshape(outputs, rank * count).contiguous()
-    tensors = keep({"a": a, "b": b})
-    side: Literal["in-out", "out-in"] = "in-out" if transposed else "out-in"
-    return LoRAExperts(tensors["a"], tensors["b"], count, float(rank), "config", orientation=side)
 
 
 def _target_modules(targets: set[str], modules: frozenset[str]) -> list[str]:

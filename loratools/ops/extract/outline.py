@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint
-from loratools.ops.extract.adapter import adapter_of, kept_in_memory, update_of
+from loratools.ops.extract.adapter import adapter_of, factor_tensors, update_of
 from loratools.ops.extract.outcomes import Outcome, ReplacedTensor, Unchanged
 from loratools.ops.extract.replacements import replacements
 from loratools.ops.extract.settings import Settings
 from loratools.ops.extract.treatment import declared_if_replaced, gets_factors
 from loratools.ops.finetune.pairs import Pair, Pairs
+from loratools.tensors.lazy import from_torch
 from loratools.updates.parts.protocol import Update
 
 
@@ -38,4 +39,5 @@ def _without_values(pair: Pair) -> Update:
 
     count, rows, columns = pair.matrices
     left, right = torch.empty(count, rows, 1, device="meta"), torch.empty(count, 1, columns, device="meta")
-    return update_of(pair, left, right, kept_in_memory)
+    tensors = {name: from_torch(values) for name, values in factor_tensors(pair, left, right).items()}
+    return update_of(pair, tensors, rank=1)

@@ -22,14 +22,16 @@ from loratools.errors import UsageError
 from loratools.execution.local import worker_count
 from loratools.formats.common.base import Base
 from loratools.formats.image_parts.from_base import IMAGE_FORMATS, named_by_base
+from loratools.ops.common.abandoned import abandoned_warnings, resumed_remarks
 from loratools.ops.common.device import ensure_device
 from loratools.ops.common.opening import AdapterOutput
-from loratools.ops.extract.adapter import adapter_of, kept_in_memory
+from loratools.ops.extract.adapter import adapter_of
 from loratools.ops.extract.outcomes import Factored, Outcome
 from loratools.ops.extract.outline import outline
 from loratools.ops.extract.rank_policy import RankPolicy
 from loratools.ops.extract.replacements import replacements
 from loratools.ops.extract.report import ExtractReport, planned, reported
+from loratools.ops.extract.resuming import run_plan
 from loratools.ops.extract.settings import Embeddings, Settings
 from loratools.ops.extract.skipped import skipped_tensors
 from loratools.ops.extract.warnings import (
@@ -45,7 +47,8 @@ from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.ops.lowrank.limit import Limit
 from loratools.storage.casting import stored_dtype
 from loratools.storage.held_inputs import holding_inputs
-from loratools.storage.scratch import scratch_beside
+from loratools.storage.resumption import Resumable
+from loratools.storage.scratch import MemoryStore, Scratch, WorkStore, scratch_beside
 
 __all__ = ["ExtractReport", "extract"]
 
@@ -78,6 +81,7 @@ def extract(
     format: str = "peft",
     progress: Callable[[int], None] | None = None,
     plan: bool = False,
+    resume: bool = False,
 ) -> ExtractReport:
     """Return the adapter that turns `base` into nearly `tuned`, written to `out` where that is given.
 
@@ -115,12 +119,16 @@ def extract(
         format: The format to write, one of `list_formats()`. What it cannot hold is an error, and can be excluded.
         progress: Called with the number of bytes just read.
         plan: List what would be extracted, from headers alone, and write nothing.
+        resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
+            inputs, options or versions it is refused; where no run was killed, the work begins anew.
 
     Returns:
         A report of ranks, energies and errors; `report.adapter` is the result, and None of a plan.
 
     Raises:
-        UsageError: No rule and no limit, or a limit that rank 1 everywhere exceeds.
+        UsageError: No rule and no limit, or a limit that rank 1 everywhere exceeds; or a killed run that had something
+            else to do.
+        ChangedInputError: An input changed meanwhile, or since the run was killed.
         InputError: Nothing changed, or values that are not finite.
         MismatchError: Names or shapes of the two models do not fit each other.
         UnsupportedError: A model is quantised in a way that is not read.
@@ -136,6 +144,8 @@ def extract(
     policy = RankPolicy(Limit(rank, energy, error, max_rank=max_rank), noise_edge, limit, max_params)
     if tolerance is not None and not 0 < tolerance < 1:
         raise UsageError(f"tolerance {tolerance:g} is not between 0 and 1")
+    if resume and out is None:
+        raise UsageError("there is nothing to resume where nothing is written", hint="name the output")
     ensure_device(device)
     settings = Settings(policy, embeddings, stored_dtype(dtype), tolerance, exact, seed, device)
     before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, tuned))
@@ -149,7 +159,28 @@ def extract(
     output.check()
     pairs = line_up(before, after, include=include, exclude=exclude, replaced_whole=whole, as_files=format != "peft")
     extraction = _Extraction(before, after, pairs, settings, output, worker_count(threads))
-    return extraction.planned() if plan else extraction.extracted(progress)
+    if plan:
+        return extraction.planned()
+    options = {
+        "rank": rank,
+        "energy": energy,
+        "error": error,
+        "noise_edge": noise_edge,
+        "max_rank": max_rank,
+        "max_size": limit,
+        "max_params": max_params,
+        "embeddings": embeddings,
+        "whole": whole,
+        "dtype": settings.dtype,
+        "tolerance": tolerance,
+        "exact": exact,
+        "seed": seed,
+        "device": device,
+        "include": include,
+        "exclude": exclude,
+        "format": format,
+    }
+    return extraction.extracted(progress, options, resume=resume)
 
 
 @dataclass(frozen=True)
@@ -170,12 +201,18 @@ class _Extraction:
         warnings = [*self._input_warnings(), *adapter.warnings, *unwritable_lines(unwritable, self.output.format)]
         return planned(self.pairs, self.settings, self.workers, warnings)
 
-    def extracted(self, progress: Callable[[int], None] | None) -> ExtractReport:
+    def extracted(
+        self, progress: Callable[[int], None] | None, options: Mapping[str, object], *, resume: bool
+    ) -> ExtractReport:
         """Extract, write the adapter where it is to be written, and report."""
-        out = self.output.path
+        out = self.output.named_path
+        remarks = [] if out is None or resume else abandoned_warnings(out)
         with ExitStack() as stack:
-            # Of a large model the factors are gigabytes: they wait on the disk that they go to.
-            keep = stack.enter_context(scratch_beside(out)).keep if out is not None else kept_in_memory
+            store: WorkStore = MemoryStore()
+            if out is not None:
+                # Of a large model the factors are gigabytes: they wait on the disk that they go to.
+                resumable = Resumable(run_plan(self.base, self.tuned, options), resume)
+                store = stack.enter_context(scratch_beside(out, resumable))
             results = outcomes(
                 self.pairs.pairs,
                 self.settings,
@@ -186,8 +223,10 @@ class _Extraction:
                 progress=progress,
                 # Hours of decomposing would end in the same error.
                 on_changed=self._ensure_writable if out is not None else None,
-                keep=keep,
+                store=store,
             )
+            if resume and out is not None and isinstance(store, Scratch):
+                remarks = resumed_remarks(out, store.resumed, *store.counts)
             adapter, report = self._assembled(results)
             warnings = [*self._input_warnings(), *tied_embedding_warnings(results, self.settings), *resized(results)]
             warnings += quality_warnings(report, _factored(results), self.settings)
@@ -197,7 +236,7 @@ class _Extraction:
         if (written := self.output.named_path) is not None:
             # The factors that waited on the disk are gone: the adapter is what was written.
             adapter = formats.load(written, from_format=self.output.format, base=self.output.base)
-        return replace(report, adapter=adapter, output=written, warnings=tuple(warnings))
+        return replace(report, adapter=adapter, output=written, warnings=(*warnings, *remarks))
 
     def _assembled(self, results: Mapping[Pair, Outcome]) -> tuple[Adapter, ExtractReport]:
         """The adapter of these results, and what was measured on them.

@@ -10,14 +10,15 @@ from threading import BoundedSemaphore
 
 from loratools.execution.local import run, single_threaded_torch
 from loratools.ops.common.device import device_named
-from loratools.ops.extract.adapter import Keep, update_of
-from loratools.ops.extract.outcomes import Factored, NotExtracted, Outcome, ReplacedTensor, Unchanged
+from loratools.ops.extract.finished import FinishedWork
+from loratools.ops.extract.outcomes import NotExtracted, Outcome, ReplacedTensor, Unchanged
 from loratools.ops.extract.pending import Pending
 from loratools.ops.extract.settings import Settings
 from loratools.ops.extract.treatment import SKIPPED, declared_if_replaced, factor_bytes, gets_factors, rows_bytes
-from loratools.ops.finetune.delta import Deltas, Extracted, change, changed_rows, decomposed, stored
+from loratools.ops.finetune.delta import Deltas, change, changed_rows, decomposed, stored
 from loratools.ops.finetune.pairs import Pair
 from loratools.storage.same import same_bytes
+from loratools.storage.scratch import WorkStore
 from loratools.tensors.dtypes import FLOAT_DTYPES
 
 # How many times further a module is decomposed that takes all of the rank it was decomposed to.
@@ -32,7 +33,7 @@ def outcomes(
     other_bytes: int,
     progress: Callable[[int], None] | None,
     on_changed: Callable[[Sequence[Pair]], None] | None,
-    keep: Keep,
+    store: WorkStore,
 ) -> dict[Pair, Outcome]:
     """What becomes of each pair.
 
@@ -43,13 +44,13 @@ def outcomes(
         other_bytes: Bytes of what the adapter holds besides the pairs.
         progress: Called with the number of bytes just read.
         on_changed: Called with the pairs that changed before anything is computed; it may raise.
-        keep: Where factors go.
+        store: Where what is done is set aside, and where a killed run has done so.
     """
     changed, unchanged = _compared(pairs, threads, progress)
     if on_changed is not None:
         on_changed(changed)
     with single_threaded_torch():
-        work = _Work(replace(settings, device=device_named(settings.device)), threads, keep)
+        work = _Work(replace(settings, device=device_named(settings.device)), threads, store)
         search_rank = None
         if settings.policy.limits_all:
             costs = [count * (rows + columns) for count, rows, columns in (p.matrices for p in changed if p.layer)]
@@ -75,12 +76,19 @@ def _compared(
     return [pair for pair in pairs if not is_same[pair]], {pair: Unchanged() for pair in unchanged}
 
 
+def _computed_on(device: str) -> str:
+    """The device, and the instructions that torch uses of the processor."""
+    import torch
+
+    return f"{device} {torch.backends.cpu.get_cpu_capability()}"
+
+
 class _Work:
     """How one pair after the other is worked on: at most so many decompositions at once, and one pair being read."""
 
-    def __init__(self, settings: Settings, threads: int, keep: Keep) -> None:
+    def __init__(self, settings: Settings, threads: int, store: WorkStore) -> None:
         self.settings = settings
-        self.keep = keep
+        self.finished = FinishedWork(store, _computed_on(settings.device))
         self.threads = threads
         # One more worker than may compute: while all others do, it reads.
         self.computing = BoundedSemaphore(threads)
@@ -144,8 +152,16 @@ class _Work:
         if rows is not None and self._no_more_than_factors(pair, rows):
             # They are exact.
             return ReplacedTensor(self._change(pair), "tokens", rows) if rows else Unchanged()
-        deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
         settings = self.settings
+        earlier = (
+            self.finished.factored(pair, None) if search_rank is None else self.finished.pending(pair, search_rank)
+        )
+        if earlier is not None:
+            return earlier
+        may_be_whole = search_rank is None and pair.layer == "embedding" and settings.embeddings == "auto"
+        if may_be_whole and (norm := self.finished.norm_of_whole(pair)) is not None:
+            return self._replaced_tensor(pair, norm, pair.declared_whole, rows)
+        deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
         with self.computing:
             decomposition = decomposed(
                 deltas,
@@ -158,16 +174,13 @@ class _Work:
             if decomposition is None:
                 return Unchanged()
             if search_rank is not None:
-                return Pending.keeping(decomposition, search_rank, self.keep)
+                return self.finished.keep_pending(pair, decomposition, search_rank)
             rank = len(decomposition.spectrum)
-            may_be_whole = pair.layer == "embedding" and settings.embeddings == "auto"
             if may_be_whole and factor_bytes(pair, rank, settings.dtype) >= pair.tuned.nbytes:
+                self.finished.keep_norm_of_whole(pair, decomposition.norm)
                 return self._replaced_tensor(pair, decomposition.norm, pair.declared_whole, rows)
-            return self._factored(pair, stored(deltas, decomposition, rank, settings.dtype))
-
-    def _factored(self, pair: Pair, e: Extracted) -> Factored:
-        update = update_of(pair, e.left, e.right, self.keep)
-        return Factored(update, e.rank, e.norm, e.error, e.gap_bound, e.gap_estimate, e.rounding)
+            extracted = stored(deltas, decomposition, rank, settings.dtype)
+            return self.finished.keep_factored(pair, extracted, None)
 
     def _no_more_than_factors(self, pair: Pair, rows: tuple[int, ...]) -> bool:
         rank = self.settings.policy.planned(min(pair.matrices[1:])) or 1
@@ -199,10 +212,14 @@ class _Work:
             pending |= {pair: outcome for pair, outcome in deeper.items() if isinstance(outcome, Pending)}
 
         def factored(pair: Pair) -> Outcome:
+            rank = rank_of[pair]
+            if (earlier := self.finished.factored(pair, rank)) is not None:
+                return earlier
             deltas = Deltas(pair.name, pair.base, pair.tuned, pair.matrices)
             with self.computing:
                 decomposition = pending[pair].with_vectors()
-                return self._factored(pair, stored(deltas, decomposition, rank_of[pair], self.settings.dtype))
+                extracted = stored(deltas, decomposition, rank, self.settings.dtype)
+                return self.finished.keep_factored(pair, extracted, rank)
 
         final = self.on_all(list(pending), factored)
         return {pair: final.get(pair, outcome) for pair, outcome in first.items()}  # type: ignore[misc]

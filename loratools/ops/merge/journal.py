@@ -13,18 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from loratools._version import __version__
-from loratools.adapter import Adapter
+from loratools.ops.common.run_plans import digest_of_values, program_versions, spelled_options
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.plan import MergePlan
 from loratools.ops.merge.rows import Gain
-from loratools.storage.arrays import read_raw
 from loratools.storage.files import fingerprint, identify
 from loratools.storage.resumption import RunPlan
 from loratools.storage.run_journal import RunJournal
-
-# How the command line spells an option whose Python name is another.
-_SPELLED = {"penalty": "--lambda", "from_format": "--from"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,7 @@ def run_plan(plan: MergePlan, record: Mapping[str, Any], *, verify: bool, manife
     for number, (adapter, entry) in enumerate(zip(plan.adapters, record["adapters"], strict=True), 1):
         called = f"adapter {number} ({adapter.name})"
         inputs |= {f"{file['name']} of {called}": str(file["sha256"]) for file in entry["files"]}
-        if (digest := _digest_of_values(adapter)) is not None:
+        if (digest := digest_of_values(adapter)) is not None:
             inputs[f"values of {called}"] = digest
         options[f"weight of {called}"] = repr(entry["weight"])
     for side_file in plan.side_files:
@@ -143,7 +138,7 @@ def run_plan(plan: MergePlan, record: Mapping[str, Any], *, verify: bool, manife
         if path is not None and Path(path).is_file():
             inputs[f"file of --{option.replace('_', '-')}"] = fingerprint(identify(Path(path)))
     options |= {"--no-verify": str(not verify), "--manifest": str(manifest)}
-    return RunPlan(inputs, options, _program())
+    return RunPlan(inputs, options, program_versions())
 
 
 def _options(options: MergeOptions) -> dict[str, str]:
@@ -151,30 +146,4 @@ def _options(options: MergeOptions) -> dict[str, str]:
     values: dict[str, object] = {f.name: getattr(options, f.name) for f in fields(options)}
     values |= {"dtype": options.stored_dtype, "max_shard_size": options.max_shard_bytes}
     del values["initial"]  # they are among the adapters
-    return {
-        _SPELLED.get(name, f"--{name.replace('_', '-')}"): str(list(value) if isinstance(value, tuple) else value)
-        for name, value in values.items()
-        if value not in (None, (), [], False)
-    }
-
-
-def _program() -> dict[str, str]:
-    import platform
-
-    import numpy
-
-    return {"loratools": __version__, "numpy": numpy.__version__, "machine": platform.machine()}
-
-
-def _digest_of_values(adapter: Adapter) -> str | None:
-    """Of values that are in memory, or in a file only in another form; None where there are none."""
-    tensors = {name: tensor for name, tensor in sorted(adapter.tensors().items()) if tensor.location is None}
-    if not tensors:
-        return None
-    import numpy as np
-
-    digest = sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(np.ascontiguousarray(read_raw(tensor)).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    return spelled_options(values)

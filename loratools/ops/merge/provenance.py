@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from loratools._version import __version__
-from loratools.adapter import Adapter
 from loratools.errors import LoraToolsError
+from loratools.ops.common.run_plans import adapter_files
 from loratools.ops.merge.plan import MergePlan
 from loratools.storage.files import fingerprint, identify, sha256
 from loratools.storage.gguf_reader import read_gguf
@@ -42,7 +42,7 @@ def inputs_record(plan: MergePlan) -> dict[str, Any]:
                 "weight": w,
                 "format": a.format,
                 "base_model": a.base_model,
-                "files": _adapter_files(a),
+                "files": [{"name": p.name, "bytes": identify(p).size, "sha256": sha256(p)} for p in adapter_files(a)],
             }
             for a, w in zip(plan.adapters, plan.weights, strict=True)
         ],
@@ -107,13 +107,6 @@ def provenance_text(inputs: Mapping[str, object], report: dict[str, object]) -> 
     result = {k: v for k, v in report.items() if k not in ("adapters", "tensors", "output", "seconds")}
     document = {"loratools": __version__, "verb": "merge", **inputs, "result": result}
     return json.dumps(document, indent=2) + "\n"
-
-
-def _adapter_files(adapter: Adapter) -> list[dict[str, object]]:
-    """Every file of the adapter that its tensors lie in, and its config, hashed whole."""
-    files = {t.location.file.path for t in adapter.tensors().values() if t.location is not None}
-    files |= {p.with_name("adapter_config.json") for p in files if p.with_name("adapter_config.json").is_file()}
-    return [{"name": p.name, "bytes": identify(p).size, "sha256": sha256(p)} for p in sorted(files)]
 
 
 def _shown(path: Path) -> str:

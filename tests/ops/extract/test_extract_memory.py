@@ -44,8 +44,8 @@ def test_all_factors_go_to_the_disk_and_come_out_the_same(
     kept: list[str] = []
     original = scratch.Scratch.keep
 
-    def watched(self: scratch.Scratch, tensors: Mapping[str, Tensor]) -> object:
-        found = original(self, tensors)
+    def watched(self: scratch.Scratch, unit: str, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> object:
+        found = original(self, unit, tensors, facts)
         assert all(t.location is not None and t.location.file.path.parent.parent == tmp_path for t in found.values())
         kept.extend(name for name in found if name in ("a", "b"))
         return found

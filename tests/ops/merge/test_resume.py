@@ -242,7 +242,7 @@ def test_a_changed_input_is_refused_by_name(inputs: Path, changed: str) -> None:
 
 def test_a_changed_program_is_refused(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed_merge()
-    monkeypatch.setattr("loratools.ops.merge.journal.__version__", "99.0")
+    monkeypatch.setattr("loratools.ops.common.run_plans.__version__", "99.0")
 
     with pytest.raises(UsageError) as caught:
         loratools.merge("base", "style", "out", resume=True)

@@ -92,7 +92,7 @@ def command(
     from loratools.report.verification import verification_tables
 
     with output.progress(None, "verifying") as progress:
-        report = verify(merged, base, adapters, progress=progress, **settings)
+        report = verify(merged, base, adapters, execution="forked", progress=progress, **settings)
     output.html(report)
     for warning in report.warnings:
         output.warn(warning)

@@ -15,8 +15,9 @@ from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.rows import prepared, read_rows
 from loratools.ops.merge.trained_on import AsTrained, TrainingScheme, as_trained
 from loratools.ops.merge.verify import exact_rows, largest_share
+from loratools.ops.verify.deltas import Deltas, blocks
 from loratools.ops.verify.fit import Fit
-from loratools.ops.verify.measure import Deltas, blocks, explained_with
+from loratools.ops.verify.measure import explained_with
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped

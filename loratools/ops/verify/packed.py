@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.requantise import row_blocks
 from loratools.ops.merge.rows import read_rows
+from loratools.ops.verify.deltas import Deltas
 from loratools.ops.verify.fit import Fit, Sums
-from loratools.ops.verify.measure import Deltas
 from loratools.quantization.common.dequantised import Dequantised
 from loratools.quantization.common.protocol import PackedWeight, Part, Writable
 from loratools.storage.same import same_bytes

@@ -12,12 +12,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from loratools.adapter import Adapter
 from loratools.arguments import Globs, Positive, checked
 from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import UnsupportedError, UsageError
-from loratools.execution.local import run, worker_count
+from loratools.execution import runner
+from loratools.execution.local import worker_count
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom
 from loratools.ops.common.progress import expect
 from loratools.ops.merge.into_gguf import is_gguf
@@ -48,6 +50,7 @@ from loratools.ops.verify.report import Finding, Verdict, VerifiedTensor, Verify
 from loratools.quantization.common.protocol import PackedWeight
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import FLOAT_DTYPES
+from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora_experts import Orientation, Packing
 
 # Below this share of a delta in the result a merge of the right recipe is of little use all the same.
@@ -63,9 +66,8 @@ _LEAST_GAIN, _MOST_GAIN = -0.05, 3.0
 
 @dataclass(frozen=True)
 class _Adapted:
-    """A weight that adapters change, and how it was found."""
+    """What was told of a weight that adapters change."""
 
-    pair: Pair
     measured: Measured | None
     recipe: str | None
     cause: Cause | None
@@ -93,9 +95,8 @@ class _Context:
 
 @dataclass(frozen=True)
 class _Compared:
-    """A weight that nothing is added to."""
+    """What was told of a weight that nothing is added to."""
 
-    pair: Pair
     state: Untouched
 
 
@@ -118,6 +119,7 @@ def verify(
     trained_on: str | Path | None = None,
     moments: str | Path | None = None,
     threads: Positive | None = None,
+    execution: Literal["local", "forked"] = "local",
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Tell whether `merged` is `base` with the weighted sum of `adapters` added, and nothing else.
@@ -145,6 +147,8 @@ def verify(
             is None.
         moments: The file of second moments that a merge with calibrated rounding read, as for `merge`.
         threads: Workers; one per CPU where it is None.
+        execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
+            threads).
         progress: Called with the number of bytes of the merged model that were just looked at.
 
     Returns:
@@ -194,7 +198,7 @@ def verify(
     context = _Context(
         names, recorded.present, reconstructed.moments_absent, share, _requantised(model, result, weighted, options)
     )
-    looked_at = run(
+    looked_at = runner(execution)(
         accounted.pairs,
         lambda pair: _look_at(pair, context),
         threads=worker_count(threads),
@@ -243,37 +247,36 @@ def _look_at(pair: Pair, context: _Context) -> _Adapted | _Compared:
     if pair.follows is None or not wrong:
         return comparison
     message = f"weights that have to be stored on their own are not: a loader takes {pair.follows} for them"
-    return _Adapted(pair, None, None, Cause("tied-overwritten", message))
+    return _Adapted(None, None, Cause("tied-overwritten", message))
 
 
 def _compare(pair: Pair, context: _Context) -> _Adapted | _Compared:
     output, stored = pair.output, pair.merged
     if not output.updates:
-        return _Compared(pair, compare_untouched(output, stored))
+        return _Compared(compare_untouched(output, stored))
     if output.shape != stored.shape:
-        return _Adapted(pair, None, None, _misfit(output.shape, stored.shape))
+        return _Adapted(None, None, _misfit(output.shape, stored.shape))
     if stored.dtype not in FLOAT_DTYPES:
-        return _Adapted(
-            pair, None, None, Cause("not-floats", f"the weights are stored as {stored.dtype}, not as floats")
-        )
+        message = f"the weights are stored as {stored.dtype}, not as floats"
+        return _Adapted(None, None, Cause("not-floats", message))
     output = replace(output, dtype=stored.dtype)
     changing = [context.names[i] for i in sorted({update.adapter for update in output.updates})]
     if (packed := packed_weight(stored)) is not None:
-        return _compare_packed(pair, output, packed, changing, context)
+        return _compare_packed(stored, output, packed, changing, context)
     measured = measure(output, stored, sample=context.sample)
     if measured.recipe is not None:
         programs = measured.recipe.programs(output.dtype)
-        return _Adapted(pair, measured, _with_training(str(measured.recipe), output), None, programs)
+        return _Adapted(measured, _with_training(str(measured.recipe), output), None, programs)
     cause = None if output.rounding != NEAREST else cause_of(output, stored, measured.fit, changing, context.sample)
     if cause is None or cause.undecided:
         replays = possible_replays(output, recorded=context.recorded)
         replay = next((replay for replay in replays if gives(replay, output, stored)), None)
         if replay is not None:
-            return _Adapted(pair, measured, _with_training(str(replay), output), None, _LORATOOLS)
+            return _Adapted(measured, _with_training(str(replay), output), None, _LORATOOLS)
     cause = cause or cause_of(output, stored, measured.fit, changing, context.sample)
     if cause.undecided and context.moments_absent is not None:
         cause = _without_moments(context.moments_absent)
-    return _Adapted(pair, measured, None, cause)
+    return _Adapted(measured, None, cause)
 
 
 def _with_training(recipe: str, output: Output) -> str:
@@ -291,13 +294,13 @@ def _without_moments(name: str) -> Cause:
 
 
 def _compare_packed(
-    pair: Pair, output: Output, packed: PackedWeight, changing: Sequence[str], context: _Context
+    stored: LazyTensor, output: Output, packed: PackedWeight, changing: Sequence[str], context: _Context
 ) -> _Adapted:
     """Look at a weight that the merged model stores on the grid of a quantisation scheme."""
     measured = measure_packed(output, packed, sample=context.sample)
     if measured is None:
-        fit = measure(output, pair.merged, sample=context.sample).fit
-        return _Adapted(pair, Measured(None, fit, None), None, unknown_grid(fit, packed))
+        fit = measure(output, stored, sample=context.sample).fit
+        return _Adapted(Measured(None, fit, None), None, unknown_grid(fit, packed))
     of_merge = Measured(None, measured.fit, measured.max_error_ratio)
     planned = context.requantised.get(output.name)
     recipe = requantised_recipe(planned, packed, recorded=context.recorded) if planned is not None else None
@@ -305,13 +308,13 @@ def _compare_packed(
     if recipe is None and measured.nearest and _credible(measured.fit.gain):
         recipe = f"deltas in float32, each sum stored as the nearest value of {grid_name(packed)}"
     if recipe is not None:
-        return _Adapted(pair, of_merge, _with_training(recipe, output), None, programs)
+        return _Adapted(of_merge, _with_training(recipe, output), None, programs)
     base = packed_weight(output.values)
     scales_kept = base is not None and same_grid(base, packed)
     cause = packed_cause(output, packed, measured, changing, kept_scales=scales_kept, sample=context.sample)
     if cause.undecided and context.moments_absent is not None:
         cause = _without_moments(context.moments_absent)
-    return _Adapted(pair, of_merge, None, cause)
+    return _Adapted(of_merge, None, cause)
 
 
 def _credible(gain: float | None) -> bool:
@@ -334,12 +337,15 @@ def _report(
     looked_at: Sequence[_Adapted | _Compared],
     sample: float,
 ) -> VerifyReport:
-    adapted = [one for one in looked_at if isinstance(one, _Adapted)]
-    compared = [one for one in looked_at if isinstance(one, _Compared)]
-    replaced = [one for one in compared if one.pair.output.touched]
-    untouched = [one for one in compared if not one.pair.output.touched]
-    different = tuple(one.pair.output.name for one in untouched if one.state == "different")
-    measured = [one.measured for one in adapted if one.measured is not None]
+    seen = list(zip(accounted.pairs, looked_at, strict=True))
+    adapted = [(pair, one) for pair, one in seen if isinstance(one, _Adapted)]
+    compared = [(pair, one) for pair, one in seen if isinstance(one, _Compared)]
+    replaced = [(pair, one) for pair, one in compared if pair.output.touched]
+    untouched = [one for pair, one in compared if not pair.output.touched]
+    different = tuple(
+        pair.output.name for pair, one in compared if one.state == "different" and not pair.output.touched
+    )
+    measured = [one.measured for _, one in adapted if one.measured is not None]
     energy = sum(m.fit.energy for m in measured)
     gain = sum(sum(m.fit.along) for m in measured) / energy if energy > 0 else None
     findings = [
@@ -352,15 +358,15 @@ def _report(
     if sample < 1:
         message = f"only {sample:.3g} of the values of adapted weights were looked at"
         findings.append(Finding("sampled", message, undecided=True))
-    recipes = Counter(one.recipe for one in adapted if one.recipe is not None)
+    recipes = Counter(one.recipe for _, one in adapted if one.recipe is not None)
     return VerifyReport(
         merged=merged.path,
         verdict=_verdict(findings),
         diagnosis=tuple(findings),
         recipes=tuple(recipes.most_common()),
         merged_by=_merged_by(adapted),
-        tensors=tuple(_tensor(one) for one in adapted),
-        replaced=sum(1 for one in replaced if one.state != "different"),
+        tensors=tuple(_tensor(pair, one) for pair, one in adapted),
+        replaced=sum(1 for _, one in replaced if one.state != "different"),
         same=sum(1 for one in untouched if one.state == "same"),
         cast=sum(1 for one in untouched if one.state == "cast"),
         different=different,
@@ -375,9 +381,9 @@ def _report(
     )
 
 
-def _merged_by(adapted: Sequence[_Adapted]) -> tuple[str, ...]:
+def _merged_by(adapted: Sequence[tuple[Pair, _Adapted]]) -> tuple[str, ...]:
     """The programs that merge in all of the ways that were told."""
-    by_weight = [one.programs for one in adapted if one.recipe is not None]
+    by_weight = [one.programs for _, one in adapted if one.recipe is not None]
     first = by_weight[0] if by_weight else ()
     return tuple(program for program in first if all(program in programs for programs in by_weight))
 
@@ -388,10 +394,10 @@ def _verdict(findings: Sequence[Finding]) -> Verdict:
     return "undecided" if findings else "same"
 
 
-def _tensor(one: _Adapted) -> VerifiedTensor:
+def _tensor(pair: Pair, one: _Adapted) -> VerifiedTensor:
     measured, cause = one.measured, one.cause
     return VerifiedTensor(
-        name=one.pair.output.name,
+        name=pair.output.name,
         recipe=one.recipe,
         max_error_ratio=measured.max_error_ratio if measured is not None else None,
         weights=measured.fit.weights() if measured is not None else (),
@@ -400,18 +406,18 @@ def _tensor(one: _Adapted) -> VerifiedTensor:
     )
 
 
-def _causes(adapted: Sequence[_Adapted]) -> list[Finding]:
+def _causes(adapted: Sequence[tuple[Pair, _Adapted]]) -> list[Finding]:
     """One finding for each cause, with all the weights that have it."""
     names: dict[Cause, list[str]] = defaultdict(list)
-    for one in adapted:
+    for pair, one in adapted:
         if one.cause is not None:
-            names[one.cause].append(one.pair.output.name)
+            names[one.cause].append(pair.output.name)
     ordered = sorted(names.items(), key=lambda item: -len(item[1]))
     return [Finding(cause.code, cause.message, tuple(of), cause.undecided) for cause, of in ordered]
 
 
-def _replaced(replaced: Sequence[_Compared]) -> list[Finding]:
-    wrong = tuple(one.pair.output.name for one in replaced if one.state == "different")
+def _replaced(replaced: Sequence[tuple[Pair, _Compared]]) -> list[Finding]:
+    wrong = tuple(pair.output.name for pair, one in replaced if one.state == "different")
     if not wrong:
         return []
     return [Finding("replacement-missing", "the weights that an adapter puts in place are not there", wrong)]
@@ -446,19 +452,19 @@ def _folder(merged: Checkpoint) -> list[Finding]:
     return findings
 
 
-def _gain(adapted: Sequence[_Adapted], gain: float | None) -> list[Finding]:
+def _gain(adapted: Sequence[tuple[Pair, _Adapted]], gain: float | None) -> list[Finding]:
     """A right merge whose result cannot be told from the base: it has the base's values."""
-    right = [one for one in adapted if one.cause is None]
+    right = [pair for pair, one in adapted if one.cause is None]
     if gain is None or gain >= _NO_GAIN or len(right) != len(adapted):
         return []
-    dtype = right[0].pair.merged.dtype
+    dtype = right[0].merged.dtype
     message = f"{dtype} cannot hold the change: merged or not, these weights have the same values"
-    return [Finding("nothing-survived", message, tuple(one.pair.output.name for one in right), undecided=True)]
+    return [Finding("nothing-survived", message, tuple(pair.output.name for pair in right), undecided=True)]
 
 
-def _little_gain(adapted: Sequence[_Adapted], gain: float | None) -> list[str]:
+def _little_gain(adapted: Sequence[tuple[Pair, _Adapted]], gain: float | None) -> list[str]:
     """A warning where all is right, and rounding lost much of it."""
-    if gain is None or not _NO_GAIN <= gain < _LITTLE_GAIN or any(one.cause is not None for one in adapted):
+    if gain is None or not _NO_GAIN <= gain < _LITTLE_GAIN or any(one.cause is not None for _, one in adapted):
         return []
-    dtype = adapted[0].pair.merged.dtype
+    dtype = adapted[0][0].merged.dtype
     return [f"only {gain:.1%} of the change survived the rounding to {dtype}"]

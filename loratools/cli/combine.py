@@ -11,7 +11,7 @@ from loratools import registry
 from loratools.cli.common import options
 from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, SELECTION, option, verb
 from loratools.cli.common.output import Output
-from loratools.cli.common.replaced import replaced_rows, with_replaced
+from loratools.cli.common.replaced import document_of, replaced_rows
 from loratools.errors import UsageError
 
 
@@ -158,8 +158,7 @@ def command(
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
-        document = report.to_dict()
-        output.document(with_replaced(document, out, overwrite=overwrite) if plan else document)
+        output.document(document_of(report, out, overwrite=overwrite, plan=plan))
         return
     from loratools.report.combination import combine_plan, combine_summary
 

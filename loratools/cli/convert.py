@@ -10,7 +10,7 @@ import click
 from loratools.cli.common import options
 from loratools.cli.common.grouped_help import INPUT, OUTPUT, SELECTION, option, verb
 from loratools.cli.common.output import Output
-from loratools.cli.common.replaced import replaced_rows, with_replaced
+from loratools.cli.common.replaced import document_of, replaced_rows
 
 
 @verb("convert")
@@ -65,8 +65,7 @@ def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Out
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
-        document = report.to_dict()
-        output.document(with_replaced(document, out, overwrite=overwrite) if plan else document)
+        output.document(document_of(report, out, overwrite=overwrite, plan=plan))
         return
     from loratools.report.conversion import conversion_summary, dropped_lines
 

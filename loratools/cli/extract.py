@@ -11,7 +11,7 @@ from loratools.cli.common import options
 from loratools.cli.common.grouped_help import EXECUTION, RANK, SELECTION, option, verb
 from loratools.cli.common.held import holds_inputs
 from loratools.cli.common.output import Output
-from loratools.cli.common.replaced import replaced_rows, with_replaced
+from loratools.cli.common.replaced import document_of, replaced_rows
 
 
 @verb("extract")
@@ -117,8 +117,7 @@ def command(
         for line in [] if plan else skipped_lines(report.skipped, every=output.verbose):
             output.warn(line)
     if output.json:
-        document = report.to_dict()
-        output.document(with_replaced(document, out, overwrite=overwrite) if plan else document)
+        output.document(document_of(report, out, overwrite=overwrite, plan=plan))
         return
     from loratools.report.extraction import extract_plan, extract_summary
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,12 @@ from loratools.cli.common import options
 from loratools.cli.common.grouped_help import EXECUTION, INPUT, option, verb
 from loratools.cli.common.output import Output
 from loratools.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from loratools.ops.verify.files import FilesReport
+    from loratools.ops.verify.report import VerifyReport
 
 
 @verb("verify")
@@ -93,15 +100,9 @@ def command(
 
     with output.progress(None, "verifying") as progress:
         report = verify(merged, base, adapters, execution="forked", progress=progress, **settings)
-    output.html(report)
     for warning in report.warnings:
         output.warn(warning)
-    if output.json:
-        output.document(report.to_dict())
-    else:
-        output.table(*verification_tables(report, every=output.verbose))
-    if report.exit_code:
-        raise click.exceptions.Exit(report.exit_code)
+    _print(report, partial(verification_tables, report, every=output.verbose), output)
 
 
 def _verify_files(
@@ -120,10 +121,15 @@ def _verify_files(
 
     with output.progress(None, "verifying") as progress:
         report = verify_files(merged, threads=settings["threads"], progress=progress)
+    _print(report, partial(file_tables, report, every=output.verbose), output)
+
+
+def _print(report: VerifyReport | FilesReport, tables: Callable[[], Iterable[RenderableType]], output: Output) -> None:
+    """Print a verdict, and exit with its code."""
     output.html(report)
     if output.json:
         output.document(report.to_dict())
     else:
-        output.table(*file_tables(report, every=output.verbose))
+        output.table(*tables())
     if report.exit_code:
         raise click.exceptions.Exit(report.exit_code)

@@ -14,7 +14,12 @@ from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts import flat_names
 
 WRITES = ".safetensors"
-_PREFIXES = flat_names.Prefixes("lycoris", ("lycoris_",), lambda family: "diffusers")
+_PREFIXES = flat_names.Prefixes(
+    "lycoris",
+    ("lycoris_",),
+    lambda family: "diffusers",
+    refused=(("text_encoder", "of a text encoder, in a file for one model"),),
+)
 
 
 def detect(source: AdapterSource) -> bool:
@@ -29,9 +34,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why: it wraps one model, so text encoders have no place."""
-    problems = dict(flat_names.unwritable(adapter, _PREFIXES, base=base))
-    encoders = [name for name in adapter.updates if name.startswith("text_encoder")]
-    return problems | dict.fromkeys(encoders, "of a text encoder, in a file for one model")
+    return flat_names.unwritable(adapter, _PREFIXES, base=base)
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:

@@ -14,7 +14,12 @@ from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts import flat_names
 
 WRITES = ".safetensors"
-_PREFIXES = flat_names.Prefixes("onetrainer", ("lora_transformer_",), lambda family: "diffusers")
+_PREFIXES = flat_names.Prefixes(
+    "onetrainer",
+    ("lora_transformer_",),
+    lambda family: "diffusers",
+    refused=(("unet.", "of a UNet, which OneTrainer stores as kohya does: --to kohya"),),
+)
 
 
 def detect(source: AdapterSource) -> bool:
@@ -29,9 +34,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, str]:
     """Names that cannot be written, and why: those of UNets go to kohya."""
-    problems = dict(flat_names.unwritable(adapter, _PREFIXES, base=base))
-    unet = [name for name in adapter.updates if name.startswith("unet.")]
-    return problems | dict.fromkeys(unet, "of a UNet, which OneTrainer stores as kohya does: --to kohya")
+    return flat_names.unwritable(adapter, _PREFIXES, base=base)
 
 
 def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None = None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.quantization.common.grouped import over_groups, scaled
-from loratools.quantization.common.packed import packs_outputs, quantised_modules
+from loratools.quantization.common.packed import packs_outputs, quantised_modules, scales_of_rows
 from loratools.quantization.common.parts import collect, read_columns
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
@@ -83,14 +83,8 @@ def _groups(weight: PackedWeight, start: int, stop: int) -> tuple[Floats, Floats
     """Scales and zero points of rows start:stop, (rows, groups), in float32."""
     import numpy as np
 
-    from loratools.algebra.rounding import widen
-
     zeros = _outputs(read_columns(weight.tensor("qzeros"), start // 8, -(-stop // 8)))[:, : stop - start]
-    scales = weight.tensor("scales")
-    columns = read_columns(scales, start, stop)
-    values = np.empty(columns.shape, np.float32)
-    widen(columns, scales.dtype, values)
-    return values.T, zeros.T.astype(np.float32)
+    return scales_of_rows(weight, start, stop), zeros.T.astype(np.float32)
 
 
 def _outputs(packed: Stored) -> Bytes:

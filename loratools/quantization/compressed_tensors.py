@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratools.quantization.common.grouped import over_groups, scaled
-from loratools.quantization.common.parts import collect, read_floats, read_numbers
+from loratools.quantization.common.parts import collect, read_floats, read_groups, read_numbers
 from loratools.quantization.common.protocol import PackedWeight, Part, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.shapes import shape_text
@@ -136,8 +136,8 @@ class PlainIntegers:
         from loratools.storage.arrays import read_raw
 
         codes = read_raw(weight.tensor("weight"), start, stop)
-        scales = _of_rows(weight.tensor("scale"), start, stop)
-        zeros = _of_rows(weight.tensor("zero point"), start, stop) if weight.has("zero point") else None
+        scales = read_groups(weight.tensor("scale"), start, stop)
+        zeros = read_groups(weight.tensor("zero point"), start, stop) if weight.has("zero point") else None
         return scaled(codes, scales, zeros, weight.dtype)
 
     def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
@@ -148,12 +148,12 @@ class PlainIntegers:
         from loratools.storage.arrays import read_raw
 
         columns = weight.shape[1]
-        zeros = _of_rows(weight.tensor("zero point"), start, stop) if weight.has("zero point") else None
+        zeros = read_groups(weight.tensor("zero point"), start, stop) if weight.has("zero point") else None
         return LevelGrid(
             signed_bytes(),
             np.arange(256),
             read_raw(weight.tensor("weight"), start, stop).view(np.uint8),
-            over_groups(_of_rows(weight.tensor("scale"), start, stop), columns),
+            over_groups(read_groups(weight.tensor("scale"), start, stop), columns),
             weight.dtype,
             zero=over_groups(zeros, columns) if zeros is not None else None,
         )
@@ -197,13 +197,6 @@ class MicroscaledFloats:
         from loratools.algebra.packing import pack_bits
 
         packed.reshape(weight.tensor("packed").shape)[start:stop] = pack_bits(codes.astype(np.uint8), 4)
-
-
-def _of_rows(tensor: LazyTensor, start: int, stop: int) -> Floats:
-    """Numbers of rows start:stop as (rows, groups); of a whole tensor (1, 1)."""
-    if tensor.elements == 1:
-        return read_floats(tensor).reshape(1, 1)
-    return read_floats(tensor, start, stop).reshape(stop - start, -1)
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:

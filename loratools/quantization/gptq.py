@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from loratools.quantization.common.config import find_setting
 from loratools.quantization.common.grouped import over_groups, scaled
-from loratools.quantization.common.packed import packs_outputs, quantised_modules
+from loratools.quantization.common.packed import packs_outputs, quantised_modules, scales_of_rows
 from loratools.quantization.common.parts import collect, read_columns
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.lazy import LazyTensor
@@ -72,18 +72,13 @@ class GptqIntegers:
         import numpy as np
 
         from loratools.algebra.packing import unpack_bits
-        from loratools.algebra.rounding import widen
 
         first, last = start * self.bits // 32, -(-stop * self.bits // 32)
         packed = np.ascontiguousarray(read_columns(weight.tensor("qzeros"), first, last))
         zeros = unpack_bits(packed.view(np.uint8), self.bits)[:, : stop - start]
         if self.zeros_stored_less_one:
             zeros = (zeros + np.uint8(1)) & np.uint8((1 << self.bits) - 1)
-        scales = weight.tensor("scales")
-        columns = read_columns(scales, start, stop)
-        values = np.empty(columns.shape, np.float32)
-        widen(columns, scales.dtype, values)
-        return values.T, zeros.T.astype(np.float32)
+        return scales_of_rows(weight, start, stop), zeros.T.astype(np.float32)
 
     def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
         import numpy as np

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from loratools.quantization.common.config import model_dtype
 from loratools.quantization.common.eight_bits import eight_bit_format
 from loratools.quantization.common.grouped import over_groups
-from loratools.quantization.common.parts import collect, read_floats
+from loratools.quantization.common.parts import collect, read_floats, read_groups
 from loratools.quantization.common.protocol import PackedWeight, Recognised, Unreadable
 from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
@@ -48,16 +48,9 @@ class ScaledRows:
         values = read_floats(weight.tensor("qdata"), start, stop)
         columns = values.shape[1]
         if weight.has("zero_point"):
-            values -= over_groups(_of_rows(weight.tensor("zero_point"), start, stop), columns)
-        values *= over_groups(_of_rows(weight.tensor("scale"), start, stop), columns)
+            values -= over_groups(read_groups(weight.tensor("zero_point"), start, stop), columns)
+        values *= over_groups(read_groups(weight.tensor("scale"), start, stop), columns)
         return onto_grid(values, weight.dtype)
-
-
-def _of_rows(tensor: LazyTensor, start: int, stop: int) -> Floats:
-    """Numbers of rows start:stop as (rows, groups); of a whole tensor (1, 1)."""
-    if tensor.elements == 1:
-        return read_floats(tensor).reshape(1, 1)
-    return read_floats(tensor, start, stop).reshape(stop - start, -1)
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:

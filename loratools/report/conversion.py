@@ -8,6 +8,7 @@ from rich.console import RenderableType
 
 from loratools.ops.convert.report import ConvertReport
 from loratools.report.pairs import pairs
+from loratools.report.skipped import lines_of_skipped
 from loratools.report.text import number, plural, size
 
 # More names than this are told as a number.
@@ -46,12 +47,5 @@ def conversion_facts(report: ConvertReport) -> list[tuple[str, str]]:
 
 def dropped_lines(report: ConvertReport, *, every: bool) -> list[str]:
     """What of the adapter itself is left out, one line each; many with one reason as one line, unless `every`."""
-    lines = []
     parts = [d for d in report.dropped if d.what != "metadata"]
-    for why in sorted({d.why for d in parts}):
-        same = [d for d in parts if d.why == why]
-        if every or len(same) <= _SHOWN:
-            lines += [f"left out: {d.name} ({why})" for d in same]
-        else:
-            lines.append(f"left out: {same[0].name} and {len(same) - 1} more ({why})")
-    return lines
+    return lines_of_skipped(parts, "left out", every=every, most=_SHOWN)

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from loratools.ops.extract.report import ExtractReport
 from loratools.report.pairs import pairs
 from loratools.report.rows import Column, Rows
+from loratools.report.skipped import lines_of_skipped
 from loratools.report.text import interval, number, plural, safe, shape, size
 from loratools.skipped import Skipped
 
@@ -71,23 +72,15 @@ def extract_plan_facts(report: ExtractReport, out: object) -> list[tuple[str, st
 
 def skipped_lines(skipped: Sequence[Skipped], *, every: bool) -> list[str]:
     """What changed and is not in the adapter, one line each; many of a kind as one line, unless `every`."""
-    lines = []
-    for why in sorted({s.why for s in skipped}):
-        same = [s for s in skipped if s.why == why]
-        if every or len(same) <= _SHOWN:
-            lines += [f"not extracted: {s.name} ({why}{_norm(s)}{_part([s])})" for s in same]
-        else:
-            lines.append(f"not extracted: {same[0].name} and {len(same) - 1} more ({why}{_part(same)})")
-    return lines
+    return lines_of_skipped(skipped, "not extracted", every=every, most=_SHOWN, details=_sizes)
 
 
-def _norm(skipped: Skipped) -> str:
-    return f", norm {skipped.norm:.4g}" if skipped.norm is not None else ""
-
-
-def _part(skipped: Sequence[Skipped]) -> str:
+def _sizes(skipped: Sequence[Skipped]) -> str:
+    """The norm of the one that was skipped, and the share of all of them."""
+    norm = skipped[0].norm if len(skipped) == 1 else None
     shares = [s.share for s in skipped if s.share is not None]
-    return f", {sum(shares):.2%} of all that changed" if shares else ""
+    share = f", {sum(shares):.2%} of all that changed" if shares else ""
+    return (f", norm {norm:.4g}" if norm is not None else "") + share
 
 
 def _ranks(report: ExtractReport) -> str:

@@ -14,7 +14,7 @@ from loratools.errors import FormatError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.faults import require_one_rank
-from loratools.updates.parts.low_rank import LowRank
+from loratools.updates.parts.low_rank import FactorSizes, LowRank
 from loratools.updates.parts.peft_module import PeftModule
 from loratools.updates.parts.protocol import Update
 
@@ -33,7 +33,7 @@ _MORE = 1e-5
 
 
 @dataclass(frozen=True)
-class AdaLoRA(LowRank):
+class AdaLoRA(FactorSizes, LowRank):
     """An AdaLoRA update: LoRA with a singular value between the factors, pruned while training.
 
     Attributes:
@@ -53,14 +53,6 @@ class AdaLoRA(LowRank):
     alpha: float
     alpha_source: str
     initial_rank: int
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.b.shape[0], self.a.shape[1]
 
     @property
     def scale(self) -> float:

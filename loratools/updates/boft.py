@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.updates.parts.defaults import UpdateDefaults
+from loratools.updates.parts.defaults import NoAlpha
 from loratools.updates.parts.deltas import dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -28,7 +28,7 @@ PEFT_FIELDS = ("boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "
 
 
 @dataclass(frozen=True)
-class BOFT(UpdateDefaults):
+class BOFT(NoAlpha):
     """A BOFT update: inputs rotated by butterflies of blocks, and outputs scaled.
 
     Attributes:
@@ -38,9 +38,6 @@ class BOFT(UpdateDefaults):
 
     kind: ClassVar[str] = "boft"
     rank: ClassVar[None] = None
-    alpha: ClassVar[None] = None
-    alpha_source: ClassVar[str] = "assumed"
-    scale: ClassVar[float] = 1.0
     needs_base: ClassVar[bool] = True
 
     blocks: LazyTensor

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.updates.parts.low_rank import LowRank, NoAlpha
+from loratools.updates.parts.defaults import NoAlpha
+from loratools.updates.parts.low_rank import FactorSizes, LowRank
 from loratools.updates.parts.peft_fields import shaped
 from loratools.updates.parts.peft_module import PeftModule
-from loratools.updates.parts.protocol import Shape, Update
+from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -26,7 +27,7 @@ _SHORTEST = 1e-4
 
 
 @dataclass(frozen=True)
-class DeLoRA(NoAlpha, LowRank):
+class DeLoRA(FactorSizes, NoAlpha, LowRank):
     """A DeLoRA update: LoRA with normalised factors and a strength of its own.
 
     Attributes:
@@ -42,14 +43,6 @@ class DeLoRA(NoAlpha, LowRank):
     b: LazyTensor
     strength: LazyTensor
     norms: LazyTensor
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
-
-    @property
-    def shape(self) -> Shape:
-        return self.b.shape[0], self.a.shape[1]
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import NoAlpha
 from loratools.updates.parts.deltas import dense
 from loratools.updates.parts.indices import read_indices
-from loratools.updates.parts.low_rank import NoAlpha
 from loratools.updates.parts.peft_fields import shaped, shared
 from loratools.updates.parts.peft_module import PeftModule
 from loratools.updates.parts.protocol import Delta, Shape, Update, fits_shape

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.updates.parts.defaults import UpdateDefaults
+from loratools.updates.parts.defaults import NoAlpha
 from loratools.updates.parts.deltas import FactorDelta, ScaledDelta, dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -31,7 +31,7 @@ _NOTHING = "zeros"
 
 
 @dataclass(frozen=True)
-class GLoRA(UpdateDefaults):
+class GLoRA(NoAlpha):
     """A GLoRA update of a weight, as PEFT trains it: entries multiplied and added to.
 
     Attributes:
@@ -41,9 +41,6 @@ class GLoRA(UpdateDefaults):
     """
 
     kind: ClassVar[str] = "glora"
-    alpha: ClassVar[None] = None
-    alpha_source: ClassVar[str] = "assumed"
-    scale: ClassVar[float] = 1.0
     needs_base: ClassVar[bool] = True
 
     multiplied: Mapping[str, LazyTensor]
@@ -96,7 +93,7 @@ def _path(path: Mapping[str, LazyTensor], out: int, columns: int) -> tuple[Float
 
 
 @dataclass(frozen=True)
-class GLoRABias(UpdateDefaults):
+class GLoRABias(NoAlpha):
     """A GLoRA update of a bias: entries multiplied and added to, and a product of the weight added.
 
     Attributes:
@@ -108,9 +105,6 @@ class GLoRABias(UpdateDefaults):
 
     kind: ClassVar[str] = "glora"
     rank: ClassVar[None] = None
-    alpha: ClassVar[None] = None
-    alpha_source: ClassVar[str] = "assumed"
-    scale: ClassVar[float] = 1.0
     needs_base: ClassVar[bool] = True
 
     multiplied: Mapping[str, LazyTensor]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.updates.parts.defaults import UpdateDefaults
+from loratools.updates.parts.defaults import NoAlpha
 from loratools.updates.parts.deltas import FactorDelta
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -28,7 +28,7 @@ PEFT_FIELDS = ("apply_GS", "init_weights")
 
 
 @dataclass(frozen=True)
-class HRA(UpdateDefaults):
+class HRA(NoAlpha):
     """An HRA update: the inputs reflected once for each rank.
 
     Attributes:
@@ -37,9 +37,6 @@ class HRA(UpdateDefaults):
     """
 
     kind: ClassVar[str] = "hra"
-    alpha: ClassVar[None] = None
-    alpha_source: ClassVar[str] = "assumed"
-    scale: ClassVar[float] = 1.0
     needs_base: ClassVar[bool] = True
 
     u: LazyTensor

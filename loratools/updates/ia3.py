@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor, from_torch
-from loratools.updates.parts.defaults import UpdateDefaults
+from loratools.updates.parts.defaults import NoAlpha
 from loratools.updates.parts.deltas import FactorDelta, HadamardDelta, ScaledDelta
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -28,7 +28,7 @@ LYCORIS_PARTS = ("weight", "on_input")
 
 
 @dataclass(frozen=True)
-class IA3(UpdateDefaults):
+class IA3(NoAlpha):
     """An IA3 update: every output or every input multiplied by a number.
 
     Attributes:
@@ -41,9 +41,6 @@ class IA3(UpdateDefaults):
 
     kind: ClassVar[str] = "ia3"
     rank: ClassVar[None] = None
-    alpha: ClassVar[None] = None
-    alpha_source: ClassVar[str] = "assumed"
-    scale: ClassVar[float] = 1.0
     needs_base: ClassVar[bool] = True
 
     scales: LazyTensor

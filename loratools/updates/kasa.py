@@ -15,7 +15,7 @@ from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora import lora_scale
 from loratools.updates.parts.defaults import UpdateDefaults
 from loratools.updates.parts.faults import faulty, require_one_rank
-from loratools.updates.parts.low_rank import weighted
+from loratools.updates.parts.low_rank import FactorSizes, weighted
 from loratools.updates.parts.peft_module import PeftModule
 from loratools.updates.parts.protocol import Delta, Update, fits_shape
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class KaSA(UpdateDefaults):
+class KaSA(FactorSizes, UpdateDefaults):
     """A KaSA update: LoRA with a diagonal between the factors, on a base without its least singular values.
 
     Attributes:
@@ -45,14 +45,6 @@ class KaSA(UpdateDefaults):
     alpha: float
     alpha_source: str
     rslora: bool = False
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.b.shape[0], self.a.shape[1]
 
     @property
     def scale(self) -> float:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.updates.parts.defaults import UpdateDefaults
+from loratools.updates.parts.defaults import NoAlpha
 from loratools.updates.parts.deltas import dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.protocol import Delta, Shape, Update
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LycorisOFT(UpdateDefaults):
+class LycorisOFT(NoAlpha):
     """An OFT or BOFT update as LyCORIS has it: the outputs rotated in blocks, and scaled.
 
     Attributes:
@@ -37,9 +37,6 @@ class LycorisOFT(UpdateDefaults):
 
     kind: ClassVar[str] = "lycoris-oft"
     rank: ClassVar[None] = None
-    alpha: ClassVar[None] = None
-    alpha_source: ClassVar[str] = "assumed"
-    scale: ClassVar[float] = 1.0
     needs_base: ClassVar[bool] = True
 
     blocks: LazyTensor

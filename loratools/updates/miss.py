@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.updates.parts.defaults import UpdateDefaults
+from loratools.updates.parts.defaults import NoAlpha
 from loratools.updates.parts.deltas import FactorDelta, dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -27,7 +27,7 @@ PEFT_FIELDS = ("miss_dropout", "mini_r", "init_weights")
 
 
 @dataclass(frozen=True)
-class MiSS(UpdateDefaults):
+class MiSS(NoAlpha):
     """A MiSS update: one small block added along all inputs.
 
     Attributes:
@@ -37,9 +37,6 @@ class MiSS(UpdateDefaults):
     """
 
     kind: ClassVar[str] = "miss"
-    alpha: ClassVar[None] = None
-    alpha_source: ClassVar[str] = "assumed"
-    scale: ClassVar[float] = 1.0
 
     block: LazyTensor
     mini: bool = False

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.updates.parts.defaults import UpdateDefaults
+from loratools.updates.parts.defaults import NoAlpha
 from loratools.updates.parts.deltas import dense
 from loratools.updates.parts.faults import faulty
 from loratools.updates.parts.peft_module import PeftModule
@@ -45,7 +45,7 @@ PEFT_FIELDS = (
 
 
 @dataclass(frozen=True)
-class OFT(UpdateDefaults):
+class OFT(NoAlpha):
     """An OFT update: the inputs rotated in blocks.
 
     Attributes:
@@ -62,9 +62,6 @@ class OFT(UpdateDefaults):
 
     kind: ClassVar[str] = "oft"
     rank: ClassVar[None] = None
-    alpha: ClassVar[None] = None
-    alpha_source: ClassVar[str] = "assumed"
-    scale: ClassVar[float] = 1.0
     needs_base: ClassVar[bool] = True
 
     skew: LazyTensor

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, ClassVar
 from loratools.errors import FormatError, UnsupportedError
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
-from loratools.updates.parts.low_rank import LowRank, NoAlpha
+from loratools.updates.parts.defaults import NoAlpha
+from loratools.updates.parts.low_rank import FactorSizes, LowRank
 from loratools.updates.parts.peft_fields import integer, number, shaped
 from loratools.updates.parts.peft_module import PeftModule
-from loratools.updates.parts.protocol import Shape, Update
+from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -36,7 +37,7 @@ PEFT_FIELDS = (
 
 
 @dataclass(frozen=True)
-class TinyLoRA(NoAlpha, LowRank):
+class TinyLoRA(FactorSizes, NoAlpha, LowRank):
     """A TinyLoRA update: the base's leading singular directions, mixed by a short vector that modules share.
 
     Attributes:
@@ -58,14 +59,6 @@ class TinyLoRA(NoAlpha, LowRank):
     modules: int
     seed: int
     name: str
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
-
-    @property
-    def shape(self) -> Shape:
-        return self.b.shape[0], self.a.shape[1]
 
     @property
     def parts(self) -> Mapping[str, LazyTensor]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
+from loratools.updates.parts.defaults import NoAlpha
 from loratools.updates.parts.indices import read_indices
-from loratools.updates.parts.low_rank import LowRank, NoAlpha
+from loratools.updates.parts.low_rank import LowRank
 from loratools.updates.parts.peft_fields import integer, shaped, shared
 from loratools.updates.parts.peft_module import PeftModule
 from loratools.updates.parts.protocol import Shape, Update

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     from loratools.storage.commit import Replacement
 
 _SHOWN = 10
+
+
+class WritingReport(Protocol):
+    """The report of a verb that writes an adapter."""
+
+    def to_dict(self) -> dict[str, object]: ...
+
+
+def document_of(report: WritingReport, out: Path | None, *, overwrite: bool, plan: bool) -> dict[str, object]:
+    """The document of a report; of a plan also what it would replace."""
+    document = report.to_dict()
+    return with_replaced(document, out, overwrite=overwrite) if plan else document
 
 
 def with_replaced(document: Mapping[str, object], out: Path | None, *, overwrite: bool) -> dict[str, object]:

@@ -53,12 +53,14 @@ class Prefixes:
 
     spelling      which names of a family are written
     single_file   whether the names of a single file that is in no table are written as they are
+    refused       beginnings of names that the format does not hold, and why
     """
 
     format: str
     denoiser: tuple[str, ...]
     spelling: Callable[[Family], str]
     single_file: bool = False
+    refused: tuple[tuple[str, str], ...] = ()
 
     def claims(self, keys: Iterable[str]) -> bool:
         """Whether any key has a prefix that no other format has."""
@@ -98,7 +100,10 @@ def unwritable(adapter: Adapter, prefixes: Prefixes, *, base: Base | None) -> di
     layout = lay_out(adapter, prefixes.spelling, base=base, dry=True, single_file=prefixes.single_file)
     problems = dict(layout.problems)
     problems |= without_spelling(adapter)
-    return problems | dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
+    problems |= dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
+    for beginning, reason in prefixes.refused:
+        problems |= dict.fromkeys((name for name in adapter.updates if name.startswith(beginning)), reason)
+    return problems
 
 
 def without_spelling(adapter: Adapter) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,88 +24,53 @@ AdapterArgument: TypeAlias = AdapterSource | tuple[AdapterSource, float]
 RankFrom: TypeAlias = formats.RankFrom | None
 
 
-def load_adapter(
-    source: AdapterSource,
-    *,
-    rank_from: RankFrom = None,
-    from_format: str | None = None,
-    moved: bool = False,
-    base: Base | None = None,
-    stored_names: bool = False,
-    expert_packing: Packing | None = None,
-    expert_orientation: Orientation | None = None,
-    alpha: float | None = None,
-    leave_out: LeaveOut = NOTHING,
-) -> Adapter:
-    """The adapter, with a scale that is certain; raises the same errors as `formats.load`.
+@dataclass(frozen=True)
+class Reading:
+    """What a person says of adapters that are loaded, and what the verb does with them.
 
-    moved: whether it may belong to a base that its initialisation has changed.
-    base: what is known of the model it is for; some formats need its names and sizes.
-    stored_names: whether modules of image models keep the names of the file.
-    expert_packing, expert_orientation: what a person says of its fused experts.
-    alpha: what a person says that it was trained with, where its files do not say.
-    leave_out: tensors that are no reason to refuse it.
+    Attributes:
+        rank_from: Which rank makes the scale, where tensors and config disagree.
+        from_format: The format, where it is not to be found from the content.
+        moved: Whether an adapter may belong to a base that its initialisation has changed.
+        base: What is known of the model they are for; some formats need its names and sizes.
+        stored_names: Whether modules of image models keep the names of the file.
+        expert_packing: How fused experts share the columns of B.
+        expert_orientation: How square fused experts are stored.
+        alpha: The alpha of training, where the files do not say it.
+        leave_out: Tensors that are no reason to refuse an adapter.
+    """
+
+    rank_from: RankFrom = None
+    from_format: str | None = None
+    moved: bool = False
+    base: Base | None = None
+    stored_names: bool = False
+    expert_packing: Packing | None = None
+    expert_orientation: Orientation | None = None
+    alpha: float | None = None
+    leave_out: LeaveOut = NOTHING
+
+
+def load_adapter(source: AdapterSource, reading: Reading) -> Adapter:
+    """Load one adapter, with a scale that is certain.
 
     Raises:
-        UnsupportedError: it does, and may not.
+        UnsupportedError: its initialisation changed the base, and the verb cannot subtract that.
         UndecidedError: its experts may be packed in two ways, and nobody says how.
+        LoraToolsError: what `formats.load` raises.
     """
-    ((adapter, _),) = load_weighted(
-        [source],
-        rank_from=rank_from,
-        from_format=from_format,
-        moved=moved,
-        base=base,
-        stored_names=stored_names,
-        expert_packing=expert_packing,
-        expert_orientation=expert_orientation,
-        alpha=alpha,
-        leave_out=leave_out,
-    )
+    ((adapter, _),) = load_weighted([source], reading)
     return adapter
 
 
-def _loaded(
-    source: AdapterSource,
-    rank_from: RankFrom,
-    from_format: str | None,
-    base: Base | None,
-    stored_names: bool,
-    leave_out: LeaveOut,
-) -> Adapter:
-    if isinstance(source, Adapter):
-        return source
-    opened = replace(open_source(source, base=known_base(base)), stored_names=stored_names, leave_out=leave_out)
-    return formats.load_source(opened, format=from_format, rank_from=rank_from)
-
-
-def _require_usable(adapter: Adapter, moved: bool) -> None:
-    adapter.require_certain()
-    if adapter.initialisation_changed_base is not None and not moved:
-        raise UnsupportedError(
-            f"'{adapter.name}' was initialised with {adapter.initialisation_changed_base}, which changed the base: "
-            "its factors alone are not the change",
-            hint="merge subtracts the adapter as it was before training: --initial PATH",
-        )
-
-
 def load_weighted(
-    arguments: Sequence[AdapterArgument] | AdapterSource,
-    *,
-    rank_from: RankFrom = None,
-    from_format: str | None = None,
-    moved: bool = False,
-    base: Base | None = None,
-    stored_names: bool = False,
-    expert_packing: Packing | None = None,
-    expert_orientation: Orientation | None = None,
-    alpha: float | None = None,
-    leave_out: LeaveOut = NOTHING,
+    arguments: Sequence[AdapterArgument] | AdapterSource, reading: Reading
 ) -> list[tuple[Adapter, float]]:
-    """Every adapter with its weight, 1 where none is given; a single one may come without a list.
+    """Load every adapter with its weight, 1 where none is given; a single one may come without a list.
 
     Raises:
         UsageError: there is none, a weight is not finite, or all are 0.
+        LoraToolsError: what `load_adapter` raises.
     """
     if isinstance(arguments, (str, Path, Adapter)):
         arguments = [arguments]
@@ -120,9 +85,30 @@ def load_weighted(
             raise UsageError(f"the weight of '{name}' is {weight}, which is not finite")
     if not any(weight for _, weight in pairs):
         raise UsageError("every adapter has weight 0, so there is nothing to do")
-    loaded = [_loaded(source, rank_from, from_format, base, stored_names, leave_out) for source, _ in pairs]
-    loaded = with_expert_layout(loaded, packing=expert_packing, orientation=expert_orientation)
-    loaded = [with_alpha(adapter, alpha) for adapter in loaded]
+    loaded = [_loaded(source, reading) for source, _ in pairs]
+    loaded = with_expert_layout(loaded, packing=reading.expert_packing, orientation=reading.expert_orientation)
+    loaded = [with_alpha(adapter, reading.alpha) for adapter in loaded]
     for adapter in loaded:
-        _require_usable(adapter, moved)
+        _require_usable(adapter, reading.moved)
     return [(adapter, float(weight)) for adapter, (_, weight) in zip(loaded, pairs, strict=True)]
+
+
+def _loaded(source: AdapterSource, reading: Reading) -> Adapter:
+    if isinstance(source, Adapter):
+        return source
+    opened = replace(
+        open_source(source, base=known_base(reading.base)),
+        stored_names=reading.stored_names,
+        leave_out=reading.leave_out,
+    )
+    return formats.load_source(opened, format=reading.from_format, rank_from=reading.rank_from)
+
+
+def _require_usable(adapter: Adapter, moved: bool) -> None:
+    adapter.require_certain()
+    if adapter.initialisation_changed_base is not None and not moved:
+        raise UnsupportedError(
+            f"'{adapter.name}' was initialised with {adapter.initialisation_changed_base}, which changed the base: "
+            "its factors alone are not the change",
+            hint="merge subtracts the adapter as it was before training: --initial PATH",
+        )

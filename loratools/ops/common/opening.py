@@ -7,8 +7,7 @@ renamed then, and what the file keeps fused is treated as one module.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from loratools.adapter import Adapter
 from loratools.formats import Base
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import known_base
-from loratools.ops.common.arguments import AdapterArgument, RankFrom, load_weighted
+from loratools.ops.common.arguments import AdapterArgument, RankFrom, Reading, load_weighted
 from loratools.ops.common.output import format_that_holds, output_format, share_names
 from loratools.storage.commit import check_output
 from loratools.updates.lora_experts import Packing
@@ -108,18 +107,11 @@ def open_adapters(
         LoraToolsError: what `formats.load` and `known_base` raise.
     """
     known = known_base(base)
-    read = partial(
-        load_weighted,
-        arguments,
-        rank_from=rank_from,
-        expert_packing=expert_packing,
-        from_format=from_format,
-        leave_out=leave_out,
-    )
-    weighted = read(base=known)
+    reading = Reading(rank_from=rank_from, expert_packing=expert_packing, from_format=from_format, leave_out=leave_out)
+    weighted = load_weighted(arguments, replace(reading, base=known))
     chosen = output_format([adapter for adapter, weight in weighted if weight], out, format)
     if out is not None and keep_stored_names([adapter for adapter, _ in weighted], chosen.name, known):
-        as_stored = read(stored_names=True)
+        as_stored = load_weighted(arguments, replace(reading, stored_names=True))
         if share_names([adapter for adapter, _ in as_stored]):
             weighted = as_stored
     output = AdapterOutput(

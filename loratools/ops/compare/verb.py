@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypedDict, overload
 
 from loratools.adapter import Adapter
 from loratools.arguments import Globs, Positive, checked
@@ -17,7 +17,7 @@ from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats import Base
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import known_base
-from loratools.ops.common.arguments import AdapterSource, RankFrom, load_weighted
+from loratools.ops.common.arguments import AdapterSource, RankFrom, Reading, load_weighted
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.compare.matrix import compare_all
@@ -30,23 +30,25 @@ from loratools.storage.same import same_bytes
 from loratools.updates.lora_experts import Packing
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from loratools.checkpoints import Checkpoint
+
+    class _Options(TypedDict, total=False):
+        """The options of `compare`, which mean the same for two adapters and for more."""
+
+        include: Globs
+        exclude: Globs
+        rank_from: RankFrom
+        expert_packing: Packing | None
+        from_format: str | None
+        base: str | Path | Checkpoint | Base | None
+        threads: Positive | None
+        progress: Callable[[int], None] | None
 
 
 @overload
-def compare(
-    first: AdapterSource,
-    second: AdapterSource,
-    *,
-    include: Globs = (),
-    exclude: Globs = (),
-    rank_from: RankFrom = None,
-    expert_packing: Packing | None = None,
-    from_format: str | None = None,
-    base: str | Path | Checkpoint | Base | None = None,
-    threads: Positive | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> CompareReport: ...
+def compare(first: AdapterSource, second: AdapterSource, **options: Unpack[_Options]) -> CompareReport: ...
 @overload
 def compare(
     first: AdapterSource,
@@ -54,14 +56,7 @@ def compare(
     third: AdapterSource,
     /,
     *others: AdapterSource,
-    include: Globs = (),
-    exclude: Globs = (),
-    rank_from: RankFrom = None,
-    expert_packing: Packing | None = None,
-    from_format: str | None = None,
-    base: str | Path | Checkpoint | Base | None = None,
-    threads: Positive | None = None,
-    progress: Callable[[int], None] | None = None,
+    **options: Unpack[_Options],
 ) -> ComparisonMatrix: ...
 @checked(Checkpoint="loratools.checkpoints")
 @holding_inputs()
@@ -113,11 +108,13 @@ def compare(
     leave_out = LeaveOut.of(include, exclude)
     loaded = load_weighted(
         [first, second, *others],
-        rank_from=rank_from,
-        expert_packing=expert_packing,
-        from_format=from_format,
-        base=known,
-        leave_out=leave_out,
+        Reading(
+            rank_from=rank_from,
+            expert_packing=expert_packing,
+            from_format=from_format,
+            base=known,
+            leave_out=leave_out,
+        ),
     )
     require_same_layers([a for a, _ in loaded], hint="merge each into its base, and compare what becomes of it")
     chosen = _chosen([replace(a, updates=apart(a.updates)[0]) for a, _ in loaded], include, exclude)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from loratools import formats
@@ -23,7 +22,7 @@ from loratools.formats.common.notes import records_of
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import counted, shown
 from loratools.ops.common.alpha import assumed_alpha_warnings
-from loratools.ops.common.arguments import RankFrom, load_adapter
+from loratools.ops.common.arguments import RankFrom, Reading, load_adapter
 from loratools.ops.common.finite import refuse_not_finite
 from loratools.ops.common.opening import keep_stored_names
 from loratools.ops.convert.report import ConvertReport
@@ -111,9 +110,7 @@ def convert(
     known = known_base(base)
     # PEFT's own config keeps what says that the base was changed; no other place does.
     keeps_initialisation = format == "peft" and serve is None
-    load = partial(
-        load_adapter,
-        adapter,
+    reading = Reading(
         rank_from=rank_from,
         expert_packing=expert_packing,
         expert_orientation=expert_orientation,
@@ -121,9 +118,9 @@ def convert(
         alpha=alpha,
         leave_out=LeaveOut.of(include, exclude, unread=allow_partial),
     )
-    unselected = load(moved=keeps_initialisation, base=known)
+    unselected = load_adapter(adapter, replace(reading, moved=keeps_initialisation, base=known))
     if keep_stored_names([unselected], format, known):
-        unselected = load(stored_names=True)
+        unselected = load_adapter(adapter, replace(reading, stored_names=True))
     inputs = [unselected.path] if unselected.path is not None else []
     check_output(out, overwrite=overwrite, inputs=inputs)
 

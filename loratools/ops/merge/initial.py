@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from loratools.adapter import Adapter
 from loratools.errors import MismatchError, UsageError
-from loratools.ops.common.arguments import AdapterSource, RankFrom, load_adapter
+from loratools.ops.common.arguments import AdapterSource, RankFrom, Reading, load_adapter
 from loratools.updates.lora_experts import Packing
 
 
@@ -28,7 +28,7 @@ def with_initial(
     """
     needing = [adapter for adapter, _ in adapters if adapter.initialisation_changed_base is not None]
     if len(initial) < len(needing):
-        load_adapter(needing[len(initial)], moved=False)  # says what is needed, and why
+        load_adapter(needing[len(initial)], Reading(moved=False))  # says what is needed, and why
     if len(initial) > len(needing):
         raise UsageError(
             f"{len(initial)} initial adapters are given, and {len(needing)} adapters need one",
@@ -40,9 +40,8 @@ def with_initial(
         weighted.append((adapter, weight))
         if adapter.initialisation_changed_base is None:
             continue
-        began = load_adapter(
-            next(remaining), rank_from=rank_from, moved=True, expert_packing=_packing(adapter, expert_packing)
-        )
+        reading = Reading(rank_from=rank_from, moved=True, expert_packing=_packing(adapter, expert_packing))
+        began = load_adapter(next(remaining), reading)
         initial_modules = {name: (u.shape, u.scale) for name, u in began.updates.items()}
         trained_modules = {name: (u.shape, u.scale) for name, u in adapter.updates.items()}
         if initial_modules != trained_modules:

@@ -7,6 +7,7 @@ the error is small for the inputs that the adapters read, `calibrated` so that i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -119,33 +120,53 @@ class _Stochastic:
         return stochastic_choice(exact, low, high, drawn)
 
 
-class _FeedbackAlongColumns:
-    """A row of the stored matrix is one output: all inputs of a block of rows are at hand."""
+class _Feedback(ABC):
+    """Errors of a weight are fed back from input to input, run by run of rows that the same deltas cover."""
 
     def __init__(self, rounding: Rounding, matrix: tuple[int, int], deltas: Sequence[PlacedDelta]) -> None:
         self.rounding = rounding
-        self.matrix = matrix
+        self.columns = matrix[1]
         self.deltas = deltas
-        self.bases: dict[tuple[int, ...], Floats | None] = {}
         self.measured = _measured(rounding)
         self.undirected = 0
 
     def __call__(self, start: int, exact: Floats, low: Floats, high: Floats) -> Mask:
         import numpy as np
 
-        from loratools.algebra.neighbours import feedback_choice
-
         upper = np.empty(exact.shape, np.bool_)
         for first, last in _segments(self.deltas, start, start + len(exact)):
             rows = slice(first - start, last - start)
-            metric = _metric(self.rounding, self._basis(first, last), self.measured, last - first)
             below, above = _errors(exact[rows], low[rows], high[rows])
-            if metric is None:
-                upper[rows] = _nearer(below, above)
+            choice = self.choice(first, last, below, above)
+            if choice is None:
                 self.undirected += below.size
-            else:
-                below, above = np.ascontiguousarray(below.T), np.ascontiguousarray(above.T)
-                upper[rows] = feedback_choice(0, below, above, metric).T
+            upper[rows] = _nearer(below, above) if choice is None else choice
+        return upper
+
+    @abstractmethod
+    def choice(self, start: int, stop: int, below: Floats, above: Floats) -> Mask | None:
+        """Where the upper neighbour is taken in rows start:stop, given the errors of both neighbours.
+
+        None where nothing is known of the inputs, and the nearest number is the best.
+        """
+
+
+class _FeedbackAlongColumns(_Feedback):
+    """A row of the stored matrix is one output: all inputs of a block of rows are at hand."""
+
+    def __init__(self, rounding: Rounding, matrix: tuple[int, int], deltas: Sequence[PlacedDelta]) -> None:
+        super().__init__(rounding, matrix, deltas)
+        self.bases: dict[tuple[int, ...], Floats | None] = {}
+
+    def choice(self, start: int, stop: int, below: Floats, above: Floats) -> Mask | None:
+        import numpy as np
+
+        from loratools.algebra.neighbours import feedback_choice
+
+        metric = _metric(self.rounding, self._basis(start, stop), self.measured, stop - start)
+        if metric is None:
+            return None
+        upper: Mask = feedback_choice(0, np.ascontiguousarray(below.T), np.ascontiguousarray(above.T), metric).T
         return upper
 
     def _basis(self, start: int, stop: int) -> Floats | None:
@@ -154,40 +175,27 @@ class _FeedbackAlongColumns:
         if covering not in self.bases:
             deltas = [self.deltas[i] for i in covering]
             pairs = [(d.delta.input_directions(), d.columns) for d in deltas]
-            self.bases[covering] = _basis(pairs, self.matrix[1])
+            self.bases[covering] = _basis(pairs, self.columns)
         return self.bases[covering]
 
 
-class _FeedbackAlongRows:
+class _FeedbackAlongRows(_Feedback):
     """A column of the stored matrix is one output: errors are carried from block to block of the rows."""
 
     def __init__(self, rounding: Rounding, matrix: tuple[int, int], deltas: Sequence[PlacedDelta]) -> None:
-        self.rounding = rounding
-        self.columns = matrix[1]
-        self.deltas = deltas
-        self.measured = _measured(rounding)
+        super().__init__(rounding, matrix, deltas)
         # Of several experts, one below the other, each has inputs of its own.
         self.areas = sorted({(d.start, d.stop) for d in deltas})
         self.metrics: dict[tuple[int, int], InputMetric | None] = {}
-        self.undirected = 0
 
-    def __call__(self, start: int, exact: Floats, low: Floats, high: Floats) -> Mask:
-        import numpy as np
-
+    def choice(self, start: int, stop: int, below: Floats, above: Floats) -> Mask | None:
         from loratools.algebra.neighbours import feedback_choice
 
-        upper = np.empty(exact.shape, np.bool_)
-        for first, last in _segments(self.deltas, start, start + len(exact)):
-            rows = slice(first - start, last - start)
-            below, above = _errors(exact[rows], low[rows], high[rows])
-            area = next(((a, b) for a, b in self.areas if a <= first and last <= b), None)
-            metric = self._of(area) if area is not None else None
-            if area is None or metric is None:
-                upper[rows] = _nearer(below, above)
-                self.undirected += below.size
-            else:
-                upper[rows] = feedback_choice(first - area[0], below, above, metric)
-        return upper
+        area = next(((a, b) for a, b in self.areas if a <= start and stop <= b), None)
+        metric = self._of(area) if area is not None else None
+        if area is None or metric is None:
+            return None
+        return feedback_choice(start - area[0], below, above, metric)
 
     def _of(self, area: tuple[int, int]) -> InputMetric | None:
         if area not in self.metrics:

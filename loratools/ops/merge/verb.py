@@ -21,7 +21,7 @@ from loratools.execution.local import worker_count
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import base_of
 from loratools.ops.common.abandoned import abandoned_warnings, resumed_remarks
-from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, load_weighted
+from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, Reading, load_weighted
 from loratools.ops.common.finite import refuse_not_finite
 from loratools.ops.common.same_invocation import refuse_invoked
 from loratools.ops.merge.initial import with_initial
@@ -211,8 +211,7 @@ def load_for_merge(
     adapters: Sequence[AdapterArgument] | AdapterSource, base: Checkpoint, options: MergeOptions
 ) -> list[tuple[Adapter, float]]:
     """The adapters with their weights, each less what it was before training where that is given."""
-    loaded = load_weighted(
-        adapters,
+    reading = Reading(
         rank_from=options.rank_from,
         from_format=options.from_format,
         moved=True,
@@ -221,6 +220,7 @@ def load_for_merge(
         expert_orientation=options.expert_orientation,
         leave_out=LeaveOut.of(options.include, options.exclude, unread=options.allow_partial),
     )
+    loaded = load_weighted(adapters, reading)
     refuse_invoked([adapter for adapter, _ in loaded])
     return with_initial(loaded, options.initial, rank_from=options.rank_from, expert_packing=options.expert_packing)
 

@@ -17,7 +17,7 @@ from loratools.checkpoints import Checkpoint, open_checkpoint
 from loratools.errors import InputError, UsageError
 from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats.common.leave_out import LeaveOut
-from loratools.ops.common.arguments import RankFrom, load_adapter
+from loratools.ops.common.arguments import RankFrom, Reading, load_adapter
 from loratools.ops.common.device import device_named, ensure_device
 from loratools.ops.finetune.delta import Deltas, decomposed
 from loratools.ops.finetune.line_up import line_up
@@ -104,10 +104,12 @@ def spectrum(
             raise UsageError(f"'{source.name}' is a model", hint="give the model that it was trained from, as base")
         adapter = load_adapter(
             source,
-            rank_from=rank_from,
-            expert_packing=expert_packing,
-            from_format=from_format,
-            leave_out=LeaveOut.of(include, exclude),
+            Reading(
+                rank_from=rank_from,
+                expert_packing=expert_packing,
+                from_format=from_format,
+                leave_out=LeaveOut.of(include, exclude),
+            ),
         ).selected(include, exclude)
         modules = _spectra_of_adapter(adapter, workers, progress)
         return _reported(adapter.name, None, modules, stored, max_rank, warnings=adapter.warnings)

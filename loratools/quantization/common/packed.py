@@ -1,10 +1,16 @@
-"""What GPTQ and AWQ share: the keys of a module, and the axis that they are told apart by."""
+"""What GPTQ and AWQ share: the keys of a module, the axis that they are told apart by, and how scales are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
+from loratools.quantization.common.parts import read_columns
+from loratools.quantization.common.protocol import PackedWeight
 from loratools.tensors.lazy import LazyTensor
+
+if TYPE_CHECKING:
+    from loratools.algebra.rounding import Floats
 
 
 def quantised_modules(tensors: Mapping[str, LazyTensor]) -> Iterator[str]:
@@ -22,3 +28,17 @@ def packs_outputs(module: str, tensors: Mapping[str, LazyTensor]) -> bool:
     if f"{module}.g_idx" in tensors:
         return False
     return tensors[f"{module}.qweight"].shape[-1:] != tensors[f"{module}.scales"].shape[-1:]
+
+
+def scales_of_rows(weight: PackedWeight, start: int, stop: int) -> Floats:
+    """The scales of rows start:stop, which are columns of the stored tensor: (rows, groups), in float32."""
+    import numpy as np
+
+    from loratools.algebra.rounding import widen
+
+    scales = weight.tensor("scales")
+    columns = read_columns(scales, start, stop)
+    values = np.empty(columns.shape, np.float32)
+    widen(columns, scales.dtype, values)
+    by_row: Floats = values.T
+    return by_row

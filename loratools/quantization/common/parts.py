@@ -40,6 +40,13 @@ def read_floats(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> 
     return raw.astype(np.float32)
 
 
+def read_groups(tensor: LazyTensor, start: int, stop: int) -> Floats:
+    """Numbers of rows start:stop as (rows, groups), in float32; a number for the whole tensor as (1, 1)."""
+    if tensor.elements == 1:
+        return read_floats(tensor).reshape(1, 1)
+    return read_floats(tensor, start, stop).reshape(stop - start, -1)
+
+
 def read_bytes_between(tensor: LazyTensor, start: int, stop: int) -> Bytes:
     """Bytes start:stop of a tensor, whatever its dtype and shape."""
     import numpy as np

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
@@ -68,3 +68,11 @@ class UpdateDefaults:
 
     def lycoris_alpha(self: Update) -> float | None:
         return self.alpha
+
+
+class NoAlpha(UpdateDefaults):
+    """The fields of kinds without an alpha."""
+
+    alpha: ClassVar[None] = None
+    alpha_source: ClassVar[str] = "assumed"
+    scale: ClassVar[float] = 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.defaults import UpdateDefaults
@@ -14,14 +14,6 @@ from loratools.updates.parts.protocol import Delta, Shape, fits_shape
 if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
     from loratools.algebra.rounding import Floats
-
-
-class NoAlpha(UpdateDefaults):
-    """The fields of kinds without an alpha."""
-
-    alpha: ClassVar[None] = None
-    alpha_source: ClassVar[str] = "assumed"
-    scale: ClassVar[float] = 1.0
 
 
 class LowRank(UpdateDefaults, ABC):
@@ -61,6 +53,28 @@ class LowRank(UpdateDefaults, ABC):
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
         b, a = self.matrices(base.shape[0], math.prod(base.shape[1:]))
         return weighted(b, a, weight, dtype)
+
+
+class HasFactors(Protocol):
+    """A kind with factors A and B as fields."""
+
+    @property
+    def a(self) -> LazyTensor: ...
+
+    @property
+    def b(self) -> LazyTensor: ...
+
+
+class FactorSizes:
+    """The rank and the shape of kinds whose fields are A, (rank, in), and B, (out, rank)."""
+
+    @property
+    def rank(self: HasFactors) -> int:
+        return self.a.shape[0]
+
+    @property
+    def shape(self: HasFactors) -> tuple[int, int]:
+        return self.b.shape[0], self.a.shape[1]
 
 
 def weighted(b: Floats, a: Floats, weight: float, dtype: str) -> FactorDelta:

@@ -10,7 +10,7 @@ from loratools.errors import UsageError
 from loratools.storage.ownership import MARK
 
 # Written from the tensors, or by loratools about itself: a text of a person's would be replaced, or be untrue.
-_OURS = frozenset({
+_WRITTEN_BY_US = frozenset({
     "format", MARK, "loratools.family", "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash",
     "ss_network_dim", "ss_network_alpha",
 })  # fmt: skip
@@ -51,9 +51,9 @@ class EditedMetadata:
                 f"a {format} adapter has no place for the text '{next(iter(self.texts))}'",
                 hint="write another format, or leave out --set-metadata",
             )
-        if ours := sorted(_OURS.intersection(self.texts)):
+        if refused := sorted(_WRITTEN_BY_US.intersection(self.texts)):
             raise UsageError(
-                f"the text '{ours[0]}' is written from what the file holds, and cannot be set",
+                f"the text '{refused[0]}' is written from what the file holds, and cannot be set",
                 hint="set others, such as modelspec.title=NAME",
             )
 

@@ -337,9 +337,9 @@ def _report(
     looked_at: Sequence[_Adapted | _Compared],
     sample: float,
 ) -> VerifyReport:
-    seen = list(zip(accounted.pairs, looked_at, strict=True))
-    adapted = [(pair, one) for pair, one in seen if isinstance(one, _Adapted)]
-    compared = [(pair, one) for pair, one in seen if isinstance(one, _Compared)]
+    by_pair = list(zip(accounted.pairs, looked_at, strict=True))
+    adapted = [(pair, one) for pair, one in by_pair if isinstance(one, _Adapted)]
+    compared = [(pair, one) for pair, one in by_pair if isinstance(one, _Compared)]
     replaced = [(pair, one) for pair, one in compared if pair.output.touched]
     untouched = [one for pair, one in compared if not pair.output.touched]
     different = tuple(

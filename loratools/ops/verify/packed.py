@@ -44,15 +44,16 @@ def grid_name(weight: PackedWeight) -> str:
 
 def same_grid(first: PackedWeight, second: PackedWeight) -> bool:
     """Whether two weights are stored by the same scheme with the same scales: all but the packed numbers are equal."""
-    return _alike(first, second) and all(map(_same_part, first.parts[1:], second.parts[1:]))
+    return is_alike(first, second) and all(map(_same_part, first.parts[1:], second.parts[1:]))
 
 
 def same_packed(first: PackedWeight, second: PackedWeight) -> bool:
     """Whether two weights are stored by the same scheme in the same bytes."""
-    return _alike(first, second) and all(map(_same_part, first.parts, second.parts))
+    return is_alike(first, second) and all(map(_same_part, first.parts, second.parts))
 
 
-def _alike(first: PackedWeight, second: PackedWeight) -> bool:
+def is_alike(first: PackedWeight, second: PackedWeight) -> bool:
+    """Whether two weights have the same shape, and are stored by the same scheme in parts of the same meaning."""
     kinds = [(w.scheme, w.shape, w.dtype, w.parameters, [p.role for p in w.parts]) for w in (first, second)]
     return kinds[0] == kinds[1]
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from loratools.ops.merge.outputs import Output, Requantised, RowsUnit
 from loratools.ops.merge.requantise import requantise
 from loratools.ops.merge.rounding import NEAREST, Rounding, default_penalty
 from loratools.ops.merge.rows import Gain, merge_rows
+from loratools.ops.verify.diagnosis import (
+    MAGNITUDE_DROPPED,
+    TRANSPOSED,
+    Cause,
+    candidate_weights,
+    flipped,
+    plain_lora,
+)
 from loratools.ops.verify.packed import grid_name, same_grid
 from loratools.quantization.common.protocol import PackedWeight
 from loratools.storage.files import read_back, read_into
@@ -71,12 +79,42 @@ def requantised_recipe(requantised: Output, merged: PackedWeight, *, recorded: b
         return None
     for replay in possible_replays(planned.output, recorded=recorded, packed=True):
         output = replace(planned.output, rounding=replay.rounding)
-        rewritten = replace(requantised, requantised=Requantised(output, planned.weight))
-        if _writes_the_same(RowsUnit(0, rewritten, 0, rewritten.rows), requantise, merged.parts[0].tensor):
-            nearest = replay.rounding.mode == "nearest"
-            option = "--requantize" if nearest else f"--requantize {_option(replay.rounding)}"
-            return f"deltas in float32, loratools with {option} onto the grid of {grid_name(merged)}"
+        if _requantises_to(requantised, replace(planned, output=output), merged):
+            option = f"--requantize {merged.parameters.format.lower()}" if planned.retyped else "--requantize"
+            option = option if replay.rounding.mode == "nearest" else f"{option} {_option(replay.rounding)}"
+            scales = "with new scales" if planned.retyped else "onto the grid"
+            return f"deltas in float32, loratools with {option} {scales} of {grid_name(merged)}"
     return None
+
+
+def replayed_cause(requantised: Output, merged: PackedWeight, names: Sequence[str]) -> Cause | None:
+    """What is wrong with a weight that got another type, where doing it again with the defect gives its bytes.
+
+    None where no defect does, and where the weight keeps its scales: there the values tell of defects without that.
+    """
+    planned = requantised.requantised
+    if planned is None or not planned.retyped:
+        return None
+    output = planned.output
+    for times, cause in candidate_weights(output, names):
+        if _requantises_to(requantised, replace(planned, output=_multiplied(output, times)), merged):
+            return cause
+    for defective, cause in ((plain_lora(output), MAGNITUDE_DROPPED), (flipped(output), TRANSPOSED)):
+        if defective is not None and _requantises_to(requantised, replace(planned, output=defective), merged):
+            return cause
+    return None
+
+
+def _multiplied(output: Output, times: Sequence[float]) -> Output:
+    """The output with the weight of each adapter that changes it multiplied."""
+    factors = dict(zip(sorted({update.adapter for update in output.updates}), times, strict=True))
+    return replace(output, updates=tuple(replace(u, weight=u.weight * factors[u.adapter]) for u in output.updates))
+
+
+def _requantises_to(requantised: Output, planned: Requantised, merged: PackedWeight) -> bool:
+    """Whether writing the packed numbers as planned gives the bytes of the merged model."""
+    rewritten = replace(requantised, requantised=planned)
+    return _writes_the_same(RowsUnit(0, rewritten, 0, rewritten.rows), requantise, merged.parts[0].tensor)
 
 
 def _writes_the_same(unit: RowsUnit, write: Callable[[RowsUnit, int, int], Gain], merged: LazyTensor) -> bool:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from loratools.adapter import Adapter
 from loratools.arguments import Globs, Positive, checked
@@ -23,7 +23,7 @@ from loratools.execution.local import worker_count
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom
 from loratools.ops.common.progress import expect
 from loratools.ops.merge.into_gguf import is_gguf
-from loratools.ops.merge.options import MergeOptions
+from loratools.ops.merge.options import GgmlType, MergeOptions
 from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.plan import MergePlan, plan_merge
 from loratools.ops.merge.quantised import dequantised_base
@@ -42,10 +42,10 @@ from loratools.ops.verify.accounting import (
 )
 from loratools.ops.verify.diagnosis import Cause, cause_of
 from loratools.ops.verify.measure import Measured, measure
-from loratools.ops.verify.packed import grid_name, measure_packed, packed_weight, same_grid
+from loratools.ops.verify.packed import grid_name, is_alike, measure_packed, packed_weight, same_grid
 from loratools.ops.verify.packed_diagnosis import packed_cause, unknown_grid
 from loratools.ops.verify.recorded import reconstruct, recorded_merge
-from loratools.ops.verify.replay import gives, possible_replays, requantised_recipe
+from loratools.ops.verify.replay import gives, possible_replays, replayed_cause, requantised_recipe
 from loratools.ops.verify.report import Finding, Verdict, VerifiedTensor, VerifyReport
 from loratools.quantization.common.protocol import PackedWeight
 from loratools.storage.held_inputs import holding_inputs
@@ -228,16 +228,31 @@ def _requantised(
 ) -> Mapping[str, Output]:
     """The packed numbers that a merge with --requantize would write, by the name of the weight.
 
-    Empty where the base or the merged model is not quantised, or a scheme is read and not written.
+    Empty where the base or the merged model is not quantised, or a scheme is read and not written. A weight of a GGUF
+    file may have another type than in the base: the one that the merged model has.
     """
     if base.quantisation is None or merged.quantisation is None or not merged.quantisation.weights:
         return {}
-    requantising = replace(options, dequantize=False, requantize=True, dtype=None)
-    try:
-        plan = plan_merge(base, adapters, requantising, out=merged.path)
-    except UnsupportedError:
-        return {}
-    return {output.merged.name: output for output in plan.outputs if output.requantised is not None}
+    stored = merged.quantisation.weights
+    types = {type_name for weight in stored.values() if (type_name := _ggml_type(base, weight)) is not None}
+    planned: dict[str, Output] = {}
+    for requantize in (True, *sorted(types)):
+        requantising = replace(options, dequantize=False, requantize=requantize, dtype=None)
+        try:
+            plan = plan_merge(base, adapters, requantising, out=merged.path)
+        except UnsupportedError:
+            continue
+        for output in plan.outputs:
+            name, requantised = output.merged.name, output.requantised
+            if requantised is not None and name in stored and is_alike(requantised.weight, stored[name]):
+                planned[name] = output
+    return planned
+
+
+def _ggml_type(base: Checkpoint, weight: PackedWeight) -> GgmlType | None:
+    """The type of a weight in a GGUF file, where `merge --requantize TYPE` gives it."""
+    names: Mapping[str, GgmlType] = {name.upper(): name for name in get_args(GgmlType)}
+    return names.get(weight.parameters.format) if is_gguf(base) else None
 
 
 def _look_at(pair: Pair, context: _Context) -> _Adapted | _Compared:
@@ -309,6 +324,8 @@ def _compare_packed(
         recipe = f"deltas in float32, each sum stored as the nearest value of {grid_name(packed)}"
     if recipe is not None:
         return _Adapted(of_merge, _with_training(recipe, output), None, programs)
+    if planned is not None and (cause := replayed_cause(planned, packed, changing)) is not None:
+        return _Adapted(of_merge, None, cause)
     base = packed_weight(output.values)
     scales_kept = base is not None and same_grid(base, packed)
     cause = packed_cause(output, packed, measured, changing, kept_scales=scales_kept, sample=context.sample)

@@ -78,3 +78,60 @@ def test_an_untouched_tensor_in_blocks_that_was_changed_is_named(option: str, tm
 
     assert report.verdict == "different"
     assert report.to_dict()["untouched"]["different"] == ["blk.0.ffn_up.weight"]  # type: ignore[index]
+
+
+RETYPED = [("Q4_0", "q8_0"), ("Q8_0", "q4_0"), ("Q4_0", "q5_1"), ("Q8_0", "q5_0"), ("Q5_1", "q4_1"), ("Q4_0", "q4_0")]
+
+
+@pytest.mark.parametrize(("kind", "other_type"), RETYPED)
+def test_a_merge_that_was_quantised_to_a_type_is_told_by_doing_it_again(
+    kind: str, other_type: Any, tmp_path: Path
+) -> None:
+    base, out = write(tmp_path / "base.gguf", kind), tmp_path / "merged.gguf"
+    adapter = factories.adapter_folder(tmp_path / "a", modules=MODULES, seed=1)
+    other = factories.adapter_folder(tmp_path / "b", modules=MODULES, seed=2)
+    loratools.merge(base, adapter, out, requantize=other_type)
+
+    right, wrong = loratools.verify(out, base, adapter), loratools.verify(out, base, other)
+
+    new_type = f" {other_type} with new scales" if kind.lower() != other_type else ""
+    assert (right.verdict, right.diagnosis, right.merged_by) == ("same", (), ("loratools",))
+    assert f"loratools with --requantize{new_type}" in right.recipes[0][0]
+    assert wrong.verdict != "same"
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "adapter"])
+def test_a_merge_to_a_type_is_told_with_its_rounding(rounding: Any, tmp_path: Path) -> None:
+    base, out = write(tmp_path / "base.gguf", "Q4_0"), tmp_path / "merged.gguf"
+    adapter = factories.adapter_folder(tmp_path / "a", modules=MODULES, seed=1)
+    loratools.merge(base, adapter, out, requantize="q5_0", rounding=rounding)
+
+    report = loratools.verify(out, base, adapter)
+
+    assert report.verdict == "same"
+    assert f"--requantize q5_0 --rounding {rounding}" in report.recipes[0][0]
+
+
+@pytest.mark.parametrize(("weight", "defect"), [(1e-12, "not-applied"), (-1.0, "subtracted"), (2.0, "applied-twice")])
+def test_a_defect_of_a_merge_to_a_type_is_told_by_its_name(weight: float, defect: str, tmp_path: Path) -> None:
+    base, out = write(tmp_path / "base.gguf", "Q4_0"), tmp_path / "merged.gguf"
+    # Alpha is the rank: a scale of 2 that was applied twice would be the same.
+    adapter = factories.adapter_folder(tmp_path / "a", modules=MODULES, seed=1, rank=3, alpha=3)
+    loratools.merge(base, [(adapter, weight)], out, requantize="q8_0")
+
+    report = loratools.verify(out, base, adapter)
+
+    assert (report.verdict, [finding.code for finding in report.diagnosis]) == ("different", [defect])
+
+
+def test_a_value_that_was_changed_after_a_merge_to_a_type_is_not_called_the_same(tmp_path: Path) -> None:
+    base, out = write(tmp_path / "base.gguf", "Q4_0"), tmp_path / "merged.gguf"
+    adapter = factories.adapter_folder(tmp_path / "a", modules=MODULES, seed=1)
+    loratools.merge(base, adapter, out, requantize="q8_0")
+    stored = loratools.open_checkpoint(out).stored["blk.0.attn_q.weight"].location
+    assert stored is not None
+    data = bytearray(out.read_bytes())
+    data[stored.offset + 5] ^= 0x10
+    out.write_bytes(data)
+
+    assert loratools.verify(out, base, adapter).verdict != "same"

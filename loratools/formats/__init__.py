@@ -20,6 +20,7 @@ from loratools.formats.common.companions import WRITERS
 from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.formats.common.malformed import refuse_malformed
 from loratools.formats.common.opened_base import known_base
+from loratools.formats.common.sam_blocks import with_fused_blocks
 from loratools.formats.common.source import (
     AdapterSource,
     counted,
@@ -301,12 +302,15 @@ def ensure_writable(adapter: Adapter, format: str, *, base: Base | None = None) 
 def fitted_names(adapter: Adapter, format: str) -> Adapter:
     """The adapter with the names that `format` has for its modules; raises the same errors as `ensure_named`.
 
-    PEFT has those of one model, without the part of a pipeline that it is; and where a file is for one model, a second
+    Only SAMed has queries and values of SAM apart. PEFT has names of one model, without the part of a pipeline that it
+    is; and where a file is for one model, a second
     transformer alone has the names of any.
     """
     from loratools.formats.image_parts.component import second_as_first, without_component
 
     ensure_named(adapter, format)
+    if format != "sam-lora":
+        adapter = with_fused_blocks(adapter)
     if "image" not in adapter.notes or format == "diffusers":
         return adapter
     return without_component(adapter) if format == "peft" else second_as_first(adapter)

@@ -15,7 +15,7 @@ from loratools.formats.image_parts.flat_names import empty_modules_warning, enco
 from loratools.formats.image_parts.kinds import lycoris_parts
 from loratools.formats.image_parts.reading import DENOISER, Located, Read
 from loratools.formats.image_parts.reading import read as read_image
-from loratools.formats.image_parts.spellings import is_spelled
+from loratools.formats.image_parts.spellings import difference_key, is_spelled
 from loratools.formats.image_parts.writing import (
     Stored,
     axis_magnitude,
@@ -87,7 +87,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
             if lora.alpha_source == "tensor" or alpha != lora.rank:
                 stored[f"{name}.alpha"] = from_torch(torch.tensor(alpha))
         elif (full := weight.as_full()) is not None:
-            parts[f"{name}.diff"] = full.diff
+            parts[difference_key(name)] = full.diff
         else:
             parts |= {f"{name}{suffix}": tensor for suffix, tensor in (lycoris_parts(weight) or {}).items()}
             if (lycoris_alpha := weight.lycoris_alpha()) is not None:

@@ -137,7 +137,6 @@ BY_MODEL_TYPE: dict[str, Architecture] = {
         "gpt-oss",
         _layers(_ATTENTION, {"mlp.router": "ffn_gate_inp"}),
         "mlp",
-        changed={"experts": "llama.cpp takes gate and up apart, which stand in turn in the experts of gpt-oss"},
     ),
     "qwen2_vl": Architecture("qwen2vl", _DENSE, wrapped=_INNER),
     "qwen2_5_vl": Architecture("qwen2vl", _DENSE, wrapped=_INNER),

@@ -11,17 +11,15 @@ import peft
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from formats.llama_cpp import NOT_COMPARED, VOCABULARY, add_vocabulary, computed, next_token
 
 from loratools.ops.convert.verb import convert
 
 # The server of llama.cpp in a wheel; it is heavy, and not everywhere.
 pytestmark = peers.needs("xllamacpp", "gguf")
-xllamacpp = peers.load("xllamacpp")
 gguf = peers.load("gguf")
 
-VOCABULARY, HIDDEN, HEADS, KEY_HEADS, LAYERS = 263, 64, 4, 2, 2
-PROMPT = [1, 70, 100, 33, 259, 90, 200, 14]
+HIDDEN, HEADS, KEY_HEADS, LAYERS = 64, 4, 2, 2
 FUSED_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -45,8 +43,7 @@ def base_model(model_type: str) -> Any:
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**config))
     for parameter in model.parameters():
         parameter.data.normal_(0.0 if parameter.dim() > 1 else 0.5, 0.15)
-    # The end of the text, or half of a character, would leave nothing to compare: these are never the most likely.
-    model.lm_head.weight.data[[0, 1, 2, *range(3 + 128, 3 + 256)]] = 0
+    model.lm_head.weight.data[NOT_COMPARED] = 0
     return model.eval()
 
 
@@ -64,17 +61,8 @@ def write_base(model: Any, model_type: str, path: Path) -> None:
     writer.add_rope_dimension_count(HIDDEN // HEADS // (2 if model_type == "glm4" else 1))
     if model_type == "qwen2vl":
         writer.add_rope_dimension_sections([2, 3, 3, 0])
-    writer.add_vocab_size(VOCABULARY)
     writer.add_file_type(0)
-    bytes_ = [f"<0x{i:02X}>".encode() for i in range(256)]
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([b"<unk>", b"<s>", b"</s>", *bytes_, b"a", b"b", "▁".encode(), b"c"])
-    writer.add_token_scores([0.0] * VOCABULARY)
-    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * 4)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
+    add_vocabulary(writer)
     arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == model_type)
     names = gguf.get_tensor_name_map(arch, LAYERS)
     for name, tensor in model.state_dict().items():
@@ -87,27 +75,6 @@ def write_base(model: Any, model_type: str, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def computed(base: Path, adapter: Path | None) -> Tensor:
-    """Logarithms of the probabilities of the next token."""
-    params = xllamacpp.CommonParams()
-    params.model.path = str(base)
-    params.n_ctx, params.n_parallel, params.warmup = 64, 1, False
-    if adapter is not None:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    request = {"prompt": PROMPT, "n_predict": 1, "n_probs": VOCABULARY, "temperature": 0.0, "cache_prompt": False}
-    answer = xllamacpp.Server(params).handle_completions(request)
-    answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
-    found = torch.full((VOCABULARY,), float("nan"), dtype=torch.float64)
-    for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
-        found[entry["id"]] = entry["logprob"]
-    return found
-
-
-def next_token(model: Any) -> Tensor:
-    with torch.no_grad():
-        return torch.log_softmax(model(torch.tensor([PROMPT])).logits[0, -1].double(), -1)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen2vl", "glm4"])

@@ -17,14 +17,14 @@ BLOCKS = 40
 
 @pytest.fixture
 def wan(tmp_path: Path) -> Path:
-    """A LoRA of Wan as it is extracted from distilled models: a change of the modulation (`diff_m`) in each block."""
+    """A LoRA of Wan with a tensor of unknown meaning (`diff_s`) in each block."""
     generator = torch.Generator().manual_seed(3)
     stored: dict[str, torch.Tensor] = {}
     for i in range(BLOCKS):
         name = f"diffusion_model.blocks.{i}"
         stored[f"{name}.self_attn.q.lora_down.weight"] = torch.randn(2, 48, generator=generator)
         stored[f"{name}.self_attn.q.lora_up.weight"] = torch.randn(48, 2, generator=generator)
-        stored[f"{name}.diff_m"] = torch.randn(1, 6, 8, generator=generator)
+        stored[f"{name}.diff_s"] = torch.randn(1, 6, 8, generator=generator)
     save_file(stored, tmp_path / "wan.safetensors")
     return tmp_path / "wan.safetensors"
 
@@ -32,13 +32,13 @@ def wan(tmp_path: Path) -> Path:
 def test_tensors_that_are_not_read_are_refused_by_name_with_a_remedy(wan: Path, tmp_path: Path) -> None:
     with pytest.raises(UnreadTensorsError, match=r"40 tensors of .* not read as comfy") as refused:
         loratools.convert(wan, tmp_path / "out.safetensors", format="comfy")
-    assert refused.value.tensors[0] == "diffusion_model.blocks.0.diff_m"
+    assert refused.value.tensors[0] == "diffusion_model.blocks.0.diff_s"
     assert len(refused.value.tensors) == BLOCKS
     assert "--exclude" in (refused.value.hint or "")
     assert not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize("options", [{"exclude": "*.diff_m"}, {"allow_partial": True}])
+@pytest.mark.parametrize("options", [{"exclude": "*.diff_s"}, {"allow_partial": True}])
 def test_what_is_left_out_is_counted_and_its_share_is_told(
     wan: Path, tmp_path: Path, options: dict[str, object]
 ) -> None:
@@ -47,14 +47,14 @@ def test_what_is_left_out_is_counted_and_its_share_is_told(
     share = 100 * 48 / (192 + 48)
     assert any("40 tensors left out, as" in w and f"{share:.2f}%" in w for w in report.warnings)
     assert [d.name for d in report.dropped if d.what == "tensor"] == sorted(
-        f"diffusion_model.blocks.{i}.diff_m" for i in range(BLOCKS)
+        f"diffusion_model.blocks.{i}.diff_s" for i in range(BLOCKS)
     )
     written = load_file(tmp_path / "out.safetensors")
     source = load_file(wan)
     a, b = (f"diffusion_model.blocks.7.self_attn.q.lora_{part}.weight" for part in "AB")
     torch.testing.assert_close(written[a], source["diffusion_model.blocks.7.self_attn.q.lora_down.weight"])
     torch.testing.assert_close(written[b], source["diffusion_model.blocks.7.self_attn.q.lora_up.weight"])
-    assert not any("diff_m" in key for key in written)
+    assert not any("diff_s" in key for key in written)
 
 
 def test_include_leaves_out_what_is_not_read_as_well(wan: Path, tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_include_leaves_out_what_is_not_read_as_well(wan: Path, tmp_path: Path) 
 
 
 def test_every_verb_that_reads_adapters_leaves_out_what_is_excluded(wan: Path, tmp_path: Path) -> None:
-    globs = ["*.diff_m"]
+    globs = ["*.diff_s"]
     assert loratools.inspect(wan, exclude=globs).to_dict()["sources"][0]["other_tensors"] == sorted(  # type: ignore[index]
-        f"diffusion_model.blocks.{i}.diff_m" for i in range(BLOCKS)
+        f"diffusion_model.blocks.{i}.diff_s" for i in range(BLOCKS)
     )
     assert loratools.spectrum(wan, exclude=globs).modules
     assert loratools.compare(wan, wan, exclude=globs).cosine == pytest.approx(1)
@@ -95,7 +95,7 @@ def test_a_damaged_module_that_is_excluded_is_no_reason_to_refuse_the_others(tmp
 
 def test_a_glob_that_matches_nothing_is_wrong_usage_all_the_same(wan: Path) -> None:
     with pytest.raises(UsageError, match="matches none"):
-        loratools.inspect(wan, exclude=["*.diff_m", "*.no_such_module"])
+        loratools.inspect(wan, exclude=["*.diff_s", "*.no_such_module"])
 
 
 def test_a_checkpoint_is_shown_without_the_tensors_that_are_excluded() -> None:

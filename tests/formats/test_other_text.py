@@ -8,9 +8,10 @@ from pathlib import Path
 import peers
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import loratools
 from loratools import formats
 from loratools.adapter import Adapter
 from loratools.errors import FormatError, MismatchError, UnsupportedError
@@ -152,37 +153,118 @@ def test_a_merged_layer_of_loralib_is_refused_by_name(tmp_path: Path) -> None:
     assert raised.value.details == ("'m.c_attn'",)
 
 
-def test_sam_has_queries_and_values_in_the_first_and_last_third(tmp_path: Path) -> None:
-    tensors = {}
-    for n in range(4):
-        tensors[f"w_a_{n:03d}"], tensors[f"w_b_{n:03d}"] = random(3, 6), random(6, 3) * (n + 1)
-    tensors["mask_decoder.x.weight"] = random(2, 6)
-    torch.save(tensors, tmp_path / "x.pth")
+def sam_file(path: Path, *, blocks: int = 2, rank: int = 3, width: int = 6, seed: int = 0) -> dict[str, Tensor]:
+    """A file as SAMed saves it, with a trained part of the decoder."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {"mask_decoder.x.weight": torch.randn(2, 6, generator=generator)}
+    for number in range(2 * blocks):
+        tensors[f"w_a_{number:03d}"] = torch.randn(rank, width, generator=generator)
+        tensors[f"w_b_{number:03d}"] = torch.randn(width, rank, generator=generator) * (number + 1)
+    torch.save(tensors, path)
+    return tensors
+
+
+def sam_delta(tensors: dict[str, Tensor], block: int) -> Tensor:
+    """What SAMed adds to `qkv` of a block: B A of the queries to its first third, and of the values to its last."""
+    q, v = (tensors[f"w_b_{2 * block + i:03d}"].double() @ tensors[f"w_a_{2 * block + i:03d}"].double() for i in (0, 1))
+    return torch.cat([q, torch.zeros_like(q), v])
+
+
+def test_sam_has_an_update_for_the_queries_and_one_for_the_values_of_each_block(tmp_path: Path) -> None:
+    tensors = sam_file(tmp_path / "x.pth")
 
     adapter = formats.load(tmp_path / "x.pth")
 
     assert (adapter.format, list(adapter.replacements)) == ("sam-lora", ["mask_decoder.x.weight"])
-    for block in (0, 1):
-        q, v = (tensors[f"w_b_{2 * block + i:03d}"] @ tensors[f"w_a_{2 * block + i:03d}"] for i in (0, 1))
-        found = delta(adapter, f"image_encoder.blocks.{block}.attn.qkv")
-        torch.testing.assert_close(found, torch.cat([q, torch.zeros_like(q), v]))
-    # Rows are read alone as well as all at once.
-    b = adapter.updates["image_encoder.blocks.1.attn.qkv"].parts["B"]
-    assert torch.equal(b.read_rows(4, 14), b.read()[4:14])
+    assert [(name, update.rank, update.scale) for name, update in adapter.updates.items()] == [
+        (f"image_encoder.blocks.{block}.attn.{part}", 3, 1.0) for block in (0, 1) for part in "qv"
+    ]
+    # There is no alpha that could have been another.
+    assert not any(update.assumes_alpha for update in adapter.updates.values())
+    torch.testing.assert_close(delta(adapter, "image_encoder.blocks.1.attn.v"), sam_delta(tensors, 1)[12:])
     torch.save({k: t for k, t in tensors.items() if k != "w_b_003"}, tmp_path / "cut.pth")
     with pytest.raises(FormatError, match="1 fault"):
         formats.load(tmp_path / "cut.pth")
 
 
-def test_sam_adapter_is_written_as_peft(tmp_path: Path) -> None:
-    tensors = {f"w_{part}_{n:03d}": random(*shape) for n in (0, 1) for part, shape in (("a", (3, 6)), ("b", (6, 3)))}
-    torch.save(tensors, tmp_path / "x.pth")
+@pytest.mark.parametrize(
+    "encoder", ["image_encoder.blocks.{}.attn.qkv.weight", "vision_encoder.layers.{}.attn.qkv.weight"]
+)
+def test_sam_is_merged_into_rows_of_the_one_qkv(encoder: str, tmp_path: Path) -> None:
+    """Into a file of Segment Anything, and into one of transformers."""
+    tensors = sam_file(tmp_path / "x.pth")
+    base = {encoder.format(block): random(18, 6) for block in (0, 1, 2)}
+    (tmp_path / "base").mkdir()
+    save_file({**base, "mask_decoder.x.weight": random(2, 6)}, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "sam"}))
 
-    report = convert(tmp_path / "x.pth", tmp_path / "out", format="peft")
+    loratools.merge(tmp_path / "base", [(tmp_path / "x.pth", 0.5)], tmp_path / "out", exclude="mask_decoder.*")
+
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    for block in (0, 1):
+        name = encoder.format(block)
+        torch.testing.assert_close(
+            merged[name].double(), base[name].double() + 0.5 * sam_delta(tensors, block), rtol=2**-23, atol=1e-6
+        )
+    assert torch.equal(merged[encoder.format(2)], base[encoder.format(2)])
+
+
+def test_sam_adapter_is_written_as_peft_with_one_update_of_each_qkv(tmp_path: Path) -> None:
+    tensors = sam_file(tmp_path / "x.pth")
+
+    report = loratools.convert(tmp_path / "x.pth", tmp_path / "out", format="peft")
 
     assert report.max_relative_error == 0.0
-    (update,) = formats.load(tmp_path / "out").updates.values()
-    assert (update.shape, update.rank, update.scale) == ((18, 6), 6, 1.0)
+    assert not [text for text in report.warnings if "alpha" in text]
+    written = formats.load(tmp_path / "out")
+    for block in (0, 1):
+        update = written.updates[f"image_encoder.blocks.{block}.attn.qkv"]
+        assert (update.shape, update.rank, update.scale) == ((18, 6), 6, 1.0)
+        found = delta(written, f"image_encoder.blocks.{block}.attn.qkv")
+        torch.testing.assert_close(found.double(), sam_delta(tensors, block), rtol=1e-6, atol=1e-6)
+
+
+def test_sam_is_resized_and_combined_part_by_part_into_a_file_of_its_own(tmp_path: Path) -> None:
+    first, second = (sam_file(tmp_path / f"{seed}.pth", seed=seed, rank=2 + seed) for seed in (0, 1))
+
+    loratools.combine([tmp_path / "0.pth", tmp_path / "1.pth"], tmp_path / "sum.safetensors", exclude="mask_decoder.*")
+    loratools.resize(tmp_path / "0.pth", tmp_path / "small.safetensors", rank=1)
+
+    summed, small = (load_file(tmp_path / f"{name}.safetensors") for name in ("sum", "small"))
+    assert sorted(summed) == sorted(name for name in first if name.startswith("w_"))
+    for block in (0, 1):
+        expected = sam_delta(first, block) + sam_delta(second, block)
+        torch.testing.assert_close(sam_delta(summed, block), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(small["mask_decoder.x.weight"], first["mask_decoder.x.weight"])
+    # The nearest of rank 1, of each part on its own.
+    u, s, v = torch.linalg.svd(first["w_b_002"].double() @ first["w_a_002"].double())
+    nearest = s[0] * u[:, :1] @ v[:1]
+    torch.testing.assert_close(small["w_b_002"].double() @ small["w_a_002"].double(), nearest, rtol=1e-4, atol=1e-4)
+
+
+def test_sam_and_its_conversion_to_peft_are_one_adapter(tmp_path: Path) -> None:
+    sam_file(tmp_path / "x.pth")
+    loratools.convert(tmp_path / "x.pth", tmp_path / "out", format="peft")
+
+    report = loratools.compare(tmp_path / "x.pth", tmp_path / "out")
+
+    assert report.cosine == pytest.approx(1, abs=1e-12)
+    assert not report.only_in_first
+    assert not report.only_in_second
+
+
+def test_blocks_that_samed_cannot_number_are_refused_by_name(tmp_path: Path) -> None:
+    sam_file(tmp_path / "x.pth", blocks=3)
+
+    with pytest.raises(UnsupportedError, match=r"1 part of .* cannot be written as sam-lora") as refused:
+        loratools.resize(
+            tmp_path / "x.pth", tmp_path / "out.safetensors", rank=1, exclude=["*.1.attn.*", "*.2.attn.q", "mask*"]
+        )
+
+    assert refused.value.details == (
+        "image_encoder.blocks.2.attn.v: of a block behind one without queries and values: SAMed numbers blocks without "
+        "gaps",
+    )
 
 
 def stable_diffusion(layers: dict[str, int], *, rank: int = 1) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from loratools.formats.common.base import Base
 def unloaded(adapter: Adapter, name: str, base: Base | None) -> Mapping[str, str]:
     """Names of modules and weights that the program does not load, each with the reason."""
     if name in SERVERS:
-        return unservable(adapter, name)
+        return unservable(adapter, name, base.model_type if base is not None else None)
     dropped = _magnitudes_dropped(adapter) if name == "diffusers" else {}
     native = program(name).format
     # What is stored in the program's own format was written for it.

@@ -18,7 +18,7 @@ from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.image_parts.kinds import lycoris_parts
 from loratools.formats.image_parts.reading import DENOISER, Located, Read
 from loratools.formats.image_parts.reading import read as read_image
-from loratools.formats.image_parts.spellings import is_spelled
+from loratools.formats.image_parts.spellings import difference_key, is_spelled
 from loratools.formats.image_parts.writing import (
     Stored,
     Written,
@@ -32,6 +32,7 @@ from loratools.formats.image_parts.writing import (
     write_file,
 )
 from loratools.naming.image.evidence import denoisers
+from loratools.naming.image.families.wan import MODULATION_TABLE
 from loratools.naming.image.family import Family
 from loratools.storage.casting import cast
 from loratools.storage.files import quoted
@@ -103,6 +104,10 @@ def unwritable(adapter: Adapter, prefixes: Prefixes, *, base: Base | None) -> di
     problems |= dict.fromkeys(adapter.replacements, "a whole weight in place of the base's")
     for beginning, reason in prefixes.refused:
         problems |= dict.fromkeys((name for name in adapter.updates if name.startswith(beginning)), reason)
+    # Readers of these names look for modules, and find none of this name.
+    parameters = [name for name in adapter.updates if name.endswith(f".{MODULATION_TABLE}")]
+    if not adapter.stored_names:
+        problems |= dict.fromkeys(parameters, "a parameter and no module, which has no name here; comfy has one for it")
     return problems
 
 
@@ -169,7 +174,7 @@ def spelled(name: str, module: Written, *, dtype: str | None) -> Stored:
             alpha = from_torch(torch.tensor(alpha_value))
     norm = full is not None and len(full.shape) == 1
     if full is not None:
-        tensors[f"{name}.{'w_norm' if norm else 'diff'}"] = full.diff
+        tensors[f"{name}.w_norm" if norm else difference_key(name)] = full.diff
     if module.bias is not None:
         tensors[f"{name}.{'b_norm' if norm else 'diff_b'}"] = module.bias.diff
     stored: Stored = {key: cast(key, tensor, dtype) for key, tensor in tensors.items()}

@@ -93,7 +93,9 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
     model = source.metadata.get("ss_base_model_version") or source.metadata.get("modelspec.architecture")
     architecture = source.metadata.get("modelspec.architecture", "")
     header = declared_family or f"{model or ''} {architecture}".strip() or None
-    file_names = {name: PrefixedPlace("", Place(name, (name,))) for name in modules}
+    file_names = {
+        name: PrefixedPlace("", Place(module.stored_name, (module.stored_name,))) for name, module in modules.items()
+    }
     families: tuple[Family, ...] = ()
     undecided: LoraToolsError | None = None
     aliases: dict[str, tuple[str, ...]] = {}
@@ -107,7 +109,8 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
         places, undecided = file_names, error
     if source.stored_names:
         aliases = {
-            name: tuple(f"{prefixed.prefix}{t}" for t in prefixed.place.targets) for name, prefixed in places.items()
+            modules[name].stored_name: tuple(f"{prefixed.prefix}{t}" for t in prefixed.place.targets)
+            for name, prefixed in places.items()
         }
         places = file_names
     updates, replacements, warnings = _updates(source, modules, places, file_layout)

@@ -52,10 +52,12 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     "onetrainer-oft": {".oft_R.weight": "R", ".oft_R.scaled_oft": "scaled"},
     "tlora": {".q_layer.weight": "q", ".p_layer.weight": "p", ".lambda_layer": "lambda"},
     "ia3": {".on_input": "on_input"},
-    "full": {".diff": "diff", ".diff_b": "diff_b", ".w_norm": "diff", ".b_norm": "diff_b"},
+    "full": {".diff": "diff", ".diff_b": "diff_b", ".diff_m": "diff", ".w_norm": "diff", ".b_norm": "diff_b"},
     "replacement": {".set_weight": "weight"},
     "padding": {".reshape_weight": "shape"},
 }
+# LightX2V's spelling of a difference of the parameter `modulation` that a block of Wan has: `BLOCK.diff_m`.
+_OF_MODULATION, _MODULATION = ".diff_m", ".modulation"
 _SUFFIXES = {suffix: (kind, part) for kind, parts in KINDS.items() for suffix, part in parts.items()}
 _LONGEST = tuple(sorted(_SUFFIXES, key=len, reverse=True))
 
@@ -68,6 +70,12 @@ class Module:
     parts: dict[str, LazyTensor] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=set)
+
+    @property
+    def stored_name(self) -> str:
+        """The name of the file, letter by letter: with the suffix where that names the parameter."""
+        difference = self.keys.get("diff", "")
+        return difference if difference.endswith(_OF_MODULATION) else self.name
 
     @property
     def sizes(self) -> tuple[int | None, int | None]:
@@ -105,8 +113,14 @@ def split(key: str) -> tuple[str, str, str] | None:
         return None
     for suffix in _LONGEST:
         if key.endswith(suffix) and len(key) > len(suffix):
-            return (key[: -len(suffix)], *_SUFFIXES[suffix])
+            module = key[: -len(suffix)] + (_MODULATION if suffix == _OF_MODULATION else "")
+            return (module, *_SUFFIXES[suffix])
     return None
+
+
+def difference_key(name: str) -> str:
+    """The key of a whole difference of a module, or of a parameter: of one that is named with its suffix, its name."""
+    return name if name.endswith(_OF_MODULATION) else f"{name}.diff"
 
 
 def is_learnt_token(key: str) -> bool:

@@ -14,7 +14,7 @@ from loratools.formats.common.notes import metadata_of, names_digest
 from loratools.formats.common.scale import most_common
 from loratools.formats.peft_parts import config as fields
 from loratools.formats.peft_parts.keys import PREFIX
-from loratools.formats.peft_parts.lora import registered
+from loratools.formats.peft_parts.lora import orientation_of, registered
 from loratools.formats.peft_parts.patterns import matches
 from loratools.storage.untrusted_regex import UntrustedRegexes
 from loratools.tensors.lazy import LazyTensor
@@ -42,7 +42,7 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
     config.pop("runtime_config", None)  # PEFT warns about it and ignores it
     config.pop("token_indices", None)  # of an adapter of trained tokens alone, which a LoRA holds as well
     experts = sorted(target for target, u in updates.items() if u.as_experts() is not None)
-    bare = {t for t in updates if experts and _leaf(t) in _TAKEN_FOR_EXPERTS}
+    bare = {t for t in set(updates) - set(experts) if experts and _leaf(t) in _TAKEN_FOR_EXPERTS}
     ranks = {target: u.rank for target, u in updates.items()}
     rslora = bool(updates) and all(u.rslora for u in updates.values())
     # Where only some are rsLoRA, all become plain: PEFT has one flag for all.
@@ -65,6 +65,7 @@ def config_to_write(adapter: Adapter, updates: Mapping[str, Factored]) -> dict[s
         config.pop("unsloth_fixed", None)
         if isinstance(mapping := config.get("auto_mapping"), Mapping):
             config["auto_mapping"] = {k: v for k, v in mapping.items() if k != "unsloth_fixed"} or None
+        _state_orientation(config, updates)
     # PEFT runs the initialisation again when it loads; these two need the base for it, or an even rank.
     if config.get("init_lora_weights") in ("orthogonal", "mica"):
         config["init_lora_weights"] = True
@@ -138,6 +139,13 @@ def _of_the_trained_model(adapter: Adapter, config: Mapping[str, object]) -> dic
     elif "base_model_class" in mapping:
         stated["auto_mapping"] = None
     return stated
+
+
+def _state_orientation(config: dict[str, object], updates: Mapping[str, Factored]) -> None:
+    """Leave out a version of PEFT that took experts the other way round than these are, where none means theirs."""
+    orientations = {experts.orientation for u in updates.values() if (experts := u.as_experts()) is not None}
+    if orientations == {orientation_of(None)} and orientation_of(config.get("peft_version")) not in orientations:
+        config.pop("peft_version", None)
 
 
 def _notes(adapter: Adapter) -> Mapping[str, object]:

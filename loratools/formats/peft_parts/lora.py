@@ -250,11 +250,11 @@ def _experts(
     experts = a.shape[0] // rank
     # Of one expert, or of rank 1, both packings are the same.
     either = fields.trained_by_unsloth(config) and experts > 1 and rank > 1
-    orientation = _orientation(config.get("peft_version"))
+    orientation = orientation_of(config.get("peft_version"))
     return LoRAExperts(a, b, experts, alpha, origin, rslora, None if either else "peft", orientation)
 
 
-def _orientation(version: object) -> Orientation | None:
+def orientation_of(version: object) -> Orientation | None:
     """How the PEFT that trained the adapter took a parameter of three axes; it writes its version since 0.18."""
     if version is None:
         return "in-out"

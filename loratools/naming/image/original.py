@@ -111,9 +111,11 @@ def _denoiser(prefix: str, shapes: Shapes) -> Iterator[tuple[str, Alias]]:
     for name, shape in shapes.items():
         module, _, leaf = name.rpartition(".")
         place = family.find(module)
+        stored = f"{prefix}{name}"
+        if place is None and (parameter := family.find(name)) is not None and len(parameter.targets) == 1:
+            yield f"{family.component}.{parameter.targets[0]}", Alias(shape, (Place(stored),))
         if place is None or not shape:
             continue
-        stored = f"{prefix}{name}"
         weight = shapes.get(f"{module}.weight", shape)
         columns = weight[1] if len(weight) > 1 else 0
         each: tuple[int, ...] | None = (shape[0],)

@@ -68,6 +68,15 @@ def stack_name(parent: str, role: str) -> str:
     return f"{parent}.switch_mlp.{role}"
 
 
+_NUMBERED = re.compile(r"(?P<parent>.+)\.experts\.(?P<leaf>gate_up_proj|down_proj)s\.(?P<number>\d{1,6})")
+
+
+def parse_numbered(module: str) -> tuple[str, str, int] | None:
+    """Parent, name of the fused parameter and number of an expert, of a layer that is one expert's part of it."""
+    parsed = _NUMBERED.fullmatch(module)
+    return None if parsed is None else (parsed["parent"], parsed["leaf"], int(parsed["number"]))
+
+
 # Those whose layers say `is_transposed` in transformers 5, by `model_type`; the others compute with (out, in).
 _IN_OUT = frozenset({"aria", "aria_text", "gpt_oss", "openai_privacy_filter"})
 
@@ -103,6 +112,13 @@ _IN_TURN = frozenset({"gpt_oss", "openai_privacy_filter"})
 # Those whose first files have fused experts as (experts, in, out), which memory has the other way round, and so have
 # the files that transformers 5 saves; it goes by the shape alone.
 _TRANSPOSED_AT_FIRST = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
+
+
+def gate_and_up_in_turn(model_type: str | None) -> bool:
+    """Whether the outputs of gate and up stand in turn in the fused experts of such a model."""
+    return model_type in _IN_TURN
+
+
 _WIDE, _NARROW = ("gate_proj", "up_proj"), "down_proj"
 
 

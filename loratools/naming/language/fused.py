@@ -13,6 +13,7 @@ FUSIONS: dict[str, tuple[str, ...]] = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),  # Phi-3, Phi-4
     "self_attn.W_pack": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),  # Baichuan
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),  # Phi-3, Phi-4, GLM-4
+    "attn.qkv": ("attn.q", "attn.k", "attn.v"),  # Segment Anything, whose queries and values SAMed trains apart
     # Qwen3.5, whose parts Tinker trains one by one.
     "linear_attn.in_proj_qkv": ("linear_attn.in_proj_q", "linear_attn.in_proj_k", "linear_attn.in_proj_v"),
 }

@@ -14,6 +14,8 @@ from loratools.naming.renaming import Shapes
 from loratools.tensors.views import Span
 
 _LINEAR_ATTENTION = "linear_attn.in_proj_qkv"
+# Vision transformers have as many heads of keys as of queries.
+_OF_VISION = ".attn.qkv"
 _QKV = ("q_proj", "k_proj", "v_proj")
 # By the `model_type` of a config: the module in files, and those in memory, which share its rows equally.
 _SPLIT: dict[str, dict[str, tuple[str, ...]]] = {
@@ -74,6 +76,8 @@ def aliases_by_rows(rows_of: Mapping[str, int], shapes: Shapes) -> dict[str, Ali
 
 
 def _sizes_of(module: str, config: Mapping[str, object], rows: int, shapes: Shapes) -> tuple[int, ...] | None:
+    if module.endswith(_OF_VISION):
+        return (rows // 3,) * 3 if rows % 3 == 0 else None
     if not module.endswith(_LINEAR_ATTENTION):
         return _sizes(config, rows, len(parts_of(module)))
     # Values have as many rows as their gate beside them; queries and keys share the others.

@@ -80,15 +80,21 @@ def combine_module(
 def _summed_vectors(
     name: str, updates: Sequence[WeightedUpdate], factors: Sequence[Factors], settings: ModuleSettings, dtype: str
 ) -> ModuleResult:
-    """Differences of a bias or a norm, which can only be added up, whatever the method."""
+    """Differences of a bias, a norm or a table, which can only be added up, whatever the method."""
     import torch
+
+    from loratools.algebra.lowrank import Factors
 
     if len(updates) == 1 and updates[0].weight == 1:
         stored = passed_through(updates[0].update, factors[0], name, settings.dtype)
     else:
-        columns = torch.stack([u.weight * (f.b @ f.a) for u, f in zip(updates, factors, strict=True)])
-        summed = replace(factors[0], b=columns.sum(dim=0), a=torch.ones(1, 1, dtype=torch.float64))
-        stored = passed_through(Full(from_torch(summed.b.reshape(-1))), summed, name, dtype)
+        total = torch.stack([u.weight * (f.b @ f.a) for u, f in zip(updates, factors, strict=True)]).sum(dim=0)
+        one = torch.ones(1, 1, dtype=torch.float64)
+        # A column, or a row.
+        summed = Factors(total, one) if total.shape[1] == 1 else Factors(one, total)
+        stored = passed_through(
+            Full(from_torch(total.reshape([size or -1 for size in updates[0].update.shape]))), summed, name, dtype
+        )
     parts = parts_of([(u.index, u.weight, f) for u, f in zip(updates, factors, strict=True)], stored)
     parts = tuple(replace(p, overlaps=()) for p in parts)
     line = stored.stored.module(name, None, None)

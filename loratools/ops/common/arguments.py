@@ -15,6 +15,7 @@ from loratools.formats import Base
 from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.formats.common.leave_out import NOTHING, LeaveOut
 from loratools.formats.common.opened_base import known_base
+from loratools.formats.common.sam_blocks import with_same_blocks
 from loratools.formats.common.source import open_source
 from loratools.ops.common.alpha import with_alpha
 from loratools.updates.lora_experts import Orientation, Packing
@@ -88,6 +89,7 @@ def load_weighted(
     loaded = [_loaded(source, reading) for source, _ in pairs]
     loaded = with_expert_layout(loaded, packing=reading.expert_packing, orientation=reading.expert_orientation)
     loaded = [with_alpha(adapter, reading.alpha) for adapter in loaded]
+    loaded = with_same_blocks(loaded)
     for adapter in loaded:
         _require_usable(adapter, reading.moved)
     return [(adapter, float(weight)) for adapter, (_, weight) in zip(loaded, pairs, strict=True)]

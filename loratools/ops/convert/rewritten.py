@@ -14,7 +14,7 @@ from loratools.formats.common.source import counted
 from loratools.matching import Matches, match
 from loratools.naming.language.repeated_layers import stack_to_repeat, with_repeated_layers
 from loratools.ops.convert.client_names import ClientNames, named_for_client
-from loratools.ops.convert.experts import unpacked
+from loratools.ops.convert.experts import packed, unpacked
 from loratools.ops.convert.fit import fitted
 from loratools.ops.convert.verify import Piece
 from loratools.storage.files import quoted
@@ -58,8 +58,11 @@ def rewritten(source: Adapter, format: str, base: Base | None, *, serve: str | N
     source = formats.fitted_names(source, format)
     formats.ensure_layers(source, format if serve is None else serve)
     base = _with_its_layers(base, source)
-    one_by_one = taken_apart_for(source, serve) if serve is not None else ()
-    original = unpacked(source, [*writer.unwritable(source, base=base), *one_by_one], base)
+    model_type = base.model_type if base is not None else None
+    one_by_one = taken_apart_for(source, serve, model_type) if serve is not None else ()
+    original = unpacked(source, [*writer.unwritable(source, base=base), *one_by_one], base, to=format)
+    if format == "peft":
+        original = packed(original, base)
     fit = fitted(original, base)
     matches, match_warnings = _matches(fit.adapter, base)
     named = named_for_client(fit.adapter, base, matches, format)
@@ -69,7 +72,7 @@ def rewritten(source: Adapter, format: str, base: Base | None, *, serve: str | N
         name = new_names.get(leftover.name, leftover.name)
         unwritable.setdefault(name, f"no place in the base: {leftover.described}")
     if serve is not None:
-        unwritable |= unservable(named.adapter, serve)
+        unwritable |= unservable(named.adapter, serve, model_type)
     return Rewritten(
         adapter=named.adapter,
         # Replaced weights are renamed as a whole, and so are compared under their new names.

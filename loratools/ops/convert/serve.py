@@ -9,14 +9,17 @@ from loratools.checks.common.servers import server
 from loratools.formats.common.notes import record_notes
 from loratools.formats.common.scale import uniform
 from loratools.formats.common.source import counted
+from loratools.ops.lowrank.experts import apart, together
 
 
 def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, list[str]]:
     """The adapter as the server loads it, with equal deltas, and what a person should know."""
-    updates = {n: lora for n, u in adapter.updates.items() if (lora := u.as_lora()) is not None and lora.rank > 0}
+    one_by_one, layers = apart({n: u for n, u in adapter.updates.items() if u.rank})
+    updates = {n: lora for n, u in one_by_one.items() if (lora := u.as_lora()) is not None}
     if not updates:
         return adapter, []
-    uniform_updates, rank, scale = uniform(updates, dtype)
+    at_one_rank, rank, scale = uniform(updates, dtype)
+    uniform_updates = together(at_one_rank, layers)
     warnings = []
     if padded := sum(u.rank != rank for u in updates.values()):
         warnings.append(f"{counted(padded, 'module')} filled up with zeros to rank {rank}: {name} has one for all")
@@ -29,6 +32,6 @@ def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, lis
         )
     # What a server would apply to the base besides factors, or refuse, stays out of the config. Modules are listed by
     # the last part of their names, which is what servers look at; a longer name is no error, and not understood.
-    fields = {"target_modules": sorted({n.rpartition(".")[2] for n in uniform_updates}), "bias": "none"}
+    fields = {"target_modules": sorted({n.rpartition(".")[2] for n in uniform_updates if n not in layers}), "bias": "none"}
     notes = record_notes(adapter, uniform_updates, fields)
     return replace(adapter, updates=uniform_updates, fan_in_fan_out=None, layer_replication=(), notes=notes), warnings

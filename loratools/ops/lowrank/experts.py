@@ -35,7 +35,7 @@ def apart(updates: Mapping[str, Update]) -> tuple[dict[str, Update], dict[str, E
     for name, update in updates.items():
         if (experts := update.as_experts()) is not None:
             layers[name] = Experts.of(experts)
-            updates_apart |= {_named(name, i): experts.expert(i) for i in range(experts.experts)}
+            updates_apart |= {expert_target(name, i): experts.expert(i) for i in range(experts.experts)}
         else:
             updates_apart[name] = update
     return updates_apart, layers
@@ -57,7 +57,7 @@ def together(updates: Mapping[str, Update], layers: Mapping[str, Experts]) -> di
     """The updates with experts as one parameter again, each at scale 1."""
     joined = dict(updates)
     for name, experts in layers.items():
-        parts = [joined.pop(_named(name, i), None) for i in range(experts.count)]
+        parts = [joined.pop(expert_target(name, i), None) for i in range(experts.count)]
         loras = [lora for p in parts if p is not None and (lora := p.as_lora()) is not None]
         if len(loras) == experts.count:
             joined[name] = _joined(loras, experts)
@@ -101,5 +101,6 @@ def _joined(parts: list[LoRA], experts: Experts) -> LoRAExperts:
     )
 
 
-def _named(name: str, index: int) -> str:
+def expert_target(name: str, index: int) -> str:
+    """What one expert of a fused parameter is called while it is a target of its own."""
     return f"{name}[{index}]"

@@ -55,8 +55,9 @@ def layout_of(update: Update) -> Layout:
 
 
 def is_vector(update: Update) -> bool:
-    """Whether it changes a bias or a norm, which has no rank."""
-    return len(update.shape) < 2
+    """Whether it changes a bias, a norm, or a table such as the modulation of Wan, (1, 6, width), which has no rank."""
+    shape = update.shape
+    return len(shape) < 2 or (len(shape) > 2 and shape[0] == 1 and update.as_full() is not None)
 
 
 def exact_factors(update: Update, name: str, whose: str) -> Factors:

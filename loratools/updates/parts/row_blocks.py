@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loratools.tensors.lazy import from_torch
-from loratools.tensors.views import rows
+from loratools.tensors.views import reordered, rows
 from loratools.updates.lora import LoRA
 
 
@@ -35,6 +35,12 @@ def rows_of(update: LoRA, start: int, stop: int) -> LoRA:
         alpha=update.scale * rank,
         rslora=False,
     )
+
+
+def rows_in_turn(update: LoRA, first: int, step: int) -> LoRA:
+    """Every `step`-th row of the update from `first` on, with all of its terms. It has no magnitude."""
+    assert update.magnitude is None, "a magnitude goes with its row"
+    return replace(update, b=reordered(update.b, tuple(range(first, update.b.shape[0], step))))
 
 
 def stacked_rows(parts: Sequence[tuple[int, LoRA]], out: int) -> LoRA:

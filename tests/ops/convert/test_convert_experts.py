@@ -153,3 +153,96 @@ def test_square_experts_of_nobody_known_need_a_word(tmp_path: Path) -> None:
     down = formats.load(tmp_path / "out").updates["model.layers.0.mlp.experts.1.down_proj"].factors()
     assert down is not None
     torch.testing.assert_close(down.b @ down.a, deltas["down_proj"][1].T, rtol=1e-12, atol=1e-12)
+
+
+GPT_OSS = formats.Base({}, {"model_type": "gpt_oss", "hidden_size": HIDDEN, "num_local_experts": EXPERTS})
+
+
+@pytest.mark.parametrize(("version", "transposed"), [("0.21.0", False), ("0.18.1", False), ("0.19.0", True)])
+@pytest.mark.parametrize("inner", [INNER, HIDDEN])
+def test_gguf_has_gate_and_up_of_gpt_oss_apart(inner: int, version: str, transposed: bool, tmp_path: Path) -> None:
+    """Their outputs stand in turn there; square ones, as in the published models, are told by the PEFT of training."""
+    sizes = {"gate_up_proj": (2 * inner, HIDDEN), "down_proj": (HIDDEN, inner)}
+    source, deltas = fused(tmp_path / "in", {n: s[::-1] if transposed else s for n, s in sizes.items()})
+    config = json.loads((source / "adapter_config.json").read_text())
+    (source / "adapter_config.json").write_text(json.dumps({**config, "peft_version": version}))
+
+    convert(source, tmp_path / "out.gguf", format="gguf", base=GPT_OSS, dtype="float32")
+
+    found = formats.load(tmp_path / "out.gguf", base=GPT_OSS)
+    assert len(found.updates) == 3 * EXPERTS
+    for e in range(EXPERTS):
+        both, down = (deltas[n][e].T if transposed else deltas[n][e] for n in sizes)
+        for role, delta in {"gate_proj": both[0::2], "up_proj": both[1::2], "down_proj": down}.items():
+            factors = found.updates[f"model.layers.0.mlp.experts.{e}.{role}"].factors()
+            assert factors is not None
+            torch.testing.assert_close(factors.b @ factors.a, delta, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "qwen3_vl_moe"])
+def test_vllm_gets_fused_experts_of_models_that_it_loads_them_of(model_type: str, tmp_path: Path) -> None:
+    """As its `_stack_moe_lora_weights` takes them: A (experts, rank, in), B (out, rank, experts), alpha / r for all."""
+    sizes = {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
+    source, deltas = fused(tmp_path / "in", sizes)
+    base = formats.Base({}, {**GPT_OSS.config, "model_type": model_type})
+
+    convert(source, tmp_path / "out", format="peft", serve="vllm", base=base)
+
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    scale = config["lora_alpha"] / config["r"]
+    keys = {name: f"base_model.model.model.layers.0.mlp.experts{infix}.lora" for name, infix in
+            zip(sizes, (".base_layer", ""), strict=True)}  # fmt: skip
+    assert len(tensors) == 4
+    for name, key in keys.items():
+        a = tensors[f"{key}_A.weight"].reshape(EXPERTS, -1, sizes[name][1])
+        b = tensors[f"{key}_B.weight"].reshape(sizes[name][0], -1, EXPERTS).permute(2, 0, 1)
+        torch.testing.assert_close(scale * b @ a, deltas[name], rtol=1e-12, atol=1e-12)
+
+
+def test_vllm_needs_both_parameters_of_fused_experts(tmp_path: Path) -> None:
+    source, _ = fused(tmp_path / "in", {"gate_up_proj": (2 * INNER, HIDDEN), "down_proj": (HIDDEN, INNER)})
+
+    with pytest.raises(UnsupportedError) as raised:
+        convert(source, tmp_path / "out", format="peft", serve="vllm", base=GPT_OSS, exclude="*.gate_up_proj")
+
+    assert raised.value.details == (
+        "model.layers.0.mlp.experts.down_proj: vllm loads fused experts where both parameters have factors, and "
+        "model.layers.0.mlp.experts.gate_up_proj has none",
+    )
+
+
+def test_experts_one_by_one_become_the_parameter_that_peft_loads(tmp_path: Path) -> None:
+    """`(scale B A)^T` of each, and zeros where an expert has none; a version of PEFT that took the axes otherwise is
+    left out of the config."""
+    generator = torch.Generator().manual_seed(2)
+    tensors: dict[str, Tensor] = {}
+    deltas: dict[tuple[str, int], Tensor] = {}
+    for e in (0, 2):
+        for name, (out, into) in {"gate_up_proj": (2 * HIDDEN, HIDDEN), "down_proj": (HIDDEN, HIDDEN)}.items():
+            a = torch.randn(RANK, into, generator=generator, dtype=torch.float64)
+            b = torch.randn(out, RANK, generator=generator, dtype=torch.float64)
+            key = f"base_model.model.model.layers.0.mlp.experts.{name}s.{e}"
+            tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = a, b
+            deltas[name, e] = 3 / RANK * b @ a
+    (tmp_path / "in").mkdir()
+    save_file(tensors, tmp_path / "in" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 3, "target_modules": ["0", "2"], "peft_version": "0.19.0"}
+    (tmp_path / "in" / "adapter_config.json").write_text(json.dumps(config))
+
+    convert(tmp_path / "in", tmp_path / "out", format="peft", base=GPT_OSS)
+
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert written["target_parameters"] == [
+        "model.layers.0.mlp.experts.down_proj", "model.layers.0.mlp.experts.gate_up_proj",
+    ]  # fmt: skip
+    assert "peft_version" not in written
+    found = formats.load(tmp_path / "out", base=GPT_OSS)
+    for name in ("gate_up_proj", "down_proj"):
+        experts = found.updates[f"model.layers.0.mlp.experts.{name}"].as_experts()
+        assert experts is not None
+        for e in range(EXPERTS):
+            factors = experts.expert(e).factors()
+            assert factors is not None
+            expected = deltas.get((name, e), torch.zeros(experts.shape[1:], dtype=torch.float64))
+            torch.testing.assert_close(factors.b @ factors.a, expected, rtol=1e-12, atol=1e-12)

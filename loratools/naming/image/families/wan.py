@@ -8,6 +8,8 @@ from loratools.naming.image.family import Family, Rule, same
 
 _QKV = ("to_q", "to_k", "to_v")
 _RESIDUAL_BLOCKS = 7
+# What diffusers calls the parameter that scales and shifts the inputs of a block.
+MODULATION_TABLE = "scale_shift_table"
 
 
 def _rules() -> Iterator[Rule]:
@@ -24,6 +26,7 @@ def _rules() -> Iterator[Rule]:
         "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
         "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
         "head.head": "proj_out",
+        "head.modulation": MODULATION_TABLE,
     }
     yield from (Rule(a, (b,)) for a, b in outside.items())
     yield from _vace()
@@ -40,6 +43,8 @@ def _block(block: str) -> Iterator[Rule]:
     yield Rule(f"{block}.ffn.0", (f"{block}.ffn.net.0.proj",))
     yield Rule(f"{block}.ffn.2", (f"{block}.ffn.net.2",))
     yield Rule(f"{block}.norm3", (f"{block}.norm2",))
+    # A parameter of the block, and no module.
+    yield Rule(f"{block}.modulation", (f"{block}.{MODULATION_TABLE}",))
 
 
 def _vace() -> Iterator[Rule]:

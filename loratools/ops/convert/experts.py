@@ -65,7 +65,8 @@ def packed(adapter: Adapter, base: Base | None) -> Adapter:
         if fused in updates:
             continue  # the adapter has both, and they would become one
         present = {number: updates.pop(name) for number, name in members.items()}
-        absent = zeros_like(next(iter(present.values())))
+        first = next(iter(present.values()))
+        absent = replace(zeros_like(first), alpha=first.scale)  # of rank 1, so that nothing has to be folded
         updates |= {expert_target(fused, i): present.get(i, absent) for i in range(count)}
         updates = together(updates, {fused: Experts(count, "in-out")})
     return replace(adapter, updates=updates) if layers else adapter

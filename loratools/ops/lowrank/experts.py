@@ -88,7 +88,9 @@ def _joined(parts: list[LoRA], experts: Experts) -> LoRAExperts:
     for p in parts:
         a.append(torch.nn.functional.pad(p.a.read(), (0, 0, 0, rank - p.rank)))
         values = p.b.read()
-        b.append(torch.nn.functional.pad(values if p.scale == common else values.float() * p.scale, (0, rank - p.rank)))
+        if p.scale != common:
+            values = values.to(torch.promote_types(values.dtype, torch.float32)) * p.scale
+        b.append(torch.nn.functional.pad(values, (0, rank - p.rank)))
     # An expert's columns lie apart: (out, rank, experts).
     columns = torch.stack(b, dim=2).flatten(1)
     return LoRAExperts(

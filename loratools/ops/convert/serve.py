@@ -32,6 +32,9 @@ def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, lis
         )
     # What a server would apply to the base besides factors, or refuse, stays out of the config. Modules are listed by
     # the last part of their names, which is what servers look at; a longer name is no error, and not understood.
-    fields = {"target_modules": sorted({n.rpartition(".")[2] for n in uniform_updates if n not in layers}), "bias": "none"}
+    fields = {
+        "target_modules": sorted({n.rpartition(".")[2] for n in uniform_updates if n not in layers}),
+        "bias": "none",
+    }
     notes = record_notes(adapter, uniform_updates, fields)
     return replace(adapter, updates=uniform_updates, fan_in_fan_out=None, layer_replication=(), notes=notes), warnings

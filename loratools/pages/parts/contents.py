@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from loratools.charts.values import Chart
 from loratools.report.fields import Field, filled
 
 Level: TypeAlias = Literal["error", "warning", "note"]
@@ -67,6 +68,7 @@ class Contents:
         facts: Pairs of a word and what there is to say of it.
         remarks: Warnings and findings.
         tables: Tables of rows.
+        charts: Pictures.
         sections: Parts with headings of their own.
     """
 
@@ -74,6 +76,7 @@ class Contents:
     facts: tuple[tuple[str, str], ...] = ()
     remarks: tuple[Remark, ...] = ()
     tables: tuple[Table, ...] = ()
+    charts: tuple[Chart, ...] = ()
     sections: tuple[Section, ...] = ()
 
 

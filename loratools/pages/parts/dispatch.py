@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from loratools import registry
 from loratools.adapter import Adapter
+from loratools.charts import charts_of
 from loratools.errors import UsageError
+from loratools.ops.inspect.entries import AdapterEntry, InspectReport
 from loratools.pages.parts.contents import Contents
 
 # By the name of the class, so that no report's module is imported for the sake of another.
@@ -41,11 +44,13 @@ def contents_of(report: object) -> Contents:
     if isinstance(report, Adapter):
         from loratools.ops.inspect.verb import inspect
 
-        return contents_of(inspect(report).sources[0])
+        return contents_of(inspect(report))
+    if isinstance(report, AdapterEntry):
+        return contents_of(InspectReport((report,)))
     name = PAGES.get(type(report).__name__)
     if name is None:
         raise UsageError(
             f"a {type(report).__name__} has no page", hint="give a report, as inspect, merge and other verbs return it"
         )
     shown: Contents = registry.load("pages", name).contents(report)
-    return shown
+    return replace(shown, charts=charts_of(report))

@@ -55,6 +55,8 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    from loratools.pages.drawings.chart import drawn
+
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -66,6 +68,7 @@ def _environment() -> Environment:
     )
     environment.globals["sort_key"] = _sort_key
     environment.globals["cell_class"] = _cell_class
+    environment.globals["picture"] = drawn
     return environment
 
 

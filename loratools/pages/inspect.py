@@ -73,7 +73,9 @@ def contents(report: InspectReport | Entry) -> Contents:
         sections.append(_section(entry, rows_to_show))
         rows_to_show = max(0, rows_to_show - sum(len(each.rows) for each in sections[-1].tables))
     overview = table("Sources", _SOURCES, [_overview(entry) for entry in report.sources])
-    return Contents(plural(len(report.sources), "source"), (), remarks, tables(overview), tuple(sections))
+    return Contents(
+        plural(len(report.sources), "source"), remarks=remarks, tables=tables(overview), sections=tuple(sections)
+    )
 
 
 def _section(entry: Entry, most: int) -> Section:

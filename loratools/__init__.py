@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from loratools.ops.listing.rows import Duplicates, ListedAdapter, ListReport, OtherSource
     from loratools.ops.listing.verb import list_adapters
     from loratools.ops.lowrank.reduce import ReducedModule
+    from loratools.ops.merge.into_model import merge_into
     from loratools.ops.merge.options import GgmlType
     from loratools.ops.merge.plan import MergePlan
     from loratools.ops.merge.report import MergedTensor, MergeReport, RequantizedTensor
@@ -230,6 +231,7 @@ _HOMES = {
     "list_rules": "ops.check.rules",
     "load": "formats",
     "merge": "ops.merge.verb",
+    "merge_into": "ops.merge.into_model",
     "open_checkpoint": "checkpoints",
     "resize": "ops.resize.verb",
     "save": "formats",
@@ -364,6 +366,7 @@ __all__ = [
     "list_rules",
     "load",
     "merge",
+    "merge_into",
     "open_checkpoint",
     "resize",
     "save",

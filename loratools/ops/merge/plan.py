@@ -14,37 +14,27 @@ from pathlib import Path
 
 from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint, Component
-from loratools.errors import MachineError, MismatchError, UnsupportedError
-from loratools.matching import Leftover, Matches, match
-from loratools.naming.language.aliases import aliases
+from loratools.errors import MachineError
+from loratools.matching import Leftover, Matches
 from loratools.notebook_html import notebook_html
-from loratools.ops.merge.base_identity import different_base_warning
-from loratools.ops.merge.chosen_rounding import feedback_memory, with_rounding
+from loratools.ops.merge.chosen_rounding import feedback_memory
 from loratools.ops.merge.config import merged_configs
 from loratools.ops.merge.into_gguf import (
-    dequantised_where_changed,
-    in_types_of_gguf,
     is_gguf,
     layout_of_gguf,
-    refuse_options,
 )
-from loratools.ops.merge.layer_replication import replicated, replication
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outputs import CopyUnit, Output, OutputFile, PlannedFile, Requantised, RowsUnit, WorkUnit
 from loratools.ops.merge.quantised import (
-    dequantised_base,
-    in_dtype_of_model,
     is_dequantised,
-    refuse_quantised,
-    refuse_unreadable,
     unpacking_memory,
     with_stored_parts,
 )
 from loratools.ops.merge.requantise import requantising_memory
-from loratools.ops.merge.resolve import resolve
 from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.side_files import planned_side_files
-from loratools.ops.merge.trained_on import TrainingScheme, training_scheme, with_training_values
+from loratools.ops.merge.trained_on import TrainingScheme
+from loratools.ops.merge.weights import merged_weights
 from loratools.short_repr import one_line
 from loratools.storage.files import free_space, quoted
 from loratools.storage.safetensors_writer import TensorSpec, layout
@@ -227,97 +217,30 @@ def plan_merge(
         UnsupportedError: an adapter would change a weight that the base stores quantised, and it is not dequantised.
         MismatchError: something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
     """
-    _refuse_all_fixed(base)
-    refuse_options(base, options)
-    dtype, dequantize = options.stored_dtype, options.dequantize
-    nothing_packed = (dequantize or options.requantize) and base.quantisation is None
-    base = dequantised_base(base) if dequantize and not is_gguf(base) else base
-    active = [(a, w) for a, w in adapters if w]
-    deeper = replication([a for a, _ in active])
-    if deeper is not None and base.quantisation is not None:
-        raise UnsupportedError(
-            f"an adapter repeats layers of its base, and the weights of {quoted(base.path)} are quantised "
-            f"({base.quantisation.name})",
-            hint="write them as floats with --dequantize, or merge into the model that it was quantised from",
-        )
-    if deeper is not None and is_gguf(base):
-        raise UnsupportedError(
-            f"an adapter repeats layers of its base, and {quoted(base.path)} says in its header how many there are",
-            hint="merge into the model that it was converted from, and convert the result",
-        )
-    base = base if deeper is None else replicated(base, deeper)
-    shapes = _shapes(base)
-    # One of weight 0 is absent, and keeps its place in the list: positions are told in reports.
-    matches = [match(a, shapes, config=base.config) if w else Matches({}, {}, {}, ()) for a, w in adapters]
-    refuse_unreadable(base, matches)
-    _refuse_leftovers(adapters, matches, allow_partial=options.allow_partial, base=base)
-    _refuse_fixed(base, matches)
-    base = dequantised_where_changed(base, matches) if dequantize and is_gguf(base) else base
-    refuse_quantised(base, matches, requantize=bool(options.requantize), retype=options.retype)
-    result = resolve(base, adapters, matches, dtype=dtype)
-    if result.untied and base.config_file is None:
-        raise UnsupportedError(
-            f"{', '.join(result.untied)} would no longer be tied, which the config of a component of '{base.path}' "
-            "would have to say",
-            hint="merge into the folder of that component",
-        )
-    logical = result.outputs
-    if is_gguf(base):
-        logical = in_types_of_gguf(base, logical, dtype)
-    elif dequantize:
-        logical = in_dtype_of_model(base, logical, dtype)
-    scheme = training_scheme(options.trained_on) if options.trained_on is not None else None
-    training_warnings: list[str] = []
-    if scheme is not None:
-        logical, training_warnings = with_training_values(base, logical, scheme)
-    packed = base.quantisation.weights if base.quantisation is not None else {}
-    in_memory = aliases(base.config, _shapes(base)) if options.moments is not None else {}
-    logical, rounding_warnings = with_rounding(logical, options, packed=packed, aliases=in_memory)
-    outputs = with_stored_parts(base, logical, retype=options.retype)
+    merged = merged_weights(base, adapters, options)
+    base, active = merged.base, [adapter for adapter, weight in adapters if weight]
+    outputs = with_stored_parts(base, merged.outputs, retype=options.retype)
     files = _files(base, outputs, options.max_shard_bytes)
-    shapes = {name: output.shape for name, output in result.outputs.items()}
+    shapes = {name: output.shape for name, output in merged.shaped.items()}
     configs, config_warnings = ({}, []) if is_gguf(base) else merged_configs(
-        base, [a for a, _ in active], shapes, dtype=dtype, dequantize=dequantize, untied=result.untied,
-        deeper=deeper,
+        base, active, shapes, dtype=options.stored_dtype, dequantize=options.dequantize, untied=merged.untied,
+        deeper=merged.deeper,
     )  # fmt: skip
-    side_files, side_warnings = planned_side_files(base, [a for a, _ in active], configs)
-    every_warning = [
-        *base.warnings,
-        *([_nothing_quantised(base, options)] if nothing_packed else []),
-        *(w for a, _ in active for w in a.warnings),
-        *(w for m in matches for w in m.warnings),
-        *(different_base_warning(a, base, m) for (a, w), m in zip(adapters, matches, strict=True) if w),
-        *(f"'{a.name}' has weight 0 and is left out" for a, w in adapters if w == 0),
-        *(
-            f"the weight {w:g} of '{a.name}' does not apply to its {len(a.replacements)} replaced tensors"
-            for a, w in active
-            if w != 1 and a.replacements
-        ),
-        *result.warnings,
-        *config_warnings,
-        *training_warnings,
-        *rounding_warnings,
-        *side_warnings,
-    ]
+    side_files, side_warnings = planned_side_files(base, active, configs)
     return MergePlan(
         base,
         tuple(a for a, _ in adapters),
         tuple(w for _, w in adapters),
-        tuple(matches),
+        merged.matches,
         files,
         side_files,
-        result.added,
-        tuple(dict.fromkeys(w for w in every_warning if w)),
+        merged.added,
+        tuple(dict.fromkeys([*merged.warnings, *config_warnings, *merged.rounding_warnings, *side_warnings])),
         out,
         options.rounding,
-        trained_on=scheme,
+        trained_on=merged.scheme,
         options=options,
     )
-
-
-def _nothing_quantised(base: Checkpoint, options: MergeOptions) -> str:
-    option = "--dequantize" if options.dequantize else "--requantize"
-    return f"{option} changes nothing: no weight of {quoted(base.path)} is quantised"
 
 
 def specs(file: OutputFile) -> list[TensorSpec]:
@@ -349,65 +272,6 @@ def work_units(plan: MergePlan) -> list[WorkUnit]:
                 step = rows if output.in_one_piece else max(1, _UNIT_BYTES // max(1, output.row_bytes))
                 units += [RowsUnit(i, output, start, min(start + step, rows)) for start in range(0, rows, max(1, step))]
     return units
-
-
-def _shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
-    shapes = {name: t.shape for name, t in base.weights.items()}
-    return shapes | {name: shapes[source] for name, source in base.tied.items()}
-
-
-def _refuse_leftovers(
-    adapters: Sequence[tuple[Adapter, float]], matches: Sequence[Matches], *, allow_partial: bool, base: Checkpoint
-) -> None:
-    for (adapter, _), adapter_matches in zip(adapters, matches, strict=True):
-        total = len(adapter.updates) + len(adapter.replacements)
-        if total == 0:
-            raise MismatchError(f"'{adapter.name}' holds no updates and no replaced tensors")
-        if adapter.unread_companions and not allow_partial:
-            raise UnsupportedError(
-                f"'{adapter.name}' has {len(adapter.unread_companions)} files beside it with tensors that are not read",
-                details=list(adapter.unread_companions),
-                hint="to merge the adapter without them, give --allow-partial, or move them away",
-            )
-        leftovers = adapter_matches.leftovers
-        nothing_fits = not adapter_matches.updates and not adapter_matches.replacements
-        if not leftovers or (allow_partial and not nothing_fits):
-            continue
-        hints = [f"the adapter names its base as '{adapter.base_model}'"] if adapter.base_model else []
-        if nothing_fits:
-            hints.append(f"names of this base look like: {', '.join(list(base.weights)[:3])}")
-        else:
-            hints.append("what does not fit can be left out with --allow-partial")
-        raise MismatchError(
-            f"{len(leftovers)} of {total} names in '{adapter.name}' do not fit '{base.path}'",
-            details=[str(leftover) for leftover in leftovers],
-            hint="; ".join(hints),
-        )
-
-
-def _refuse_all_fixed(base: Checkpoint) -> None:
-    """Before names are matched: where no weight can be changed, it does not matter whether they fit."""
-    if base.weights.keys() <= base.fixed.keys():
-        raise UnsupportedError(
-            f"nothing can be added to the weights of {quoted(base.path)}: {next(iter(base.fixed.values()))}",
-            hint="merge into the model as it was before its conversion, and convert the result",
-        )
-
-
-def _refuse_fixed(base: Checkpoint, matches: Sequence[Matches]) -> None:
-    fixed = {
-        place.weight: base.fixed[place.weight]
-        for m in matches
-        for places in (*m.updates.values(), *m.replacements.values())
-        for place in places
-        if place.weight in base.fixed
-    }
-    if fixed:
-        raise UnsupportedError(
-            f"{len(fixed)} weights of '{base.path}' are stored in a way that nothing can be added to",
-            details=[f"{name}   {why}" for name, why in sorted(fixed.items())],
-            hint="leave them out with --exclude, or merge into the model as it was before its conversion",
-        )
 
 
 def _files(base: Checkpoint, outputs: Mapping[str, Output], max_shard_bytes: int | None) -> tuple[OutputFile, ...]:

@@ -183,6 +183,23 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
     Raises:
         InputError: a weight does not fit the stored dtype, or is not finite in the base.
     """
+
+    def write(start: int, data: memoryview) -> None:
+        write_at(fd, data, offset + start)
+        if checksum is not None:
+            checksum.add(data)
+
+    return merge_blocks(unit, write)
+
+
+def merge_blocks(unit: RowsUnit, write: Callable[[int, memoryview], None]) -> Gain:
+    """Compute the rows of `unit` block by block; `write` takes where in its tensor a block begins, and its bytes.
+
+    The bytes are only good until `write` returns.
+
+    Raises:
+        InputError: a weight does not fit the stored dtype, or is not finite in the base.
+    """
     import numpy as np
 
     output = unit.output
@@ -211,9 +228,7 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
                     gain += _gain(only_delta, start, stop, block)
             else:
                 _cast(block, output)
-            write_at(fd, block.stored_bytes, offset + start * output.row_bytes)
-            if checksum is not None:
-                checksum.add(block.stored_bytes)
+            write(start * output.row_bytes, block.stored_bytes)
     gain = gain.spread_over((unit.stop - unit.start) * output.columns)
     return replace(gain, undirected=choose.undirected) if choose is not None else gain
 

@@ -121,9 +121,9 @@ def _header_bytes(file: FileId) -> tuple[bytes, int]:
 
 
 def _misnamed(file: FileId, sniffed: Sniffed) -> FormatError:
-    return FormatError(
-        f"{quoted(file.path)} is not a safetensors file but {sniffed.kind}", hint=sniffed.hint, defect="container-type"
-    )
+    # Nothing tells which of all formats an empty file was to be.
+    what = sniffed.kind if file.size == 0 else f"not a safetensors file but {sniffed.kind}"
+    return FormatError(f"{quoted(file.path)} is {what}", hint=sniffed.hint, defect="container-type")
 
 
 def _refuse_lone_surrogates(texts: Iterable[str], subject: str) -> None:

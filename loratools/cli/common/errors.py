@@ -143,7 +143,9 @@ def _usage(raised: click.UsageError) -> UsageError:
     match raised:
         case click.NoSuchOption():
             message = f"no option named '{raised.option_name}'"
-            if raised.possibilities:
+            if os.path.lexists(raised.option_name):
+                hint = f"for what is called so, write ./{raised.option_name}"
+            elif raised.possibilities:
                 hint = f"did you mean {' or '.join(sorted(raised.possibilities))}?"
         case click.MissingParameter() if raised.param is not None and context is not None:
             param = raised.param
@@ -155,7 +157,13 @@ def _usage(raised: click.UsageError) -> UsageError:
     return UsageError(message, hint=hint)
 
 
-def _machine(raised: OSError) -> MachineError:
+def _machine(raised: OSError) -> LoraToolsError:
+    if raised.errno == errno.ENAMETOOLONG:
+        from pathlib import Path
+
+        from loratools.storage.files import machine_error
+
+        return machine_error(raised, "open", Path(os.fsdecode(raised.filename)) if raised.filename else None)
     hints = {
         errno.ENOSPC: "free some space, or write elsewhere with -o",
         errno.EDQUOT: "the quota is used up; write elsewhere with -o",

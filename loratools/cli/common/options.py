@@ -65,7 +65,10 @@ def parse_weighted(text: str) -> Weighted:
             raise UsageError(f"'{text}' does not exist{exists}", hint=f"a weight is written {adapter}={weight_text}")
     if not equals:
         return Weighted(text)
-    if not _NUMBER.fullmatch(number) and not _NOT_FINITE.fullmatch(number):
+    is_number = _NUMBER.fullmatch(number) or _NOT_FINITE.fullmatch(number)
+    if not is_number or source.endswith("="):
+        _refuse_misspelt(text)
+    if not is_number:
         return Weighted(text)
     if not source:
         raise UsageError(f"'{text}' has a weight and no adapter", hint="write ADAPTER=0.7")
@@ -73,6 +76,15 @@ def parse_weighted(text: str) -> Weighted:
     if not math.isfinite(weight):
         raise UsageError(f"the weight of '{source}' is {number}, which is not finite", hint=f"write {source}=0.7")
     return Weighted(source, weight)
+
+
+def _refuse_misspelt(text: str) -> None:
+    """Raise UsageError where something exists whose name is followed by an equals sign and no number."""
+    for adapter in (text[:at] for at, character in enumerate(text) if character == "="):
+        if os.path.lexists(adapter):
+            raise UsageError(
+                f"'{text}' does not exist, and '{adapter}' does", hint=f"a weight is written {adapter}=0.7"
+            )
 
 
 def parse_share(text: str) -> float:

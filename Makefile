@@ -21,15 +21,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Stamps: what is installed is as new as the two files that say what to install.
 INSTALLED := .venv/.installed-test
 LINTERS := .venv/.installed-lint
+SITE := .venv/.installed-docs
 ORACLES := .venv/.installed-oracles
 RESULTS := benchmarks/data/results
 
-.PHONY: help demo test lint types oracles bench clean distclean
+.PHONY: help demo test lint types docs oracles bench clean distclean
 
 help:
 	@echo "make demo       see the mission work, on small real models"
 	@echo "make test       the tests that take seconds (ARGS=... goes to pytest)"
 	@echo "make lint       ruff check and mypy --strict (make types: mypy alone)"
+	@echo "make docs       the site, docs/_build/html; a warning is an error"
 	@echo "make oracles    install the other tools that tests and benchmarks compare with"
 	@echo "make bench      the benchmarks, side by side with those tools; slow, wants a quiet machine and 25 GB of disk"
 	@echo "make clean      remove caches and outputs (make distclean: .venv and the benchmarks' data too)"
@@ -47,6 +49,9 @@ lint: $(LINTERS)
 types: $(LINTERS)
 	$(BIN)/python -m mypy --strict
 
+docs: $(SITE)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 oracles: $(ORACLES)
 
 bench: $(ORACLES)
@@ -57,7 +62,7 @@ bench: $(ORACLES)
 	$(BIN)/python benchmarks/merge.py --accuracy --out $(RESULTS)/merge.json
 
 clean:
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-output docs/_build
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean
@@ -76,6 +81,10 @@ $(INSTALLED): .venv/.created pyproject.toml constraints.txt
 
 $(LINTERS): $(INSTALLED)
 	$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[lint]'
+	@touch $@
+
+$(SITE): $(INSTALLED)
+	$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # Never fails because of an oracle: one that cannot be had here is named, loudly, and its tests are skipped.

@@ -59,11 +59,18 @@ def test_the_session_at_the_top_of_the_readme_prints_what_it_shows(line: str, sh
 
 
 def commands_in(text: str) -> list[str]:
-    return [m.strip() for m in re.findall(r"^\$ loratools (.*)$", text, re.M)]
+    """The arguments of every command, of sessions (`$ loratools ...`) and of tables and sentences."""
+    commands = re.findall(r"^\$ loratools (.*)$", text, re.M) + re.findall(r"`loratools ([a-z]+ -?[^`\n]*)`", text)
+    return list(dict.fromkeys(line.partition(" # ")[0].strip() for line in commands))
 
 
-@pytest.mark.parametrize("line", commands_in(README))
-def test_every_command_in_the_readme_uses_options_that_exist(line: str) -> None:
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize(
+    ("page", "line"), [(page.name, line) for page in PAGES for line in commands_in(page.read_text(encoding="utf-8"))]
+)
+def test_every_command_on_a_page_uses_options_that_exist(page: str, line: str) -> None:
     words = line.split("|")[0].split()
     known = {option for p in command(words[0]).params for option in [*p.opts, *p.secondary_opts]}
 
@@ -86,6 +93,30 @@ def test_generated_parts_are_up_to_date() -> None:
     run = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
 
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def ours(text: str) -> list[str]:
+    """Words of messages of loratools that have an entry in the page on troubleshooting."""
+    section = text.partition("## Messages of loratools")[2]
+    return [
+        words for heading in re.findall(r"^### (.*)$", section, re.M) for words in re.findall(r"`([^`]+)`", heading)
+    ]
+
+
+def test_messages_that_are_explained_are_messages_of_loratools() -> None:
+    source = "".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "loratools").rglob("*.py")))
+    explained = ours((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+
+    assert len(explained) > 3
+    assert [words for words in explained if words not in source] == []
+    assert "no message says this" not in source
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = {name for block in re.findall(r"```{toctree}\n(.*?)```", contents, re.DOTALL) for name in block.split()}
+
+    assert {page.stem for page in PAGES if page.parent.name == "docs"} - {"index"} <= listed
 
 
 def test_files_that_the_documents_name_exist() -> None:

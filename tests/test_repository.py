@@ -110,6 +110,7 @@ NOT_OF_THE_PACKAGE = {
     "test": "what the tests import and run with",
     "oracles": "other tools that results are compared with",
     "lint": "programs that read the code",
+    "docs": "programs that build the site",
 }
 
 
@@ -154,7 +155,7 @@ def test_an_extra_that_no_code_imports_is_noticed() -> None:
     assert unused(groups, {"yaml", "torch"}) == ["plot: matplotlib>=3.8"]
 
 
-@pytest.mark.parametrize("group", ["dependencies", "test", "oracles", "lint"])
+@pytest.mark.parametrize("group", ["dependencies", "test", "oracles", "lint", "docs"])
 def test_constraints_pin_everything_that_tests_need(group: str, pins: dict[str, list[Requirement]]) -> None:
     wanted = PROJECT["dependencies"] if group == "dependencies" else EXTRAS[group]
     for requirement in map(Requirement, wanted):

@@ -131,8 +131,10 @@ class Adapter:
     remedy: str = "say which rank the scale is to be taken from: --rank-from tensors, or --rank-from config"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "updates", dict(sorted(self.updates.items())))
-        object.__setattr__(self, "replacements", dict(sorted(self.replacements.items())))
+        # By names alone, which is fast where they are sorted already.
+        updates, replacements = self.updates, self.replacements
+        object.__setattr__(self, "updates", {name: updates[name] for name in sorted(updates)})
+        object.__setattr__(self, "replacements", {name: replacements[name] for name in sorted(replacements)})
 
     def __repr__(self) -> str:
         ranks = sorted({u.rank for u in self.updates.values() if u.rank is not None})

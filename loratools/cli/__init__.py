@@ -134,6 +134,9 @@ def main() -> NoReturn:
     gc.set_threshold(50_000)
     # Of a model with 100,000 tensors as much is kept; every look would go through all of it again.
     gc.callbacks.append(_keep_survivors)
+    if sys.argv[1:2] == ["inspect"] and "--values" not in sys.argv:
+        # What is read of headers has no cycles, and is kept to the end.
+        gc.disable()
     # A stream that the caller has closed is None here; what would go there goes nowhere.
     sys.stdout = sys.stdout if sys.stdout is not None else open(os.devnull, "w")  # noqa: PTH123, SIM115
     sys.stderr = sys.stderr if sys.stderr is not None else open(os.devnull, "w")  # noqa: PTH123, SIM115

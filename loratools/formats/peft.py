@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,11 @@ from loratools.formats.peft_parts.keys import (
     Factor,
     Foreign,
     Parsed,
+    ParsedKeys,
     WholeWeight,
     parse,
     parse_all,
+    parse_keys,
 )
 from loratools.formats.peft_parts.ln_tuning import with_plain_keys
 from loratools.formats.peft_parts.lora import kind_updates, lora_updates
@@ -76,21 +79,23 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     renamed, of_the_base = list[str](), list[str]()
     if peft_type == "LORA":
         source, renamed = with_names_of_peft(source)
-        parsed = parse_all(source.tensors)
+        parsed = parse_keys(source.tensors)
         if is_dump(source.tensors):
-            source, parsed, of_the_base = _without_base(source, parsed)
+            source, parsed, of_the_base = _without_base(source, parsed.every(source.tensors))
         _refuse_unsupported(source, parsed)
         _refuse_several_adapters(source, parsed)
         updates, uncertainties, warnings = lora_updates(source, parsed, rank_from)
     else:
-        _refuse_unsupported(source, {})
+        _refuse_unsupported(source, ParsedKeys())
         if peft_type == "LN_TUNING":
             source = with_plain_keys(source)
         kind_modules = kinds.modules(source.tensors, peft_type)
-        parsed = parse_all(kind_modules.other_keys)
+        meanings = parse_all(kind_modules.other_keys)
         # Factors of LoRA are of another kind here, and would be left out without a word.
         foreign = Foreign("LoRA")
-        parsed = {key: foreign if isinstance(meaning, Factor) else meaning for key, meaning in parsed.items()}
+        parsed = ParsedKeys(
+            others={key: foreign if isinstance(meaning, Factor) else meaning for key, meaning in meanings.items()}
+        )
         _refuse_unsupported(source, parsed)
         updates, uncertainties, warnings = kind_updates(source, kind_modules, peft_type), [], []
     warnings += [*renamed, *of_the_base, *_warnings(source, parsed, updates)]
@@ -136,9 +141,7 @@ def _may_be_image_model(base: Base | None) -> bool:
     return base.family is not None or of_diffusers or not base.config
 
 
-def _without_base(
-    source: AdapterSource, parsed: Mapping[str, Parsed]
-) -> tuple[AdapterSource, dict[str, Parsed], list[str]]:
+def _without_base(source: AdapterSource, parsed: Mapping[str, Parsed]) -> tuple[AdapterSource, ParsedKeys, list[str]]:
     """What was trained of the state dict of a whole PeftModel, and a warning of what was not: the weights of its base.
 
     Modules that were trained whole have a copy of their own there; biases have none, and the config says of them.
@@ -158,10 +161,10 @@ def _without_base(
         f"{quoted(source.file)} is the state dict of a whole model: its "
         f"{counted(len(parsed) - len(trained), 'weight')} of the base are not read"
     )
-    return replace(source, tensors={key: source.tensors[key] for key in trained}), trained, [warning]
+    return replace(source, tensors={key: source.tensors[key] for key in trained}), ParsedKeys(others=trained), [warning]
 
 
-def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapping[str, Update]) -> list[str]:
+def _warnings(source: AdapterSource, parsed: ParsedKeys, updates: Mapping[str, Update]) -> list[str]:
     """What a person should know of what was read, and what changes nothing."""
     config, warnings = source.config, []
     lora = {name: as_lora for name, update in updates.items() if (as_lora := update.as_lora()) is not None}
@@ -172,33 +175,41 @@ def _warnings(source: AdapterSource, parsed: Mapping[str, Parsed], updates: Mapp
             warnings.append(f"{CONFIG} has no peft_type; it is taken for LORA")
         if "lora_alpha" not in config:
             warnings.append(f"{CONFIG} has no lora_alpha; it is assumed to be {fields.DEFAULT_ALPHA}, PEFT's default")
+    meanings = parsed.others
     plain_names = [
-        f.name for f in parsed.values() if isinstance(f, WholeWeight) and f.spelling == "plain" and f.module in updates
+        f.name
+        for f in meanings.values()
+        if isinstance(f, WholeWeight) and f.spelling == "plain" and f.module in updates
     ]
     if plain_names:
         warnings.append(
             f"{counted(len(plain_names), 'weight')} of adapted modules not spelled '.base_layer.': PEFT would not load "
             f"what is replaced here: {', '.join(shown([quoted(name) for name in plain_names]))}"
         )
-    larger = [m for m, u in lora.items() if u.rank > min(u.shape[0], math.prod(u.shape[1:]))]
-    if larger:
+    if larger := [module for module, update in lora.items() if _has_spare_rank(update.rank, update.shape)]:
         warnings.append(
             f"the rank is above what the weight can have in {counted(len(larger), 'module')}, which adds size and "
             f"nothing else: {', '.join(shown([quoted(name) for name in larger]))}"
         )
-    if copies := [key for key, f in parsed.items() if isinstance(f, WholeWeight) and f.spelling == "original_module"]:
+    if copies := [key for key, f in meanings.items() if isinstance(f, WholeWeight) and f.spelling == "original_module"]:
         keys = ", ".join(shown([quoted(key) for key in copies]))
         warnings.append(f"{counted(len(copies), 'copy', 'copies')} of base weights that are replaced anyway: {keys}")
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
         warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
-    if training_only := [key for key, f in parsed.items() if isinstance(f, Foreign)]:
+    if training_only := [key for key, f in meanings.items() if isinstance(f, Foreign)]:
         warnings.append(
             f"{counted(len(training_only), 'tensor')} of use in training only: {', '.join(shown(training_only))}"
         )
-    if parsed and not updates:
-        warnings.append(f"{quoted(source.path)} has no factors, only {counted(len(parsed), 'replaced weight')}")
+    if meanings and not updates:
+        warnings.append(f"{quoted(source.path)} has no factors, only {counted(len(meanings), 'replaced weight')}")
     return warnings
+
+
+@cache
+def _has_spare_rank(rank: int, shape: tuple[int, ...]) -> bool:
+    """Whether the rank is above what a weight of this shape can have."""
+    return rank > min(shape[0], math.prod(shape[1:]))
 
 
 def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
@@ -300,12 +311,13 @@ def _tensors_by_key(adapter: Adapter, updates: Mapping[str, LoRA | LoRAExperts])
 # Reading
 
 
-def _refuse_unsupported(source: AdapterSource, parsed: Mapping[str, Parsed]) -> None:
+def _refuse_unsupported(source: AdapterSource, parsed: ParsedKeys) -> None:
     refused = fields.refusals(source.config or {})
     by_kind: dict[str, list[str]] = {}
-    targets = {meaning.module for meaning in parsed.values() if isinstance(meaning, Factor)}
-    replaced = {f.name for f in parsed.values() if isinstance(f, WholeWeight) and f.spelling != "original_module"}
-    for key, meaning in parsed.items():
+    meanings = parsed.others
+    targets = {meaning.module for meaning in meanings.values() if isinstance(meaning, Factor)}
+    replaced = {f.name for f in meanings.values() if isinstance(f, WholeWeight) and f.spelling != "original_module"}
+    for key, meaning in meanings.items():
         if isinstance(meaning, Foreign) and (source.config or {}).get(OF_TRAINING.get(meaning.kind, "")):
             continue  # said in a warning
         if isinstance(meaning, Foreign):
@@ -318,7 +330,7 @@ def _refuse_unsupported(source: AdapterSource, parsed: Mapping[str, Parsed]) -> 
             )
         elif (
             isinstance(meaning, WholeWeight)
-            and meaning.module in targets
+            and (meaning.module in targets or meaning.module in parsed.pairs)
             and meaning.name.split(".")[-1] not in _OF_A_LAYER
         ):
             # An alpha, or the part of some other kind, taken for a weight would be dropped without a word.
@@ -345,9 +357,9 @@ def _refuse_unsupported(source: AdapterSource, parsed: Mapping[str, Parsed]) -> 
 _OF_A_LAYER = ("weight", "bias")
 
 
-def _refuse_several_adapters(source: AdapterSource, parsed: Mapping[str, Parsed]) -> None:
+def _refuse_several_adapters(source: AdapterSource, parsed: ParsedKeys) -> None:
     names = sorted(
-        {f.adapter for f in parsed.values() if isinstance(f, Factor | WholeWeight) and f.adapter is not None}
+        {f.adapter for f in parsed.others.values() if isinstance(f, Factor | WholeWeight) and f.adapter is not None}
     )
     if len(names) > 1:
         raise FormatError(
@@ -358,13 +370,13 @@ def _refuse_several_adapters(source: AdapterSource, parsed: Mapping[str, Parsed]
         )
 
 
-def _replacements(source: AdapterSource, parsed: Mapping[str, Parsed]) -> dict[str, Replacement]:
+def _replacements(source: AdapterSource, parsed: ParsedKeys) -> dict[str, Replacement]:
     config = source.config or {}
     saved = fields.saved_modules(config)
     undeclared = "norm" if config.get("peft_type") == "LN_TUNING" else "unlisted"
     replacements: dict[str, Replacement] = {}
     twice: list[str] = []
-    for key, weight in parsed.items():
+    for key, weight in parsed.others.items():
         if not isinstance(weight, WholeWeight) or weight.spelling == "original_module":
             continue
         tensor = source.tensors[key]

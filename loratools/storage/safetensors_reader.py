@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
 
 from loratools.errors import FormatError
 from loratools.hints import DAMAGED
 from loratools.storage.files import identify, quoted, read_bytes
+from loratools.storage.header_columns import HeaderColumns, header_columns
 from loratools.storage.json_file import kind_of, parse_json
 from loratools.storage.sniff import ENOUGH, Sniffed, describe
 from loratools.storage.stored import StoredTensor
@@ -65,21 +67,44 @@ _last: tuple[tuple[FileId, int], SafetensorsFile] | None = None
 def _read_header(path: Path, file: FileId) -> SafetensorsFile:
     header, data_offset = _header_bytes(file)
     subject = f"the header of {quoted(path)}"
+    columns = header_columns(header)
+    if columns is None or columns.nbytes != file.size - data_offset:
+        columns = _checked_columns(file, header, data_offset, subject)
+    metadata = _metadata(file, columns.metadata)
+    if b"\\u" in header:
+        _refuse_lone_surrogates([*columns.names, *metadata, *metadata.values()], subject)
+    offsets = [data_offset + begin for begin in columns.begins]
+    locations = map(ByteRange, repeat(file), offsets, columns.sizes)
+    sources = map(StoredTensor, locations, columns.shapes, columns.dtypes)
+    tensors = dict(zip(columns.names, map(LazyTensor, columns.shapes, columns.dtypes, sources), strict=True))
+    return SafetensorsFile(file, tensors, metadata, data_offset)
+
+
+def _checked_columns(file: FileId, header: bytes, data_offset: int, subject: str) -> HeaderColumns:
+    """The columns of a header in any spelling, each entry checked on its own.
+
+    Raises:
+        FormatError: the header is not sound, or does not describe the file.
+    """
     entries = parse_json(header, subject)
     if not isinstance(entries, dict):
         raise FormatError(
             f"{subject} holds {kind_of(entries)}; an object is needed", hint=DAMAGED, defect="container-header"
         )
-    metadata = _metadata(file, entries.pop("__metadata__", {}))
+    metadata = entries.pop("__metadata__", None)
+    _metadata(file, metadata)  # what is wrong with it is said before what is wrong with a tensor
     if b"\\u" in header:
-        _refuse_lone_surrogates([*entries, *metadata, *metadata.values()], subject)
+        _refuse_lone_surrogates(entries, subject)
     spans = sorted([_entry(file, name, value) for name, value in entries.items()], key=itemgetter(0, 1))
     _check_tiling(file, data_offset, spans)
-    tensors = {}
-    for begin, end, shape, dtype, name in spans:
-        location = ByteRange(file, data_offset + begin, end - begin)
-        tensors[name] = LazyTensor(shape, dtype, StoredTensor(location, shape, dtype))
-    return SafetensorsFile(file, tensors, metadata, data_offset)
+    return HeaderColumns(
+        names=[span[4] for span in spans],
+        dtypes=[span[3] for span in spans],
+        shapes=[span[2] for span in spans],
+        begins=[span[0] for span in spans],
+        sizes=[span[1] - span[0] for span in spans],
+        metadata=metadata,
+    )
 
 
 # begin, end, shape, dtype, name

@@ -19,10 +19,11 @@ _FACTOR = re.compile(r"(?P<module>(?P<wrapped>.*base_model\.model\.)?.+)\.lora_A
 
 def is_dump(names: Iterable[str]) -> bool:
     """Whether these are the tensors of a PeftModel with its base: each module with factors has its weight as well."""
-    every = set(names)
+    names = list(names)
     # Every adapter is asked, and hardly any has such a weight.
-    if not any(name.endswith(".base_layer.weight") for name in every):
+    if ".base_layer.weight" not in "\n".join(names):
         return False
+    every = set(names)
     factors = [parsed for name in every if ".lora_A." in name and (parsed := _FACTOR.fullmatch(name))]
     if not all(parsed["wrapped"] or parsed["adapter"] == "default" for parsed in factors):
         return False

@@ -10,8 +10,8 @@ What PEFT stores for other kinds is in one table, so that it can be refused by n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 PREFIX = "base_model.model."
 # The ends of nearly all keys, and the parts that they are.
@@ -58,6 +58,54 @@ class Foreign:
 
 
 Parsed = Factor | WholeWeight | Foreign
+
+
+@dataclass(frozen=True)
+class ParsedKeys:
+    """What the keys of one file mean.
+
+    `pairs`: the keys of lora_A and lora_B, by module, where these two are all the factors that any module of the file
+    has. Nearly every adapter is such a file, and one of every expert has 90,000 of them. `others`: what each other key
+    means.
+    """
+
+    pairs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    others: Mapping[str, Parsed] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return 2 * len(self.pairs) + len(self.others)
+
+    def every(self, keys: Iterable[str]) -> dict[str, Parsed]:
+        """What each of these keys of the file means, pairs as two factors."""
+        factors = {
+            key: Factor(module, part, None)
+            for module, pair in self.pairs.items()
+            for key, part in zip(pair, _USUAL_ENDS.values(), strict=True)
+        }
+        return {key: factors[key] if key in factors else self.others[key] for key in keys}
+
+
+def parse_keys(keys: Iterable[str]) -> ParsedKeys:
+    """What the keys of one file mean, pairs of factors apart."""
+    keys = list(keys)
+    first: dict[str, str] = {}
+    second: dict[str, str] = {}
+    others: list[str] = []
+    first_end, second_end = _USUAL_ENDS
+    for key in keys:
+        module = key[len(PREFIX) : -_USUAL_END_LENGTH]
+        if not key.startswith(PREFIX) or not module or "base_" in module:
+            others.append(key)
+        elif key.endswith(first_end):
+            first[module] = key
+        elif key.endswith(second_end):
+            second[module] = key
+        else:
+            others.append(key)
+    parsed = parse_all(others)
+    if first.keys() != second.keys() or any(isinstance(meaning, Factor) for meaning in parsed.values()):
+        return ParsedKeys(others=parse_all(keys))
+    return ParsedKeys({module: (key, second[module]) for module, key in first.items()}, parsed)
 
 
 def parse_all(keys: Iterable[str]) -> dict[str, Parsed]:

@@ -31,6 +31,9 @@ def with_names_of_peft(source: AdapterSource) -> tuple[AdapterSource, list[str]]
     Raises:
         FormatError: factors that are of different numbers of experts, or of different ranks.
     """
+    axes = {len(tensor.shape) for tensor in source.tensors.values()}
+    if 3 not in axes and "unembed_tokens" not in "\n".join(source.tensors):
+        return source, []
     tensors: dict[str, LazyTensor] = {}
     stacks: dict[str, dict[str, LazyTensor]] = {}
     heads = 0

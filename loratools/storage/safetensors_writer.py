@@ -47,21 +47,24 @@ def layout(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLayo
     Raises:
         InputError: names or metadata that the format cannot hold.
     """
-    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    entries = [f'"__metadata__":{_spelled(dict(metadata))}'] if metadata else []
     begins: dict[str, int] = {}
+    # Of the tensors of one dtype and shape, how the entry begins and how many bytes it has.
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, int]] = {}
     end = 0
     for spec in specs:
-        if spec.name in entries or spec.name == "__metadata__":
-            raise InputError(f"a safetensors file cannot hold two tensors named {quoted(spec.name)}")
-        begins[spec.name] = end
-        entries[spec.name] = {
-            "dtype": spec.dtype,
-            "shape": list(spec.shape),
-            "data_offsets": [end, end + spec.nbytes],
-        }
-        end += spec.nbytes
+        name, kind = spec.name, (spec.dtype, spec.shape)
+        if name in begins or name == "__metadata__":
+            raise InputError(f"a safetensors file cannot hold two tensors named {quoted(name)}")
+        if kind not in kinds:
+            dtype_and_shape = _spelled({"dtype": spec.dtype, "shape": list(spec.shape)})
+            kinds[kind] = f'{dtype_and_shape[:-1]},"data_offsets":[', spec.nbytes
+        head, nbytes = kinds[kind]
+        begins[name] = end
+        entries.append(f"{_spelled(name)}:{head}{end},{end + nbytes}]}}")
+        end += nbytes
     try:
-        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        text = f"{{{','.join(entries)}}}".encode()
     except UnicodeEncodeError as error:
         raise InputError("a safetensors file cannot hold a text with half of a surrogate pair") from error
     text += b" " * (-len(text) % 8)
@@ -74,6 +77,10 @@ def layout(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLayo
     return FileLayout(
         len(text).to_bytes(8, "little") + text, {name: start + begin for name, begin in begins.items()}, start + end
     )
+
+
+# As `json.dumps` with these settings, without making an encoder for each name.
+_spelled = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class SafetensorsWriter(StreamedFile):

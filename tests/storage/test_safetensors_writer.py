@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -240,3 +241,19 @@ def test_written_file_cut_by_one_byte_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(FormatError, match="1 bytes are missing"):
         read_header(tmp_path / "x")
+
+
+def test_header_is_what_json_writes_without_spaces() -> None:
+    names = ["a.weight", 'quo"te', "back\\slash", "tab\t", "déjà.vu", "字", "\x7f", "same.kind"]
+    specs = [TensorSpec(name, "BF16" if i % 2 else "F32", (i, 3) if i else ()) for i, name in enumerate(names)]
+    specs[-1] = TensorSpec("same.kind", "BF16", (1, 3))
+    metadata = {"format": "pt", "note": 'x "y" é'}
+    entries: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for spec in specs:
+        entries[spec.name] = {"dtype": spec.dtype, "shape": [*spec.shape], "data_offsets": [end, end + spec.nbytes]}
+        end += spec.nbytes
+
+    header = layout(specs, metadata).header
+
+    assert header[8:].rstrip(b" ") == json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()

@@ -271,6 +271,11 @@ def _weight_map(index: Mapping[str, object], path: Path) -> dict[str, str]:
 
 
 def _misfits(weight_map: Mapping[str, str], files: Sequence[WeightFile], missing: Sequence[str]) -> list[str]:
+    # A sound index, at no more than a look at each name.
+    if sum(len(file.tensors) for file in files) == len(weight_map) and not missing:
+        homes_of_all = {name: file.name for file in files for name in file.tensors}
+        if homes_of_all == weight_map:
+            return []
     homes: dict[str, list[str]] = {}
     for file in files:
         for name in file.tensors:

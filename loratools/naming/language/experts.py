@@ -20,9 +20,9 @@ from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Shapes
 from loratools.tensors.views import Span
 
-_ONE = re.compile(r"(?P<parent>.+)\.experts\.(?P<number>\d{1,6})\.(?P<leaf>gate_proj|up_proj|down_proj|w1|w2|w3)")
 _STACK = re.compile(r"(?P<parent>.+)\.switch_mlp\.(?P<leaf>gate_proj|up_proj|down_proj)")
 _PLAIN = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+_ROLES = {**{role: role for role in _PLAIN.values()}, **_PLAIN}
 _MIXTRAL = {plain: name for name, plain in _PLAIN.items()}
 _MIXTRAL_PARENT = "block_sparse_moe"
 
@@ -40,10 +40,16 @@ class Expert(NamedTuple):
 
 def parse_expert(module: str) -> Expert | None:
     """One expert's module, by its Hugging Face name."""
-    parsed = _ONE.fullmatch(module)
-    if parsed is None:
+    # By its dots and not by a pattern, which takes three times as long: a model has 45,000 of them.
+    of_experts, _, leaf = module.rpartition(".")
+    role = _ROLES.get(leaf)
+    if role is None:
         return None
-    return Expert(parsed["parent"], int(parsed["number"]), _PLAIN.get(parsed["leaf"], parsed["leaf"]))
+    experts, _, number = of_experts.rpartition(".")
+    parent = experts.removesuffix(".experts")
+    if not parent or parent == experts or len(number) > 6 or not (number.isascii() and number.isdigit()):
+        return None
+    return Expert(parent, int(number), role)
 
 
 def role_of(leaf: str) -> str:

@@ -5,7 +5,6 @@ Built from headers and configs; no values are read, save to compare two adapters
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from loratools.matching import Leftover, Matches
 from loratools.notebook_html import notebook_html
 from loratools.ops.merge.chosen_rounding import feedback_memory
 from loratools.ops.merge.config import merged_configs
+from loratools.ops.merge.index_text import index_text
 from loratools.ops.merge.into_gguf import (
     is_gguf,
     layout_of_gguf,
@@ -98,11 +98,11 @@ class MergePlan:
         """The packed weights that are changed and quantised again."""
         return tuple(o.requantised for o in self.outputs if o.requantised is not None)
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[Output, ...]:
         return tuple(o for f in self.files for o in f.outputs)
 
-    @property
+    @cached_property
     def dequantized(self) -> tuple[str, ...]:
         """The names of the quantised weights that are written as floats."""
         return tuple(o.name for o in self.outputs if self._is_dequantized(o))
@@ -110,7 +110,8 @@ class MergePlan:
     @property
     def copied(self) -> int:
         """How many tensors go over as the base has them, in another dtype at most."""
-        return sum(1 for o in self.outputs if not o.touched and not self._is_dequantized(o))
+        dequantized = {*self.dequantized}
+        return sum(1 for o in self.outputs if not o.touched and o.name not in dequantized)
 
     def _is_dequantized(self, output: Output) -> bool:
         if self.base.quantisation is not None and output.name in self.base.quantisation.weights:
@@ -127,8 +128,13 @@ class MergePlan:
         return any(f.index is not None for f in self.files)
 
     @cached_property
+    def layouts(self) -> tuple[FileLayout, ...]:
+        """The header of each file, and where its tensors lie."""
+        return tuple(file_layout(f) for f in self.files)
+
+    @property
     def bytes_written(self) -> int:
-        return sum(file_size(f) for f in self.files)
+        return sum(file.size for file in self.layouts)
 
     @property
     def memory(self) -> int:
@@ -180,7 +186,10 @@ class MergePlan:
                 "rounding": self.rounding,
                 "trained_on": str(self.trained_on) if self.trained_on is not None else None,
                 "untouched": len(self.outputs) - len(touched),
-                "files": [{"name": f.name, "tensors": len(f.outputs), "bytes": file_size(f)} for f in self.files],
+                "files": [
+                    {"name": f.name, "tensors": len(f.outputs), "bytes": file.size}
+                    for f, file in zip(self.files, self.layouts, strict=True)
+                ],
                 "side_files": [
                     {"name": f.name, "from": f.origin if f.text is None else "written anew"} for f in self.side_files
                 ],
@@ -250,10 +259,6 @@ def specs(file: OutputFile) -> list[TensorSpec]:
 def file_layout(file: OutputFile) -> FileLayout:
     """The header of a file, and where its tensors lie."""
     return layout_of_gguf(file) if file.gguf is not None else layout(specs(file), file.metadata)
-
-
-def file_size(file: OutputFile) -> int:
-    return file_layout(file).size
 
 
 def work_units(plan: MergePlan) -> list[WorkUnit]:
@@ -351,6 +356,5 @@ def index_texts(plan: MergePlan) -> dict[str, str]:
         if "total_parameters" in metadata:
             metadata["total_parameters"] = sum(math.prod(o.shape) for o in outputs)
         weight_map = {f.stored_name(o): f.name.removeprefix(component.folder) for f in files for o in f.outputs}
-        document = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-        texts[component.index_name] = json.dumps(document, indent=2) + "\n"
+        texts[component.index_name] = index_text(metadata, dict(sorted(weight_map.items())))
     return texts

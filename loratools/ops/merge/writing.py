@@ -13,7 +13,7 @@ from typing import Any
 from loratools.execution import Runner
 from loratools.ops.merge.journal import DoneStack, MergeJournal, Written, run_plan
 from loratools.ops.merge.outputs import CopyUnit, OutputFile, RowsUnit, WorkUnit
-from loratools.ops.merge.plan import MergePlan, file_layout, work_units
+from loratools.ops.merge.plan import MergePlan, work_units
 from loratools.ops.merge.provenance import inputs_record
 from loratools.ops.merge.requantise import requantise, requantised_error_ratio
 from loratools.ops.merge.rows import merge_rows
@@ -24,7 +24,7 @@ from loratools.storage.files import copy_file, copy_range, identify, read_back, 
 from loratools.storage.json_file import write_new
 from loratools.storage.ownership import RECORD
 from loratools.storage.staging import Staging
-from loratools.storage.streamed_file import StreamedFile
+from loratools.storage.streamed_file import FileLayout, StreamedFile
 from loratools.tensors.files import ByteRange
 
 # What a killed run wrote is read back in pieces of this size.
@@ -57,7 +57,8 @@ def write_weights(
     folder = prepared.path
     units = work_units(plan)
     pending_units = Counter(u.file for u in units)
-    written = {o.name: Written() for o in plan.outputs}
+    nothing = Written()
+    written = dict.fromkeys([o.name for o in plan.outputs], nothing)
     stacks = stacked_units(units)
     journal = MergeJournal(prepared.journal, has_plan=record is not None)
     if prepared.resumed:
@@ -68,7 +69,10 @@ def write_weights(
         # Files are flushed by a thread of their own, so that the disk works on one while the next is computed. It is
         # started when the first unit is done: workers are forked before there are threads.
         background = resources.enter_context(ThreadPoolExecutor(1, thread_name_prefix="loratools-flush"))
-        writers = [_reserved(folder, file, resources, keep=prepared.resumed) for file in plan.files]
+        writers = [
+            _reserved(folder, file, layout, resources, keep=prepared.resumed)
+            for file, layout in zip(plan.files, plan.layouts, strict=True)
+        ]
         finished: list[Future[None]] = []
         records: list[Future[Mapping[str, Any]]] = []
 
@@ -187,13 +191,13 @@ def _checksum(stack: Sequence[WorkUnit], offsets: Sequence[int], fd: int) -> str
     return checksum.hexdigest()
 
 
-def _reserved(folder: Path, file: OutputFile, resources: ExitStack, *, keep: bool) -> StreamedFile:
+def _reserved(folder: Path, file: OutputFile, layout: FileLayout, resources: ExitStack, *, keep: bool) -> StreamedFile:
     """A file of the result with its header and its size, open no longer than something is written to it.
 
     When `resources` unwind it is closed and stays: whether it is of use to another run is for its folder to say.
     """
     sizes = {file.stored_name(output): output.nbytes for output in file.outputs}
-    writer = StreamedFile(folder / file.name, file_layout(file), sizes, keep=keep)
+    writer = StreamedFile(folder / file.name, layout, sizes, keep=keep)
     resources.callback(writer.close)
     writer.release()
     return writer

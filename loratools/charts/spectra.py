@@ -38,11 +38,11 @@ class Spectrum:
         None where the known values do not reach it, and where there is no change.
         """
         wanted = energy * self.norm**2
-        energy = 0.0
+        captured = 0.0
         for rank, value in enumerate(self.singular_values, start=1):
-            energy += value * value
+            captured += value * value
             # The norm and the sum are rounded apart.
-            if value > 0 and energy >= wanted * (1 - 1e-12):
+            if value > 0 and captured >= wanted * (1 - 1e-12):
                 return rank
         return None
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from checkpoints.merging import assert_added, save_adapter
 from safetensors.torch import load_file, save_file
@@ -106,17 +107,14 @@ def test_a_pickle_is_said_to_become_safetensors_and_can_be_opened_again(tmp_path
 
 
 def test_what_transformers_computes_with_the_converted_weights_is_what_peft_computes(tmp_path: Path) -> None:
-    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
-    config = transformers.LlamaConfig(
-        vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=1, num_attention_heads=HEADS,
-        num_key_value_heads=KEYS, head_dim=HEAD, tie_word_embeddings=False,
-    )  # fmt: skip
+    peft = pytest.importorskip("peft")
+    sizes = {"vocabulary": WORDS, "width": WIDTH, "inner": INNER, "heads": HEADS, "key_heads": KEYS, "layers": 1}
     names = META | {"model.embed_tokens": "tok_embeddings", "model.norm": "norm"}
     names |= {f"{LAYER}.input_layernorm": "layers.0.attention_norm", f"{LAYER}.post_attention_layernorm":
               "layers.0.ffn_norm"}  # fmt: skip
 
     def loaded(stored: dict[str, Tensor]) -> object:
-        model = transformers.LlamaForCausalLM(config).eval()
+        model = tiny_models.llama(**sizes, head_dim=HEAD)
         model.load_state_dict({f"{n}.weight": in_transformers(n, stored[f"{m}.weight"]) for n, m in names.items()})
         return model
 

@@ -51,21 +51,27 @@ def refusal(path: Path) -> LoraToolsError:
 
 # Audit hooks cannot be removed again, so that one hook serves all tests and fills the list of the one that asks.
 _opened: list[str] | None = None
+_below = ""
 
 
 def _note(event: str, arguments: tuple[object, ...]) -> None:
-    if event == "open" and _opened is not None:
-        _opened.append(os.fsdecode(arguments[0]) if isinstance(arguments[0], (str, bytes, os.PathLike)) else "?")
+    if event == "open" and _opened is not None and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        path = os.fsdecode(arguments[0])
+        if path.startswith(_below) or path in _BAD_NAMES:
+            _opened.append(path)
 
 
 sys.addaudithook(_note)
 
 
 @pytest.fixture
-def opened() -> Iterator[list[str]]:
-    """Every file that this process opens during the test."""
-    global _opened
-    _opened = []
+def opened(tmp_path: Path) -> Iterator[list[str]]:
+    """Every file in the folder of the test, or of a bad name, that this process opens.
+
+    Others are not noted: modules that are imported late, and what the threads of pytest-xdist and of earlier tests do.
+    """
+    global _opened, _below
+    _opened, _below = [], f"{tmp_path}{os.sep}"
     yield _opened
     _opened = None
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from checkpoints.merging import assert_added, save_adapter
 from safetensors.torch import load_file
@@ -83,13 +84,7 @@ def test_safetensors_win_where_there_are_pickles_too(tmp_path: Path) -> None:
 
 def test_a_head_that_shares_its_values_with_the_embedding_stays_tied(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    torch.manual_seed(5)
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=19, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=1, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
+    model = tiny_models.llama(seed=5, vocabulary=19, width=8, inner=12, heads=2, key_heads=1, layers=1, tied=True)
     model.config.save_pretrained(tmp_path / "base")
     state = model.state_dict()
     assert "lm_head.weight" in state

@@ -33,7 +33,7 @@ def add_vocabulary(writer: Any) -> None:
     writer.add_unk_token_id(0)
 
 
-def computed(base: Path, adapter: Path | None) -> Tensor:
+def computed(base: Path, adapter: Path | None = None) -> Tensor:
     """Logarithms of the probabilities of the next token."""
     params = xllamacpp.CommonParams()
     params.model.path = str(base)
@@ -50,5 +50,6 @@ def computed(base: Path, adapter: Path | None) -> Tensor:
 
 
 def next_token(model: Any) -> Tensor:
+    """The same of a model of transformers or PEFT."""
     with torch.no_grad():
         return torch.log_softmax(model(torch.tensor([PROMPT])).logits[0, -1].double(), -1)

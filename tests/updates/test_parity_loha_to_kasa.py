@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -263,16 +264,7 @@ def whole_model(family: str) -> nn.Module:
     """Random and tiny; of GPT-2, square layers that are stored as (in, out) as well."""
     torch.manual_seed(0)
     if family == "llama":
-        made: nn.Module = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(
-                vocab_size=20,
-                hidden_size=8,
-                intermediate_size=12,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-            )
-        )
+        made: nn.Module = tiny_models.llama(vocabulary=20, width=8, inner=12, heads=2, key_heads=1)
     elif family == "bert":
         made = transformers.BertModel(
             transformers.BertConfig(

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,20 +32,8 @@ TOKENS = torch.tensor([[1, 5, 2, 7, 3]])
 
 
 def llama() -> torch.nn.Module:
-    torch.manual_seed(1)
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=12,
-            intermediate_size=20,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=16,
-            attention_bias=True,
-            tie_word_embeddings=False,
-        )
-    ).eval()
+    sizes = {"vocabulary": VOCABULARY, "width": 12, "inner": 20, "heads": 2, "key_heads": 1}
+    return tiny_models.llama(seed=1, **sizes, max_position_embeddings=16, attention_bias=True)
 
 
 def bert() -> torch.nn.Module:

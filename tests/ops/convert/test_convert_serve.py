@@ -7,6 +7,7 @@ from pathlib import Path
 
 import factories
 import pytest
+import tiny_models
 import torch
 from cli_runner import CliRunner
 from safetensors.torch import load_file
@@ -47,12 +48,7 @@ def test_every_scale_is_that_of_the_config(server: str, rslora: bool, tmp_path: 
 
 
 def test_peft_loads_it_to_the_same_products(tmp_path: Path) -> None:
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=23, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
-        num_key_value_heads=1,
-    )  # fmt: skip
+    peft = pytest.importorskip("peft")
     modules = factories.layered(2, {"self_attn.q_proj": (12, 12), "self_attn.v_proj": (4, 12)})
     source = factories.adapter_folder(tmp_path / "in", modules=modules, ranks={LAST: 2}, config={"use_rslora": True})
     convert(source, tmp_path / "out", format="peft", serve="vllm")
@@ -60,9 +56,9 @@ def test_peft_loads_it_to_the_same_products(tmp_path: Path) -> None:
 
     logits = []
     for folder in (source, tmp_path / "out"):
-        torch.manual_seed(1)
+        base = tiny_models.llama(seed=1, vocabulary=23, width=12, inner=20, heads=3, key_heads=1)
         with torch.no_grad():
-            logits.append(peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM(config), folder)(tokens).logits)
+            logits.append(peft.PeftModel.from_pretrained(base, folder)(tokens).logits)
 
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-6)
 

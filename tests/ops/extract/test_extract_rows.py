@@ -9,6 +9,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import tiny_models
 import torch
 import transformers
 from torch import Tensor, nn
@@ -26,17 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def _model(*, tied: bool) -> transformers.PreTrainedModel:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+    return tiny_models.llama(vocabulary=VOCABULARY, width=24, inner=40, heads=4, key_heads=2, tied=tied)
 
 
 def _tuned(base: nn.Module, *, grown: bool, everything: bool = False) -> transformers.PreTrainedModel:

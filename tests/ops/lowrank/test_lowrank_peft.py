@@ -7,6 +7,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import tiny_models
 import torch
 import transformers
 from torch import Tensor
@@ -19,17 +20,7 @@ IDS = torch.tensor([[3, 14, 15, 9, 2, 6]])
 
 
 def _llama() -> transformers.PreTrainedModel:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=40,
-        hidden_size=24,
-        intermediate_size=36,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+    return tiny_models.llama(vocabulary=40, width=24, inner=36, heads=4, key_heads=2)
 
 
 def _gpt2() -> transformers.PreTrainedModel:

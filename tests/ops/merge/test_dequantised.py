@@ -9,6 +9,7 @@ from typing import Any
 import factories
 import peers
 import pytest
+import tiny_models
 import torch
 from cli_runner import CliRunner
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -283,14 +284,9 @@ def trained_adapter(model: Any, folder: Path, targets: list[str]) -> None:
 @peers.needs("bitsandbytes")
 @pytest.mark.parametrize(("codes", "nested"), [("nf4", False), ("nf4", True), ("fp4", False)])
 def test_a_llama_in_four_bits_answers_as_peft_with_the_adapter_on_it(tmp_path: Path, codes: str, nested: bool) -> None:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=False,
-    )  # fmt: skip
-    plain = LlamaForCausalLM(config)
+    plain = tiny_models.llama(vocabulary=96, width=64, inner=128, heads=4, key_heads=2)
     plain.save_pretrained(tmp_path / "plain")
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type=codes, bnb_4bit_use_double_quant=nested,
@@ -318,28 +314,11 @@ def test_a_llama_in_four_bits_answers_as_peft_with_the_adapter_on_it(tmp_path: P
 
 
 def test_a_gpt_oss_in_mxfp4_answers_as_peft_on_its_dequantised_experts(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Mxfp4Config
+    from transformers import AutoModelForCausalLM, Mxfp4Config
 
     torch.manual_seed(0)
-    config = GptOssConfig(
-        vocab_size=90, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, num_local_experts=3, num_experts_per_tok=2,
-    )  # fmt: skip
-    model = GptOssForCausalLM(config).to(torch.bfloat16)
-    stored: dict[str, Tensor] = {}
-    for name, values in model.state_dict().items():
-        if not name.endswith(("gate_up_proj", "down_proj")):
-            stored[name] = values.contiguous()
-            continue
-        experts, inputs, outputs = values.shape
-        stored[f"{name}_blocks"] = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), dtype=torch.uint8)
-        stored[f"{name}_scales"] = torch.randint(118, 124, (experts, outputs, inputs // 32), dtype=torch.uint8)
     folder = tmp_path / "mxfp4"
-    folder.mkdir()
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    written = {**config.to_dict(), "dtype": "bfloat16", "architectures": ["GptOssForCausalLM"]}
-    written["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
-    (folder / "config.json").write_text(json.dumps(written))
+    model = tiny_models.save_gpt_oss_in_mxfp4(folder)
     trained_adapter(model, tmp_path / "a", ["q_proj", "v_proj"])
     base = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=Mxfp4Config(dequantize=True), dtype=torch.bfloat16
@@ -356,27 +335,10 @@ def test_a_gpt_oss_in_mxfp4_answers_as_peft_on_its_dequantised_experts(tmp_path:
 
 
 def test_a_llama_in_fp8_blocks_answers_as_peft_on_its_dequantised_weights(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, FineGrainedFP8Config, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=80, hidden_size=128, intermediate_size=384, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=4, tie_word_embeddings=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    stored: dict[str, Tensor] = {}
-    for name, values in model.to(torch.bfloat16).state_dict().items():
-        if name.endswith("_proj.weight"):
-            stored[name] = (values * 3000).to(torch.float8_e4m3fn)
-            stored[f"{name}_scale_inv"] = (torch.rand(values.shape[0] // 128, values.shape[1] // 128) + 0.5) / 3000
-        else:
-            stored[name] = values.contiguous()
     folder = tmp_path / "fp8"
-    folder.mkdir()
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    written = {**config.to_dict(), "dtype": "bfloat16", "architectures": ["LlamaForCausalLM"]}
-    written["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    (folder / "config.json").write_text(json.dumps(written))
+    model = tiny_models.save_llama_in_fp8_blocks(folder)
     trained_adapter(model, tmp_path / "a", ["k_proj", "gate_proj"])
     base = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=FineGrainedFP8Config(dequantize=True), dtype=torch.bfloat16

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import factories
 import pytest
+import tiny_models
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -695,14 +696,9 @@ def test_the_axes_of_a_kernel_are_not_exchanged(tmp_path: Path, a: tuple[int, ..
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama in float32, saved by transformers."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=33, tie_word_embeddings=False,
-    )  # fmt: skip
+    pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("llama")
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_models.llama(vocabulary=33, width=48, inner=80, heads=4, key_heads=2).save_pretrained(folder)
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,10 @@ import factories
 import numpy as np
 import peers
 import pytest
+import tiny_models
 import torch
 from cli_runner import CliRunner
+from packed_bases import CASES, COLUMNS, ROWS, UP, base_of
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,29 +23,11 @@ from loratools.checkpoints import open_checkpoint
 from loratools.cli import verbs
 from loratools.errors import UnsupportedError, UsageError
 
-FIXTURES = Path(__file__).parents[3] / "fixtures" / "quantised"
-UP = "model.layers.0.mlp.up_proj"
 EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
-ROWS, COLUMNS = 24, 128
-CASES = [
-    "awq", "bitsandbytes-fp4-float32", "bitsandbytes-int8", "bitsandbytes-nf4-float32",
-    "bitsandbytes-nf4-nested-bfloat16", "compressed-fp8-block", "compressed-fp8-channel", "compressed-fp8-tensor",
-    "compressed-int4-asymmetric-64", "compressed-int3-symmetric-64", "compressed-int8-channel", "compressed-mxfp4",
-    "compressed-nvfp4", "fp8-blocks", "mlx-affine4", "mlx-affine3", "mlx-mxfp4", "mlx-nvfp4", "mxfp8",
-]  # fmt: skip
 
 
 def bits(values: Tensor) -> Tensor:
     return values.contiguous().reshape(-1).view(torch.uint8)
-
-
-def base_of(case: str, folder: Path) -> Path:
-    """The fixture as a model: with a plain embedding beside the packed weight, and all that a config has."""
-    folder.mkdir()
-    tensors = load_file(FIXTURES / case / "model.safetensors")
-    save_file({**tensors, "model.embed_tokens.weight": torch.ones(5, 128)}, folder / "model.safetensors")
-    shutil.copy(FIXTURES / case / "config.json", folder)
-    return folder
 
 
 def adapter(folder: Path, *, size: float = 0.02, seed: int = 0) -> tuple[Path, Tensor, Tensor]:
@@ -345,14 +328,10 @@ def test_the_command_line_plans_and_reports_it(tmp_path: Path) -> None:
 def test_transformers_loads_the_result_and_answers_as_the_base_with_the_adapter(
     tmp_path: Path, load: dict[str, Any]
 ) -> None:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=99, tie_word_embeddings=False,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "float")
+    plain = tiny_models.llama(vocabulary=99, width=64, inner=128, heads=4, key_heads=2)
+    plain.save_pretrained(tmp_path / "float")
     quantised = AutoModelForCausalLM.from_pretrained(
         tmp_path / "float", quantization_config=BitsAndBytesConfig(**load), device_map="cpu", dtype=torch.float32
     )

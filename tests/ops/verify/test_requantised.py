@@ -11,28 +11,13 @@ import factories
 import peers
 import pytest
 import torch
+from packed_bases import CASES, COLUMNS, FIXTURES, ROWS, UP, base_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import loratools
 
-FIXTURES = Path(__file__).parents[3] / "fixtures" / "quantised"
-UP = "model.layers.0.mlp.up_proj"
-ROWS, COLUMNS, RANK, ALPHA = 24, 128, 4, 8.0
-CASES = [
-    "awq", "bitsandbytes-fp4-float32", "bitsandbytes-int8", "bitsandbytes-nf4-float32",
-    "bitsandbytes-nf4-nested-bfloat16", "compressed-fp8-block", "compressed-fp8-channel", "compressed-fp8-tensor",
-    "compressed-int4-asymmetric-64", "compressed-int3-symmetric-64", "compressed-int8-channel", "compressed-mxfp4",
-    "compressed-nvfp4", "fp8-blocks", "mlx-affine4", "mlx-affine3", "mlx-mxfp4", "mlx-nvfp4", "mxfp8",
-]  # fmt: skip
-
-
-def base_of(case: str, folder: Path) -> Path:
-    folder.mkdir()
-    tensors = load_file(FIXTURES / case / "model.safetensors")
-    save_file({**tensors, "model.embed_tokens.weight": torch.ones(5, 128)}, folder / "model.safetensors")
-    shutil.copy(FIXTURES / case / "config.json", folder)
-    return folder
+RANK, ALPHA = 4, 8.0
 
 
 def adapter(folder: Path, *, size: float = 0.1) -> Tensor:

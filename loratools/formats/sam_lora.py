@@ -82,14 +82,14 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
     """What is not written, and why: all but LoRA of queries and values of the first blocks, without a gap."""
     problems: dict[str, str] = {}
     parts = {name: parsed for name in adapter.updates if (parsed := parse_part(name)) is not None}
-    whole = {block for block, _ in parts.values() if all(part_name(block, part) in parts for part in _PARTS)}
+    complete = {block for block, _ in parts.values() if all(part_name(block, part) in parts for part in _PARTS)}
     for name, update in adapter.updates.items():
         lora = update.as_lora()
         if name not in parts:
             problems[name] = "no queries or values of a block of SAM's image encoder"
         elif lora is None or set(lora.parts) != {"A", "B"}:
             problems[name] = f"{update.kind} of parts that SAMed has no name for"
-        elif parts[name][0] not in whole or any(block not in whole for block in range(parts[name][0])):
+        elif parts[name][0] not in complete or any(block not in whole for block in range(parts[name][0])):
             problems[name] = "of a block behind one without queries and values: SAMed numbers blocks without gaps"
     return problems
 

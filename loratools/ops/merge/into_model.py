@@ -132,7 +132,7 @@ def merge_into(
     for unit, gain in zip(units, gains, strict=True):
         written[unit.output.name] += Written(gain)
     _copied(merge_plan, computed)
-    in_memory.put({name: each.values for name, each in computed.items()}, apart=merged.untied)
+    in_memory.set_values({name: each.values for name, each in computed.items()}, apart=merged.untied)
     report = measured_report(merge_plan, merge_plan.out, written, verified=False)
     return replace(report, output=None, seconds=round(time.monotonic() - began, 3))
 

@@ -103,7 +103,7 @@ class ModelInMemory:
             tied=tied,
         )
 
-    def put(self, values: Mapping[str, Tensor], *, apart: Sequence[str]) -> None:
+    def set_values(self, values: Mapping[str, Tensor], *, apart: Sequence[str]) -> None:
         """Put new values into the parameters.
 
         Args:
@@ -112,19 +112,19 @@ class ModelInMemory:
         """
         from torch.nn import Parameter
 
-        own = {}
+        untied = {}
         for name in apart:
             before = self.weights[name]
-            own[name] = values[name].to(before.device) if name in values else before.clone()
-        for name, parameter in own.items():
+            untied[name] = values[name].to(before.device) if name in values else before.clone()
+        for name, parameter in untied.items():
             owner, _, attribute = name.rpartition(".")
             module = self.model.get_submodule(owner)
             setattr(module, attribute, Parameter(parameter, requires_grad=getattr(module, attribute).requires_grad))
         config: Any = getattr(self.model, "config", None)
-        if own and hasattr(config, "tie_word_embeddings"):
+        if untied and hasattr(config, "tie_word_embeddings"):
             config.tie_word_embeddings = False
         for name, new in values.items():
-            if name not in own:
+            if name not in untied:
                 self.weights[name].copy_(new)
 
 

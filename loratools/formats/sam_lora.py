@@ -89,7 +89,7 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
             problems[name] = "no queries or values of a block of SAM's image encoder"
         elif lora is None or set(lora.parts) != {"A", "B"}:
             problems[name] = f"{update.kind} of parts that SAMed has no name for"
-        elif parts[name][0] not in complete or any(block not in whole for block in range(parts[name][0])):
+        elif parts[name][0] not in complete or any(block not in complete for block in range(parts[name][0])):
             problems[name] = "of a block behind one without queries and values: SAMed numbers blocks without gaps"
     return problems
 

@@ -77,9 +77,9 @@ def test_codes_that_are_put_into_blocks_are_read_back_and_leave_the_scales(kind:
     after = before.copy()
     codes = generator.integers(0, len(TYPES[kind].levels), TYPES[kind].codes(before).shape, dtype=np.uint8)
 
-    TYPES[kind].put(after, TYPES[kind].codes(before))
+    TYPES[kind].store_codes(after, TYPES[kind].codes(before))
     assert np.array_equal(after, before)
-    TYPES[kind].put(after, codes)
+    TYPES[kind].store_codes(after, codes)
 
     assert np.array_equal(TYPES[kind].codes(after), codes)
     assert np.array_equal(TYPES[kind].scales(after), TYPES[kind].scales(before), equal_nan=True)

@@ -17,7 +17,7 @@ from loratools.errors import FormatError, UnsupportedError, UsageError
 from loratools.quantization import Quantisation
 from loratools.short_repr import clipped, counted, one_line
 from loratools.skipped import Skipped
-from loratools.storage.files import quoted
+from loratools.storage.files import quoted, refuse_address
 from loratools.storage.gguf_reader import GgufHeader
 from loratools.tensors.files import FileId
 from loratools.tensors.lazy import LazyTensor
@@ -210,6 +210,7 @@ def _ensure_present(path: Path) -> None:
         present = False
     if present:
         return
+    refuse_address(path)
     if path.is_symlink():
         raise UsageError(f"{quoted(path)} is a link that leads nowhere")
     download = f"to use a model of the Hugging Face Hub, download it first: hf download {path} --local-dir FOLDER"

@@ -28,8 +28,9 @@ from loratools.storage.casting import cast
 from loratools.storage.files import quoted
 from loratools.storage.ownership import MARK
 from loratools.tensors.lazy import LazyTensor
-from loratools.tensors.views import reordered, transposed
+from loratools.tensors.views import reordered, rows, transposed
 from loratools.updates.lora import LoRA
+from loratools.updates.parts.row_blocks import stacked_rows
 
 WRITES = ".gguf"
 
@@ -63,12 +64,16 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     counts = _heads(source.base)
     updates: dict[str, LoRA] = {}
     unordered: list[str] = []
+    halves: dict[str, dict[int, LoRA]] = {}
     for module, (a, b) in _pairs(source).items():
         rank = b.shape[-1]
         # Written as alpha 0, the scale is 1 whatever the rank.
         module_alpha, alpha_source = (
             (float(alpha), "metadata") if alpha else (float(rank), "assumed" if alpha is None else "metadata")
         )
+        if len(a.shape) == 2 and (half := names.hf_of_half(architecture, module)) is not None:
+            halves.setdefault(half[0], {})[half[1]] = LoRA(a, b, module_alpha, alpha_source)
+            continue
         stack = names.hf_stack(architecture, module)
         if len(a.shape) == 3 and stack is not None:
             for e, (down, up) in enumerate(zip(items(a), items(b), strict=True)):
@@ -85,6 +90,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
             b = reordered(b, inverse(_order(architecture, module, b.shape[0], counts)))
         embedding = module == _EMBEDDING
         updates[name] = LoRA(transposed(a) if embedding else a, b, module_alpha, alpha_source, embedding=embedding)
+    updates |= {name: _joined(parts) for name, parts in halves.items()}
     base_model = source.other.get("general.base_model.0.name")
     uncertainties = []
     if unordered:
@@ -118,6 +124,8 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> dict[str, str]:
             problems[name] = "a GGUF adapter has no magnitude (DoRA): merge it into the base and extract a plain LoRA"
         elif lora.mid is not None or len(lora.a.shape) != 2:
             problems[name] = "a GGUF adapter has no LoRA of convolutions"
+        elif names.gguf_halves(architecture, name) is not None:
+            pass
         elif _written_name(architecture, name) is None:
             problems[name] = architecture.reason_absent(name)
         elif _written_name(architecture, name) == "output" and tied:
@@ -155,6 +163,11 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
         rescaled = at_scale(name, rescaled, alpha / update.rank, dtype)
         if (expert := parse_expert(name)) is not None:
             experts.setdefault((expert.parent, expert.role), {})[expert.number] = rescaled
+            continue
+        if (of_halves := names.gguf_halves(architecture, name)) is not None:
+            count = rescaled.b.shape[0] // len(of_halves)
+            for i, half in enumerate(of_halves):
+                pairs[half] = rescaled.a, rows(rescaled.b, i * count, (i + 1) * count)
             continue
         written = _written_name(architecture, name)
         assert written is not None
@@ -199,25 +212,31 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
 # Names and orders
 
 
+def _joined(halves: Mapping[int, LoRA]) -> LoRA:
+    """The update of a module of which llama.cpp has the two halves of the rows apart, or one of them."""
+    count = next(iter(halves.values())).shape[0]
+    return stacked_rows([(half * count, lora) for half, lora in halves.items()], 2 * count)
+
+
 def _architecture(source: AdapterSource) -> names.Architecture:
     declared = source.other.get("general.architecture")
     kind = source.other.get("adapter.type")
     if kind != "lora":
         raise UnsupportedError(f"{quoted(source.file)} is an adapter of type {kind!r}; only lora is read")
+    of_base = None if source.base is None else _architecture_of(source.base)
+    if of_base is not None and of_base.name == declared:
+        return of_base
     architecture = names.BY_NAME.get(declared) if isinstance(declared, str) else None
     if architecture is None:
         raise UnsupportedError(
             f"{quoted(source.file)} is for the architecture {declared!r}, whose names and orders are not known here",
             hint=f"known are {', '.join(sorted(names.BY_NAME))}",
         )
-    if source.base is None:
-        return architecture
-    of_base = _architecture_of(source.base)
-    if of_base.name != architecture.name:
+    if source.base is not None and of_base is not None:
         raise MismatchError(
             f"{quoted(source.file)} is for {architecture.name}, and {quoted(source.base.name)} is {of_base.name}"
         )
-    return of_base
+    return architecture
 
 
 def _invocation_tokens(source: AdapterSource) -> tuple[int, ...]:
@@ -236,7 +255,7 @@ def _architecture_of(base: Base | None) -> names.Architecture:
             "gguf needs the config of the base: names and the order of rows depend on it",
             hint="give the model, or its config.json, with --base",
         )
-    architecture = names.BY_MODEL_TYPE.get(base.model_type or "")
+    architecture = names.architecture_of(base.model_type, base.config)
     if architecture is None and (why := names.REFUSED.get(base.model_type or "")) is not None:
         raise UnsupportedError(f"{quoted(base.name)} is of model_type {base.model_type!r}: {why}")
     if architecture is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loratools.naming.heads import heads_field
 
@@ -24,7 +24,9 @@ class Architecture:
     `mixture`: what the module of a mixture of experts is called; its experts are stacked. `interleaved`: whether the
     rows of queries and keys are. `grouped`: whether Hugging Face has the rows of `attn_qkv` group by group. `wrapped`:
     what the names begin with in a model that also sees or hears, and what in one of text alone. `changed`: modules, by
-    a part of their names, that llama.cpp's conversion changes beside their names, and how.
+    a part of their names, that llama.cpp's conversion changes beside their names, and how. `halves`: modules whose
+    rows are two modules there, one after the other. `unmapped`: modules as in `modules`, which the conversion names
+    itself, beside the gguf package's map.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Architecture:
     wrapped: tuple[str, str] = ("", "")
     changed: Mapping[str, str] = field(default_factory=dict)
     grouped: bool = False
+    halves: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    unmapped: Mapping[str, str] = field(default_factory=dict)
 
     def reorders(self, module: str) -> bool:
         """Whether llama.cpp has the rows of a module, by its GGUF name, in another order than Hugging Face."""
@@ -127,6 +131,15 @@ _TIED = {hf: gguf for hf, gguf in _DENSE.items() if gguf != "output"}
 _LLAMA = Architecture(
     "llama", _layers(_ATTENTION, _GATED, {"block_sparse_moe.gate": "ffn_gate_inp"}), "block_sparse_moe", True
 )
+_GRANITE_HYBRID = Architecture(
+    "granitehybrid",
+    _layers(_ATTENTION, {"mamba.in_proj": "ssm_in", "mamba.out_proj": "ssm_out"}),
+    interleaved=True,
+    # The name of the last of them depends on whether the model has experts; see `architecture_of`.
+    halves={"model.layers.{}.shared_mlp.input_linear": ("blk.{}.ffn_gate", "blk.{}.ffn_up")},
+    unmapped={"model.layers.{}.shared_mlp.output_linear": "blk.{}.ffn_down"},
+    changed={"block_sparse_moe": "llama.cpp takes gate and up of all experts apart"},
+)
 # By the `model_type` of a Hugging Face config.
 BY_MODEL_TYPE: dict[str, Architecture] = {
     "llama": _LLAMA,
@@ -137,7 +150,9 @@ BY_MODEL_TYPE: dict[str, Architecture] = {
         "gpt-oss",
         _layers(_ATTENTION, {"mlp.router": "ffn_gate_inp"}),
         "mlp",
+        changed={"experts": "llama.cpp takes gate and up apart, which stand in turn in the experts of gpt-oss"},
     ),
+    "granitemoehybrid": _GRANITE_HYBRID,
     "qwen2_vl": Architecture("qwen2vl", _DENSE, wrapped=_INNER),
     "qwen2_5_vl": Architecture("qwen2vl", _DENSE, wrapped=_INNER),
     "qwen3_5_text": Architecture("qwen35", _DENSE, changed=_LINEAR_ATTENTION),
@@ -195,8 +210,7 @@ BY_MODEL_TYPE: dict[str, Architecture] = {
 BY_NAME: dict[str, Architecture] = {a.name: a for a in reversed(BY_MODEL_TYPE.values())}
 # Models whose adapters llama.cpp reads, and of which it is not known here what its conversion does to which rows.
 REFUSED: dict[str, str] = {
-    "granitemoehybrid": "which of its rows llama.cpp reorders depends on each layer",
-    "nemotron_h": "which of its rows llama.cpp reorders depends on each layer",
+    "nemotron_h": "llama.cpp names its layers by a pattern of the config, and those with experts otherwise",
 }
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -209,7 +223,7 @@ def gguf_module(architecture: Architecture, module: str) -> str | None:
     inner, plain = architecture.wrapped
     if inner and module.startswith(inner):
         module = plain + module.removeprefix(inner)
-    return _renamed(module, architecture.modules)
+    return _renamed(module, {**architecture.modules, **architecture.unmapped})
 
 
 def hf_module(architecture: Architecture, module: str) -> str | None:
@@ -217,10 +231,48 @@ def hf_module(architecture: Architecture, module: str) -> str | None:
 
     `blk.3.attn_q` -> `model.layers.3.self_attn.q_proj`.
     """
-    name = _renamed(module, {gguf: hf for hf, gguf in architecture.modules.items()})
+    tables = (architecture.modules, architecture.unmapped)
+    name = _renamed(module, {gguf: hf for table in tables for hf, gguf in table.items()})
     inner, plain = architecture.wrapped
     # The head of most stands beside the inner model.
     return inner + name.removeprefix(plain) if name is not None and inner and name.startswith(plain) else name
+
+
+def gguf_halves(architecture: Architecture, module: str) -> tuple[str, str] | None:
+    """The GGUF names of the two halves of the rows of a Hugging Face module; None where it is no such module."""
+    first = _renamed(module, {hf: halves[0] for hf, halves in architecture.halves.items()})
+    second = _renamed(module, {hf: halves[1] for hf, halves in architecture.halves.items()})
+    return None if first is None or second is None else (first, second)
+
+
+def hf_of_half(architecture: Architecture, module: str) -> tuple[str, int] | None:
+    """The Hugging Face module that a GGUF module is a half of, and which; None where it is none."""
+    for half in (0, 1):
+        name = _renamed(module, {halves[half]: hf for hf, halves in architecture.halves.items()})
+        if name is not None:
+            return name, half
+    return None
+
+
+def architecture_of(model_type: str | None, config: Mapping[str, object]) -> Architecture | None:
+    """The architecture of a model by its config; None where it is not known.
+
+    Granite 4 without layers of Mamba is the architecture of Granite, and names its shared layers otherwise beside
+    experts.
+    """
+    architecture = BY_MODEL_TYPE.get(model_type or "")
+    if architecture is not _GRANITE_HYBRID:
+        return architecture
+    experts = config.get("num_local_experts")
+    with_experts = isinstance(experts, int) and experts > 0
+    layers = config.get("layer_types", config.get("layers_block_type"))
+    hybrid = not isinstance(layers, list) or any(layer in ("mamba", "linear_attention") for layer in layers)
+    name = architecture.name if hybrid else "granitemoe" if with_experts else "granite"
+    if not with_experts:
+        return replace(architecture, name=name)
+    shared = {hf: (f"{gate}_shexp", f"{up}_shexp") for hf, (gate, up) in architecture.halves.items()}
+    unmapped = {hf: f"{gguf}_shexp" for hf, gguf in architecture.unmapped.items()}
+    return replace(architecture, name=name, halves=shared, unmapped=unmapped)
 
 
 def model_name(model_type: str | None, module: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import threading
 from collections import OrderedDict
@@ -36,6 +37,7 @@ _PIECE_BYTES = 1 << 16
 # Called with every file that is identified or read in this context (`held_inputs`).
 observed: ContextVar[Callable[[FileId], None] | None] = ContextVar("observed", default=None)
 
+_ADDRESS = re.compile(r"(?P<scheme>hf|s3|gs|az|https?):/{1,2}(?P<rest>[^/].*)", re.DOTALL)
 _FULL = {
     getattr(errno, name): words
     for name, words in (
@@ -79,6 +81,18 @@ def machine_error(error: OSError, doing: str, path: Path | None = None) -> LoraT
     reason = (error.strerror or str(error)).lower()
     hint = "the disk reported a failure; check it" if error.errno == errno.EIO else None
     return MachineError(f"could not {about}: {reason}", hint=hint)
+
+
+def refuse_address(path: str | Path) -> None:
+    """Raise UsageError for what is an address and no path, which a `Path` writes with one slash less."""
+    parsed = _ADDRESS.fullmatch(str(path))
+    if parsed is None:
+        return
+    hub, rest = parsed["scheme"] == "hf", parsed["rest"]
+    raise UsageError(
+        f"'{parsed['scheme']}://{rest}' is an address, and only files and folders of this machine are read",
+        hint=f"download it first: hf download {rest} --local-dir FOLDER" if hub else "download it first",
+    )
 
 
 def identify(path: Path) -> FileId:

@@ -345,11 +345,10 @@ def test_renamed_architectures_add_the_same_product_and_come_back(
 
 
 @peers.needs("gguf")
-@pytest.mark.parametrize("model_type", ["granitemoehybrid", "nemotron_h"])
-def test_architectures_that_cannot_be_proven_are_refused_by_name(model_type: str, tmp_path: Path) -> None:
+def test_architectures_that_cannot_be_proven_are_refused_by_name(tmp_path: Path) -> None:
     adapter = Adapter(
         {"model.layers.0.self_attn.q_proj": LoRA(*map(from_torch, (torch.ones(2, 6), torch.ones(8, 2))), 2.0, "config")}
     )
 
-    with pytest.raises(UnsupportedError, match=rf"'{model_type}': which of its rows"):
-        convert(adapter, tmp_path / "out.gguf", format="gguf", base=formats.Base({}, {"model_type": model_type}))
+    with pytest.raises(UnsupportedError, match=r"'nemotron_h': llama.cpp names its layers by a pattern of the config"):
+        convert(adapter, tmp_path / "out.gguf", format="gguf", base=formats.Base({}, {"model_type": "nemotron_h"}))

@@ -63,6 +63,7 @@ def test_names_that_are_not_there_are_none() -> None:
         ("deepseek_v3", "model.layers.1.self_attn.kv_b_proj", "cuts it in two"),
         ("llama4_text", "model.layers.1.feed_forward.experts.gate_up_proj", "apart"),
         ("llama", "model.layers.1.self_attn.qkv_proj", "no module of llama"),
+        ("granitemoehybrid", "model.layers.1.block_sparse_moe.input_linear", "apart"),
         ("t5", "encoder.block.1.layer.1.DenseReluDense.wi", "no module of t5"),
     ],
 )
@@ -71,6 +72,32 @@ def test_a_module_that_the_conversion_changes_has_no_name_and_a_reason(model_typ
 
     assert names.gguf_module(architecture, module) is None
     assert word in architecture.reason_absent(module)
+
+
+@pytest.mark.parametrize(
+    ("experts", "layers", "name", "end"),
+    [
+        (0, ["mamba", "attention"], "granitehybrid", ""),
+        (8, ["mamba", "attention"], "granitehybrid", "_shexp"),
+        (0, ["attention", "attention"], "granite", ""),
+        (8, ["full_attention", "full_attention"], "granitemoe", "_shexp"),
+    ],
+)
+def test_granite_4_has_names_by_its_experts_and_an_architecture_by_its_layers(
+    experts: int, layers: list[str], name: str, end: str
+) -> None:
+    config = {"num_local_experts": experts, "layer_types": layers}
+
+    architecture = names.architecture_of("granitemoehybrid", config)
+
+    assert architecture is not None
+    assert architecture.name == name
+    shared = "model.layers.3.shared_mlp"
+    assert names.gguf_halves(architecture, f"{shared}.input_linear") == (f"blk.3.ffn_gate{end}", f"blk.3.ffn_up{end}")
+    assert names.gguf_module(architecture, f"{shared}.output_linear") == f"blk.3.ffn_down{end}"
+    assert names.hf_module(architecture, f"blk.3.ffn_down{end}") == f"{shared}.output_linear"
+    assert names.hf_of_half(architecture, f"blk.3.ffn_up{end}") == (f"{shared}.input_linear", 1)
+    assert names.hf_of_half(architecture, "blk.3.attn_v") is None
 
 
 def test_a_module_has_the_name_of_the_model_in_memory_whichever_of_its_names_is_given() -> None:

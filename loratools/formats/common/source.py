@@ -19,7 +19,7 @@ from loratools.formats.common.leave_out import NOTHING, LeaveOut
 from loratools.formats.common.shards import is_shard, require_indexed, shards_of
 from loratools.formats.common.wrappers import unwrapped, unwrapped_config
 from loratools.storage.distributed import distributed_checkpoint, distributed_refusal
-from loratools.storage.files import is_there, machine_error, quoted
+from loratools.storage.files import is_there, machine_error, quoted, refuse_address
 from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import in_float16
@@ -175,6 +175,7 @@ def _existing(path: str | Path) -> Path:
         raise machine_error(error, "look at", path) from error
     except (OSError, ValueError):
         pass
+    refuse_address(text)
     hint = None
     if (weighted := re.fullmatch(r"(.+)=([-+]?\d+\.?\d*|[-+]?\.\d+)", text)) and Path(weighted[1]).exists():
         # As the command line has it, which splits such an argument before it comes here.

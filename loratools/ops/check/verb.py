@@ -26,6 +26,7 @@ from loratools.ops.check.report import CheckedSource, CheckReport
 from loratools.ops.common.fingerprint import fingerprint, same_values
 from loratools.ops.common.progress import expect
 from loratools.ops.inspect.sources import FoundSource, sources_at
+from loratools.storage.files import quoted
 from loratools.storage.json_file import write_json
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def check(
     rules = checks.selected(select, ignore)
     missing = [str(source) for source in sources if not os.path.lexists(source)]
     if missing or not sources:
-        raise UsageError(f"'{missing[0]}' does not exist" if missing else "no source is given", details=missing[1:])
+        raise UsageError(
+            f"{quoted(missing[0])} does not exist" if missing else "no source is given", details=missing[1:]
+        )
     known = known_findings(Path(baseline)) if baseline is not None else None
     if write_baseline is not None:
         refuse_other_file(Path(write_baseline))

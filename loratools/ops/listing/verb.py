@@ -26,6 +26,7 @@ from loratools.ops.listing.condition import condition
 from loratools.ops.listing.rows import Duplicates, ListedAdapter, ListReport, OtherSource
 from loratools.ops.listing.same_files import main_file, same_files
 from loratools.ops.listing.summary import modified_at, row_of_adapter, row_of_error
+from loratools.storage.files import quoted
 
 _Unit = TypeVar("_Unit")
 
@@ -91,7 +92,9 @@ def list_adapters(
         raise UsageError("values are read to find duplicates", hint="add --duplicates (duplicates=True)")
     missing = [str(folder) for folder in folders if not os.path.lexists(folder)]
     if missing or not folders:
-        raise UsageError(f"'{missing[0]}' does not exist" if missing else "no folder is given", details=missing[1:])
+        raise UsageError(
+            f"{quoted(missing[0])} does not exist" if missing else "no folder is given", details=missing[1:]
+        )
 
     reading = _Reading(Catalogue(default_path() if cache else None), execution, worker_count(threads), progress)
     outcomes = [outcome for folder in folders for outcome in reading.outcomes(Path(folder))]

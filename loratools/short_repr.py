@@ -35,6 +35,16 @@ def clipped(text: str, most: int = _MOST_CHARACTERS) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def printable(text: str) -> str:
+    """The text with everything that a terminal would obey or reorder by spelled as an escape.
+
+    Names come from files: control characters could move the cursor, bidirectional marks could show another name.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun in the right number: `1 module`, `28 modules`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

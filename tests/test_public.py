@@ -110,6 +110,8 @@ def names_known() -> dict[str, object]:
         **public,
         **inner,
         "Array": np.ndarray,
+        # matplotlib's, which is not installed everywhere.
+        "Figure": object,
         "NDArray": NDArray,
         "Tensor": torch.Tensor,
         "np": np,

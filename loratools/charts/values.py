@@ -45,6 +45,11 @@ class HeatMap:
         if not self.limits[0] < self.limits[1]:
             raise ValueError(f"the limits {self.limits} are not in ascending order")
 
+    @property
+    def has_layers(self) -> bool:
+        """Whether the rows are layers of a model, whose labels end with numbers."""
+        return self.row_label == "layer"
+
     def __repr__(self) -> str:
         return one_line(self)
 

@@ -107,6 +107,7 @@ from loratools.errors import UsageError
 @options.plan
 @options.overwrite
 @options.common
+@options.plot
 @options.html
 def command(
     adapters: tuple[options.Weighted, ...],
@@ -125,7 +126,8 @@ def command(
     weight, where nothing overlaps), its interference (how differently the result answers to the inputs that the adapter
     reacts to), and its overlap with the other adapters, next to what two random adapters of that size would have.
     --plan computes all of that and writes nothing; -v prints it for each module. With --plan, several methods can be
-    named, or 'all': a table shows what each would do, the one with the smallest interference first.
+    named, or 'all': a table shows what each would do, the one with the smallest interference first. --plot draws gains,
+    interferences and overlaps as bars, and where in the model they are.
 
     \b
     Examples:
@@ -134,6 +136,7 @@ def command(
       loratools combine instruct chat=-0.5 -o less-chatty
       loratools combine a b c -o all --method ties --set density=0.3 --rank 16
       loratools combine a b c --method all --rank 16 --plan
+      loratools combine style facts -o both --rank 16 --plan --plot both.svg
       loratools combine --recipe blend.yaml -o blend
     """
     sources = [(a.source, a.weight) for a in adapters]
@@ -155,6 +158,7 @@ def command(
             **settings,
         )
     output.html(report)
+    output.plot(report)
     for warning in report.warnings:
         output.warn(warning)
     if output.json:
@@ -183,6 +187,7 @@ def _compare(
     with output.progress(None, "combining") as progress:
         report = compare_methods(sources, methods, progress=progress, **settings)
     output.html(report)
+    output.plot(report)
     for warning in report.warnings:
         output.warn(warning)
     if output.json:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     help="End with exit code 1 where a cosine is below F, or cannot be computed.",
 )
 @options.common
+@options.plot
 @options.html_alone
 def command(adapters: tuple[str, ...], *, fail_below: float | None, output: Output, **settings: Any) -> None:
     """Show how alike adapters are, for each module and overall; of more than two, every pair as a matrix.
@@ -46,6 +47,7 @@ def command(adapters: tuple[str, ...], *, fail_below: float | None, output: Outp
     Examples:
       loratools compare my-lora another-lora
       loratools compare run/checkpoint-*
+      loratools compare run/checkpoint-* --plot run.svg
       loratools compare trained shipped --fail-below 0.999
     """
     from loratools.ops.compare.report import ComparisonMatrix
@@ -56,6 +58,7 @@ def command(adapters: tuple[str, ...], *, fail_below: float | None, output: Outp
     with output.progress(None, "comparing") as progress:
         report: CompareReport | ComparisonMatrix = compare(*adapters, progress=progress, **settings)
     output.html(report)
+    output.plot(report)
     for warning in report.warnings:
         output.warn(warning)
     if output.json:

@@ -10,6 +10,7 @@ import click
 from loratools.cli.common import options
 from loratools.cli.common.grouped_help import INPUT, PRINTING, option, verb
 from loratools.cli.common.output import Output
+from loratools.errors import UsageError
 
 
 @verb("inspect", short_help="Show what is in adapters and checkpoints.")
@@ -25,25 +26,31 @@ from loratools.cli.common.output import Output
 @options.include
 @options.exclude
 @options.common
+@options.plot
 @options.html_alone
 def command(sources: tuple[str, ...], *, values: bool, modules: bool, output: Output, **settings: Any) -> None:
     """Show what is in adapters and checkpoints: modules, ranks, scales, dtypes, replaced weights.
 
     Only headers are read, unless --values is given. Several sources make a table with a row for each; a folder is
     searched to the bottom. Of the folder of a training run, it says which checkpoint was the best by the trainer's own
-    record. --modules shows each source in full.
+    record. --modules shows each source in full. With --values, --plot draws where an adapter changes much, of which
+    rank it is there, and its singular values.
 
     \b
     Examples:
       loratools inspect my-lora
       loratools inspect my-lora --values --json
+      loratools inspect my-lora --values --plot my-lora.svg
       loratools inspect runs/my-lora
     """
     from loratools.ops.inspect.verb import inspect
 
+    if output.plot_file is not None and not values:
+        raise UsageError("without its values there is nothing of an adapter to draw", hint="add --values")
     with output.progress(None, "reading") if values else nullcontext() as progress:
         inspection = inspect(*sources, values=values, progress=progress, **settings)
     output.html(inspection)
+    output.plot(inspection)
     if output.json:
         output.document(inspection.to_dict(), error=inspection.error)
     else:

@@ -48,6 +48,7 @@ from loratools.cli.common.output import Output
 @options.rank_from
 @options.expert_packing
 @options.common
+@options.plot
 @options.html_alone
 @holds_inputs
 def command(source: str, *, base: str | None, modules: bool, output: Output, **settings: Any) -> None:
@@ -55,12 +56,14 @@ def command(source: str, *, base: str | None, modules: bool, output: Output, **s
 
     The table has for every rank the share of the energy that it keeps, the relative error, the module that loses most,
     the size of the file, and the energy where a file of the same size shares ranks out over modules. Below it stands
-    the rank beyond which there is little to gain.
+    the rank beyond which there is little to gain. --plot draws the singular values, what each rank keeps, and where in
+    the model the change is.
 
     \b
     Examples:
       loratools spectrum my-lora
       loratools spectrum my-finetune --base llama-3-8b --max-rank 256
+      loratools spectrum my-lora --plot my-lora.pdf
     """
     from loratools.ops.spectrum.verb import spectrum
 
@@ -72,6 +75,7 @@ def command(source: str, *, base: str | None, modules: bool, output: Output, **s
     with output.progress(total, "decomposing") as progress:
         report = spectrum(source, base, progress=progress, **settings)
     output.html(report)
+    output.plot(report)
     for warning in report.warnings:
         output.warn(warning)
     for skipped in report.skipped:

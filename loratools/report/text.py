@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from loratools.short_repr import printable
+
 # One character for one character, so that columns stay aligned. U+2500 to U+257F draw boxes.
 _ASCII: dict[int, int | str] = {
     **dict.fromkeys(range(0x2500, 0x2580), "+"),
@@ -15,13 +17,8 @@ _ASCII: dict[int, int | str] = {
 
 
 def safe(text: str) -> str:
-    """Return `text` with everything that a terminal would obey or reorder by spelled as an escape.
-
-    Names come from files: control characters could move the cursor, bidirectional marks could show another name.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    """Return `text` with everything that a terminal would obey or reorder by spelled as an escape."""
+    return printable(text)
 
 
 def ascii_only(text: str) -> str:

@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from loratools.errors import ChangedInputError, InputError, LoraToolsError, MachineError, UsageError
+from loratools.short_repr import printable
 from loratools.storage import system
 from loratools.tensors.files import ByteRange, FileId
 
@@ -54,9 +55,7 @@ def quoted(name: str | Path) -> str:
     text = str(name)
     if len(text) > 200:
         text = text[:150] + "…" + text[-40:]
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return f"'{text}'"
+    return f"'{printable(text)}'"
 
 
 def machine_error(error: OSError, doing: str, path: Path | None = None) -> LoraToolsError:

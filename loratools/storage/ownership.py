@@ -27,6 +27,13 @@ PAGE_SUFFIXES = (".html", ".htm")
 MAX_RECORD_BYTES = 64 << 20
 # The mark of a page stands at its beginning.
 _HEAD_BYTES = 4096
+# What the metadata of a picture has, as each kind of file spells it.
+_PICTURE_MARKS = {
+    ".png": b"tEXt" + MARK.encode() + b"\0",
+    ".svg": b"<dc:title>" + MARK.encode() + b" ",
+    ".pdf": b"/Creator (" + MARK.encode() + b" ",
+}
+_METADATA_BYTES = 16 << 10
 
 
 def write_record(folder: Path, *, sha256_of: Mapping[str, str] | None = None, sampled: Iterable[str] = ()) -> None:
@@ -109,7 +116,7 @@ def foreign_entries(folder: Path, owned: frozenset[str]) -> list[str]:
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a single file says in its header that loratools wrote it.
+    """Whether a single file says in its header, or in the metadata of a picture, that loratools wrote it.
 
     Raises:
         MachineError: the disk failed, or there is no permission.
@@ -117,10 +124,13 @@ def is_marked(path: Path) -> bool:
     from loratools.storage.gguf_reader import read_gguf
     from loratools.storage.safetensors_reader import read_header
 
-    if path.suffix.lower() in PAGE_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix in PAGE_SUFFIXES:
         return _is_page(path)
+    if suffix in _PICTURE_MARKS:
+        return _PICTURE_MARKS[suffix] in _ends_of(path)
     try:
-        if path.suffix.lower() == ".gguf":
+        if suffix == ".gguf":
             return MARK in read_gguf(path).fields
         return MARK in read_header(path).metadata
     except InputError:
@@ -131,6 +141,13 @@ def _is_page(path: Path) -> bool:
     file = identify(path)
     head = read_bytes(ByteRange(file, 0, min(file.size, _HEAD_BYTES)))
     return head.startswith(b"<!doctype html>") and f'<meta name="{MARK}" content="'.encode() in head
+
+
+def _ends_of(path: Path) -> bytes:
+    """The beginning and the end of a file, where pictures have their metadata."""
+    file = identify(path)
+    size = min(file.size, _METADATA_BYTES)
+    return b"\n".join(read_bytes(ByteRange(file, offset, size)) for offset in (0, file.size - size))
 
 
 def entries_below(folder: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:

@@ -58,7 +58,7 @@ def test_maps_of_norm_and_rank_hold_what_the_deltas_have(verb: str, tmp_path: Pa
     np.testing.assert_allclose(np.array(norm.values, dtype=float), norms, rtol=1e-6)
     assert norm.limits == pytest.approx((0, norms.max()), rel=1e-6)
     np.testing.assert_array_equal(
-        np.array(heat_map(charts, "Rank that keeps 90 % of the energy").values, dtype=float), ranks
+        np.array(heat_map(charts, "Rank that keeps 90% of the energy").values, dtype=float), ranks
     )
 
 

@@ -18,14 +18,14 @@ from loratools.cli.common.grouped_help import GROUPS, GroupedOption
 TWINS = ("inspect", "merge", "extract", "combine", "resize", "convert", "spectrum", "compare")
 # What is said of the output of the program itself, and what has its opposite in the function.
 PRINTING = {"json", "quiet", "verbose", "debug"}
-# A page is written by `loratools.write_page`, which takes the report of any verb.
+# A page is written by `loratools.write_page`, which takes the report of any verb; a picture is its `plot()`.
 ONLY_HERE = {
-    "combine": {"html"},
-    "compare": {"fail_below", "html", "overwrite"},
+    "combine": {"html", "plot"},
+    "compare": {"fail_below", "html", "plot", "overwrite"},
     "extract": {"html"},
-    "inspect": {"modules", "html", "overwrite"},
+    "inspect": {"modules", "html", "plot", "overwrite"},
     "merge": {"no_verify", "html"},
-    "spectrum": {"modules", "html", "overwrite"},
+    "spectrum": {"modules", "html", "plot", "overwrite"},
 }
 
 

@@ -22,6 +22,7 @@ from loratools.arguments import parse_size
 from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, PRINTING, RANK, SELECTION, option
 from loratools.cli.common.output import Output
 from loratools.cli.common.page_file import PageFile
+from loratools.cli.common.plot_file import PlotFile
 from loratools.errors import UsageError
 
 if TYPE_CHECKING:
@@ -433,7 +434,16 @@ _DEBUG = option(PRINTING, "--debug", is_flag=True, help="Show the traceback of a
 _HTML = option(
     PRINTING, "--html", type=PATH, metavar="FILE", help="Also write the report as one self-contained HTML page."
 )
-_OVERWRITE_PAGE = option(PRINTING, "--overwrite", is_flag=True, help="Replace a page that loratools wrote.")
+_OVERWRITE_PAGE = option(
+    PRINTING, "--overwrite", is_flag=True, help="Replace a page or picture that loratools wrote."
+)
+_PLOT = option(
+    PRINTING,
+    "--plot",
+    type=PATH,
+    metavar="FILE",
+    help="Also draw the numbers: .png, .svg or .pdf. Needs the extra 'plot'.",
+)
 
 
 def html(command: _Command) -> Callable[..., Any]:
@@ -459,6 +469,23 @@ def html_alone(command: _Command) -> Callable[..., Any]:
         return command(*args, **options)
 
     return _OVERWRITE_PAGE(run)
+
+
+def plot(command: _Command) -> Callable[..., Any]:
+    """--plot, of a verb that has --overwrite: its command calls `output.plot(report)` once.
+
+    Stands below `common`, and above what takes --overwrite away.
+    """
+
+    @wraps(command)
+    def run(*args: Any, plot: Path | None, output: Output, **options: Any) -> Any:
+        if plot is not None:
+            plot_file = PlotFile.of(plot, options)
+            plot_file.check()
+            output = output._replace(plot_file=plot_file)
+        return command(*args, output=output, **options)
+
+    return _PLOT(run)
 
 
 def common(command: _Command) -> Callable[..., Any]:

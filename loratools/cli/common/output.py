@@ -13,6 +13,7 @@ import click
 
 from loratools._version import __version__
 from loratools.cli.common.page_file import PageFile
+from loratools.cli.common.plot_file import PlotFile, Plotted
 from loratools.errors import LoraToolsError
 from loratools.report.text import ascii_only, safe
 
@@ -51,6 +52,15 @@ class Output(NamedTuple):
     quiet: bool = False
     verbose: bool = False
     page: PageFile | None = None
+    plot_file: PlotFile | None = None
+
+    def plot(self, report: Plotted) -> None:
+        """Draw the report as the picture of `--plot`, where that was asked for, and print where it is."""
+        if self.plot_file is not None:
+            for note in self.plot_file.write(report):
+                self.warn(note)
+            if not self.quiet:
+                print_line(sys.stderr, f"picture  {safe(str(self.plot_file.path))}")
 
     def html(self, report: object) -> None:
         """Write the report as the page of `--html`, where that was asked for."""

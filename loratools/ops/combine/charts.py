@@ -6,6 +6,7 @@ from loratools.charts.labels import labels
 from loratools.charts.module_map import module_map
 from loratools.charts.values import BarGroup, Bars, Chart
 from loratools.ops.combine.report import CombineReport
+from loratools.ops.combine.side_by_side import MethodsReport
 
 
 def charts(report: CombineReport) -> tuple[Chart, ...]:
@@ -51,3 +52,22 @@ def charts(report: CombineReport) -> tuple[Chart, ...]:
         ),
     )
     return (gains, overlaps, *(chart for chart in maps if chart is not None))
+
+
+def methods_charts(report: MethodsReport) -> tuple[Chart, ...]:
+    """Return bars of the largest interference and of the error of each method that can combine the adapters."""
+    methods = [outcome for outcome in report.methods if outcome.refused is None]
+    if not methods:
+        return ()
+    return (
+        Bars(
+            title="Largest interference and error of each method",
+            unit="interference: share of an adapter's own change; error: relative Frobenius error",
+            labels=tuple(outcome.method for outcome in methods),
+            groups=(
+                BarGroup("interference", tuple(outcome.interference for outcome in methods)),
+                BarGroup("error", tuple(outcome.error for outcome in methods)),
+            ),
+            label="method",
+        ),
+    )

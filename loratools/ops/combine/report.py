@@ -13,6 +13,8 @@ from loratools.ops.combine.shares import CombinedModule, Share
 from loratools.short_repr import few_lines
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from loratools.charts.values import Chart
 
 
@@ -55,6 +57,17 @@ class CombineReport:
         from loratools.ops.combine.charts import charts
 
         return charts(self)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+            InputError: There is nothing to draw.
+        """
+        from loratools.charts.plot_file import figure
+
+        return figure(self.charts())
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module and adapter, for a data frame: `pandas.DataFrame(report.rows())`."""

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loratools import registry
 from loratools.arguments import checked
@@ -18,6 +18,11 @@ from loratools.ops.combine.shares import Share
 from loratools.ops.combine.verb import combine
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource
 from loratools.short_repr import few_lines, one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from loratools.charts.values import Chart
 
 ALL = "all"
 
@@ -82,6 +87,23 @@ class MethodsReport:
 
     def _repr_html_(self) -> str | None:
         return notebook_html(self)
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Return the pictures of the report as values; see `loratools.charts`."""
+        from loratools.ops.combine.charts import methods_charts
+
+        return methods_charts(self)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+            InputError: There is nothing to draw.
+        """
+        from loratools.charts.plot_file import figure
+
+        return figure(self.charts())
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per method and adapter, for a data frame: `pandas.DataFrame(report.rows())`."""

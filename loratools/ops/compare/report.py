@@ -9,6 +9,8 @@ from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from loratools.charts.values import Chart
 
 
@@ -120,6 +122,17 @@ class CompareReport:
         from loratools.ops.compare.charts import pair_charts
 
         return pair_charts(self)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+            InputError: There is nothing to draw.
+        """
+        from loratools.charts.plot_file import figure
+
+        return figure(self.charts(), title=" and ".join(self.paths))
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module that both have, for a data frame: `pandas.DataFrame(report.rows())`."""
@@ -259,6 +272,17 @@ class ComparisonMatrix:
         from loratools.ops.compare.charts import matrix_charts
 
         return matrix_charts(self)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+            InputError: There is nothing to draw.
+        """
+        from loratools.charts.plot_file import figure
+
+        return figure(self.charts())
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per pair, for a data frame: `pandas.DataFrame(report.rows())`."""

@@ -21,6 +21,8 @@ from loratools.skipped import Skipped
 from loratools.tensors.dtypes import DTYPE_BITS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from loratools.charts.values import Chart
 
 
@@ -130,6 +132,17 @@ class ExtractReport:
         from loratools.ops.extract.charts import charts
 
         return charts(self)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+            InputError: There is nothing to draw.
+        """
+        from loratools.charts.plot_file import figure
+
+        return figure(self.charts())
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per extracted module, for a data frame: `pandas.DataFrame(report.rows())`."""

@@ -25,7 +25,7 @@ def charts(report: InspectReport) -> tuple[Chart, ...]:
 
 
 def entry_charts(entry: AdapterEntry) -> tuple[Chart, ...]:
-    """Return a map of norms, a map of ranks for 90 % of the energy, and singular values; empty without values."""
+    """Return a map of norms, a map of ranks for 90% of the energy, and singular values; empty without values."""
     spectra = list(_spectra(entry))
     built = (
         module_map(
@@ -35,7 +35,7 @@ def entry_charts(entry: AdapterEntry) -> tuple[Chart, ...]:
         ),
         module_map(
             [(s.name, s.rank_for(_ENERGY)) for s in spectra],
-            title="Rank that keeps 90 % of the energy",
+            title="Rank that keeps 90% of the energy",
             unit="rank",
             note="Energy is the squared Frobenius norm; a place is empty where a module changes nothing.",
         ),

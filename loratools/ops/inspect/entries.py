@@ -12,6 +12,8 @@ from loratools.ops.inspect.training_run import TrainingRun
 from loratools.short_repr import counted, one_line
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from loratools.charts.values import Chart
     from loratools.formats.common.description import Description
 
@@ -206,6 +208,17 @@ class AdapterEntry(NamedTuple):
         from loratools.ops.inspect.charts import entry_charts
 
         return entry_charts(self)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+            InputError: There is nothing to draw.
+        """
+        from loratools.charts.plot_file import figure
+
+        return figure(self.charts(), title=self.path)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""
@@ -418,6 +431,17 @@ class InspectReport(NamedTuple):
         from loratools.ops.inspect.charts import charts
 
         return charts(self)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+            InputError: There is nothing to draw.
+        """
+        from loratools.charts.plot_file import figure
+
+        return figure(self.charts(), title=self.sources[0].path if len(self.sources) == 1 else "")
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module of an adapter and per tensor of a checkpoint, each with the path of its source.

@@ -12,6 +12,8 @@ from loratools.ops.merge.rounding import RoundingMode
 from loratools.short_repr import few_lines, one_line
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from loratools.charts.values import Chart
 
 
@@ -123,6 +125,17 @@ class MergeReport:
         from loratools.ops.merge.charts import charts
 
         return charts(self)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+            InputError: There is nothing to draw.
+        """
+        from loratools.charts.plot_file import figure
+
+        return figure(self.charts())
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per changed weight, for a data frame: `pandas.DataFrame(report.rows())`."""

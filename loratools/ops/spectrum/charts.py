@@ -11,7 +11,7 @@ _ENERGY = 0.9
 
 
 def charts(report: SpectrumReport) -> tuple[Chart, ...]:
-    """Return the singular values, the curve of ranks, and maps of the norm and of the rank for 90 % of the energy."""
+    """Return the singular values, the curve of ranks, and maps of the norm and of the rank for 90% of the energy."""
     spectra = [Spectrum(m.name, m.singular_values, m.norm) for m in report.modules]
     edges = [m.noise_edge / m.singular_values[0] for m in report.modules if m.noise_edge and m.norm]
     built = (
@@ -19,10 +19,10 @@ def charts(report: SpectrumReport) -> tuple[Chart, ...]:
         rank_curve(report),
         module_map(
             [(s.name, s.rank_for(_ENERGY)) for s in spectra],
-            title="Rank that keeps 90 % of the energy",
+            title="Rank that keeps 90% of the energy",
             unit="rank",
             note="Energy is the squared Frobenius norm; a place is empty where the known singular values do not reach "
-            "90 %.",
+            "90%.",
         ),
         module_map(
             [(m.name, m.norm) for m in report.modules],

@@ -11,6 +11,8 @@ from loratools.short_repr import few_lines, one_line
 from loratools.skipped import Skipped
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from loratools.charts.values import Chart
 
 
@@ -132,6 +134,17 @@ class SpectrumReport:
         from loratools.ops.spectrum.charts import charts
 
         return charts(self)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+            InputError: There is nothing to draw.
+        """
+        from loratools.charts.plot_file import figure
+
+        return figure(self.charts(), title=f"spectrum of {self.source}")
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""

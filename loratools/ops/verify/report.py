@@ -11,6 +11,8 @@ from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from loratools.charts.values import Chart
 
 Verdict: TypeAlias = Literal["same", "different", "undecided"]
@@ -144,6 +146,17 @@ class VerifyReport:
         from loratools.ops.verify.charts import charts
 
         return charts(self)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+            InputError: There is nothing to draw.
+        """
+        from loratools.charts.plot_file import figure
+
+        return figure(self.charts(), title=f"verification of {self.merged}")
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per adapted weight, for a data frame: `pandas.DataFrame(report.rows())`."""

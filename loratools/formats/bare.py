@@ -17,7 +17,7 @@ from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts.flat_names import empty_modules_warning, spelled, without_spelling
 from loratools.formats.image_parts.flux_blocks import BLOCKS, are_of_flux
-from loratools.formats.image_parts.reading import DENOISER, Located, Read, family_of_base
+from loratools.formats.image_parts.reading import DENOISER, Located, Read, given_base
 from loratools.formats.image_parts.reading import read as read_image
 from loratools.formats.image_parts.spellings import grouped
 from loratools.formats.image_parts.writing import Stored, header_of, lay_out, pieces_alone, write_file
@@ -27,23 +27,23 @@ WRITES = ".safetensors"
 
 
 def detect(source: AdapterSource) -> bool:
-    """By names with nothing before them that are surely those of an image model, and no config of PEFT."""
+    """By names with nothing before them that are surely those of an image model, and no config of PEFT.
+
+    A given base makes names sure that some image model has, whether it is the right one or not: reading tells.
+    """
     if source.config_belongs_to_file:
         return False
     modules = {name: module for name, module in grouped(source.tensors)[0].items() if module.kinds}
-    # `bfl` and `xlabs` read the names of FLUX.
-    if not modules or (any(name.startswith(BLOCKS) for name in modules) and are_of_flux(modules)):
-        return False
     # The first name rules most families out, and all of them for a language model.
-    families = [family for family in denoisers() if family.find(next(iter(modules))) is not None]
-    if not families:
+    families = [family for family in denoisers() if modules and family.find(next(iter(modules))) is not None]
+    # `bfl` and `xlabs` read the names of FLUX.
+    if not families or (any(name.startswith(BLOCKS) for name in modules) and are_of_flux(modules, source.base)):
         return False
     try:
-        decide(
-            {name: module.sizes for name, module in modules.items()}, families, base_family=family_of_base(source.base)
-        )
+        decide({name: module.sizes for name, module in modules.items()}, families)
     except LoraToolsError:
-        return False
+        known = any(all(family.find(name) is not None for name in modules) for family in families)
+        return known and given_base(source.base) is not None
     return True
 
 

@@ -47,7 +47,7 @@ def detect(source: AdapterSource) -> bool:
     if not any(_is_bare(key) for key in source.tensors):
         return False
     modules = grouped(source.tensors)[0]
-    return are_of_flux([name.removeprefix(_PEFT) for name, module in modules.items() if module.kinds])
+    return are_of_flux([name.removeprefix(_PEFT) for name, module in modules.items() if module.kinds], source.base)
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:

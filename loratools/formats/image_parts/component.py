@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loratools.adapter import Adapter
+from loratools.errors import MismatchError
 from loratools.formats.common.base import Base
 from loratools.formats.image_parts.notes import NOTES
-from loratools.formats.image_parts.reading import family_of_base
-from loratools.naming.image.evidence import denoisers
-from loratools.naming.image.family import Family
+from loratools.formats.image_parts.reading import given_base
+from loratools.naming.image.evidence import denoisers, listed
+from loratools.naming.image.given_base import GivenBase, decide_for
 from loratools.naming.image.pipeline import DENOISERS, PIPELINE_PARTS
 
 _COMPONENT = "component"
@@ -72,12 +73,22 @@ def with_component(adapter: Adapter, config: Mapping[str, object], base: Base | 
     """The adapter of a PEFT folder, with the part's name before its own where the model is one of diffusers.
 
     Its config names the class of the model; where it does not, a base that a person has given does.
+
+    Raises:
+        MismatchError: the given base is of another family than the class, or than the names.
     """
     mapping = config.get("auto_mapping")
     kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
     of_class = [family for family in denoisers() if kind in family.classes] if kind is not None else []
-    if kind is None and (base_family := family_of_base(base)) is not None and _has_modules(base_family, adapter):
-        of_class = [base_family]
+    given = given_base(base)
+    if given is not None and (of_class or kind is None):
+        if of_class and given.family not in of_class:
+            raise MismatchError(
+                f"the adapter is of {listed(of_class, 'or')}, by the class in its config ({kind}), and the given base "
+                f"is of {given.family.name}",
+                hint="give the model that the adapter was trained on",
+            )
+        of_class = [given.family] if _is_of_base(adapter, given) else of_class
     components = {family.component for family in of_class}
     if len(components) != 1:
         return adapter
@@ -93,8 +104,17 @@ def with_component(adapter: Adapter, config: Mapping[str, object], base: Base | 
     )
 
 
-def _has_modules(family: Family, adapter: Adapter) -> bool:
-    """Whether every name of the adapter is that of a module in diffusers' model of the family."""
-    names = [*adapter.updates, *(name.rpartition(".")[0] for name in adapter.replacements)]
-    places = (family.find(name) for name in names)
-    return all(place is not None and place.targets == (name,) for name, place in zip(names, places, strict=True))
+def _is_of_base(adapter: Adapter, given: GivenBase) -> bool:
+    """Whether every name of the adapter is that of a module in diffusers' model of the base's family.
+
+    Raises:
+        MismatchError: another family has these names, or its model has modules of these sizes.
+    """
+    shapes = {name: update.shape for name, update in adapter.updates.items()}
+    names = {name: (shape[0], shape[1]) if len(shape) > 1 else (None, None) for name, shape in shapes.items()}
+    names |= dict.fromkeys((name.rpartition(".")[0] for name in adapter.replacements), (None, None))
+    # Text encoders and other parts have names that no table of families has; they are of any base.
+    if not any(all(map(family.find, names)) for family in denoisers()):
+        return False
+    places = decide_for(given, names, denoisers()).places
+    return all(place.targets == (name,) for name, place in places.items())

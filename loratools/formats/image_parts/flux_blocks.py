@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from loratools.formats.common.base import Base
+from loratools.formats.image_parts.reading import given_base
 from loratools.naming.image.evidence import denoisers
 
 BLOCKS = ("double_blocks.", "single_blocks.")
 _FLUX = ("flux", "flux2")
 
 
-def are_of_flux(names: Collection[str]) -> bool:
-    """Whether these names are FLUX's: all are, or no other model (HunyuanVideo, HunyuanImage) has them all."""
+def are_of_flux(names: Collection[str], base: Base | None) -> bool:
+    """Whether these names are FLUX's: all are, or no other model (HunyuanVideo, HunyuanImage) has them all.
+
+    Args:
+        names: of the modules.
+        base: the model that a person has named; where that is another which has all these names, they are its own.
+    """
+    given = given_base(base)
+    if given is not None and given.family.name not in _FLUX and all(map(given.family.find, names)):
+        return False
     knowing = (family for family in denoisers() if all(family.find(name) is not None for name in names))
     families = {family.name for family in knowing}
     return not families or any(name in families for name in _FLUX)

@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from loratools.adapter import Adapter, Replacement
-from loratools.errors import FormatError, LoraToolsError, UndecidedError, UnreadTensorsError, UnsupportedError
+from loratools.errors import (
+    FormatError,
+    LoraToolsError,
+    MismatchError,
+    UndecidedError,
+    UnreadTensorsError,
+    UnsupportedError,
+)
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.image_parts.fused import apart
@@ -18,10 +25,11 @@ from loratools.formats.image_parts.kinds import NotReadError, Scale, updates_of
 from loratools.formats.image_parts.notes import NOTES
 from loratools.formats.image_parts.spellings import Module, grouped, is_learnt_token
 from loratools.hints import DAMAGED_ADAPTER
-from loratools.naming.image.evidence import Sizes, decide, denoisers, family_named
+from loratools.naming.image.evidence import Sizes, decide, denoisers, family_named, listed
 from loratools.naming.image.family import Family, Place
+from loratools.naming.image.given_base import GivenBase, decide_for
 from loratools.naming.image.pipeline import DENOISERS, TEXT_ENCODERS
-from loratools.naming.image.resolving import base_family, names_prefix, unflattened
+from loratools.naming.image.resolving import base_family, denoiser_modules, names_prefix, unflattened
 from loratools.naming.image.text_encoders import meanings
 from loratools.storage.files import quoted
 from loratools.updates.parts.protocol import Update
@@ -159,6 +167,11 @@ def _places(
         if at.place is None:
             groups.setdefault((at.part, at.flat), {})[name] = at
     place_of = {name: PrefixedPlace("transformer.", at.place) for name, at in located.items() if at.place is not None}
+    given = given_base(base)
+    if place_of and given is not None:
+        # What only one family has, its format knows; the base may be of another all the same.
+        inputs = {t: (None, modules[name].sizes[1]) for name, at in place_of.items() for t in at.place.targets}
+        decide_for(given, inputs, file_layout.families)
     families: tuple[Family, ...] = file_layout.families if len(file_layout.families) == 1 else ()
     count = len({part for part, _ in groups if part in TEXT_ENCODERS})
     candidates = tuple(f for f in file_layout.families if f.text_encoders is None or f.text_encoders >= count)
@@ -184,26 +197,42 @@ def _denoiser(
     names: Sizes, families: tuple[Family, ...], header: str | None, base: Base | None, *, flat: bool
 ) -> tuple[Mapping[str, Place], tuple[Family, ...], str]:
     """What the names mean, the families in which they do, and what stands before the canonical names."""
-    base_family = family_of_base(base)
-    if base is None or base_family is not None:
-        decision = decide(names, families, flat=flat, header=header, base_family=base_family)
+    given = given_base(base)
+    if given is not None:
+        decision = decide_for(given, names, families, flat=flat, header=header)
+        return decision.places, decision.families, f"{decision.families[0].component}."
+    if base is None:
+        decision = decide(names, families, flat=flat, header=header)
         return decision.places, decision.families, f"{decision.families[0].component}."
     # A base that no table has: its names are those that there are, and it says itself how it is stored.
     try:
         decision = decide(names, families, flat=flat, header=header)
-        return decision.places, decision.families, f"{decision.families[0].component}."
     except (UnsupportedError, UndecidedError):
         dotted = unflattened(names, base.shapes) if flat else {name: name for name in names}
         if dotted is None:
             raise
         return {name: Place(inner, (inner,)) for name, inner in dotted.items()}, (), names_prefix(base.config)
+    if base.model_type is not None:
+        raise MismatchError(
+            f"the adapter is of {listed(decision.families, 'or')}, and the given base is a {base.model_type}",
+            hint="give the model that the adapter was trained on",
+        )
+    return decision.places, decision.families, f"{decision.families[0].component}."
 
 
-def family_of_base(base: Base | None) -> Family | None:
-    """The family of the model that a person has named; None where that is of none that is known here."""
+def given_base(base: Base | None) -> GivenBase | None:
+    """The family of the model that a person has named, with its modules; None where none that is known here is named.
+
+    Args:
+        base: what is known of the model: its names and shapes, its config, or the name of its family.
+    """
     if base is None:
         return None
-    return family_named(base.family) if base.family is not None else base_family(base.shapes, base.config)
+    if base.family is not None:
+        family = family_named(base.family)
+        return None if family is None else GivenBase(family)
+    family = base_family(base.shapes, base.config)
+    return None if family is None else GivenBase(family, denoiser_modules(base.shapes))
 
 
 def _updates(

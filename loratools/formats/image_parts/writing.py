@@ -24,9 +24,10 @@ from loratools.formats.image_parts.fused import (
 )
 from loratools.formats.image_parts.network_texts import network_texts
 from loratools.formats.image_parts.notes import NOTES
-from loratools.formats.image_parts.reading import FAMILY, family_of_base
+from loratools.formats.image_parts.reading import FAMILY, given_base
 from loratools.naming.image.evidence import decide, denoisers, family_named
 from loratools.naming.image.family import Family, Fused, Place
+from loratools.naming.image.given_base import decide_for
 from loratools.naming.image.pipeline import DENOISERS, OTHER_PARTS, PIPELINE_PARTS, TEXT_ENCODERS
 from loratools.storage.casting import rounded
 from loratools.storage.files import read_bytes
@@ -158,13 +159,15 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling
     declared_family = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
     if declared_family is not None and all(declared_family.find(name) for name in names):
         return declared_family
-    base_family = family_of_base(base)
+    given = given_base(base)
 
     def same(first: Family, second: Family) -> bool:
         return bool(spelling) and _same_names(names, [first, second], spelling)
 
     try:
-        return decide(names, candidates, header=adapter.base_model, base_family=base_family, same=same).families[0]
+        if given is not None:
+            return decide_for(given, names, candidates, header=adapter.base_model).families[0]
+        return decide(names, candidates, header=adapter.base_model, same=same).families[0]
     except LoraToolsError as error:
         return error.message if error.hint is None else f"{error.message}; {error.hint}"
 

@@ -10,7 +10,7 @@ A family that knows all names is a candidate, no more. What speaks about a candi
     ratio        outputs for each input, as the table has them
 
 What is decided needs one candidate, or several in which all names mean the same, and a word in favour of it. All else
-is a question, which a given base answers.
+is a question, which a given base answers (`given_base.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from loratools import registry
-from loratools.errors import MismatchError, UndecidedError, UnsupportedError
+from loratools.errors import UndecidedError, UnsupportedError
 from loratools.naming.image.family import Family, Place
 from loratools.storage.files import quoted
 
@@ -67,7 +67,6 @@ def decide(
     *,
     flat: bool = False,
     header: str | None = None,
-    base_family: Family | None = None,
     same: Callable[[Family, Family], bool] | None = None,
 ) -> Decision:
     """What the names mean, and in which family.
@@ -77,13 +76,11 @@ def decide(
         families: candidates.
         flat: whether underscores stand for the dots of the names.
         header: what the file says of the model it is for.
-        base_family: the family of a base that a person has named, which decides.
         same: whether two families agree on the names; all names mean the same modules of diffusers, if None.
 
     Raises:
         UnsupportedError: no family knows all names.
         UndecidedError: several do, with different meanings; or only names speak for the one that does.
-        MismatchError: `base_family` does not know them all.
     """
     families = tuple(families)
 
@@ -92,16 +89,12 @@ def decide(
 
     # Most families are ruled out by one of the first names.
     knowing = [family for family in families if all(family.find(name, flat=flat) is not None for name in names)]
-    if base_family is not None:
-        if base_family not in knowing:
-            raise _not_of_family(base_family, names, flat)
-        return Decision((base_family,), meanings(base_family))
     if not knowing:
         raise _unknown(names, {family: meanings(family) for family in families})
     # Names that no other model has outweigh shapes and depth: it is another size of that model.
     certain = [family for family in knowing if any(family.is_exclusive(name, flat=flat) for name in names)]
-    shaped = [family for family in knowing if not _has_other_ratios(names, family, flat)]
-    possible = [family for family in shaped if not _too_deep(names, family, flat)] or certain
+    shaped = [family for family in knowing if not has_other_ratios(names, family, flat)]
+    possible = [family for family in shaped if not is_too_deep(names, family, flat)] or certain
     if not possible:
         raise _contradicted(knowing, "its shapes or the numbers of its blocks", names)
     named = families_in(header, denoisers())
@@ -109,7 +102,7 @@ def decide(
         raise _contradicted(named, "its shapes or the numbers of its blocks", names)
     candidates = [family for family in possible if family in named] or possible
     proven = bool(certain) or len(shaped) < len(knowing) or any(family in named for family in candidates)
-    for speaks in (_widths, _depth):
+    for speaks in (width_vote, _depth):
         votes = {family: speaks(names, family, flat) for family in candidates}
         best = max(votes.values())
         # What speaks against all of them speaks against none: it is another size of one of them.
@@ -120,10 +113,10 @@ def decide(
         first = meanings(candidates[0])
         differing = [n for n in names if any(other.find(n, flat=flat) != first[n] for other in candidates)]
         raise UndecidedError(
-            f"it may be of {_listed(candidates, 'or')}: {len(differing)} of {len(names)} names mean different "
+            f"it may be of {listed(candidates, 'or')}: {len(differing)} of {len(names)} names mean different "
             "modules in them"
             if differing
-            else f"it may be of {_listed(candidates, 'or')}, which call its modules differently",
+            else f"it may be of {listed(candidates, 'or')}, which call its modules differently",
             details=[quoted(name) for name in differing[:5]],
             hint=_HINT,
         )
@@ -150,7 +143,7 @@ def _family(folder: str, name: str) -> Family:
     return family
 
 
-def _has_other_ratios(names: Sizes, family: Family, flat: bool) -> bool:
+def has_other_ratios(names: Sizes, family: Family, flat: bool) -> bool:
     """Whether a module has another number of outputs for each input than in this family."""
     for name, (rows, columns) in names.items():
         if rows is None or columns is None:
@@ -162,13 +155,13 @@ def _has_other_ratios(names: Sizes, family: Family, flat: bool) -> bool:
     return False
 
 
-def _too_deep(names: Sizes, family: Family, flat: bool) -> bool:
+def is_too_deep(names: Sizes, family: Family, flat: bool) -> bool:
     """Whether there is a block behind the last of every published model."""
-    numbers = _blocks(names, family, flat)
+    numbers = block_numbers(names, family, flat)
     return any(max(numbers[block]) >= max(depths) for block, depths in family.depths.items() if block in numbers)
 
 
-def _widths(names: Sizes, family: Family, flat: bool) -> int:
+def width_vote(names: Sizes, family: Family, flat: bool) -> int:
     """1 where all inputs are those of a published model, -1 where some are not, 0 where nothing is known."""
     are_published = [
         columns in sizes
@@ -180,7 +173,7 @@ def _widths(names: Sizes, family: Family, flat: bool) -> int:
 
 def _depth(names: Sizes, family: Family, flat: bool) -> int:
     """1 where there are as many blocks as in a published model, -1 where there are not, 0 where some are missing."""
-    numbers = {block: indices for block, indices in _blocks(names, family, flat).items() if block in family.depths}
+    numbers = {block: indices for block, indices in block_numbers(names, family, flat).items() if block in family.depths}
     ends = {block: max(indices) + 1 in family.depths[block] for block, indices in numbers.items()}
     at_end = [ends[block] for block, indices in numbers.items() if len(indices) == max(indices) + 1]
     if at_end:
@@ -189,7 +182,7 @@ def _depth(names: Sizes, family: Family, flat: bool) -> int:
     return 1 if len(ends) > 1 and all(ends.values()) else 0
 
 
-def _blocks(names: Iterable[str], family: Family, flat: bool) -> dict[str, set[int]]:
+def block_numbers(names: Iterable[str], family: Family, flat: bool) -> dict[str, set[int]]:
     """First part of diffusers' names -> the numbers of such blocks that there are."""
     numbers: dict[str, set[int]] = {}
     for name in names:
@@ -211,23 +204,18 @@ def _has_distinct_ratio(names: Sizes, family: Family, flat: bool) -> bool:
     return any(all(abs(ratio - usual) > 0.01 for usual in _USUAL_RATIOS) for ratio in ratios)
 
 
-def _not_of_family(family: Family, names: Iterable[str], flat: bool) -> MismatchError:
-    missing = [name for name in names if family.find(name, flat=flat) is None]
-    return MismatchError(
-        f"{len(missing)} names are of no module of {family.name}, the family of the given base",
-        details=_shown(missing),
-        hint="give the model that the adapter was trained on",
-    )
-
-
 def _contradicted(families: Sequence[Family], why: str, names: Sizes) -> UndecidedError:
     if why.startswith("nothing"):
-        message = f"{why} speak for {_listed(families, 'or')}, which is no proof"
+        message = f"{why} speak for {listed(families, 'or')}, which is no proof"
     else:
-        message = f"its names are of {_listed(families, 'or')}, and {why} are not"
+        message = f"its names are of {listed(families, 'or')}, and {why} are not"
+    return UndecidedError(message, details=[described(names)], hint=_HINT)
+
+
+def described(names: Sizes) -> str:
+    """The first name, how many there are, and the numbers of inputs, for a message."""
     widths = sorted({columns for _, columns in names.values() if columns is not None})
-    details = [f"{quoted(next(iter(names)))}, {len(names)} modules, inputs of {', '.join(map(str, widths[:5]))}"]
-    return UndecidedError(message, details=details, hint=_HINT)
+    return f"{quoted(next(iter(names)))}, {len(names)} modules, inputs of {', '.join(map(str, widths[:5]))}"
 
 
 def _unknown(names: Sizes, places: Mapping[Family, Mapping[str, Place]]) -> UnsupportedError:
@@ -237,13 +225,15 @@ def _unknown(names: Sizes, places: Mapping[Family, Mapping[str, Place]]) -> Unsu
         message = f"none of its {len(names)} module names is known in any model here"
     else:
         message = f"{len(missing)} of its {len(names)} module names are not known in {best.name}, nor all in any other"
-    return UnsupportedError(message, details=_shown(missing), hint=_HINT)
+    return UnsupportedError(message, details=shortened(missing), hint=_HINT)
 
 
-def _shown(names: Sequence[str]) -> list[str]:
+def shortened(names: Sequence[str]) -> list[str]:
+    """The first names in quotes, and how many more there are."""
     more = [f"… and {len(names) - 5} more"] if len(names) > 5 else []
     return [quoted(name) for name in names[:5]] + more
 
 
-def _listed(families: Iterable[Family], conjunction: str) -> str:
+def listed(families: Iterable[Family], conjunction: str) -> str:
+    """Names of families in one text: `flux or flux2`."""
     return f" {conjunction} ".join(family.name for family in families)

@@ -79,10 +79,19 @@ SPELLINGS = (
 )
 
 
-def write(folder: Path, family: str, spelling: Spelling) -> tuple[Path, Shapes]:
-    """Write an adapter of the whole published model; its path, and the modules of diffusers that it adapts."""
+def write(folder: Path, family: str, spelling: Spelling, *, first_blocks: bool = False) -> tuple[Path, Shapes]:
+    """Write an adapter of a published model; its path, and the modules of diffusers that it adapts.
+
+    Args:
+        folder: where to write it.
+        family: the family of the model.
+        spelling: how the names are spelled.
+        first_blocks: whether only the first block of each kind is adapted, and not the whole model.
+    """
     table = published.family(family)
     shapes = published.modules(family)
+    if first_blocks:
+        shapes = {name: shape for name, shape in shapes.items() if re.match(r"[^.]+\.0\.", name)}
     named = published.spelled(family, spelling.naming, shapes)
     parts = {t for name in named if (place := table.find(name)) is not None for t in place.targets}
     tensors: dict[str, tuple[int, ...]] = {}

@@ -7,6 +7,7 @@ import pytest
 from loratools.errors import LoraToolsError, MismatchError, UndecidedError, UnsupportedError
 from loratools.naming.image.evidence import Sizes, decide, denoisers, families_in, family_named
 from loratools.naming.image.family import Family
+from loratools.naming.image.given_base import GivenBase, decide_for
 from loratools.naming.image.resolving import base_family
 
 # Blocks of published models: family -> (where blocks stand, how many, modules of one of them with outputs and inputs).
@@ -116,10 +117,11 @@ def test_only_names_are_no_proof() -> None:
 
 def test_a_given_family_decides_and_must_know_the_names() -> None:
     given = family_named("krea2")
+    assert given is not None
     names: Sizes = {"transformer_blocks.0.attn.to_q": (48, 48)}
-    assert decide(names, denoisers(), base_family=given).family is given
+    assert decide_for(GivenBase(given), names, denoisers()).family is given
     with pytest.raises(MismatchError, match="of no module of krea2"):
-        decide({"double_blocks.0.img_attn.qkv": (9, 3)}, denoisers(), base_family=given)
+        decide_for(GivenBase(given), {"double_blocks.0.img_attn.mix": (9, 3)}, denoisers())
 
 
 def test_a_config_names_the_family_of_a_base() -> None:

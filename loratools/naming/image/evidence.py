@@ -173,7 +173,8 @@ def width_vote(names: Sizes, family: Family, flat: bool) -> int:
 
 def _depth(names: Sizes, family: Family, flat: bool) -> int:
     """1 where there are as many blocks as in a published model, -1 where there are not, 0 where some are missing."""
-    numbers = {block: indices for block, indices in block_numbers(names, family, flat).items() if block in family.depths}
+    all_numbers = block_numbers(names, family, flat)
+    numbers = {block: indices for block, indices in all_numbers.items() if block in family.depths}
     ends = {block: max(indices) + 1 in family.depths[block] for block, indices in numbers.items()}
     at_end = [ends[block] for block, indices in numbers.items() if len(indices) == max(indices) + 1]
     if at_end:

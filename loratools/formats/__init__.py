@@ -350,6 +350,10 @@ def ensure_named(adapter: Adapter, format: str) -> None:
         UndecidedError: they may be of several models.
         UnsupportedError: they are of no model that is known here.
     """
+    if not adapter.stored_names:
+        from loratools.formats.image_parts.component import ensure_component
+
+        ensure_component(adapter, format)
     if not adapter.stored_names or adapter.format == format:
         return
     # Names of diffusers are those of its models, whichever they are.

@@ -75,7 +75,7 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
             problems[name] = "only the transformer has a place"
         elif update.as_full() is None and ((lora := update.as_lora()) is None or lora.magnitude is not None):
             problems[name] = "only plain LoRA and its biases have a place"
-    if layout.family is None or layout.family.name not in {f.name for f in _FAMILIES}:
+    if layout.family is not None and layout.family.name not in {f.name for f in _FAMILIES}:
         problems |= dict.fromkeys(adapter.updates, "of a model that is not Flux")
     for name in adapter.replacements:
         if _norm_name(layout.family, name) is None:

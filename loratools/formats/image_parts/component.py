@@ -9,13 +9,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loratools.adapter import Adapter
-from loratools.errors import MismatchError
+from loratools.errors import MismatchError, UnsupportedError
 from loratools.formats.common.base import Base
+from loratools.formats.image_parts.from_base import IMAGE_FORMATS
 from loratools.formats.image_parts.notes import NOTES
 from loratools.formats.image_parts.reading import given_base
-from loratools.naming.image.evidence import denoisers, listed
+from loratools.formats.image_parts.writing import SINGLE_FILE
+from loratools.naming.image.evidence import Sizes, denoisers, listed, shortened
+from loratools.naming.image.family import Family
 from loratools.naming.image.given_base import GivenBase, decide_for
 from loratools.naming.image.pipeline import DENOISERS, PIPELINE_PARTS
+from loratools.storage.files import quoted
 
 _COMPONENT = "component"
 _SECOND = "transformer_2"
@@ -36,6 +40,28 @@ def without_component(adapter: Adapter) -> Adapter:
         aliases={},
         stored_names=False,
         notes={**adapter.notes, NOTES: {**notes, _COMPONENT: part}},
+    )
+
+
+def ensure_component(adapter: Adapter, format: str) -> None:
+    """Raise where a format of image models is asked for, and no name of the adapter says of which part of one it is.
+
+    Raises:
+        UnsupportedError: its names are those of one model, as PEFT has them.
+    """
+    names = _sizes(adapter)
+    if format not in IMAGE_FORMATS or any(n.partition(".")[0] in (*PIPELINE_PARTS, SINGLE_FILE) for n in names):
+        return
+    knowing = [family for family in denoisers() if _can_be_of(names, family)]
+    if knowing:
+        hint = f"name the model it is for: {' or '.join(f'--base {family.name}' for family in knowing)}"
+    else:
+        hint = "choose a format of language models with --to: peft, mlx or gguf"
+    raise UnsupportedError(
+        f"{quoted(adapter.name)} cannot be written as {format}: its names do not say which part of an image or video "
+        "model they are of",
+        details=shortened(list(names)),
+        hint=hint,
     )
 
 
@@ -110,11 +136,27 @@ def _is_of_base(adapter: Adapter, given: GivenBase) -> bool:
     Raises:
         MismatchError: another family has these names, or its model has modules of these sizes.
     """
-    shapes = {name: update.shape for name, update in adapter.updates.items()}
-    names = {name: (shape[0], shape[1]) if len(shape) > 1 else (None, None) for name, shape in shapes.items()}
-    names |= dict.fromkeys((name.rpartition(".")[0] for name in adapter.replacements), (None, None))
+    names = _sizes(adapter)
     # Text encoders and other parts have names that no table of families has; they are of any base.
     if not any(all(map(family.find, names)) for family in denoisers()):
         return False
     places = decide_for(given, names, denoisers()).places
     return all(place.targets == (name,) for name, place in places.items())
+
+
+def _sizes(adapter: Adapter) -> dict[str, tuple[int | None, int | None]]:
+    """Outputs and inputs of each module; None of those that are no matrices, and of replaced weights."""
+    shapes = {name: update.shape for name, update in adapter.updates.items()}
+    names = {name: (shape[0], shape[1]) if len(shape) > 1 else (None, None) for name, shape in shapes.items()}
+    return names | dict.fromkeys((name.rpartition(".")[0] for name in adapter.replacements), (None, None))
+
+
+def _can_be_of(names: Sizes, family: Family) -> bool:
+    """Whether a base of this family would be accepted for these names."""
+    if not all(map(family.find, names)):
+        return False
+    try:
+        decide_for(GivenBase(family), names, denoisers())
+    except MismatchError:
+        return False
+    return True

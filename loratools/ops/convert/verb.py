@@ -176,10 +176,12 @@ def convert(
 
 def _refuse_unwritable(target: Rewritten, format: str, *, allow_partial: bool) -> None:
     if target.unwritable and not allow_partial:
+        names = {*target.adapter.updates, *target.adapter.replacements}
+        is_a_part = bool(names - set(target.unwritable))
         raise UnsupportedError(
             f"{counted(len(target.unwritable), 'part')} of {quoted(target.adapter.name)} cannot be written as {format}",
             details=[f"{name}: {why}" for name, why in sorted(target.unwritable.items())],
-            hint="leave them out, and have them listed, with --allow-partial",
+            hint="leave them out, and have them listed, with --allow-partial" if is_a_part else None,
         )
 
 

@@ -49,6 +49,20 @@ def test_without_its_table_a_sample_gets_no_other_meaning(name: str, kind: str) 
         assert dict(decision.places) == meanings(name, names, flat=False), spelling
 
 
-def test_every_family_with_a_model_in_diffusers_is_tried() -> None:
-    # OmniGen2 has no class in diffusers.
-    assert {family.name for family in denoisers()} - set(published.MODELS) == {"omnigen2"}
+def test_every_family_is_tried() -> None:
+    assert {family.name for family in denoisers()} == set(published.MODELS)
+
+
+SIZES = [(name, size) for name, (_, sizes) in published.PUBLISHED.items() for size in sizes]
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
+def test_every_published_size_is_in_the_table_of_its_family(name: str, size: str) -> None:
+    table, shapes = published.family(name), published.modules(name, size)
+    assert {target: n for target, (_, n) in shapes.items() if n not in (table.inputs(target) or {n})} == {}
+    for block, depths in table.depths.items():
+        numbers = {int(target.split(".")[1]) for target in shapes if target.startswith(f"{block}.")}
+        assert not numbers or max(numbers) + 1 in depths, block
+    # LTX of 13B has the blocks of LTX-2 under the same names.
+    assert name in {family.name for family in decide(shapes, denoisers()).families}
+    assert published.PUBLISHED[name][1][size].source

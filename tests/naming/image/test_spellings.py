@@ -11,15 +11,13 @@ from naming.image import published, spellings
 from loratools.naming.image.evidence import denoisers
 
 pytestmark = peers.needs("diffusers")
-# Families without a class in diffusers from which a published model could be made.
-WITHOUT_CLASS = {"omnigen2"}
 
 
-def test_the_table_has_every_family_that_diffusers_has() -> None:
+def test_the_table_has_every_family() -> None:
     rows = spellings.documented()
     assert rows[:2] == spellings.head()
     assert [row.split("`")[1] for row in rows[2:]] == sorted(published.MODELS)
-    assert set(published.MODELS) == {family.name for family in denoisers()} - WITHOUT_CLASS
+    assert set(published.MODELS) == {family.name for family in denoisers()}
 
 
 @pytest.mark.parametrize("family", sorted(published.MODELS))

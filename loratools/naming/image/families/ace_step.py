@@ -15,11 +15,10 @@ _NETWORK = ("gate_proj", "up_proj", "down_proj")
 
 def _rules() -> Iterator[Rule]:
     block, target = "decoder.layers.{}", "layers.{}"
-    # 16 heads of queries and 8 of keys and values.
-    leaves = {"q_proj": ("to_q", 1.0), "k_proj": ("to_k", 0.5), "v_proj": ("to_v", 0.5), "o_proj": ("to_out.0", 1.0)}
+    # Without ratios: heads of XL are wider together than its blocks.
+    leaves = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "o_proj": "to_out.0"}
     for attention in _ATTENTIONS:
-        for a, (b, ratio) in leaves.items():
-            yield Rule(f"{block}.{attention}.{a}", (f"{target}.{attention}.{b}",), ratio=ratio)
+        yield from (Rule(f"{block}.{attention}.{a}", (f"{target}.{attention}.{b}",)) for a, b in leaves.items())
         yield from (Rule(f"{block}.{attention}.{q}_norm", (f"{target}.{attention}.norm_{q}",)) for q in ("q", "k"))
     yield from (Rule(f"{block}.mlp.{leaf}", (f"{target}.mlp.{leaf}",)) for leaf in _NETWORK)
     for embedder in ("time_embed", "time_embed_r"):
@@ -34,10 +33,11 @@ FAMILY = Family(
     "ace-step",
     "transformer",
     {"original": tuple(_rules())},
-    depths={"layers": frozenset({24})},
+    # 1.5 and its XL.
+    depths={"layers": frozenset({24, 32})},
     widths=dict.fromkeys(
         (*(f"{a}.{leaf}" for a in _ATTENTIONS for leaf in ("to_q", "to_k", "to_v")), "mlp.gate_proj", "mlp.up_proj"),
-        frozenset({2048}),
+        frozenset({2048, 2560}),
     ),
     exclusive=(
         *("decoder.layers.{}.cross_attn.", "decoder.time_embed", "time_embed_r."),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from loratools.formats import Base, RankFrom, load, save
     from loratools.formats.common.description import Description, TagCount
-    from loratools.ops.check.report import CheckedSource, CheckFinding, CheckReport
+    from loratools.ops.check.report import CheckedSource, CheckFinding, CheckReport, NotChecked
     from loratools.ops.check.rules import RuleInfo, list_rules
     from loratools.ops.check.verb import check
     from loratools.ops.clean import CleanReport, RemovedRun, clean
@@ -177,6 +177,7 @@ _HOMES = {
     "ModuleShare": "ops.combine.shares",
     "ModuleSpectrum": "ops.spectrum.report",
     "Needs": "checks",
+    "NotChecked": "ops.check.report",
     "NotListed": "ops.inspect.entries",
     "Orientation": "updates.lora_experts",
     "OtherSource": "ops.listing.rows",
@@ -312,6 +313,7 @@ __all__ = [
     "ModuleShare",
     "ModuleSpectrum",
     "Needs",
+    "NotChecked",
     "NotListed",
     "Orientation",
     "OtherSource",

@@ -97,6 +97,23 @@ def base_weights(
     return {name: torch.randn(*shape, generator=generator).to(dtype) for name, shape in sorted(shapes.items())}
 
 
+def gguf_model(path: Path, *, layers: int = 1, shape: tuple[int, int] = (10, 6), seed: int = 1) -> Path:
+    """Write a Llama in float32 as GGUF whose only weights are `mlp.up_proj` of each layer, embedding and head."""
+    from loratools.storage.gguf_writer import write_gguf
+    from loratools.tensors.lazy import from_torch
+
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {f"blk.{i}.ffn_up.weight": shape for i in range(layers)}
+    shapes |= {"token_embd.weight": (13, shape[1]), "output.weight": (13, shape[1])}
+    fields = {
+        "general.architecture": "llama", "llama.block_count": layers, "llama.attention.head_count": 2,
+        "llama.attention.head_count_kv": 2, "llama.embedding_length": shape[1],
+    }  # fmt: skip
+    tensors = {name: from_torch(torch.randn(*size, generator=generator)) for name, size in shapes.items()}
+    write_gguf(path, fields, tensors)
+    return path
+
+
 def checkpoint_folder(
     folder: Path,
     *,

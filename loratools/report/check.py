@@ -22,7 +22,22 @@ def check_tables(report: CheckReport, *, every: bool = False) -> list[Renderable
         report: The check.
         every: Show every piece of evidence, and sources without findings.
     """
-    return [line for source in report.sources if source.findings or every for line in _lines(source, every=every)]
+    of_sources = [line for source in report.sources if source.findings or every for line in _lines(source, every=every)]
+    return [*of_sources, *_not_checked_lines(report, every=every)]
+
+
+def _not_checked_lines(report: CheckReport, *, every: bool) -> Iterator[RenderableType]:
+    """What rules could not look at, for each rule and reason: no finding there is no proof."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    modules: Counter[tuple[str, str]] = Counter()
+    for source in report.sources:
+        for each in source.not_checked:
+            grouped.setdefault((each.id, each.why), []).append(source.path)
+            modules[each.id, each.why] += len(each.names)
+    for (id, why), paths in grouped.items():
+        count = f"{plural(modules[id, why], 'module')} of " if modules[id, why] else ""
+        names = f": {', '.join(safe(path) for path in paths)}" if every else ""
+        yield Text(f"not checked[{id}] {count}{plural(len(paths), 'source')}, as {why}{names}", overflow="fold")
 
 
 def _lines(source: CheckedSource, *, every: bool) -> Iterator[RenderableType]:

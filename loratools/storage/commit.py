@@ -213,6 +213,17 @@ def staged_file(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterat
 
 
 @contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """The same for a file that may be replaced whoever wrote it, as its caller knows.
+
+    Raises:
+        MachineError: the disk is full, or there is no permission.
+    """
+    with _staged_file(path, overwrite=True) as staged:
+        yield staged
+
+
+@contextmanager
 def rewritten_file(path: Path) -> Iterator[Path]:
     """The same for a file inside of an output that is being prepared: one that is there is replaced, whoever wrote it.
 

@@ -53,14 +53,17 @@ _current: ContextVar[_HeldInputs | None] = ContextVar("held_inputs", default=Non
 
 
 @contextmanager
-def holding_inputs() -> Iterator[None]:
+def holding_inputs(*, apart: bool = False) -> Iterator[None]:
     """Within, every file that is opened is held to what it was; one inside of another is part of it.
+
+    Args:
+        apart: Inside of another one, what is opened is held by this one alone, and to the end of this one.
 
     Raises:
         ChangedInputError: an input is no longer what it was: at the end, or in place of an error that is likely its
             consequence.
     """
-    if _current.get() is not None:
+    if _current.get() is not None and not apart:
         yield
         return
     held = _HeldInputs()

@@ -134,7 +134,7 @@ def staging(
             if resumed is not None:
                 prepared = _reopened(resumed, out, real)
             else:
-                prepared = _created(real, inside=inside, in_output=in_output, resumable=resumable)
+                prepared = _created(out, real, inside=inside, in_output=in_output, resumable=resumable)
         except OSError as error:
             raise machine_error(error, "write", out) from error
         try:
@@ -188,7 +188,7 @@ def _remove_stale(real: Path, *, but: Path | None) -> list[Path]:
     return with_work
 
 
-def _created(real: Path, *, inside: bool, in_output: bool, resumable: Resumable | None) -> Staging:
+def _created(out: Path, real: Path, *, inside: bool, in_output: bool, resumable: Resumable | None) -> Staging:
     path = (real if inside else real.parent) / (name_prefix(real) + name_suffix())
     system.make_folder(path)
     hold_no(path)
@@ -203,10 +203,12 @@ def _created(real: Path, *, inside: bool, in_output: bool, resumable: Resumable 
         prepared.keeps_work = resumable is not None
         if prepared.journal is not None and resumable is not None and resumable.plan is not None:
             prepared.journal.note_plan(resumable.plan.to_dict())
-    except BaseException:
+    except BaseException as error:
         remove(path)
         if prepared is not None:
             prepared.release()
+        if isinstance(error, MachineError):
+            raise _about_output(error, path, out, real) from error.__cause__
         raise
     return prepared
 

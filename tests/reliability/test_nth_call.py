@@ -1,15 +1,18 @@
 """Every verb that writes, with each of its calls to the system failing once: old or new, nothing in between.
 
-The numbers of errors take turns over the calls of a verb, beginning with another one for each verb.
+Every call fails once. The numbers of errors take turns over the calls of a verb, beginning with another one for each
+verb and for a new and a replaced output.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -35,18 +38,25 @@ JOBS: dict[str, Callable[[Path, Path], object]] = {
     "merge one file": lambda at, out: loratools.merge(
         at / "base" / "model.safetensors", at / "one", out.with_suffix(".safetensors"), overwrite=True, threads=1
     ),
+    "merge GGUF": lambda at, out: loratools.merge(
+        at / "base.gguf", at / "one", out.with_suffix(".gguf"), overwrite=True, threads=1
+    ),
     "extract": lambda at, out: loratools.extract(at / "base", at / "tuned", out, rank=1, overwrite=True, threads=1),
     "combine": lambda at, out: loratools.combine([at / "one", at / "two"], out, overwrite=True, threads=1),
     "resize": lambda at, out: loratools.resize(at / "one", out, rank=1, overwrite=True, threads=1),
     "convert": lambda at, out: loratools.convert(at / "one", out, format="mlx", base=at / "base", overwrite=True),
+    "convert one file": lambda at, out: loratools.convert(
+        at / "one", out.with_suffix(".gguf"), format="gguf", base=at / "base", overwrite=True
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     at = tmp_path_factory.mktemp("inputs")
-    module = {"model.layers.0.self_attn.q_proj": (10, 6)}
+    module = {"model.layers.0.mlp.up_proj": (10, 6)}
     factories.checkpoint_folder(at / "base", weights=factories.base_weights(module))
+    factories.gguf_model(at / "base.gguf")
     for seed, name in enumerate(("one", "two")):
         factories.adapter_folder(at / name, modules=module, rank=2, seed=seed)
     loratools.merge(at / "base", at / "one", at / "tuned")
@@ -79,7 +89,6 @@ def test_every_verb_with_an_output_is_swept() -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-# Every call of a merge to a new output; of the others every third, and every seventh where an output is replaced.
 @pytest.mark.parametrize("old", [False, True], ids=["new", "replacing"])
 def test_failure_of_any_call_leaves_old_or_new(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, old: bool
@@ -91,7 +100,7 @@ def test_failure_of_any_call_leaves_old_or_new(
     new = content(tmp_path / "whole")
     failures = 0
     place = tmp_path / "place"
-    for n in range(1 + old, 2000, 1 if job == "merge" and not old else 3 if not old else 7):
+    for n in range(1, 2000):
         if old:
             shutil.copytree(tmp_path / "whole", place)
         else:
@@ -125,7 +134,7 @@ def test_failure_of_any_call_leaves_old_or_new(
             break
     else:
         pytest.fail("no clean run was reached")
-    assert failures > 12
+    assert failures > 40
     assert content(inputs) == before_inputs
 
 
@@ -144,3 +153,28 @@ def test_short_reads_and_writes_change_nothing(
 
     monkeypatch.setattr(system, "os", os)
     assert content(tmp_path / "short") == content(tmp_path / "whole")
+
+
+def test_a_baseline_is_replaced_in_one_step(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what `check` reads a failure is a finding; of what it writes it is an error, and the old baseline stays."""
+    baseline = tmp_path / "known.json"
+    loratools.check(inputs / "one", write_baseline=baseline, threads=1)
+    old = baseline.read_bytes()
+    writing_calls = frozenset({"open", "pwrite", "fsync", "rename", "replace", "link", "mkdir", "close"})
+    stayed = 0
+    for n in range(1, 500):
+        fresh()
+        faulty = FaultyOs(n, CODES[n % len(CODES)], writing_calls)
+        monkeypatch.setattr(system, "os", faulty)
+        with suppress(LoraToolsError):
+            loratools.check(inputs / "one", inputs / "two", write_baseline=baseline, threads=1)
+        monkeypatch.setattr(system, "os", os)
+        assert json.loads(baseline.read_bytes())["findings"] is not None, (n, faulty.failed)
+        assert [path.name for path in tmp_path.iterdir()] == ["known.json"], (n, faulty.failed)
+        stayed += baseline.read_bytes() == old
+        if not faulty.failed:
+            break
+        baseline.write_bytes(old)
+    else:
+        pytest.fail("no clean run was reached")
+    assert stayed > 5

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from loratools.checks.common.subject import Subject
-from loratools.errors import LoraToolsError
-from loratools.ops.common.unreadable import as_ours
-from loratools.tensors.lazy import LazyTensor
+from loratools.naming.places import Place
 from loratools.updates.parts.protocol import Update
 
 if TYPE_CHECKING:
@@ -21,57 +17,51 @@ _ROWS = 16
 _ROUNDED = frozenset({"F16", "BF16", "F32"})
 
 
-def with_gains(subject: Subject, base: Checkpoint) -> Subject:
-    """The subject with the gain of each module that goes into one whole weight as it is stored.
-
-    The gain is `<merged - base, dW> / <dW, dW>`, merged by rounding to nearest. Fused, split and quantised weights are
-    left out: a merge measures those.
-    """
-    fit, adapter = subject.fit, subject.adapter
-    if adapter is None or fit is None or isinstance(fit, LoraToolsError):
-        return subject
+def reason_against_gain(update: Update, places: Sequence[Place], base: Checkpoint) -> str | None:
+    """Why the gain of an update is not measured; None where it is."""
+    if update.needs_base:
+        return "the update depends on all of its weight"
     quantised = base.quantisation.weights if base.quantisation is not None else {}
-    gains: dict[str, float] = {}
-    try:
-        for name, places in fit.updates.items():
-            if (
-                len(places) == 1
-                and places[0].is_whole
-                and not places[0].transposed
-                and places[0].weight not in quantised
-            ):
-                weight = base.weights.get(places[0].weight)
-                gain = None if weight is None else _gain(adapter.updates[name], weight)
-                if gain is not None:
-                    gains[name] = gain
-    except (LoraToolsError, OSError) as error:
-        return replace(subject, error=subject.error or as_ours(error))
-    return replace(subject, gains=gains)
+    if any(place.weight in quantised for place in places):
+        return "the weight is quantised"
+    if any(place.weight not in base.weights or base.weights[place.weight].dtype not in _ROUNDED for place in places):
+        return "the weight is in no float dtype that is rounded to"
+    return None
 
 
-def _gain(update: Update, weight: LazyTensor) -> float | None:
-    """The gain of one update; None where it has no factors without its base, or changes nothing."""
+def gain_of(update: Update, places: Sequence[Place], base: Checkpoint) -> float | None:
+    """The gain of one update, `<merged - base, dW> / <dW, dW>`, merged by rounding to nearest; None where dW is 0.
+
+    Fused and transposed weights, parts of a weight and stacks of experts are merged as `merge` does it.
+    """
+    import numpy as np
     import torch
 
-    if weight.dtype not in _ROUNDED or len(weight.shape) != 2 or update.needs_base:
-        return None
-    factors = update.factors()
-    if factors is None or (factors.out_features, factors.in_features) != tuple(weight.shape):
-        return None
-    surviving = total = 0.0
-    for start, stop in _row_blocks(weight.shape[0]):
-        stored = weight.read_rows(start, stop)
-        delta = factors.b[start:stop].double() @ factors.a.double()
-        merged = (stored.double() + delta).to(stored.dtype)
-        surviving += float(torch.sum((merged.double() - stored.double()) * delta))
-        total += float(torch.sum(delta * delta))
-    return surviving / total if total > 0 else None
+    from loratools.ops.merge.outputs import Output, WeightedUpdate
+    from loratools.ops.merge.rows import prepared, read_rows
+    from loratools.tensors.dtypes import torch_dtype
+
+    kept_change = total = 0.0
+    for place in places:
+        weight = base.weights[place.weight]
+        output = Output(place.weight, weight.dtype, weight.shape, weight, (WeightedUpdate(0, update, 1.0, place),))
+        for delta in prepared(output, "F64", 0, output.rows):
+            for start, stop in _row_blocks(delta.start, delta.stop):
+                stored = read_rows(output, "F64", start, stop)
+                change = np.zeros_like(stored)
+                delta.add_to(change, start, stored)
+                merged = torch.from_numpy(stored + change).to(torch_dtype(weight.dtype)).double().numpy()
+                kept_change += float(np.vdot(merged - stored, change))
+                total += float(np.vdot(change, change))
+    return kept_change / total if total > 0 else None
 
 
-def _row_blocks(rows: int) -> Iterator[tuple[int, int]]:
+def _row_blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Blocks of the rows from the first to before the last: all of few rows, some of many."""
+    rows = last - first
     if rows <= _BLOCKS * _ROWS:
-        yield 0, rows
+        yield first, last
         return
     for block in range(_BLOCKS):
-        start = block * (rows - _ROWS) // (_BLOCKS - 1)
+        start = first + block * (rows - _ROWS) // (_BLOCKS - 1)
         yield start, start + _ROWS

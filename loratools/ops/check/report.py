@@ -42,6 +42,28 @@ class CheckFinding:
 
 
 @dataclass(frozen=True)
+class NotChecked:
+    """What a rule could not look at, so that it says nothing of it.
+
+    Attributes:
+        id: The id of the rule.
+        why: Why not.
+        names: What it is about: modules of the source. Empty where it is about all of it.
+    """
+
+    id: str
+    why: str
+    names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the entry of `not_checked` in the document of `loratools check --json`."""
+        return {"id": self.id, "why": self.why, "names": list(self.names)}
+
+
+@dataclass(frozen=True)
 class CheckedSource:
     """An adapter, a model or a broken file that was checked.
 
@@ -49,11 +71,13 @@ class CheckedSource:
         path: Where it is.
         findings: What was found in it, errors first.
         baselined: How many findings are not among them because the baseline has them.
+        not_checked: What rules could not look at, and why.
     """
 
     path: str
     findings: tuple[CheckFinding, ...]
     baselined: int = 0
+    not_checked: tuple[NotChecked, ...] = ()
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -64,6 +88,7 @@ class CheckedSource:
             "path": self.path,
             "findings": [finding.to_dict() for finding in self.findings],
             "baselined": self.baselined,
+            "not_checked": [each.to_dict() for each in self.not_checked],
         }
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from loratools import checks
 from loratools.arguments import Positive, checked
 from loratools.checkpoints import open_checkpoint
 from loratools.checks.common.programs import program as program_named
 from loratools.checks.common.subject import Subject
-from loratools.errors import InputError, UsageError
+from loratools.errors import ChangedInputError, InputError, UsageError
 from loratools.execution import runner
 from loratools.execution.local import worker_count
 from loratools.formats import Base
@@ -23,10 +23,12 @@ from loratools.ops.check.asking import findings, in_order
 from loratools.ops.check.baseline import baseline_of, known_findings, refuse_other_file, without_known
 from loratools.ops.check.reading import GivenContext, read_subject
 from loratools.ops.check.report import CheckedSource, CheckReport
-from loratools.ops.common.fingerprint import fingerprint, same_values
+from loratools.ops.common.fingerprint import same_values
 from loratools.ops.common.progress import expect
 from loratools.ops.inspect.sources import FoundSource, sources_at
+from loratools.storage.commit import replaced_file
 from loratools.storage.files import quoted
+from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.json_file import write_json
 
 if TYPE_CHECKING:
@@ -101,24 +103,26 @@ def check(
     needs = {checks.rule(id).NEEDS for id in rules} if values else set[str]()
     if program is not None:
         program_named(program)
-    work = partial(
-        _checked,
-        context=_context(base, program, from_format),
-        rules=frozenset(rules),
-        values=bool(needs & _OF_VALUES),
-        gains="numerics-gain" in rules and values,
-    )
-
     units = [unit for source in sources for unit in _units_at(source, from_format)]
+    compares = "others" in needs and sum(map(_is_readable_adapter, units)) > 1
     expect(progress, len(units))
     run = partial(runner(execution), threads=worker_count(threads))
-    checked_sources: Sequence[CheckedSource] = run(
-        units, work, on_result=lambda unit, result: progress(1) if progress is not None else None
-    )
-    if "others" in needs:
-        checked_sources = _with_duplicates(units, checked_sources, run)
+    with holding_inputs():
+        work = partial(
+            _checked,
+            context=_context(base, program, from_format),
+            rules=frozenset(rules),
+            values=bool(needs & _OF_VALUES),
+            gains="numerics-gain" in rules and values,
+            compares=compares,
+        )
+        results: Sequence[_Result] = run(
+            units, work, on_result=lambda unit, result: progress(1) if progress is not None else None
+        )
+    checked_sources = _with_duplicates(units, results)
     if write_baseline is not None:
-        write_json(Path(write_baseline), baseline_of(checked_sources, Path(write_baseline)))
+        with replaced_file(Path(write_baseline)) as staged:
+            write_json(staged, baseline_of(checked_sources, Path(write_baseline)))
     if known is not None:
         checked_sources = tuple(without_known(checked_sources, Path(str(baseline)), known))
     return CheckReport(tuple(checked_sources), rules)
@@ -150,33 +154,44 @@ def _units_at(source: str | Path, format: str | None) -> list[_Unit]:
     return [_Unit(each, str(source) if each.path == path else str(each.path)) for each in found_sources]
 
 
-def _checked(unit: _Unit, *, context: GivenContext, rules: frozenset[str], values: bool, gains: bool) -> CheckedSource:
-    subject = read_subject(unit.found_source, context)
-    if values:
-        from loratools.ops.check.measuring import with_values
-
-        subject = with_values(subject)
-    if gains and context.checkpoint is not None:
-        from loratools.ops.check.gains import with_gains
-
-        subject = with_gains(subject, context.checkpoint)
-    return CheckedSource(unit.shown, findings(subject, rules))
+def _is_readable_adapter(unit: _Unit) -> bool:
+    return unit.found_source.is_adapter and unit.found_source.error is None
 
 
-def _with_duplicates(
-    units: Sequence[_Unit], sources: Sequence[CheckedSource], run: Callable[..., Any]
-) -> Sequence[CheckedSource]:
+class _Result(NamedTuple):
+    """A source that was checked, and its fingerprint where it is to be compared with others and has one."""
+
+    source: CheckedSource
+    sums: tuple[float, ...] | None = None
+
+
+def _checked(
+    unit: _Unit, *, context: GivenContext, rules: frozenset[str], values: bool, gains: bool, compares: bool
+) -> _Result:
+    try:
+        # A source that changes meanwhile is a finding of its own, as one that cannot be read.
+        with holding_inputs(apart=True):
+            subject = read_subject(unit.found_source, context)
+            base = context.checkpoint if gains else None
+            if not (values or compares or base is not None):
+                return _Result(CheckedSource(unit.shown, findings(subject, rules)))
+            from loratools.ops.check.measuring import measured
+
+            result = measured(subject, base=base, compares=compares)
+            of_source = findings(result.subject, rules)
+    except ChangedInputError as error:
+        return _Result(CheckedSource(unit.shown, findings(Subject(unit.found_source.path, error=error), rules)))
+    return _Result(CheckedSource(unit.shown, of_source, not_checked=result.not_checked), result.sums)
+
+
+def _with_duplicates(units: Sequence[_Unit], results: Sequence[_Result]) -> Sequence[CheckedSource]:
     """The sources with what the other sources say of them: which of them make the same change."""
-    adapters = [unit.found_source for unit in units if unit.found_source.is_adapter and unit.found_source.error is None]
-    paths = list(dict.fromkeys(adapter.path for adapter in adapters))
-    if len(paths) < 2:
-        return sources
-    sums_of_paths = zip(paths, run(paths, fingerprint), strict=True)
-    groups = same_values({str(path): sums for path, sums in sums_of_paths if sums is not None})
+    sums_of = {str(u.found_source.path): r.sums for u, r in zip(units, results, strict=True) if r.sums is not None}
+    groups = same_values(sums_of)
     twins = {path: tuple(Path(each) for each in group if each != path) for group in groups for path in group}
     return [
-        _with_twins(source, unit.found_source.path, twins.get(str(unit.found_source.path), ()))
-        for unit, source in zip(units, sources, strict=True)
+        _with_twins(result.source, unit.found_source.path, twins.get(str(unit.found_source.path), ()))
+        for unit, result in zip(units, results, strict=True)
     ]
 
 

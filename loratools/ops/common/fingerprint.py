@@ -10,8 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loratools.errors import LoraToolsError
+
+if TYPE_CHECKING:
+    from loratools.adapter import Adapter
+    from loratools.algebra.lowrank import Factors
+    from loratools.algebra.rounding import Floats
 
 _INPUTS = 16
 # Between fingerprints of one adapter in float32 and in 8 bits lie some 1e-3, between those of neighbouring states of a
@@ -19,28 +25,51 @@ _INPUTS = 16
 _SAME = 4e-3
 
 
+class FingerprintSums:
+    """The sums of a fingerprint, to which modules are added one after the other."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._sums = np.zeros(_INPUTS)
+        self._inputs: dict[int, Floats] = {}
+
+    def add(self, factors: Factors) -> None:
+        """Add a module with these factors."""
+        import numpy as np
+
+        a, b = factors.a.numpy(), factors.b.numpy()
+        width = a.shape[1]
+        if width not in self._inputs:
+            self._inputs[width] = np.random.default_rng(width).standard_normal((width, _INPUTS))
+        self._sums += np.square(b @ (a @ self._inputs[width])).sum(axis=0)
+
+    @property
+    def sums(self) -> tuple[float, ...]:
+        """The sum for each random input."""
+        return tuple(self._sums.tolist())
+
+
 def fingerprint(path: Path) -> tuple[float, ...] | None:
     """The sums for each random input; None where an update depends on a base, or cannot be read as factors."""
-    import numpy as np
-
     from loratools import formats
     from loratools.ops.lowrank.factors import exact_factors
 
-    sums = np.zeros(_INPUTS)
-    inputs: dict[int, object] = {}
     try:
         adapter = formats.load(path)
-        if not adapter.updates or adapter.replacements:
+        if not has_fingerprint(adapter):
             return None
+        fingerprint_sums = FingerprintSums()
         for name, update in adapter.updates.items():
-            factors = exact_factors(update, name, adapter.name)
-            a, b = factors.a.numpy(), factors.b.numpy()
-            width = a.shape[1]
-            x = inputs.setdefault(width, np.random.default_rng(width).standard_normal((width, _INPUTS)))
-            sums += np.square(b @ (a @ x)).sum(axis=0)
+            fingerprint_sums.add(exact_factors(update, name, adapter.name))
     except (LoraToolsError, OSError):
         return None
-    return tuple(sums.tolist())
+    return fingerprint_sums.sums
+
+
+def has_fingerprint(adapter: Adapter) -> bool:
+    """Whether updates are all that the adapter has, and it has some."""
+    return bool(adapter.updates) and not adapter.replacements
 
 
 def same_values(fingerprints: Mapping[str, Sequence[float]]) -> list[tuple[str, ...]]:

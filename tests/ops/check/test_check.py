@@ -148,7 +148,7 @@ def test_json_document_has_the_fields_of_the_contract(library: Path) -> None:
     document = json.loads(done.stdout)
     assert done.exit_code == 1
     assert run(library, "--format", "json").stdout == done.stdout
-    assert [set(source) for source in document["sources"]] == [{"path", "findings", "baselined"}] * 4
+    assert [set(source) for source in document["sources"]] == [{"path", "findings", "baselined", "not_checked"}] * 4
     (finding,) = document["sources"][0]["findings"]
     assert set(finding) == {"id", "severity", "message", "evidence", "fix"}
 

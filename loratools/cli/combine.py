@@ -105,6 +105,7 @@ from loratools.errors import UsageError
 @options.expert_packing
 @options.threads
 @options.plan
+@options.card
 @options.overwrite
 @options.common
 @options.plot

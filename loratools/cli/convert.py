@@ -44,6 +44,7 @@ from loratools.cli.common.replaced import document_of, replaced_rows
 @options.set_metadata
 @options.strip_metadata
 @options.plan
+@options.card
 @options.overwrite
 @options.common
 def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:

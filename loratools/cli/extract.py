@@ -72,6 +72,7 @@ from loratools.cli.common.replaced import document_of, replaced_rows
 @options.include
 @options.exclude
 @options.plan
+@options.card
 @options.overwrite
 @options.resume
 @options.common

@@ -78,6 +78,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.expert_packing
 @options.expert_orientation
 @options.threads
+@options.card
 @options.overwrite
 @options.resume
 @option(OUTPUT, "--manifest", is_flag=True, help="Record the SHA-256 of every file, for 'verify --files'.")
@@ -95,6 +96,7 @@ def command(
     overwrite: bool,
     resume: bool,
     manifest: bool,
+    card: bool,
     output: Output,
     **settings: Any,
 ) -> None:
@@ -113,7 +115,7 @@ def command(
     from loratools.ops.merge import verb as op
     from loratools.ops.merge.options import MergeOptions
 
-    merge_plan = op.plan_from_headers(base, adapters, out, MergeOptions(**settings), overwrite=overwrite)
+    merge_plan = op.plan_from_headers(base, adapters, out, MergeOptions(**settings), overwrite=overwrite, card=card)
     if plan:
         output.html(merge_plan)
         if output.json:

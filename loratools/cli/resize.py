@@ -41,6 +41,7 @@ from loratools.cli.common.replaced import document_of, replaced_rows
 @options.strip_metadata
 @options.threads
 @options.plan
+@options.card
 @options.overwrite
 @options.common
 def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:

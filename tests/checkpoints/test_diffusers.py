@@ -78,7 +78,7 @@ def test_an_adapter_of_denoiser_and_text_encoder_goes_to_both(base: Path, tmp_pa
 
     assert report.merged_weights == 2
     out = tmp_path / "out"
-    assert files(out) == files(base) - {"v1-5-pruned.safetensors"} | {"loratools.json"}
+    assert files(out) == files(base) - {"v1-5-pruned.safetensors"} | {"loratools.json", "README.md"}
     merged = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
     assert merged.keys() == unet().keys()
     assert_added(merged[f"{UNET}.weight"], unet()[f"{UNET}.weight"], deltas[0])
@@ -131,7 +131,8 @@ def test_a_component_is_a_checkpoint_by_itself(base: Path, tmp_path: Path) -> No
 
     loratools.merge(base / "unet", [tmp_path / "adapter"], tmp_path / "out")
 
-    assert files(tmp_path / "out") == {"config.json", "diffusion_pytorch_model.safetensors", "loratools.json"}
+    written = {"config.json", "diffusion_pytorch_model.safetensors", "loratools.json", "README.md"}
+    assert files(tmp_path / "out") == written
     merged = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
     assert_added(merged[f"{UNET}.weight"], unet()[f"{UNET}.weight"], delta)
 

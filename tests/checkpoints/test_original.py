@@ -35,7 +35,7 @@ def test_a_single_file_keeps_its_names_and_is_written_as_safetensors(name: str, 
     report = loratools.merge(path, [tmp_path / "adapter"], tmp_path / "out")
 
     assert open_checkpoint(path).layout == "original"
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"sd.safetensors", "loratools.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"sd.safetensors", "loratools.json", "README.md"}
     merged = load_file(tmp_path / "out" / "sd.safetensors")
     assert merged.keys() == weights().keys()
     assert_added(merged[f"{NAME}.weight"], weights()[f"{NAME}.weight"], delta)

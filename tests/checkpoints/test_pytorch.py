@@ -54,7 +54,8 @@ def test_a_pickle_is_merged_into_and_written_as_safetensors(tmp_path: Path, lega
         assert_added(merged[f"{module}.weight"], weights()[f"{module}.weight"], delta)
     assert torch.equal(merged["norm.weight"], weights()["norm.weight"])
     assert "'base' is stored as pickles; the result is written as safetensors" in report.warnings
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.json", "loratools.json"}
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert written == {"model.safetensors", "config.json", "loratools.json", "README.md"}
 
 
 def test_shards_of_pickles_become_shards_of_safetensors_with_an_index_of_their_own(tmp_path: Path) -> None:

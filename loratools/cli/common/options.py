@@ -300,6 +300,12 @@ strip_metadata = option(
     is_flag=True,
     help="Leave out the texts of the source's header: title, prompts, settings of the training.",
 )
+card = option(
+    OUTPUT,
+    "--card/--no-card",
+    default=True,
+    help="Write a model card (README.md) into an output folder. The default.",
+)
 plan = option(EXECUTION, "--plan", is_flag=True, help="Print what would be done, and stop.")
 dtype = option(
     OUTPUT,

@@ -20,6 +20,7 @@ from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats import Base
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.ops.combine.adapter import base_warnings, combined_adapter
+from loratools.ops.combine.card import combine_card
 from loratools.ops.combine.heads import combined_replacements
 from loratools.ops.combine.modules import WeightedUpdate, combined_modules, selected_names
 from loratools.ops.combine.one_module import ModuleResult, combine_module
@@ -73,6 +74,7 @@ def combine(
     base: str | Path | Checkpoint | Base | None = None,
     threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
+    card: bool = True,
     plan: bool = False,
 ) -> CombineReport:
     """Return one adapter that does what several do together, written to `out` where that is given.
@@ -111,6 +113,7 @@ def combine(
         base: The model that they are for, where names alone do not tell: its path, opened, or its names and config.
         threads: Workers; one per CPU where it is None. The result does not depend on it.
         progress: Called with the number of bytes just read.
+        card: Write a model card (`README.md`) into an output folder.
         plan: Compute everything, and write nothing.
 
     Returns:
@@ -191,7 +194,32 @@ def combine(
     results = dict(zip(modules.updates, in_order, strict=True))
     updates = together({name: r.update for name, r in results.items()}, modules.fused_experts)
     result = combined_adapter(taking_part, updates, replacements, followed.to_dict())
-    warnings += output.save(result, plan=plan)
+    lines = tuple(r.line for r in in_order)
+    shares = tuple(share_of(i, a, w, [r.parts for r in in_order]) for i, (a, w) in enumerate(sources))
+    asked = {
+        "recipe": recipe,
+        "method": method,
+        "options": options,
+        "rank": rank,
+        "energy": energy,
+        "max_rank": max_rank,
+        "module_weights": module_weights,
+        "block_weights": block_weights,
+        "heads": heads,
+        "calibrate": calibrate,
+        "norm_match": norm_match,
+        "seed": seed,
+        "dtype": dtype,
+        "include": include,
+        "exclude": exclude,
+        "rank_from": rank_from,
+        "expert_packing": expert_packing,
+        "from_format": from_format,
+        "format": format,
+        "base": base,
+    }
+    model_card = combine_card(sources, shares, lines, asked, combine, result.base_model, warnings)
+    warnings += output.save(result, plan=plan, card=model_card if card else None)
     lost = {name: r.lost for name, r in results.items() if r.lost is not None}
     if residual is not None and not lost:
         warnings.append("nothing was lost, so that there is no residual to write")
@@ -201,10 +229,9 @@ def combine(
         difference = replace(result, updates=lost_updates, replacements={})
         warnings += residual_output.save(difference, plan=plan)
         residual_bytes = sum(t.nbytes for t in difference.tensors().values())
-    lines = tuple(r.line for r in in_order)
     return CombineReport(
         modules=lines,
-        adapters=tuple(share_of(i, a, w, [r.parts for r in in_order]) for i, (a, w) in enumerate(sources)),
+        adapters=shares,
         error=overall_error(lines),
         output=None if plan else output.path,
         adapter=None if plan else result,

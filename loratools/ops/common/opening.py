@@ -16,9 +16,11 @@ from loratools.adapter import Adapter
 from loratools.formats import Base
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import known_base
+from loratools.ops.card.adapter_card import AdapterCard
 from loratools.ops.common.arguments import AdapterArgument, RankFrom, Reading, load_weighted
 from loratools.ops.common.output import format_that_holds, output_format, share_names
 from loratools.storage.commit import check_output
+from loratools.storage.held_inputs import holding_inputs
 from loratools.updates.lora_experts import Packing
 
 if TYPE_CHECKING:
@@ -55,23 +57,35 @@ class AdapterOutput:
         if (path := self.named_path) is not None:
             check_output(path, overwrite=self.overwrite, inputs=self.inputs)
 
-    def save(self, adapter: Adapter, *, plan: bool = False) -> list[str]:
-        """Write the adapter, and return warnings; of a plan, only refuse what the format cannot hold."""
+    def save(self, adapter: Adapter, *, plan: bool = False, card: AdapterCard | None = None) -> list[str]:
+        """Write the adapter, and return warnings; of a plan, only refuse what the format cannot hold.
+
+        Args:
+            adapter: The adapter.
+            plan: Whether nothing is written.
+            card: The model card to write beside it, where the output is a folder.
+        """
         if self.path is None and not plan:
             return []
         holding = format_that_holds(adapter, self.path, self.format, base=self.base, requested=self.requested)
         if plan or self.path is None:
             formats.ensure_writable(adapter, holding.name, base=self.base)
             return list(holding.warnings)
-        written = formats.save(
-            adapter,
-            self.path,
-            format=holding.name,
-            overwrite=self.overwrite,
-            inputs=self.inputs,
-            base=self.base,
-        )
-        return [*holding.warnings, *written]
+        with (
+            holding_inputs(),
+            formats.staged(
+                adapter,
+                self.path,
+                format=holding.name,
+                overwrite=self.overwrite,
+                inputs=self.inputs,
+                base=self.base,
+            ) as written,
+        ):
+            if card is not None:
+                card.write(written.path, self.path, holding.name, sorted({u.kind for u in adapter.updates.values()}))
+            warnings = written.warnings
+        return [*holding.warnings, *warnings]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.notes import records_of
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import counted, shown
+from loratools.ops.card.adapter_card import AdapterCard
+from loratools.ops.card.inputs import card_input
 from loratools.ops.common.alpha import assumed_alpha_warnings
 from loratools.ops.common.arguments import RankFrom, Reading, load_adapter
 from loratools.ops.common.finite import refuse_not_finite
@@ -59,6 +61,7 @@ def convert(
     set_metadata: Mapping[str, str] | None = None,
     strip_metadata: bool = False,
     overwrite: bool = False,
+    card: bool = True,
     plan: bool = False,
 ) -> ConvertReport:
     """Write an adapter in another format, read it back, and keep it only if its products are those of the source.
@@ -82,6 +85,7 @@ def convert(
         set_metadata: Texts for the header of the file: `{"modelspec.title": "Ink"}`. An empty text takes the key away.
         strip_metadata: Leave out the texts of the source's header, such as prompts and training settings.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
+        card: Write a model card (`README.md`) into an output folder.
         plan: List what would be left out, from headers alone, and write nothing.
 
     Returns:
@@ -158,6 +162,42 @@ def convert(
         _refuse_wrong(modules, target.original, format)
         records = _Metadata.of(written_adapter, result)
         nbytes = sum(t.nbytes for t in result.tensors().values())
+        if card:
+            asked = {
+                "format": format,
+                "base": base,
+                "dtype": dtype,
+                "allow_partial": allow_partial,
+                "alpha": alpha,
+                "serve": serve,
+                "include": include,
+                "exclude": exclude,
+                "from_format": from_format,
+                "rank_from": rank_from,
+                "expert_packing": expert_packing,
+                "expert_orientation": expert_orientation,
+                "set_metadata": set_metadata,
+                "strip_metadata": strip_metadata,
+            }
+            facts = [
+                ("formats", f"{source.format} to {format}"),
+                ("largest relative error of a module", f"{max((m.error for m in modules), default=0.0):.4g}"),
+            ]
+            facts += [(f"left out: {skipped.name}", skipped.why) for skipped in dropped]
+            origin = card_input(source.path)
+            AdapterCard(
+                "convert",
+                f"{origin.name} as {format}",
+                source.base_model,
+                [origin],
+                [origin.name],
+                asked,
+                convert,
+                facts,
+                [*warnings, *written.warnings],
+                renamed={"format": "to"},
+                with_torch=False,
+            ).write(written.path, out, format, sorted({u.kind for u in written_adapter.updates.values()}))
     return ConvertReport(
         source_format=source.format,
         target_format=format,

@@ -22,6 +22,8 @@ from loratools.errors import UsageError
 from loratools.execution.local import worker_count
 from loratools.formats.common.base import Base
 from loratools.formats.image_parts.from_base import IMAGE_FORMATS, named_by_base
+from loratools.ops.card.adapter_card import AdapterCard, rank_text
+from loratools.ops.card.inputs import card_input
 from loratools.ops.common.abandoned import abandoned_warnings, resumed_remarks
 from loratools.ops.common.device import ensure_device
 from loratools.ops.common.opening import AdapterOutput
@@ -80,6 +82,7 @@ def extract(
     overwrite: bool = False,
     format: str = "peft",
     progress: Callable[[int], None] | None = None,
+    card: bool = True,
     plan: bool = False,
     resume: bool = False,
 ) -> ExtractReport:
@@ -118,6 +121,7 @@ def extract(
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         format: The format to write, one of `list_formats()`. What it cannot hold is an error, and can be excluded.
         progress: Called with the number of bytes just read.
+        card: Write a model card (`README.md`) into an output folder.
         plan: List what would be extracted, from headers alone, and write nothing.
         resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
             inputs, options or versions it is refused; where no run was killed, the work begins anew.
@@ -158,7 +162,7 @@ def extract(
     )
     output.check()
     pairs = line_up(before, after, include=include, exclude=exclude, replaced_whole=whole, as_files=format != "peft")
-    extraction = _Extraction(before, after, pairs, settings, output, worker_count(threads))
+    extraction = _Extraction(before, after, pairs, settings, output, worker_count(threads), card)
     if plan:
         return extraction.planned()
     options = {
@@ -193,6 +197,7 @@ class _Extraction:
     settings: Settings
     output: AdapterOutput
     workers: int
+    card: bool
 
     def planned(self) -> ExtractReport:
         """What would be extracted, from headers alone."""
@@ -232,11 +237,37 @@ class _Extraction:
             warnings += quality_warnings(report, _factored(results), self.settings)
             adapter = self._named(adapter)
             warnings += adapter.warnings
-            warnings += self.output.save(adapter)
+            model_card = self._card(report, adapter, options, warnings) if self.card else None
+            warnings += self.output.save(adapter, card=model_card)
         if (written := self.output.named_path) is not None:
             # The factors that waited on the disk are gone: the adapter is what was written.
             adapter = formats.load(written, from_format=self.output.format, base=self.output.base)
         return replace(report, adapter=adapter, output=written, warnings=(*warnings, *remarks))
+
+    def _card(
+        self, report: ExtractReport, adapter: Adapter, options: Mapping[str, object], warnings: Sequence[str]
+    ) -> AdapterCard:
+        """The model card, with what was measured."""
+        facts = [
+            ("modules", f"{len(report.modules):,}"),
+            ("rank", rank_text([module.rank for module in report.modules])),
+        ]
+        numbers = {
+            "energy of these modules that the factors hold": report.energy,
+            "share of all that changed which the adapter holds": report.change_captured,
+        }
+        facts += [(word, f"{value:.4%}") for word, value in numbers.items() if value is not None]
+        facts += [("relative error", f"{report.error:.4g}")] if report.error is not None else []
+        if report.replacements:
+            facts.append(("tensors in full", f"{len(report.replacements):,}"))
+        if report.skipped:
+            facts.append(("changed, and not in the adapter", f"{len(report.skipped):,} tensors"))
+        base, tuned = card_input(self.base.path), card_input(self.tuned.path)
+        names = [base.name, tuned.name]
+        named = str(self.base.path) if "models--" in str(self.base.path) else adapter.base_model
+        return AdapterCard(
+            "extract", f"{tuned.name} as an adapter", named, [base, tuned], names, options, extract, facts, warnings
+        )
 
     def _assembled(self, results: Mapping[Pair, Outcome]) -> tuple[Adapter, ExtractReport]:
         """The adapter of these results, and what was measured on them.

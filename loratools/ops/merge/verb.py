@@ -24,6 +24,7 @@ from loratools.ops.common.abandoned import abandoned_warnings, resumed_remarks
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, Reading, load_weighted
 from loratools.ops.common.finite import refuse_not_finite
 from loratools.ops.common.same_invocation import refuse_invoked
+from loratools.ops.merge.card import card_written, with_card
 from loratools.ops.merge.initial import with_initial
 from loratools.ops.merge.journal import run_plan
 from loratools.ops.merge.one_file import as_one_file, is_one_file, recorded, staged_output
@@ -75,6 +76,7 @@ def merge(
     plan: bool = False,
     resume: bool = False,
     manifest: bool = False,
+    card: bool = True,
 ) -> MergeReport:
     """Write `base` with the weighted sum of `adapters` added, as a checkpoint of the same layout.
 
@@ -129,6 +131,7 @@ def merge(
         resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
             options, inputs or versions it is refused; where no run was killed, the merge begins anew.
         manifest: Hash every file of the result, also the weight files, for `verify_files`.
+        card: Write a model card (`README.md`) into an output folder, in place of a copy of the base's.
 
     Returns:
         A report: how many weights were merged, how much of the change survived rounding, and the largest error.
@@ -164,7 +167,7 @@ def merge(
         expert_packing=expert_packing,
         expert_orientation=expert_orientation,
     )
-    merge_plan = plan_from_headers(base, adapters, out, options, overwrite=overwrite)
+    merge_plan = plan_from_headers(base, adapters, out, options, overwrite=overwrite, card=card)
     if plan:
         return planned_report(merge_plan)
     return run(
@@ -187,6 +190,7 @@ def plan_from_headers(
     options: MergeOptions | None = None,
     *,
     overwrite: bool = False,
+    card: bool = True,
 ) -> MergePlan:
     """Work out from headers what `merge` would do, writing nothing; arguments and errors as there."""
     out = Path(out)
@@ -198,6 +202,7 @@ def plan_from_headers(
     selected = [(a.selected(options.include, options.exclude), w) for a, w in loaded]
     merge_plan = plan_merge(checkpoint, selected, options, out=out)
     merge_plan = as_one_file(merge_plan) if one_file else merge_plan
+    merge_plan = with_card(merge_plan, out) if card else merge_plan
     # Here, where the names of the new files are known; `staged_output` looks once more before it begins, as another
     # program may have written there meanwhile.
     check_output(out, overwrite=overwrite, inputs=inputs, names=_names(merge_plan))
@@ -286,6 +291,7 @@ def run(
         require_right({name: w.ratio for name, w in written.items()})
         report = measured_report(merge_plan, out, written, verify)
         if not merge_plan.one_file:
+            merge_plan = card_written(merge_plan, report)
             write_side_files(merge_plan, staging, provenance_text(weights.inputs, report.to_dict()))
         # Last of all: whoever sees an index may rely on every shard that it names.
         for name, text in index_texts(merge_plan).items():

@@ -20,6 +20,8 @@ from loratools.formats import Base
 from loratools.formats.common.edited_metadata import EditedMetadata
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.notes import lora_notes
+from loratools.ops.card.adapter_card import AdapterCard, rank_text
+from loratools.ops.card.inputs import card_input
 from loratools.ops.common.arguments import RankFrom
 from loratools.ops.common.opening import open_adapters
 from loratools.ops.common.progress import bytes_of, expect
@@ -64,6 +66,7 @@ def resize(
     strip_metadata: bool = False,
     threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
+    card: bool = True,
     plan: bool = False,
 ) -> ResizeReport:
     """Return the adapter with another rank: each module becomes the nearest one, in Frobenius norm.
@@ -100,6 +103,7 @@ def resize(
         strip_metadata: Leave out the texts of the source's header, such as prompts and training settings.
         threads: Workers; one per CPU where it is None. The result does not depend on it.
         progress: Called with the number of bytes just read.
+        card: Write a model card (`README.md`) into an output folder.
         plan: Compute everything, and write nothing.
 
     Returns:
@@ -159,8 +163,37 @@ def resize(
     updates = together({name: stored.update for name, (stored, _) in results.items()}, fused_experts)
     result = replace(source, updates=updates, path=None, warnings=(), notes=lora_notes(source.notes, updates))
     result = metadata.of(result)
-    warnings += opened.output.save(result, plan=plan)
     lines = tuple(line for _, line in results.values())
+    facts = [
+        ("modules", f"{len(lines):,}"),
+        ("rank before", rank_text([line.rank_in for line in lines])),
+        ("rank", rank_text([line.rank for line in lines])),
+        ("relative error", f"{overall_error(lines):.4g}"),
+    ]
+    asked = {
+        "rank": rank,
+        "energy": energy,
+        "error": error,
+        "rule": rule,
+        "max_size": max_size,
+        "max_params": max_params,
+        "max_rank": max_rank,
+        "dtype": dtype,
+        "include": include,
+        "exclude": exclude,
+        "rank_from": rank_from,
+        "expert_packing": expert_packing,
+        "from_format": from_format,
+        "format": format,
+        "base": base,
+        "set_metadata": set_metadata,
+        "strip_metadata": strip_metadata,
+    }
+    origin = card_input(source.path)
+    model_card = AdapterCard(
+        "resize", f"{origin.name}, resized", source.base_model, [origin], [origin.name], asked, resize, facts, warnings
+    )
+    warnings += opened.output.save(result, plan=plan, card=model_card if card else None)
     return ResizeReport(
         modules=lines,
         error=overall_error(lines),

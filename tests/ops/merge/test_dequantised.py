@@ -122,7 +122,7 @@ def test_files_and_sections_that_describe_a_quantisation_are_left_out_of_the_res
 
     assert config_fields(tmp_path / "out") == {"torch_dtype": "bfloat16", "text_config": {"hidden_size": 6}}
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model.safetensors", "config.json", "generation_config.json", "loratools.json"}
+    assert names == {"model.safetensors", "config.json", "generation_config.json", "loratools.json", "README.md"}
     assert report.plan is not None
     assert {left.name for left in report.plan.base.left_out} == {
         "hf_quant_config.json", "quantize_config.json", "quant_config.json"

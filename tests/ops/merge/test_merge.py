@@ -374,8 +374,9 @@ def test_side_files_come_along_code_is_not_run_and_duplicates_stay(tmp_path: Pat
 
     merge(base, [folder], tmp_path / "out")
 
+    written = ("loratools.json", "README.md")
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "generation_config.json", "modeling_odd.py", "model.safetensors", "loratools.json"}
+    assert names == {"config.json", "generation_config.json", "modeling_odd.py", "model.safetensors", *written}
     assert (tmp_path / "out" / "config.json").read_bytes() == (base / "config.json").read_bytes()
     record = json.loads((tmp_path / "out" / "loratools.json").read_text())
     assert set(record["not_copied"]) == {"pytorch_model.bin", "original/"}

@@ -21,18 +21,22 @@ from loratools.ops.verify.measure import explained_with
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
-from loratools.updates.parts.deltas import FactorDelta
+from loratools.updates.parts.deltas import FactorDelta, HadamardDelta, ScaledDelta
 
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
-# How far a best-fit weight may be from the one that a hypothesis names.
+# How far a best-fit weight may be from the one that a hypothesis names, at most: nearer, where rounding is finer.
 _NEAR = 0.02
+# What float32 sums over millions of values leave of a best-fit weight's digits.
+_DIGITS = 1e-5
 # A residual of so many times the square of what one rounding may leave is still rounding: several of them, and deltas
 # that were rounded as well.
 _ROUNDINGS = 9.0
 # A residual that is so small a share of the change is no defect of its own, whatever the dtype.
 _NEGLIGIBLE = 1e-11
+# What decomposing, transforming or rotating a whole weight in float32 leaves, relative to the weight.
+_DECOMPOSED = 2.0**-16
 # Dtypes in which an update may be smaller than the spacing of the numbers.
 _COARSE = ("BF16", "F16")
 # The square of an update beside that of one rounding: above it, a best-fit weight is exact to a few percent.
@@ -71,6 +75,14 @@ ROUNDED_OTHERWISE = Cause(
 )
 
 
+COMPUTED_OTHERWISE = Cause(
+    "rounded-otherwise",
+    "the adapters were applied with the weights given, and what differs is no more than rounding leaves; but no known "
+    "way of computing gives exactly these values",
+    undecided=True,
+)
+
+
 def cause_of(output: Output, merged: LazyTensor, fit: Fit, names: Sequence[str], sample: float = 1.0) -> Cause:
     """Tell why a weight is not explained by any recipe.
 
@@ -89,15 +101,18 @@ def cause_of(output: Output, merged: LazyTensor, fit: Fit, names: Sequence[str],
         candidates = candidate_weights(output, names)
         causes = (cause for times, cause in candidates if explained_with(output, merged, times, sample))
         return next(causes, ROUNDED_OTHERWISE)
-    if _small(fit.residual(weights), fit, output.dtype):
-        fitted = _from_weights(output, weights, names)
-        return fitted if fitted.code != "adapter-weight" else _certain(fitted, output, merged, fit, names, sample)
+    allowed = _rounding(output, fit)
+    if fit.residual(weights) <= allowed:
+        fitted = _from_weights(output, fit, names, allowed)
+        if fitted.code != "adapter-weight" or fit.energy > _LARGE * allowed / _ROUNDINGS:
+            return fitted
+        return _certain(fitted, output, merged, fit, names, sample)
     for hypothesis in (_without_magnitude, _transposed, _some_ranks, _other_training_values):
-        if (cause := hypothesis(output, merged, fit, sample)) is not None:
+        if (cause := hypothesis(output, merged, fit, allowed, sample)) is not None:
             return cause
     cosine = sum(fit.along) / math.sqrt(fit.moved * fit.energy) if fit.energy > 0 else 0.0
     if abs(cosine) < 0.1:
-        return Cause("other-change", "the weights were changed, but not by these adapters (cosine below 0.1)")
+        return Cause("other-change", "the weights were changed by other things than these adapters (cosine below 0.1)")
     return Cause("unexplained-change", "the change holds these adapters and something else, or a part of them")
 
 
@@ -107,55 +122,68 @@ def _certain(cause: Cause, output: Output, merged: LazyTensor, fit: Fit, names: 
     The rounding of an update that is about as large as the spacing of the dtype moves a best-fit weight by far more
     than `_NEAR`. There a hypothesis has to give every value, and a weight that is only near to 1 is no finding.
     """
-    if output.dtype not in _COARSE or fit.energy > _LARGE * fit.noise(output.dtype):
-        return cause
     for times, certain_cause in candidate_weights(output, names):
         if explained_with(output, merged, times, sample):
             return certain_cause
     near = all(w is None or abs(w - 1) < _ABOUT for w in fit.weights())
-    return ROUNDED_OTHERWISE if near else cause
+    return COMPUTED_OTHERWISE if near else cause
 
 
-def _small(residual: float, fit: Fit, dtype: str) -> bool:
-    return residual <= _ROUNDINGS * fit.noise(dtype) + _NEGLIGIBLE * fit.moved
+def _is_decomposed(output: Output) -> bool:
+    """Whether a delta is computed from a whole weight, or all at once, and not by factors for rows and columns."""
+    if not any(u.update.needs_base or u.update.whole_delta for u in output.updates):
+        return False
+    deltas = prepared(output, "F32", 0, output.rows)
+    return any(not isinstance(added.delta, ScaledDelta | HadamardDelta) for added in deltas)
 
 
-def _from_weights(output: Output, weights: Sequence[float | None], names: Sequence[str]) -> Cause:
+def _rounding(output: Output, fit: Fit) -> float:
+    """The square of what rounding may leave in all: several roundings of each value, and float32 in between."""
+    decomposed = _DECOMPOSED**2 * fit.merged if _is_decomposed(output) else 0.0
+    return _ROUNDINGS * fit.noise(output.dtype) + _NEGLIGIBLE * fit.moved + decomposed
+
+
+def _from_weights(output: Output, fit: Fit, names: Sequence[str], allowed: float) -> Cause:
     """What the best-fit weights say, where they explain the change."""
-    determined = [w for w in weights if w is not None]
-    if all(_is(w, 1) for w in determined):
-        return ROUNDED_OTHERWISE
-    if len(determined) == 1:
-        return cause_of_weight(output, determined[0])
-    wrong = [
-        f"'{name}' has {'weight ' + format(w, '.3g') if abs(w) >= _NEAR else 'not been applied'}"
-        for name, w in zip(names, weights, strict=True)
-        if w is not None and not _is(w, 1)
+    uncertain = fit.uncertainties(allowed)
+    determined = [
+        (name, weight, min(_NEAR, _DIGITS + uncertainty))
+        for name, weight, uncertainty in zip(names, fit.weights(), uncertain, strict=True)
+        if weight is not None
     ]
-    return Cause("adapter-weight", f"relative to the weights given, {'; '.join(wrong)}")
+    wrong = [(name, weight, near) for name, weight, near in determined if not _is(weight, 1, near)]
+    if not wrong:
+        return COMPUTED_OTHERWISE
+    if len(determined) == 1:
+        return cause_of_weight(output, wrong[0][1], near=wrong[0][2])
+    differing = [
+        f"'{name}' has {'weight ' + format(weight, '.3g') if abs(weight) >= near else 'not been applied'}"
+        for name, weight, near in wrong
+    ]
+    return Cause("adapter-weight", f"relative to the weights given, {'; '.join(differing)}")
 
 
-def cause_of_weight(output: Output, weight: float) -> Cause:
-    """What it says that the delta of a single adapter is multiplied with `weight`."""
+def cause_of_weight(output: Output, weight: float, *, near: float = _DIGITS) -> Cause:
+    """What it says that the delta of a single adapter is multiplied with `weight`, which is known up to `near`."""
     update = output.updates[0].update
     lora = update.as_lora()
     scale, rank = update.scale, update.rank or 0
-    if abs(weight) < _NEAR:
+    if abs(weight) < near:
         return Cause("not-applied", "the weights are those of the base: no adapter was applied")
-    if _is(weight, -1):
+    if _is(weight, -1, near):
         return Cause("subtracted", "the adapter was subtracted (best-fit weight -1)")
-    if lora is not None and rank > 1 and lora.rslora and _is(weight * math.sqrt(rank), 1):
+    if lora is not None and rank > 1 and lora.rslora and _is(weight * math.sqrt(rank), 1, near):
         return Cause("rslora-ignored", "rsLoRA was ignored: alpha / rank in place of alpha / sqrt(rank)")
-    if _is(weight, 2):
+    if _is(weight, 2, near):
         or_rslora = ", or its scale was taken to be alpha / sqrt(rank)" if rank == 4 else ""
         return Cause("applied-twice", f"the adapter was applied twice (best-fit weight 2){or_rslora}")
-    if lora is not None and rank > 1 and not lora.rslora and _is(weight / math.sqrt(rank), 1):
+    if lora is not None and rank > 1 and not lora.rslora and _is(weight / math.sqrt(rank), 1, near):
         return Cause("rslora-assumed", "alpha / sqrt(rank) in place of alpha / rank: rsLoRA was assumed")
-    if not _is(scale, 1) and _is(weight * scale, 1):
+    if not _is(scale, 1, near) and _is(weight * scale, 1, near):
         return Cause("scale-ignored", f"the scale alpha / rank = {scale:g} was ignored (best-fit weight {weight:.3g})")
-    if not _is(scale, 1) and _is(weight, scale):
+    if not _is(scale, 1, near) and _is(weight, scale, near):
         return Cause("scale-twice", f"the scale alpha / rank = {scale:g} was applied twice")
-    return Cause("adapter-weight", f"the adapter was applied with {weight:.3g} times the weight given")
+    return Cause("adapter-weight", f"the adapter was applied with {_number(weight)} times the weight given")
 
 
 def candidate_weights(output: Output, names: Sequence[str]) -> Iterator[tuple[Sequence[float], Cause]]:
@@ -196,8 +224,13 @@ def _is_a_neighbour(output: Output, merged: LazyTensor, sample: float) -> bool:
     return True
 
 
-def _is(value: float, expected: float) -> bool:
-    return abs(value - expected) <= _NEAR * abs(expected)
+def _is(value: float, expected: float, near: float) -> bool:
+    return abs(value - expected) <= near * abs(expected)
+
+
+def _number(weight: float) -> str:
+    """A weight with three digits, or so many that it is not taken for 1."""
+    return next(text for digits in (3, 4, 5, 6, 9) if (text := f"{weight:.{digits}g}") != "1" or digits == 9)
 
 
 def plain_lora(output: Output) -> Output | None:
@@ -230,35 +263,35 @@ MAGNITUDE_DROPPED = Cause(
 TRANSPOSED = Cause("transposed", "the delta was added transposed")
 
 
-def _without_magnitude(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
+def _without_magnitude(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sample: float) -> Cause | None:
     """DoRA, merged as if it were LoRA."""
     plain = plain_lora(output)
-    if plain is None or not _small(_residual_of(plain, merged, sample), fit, output.dtype):
+    if plain is None or _residual_of(plain, merged, sample) > allowed:
         return None
     return MAGNITUDE_DROPPED
 
 
-def _transposed(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
+def _transposed(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sample: float) -> Cause | None:
     """A delta that was added to a square weight the other way round."""
     transposed_output = flipped(output)
-    if transposed_output is None or not _small(_residual_of(transposed_output, merged, sample), fit, output.dtype):
+    if transposed_output is None or _residual_of(transposed_output, merged, sample) > allowed:
         return None
     return TRANSPOSED
 
 
-def _other_training_values(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
+def _other_training_values(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sample: float) -> Cause | None:
     """Adapters that were added to what a quantisation makes of the base, or to the base in place of that."""
     source = output.values.source
     if isinstance(source, AsTrained):
         plain = replace(output, values=source.of)
-        if not _small(_residual_of(plain, merged, sample), fit, output.dtype):
+        if _residual_of(plain, merged, sample) > allowed:
             return None
         message = f"the adapters were added to the base itself, and not to what {source.scheme} makes of it"
         return Cause("training-values-ignored", message)
     for scheme in _TRAINING_SCHEMES:
         on_training_values = as_trained(output, scheme)
-        if on_training_values is not None and _small(
-            _residual_of(on_training_values, merged, sample), fit, output.dtype
+        if on_training_values is not None and _residual_of(on_training_values, merged, sample) <= _rounding(
+            output, fit
         ):
             message = (
                 f"the adapters were added to what {scheme} makes of the base, as training may have seen it; if that "
@@ -268,7 +301,7 @@ def _other_training_values(output: Output, merged: LazyTensor, fit: Fit, sample:
     return None
 
 
-def _some_ranks(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> Cause | None:
+def _some_ranks(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sample: float) -> Cause | None:
     """Some of the `rank` terms `b_k a_k` that a LoRA is the sum of, and not others."""
     import numpy as np
 
@@ -288,7 +321,7 @@ def _some_ranks(output: Output, merged: LazyTensor, fit: Fit, sample: float) -> 
     residual = max(0.0, float(fit.moved - 2 * shares @ along + shares @ gram @ shares))
     present = int(np.sum(np.abs(shares - 1) <= 0.1))
     absent = int(np.sum(np.abs(shares) <= 0.1))
-    if not _small(residual, fit, output.dtype) or present + absent != terms or absent == 0:
+    if residual > allowed or present + absent != terms or absent == 0:
         return None
     return Cause("ranks-missing", f"only {present} of the {terms} terms of rank 1 were applied")
 

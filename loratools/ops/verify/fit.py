@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,6 +40,27 @@ class Fit:
         solved = np.linalg.lstsq(gram, np.array([self.along[i] for i in nonzero]) / lengths, rcond=1e-10)[0] / lengths
         weights_by_number = dict(zip(nonzero, solved.tolist(), strict=True))
         return tuple(weights_by_number.get(i) for i in range(len(self.gram)))
+
+    def uncertainties(self, error: float) -> tuple[float, ...]:
+        """How far each best-fit weight may be from the true one where values have errors of that square in all.
+
+        By the inequality of Cauchy and Schwarz, with the part of a delta that no other delta has: a bound, whatever the
+        errors are. Infinite for a delta that is a sum of others, or zero.
+        """
+        import numpy as np
+
+        gram = np.array(self.gram)
+        lengths = np.sqrt(np.maximum(np.diag(gram), 0))
+        bounds = []
+        for i, length in enumerate(lengths):
+            others = [j for j in range(len(lengths)) if j != i and lengths[j] > 0]
+            separate = float(length) ** 2
+            if others and length > 0:
+                scaled = gram[np.ix_(others, others)] / np.outer(lengths[others], lengths[others])
+                along = gram[others, i] / lengths[others]
+                separate -= float(along @ np.linalg.lstsq(scaled, along, rcond=1e-10)[0])
+            bounds.append(math.sqrt(error / separate) if separate > 0 else math.inf)
+        return tuple(bounds)
 
     def residual(self, weights: Sequence[float | None]) -> float:
         """The square that the updates leave unexplained: `|merged - base - sum of w_i dW_i|^2`."""

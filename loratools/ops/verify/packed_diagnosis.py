@@ -62,7 +62,7 @@ def packed_cause(
         return Cause("quantised", message, undecided=True)
     cosine = sum(fit.along) / math.sqrt(fit.moved * fit.energy) if fit.energy > 0 else 0.0
     if abs(cosine) < _UNRELATED:
-        return Cause("other-change", "the weights were changed, but not by these adapters (cosine below 0.1)")
+        return Cause("other-change", "the weights were changed by other things than these adapters (cosine below 0.1)")
     return Cause("unexplained-change", "the change holds these adapters and something else, or a part of them")
 
 

@@ -368,7 +368,8 @@ def _report(
     findings = [
         *_causes(adapted),
         *_replaced(replaced),
-        *_names(accounted, different, len(untouched)),
+        *_resized(compared),
+        *_names(accounted, _of_the_same_shape(compared), len(untouched)),
         *_folder(merged),
         *_gain(adapted, gain),
     ]
@@ -438,6 +439,24 @@ def _replaced(replaced: Sequence[tuple[Pair, _Compared]]) -> list[Finding]:
     if not wrong:
         return []
     return [Finding("replacement-missing", "the weights that an adapter puts in place are not there", wrong)]
+
+
+def _of_the_same_shape(compared: Sequence[tuple[Pair, _Compared]]) -> tuple[str, ...]:
+    """The names of untouched weights that have other values in the shape of the base."""
+    return tuple(
+        pair.output.name
+        for pair, one in compared
+        if one.state == "different" and not pair.output.touched and pair.output.shape == pair.merged.shape
+    )
+
+
+def _resized(compared: Sequence[tuple[Pair, _Compared]]) -> list[Finding]:
+    """One finding for each way in which untouched weights have another shape than in the base."""
+    names: dict[Cause, list[str]] = defaultdict(list)
+    for pair, one in compared:
+        if one.state == "different" and not pair.output.touched and pair.output.shape != pair.merged.shape:
+            names[_misfit(pair.output.shape, pair.merged.shape)].append(pair.output.name)
+    return [Finding(cause.code, cause.message, tuple(resized)) for cause, resized in names.items()]
 
 
 def _names(accounted: Accounts, different: tuple[str, ...], untouched: int) -> list[Finding]:

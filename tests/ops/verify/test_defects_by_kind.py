@@ -1,86 +1,228 @@
-"""Defects that make sense for every kind of update are told for each, with deltas that PEFT computes."""
+"""Every kind of update x every defect: what a peer merges is made wrong on purpose, and told by the name of the defect.
+
+A defect that makes no sense for a kind says why. Weights are merged by the kind's own peer (`merges_by_kind`), in
+float64, and rounded to float32.
+"""
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import factories
-import peft
 import pytest
 import torch
-from torch import Tensor, nn
+from merges_by_kind import KINDS, SQUARE, UNTOUCHED, Merge, merge_of, params, write
+from safetensors.torch import load_file
+from torch import Tensor
 
 import loratools
+from loratools import registry
 
-MODULES = {"layers.0.self_attn.q_proj": (40, 24), "layers.0.mlp.down_proj": (24, 56)}
-TARGETS = ["q_proj", "down_proj"]
-KINDS: dict[str, peft.PeftConfig] = {
-    "lora": peft.LoraConfig(r=3, lora_alpha=5, target_modules=TARGETS, init_lora_weights=False),
-    "rslora": peft.LoraConfig(r=3, lora_alpha=5, target_modules=TARGETS, init_lora_weights=False, use_rslora=True),
-    "loha": peft.LoHaConfig(r=3, alpha=5, target_modules=TARGETS, init_weights=False),
-    "lokr": peft.LoKrConfig(r=3, alpha=5, target_modules=TARGETS, init_weights=False),
-    "ia3": peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"], init_ia3_weights=False),
-    "oft": peft.OFTConfig(oft_block_size=8, target_modules=TARGETS, init_weights=False, use_cayley_neumann=False),
-}
-# What the delta is multiplied with, by the name of the defect.
-DEFECTS = {"not-applied": 0.0, "subtracted": -1.0, "applied-twice": 2.0, "adapter-weight": 0.8}
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# Of these PEFT decomposes or transforms whole weights in float32, whose error no order of sums explains.
+IN_FLOAT32 = frozenset({"kasa", "fourierft", "osf", "frod"})
 
 
-class Block(nn.Module):
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        for name, (rows, columns) in MODULES.items():
-            parent: nn.Module = self
-            *parts, last = name.split(".")
-            for part in parts:
-                if not hasattr(parent, part):
-                    parent.add_module(part, nn.Module())
-                parent = getattr(parent, part)
-            layer = nn.Linear(columns, rows, bias=False)
-            layer.weight.data = weights[f"{name}.weight"].clone()
-            parent.add_module(last, layer)
-
-    def forward(self) -> None:
-        raise NotImplementedError
+class NotForKindError(Exception):
+    """Why a defect makes no sense for a kind."""
 
 
-def inputs(tmp_path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Write base and adapter; the weights of the base, and those that PEFT merges."""
-    generator = torch.Generator().manual_seed(6)
-    weights = {f"{n}.weight": torch.randn(*shape, generator=generator) * 0.05 for n, shape in MODULES.items()}
-    factories.checkpoint_folder(tmp_path / "base", weights=weights)
-    torch.manual_seed(7)
-    model = peft.get_peft_model(Block(weights), KINDS[kind])  # type: ignore[arg-type]
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            shift = 1.0 if kind == "ia3" else 0.0
-            parameter.data = shift + torch.randn(parameter.shape, generator=generator) * 0.3
-    model.save_pretrained(str(tmp_path / "style"))
-    merged = model.merge_and_unload()
-    return weights, {n: t.contiguous() for n, t in merged.state_dict().items()}
+def codes(folder: Path, adapter: Any) -> list[str]:
+    return [finding.code for finding in loratools.verify(folder / "merged", folder / "base", adapter).diagnosis]
 
 
-def codes(tmp_path: Path, merged: dict[str, Tensor]) -> list[str]:
-    factories.checkpoint_folder(tmp_path / "merged", weights=merged)
-    report = loratools.verify(tmp_path / "merged", tmp_path / "base", tmp_path / "style")
-    return [finding.code for finding in report.diagnosis]
+def with_both(
+    folder: Path,
+    merge: Merge,
+    weights: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    base: Mapping[str, Tensor] | None = None,
+    config: Mapping[str, object] | None = None,
+) -> None:
+    """Write base and merged model."""
+    write(folder / "base", base or merge.base, dtype, merge.config)
+    write(folder / "merged", {**merge.base, **weights}, dtype, {**merge.config, **(config or {})})
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_defect_is_told_by_its_name_for_every_kind(tmp_path: Path, kind: str, defect: str) -> None:
-    weights, right = inputs(tmp_path, kind)
-    times = DEFECTS[defect]
-
-    wrong = {n: (w.double() + times * (right[n].double() - w.double())).float() for n, w in weights.items()}
-
-    assert set(codes(tmp_path, wrong)) == {defect}
+def multiplied(merge: Merge, times: float) -> dict[str, Tensor]:
+    """The weights where all deltas are multiplied."""
+    return {name: merge.base[name] + times * (right - merge.base[name]) for name, right in merge.weights.items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_merge_by_peft_is_not_called_different_for_any_kind(tmp_path: Path, kind: str) -> None:
-    _, right = inputs(tmp_path, kind)
+def updates_of(merge: Merge) -> list[Any]:
+    folder = merge.adapter.parent / f"base-of-{merge.adapter.name}"
+    if not folder.exists():
+        write(folder, merge.base, torch.float32, merge.config)
+    return list(loratools.load(merge.adapter, base=folder).updates.values())
 
-    # The rotations of OFT are solutions of float32 systems, whose error no order of sums explains.
-    allowed = ([], ["rounded-otherwise"]) if kind == "oft" else ([],)
-    assert codes(tmp_path, right) in allowed
+
+def scale_of(merge: Merge) -> float:
+    scales = {update.scale for update in updates_of(merge)}
+    if len(scales) != 1 or scales == {1.0}:
+        raise NotForKindError("it has no scale, or one of 1")
+    return float(scales.pop())
+
+
+def not_applied(folder: Path, merge: Merge, kind: str) -> str:
+    with_both(folder, merge, {})
+    return "not-applied"
+
+
+def subtracted(folder: Path, merge: Merge, kind: str) -> str:
+    with_both(folder, merge, multiplied(merge, -1))
+    return "subtracted"
+
+
+def applied_twice(folder: Path, merge: Merge, kind: str) -> str:
+    with_both(folder, merge, multiplied(merge, 2))
+    return "applied-twice"
+
+
+def other_weight(folder: Path, merge: Merge, kind: str) -> str:
+    with_both(folder, merge, multiplied(merge, 0.985))
+    return "adapter-weight"
+
+
+def alpha_ignored(folder: Path, merge: Merge, kind: str) -> str:
+    if kind == "lora rslora":
+        raise NotForKindError("its scale has the square root of the rank; see the next defect")
+    scale = scale_of(merge)
+    if scale == 0.5:
+        raise NotForKindError("ignoring a scale of 1/2 is applying the adapter twice")
+    with_both(folder, merge, multiplied(merge, 1 / scale))
+    return "scale-ignored"
+
+
+def rslora_ignored(folder: Path, merge: Merge, kind: str) -> str:
+    if kind != "lora rslora":
+        raise NotForKindError("it is not scaled by the square root of the rank")
+    with_both(folder, merge, multiplied(merge, 1 / math.sqrt(3)))
+    return "rslora-ignored"
+
+
+def transposed(folder: Path, merge: Merge, kind: str) -> str:
+    if SQUARE not in merge.weights:
+        raise NotForKindError("it changes no square weight")
+    if any(update.needs_base for update in updates_of(merge)):
+        raise NotForKindError("its delta is made from the weight in its own orientation")
+    delta = merge.weights[SQUARE] - merge.base[SQUARE]
+    with_both(folder, merge, {**merge.weights, SQUARE: merge.base[SQUARE] + delta.T})
+    return "transposed"
+
+
+def wrong_base(folder: Path, merge: Merge, kind: str) -> str:
+    base = {name: weight + 0.5 for name, weight in merge.base.items()}
+    with_both(folder, merge, merge.weights, base=base)
+    return "other-base"
+
+
+def other_adapter(folder: Path, merge: Merge, kind: str) -> str:
+    with_both(folder, merge, merge_of(kind, 9).weights)
+    return "other-change|unexplained-change"
+
+
+def magnitude_dropped(folder: Path, merge: Merge, kind: str) -> str:
+    if kind != "lora dora":
+        raise NotForKindError("it is given no magnitude here")
+    stored = load_file(merge.adapter / "adapter_model.safetensors")
+    weights = {}
+    for name in merge.weights:
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = stored[f"{prefix}.lora_A.weight"].double(), stored[f"{prefix}.lora_B.weight"].double()
+        weights[name] = merge.base[name] + 5 / 3 * (b @ a)
+    with_both(folder, merge, weights)
+    return "magnitude-dropped"
+
+
+def vocabulary_cut(folder: Path, merge: Merge, kind: str) -> str:
+    name = next(name for name in UNTOUCHED if "embed" in name)
+    with_both(folder, merge, {**merge.weights, name: merge.base[name][:-5]})
+    return "vocabulary-cut"
+
+
+def quantisation_left(folder: Path, merge: Merge, kind: str) -> str:
+    with_both(folder, merge, merge.weights, config={"quantization_config": {"quant_method": "bitsandbytes"}})
+    return "quantization-left"
+
+
+def untouched_changed(folder: Path, merge: Merge, kind: str) -> str:
+    name = next(name for name in UNTOUCHED if "norm" in name)
+    with_both(folder, merge, {**merge.weights, name: merge.base[name] * 1.5})
+    return "untouched-changed"
+
+
+Defect = Callable[[Path, Merge, str], str]
+DEFECTS: dict[str, Defect] = {
+    defect.__name__: defect
+    for defect in (
+        not_applied, subtracted, applied_twice, other_weight, alpha_ignored, rslora_ignored, transposed, wrong_base,
+        other_adapter, magnitude_dropped, vocabulary_cut, quantisation_left, untouched_changed,
+    )
+}  # fmt: skip
+
+
+def test_every_kind_of_the_registry_is_in_the_table() -> None:
+    assert {kind.split()[0] for kind in KINDS} == set(registry.names("updates"))
+
+
+@pytest.mark.parametrize("kind", params())
+def test_each_defect_is_told_by_its_name(tmp_path: Path, kind: str) -> None:
+    merge = merge_of(kind)
+    mistaken: dict[str, list[str]] = {}
+    tried = 0
+    for name, defect in DEFECTS.items():
+        folder = tmp_path / name
+        try:
+            expected = defect(folder, merge, kind)
+        except NotForKindError:
+            continue
+        tried += 1
+        told = set(codes(folder, merge.adapter))
+        # Of another base everything differs, and of some kinds a sum that PEFT made in float32 stays undecided.
+        allowed = told if name == "wrong_base" else {*expected.split("|"), "rounded-otherwise"}
+        if not told & set(expected.split("|")) or not told <= allowed:
+            mistaken[name] = sorted(told)
+        if "rounded-otherwise" in told and kind not in IN_FLOAT32:
+            mistaken[name] = sorted(told)
+
+    assert mistaken == {}
+    assert tried >= 9
+
+
+@pytest.mark.parametrize("kind", params())
+def test_right_merge_by_its_peer_is_the_same(tmp_path: Path, kind: str) -> None:
+    merge = merge_of(kind)
+    with_both(tmp_path, merge, merge.weights)
+
+    assert set(codes(tmp_path, merge.adapter)) <= ({"rounded-otherwise"} if kind in IN_FLOAT32 else set())
+
+
+@pytest.mark.parametrize("kind", params())
+def test_change_that_bfloat16_cannot_hold_is_undecided(tmp_path: Path, kind: str) -> None:
+    merge = merge_of(kind)
+    with_both(tmp_path, merge, {}, dtype=torch.bfloat16)
+
+    report = loratools.verify(tmp_path / "merged", tmp_path / "base", [(merge.adapter, 1e-7)])
+
+    assert (report.verdict, [finding.code for finding in report.diagnosis]) == ("undecided", ["nothing-survived"])
+
+
+def test_two_hundred_right_merges_of_all_kinds_give_no_false_alarm(tmp_path: Path) -> None:
+    kinds = [kind for kind in KINDS if not kind.startswith("lycoris") and kind != "full"]
+    for number in range(200):
+        chosen = random.Random(number)
+        kind, dtype = kinds[number % len(kinds)], chosen.choice([torch.float32, torch.bfloat16, torch.float16])
+        weight = chosen.choice([1.0, 0.7, -0.4, 1.3])
+        merge = merge_of(kind, 4 + number % 2 * 5)
+        folder = tmp_path / str(number)
+        with_both(folder, merge, multiplied(merge, weight), dtype=dtype)
+
+        report = loratools.verify(folder / "merged", folder / "base", [(merge.adapter, weight)])
+
+        in_float32 = kind in IN_FLOAT32 and [f.code for f in report.diagnosis] == ["rounded-otherwise"]
+        assert report.verdict == "same" or in_float32, (kind, dtype, weight, report)

@@ -440,9 +440,7 @@ _DEBUG = option(PRINTING, "--debug", is_flag=True, help="Show the traceback of a
 _HTML = option(
     PRINTING, "--html", type=PATH, metavar="FILE", help="Also write the report as one self-contained HTML page."
 )
-_OVERWRITE_PAGE = option(
-    PRINTING, "--overwrite", is_flag=True, help="Replace a page or picture that loratools wrote."
-)
+_OVERWRITE_PAGE = option(PRINTING, "--overwrite", is_flag=True, help="Replace a page or picture that loratools wrote.")
 _PLOT = option(
     PRINTING,
     "--plot",

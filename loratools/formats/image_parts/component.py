@@ -18,11 +18,10 @@ from loratools.formats.image_parts.writing import SINGLE_FILE
 from loratools.naming.image.evidence import Sizes, denoisers, listed, shortened
 from loratools.naming.image.family import Family
 from loratools.naming.image.given_base import GivenBase, decide_for
-from loratools.naming.image.pipeline import DENOISERS, PIPELINE_PARTS
+from loratools.naming.image.pipeline import DENOISERS, PIPELINE_PARTS, SECOND
 from loratools.storage.files import quoted
 
 _COMPONENT = "component"
-_SECOND = "transformer_2"
 
 
 def without_component(adapter: Adapter) -> Adapter:
@@ -69,7 +68,7 @@ def second_as_first(adapter: Adapter) -> Adapter:
     """The adapter of a pipeline's second transformer alone, with the names that its file of one model has."""
     names = [*adapter.updates, *adapter.replacements]
     parts = {name.partition(".")[0] for name in names}
-    if adapter.stored_names or not parts or {*DENOISERS} & parts != {_SECOND}:
+    if adapter.stored_names or not parts or {*DENOISERS} & parts != {SECOND}:
         return adapter
     return replace(
         adapter,
@@ -79,7 +78,7 @@ def second_as_first(adapter: Adapter) -> Adapter:
 
 
 def _first(name: str) -> str:
-    return f"transformer.{name.removeprefix(f'{_SECOND}.')}" if name.startswith(f"{_SECOND}.") else name
+    return f"transformer.{name.removeprefix(f'{SECOND}.')}" if name.startswith(f"{SECOND}.") else name
 
 
 def components(adapter: Adapter) -> set[str]:

@@ -28,7 +28,7 @@ from loratools.hints import DAMAGED_ADAPTER
 from loratools.naming.image.evidence import Sizes, decide, denoisers, family_named, listed
 from loratools.naming.image.family import Family, Place
 from loratools.naming.image.given_base import GivenBase, decide_for
-from loratools.naming.image.pipeline import DENOISERS, TEXT_ENCODERS
+from loratools.naming.image.pipeline import DENOISERS, SECOND, TEXT_ENCODERS
 from loratools.naming.image.resolving import base_family, denoiser_modules, names_prefix, unflattened
 from loratools.naming.image.text_encoders import meanings
 from loratools.storage.files import quoted
@@ -175,6 +175,8 @@ def _places(
     families: tuple[Family, ...] = file_layout.families if len(file_layout.families) == 1 else ()
     count = len({part for part, _ in groups if part in TEXT_ENCODERS})
     candidates = tuple(f for f in file_layout.families if f.text_encoders is None or f.text_encoders >= count)
+    if any(part == SECOND for part, _ in groups):
+        candidates = tuple(family for family in candidates if family.second)
     for (part, flat), members in groups.items():
         if part == DENOISER or part in DENOISERS:
             sizes = {at.name: modules[name].sizes for name, at in members.items()}

@@ -28,7 +28,7 @@ from loratools.formats.image_parts.reading import FAMILY, given_base
 from loratools.naming.image.evidence import decide, denoisers, family_named
 from loratools.naming.image.family import Family, Fused, Place
 from loratools.naming.image.given_base import decide_for
-from loratools.naming.image.pipeline import DENOISERS, OTHER_PARTS, PIPELINE_PARTS, TEXT_ENCODERS
+from loratools.naming.image.pipeline import DENOISERS, OTHER_PARTS, PIPELINE_PARTS, SECOND, TEXT_ENCODERS
 from loratools.storage.casting import rounded
 from loratools.storage.files import read_bytes
 from loratools.storage.ownership import MARK
@@ -155,6 +155,8 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling
     candidates = [f for f in denoisers() if f.component == part.removesuffix("_2")]
     encoders = sum(_has(adapter, encoder) for encoder in TEXT_ENCODERS)
     candidates = [f for f in candidates if f.text_encoders is None or f.text_encoders >= encoders]
+    if _has(adapter, SECOND):
+        candidates = [f for f in candidates if f.second]
     noted = adapter.notes.get(NOTES)
     declared_family = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
     if declared_family is not None and all(declared_family.find(name) for name in names):

@@ -94,6 +94,7 @@ class Family:
     classes        of diffusers, as a config.json has them in `_class_name`
     words          in headers of files and names of base models, lower case, with `-` for any other sign
     text_encoders  how many the pipeline has, where that excludes files with more
+    second         whether a pipeline has two transformers, one for much noise and one for little
     """
 
     name: str
@@ -107,6 +108,7 @@ class Family:
     classes: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     text_encoders: int | None = None
+    second: bool = False
 
     def find(self, name: str, *, flat: bool = False) -> Place | None:
         """What `name` means, in any spelling of the family; `flat` with underscores for its dots."""

@@ -95,4 +95,5 @@ FAMILY = Family(
         *("SkyReelsV2Transformer3DModel", "ChronoEditTransformer3DModel"),
     ),
     words=("wan", "skyreels-v2"),
+    second=True,
 )

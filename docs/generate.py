@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -110,6 +111,67 @@ def _recipe_fields(cls: type, kinds: Mapping[str, type | tuple[type, ...]]) -> s
         about = " ".join(explained[field.name].split()).replace("|", "\\|")
         rows.append(f"| `{field.name}` | {kind_name(kinds[field.name])} | {shown} | {about} |")
     return "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def recipe_schema() -> str:
+    """The JSON schema of a recipe file, for editors."""
+    from loratools.methods import options_of
+    from loratools.ops.combine import recipe as recipes
+
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+
+    def fields_of(cls: type, kinds: Mapping[str, type | tuple[type, ...]]) -> dict[str, dict[str, object]]:
+        docs = inspect.getdoc(cls) or ""
+        explained = dict(re.findall(r"^    (\w+): ((?:.*\n?)(?:^        .*\n?)*)", docs, re.M))
+        fields: dict[str, dict[str, object]] = {}
+        for name, kind in kinds.items():
+            types = sorted({names[each] for each in (kind if isinstance(kind, tuple) else (kind,))} - {"integer"})
+            types = types or ["integer"]
+            fields[name] = {
+                "type": types[0] if len(types) == 1 else types,
+                "description": " ".join(explained[name].split()),
+            }
+        return fields
+
+    numbers = {"type": "number"}
+    adapter = fields_of(recipes.Ingredient, recipes.ADAPTER_FIELDS)
+    adapter["modules"] |= {"additionalProperties": numbers}
+    adapter["blocks"] |= {"items": numbers}
+    recipe = fields_of(recipes.Recipe, recipes.RECIPE_FIELDS)
+    recipe["method"] |= {"enum": list(registry.names("methods")), "default": "linear"}
+    recipe["heads"] |= {"enum": list(recipes.HEADS), "default": "refuse"}
+    recipe["calibrate"] |= {"enum": list(recipes.CALIBRATIONS)}
+    recipe["rank"] |= {"minimum": 1}
+    recipe["max_rank"] |= {"minimum": 1}
+    recipe["energy"] |= {"exclusiveMinimum": 0, "maximum": 1}
+    for globs in ("include", "exclude"):
+        recipe[globs] |= {"items": {"type": "string"}}
+    entry = {"type": "object", "properties": adapter, "required": ["adapter"], "additionalProperties": False}
+    recipe["adapters"] |= {"items": {"anyOf": [{"type": "string"}, entry]}}
+    by_method = []
+    for method in registry.names("methods"):
+        options = {
+            option.name: {
+                "description": option.about,
+                "default": option.default,
+                **({"enum": list(option.choices)} if option.choices else {}),
+            }
+            for option in options_of(method)
+        }
+        of_method: dict[str, object] = {"properties": {"method": {"const": method}}}
+        if method != "linear":  # the method of a recipe that names none
+            of_method["required"] = ["method"]
+        of_set = {"properties": options, "additionalProperties": False}
+        by_method.append({"if": of_method, "then": {"properties": {"set": of_set}}})
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Recipe of loratools combine",
+        "type": "object",
+        "properties": recipe,
+        "additionalProperties": False,
+        "allOf": by_method,
+    }
+    return json.dumps(schema, indent=2) + "\n"
 
 
 def _recipe_default(value: object) -> str:
@@ -232,6 +294,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "recipe": recipe,
     "api": api,
 }
+SCHEMA = ROOT / "docs" / "recipe.schema.json"
 FILES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("api.md", "cli.md", "recipes.md", "registries.md")))
 
 
@@ -252,6 +315,11 @@ def main() -> int:
             stale.append(file.name)
             if "--check" not in sys.argv:
                 file.write_text(new, encoding="utf-8")
+    schema = recipe_schema()
+    if not SCHEMA.exists() or SCHEMA.read_text(encoding="utf-8") != schema:
+        stale.append(SCHEMA.name)
+        if "--check" not in sys.argv:
+            SCHEMA.write_text(schema, encoding="utf-8")
     print("out of date: " + ", ".join(stale) if stale else "up to date")
     return 1 if stale and "--check" in sys.argv else 0
 

@@ -118,7 +118,7 @@ def _is_verb(name: str) -> bool:
 )
 @click.version_option(__version__, "-V", "--version", prog_name="loratools")
 def verbs() -> None:
-    """Look into LoRA adapters, put them into models and take them out again, file to file."""
+    """Look into LoRA adapters, put them into models and take them out again, from file to file."""
 
 
 def _keep_survivors(phase: str, info: dict[str, int]) -> None:

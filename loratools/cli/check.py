@@ -25,7 +25,7 @@ def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -
     multiple=True,
     callback=_names,
     metavar="IDS",
-    help="Ask only these rules: ids or families, separated by commas; repeatable.",
+    help="Apply only these rules: ids or families, separated by commas; repeatable.",
 )
 @option(
     SELECTION,
@@ -34,7 +34,7 @@ def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -
     multiple=True,
     callback=_names,
     metavar="IDS",
-    help="Do not ask these rules: ids or families, separated by commas; repeatable.",
+    help="Do not apply these rules: ids or families, separated by commas; repeatable.",
 )
 @options.base
 @option(
@@ -57,7 +57,7 @@ def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -
     INPUT,
     "--values/--no-values",
     default=True,
-    help="Read the values too, for the rules that look at them. The default; without them headers alone are read.",
+    help="Read the values too, for the rules that look at them. This is the default; --no-values reads headers only.",
 )
 @options.from_format
 @option(OUTPUT, "--write-baseline", type=options.PATH, metavar="FILE", help="Write all findings to a baseline file.")
@@ -74,9 +74,10 @@ def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -
 def command(sources: tuple[str, ...], *, printed: str | None, output: Output, **settings: Any) -> None:
     """Find what is wrong with adapters and models, by rules with stable ids.
 
-    Folders are searched to the bottom. A file that cannot be read is a finding. Ends with 1 if there is an error or a
-    warning, and with 0 if there are only notes or nothing. With --base it is also asked whether they fit the model and
-    what rounding loses, with --for what the program does not load. 'loratools explain ID' explains a rule.
+    Folders are searched with all their subfolders. A file that cannot be read is a finding. The exit code is 1 if there
+    is an error or a warning, and 0 if there are only notes or nothing. --base also checks whether the adapters fit the
+    model and how much of them rounding loses; --for checks what a program does not load. 'loratools explain ID'
+    explains a rule.
 
     \b
     Examples:

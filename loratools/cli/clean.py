@@ -14,10 +14,11 @@ from loratools.cli.common.output import Output
 @options.plan
 @options.common
 def command(folder: str, *, plan: bool, output: Output) -> None:
-    """Remove what killed runs have left in FOLDER and below it, and list it with its size; the working folder if none.
+    """Remove the leftovers of killed runs in FOLDER and its subfolders, and list them with their sizes.
 
-    Each run prepares its output in a hidden folder beside it and holds a lock as long as it lives, so that a run that
-    is alive loses nothing. What '--resume' could go on with is removed as well; --plan lists, and removes nothing.
+    FOLDER is the working folder where none is given. A run prepares its output in a hidden folder and holds a lock on
+    it while it runs, so running jobs are not touched. Work that --resume could continue is removed as well. --plan
+    lists everything and removes nothing.
 
     \b
     Examples:

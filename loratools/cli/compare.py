@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 @options.plot
 @options.html_alone
 def command(adapters: tuple[str, ...], *, fail_below: float | None, output: Output, **settings: Any) -> None:
-    """Show how alike adapters are, for each module and overall; of more than two, every pair as a matrix.
+    """Show how alike adapters are, for each module and overall; more than two are shown as a matrix.
 
-    The cosine says whether both change weights in the same direction. The overlaps say how much of the inputs that they
-    react to, and of the outputs that they change, is common, next to what random adapters of that size would have. Gain
-    and interference say what would become of each if both were added. -v prints all of it for each module, with the
-    principal angles; of more than two, all numbers of each pair. States of one training (checkpoint-500, ...) are also
-    shown by step, with their norms and their cosines to the last.
+    The cosine says whether both change weights in the same direction. The overlaps say how many of the inputs that they
+    react to, and of the outputs that they change, are common, next to what random adapters of that size would have.
+    Gain and interference say what would become of each if both were added. -v prints all of this for each module, with
+    the principal angles; for more than two adapters, it prints all numbers of each pair. Checkpoints of one training
+    run (checkpoint-500, ...) are also shown by step, with their norms and their cosines to the last one.
 
     \b
     Examples:

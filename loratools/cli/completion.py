@@ -12,11 +12,11 @@ from loratools.errors import UsageError
 SHELLS = ("bash", "zsh", "fish", "powershell")
 
 
-@verb("completion", short_help="Print what a shell sources to complete commands.")
+@verb("completion", short_help="Print the script that lets a shell complete commands.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @common
 def command(shell: str, *, output: Output) -> None:
-    """Print the script that a shell sources to complete verbs, options, choices, methods, formats and file names.
+    """Print the script that lets a shell complete verbs, options, choices, methods, formats and file names.
 
     The script asks loratools itself, so that it stays right when loratools is upgraded.
 

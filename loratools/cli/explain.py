@@ -15,7 +15,7 @@ from loratools.cli.common.output import Output
 def command(id: str, *, output: Output) -> None:
     """Explain rule ID of the verb check: what it looks for, why that matters, and what to do about it.
 
-    An id that is not known is answered with the nearest ones.
+    For an unknown id, the nearest ones are listed.
 
     \b
     Examples:

@@ -17,7 +17,10 @@ from loratools.errors import UsageError
 @click.argument("sources", type=options.SOURCE, nargs=-1, required=True, metavar="SOURCE...")
 @option(INPUT, "--values", is_flag=True, help="Also read the values: norms, spectra, what is not finite or untrained.")
 @option(
-    PRINTING, "--modules", is_flag=True, help="Print a row for every module, in place of one for all that are alike."
+    PRINTING,
+    "--modules",
+    is_flag=True,
+    help="Print a row for every module; without it, modules that are alike share a row.",
 )
 @options.from_format
 @options.base
@@ -31,10 +34,10 @@ from loratools.errors import UsageError
 def command(sources: tuple[str, ...], *, values: bool, modules: bool, output: Output, **settings: Any) -> None:
     """Show what is in adapters and checkpoints: modules, ranks, scales, dtypes, replaced weights.
 
-    Only headers are read, unless --values is given. Several sources make a table with a row for each; a folder is
-    searched to the bottom. Of the folder of a training run, it says which checkpoint was the best by the trainer's own
-    record. --modules shows each source in full. With --values, --plot draws where an adapter changes much, of which
-    rank it is there, and its singular values.
+    Only headers are read, unless --values is given. Several sources are shown as a table with a row for each, and
+    --modules shows each of them in full. A folder is searched with all its subfolders. For the folder of a training
+    run, the output says which checkpoint the trainer recorded as the best. With --values, --plot draws where an adapter
+    changes much, its rank there, and its singular values.
 
     \b
     Examples:

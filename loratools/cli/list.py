@@ -39,7 +39,7 @@ from loratools.errors import UsageError
     EXECUTION,
     "--cache/--no-cache",
     default=True,
-    help="Keep what was read in the user's cache folder, and read only what has changed since. The default.",
+    help="Keep what was read in the user's cache folder, and read only what has changed since. This is the default.",
 )
 @options.threads
 @options.common
@@ -47,8 +47,8 @@ from loratools.errors import UsageError
 def command(folders: tuple[str, ...], *, columns: str | None, as_csv: bool, output: Output, **settings: Any) -> None:
     """List the adapters below folders, a row for each: what it is for, its rank, size, title and trigger words.
 
-    Only headers are read. Folders are searched to the bottom, and what has not changed since the last time is not read
-    again. What is no adapter is counted at the end; -v names it.
+    Only headers are read. Folders are searched with all their subfolders, and files that have not changed since the
+    last time are not read again. Files that are not adapters are counted at the end; -v names them.
 
     \b
     Examples:

@@ -34,8 +34,8 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     group=OUTPUT,
     choices=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"],
     metavar="[TYPE]",
-    help="Store changed quantised weights in the base's own scheme; of a GGUF file also in a TYPE: q8_0, q5_1, q5_0, "
-    "q4_1 or q4_0.",
+    help="Store changed quantised weights in the base's own scheme. For a GGUF base, a TYPE may be named: q8_0, "
+    "q5_1, q5_0, q4_1 or q4_0.",
 )
 @option(
     INPUT,
@@ -58,8 +58,8 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
     "penalty",
     type=float,
     metavar="F",
-    help="With --rounding adapter or calibrated: how much errors for all other inputs count.  "
-    "[default: 0.25, 0.01; of quantised weights 0.1, 0.01]",
+    help="With --rounding adapter or calibrated: how much rounding errors on all other inputs count.  "
+    "[default: 0.25 and 0.01; for quantised weights 0.1 and 0.01]",
 )
 @option(
     OUTPUT,
@@ -102,9 +102,9 @@ def command(
 ) -> None:
     """Add ADAPTERs to the weights of BASE, each times its weight W, and write the merged model.
 
-    The sum is formed in float32 and rounded once. Weights that no adapter touches keep their bytes.
-    Each adapter's change is that of BASE as it is given, so that their order does not matter; where PEFT merges
-    adapters that rescale the weights (DoRA, OFT, IA3, ...) one after the other, it depends on the order.
+    The sum is formed in float32 and rounded once. Weights that no adapter touches keep their bytes. The change of each
+    adapter is computed from BASE itself, so the order of the adapters does not matter. (PEFT merges adapters that
+    rescale weights, such as DoRA, OFT and IA3, one after the other, so that there the order matters.)
 
     \b
     Examples:

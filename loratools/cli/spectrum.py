@@ -54,10 +54,10 @@ from loratools.cli.common.output import Output
 def command(source: str, *, base: str | None, modules: bool, output: Output, **settings: Any) -> None:
     """Show the singular values of an adapter, or of a fine-tuned model, and what each rank would keep of it.
 
-    The table has for every rank the share of the energy that it keeps, the relative error, the module that loses most,
-    the size of the file, and the energy where a file of the same size shares ranks out over modules. Below it stands
-    the rank beyond which there is little to gain. --plot draws the singular values, what each rank keeps, and where in
-    the model the change is.
+    For every rank, the table has the share of the energy that it keeps, the relative error, the module that loses most,
+    the size of the file, and the energy that a file of the same size keeps if each module gets a rank of its own. Below
+    the table stands the rank beyond which there is little to gain. --plot draws the singular values, what each rank
+    keeps, and where in the model the change is.
 
     \b
     Examples:

@@ -74,8 +74,8 @@ def command(
 
     Weights that no adapter changes are compared byte by byte. For the others, the report says which known way of
     computing gives exactly their values, and so which program may have merged them; or what is wrong with them: not
-    applied, scale ignored, transposed, another base, and so on. Ends with 0 if all is explained (same), with 1 if not
-    (different), and with 3 if it cannot be decided.
+    applied, scale ignored, transposed, another base, and so on. The exit code is 0 if everything is explained (same),
+    1 if not (different), and 3 if it cannot be decided.
 
     With --files, MERGED is any folder that loratools has written, and its files are compared with their recorded
     hashes: bits that changed on the disk, copies that were cut off, files that are missing or were added.

@@ -15,11 +15,11 @@ import click
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 INPUT = "Input"
-SELECTION = "What"
+SELECTION = "Selection"
 RANK = "Rank"
 OUTPUT = "Output"
-EXECUTION = "How it runs"
-PRINTING = "What it prints"
+EXECUTION = "Execution"
+PRINTING = "Printing"
 GROUPS = (INPUT, SELECTION, RANK, OUTPUT, EXECUTION, PRINTING)
 
 

@@ -292,7 +292,7 @@ set_metadata = option(
     type=TEXT,
     callback=as_mapping,
     metavar="KEY=TEXT",
-    help="Write this text into the header of the file, such as modelspec.title=Ink; no text takes the key away.",
+    help="Write this text into the header of the file, such as modelspec.title=Ink; an empty text removes the key.",
 )
 strip_metadata = option(
     OUTPUT,

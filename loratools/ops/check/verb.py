@@ -56,7 +56,7 @@ def check(
 ) -> CheckReport:
     """Return what is wrong with adapters and models, by rules with stable ids.
 
-    Folders are searched to the bottom. A file that cannot be read is a finding, not an error.
+    Folders are searched with all their subfolders. A file that cannot be read is a finding, not an error.
 
     Args:
         sources: Files or folders.

@@ -57,7 +57,7 @@ def list_adapters(
 ) -> ListReport:
     """Return a row for every adapter below some folders, from headers alone.
 
-    Folders are searched to the bottom. A file that is linked to from several places has one row.
+    Folders are searched with all their subfolders. A file that is linked to from several places has one row.
 
     Args:
         folders: Folders, or single adapters.

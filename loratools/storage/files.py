@@ -87,10 +87,10 @@ def refuse_address(path: str | Path) -> None:
     parsed = _ADDRESS.fullmatch(str(path))
     if parsed is None:
         return
-    hub, rest = parsed["scheme"] == "hf", parsed["rest"]
+    hub, location = parsed["scheme"] == "hf", parsed["rest"]
     raise UsageError(
-        f"'{parsed['scheme']}://{rest}' is an address, and only files and folders of this machine are read",
-        hint=f"download it first: hf download {rest} --local-dir FOLDER" if hub else "download it first",
+        f"'{parsed['scheme']}://{location}' is an address, and only files and folders of this machine are read",
+        hint=f"download it first: hf download {location} --local-dir FOLDER" if hub else "download it first",
     )
 
 

@@ -16,8 +16,12 @@ def real_path_of(out: Path) -> Path:
     try:
         real = system.real_path(out)
     except (OSError, ValueError) as error:
-        gone = isinstance(error, FileNotFoundError) and not out.is_absolute()
-        hint = "the folder that you are in no longer exists; go to another one, or give a full path" if gone else None
+        folder_is_absent = isinstance(error, FileNotFoundError) and not out.is_absolute()
+        hint = (
+            "the folder that you are in no longer exists; go to another one, or give a full path"
+            if folder_is_absent
+            else None
+        )
         raise UsageError(f"{quoted(out)} cannot be the name of an output", hint=hint) from error
     if not real.name:
         raise UsageError(f"{quoted(out)} cannot be an output")

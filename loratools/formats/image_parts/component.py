@@ -105,15 +105,15 @@ def with_component(adapter: Adapter, config: Mapping[str, object], base: Base | 
     mapping = config.get("auto_mapping")
     kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
     of_class = [family for family in denoisers() if kind in family.classes] if kind is not None else []
-    given = given_base(base)
-    if given is not None and (of_class or kind is None):
-        if of_class and given.family not in of_class:
+    named_base = given_base(base)
+    if named_base is not None and (of_class or kind is None):
+        if of_class and named_base.family not in of_class:
             raise MismatchError(
                 f"the adapter is of {listed(of_class, 'or')}, by the class in its config ({kind}), and the given base "
-                f"is of {given.family.name}",
+                f"is of {named_base.family.name}",
                 hint="give the model that the adapter was trained on",
             )
-        of_class = [given.family] if _is_of_base(adapter, given) else of_class
+        of_class = [named_base.family] if _is_of_base(adapter, named_base) else of_class
     components = {family.component for family in of_class}
     if len(components) != 1:
         return adapter
@@ -129,7 +129,7 @@ def with_component(adapter: Adapter, config: Mapping[str, object], base: Base | 
     )
 
 
-def _is_of_base(adapter: Adapter, given: GivenBase) -> bool:
+def _is_of_base(adapter: Adapter, named_base: GivenBase) -> bool:
     """Whether every name of the adapter is that of a module in diffusers' model of the base's family.
 
     Raises:
@@ -139,7 +139,7 @@ def _is_of_base(adapter: Adapter, given: GivenBase) -> bool:
     # Text encoders and other parts have names that no table of families has; they are of any base.
     if not any(all(map(family.find, names)) for family in denoisers()):
         return False
-    places = decide_for(given, names, denoisers()).places
+    places = decide_for(named_base, names, denoisers()).places
     return all(place.targets == (name,) for name, place in places.items())
 
 

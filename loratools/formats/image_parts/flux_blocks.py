@@ -19,8 +19,8 @@ def are_of_flux(names: Collection[str], base: Base | None) -> bool:
         names: of the modules.
         base: the model that a person has named; where that is another which has all these names, they are its own.
     """
-    given = given_base(base)
-    if given is not None and given.family.name not in _FLUX and all(map(given.family.find, names)):
+    named_base = given_base(base)
+    if named_base is not None and named_base.family.name not in _FLUX and all(map(named_base.family.find, names)):
         return False
     knowing = (family for family in denoisers() if all(family.find(name) is not None for name in names))
     families = {family.name for family in knowing}

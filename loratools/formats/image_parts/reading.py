@@ -167,11 +167,11 @@ def _places(
         if at.place is None:
             groups.setdefault((at.part, at.flat), {})[name] = at
     place_of = {name: PrefixedPlace("transformer.", at.place) for name, at in located.items() if at.place is not None}
-    given = given_base(base)
-    if place_of and given is not None:
+    named_base = given_base(base)
+    if place_of and named_base is not None:
         # What only one family has, its format knows; the base may be of another all the same.
         inputs = {t: (None, modules[name].sizes[1]) for name, at in place_of.items() for t in at.place.targets}
-        decide_for(given, inputs, file_layout.families)
+        decide_for(named_base, inputs, file_layout.families)
     families: tuple[Family, ...] = file_layout.families if len(file_layout.families) == 1 else ()
     count = len({part for part, _ in groups if part in TEXT_ENCODERS})
     candidates = tuple(f for f in file_layout.families if f.text_encoders is None or f.text_encoders >= count)
@@ -199,9 +199,9 @@ def _denoiser(
     names: Sizes, families: tuple[Family, ...], header: str | None, base: Base | None, *, flat: bool
 ) -> tuple[Mapping[str, Place], tuple[Family, ...], str]:
     """What the names mean, the families in which they do, and what stands before the canonical names."""
-    given = given_base(base)
-    if given is not None:
-        decision = decide_for(given, names, families, flat=flat, header=header)
+    named_base = given_base(base)
+    if named_base is not None:
+        decision = decide_for(named_base, names, families, flat=flat, header=header)
         return decision.places, decision.families, f"{decision.families[0].component}."
     if base is None:
         decision = decide(names, families, flat=flat, header=header)

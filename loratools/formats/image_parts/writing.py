@@ -161,14 +161,14 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling
     declared_family = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
     if declared_family is not None and all(declared_family.find(name) for name in names):
         return declared_family
-    given = given_base(base)
+    named_base = given_base(base)
 
     def same(first: Family, second: Family) -> bool:
         return bool(spelling) and _same_names(names, [first, second], spelling)
 
     try:
-        if given is not None:
-            return decide_for(given, names, candidates, header=adapter.base_model).families[0]
+        if named_base is not None:
+            return decide_for(named_base, names, candidates, header=adapter.base_model).families[0]
         return decide(names, candidates, header=adapter.base_model, same=same).families[0]
     except LoraToolsError as error:
         return error.message if error.hint is None else f"{error.message}; {error.hint}"

@@ -91,23 +91,23 @@ def _possible(names: Sizes, families: Sequence[Family], flat: bool) -> list[Fami
 
 def _differences(names: Sizes, places: Mapping[str, Place], base: GivenBase) -> list[str]:
     """Modules of the adapter that the base has in another size or behind its last block, in words."""
-    own: dict[str, tuple[tuple[str, ...], tuple[int | None, int | None]]] = {}
+    of_base: dict[str, tuple[tuple[str, ...], tuple[int | None, int | None]]] = {}
     for name, sizes in base.modules.items():
         place = base.family.find(name)
-        own |= {} if place is None else dict.fromkeys(place.targets, (place.targets, sizes))
-    depths = {block: max(there) for block, there in block_numbers(base.modules, base.family, False).items()}
+        of_base |= {} if place is None else dict.fromkeys(place.targets, (place.targets, sizes))
+    depths = {block: max(numbers) for block, numbers in block_numbers(base.modules, base.family, False).items()}
     texts = []
     for name, (rows, columns) in names.items():
         target = places[name].targets[0]
-        block, _, rest = target.partition(".")
-        number = rest.partition(".")[0]
+        block, _, within = target.partition(".")
+        number = within.partition(".")[0]
         if block in depths and number.isdecimal() and int(number) > depths[block]:
             texts.append(f"{quoted(name)}: the base has {depths[block] + 1} of these blocks")
             continue
         # Layers outside of the blocks are larger in some adapters (control), and those that the table has widths of.
-        if target not in own or not base.family.inputs(target):
+        if target not in of_base or not base.family.inputs(target):
             continue
-        targets, (base_rows, base_columns) = own[target]
+        targets, (base_rows, base_columns) = of_base[target]
         if columns is not None and base_columns is not None and columns != base_columns:
             texts.append(f"{quoted(name)} has {columns} inputs, and the base {base_columns}")
         elif targets == places[name].targets and rows is not None and base_rows is not None and rows != base_rows:

@@ -125,9 +125,9 @@ def inputs(tmp_path: Path) -> Path:
 def test_every_verb_is_listed() -> None:
     verbs = {name for name in loratools.__all__ if name.islower() and callable(getattr(loratools, name))}
     # The others compute nothing that a later change could contradict: two open, five list what there is, one says what
-    # is wrong with files, and one removes what no run holds.
+    # is wrong with files, one removes what no run holds, one shows a report, and one changes a model in memory.
     lists = {"list_adapters", "list_formats", "list_layouts", "list_methods", "list_rules"}
-    others = {"load", "open_checkpoint", "check", "clean", *lists}
+    others = {"load", "open_checkpoint", "check", "clean", "write_page", "merge_into", *lists}
     assert verbs - others == set(VERBS)
 
 

@@ -131,7 +131,7 @@ def run_plan(plan: MergePlan, record: Mapping[str, Any], *, verify: bool, manife
     for side_file in plan.side_files:
         if side_file.source is not None:
             inputs[f"{side_file.name} of {side_file.origin}"] = fingerprint(identify(side_file.source))
-        elif side_file.text is not None:
+        elif side_file.text:  # a model card has none before everything is measured
             inputs[f"{side_file.name}, as it is written"] = sha256(side_file.text.encode()).hexdigest()
     for option in ("moments", "trained_on"):
         path = getattr(plan.options, option)

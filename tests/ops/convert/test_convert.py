@@ -186,7 +186,8 @@ def test_every_two_formats_of_language_models_convert_there_and_back(first: str,
 
     def step(source: Path, name: str, to: str) -> Path:
         out = tmp_path / (f"{name}.gguf" if to == "gguf" else name)
-        report = convert(source, out, format=to, base=base)
+        # Without a model card, which names the source.
+        report = convert(source, out, format=to, base=base, card=False)
         assert report.max_relative_error is not None
         assert report.max_relative_error < 2.0**-22
         return out

@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from loratools.ops.combine.report import CombineReport
 from loratools.report.fields import Field, short, text_field
 from loratools.report.pairs import pairs
+from loratools.report.pictures.of_reports import LEAST_ERROR, maps
 from loratools.report.resizing import change, error_row, modules_table
 from loratools.report.rows import Rows, columns
 from loratools.report.text import plural, size
@@ -58,4 +59,9 @@ def combine_facts(report: CombineReport) -> list[tuple[str, str]]:
 
 def _tables(report: CombineReport, every: bool) -> list[RenderableType]:
     adapters = Rows(columns(ADAPTER_FIELDS, [share.to_dict() for share in report.adapters]))
-    return [adapters, Rows(columns(SHARE_FIELDS, report.rows()))] if every else [adapters]
+    tables: list[RenderableType] = [adapters]
+    if every:
+        tables.append(Rows(columns(SHARE_FIELDS, report.rows())))
+    if report.error > LEAST_ERROR:
+        tables.append(maps(report.charts, "Error"))
+    return tables

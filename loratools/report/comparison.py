@@ -8,10 +8,14 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from loratools.charts.labels import common_folder
+from loratools.charts.values import HeatMap
 from loratools.ops.compare.report import CompareReport, ComparisonMatrix
 from loratools.report.fields import Field, integer, text_field
 from loratools.report.groups import grouped
 from loratools.report.pairs import pairs
+from loratools.report.pictures.heat_map import AdapterMatrix
+from loratools.report.pictures.of_reports import maps
+from loratools.report.pictures.on_terminal import OnTerminal
 from loratools.report.rows import Column, Rows, columns
 from loratools.report.text import number, plural, safe
 
@@ -33,10 +37,10 @@ PAIR_FIELDS = (Field("modules", "modules", integer), *_LIKENESS)
 
 def comparison_tables(report: CompareReport, *, every: bool = False) -> list[RenderableType]:
     """The whole, and with `every` each module."""
-    facts = pairs(comparison_facts(report))
+    facts: list[RenderableType] = [pairs(comparison_facts(report)), maps(report.charts, "Cosine")]
     if not every:
-        return [facts]
-    return [facts, Rows(columns(MODULE_FIELDS, report.rows()))]
+        return facts
+    return [*facts, Rows(columns(MODULE_FIELDS, report.rows()))]
 
 
 def comparison_facts(report: CompareReport) -> list[tuple[str, str]]:
@@ -85,7 +89,7 @@ def matrix_tables(report: ComparisonMatrix, *, every: bool = False) -> list[Rend
         ),
         "",
         Text("cosine"),
-        _matrix(report, marks, report.cosine),
+        _cosines(report, marks),
         "",
         Text("overlap of the inputs that they react to, and below it that of random adapters of these ranks"),
         _matrix(report, marks, report.overlap),
@@ -100,6 +104,17 @@ def matrix_tables(report: ComparisonMatrix, *, every: bool = False) -> list[Rend
     if every:
         blocks += ["", _pairs_table(report, marks)]
     return blocks
+
+
+def _cosines(report: ComparisonMatrix, marks: Mapping[int, str]) -> RenderableType:
+    """The cosines of all pairs: on a terminal with colours, which show alike ones at a glance."""
+    table = _matrix(report, marks, report.cosine)
+
+    def coloured() -> list[RenderableType]:
+        cosines = next(chart for chart in report.charts() if isinstance(chart, HeatMap))
+        return [AdapterMatrix(cosines, table)]
+
+    return OnTerminal(coloured, [table])
 
 
 def _matrix(report: ComparisonMatrix, marks: Mapping[int, str], values: Sequence[Sequence[float | None]]) -> Rows:

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 
 from loratools.ops.extract.report import ExtractReport
 from loratools.report.pairs import pairs
+from loratools.report.pictures.of_reports import LEAST_ERROR, maps
 from loratools.report.rows import Column, Rows
 from loratools.report.skipped import lines_of_skipped
 from loratools.report.text import interval, number, plural, safe, shape, size
@@ -19,7 +20,8 @@ _SHOWN = 3
 
 def extract_summary(report: ExtractReport) -> list[RenderableType]:
     """Lines printed on stderr after an extraction."""
-    return [pairs([*extract_facts(report), ("written", f"{report.output}  {size(report.bytes or 0)}")])]
+    facts = pairs([*extract_facts(report), ("written", f"{report.output}  {size(report.bytes or 0)}")])
+    return [facts, maps(report.charts, "Error")] if (report.error or 0.0) > LEAST_ERROR else [facts]
 
 
 def extract_facts(report: ExtractReport) -> list[tuple[str, str]]:

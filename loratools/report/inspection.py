@@ -25,6 +25,7 @@ from loratools.ops.inspect.entries import (
 )
 from loratools.ops.inspect.training_run import TrainingRun
 from loratools.report.groups import Group, grouped
+from loratools.report.pictures.of_reports import maps
 from loratools.report.rows import Column, Rows
 from loratools.report.text import interval, number, plural, safe, shape, size
 from loratools.short_repr import clipped
@@ -71,6 +72,7 @@ def _blocks(entry: Entry, modules: bool) -> Iterator[RenderableType]:
             yield _panel(entry.path, adapter_facts(entry))
             if entry.modules:
                 yield from _modules(entry.modules, modules)
+                yield maps(entry.charts, "Norm of the change", "Rank that keeps", "Singular values")
             if entry.replacements:
                 yield ""
                 yield from _tensors("replaced weight", entry.replacements, modules)

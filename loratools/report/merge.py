@@ -13,6 +13,7 @@ from loratools.naming import gguf
 from loratools.ops.merge.plan import MergePlan
 from loratools.ops.merge.report import MergeReport
 from loratools.report.pairs import pairs
+from loratools.report.pictures.of_reports import LEAST_LOSS, maps
 from loratools.report.text import number, plural, size
 from loratools.storage.files import free_space
 from loratools.updates.parts.protocol import Update
@@ -145,7 +146,9 @@ def summary(report: MergeReport, *, next_step: str | None = None) -> list[Render
         next_step: A command that makes a GGUF file of the result; not mentioned where it is None.
     """
     next_row = [("next", f"for llama.cpp: {next_step}")] if next_step is not None else []
-    return [pairs([*merge_facts(report), *next_row])]
+    facts = pairs([*merge_facts(report), *next_row])
+    worst = min((tensor.gain for tensor in report.tensors if tensor.gain is not None), default=1.0)
+    return [facts, maps(report.charts, "Gain")] if worst < 1 - LEAST_LOSS else [facts]
 
 
 def merge_facts(report: MergeReport) -> list[tuple[str, str]]:

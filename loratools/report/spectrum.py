@@ -11,6 +11,7 @@ from rich.text import Text
 from loratools.ops.spectrum.report import ModuleSpectrum, SpectrumReport
 from loratools.report.fields import Field, percent, text_field
 from loratools.report.pairs import pairs
+from loratools.report.pictures.of_reports import maps
 from loratools.report.rows import Rows, columns
 from loratools.report.text import interval, plural, shape, size
 
@@ -25,6 +26,7 @@ def spectrum_report(report: SpectrumReport, *, modules: bool) -> list[Renderable
         pairs(spectrum_facts(report)),
         Text(),
         *_plot(report.modules, report.table[-1].rank),
+        maps(report.charts, "Singular values", "Rank that keeps"),
         Text(),
     ]
     if modules:

@@ -12,7 +12,7 @@ _ASCII: dict[int, int | str] = {
     **dict.fromkeys(range(0x2500, 0x2580), "+"),
     **dict.fromkeys(map(ord, "─━═╌╍┄┅┈┉"), "-"),
     **dict.fromkeys(map(ord, "│┃║╎╏┆┇┊┋"), "|"),
-    **str.maketrans("×…–→·≈—•", "x~->.~-*"),
+    **str.maketrans("×…–→·≈—•▁▂▃▄▅▆▇█", "x~->.~-*_.-=+*%#"),
 }
 
 

@@ -10,6 +10,7 @@ from loratools.ops.verify.files import FilesReport
 from loratools.ops.verify.report import Finding, VerifiedTensor, VerifyReport
 from loratools.report.groups import grouped
 from loratools.report.pairs import pairs
+from loratools.report.pictures.of_reports import maps
 from loratools.report.text import number, plural
 
 _SHOWN_NAMES = 4
@@ -24,7 +25,12 @@ def verification_tables(report: VerifyReport, *, every: bool = False) -> list[Re
     """The verdict with its reasons, and with `every` each weight that the adapters change."""
     verdict, *facts = verification_facts(report)
     rows = [verdict, *_finding_rows(report.diagnosis), *facts]
-    return [pairs(rows), *([pairs(_weight_rows(report.tensors))] if every else [])]
+    tables: list[RenderableType] = [pairs(rows)]
+    if every:
+        tables.append(pairs(_weight_rows(report.tensors)))
+    if report.verdict == "different":
+        tables.append(maps(report.charts, "Gain"))
+    return tables
 
 
 def verification_facts(report: VerifyReport) -> list[tuple[str, str]]:

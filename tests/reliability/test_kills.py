@@ -13,6 +13,7 @@ from pathlib import Path
 import factories
 import pytest
 import torch
+from reliability.kill_jobs import JOBS, killed_at_calls, killed_at_times, write_inputs
 from reliability.killing import AtOnce, content, killed_at
 
 import loratools
@@ -111,3 +112,28 @@ def test_a_merge_killed_at_random_times_is_resumed_to_the_same_bytes(tmp_path: P
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     loratools.clean(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "style", "whole"]
+
+
+@pytest.mark.parametrize("name", ["merge one file", "merge GGUF", "extract"])
+def test_a_run_that_is_killed_at_any_call_is_resumed_to_the_same_bytes(tmp_path: Path, name: str) -> None:
+    """From another call each time; `tests/reliability/kill_jobs.py`, run by hand, kills every verb at every call."""
+    write_inputs(tmp_path)
+    stride, seed = 11, random.SystemRandom().randrange(1 << 32)
+    first = random.Random(seed).randint(1, stride)
+
+    outcomes = killed_at_calls(JOBS[name], tmp_path, tmp_path / "place", range(first, 5000, stride), old=None)
+
+    assert outcomes.failures == [], seed
+    assert outcomes.runs == outcomes.killed + 1, (seed, "no run came to its end")
+    assert outcomes.resumed > 0, seed
+
+
+@pytest.mark.parametrize("name", ["merge GGUF", "extract"])
+def test_a_run_that_is_killed_at_any_time_is_resumed_to_the_same_bytes(tmp_path: Path, name: str) -> None:
+    write_inputs(tmp_path, layers=8, shape=(200, 100))
+    seed = random.SystemRandom().randrange(1 << 32)
+
+    outcomes = killed_at_times(JOBS[name], tmp_path, tmp_path / "place", 5, random.Random(seed), old=None)
+
+    assert outcomes.failures == [], seed
+    assert outcomes.killed > 0, seed

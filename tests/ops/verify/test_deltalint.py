@@ -5,7 +5,8 @@ from pathlib import Path
 import peers
 import pytest
 import torch
-from merge_defects import DEFECTS, KINDS, inputs, write
+from merge_defects import DEFECTS, KINDS, RANK, SCALE, Merge, inputs, plain, some_ranks, times, write
+from torch import Tensor
 
 import loratools
 
@@ -51,3 +52,48 @@ def test_change_of_an_untouched_weight_is_found_here_alone(tmp_path: Path, dtype
 
     assert ours == "different"
     assert theirs != "FAIL"
+
+
+def transposed(w: Tensor, a: Tensor, b: Tensor, m: Tensor) -> Tensor:
+    delta = plain(w, a, b, m) - w
+    return w + (delta.T if delta.shape[0] == delta.shape[1] else delta)
+
+
+def other_change(w: Tensor, a: Tensor, b: Tensor, m: Tensor) -> Tensor:
+    return DEFECTS["other-change"][1](w, a, b, m)
+
+
+def only_in(square: bool, wrong: Merge) -> Merge:
+    """The defect in the square weight alone, or in all others."""
+    return lambda w, a, b, m: (wrong if (w.shape[0] == w.shape[1]) == square else plain)(w, a, b, m)
+
+
+# What the documentation of deltalint says that it tells, by its own names, and what it is called here.
+THIRTEEN: dict[str, tuple[Merge, str]] = {
+    "DELTA_NOT_APPLIED": (times(0), "not-applied"),
+    "DELTA_NOT_APPLIED in one layer": (only_in(True, times(0)), "not-applied"),
+    "SIGN_FLIPPED": (times(-1), "subtracted"),
+    "SIGN_FLIPPED in all layers but one": (only_in(False, times(-1)), "subtracted"),
+    "SCALING_MISMATCH missing": (times(1 / SCALE), "scale-ignored"),
+    "SCALING_MISMATCH doubled": (times(SCALE), "scale-twice"),
+    "SCALING_MISMATCH rslora": (times(RANK**0.5), "rslora-assumed"),
+    "half_strength": (times(0.5), "adapter-weight"),
+    "1.001x_strength": (times(1.001), "adapter-weight"),
+    "TRANSPOSED_DELTA": (transposed, "transposed"),
+    "PARTIAL_RANK": (some_ranks, "ranks-missing"),
+    "UNEXPLAINED": (other_change, "other-change"),
+    "applied twice": (times(2), "applied-twice"),
+}
+
+
+@pytest.mark.parametrize("name", THIRTEEN)
+def test_each_defect_of_its_documentation_is_found_and_named_here(tmp_path: Path, name: str) -> None:
+    merge, code = THIRTEEN[name]
+    weights, parts = inputs(tmp_path, "lora", torch.float32)
+    write(tmp_path, weights, parts, merge)
+
+    report = loratools.verify(tmp_path / "merged", tmp_path / "base", tmp_path / "style")
+
+    # In float32 deltalint tolerates a thousandth, which is told here.
+    assert both(tmp_path) == ("PASS" if name == "1.001x_strength" else "FAIL", "different")
+    assert [finding.code for finding in report.diagnosis] == [code]

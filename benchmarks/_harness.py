@@ -84,6 +84,8 @@ def run(side: Side, log: Path, timeout: float = 3600.0) -> Run:
     log.parent.mkdir(parents=True, exist_ok=True)
     os.sync()  # what earlier runs left to be written must not be paid by this one
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1"}
+    # Compiling every module again at each start is nothing that an installed program does.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with log.open("wb") as words:
         start = time.perf_counter()
         process = subprocess.Popen(

@@ -4,8 +4,9 @@ python benchmarks/scale.py [--rounds 3] [--only inspect] [--open-files 64] [--da
 
 58 layers of 256 experts: 45,000 tensors in 163 shards, 464 tensors in an adapter of the attention and 89,552 in one of
 every expert. The tensors are tiny, so that what is measured is the work for each name, module and shard. Every command
-is a process, with a quarter of the experts and shards, and with all of them. The last column is the ratio of the times
-by the ratio of the counts of tensors that the command reads: above 1.2, something is not linear.
+is a process, with a quarter of the experts and shards, and with all of them. The last column is the ratio of the CPU
+seconds by the ratio of the counts of tensors that the command reads: above 1.2, something is not linear. Seconds by the
+clock say as much of the machine's other work, and are shown beside them.
 
 `--open-files` limits the number of files that each process may have open at once, as `ulimit -n` does.
 """
@@ -210,21 +211,24 @@ def benchmark() -> None:
             for size in sides
         }
         seconds = {size: statistics.median(run.seconds for run in runs[size]) for size in sides}
+        cpu = {size: statistics.median(run.cpu_seconds for run in runs[size]) for size in sides}
         peaks = {size: statistics.median(run.peak_bytes for run in runs[size]) for size in sides}
-        relative = seconds[full] / seconds[quarter] / ratio
+        relative = cpu[full] / cpu[quarter] / ratio
         rows.append(
             [
                 name,
                 *(f"{seconds[size]:.2f}" for size in sides),
+                *(f"{cpu[size]:.2f}" for size in sides),
                 *(f"{peaks[size] / 1e6:.0f}" for size in sides),
-                f"{seconds[full] / seconds[quarter]:.2f}",
+                f"{cpu[full] / cpu[quarter]:.2f}",
                 f"{relative:.2f}",
             ]
         )
         bench.say(f"  {name:<22} {seconds[quarter]:7.2f} s {seconds[full]:7.2f} s  {peaks[full] / 1e6:6.0f} MB")
         results[name] = {"quarter": bench.summary(runs[quarter]), "full": bench.summary(runs[full]), "ratio": relative}
     bench.say()
-    header = ["", "s, quarter", "s, full", "MB, quarter", "MB, full", "times", "by count"]
+    columns = [f"{unit}, {size}" for unit in ("s", "CPU s", "MB") for size in ("quarter", "full")]
+    header = ["", *columns, "times", "by count"]
     bench.table(header, rows)
     bench.say()
     goals = [Goal(f"{name}: ratio by count", r["ratio"], at_most=1.2) for name, r in results.items()]

@@ -41,7 +41,7 @@ _INNER = ("transformer.", "model.", "")
 
 def detect(source: AdapterSource) -> bool:
     """By `diffusion_model.` or `text_encoders.` before what is spelled as part of an update."""
-    return any(_locate(key) is not None and is_spelled(key) for key in source.tensors)
+    return any(is_spelled(key) and _locate(key) is not None for key in source.tensors)
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:

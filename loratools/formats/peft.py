@@ -61,6 +61,9 @@ def detect(source: AdapterSource) -> bool:
     if source.declared == "peft":
         return True
     for key in source.tensors:
+        # Every factor has `lora_` in its name. Asked first, since every file of a model is looked at as well.
+        if "lora_" not in key and not key.startswith("base_model."):
+            continue
         parsed = parse(key)
         if isinstance(parsed, Factor) or (isinstance(parsed, Foreign) and key.startswith("base_model.")):
             return not is_image(source)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from loratools.errors import UnsupportedError
-from loratools.storage.files import quoted, read_bytes, read_into
+from loratools.storage.files import quoted, read_bytes, read_into, reading
 from loratools.tensors.dtypes import DTYPE_BITS, FLOAT8_DTYPES, decode_float8, torch_dtype
 from loratools.tensors.files import ByteRange, FileId
 from loratools.tensors.lazy import LazyTensor
@@ -116,6 +118,24 @@ def readable_dtype(dtype: str, file: FileId) -> TorchDtype:
             f"{quoted(file.path)} has values of dtype {dtype}, which torch cannot compute with",
             hint="such tensors can be listed and copied, not computed with; a newer torch may know more of them",
         ) from error
+
+
+def scalars(tensors: Iterable[LazyTensor]) -> list[float]:
+    """The values of one-element tensors; of those in one file with one look at the file, and not with one for each."""
+    tensors = list(tensors)
+    values: list[float] = []
+    for file, of_file in groupby(tensors, key=lambda tensor: tensor.location and tensor.location.file):
+        if file is None:
+            values += [tensor.scalar() for tensor in of_file]
+            continue
+        with reading(ByteRange(file, 0, file.size)) as read:
+            for tensor in of_file:
+                location = tensor.location
+                assert location is not None, "it has a file"
+                data = bytearray(location.nbytes)
+                read(location.offset, memoryview(data))
+                values.append(decode_scalar(bytes(data), tensor.dtype, file))
+    return values
 
 
 def decode_scalar(data: bytes, dtype: str, file: FileId) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from loratools.adapter import Adapter
@@ -63,13 +64,17 @@ class Prefixes:
     single_file: bool = False
     refused: tuple[tuple[str, str], ...] = ()
 
+    @cached_property
+    def _longest_first(self) -> tuple[str, ...]:
+        return tuple(sorted(self.denoiser, key=len, reverse=True))
+
     def claims(self, keys: Iterable[str]) -> bool:
         """Whether any key has a prefix that no other format has."""
         return any(key.startswith(self.denoiser) and is_spelled(key) for key in keys)
 
     def locate(self, name: str) -> Located | None:
         # Longest first, so that `lora_unet__` (VideoX-Fun) is not taken for `lora_unet_`.
-        for prefix in sorted(self.denoiser, key=len, reverse=True):
+        for prefix in self._longest_first:
             if name.startswith(prefix):
                 return Located(DENOISER, name.removeprefix(prefix), flat=True)
         for prefix, part in _TEXT.items():

@@ -109,13 +109,16 @@ def _lycoris_updates(kind: str, module: Module, scale: Scale) -> Mapping[str, Up
 
 def _lora(module: Module, scale: Scale) -> Update:
     a, b, mid = _part(module, "A", "B"), _part(module, "B", "A"), module.parts.get("mid")
-    shapes = f"{quoted(module.name)} has {module.keys['A']} {list(a.shape)} and {module.keys['B']} {list(b.shape)}"
+
+    def shapes() -> str:
+        return f"{quoted(module.name)} has {module.keys['A']} {list(a.shape)} and {module.keys['B']} {list(b.shape)}"
+
     if len(a.shape) < 2 or len(b.shape) < 2 or 0 in (*a.shape, *b.shape):
-        raise NotReadError(f"{shapes}: empty, or no matrices")
+        raise NotReadError(f"{shapes()}: empty, or no matrices")
     if a.shape[0] != b.shape[1] or any(size != 1 for size in b.shape[2:]):
-        raise NotReadError(f"{shapes}, which make no product")
+        raise NotReadError(f"{shapes()}, which make no product")
     if mid is not None and (mid.shape[:2] != (a.shape[0], b.shape[1]) or any(size != 1 for size in a.shape[2:])):
-        raise NotReadError(f"{shapes}, and a core {list(mid.shape)} that does not go between them")
+        raise NotReadError(f"{shapes()}, and a core {list(mid.shape)} that does not go between them")
     for part, tensor in module.parts.items():
         if part != "alpha" and not is_floating(tensor.dtype):
             raise NotReadError(
@@ -129,7 +132,7 @@ def _lora(module: Module, scale: Scale) -> Update:
     of = _magnitude_of(magnitude, b.shape[0], a.shape[1], peft="lora_magnitude_vector" in module.keys["magnitude"])
     if of is None:
         raise NotReadError(
-            f"{shapes}, and a magnitude {list(magnitude.shape)} that is neither of outputs nor of inputs"
+            f"{shapes()}, and a magnitude {list(magnitude.shape)} that is neither of outputs nor of inputs"
         )
     return LoRA(
         a,

@@ -32,6 +32,7 @@ from loratools.naming.image.pipeline import DENOISERS, SECOND, TEXT_ENCODERS
 from loratools.naming.image.resolving import base_family, denoiser_modules, names_prefix, unflattened
 from loratools.naming.image.text_encoders import meanings
 from loratools.storage.files import quoted
+from loratools.storage.stored import scalars
 from loratools.updates.parts.protocol import Update
 
 _EMBEDDING = "an embedding of a new word (textual inversion), which is no part of a LoRA"
@@ -101,9 +102,7 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
     model = source.metadata.get("ss_base_model_version") or source.metadata.get("modelspec.architecture")
     architecture = source.metadata.get("modelspec.architecture", "")
     header = declared_family or f"{model or ''} {architecture}".strip() or None
-    file_names = {
-        name: PrefixedPlace("", Place(module.stored_name, (module.stored_name,))) for name, module in modules.items()
-    }
+    keeps_names = source.stored_names
     families: tuple[Family, ...] = ()
     undecided: LoraToolsError | None = None
     aliases: dict[str, tuple[str, ...]] = {}
@@ -114,13 +113,13 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
     except (UnsupportedError, UndecidedError) as error:
         if source.base is not None:
             raise  # the base was given to tell them, so that there is nobody else to ask
-        places, undecided = file_names, error
+        places, undecided, keeps_names = _names_of_file(modules), error, True
     if source.stored_names:
         aliases = {
             modules[name].stored_name: tuple(f"{prefixed.prefix}{t}" for t in prefixed.place.targets)
             for name, prefixed in places.items()
         }
-        places = file_names
+        places = _names_of_file(modules)
     updates, replacements, warnings = _updates(source, modules, places, file_layout)
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
@@ -141,10 +140,15 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
         base_model=model or None,
         notes={NOTES: notes},
         warnings=tuple(warnings),
-        stored_names=places is file_names,
+        stored_names=keeps_names,
         undecided=undecided,
         aliases=aliases,
     )
+
+
+def _names_of_file(modules: Mapping[str, Module]) -> dict[str, PrefixedPlace]:
+    """The places of modules that keep the names that the file has for them."""
+    return {name: PrefixedPlace("", Place(m.stored_name, (m.stored_name,))) for name, m in modules.items()}
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,9 @@ def _updates(
     unread: dict[str, list[str]] = {}
     faults: list[str] = []
     uncut, zero = 0, []
-    for name, module in sorted(modules.items()):
+    alphas = _alphas(modules)
+    for name in sorted(modules):
+        module = modules[name]
         prefixed = places[name]
         if module.kinds == {"replacement"}:
             target = f"{prefixed.prefix}{prefixed.place.targets[0]}.weight"
@@ -255,7 +261,7 @@ def _updates(
                 replacements[target] = Replacement(module.parts["weight"], "unlisted")
             continue
         try:
-            scale = _scale(module, name, file_layout)
+            scale = _scale(module, name, file_layout, alphas)
             module_updates = updates_of(module, scale)
         except NotReadError as error:
             if error.unsupported:
@@ -305,10 +311,20 @@ def _updates(
     return updates, replacements, warnings
 
 
-def _scale(module: Module, name: str, file_layout: Read) -> Scale:
+def _alphas(modules: Mapping[str, Module]) -> dict[str, float]:
+    """The values of the alphas that are one number, by the name of the module."""
+    stored = {
+        name: alpha
+        for name, m in modules.items()
+        if (alpha := m.parts.get("alpha")) is not None and alpha.elements == 1
+    }
+    return dict(zip(stored, scalars(stored.values()), strict=True))
+
+
+def _scale(module: Module, name: str, file_layout: Read, alphas: Mapping[str, float]) -> Scale:
     alpha = module.parts.get("alpha")
     if alpha is not None:
         if alpha.elements != 1:
             raise NotReadError(f"{quoted(module.keys['alpha'])} has {alpha.elements} values; one is needed")
-        return Scale(alpha.scalar(), "tensor")
+        return Scale(alphas[name], "tensor")
     return file_layout.scale(name) if file_layout.scale is not None else Scale(None, "assumed")

@@ -60,6 +60,8 @@ KINDS: Mapping[str, Mapping[str, str]] = {
 _OF_MODULATION, _MODULATION = ".diff_m", ".modulation"
 _SUFFIXES = {suffix: (kind, part) for kind, parts in KINDS.items() for suffix, part in parts.items()}
 _LONGEST = tuple(sorted(_SUFFIXES, key=len, reverse=True))
+# What follows the last dot: of a name that ends as no part does, the set says so at once.
+_LAST_PARTS = frozenset(suffix.rpartition(".")[2] for suffix in _SUFFIXES)
 
 
 @dataclass
@@ -109,7 +111,7 @@ class Module:
 def split(key: str) -> tuple[str, str, str] | None:
     """Module, kind and part of a key; None where no spelling of a part ends it."""
     # Asked at once of keys that end as none of them does: nearly every key of a model.
-    if not key.endswith(_LONGEST):
+    if key.rpartition(".")[2] not in _LAST_PARTS or not key.endswith(_LONGEST):
         return None
     for suffix in _LONGEST:
         if key.endswith(suffix) and len(key) > len(suffix):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from loratools import registry
 from loratools.errors import UndecidedError, UnsupportedError
@@ -30,6 +30,8 @@ Sizes = Mapping[str, tuple[int | None, int | None]]
 _HINT = "name the model it is for: --base BASE"
 # Outputs for each input that attention and feed-forward layers of any transformer have, which prove nothing.
 _USUAL_RATIOS = (1, 2, 3, 4, 1 / 2, 1 / 3, 1 / 4)
+# Decisions on more names are not kept.
+_MOST_NAMES = 8192
 _SEPARATORS = re.compile(r"[^a-z0-9]+")
 
 
@@ -82,8 +84,31 @@ def decide(
         UnsupportedError: no family knows all names.
         UndecidedError: several do, with different meanings; or only names speak for the one that does.
     """
-    families = tuple(families)
+    if same is not None or len(names) > _MOST_NAMES:
+        return _decided(names, tuple(families), flat, header, base_family, same)
+    return _decided_once(tuple(names.items()), tuple(families), flat, header, base_family)
 
+
+# Of thousands of adapters for one model nearly all change the same modules.
+@lru_cache(maxsize=64)
+def _decided_once(
+    names: tuple[tuple[str, tuple[int | None, int | None]], ...],
+    families: tuple[Family, ...],
+    flat: bool,
+    header: str | None,
+    base_family: Family | None,
+) -> Decision:
+    return _decided(dict(names), families, flat, header, base_family, None)
+
+
+def _decided(
+    names: Sizes,
+    families: tuple[Family, ...],
+    flat: bool,
+    header: str | None,
+    base_family: Family | None,
+    same: Callable[[Family, Family], bool] | None,
+) -> Decision:
     def meanings(family: Family) -> dict[str, Place]:
         return {name: place for name in names if (place := family.find(name, flat=flat)) is not None}
 

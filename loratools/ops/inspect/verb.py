@@ -328,14 +328,18 @@ def _tensor_entries(tensors: Mapping[str, LazyTensor], options: _Options) -> Ite
 
 def _stored_entries(checkpoint: Checkpoint, options: _Options) -> Iterator[TensorEntry]:
     """The stored tensors by name. Of packed numbers, the values that they mean are looked at."""
+    stored = checkpoint.stored
+    if not options.values:
+        yield from [TensorEntry(name, (t := stored[name]).shape, t.dtype, t.elements) for name in sorted(stored)]
+        return
     weights = checkpoint.quantisation.weights if checkpoint.quantisation is not None else {}
     packed = {weight.stored_names[0]: checkpoint.weights[name] for name, weight in weights.items()}
-    for name, tensor in sorted(checkpoint.stored.items()):
-        non_finite = None
-        if options.values and name in packed:
+    for name in sorted(stored):
+        tensor = stored[name]
+        if name in packed:
             non_finite = non_finite_count(packed[name], lambda nbytes: None)
             options.progress(tensor.nbytes)
-        elif options.values:
+        else:
             non_finite = non_finite_count(tensor, options.progress)
         yield TensorEntry(name, tensor.shape, tensor.dtype, tensor.elements, non_finite)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from loratools.adapter import Adapter
@@ -79,9 +79,10 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
         MismatchError: two renamings explain the names equally well, or two names mean the same weight.
     """
     config = config or {}
-    alias_of = {name: Alias(shape, (Place(name),)) for name, shape in shapes.items()} | aliases(config, shapes)
-    alias_of = aliases_by_rows(_rows_by_end(adapter), shapes) | alias_of
-    sizes = {name: alias.shape for name, alias in alias_of.items()}
+    by_rows, by_name = aliases_by_rows(_rows_by_end(adapter), shapes), aliases(config, shapes)
+    alias_of = _Aliases(shapes, by_rows | by_name)
+    sizes = {name: alias.shape for name, alias in by_rows.items()} | dict(shapes)
+    sizes |= {name: alias.shape for name, alias in by_name.items()}
     renaming = _best_renaming(adapter, sizes, alias_of)
     orientation = _Orientation(adapter, config)
     # An update of a weight that the adapter replaces itself (a resized head) is one of the replacement.
@@ -124,6 +125,27 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
     return Matches(updates, replacements, added, tuple(leftovers), renaming, tuple(warnings))
 
 
+class _Aliases(Mapping[str, Alias]):
+    """Every name of a weight of a base. Of a stored one the alias is itself, and is made when it is asked for: an
+    adapter may be of a few of the 45,000 weights of a model of experts."""
+
+    def __init__(self, shapes: Shapes, named: Mapping[str, Alias]) -> None:
+        self._shapes, self._named = shapes, named
+
+    def __getitem__(self, name: str) -> Alias:
+        alias = self._named.get(name)
+        return alias if alias is not None else Alias(self._shapes[name], (Place(name),))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes or name in self._named
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._named, **self._shapes})
+
+    def __len__(self) -> int:
+        return len({**self._named, **self._shapes})
+
+
 def _rows_by_end(adapter: Adapter) -> dict[str, int]:
     """The rows of each module by the last two parts of its name, where all modules of that name have as many."""
     rows: dict[str, set[int | None]] = {}
@@ -159,7 +181,7 @@ def _replacements(
     """Where replaced weights go, and those that the base has no weight for; what does not fit is put in `missing`."""
     replacements: dict[str, tuple[Place, ...]] = {}
     added: dict[str, str] = {}
-    modules = {name.rpartition(".")[0] for name in alias_of}
+    modules = {name.rpartition(".")[0] for name in alias_of} if adapter.replacements else set()
     for name, replacement in adapter.replacements.items():
         base_name = next((n for n in (renaming(name), name) if n in alias_of), None)
         if base_name is not None:

@@ -91,15 +91,16 @@ def write_weights(
                 records.append(background.submit(inputs_record, plan))
             if not journal.has_plan and records[0].done():
                 journal.note_plan(run_plan(plan, records[0].result(), verify=verify, manifest=manifest))
+            written_bytes = 0
             for unit in stacks[number]:
-                name, (start, nbytes) = plan.files[unit.file].stored_name(unit.output), _span(unit)
-                writers[unit.file].account(name, start, nbytes)
+                start, nbytes = _span(unit)
+                written_bytes += nbytes
+                writers[unit.file].account(plan.files[unit.file].stored_name(unit.output), start, nbytes)
                 pending_units[unit.file] -= 1
                 if not pending_units[unit.file]:
                     finished.append(background.submit(finish, unit.file))
             journal.note(number, stack)
-            for unit in stacks[number]:
-                progress(_span(unit)[1])
+            progress(written_bytes)
 
         # Added up in the order of the stacks, whatever the order in which they were done.
         results = run_units(range(len(stacks)), work, threads=threads, on_result=on_result)

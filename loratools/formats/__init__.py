@@ -17,11 +17,11 @@ from loratools.arguments import checked
 from loratools.errors import FormatError, InputError, UndecidedError, UnreadTensorsError, UnsupportedError, UsageError
 from loratools.formats.common.base import Base
 from loratools.formats.common.companions import WRITERS
+from loratools.formats.common.detection_key import DetectionKey, detection_key
 from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.formats.common.malformed import refuse_malformed
 from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.sam_blocks import with_fused_blocks
-from loratools.formats.common.seen_names import SeenNames, seen_names
 from loratools.formats.common.source import (
     AdapterSource,
     counted,
@@ -197,20 +197,20 @@ def claims_of(source: AdapterSource) -> list[str]:
     """Names of the formats that claim what has been opened."""
     if source.declared is not None:
         return [source.declared]  # a dozen formats need not be imported to hear that it is none of theirs
-    seen = seen_names(source)
-    if seen is None:
+    key = detection_key(source)
+    if key is None:
         return _detected(source)
-    claims = _claims_of_names.get(seen)
+    claims = _claims_of_names.get(key)
     if claims is None:
         if len(_claims_of_names) >= _MOST_KNOWN:
             _claims_of_names.clear()
-        claims = _claims_of_names[seen] = _detected(source)
+        claims = _claims_of_names[key] = _detected(source)
     return list(claims)
 
 
 # A folder of adapters has a handful of sets of names, and a dozen formats look at each name of each file.
 _MOST_KNOWN = 64
-_claims_of_names: dict[SeenNames, list[str]] = {}
+_claims_of_names: dict[DetectionKey, list[str]] = {}
 
 
 def _detected(source: AdapterSource) -> list[str]:

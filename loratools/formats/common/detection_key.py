@@ -14,7 +14,7 @@ from loratools.formats.common.source import AdapterSource
 _MOST_TENSORS = 8192
 
 
-class SeenNames(NamedTuple):
+class DetectionKey(NamedTuple):
     """The names, shapes and dtypes of a file's tensors in the order of the file, and the fields of its header."""
 
     names: tuple[str, ...]
@@ -23,13 +23,13 @@ class SeenNames(NamedTuple):
     header_fields: frozenset[str]
 
 
-def seen_names(source: AdapterSource) -> SeenNames | None:
+def detection_key(source: AdapterSource) -> DetectionKey | None:
     """What formats tell the source by; None of one that has more to it than a safetensors file with named tensors."""
     tensors = source.tensors
-    beside = source.config is not None or source.base is not None or source.other or source.packed
-    if beside or source.container != "safetensors" or len(tensors) > _MOST_TENSORS:
+    has_more = source.config is not None or source.base is not None or source.other or source.packed
+    if has_more or source.container != "safetensors" or len(tensors) > _MOST_TENSORS:
         return None
-    return SeenNames(
+    return DetectionKey(
         tuple(tensors),
         tuple([tensor.shape for tensor in tensors.values()]),
         tuple([tensor.dtype for tensor in tensors.values()]),

@@ -10,7 +10,7 @@ import pytest
 
 from loratools import formats
 from loratools.errors import LoraToolsError
-from loratools.formats.common.seen_names import seen_names
+from loratools.formats.common.detection_key import detection_key
 from loratools.formats.common.source import AdapterSource, open_source
 from loratools.tensors.lazy import LazyTensor
 
@@ -78,7 +78,7 @@ def files_of_many_formats() -> list[AdapterSource]:
             source = replace(open_source(path), config=None)
         except LoraToolsError:
             continue
-        if seen_names(source) is not None:
+        if detection_key(source) is not None:
             sources.append(source)
     return sources
 
@@ -134,7 +134,7 @@ def test_formats_look_at_nothing_but_what_files_are_told_apart_by() -> None:
 def test_file_that_differs_in_anything_is_asked_again(other: AdapterSource) -> None:
     assert formats.claims_of(with_kohya_names(2)) == ["kohya"]
 
-    assert seen_names(other) not in formats._claims_of_names
+    assert detection_key(other) not in formats._claims_of_names
     assert formats.claims_of(other) == formats._detected(other)
 
 
@@ -149,7 +149,7 @@ def test_file_that_differs_in_anything_is_asked_again(other: AdapterSource) -> N
     ],
 )
 def test_source_with_more_than_named_tensors_is_always_asked(changes: dict[str, object]) -> None:
-    assert seen_names(replace(with_kohya_names(2), **changes)) is None
+    assert detection_key(replace(with_kohya_names(2), **changes)) is None
 
 
 def test_known_answers_do_not_grow_without_end() -> None:

@@ -85,8 +85,8 @@ def decide(
         UndecidedError: several do, with different meanings; or only names speak for the one that does.
     """
     if same is not None or len(names) > _MOST_NAMES:
-        return _decided(names, tuple(families), flat, header, base_family, same)
-    return _decided_once(tuple(names.items()), tuple(families), flat, header, base_family)
+        return _decided(names, tuple(families), flat, header, same)
+    return _decided_once(tuple(names.items()), tuple(families), flat, header)
 
 
 # Of thousands of adapters for one model nearly all change the same modules.
@@ -96,9 +96,8 @@ def _decided_once(
     families: tuple[Family, ...],
     flat: bool,
     header: str | None,
-    base_family: Family | None,
 ) -> Decision:
-    return _decided(dict(names), families, flat, header, base_family, None)
+    return _decided(dict(names), families, flat, header, None)
 
 
 def _decided(
@@ -106,7 +105,6 @@ def _decided(
     families: tuple[Family, ...],
     flat: bool,
     header: str | None,
-    base_family: Family | None,
     same: Callable[[Family, Family], bool] | None,
 ) -> Decision:
     def meanings(family: Family) -> dict[str, Place]:

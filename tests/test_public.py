@@ -80,7 +80,7 @@ FUNCTIONS = [name for name in loratools.__all__ if python_inspect.isfunction(get
 CLASSES = [name for name in loratools.__all__ if isinstance(getattr(loratools, name), type)]
 # Names of the standard library and of numpy and torch that annotations use.
 FOREIGN = {"Any", "Callable", "Iterable", "Iterator", "Literal", "Mapping", "None", "NoReturn", "Path", "Sequence"}
-FOREIGN |= {"ClassVar", "False", "True", "Tensor", "TypeAlias"}
+FOREIGN |= {"ClassVar", "False", "Module", "True", "Tensor", "TypeAlias"}
 # What these are made of is for the merge and for the checkpoints alone; `to_dict` and `name` are their public form.
 INSIDES = {"MergePlan", "Quantisation"}
 
@@ -113,6 +113,7 @@ def names_known() -> dict[str, object]:
         # matplotlib's, which is not installed everywhere.
         "Figure": object,
         "NDArray": NDArray,
+        "Module": torch.nn.Module,
         "Tensor": torch.Tensor,
         "np": np,
         "torch": torch,

@@ -465,7 +465,7 @@ def html(command: _Command) -> Callable[..., Any]:
 
 
 def html_alone(command: _Command) -> Callable[..., Any]:
-    """--html and --overwrite, of a verb that writes nothing else."""
+    """Options `--html` and `--overwrite` of a verb that writes nothing else."""
 
     @html
     @wraps(command)

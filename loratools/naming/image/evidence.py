@@ -185,7 +185,7 @@ def is_too_deep(names: Sizes, family: Family, flat: bool) -> bool:
 
 
 def width_vote(names: Sizes, family: Family, flat: bool) -> int:
-    """1 where all inputs are those of a published model, -1 where some are not, 0 where nothing is known."""
+    """What the widths say: 1 where all inputs are those of a published model, -1 where some are not, else 0."""
     are_published = [
         columns in sizes
         for name, (_, columns) in names.items()

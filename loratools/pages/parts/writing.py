@@ -29,7 +29,7 @@ def check_page(file: Path, *, overwrite: bool) -> None:
 
 
 @checked
-def write_page(report: object, file: str | Path, *, overwrite: bool = False) -> None:
+def write_page(report: object, file: str | Path, *, overwrite: bool = False) -> Path:
     """Write a report, or what there is to say of an adapter, as one self-contained HTML page.
 
     The page fetches nothing from anywhere. Its tables can be sorted and filtered.
@@ -39,6 +39,9 @@ def write_page(report: object, file: str | Path, *, overwrite: bool = False) -> 
         file: The file to write, which ends in `.html`.
         overwrite: Replace a page that loratools wrote.
 
+    Returns:
+        The path of the page.
+
     Raises:
         UsageError: `report` is no report, or the name does not end in `.html`.
         OutputExistsError: The file exists and `overwrite` is False, or loratools did not write it.
@@ -47,9 +50,11 @@ def write_page(report: object, file: str | Path, *, overwrite: bool = False) -> 
     Example:
         >>> import loratools
         >>> report = loratools.inspect("fixtures/llama-tiny-science")
-        >>> loratools.write_page(report, "science.html")
+        >>> loratools.write_page(report, "science.html").name
+        'science.html'
     """
     write_page_of_command(report, Path(file), overwrite=overwrite, arguments=None)
+    return Path(file)
 
 
 def write_page_of_command(report: object, file: Path, *, overwrite: bool, arguments: Sequence[str] | None) -> None:

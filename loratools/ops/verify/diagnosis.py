@@ -18,6 +18,7 @@ from loratools.ops.merge.verify import exact_rows, largest_share
 from loratools.ops.verify.deltas import Deltas, blocks
 from loratools.ops.verify.fit import Fit
 from loratools.ops.verify.measure import explained_with
+from loratools.ops.verify.stepped import scaled_twice_in_steps
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
@@ -96,6 +97,8 @@ def cause_of(output: Output, merged: LazyTensor, fit: Fit, names: Sequence[str],
     weights = fit.weights()
     if fit.moved == 0:
         return Cause("not-applied", "the weights are those of the base: no adapter was applied")
+    if scaled_twice_in_steps(output, reshaped(merged, output.matrix), sample):
+        return _scale_twice(output.updates[0].update.scale)
     if _is_a_neighbour(output, merged, sample):
         # Small updates: a best-fit weight is then mostly noise, and a hypothesis has to give every value.
         candidates = candidate_weights(output, names)
@@ -182,8 +185,12 @@ def cause_of_weight(output: Output, weight: float, *, near: float = _DIGITS) -> 
     if not _is(scale, 1, near) and _is(weight * scale, 1, near):
         return Cause("scale-ignored", f"the scale alpha / rank = {scale:g} was ignored (best-fit weight {weight:.3g})")
     if not _is(scale, 1, near) and _is(weight, scale, near):
-        return Cause("scale-twice", f"the scale alpha / rank = {scale:g} was applied twice")
+        return _scale_twice(scale)
     return Cause("adapter-weight", f"the adapter was applied with {_number(weight)} times the weight given")
+
+
+def _scale_twice(scale: float) -> Cause:
+    return Cause("scale-twice", f"the scale alpha / rank = {scale:g} was applied twice")
 
 
 def candidate_weights(output: Output, names: Sequence[str]) -> Iterator[tuple[Sequence[float], Cause]]:

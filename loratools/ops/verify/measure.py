@@ -14,6 +14,7 @@ from loratools.ops.verify.explanation import explains
 from loratools.ops.verify.fit import Fit, Sums
 from loratools.ops.verify.merged_again import is_merged_again
 from loratools.ops.verify.recipes import Recipe, known_recipes, scaling_recipes, task_recipes
+from loratools.ops.verify.stepped import SteppedRecipe, stepped_recipe
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import reshaped
@@ -34,7 +35,7 @@ class Measured:
             where it was not measured.
     """
 
-    recipe: Recipe | None
+    recipe: Recipe | SteppedRecipe | None
     fit: Fit
     max_error_ratio: float | None
 
@@ -87,15 +88,14 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
     deltas = Deltas(output)
     stored = reshaped(merged, output.matrix)
     usual, *others = known_recipes(len(deltas.adapters), output.dtype)
-    recipe: Recipe | None = usual
+    recipe: Recipe | SteppedRecipe | None = usual
     sums = Sums(len(deltas.adapters))
     with np.errstate(over="ignore", invalid="ignore"):
         explained = is_merged_again(usual, output, stored, deltas, sample, sums)
         looked_at = sum((stop - start) * output.columns for start, stop in blocks(output, sample))
         if not explained:
-            recipe = None
             # Further passes, for the few weights that are not as most programs merge.
-            recipe = _other_recipe(others, output, stored, deltas, sample)
+            recipe = _other_recipe(others, output, stored, deltas, sample) or stepped_recipe(output, stored, sample)
             # What is left after a best fit is a small difference of large sums.
             sums = Sums(len(deltas.adapters))
             for _, base, parts, values in _read(output, stored, Deltas(output, "F64"), sample):

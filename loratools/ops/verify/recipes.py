@@ -183,6 +183,11 @@ def task_recipes(weights: Sequence[float], stored: str) -> tuple[Recipe, ...]:
     return tuple(Recipe(given_order, None, task_dtype=dtype, weights=tuple(weights)) for dtype in dtypes)
 
 
+def dtype_name(dtype: str) -> str:
+    """What a dtype is called in sentences."""
+    return _NAMES[dtype]
+
+
 def round_to(values: Floats, dtype: str) -> Floats:
     """The values rounded to numbers of `dtype`, to nearest, ties to even; in the dtype of `values`."""
     import numpy as np

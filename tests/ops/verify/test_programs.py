@@ -144,22 +144,64 @@ class Block(nn.Module):
         raise NotImplementedError
 
 
-def merged_by_peft(weights: dict[str, Tensor], adapter: Path) -> dict[str, Tensor]:
-    merged = peft.PeftModel.from_pretrained(Block(weights), str(adapter)).merge_and_unload()
+def merged_by_peft(weights: dict[str, Tensor], adapter: Path, *, autocast: bool = True) -> dict[str, Tensor]:
+    """What PEFT merges with the adapter in float32, or in the dtype of the weights where `autocast` is False."""
+    model = peft.PeftModel.from_pretrained(Block(weights), str(adapter), autocast_adapter_dtype=autocast)
+    merged = model.merge_and_unload()
     return {n: t.contiguous() for n, t in merged.state_dict().items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dora_that_peft_merges_is_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
+def dora_inputs(tmp_path: Path, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Write base and DoRA adapter; all weights, and those that it changes."""
     weights, pairs = inputs(tmp_path, dtype)
     extra = {f"{n}.lora_magnitude_vector": 1.3 * weights[f"{n}.weight"].float().norm(dim=1) for n in MODULES}
     factories.adapter_folder(
         tmp_path / "style", values=pairs, rank=RANK, alpha=ALPHA, extra=extra,
         config={"use_dora": True, "task_type": None},
     )  # fmt: skip
-    linear = {f"{n}.weight": weights[f"{n}.weight"] for n in MODULES}
+    return weights, {f"{n}.weight": weights[f"{n}.weight"] for n in MODULES}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dora_that_peft_merges_is_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights, linear = dora_inputs(tmp_path, dtype)
 
     assert is_named("PEFT", told(tmp_path, merged_by_peft(linear, tmp_path / "style"), weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dora_that_peft_merges_in_the_dtype_of_the_base_is_told(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights, linear = dora_inputs(tmp_path, dtype)
+    merged = merged_by_peft(linear, tmp_path / "style", autocast=False)
+    in_float32 = merged_by_peft(linear, tmp_path / "style")
+    assert any(not torch.equal(merged[name], in_float32[name]) for name in linear)
+
+    assert told(tmp_path, merged, weights) == ("PEFT on a CPU with an adapter in that dtype",)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dora_in_the_dtype_of_the_base_with_one_wrong_row_is_not_told(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights, linear = dora_inputs(tmp_path, dtype)
+    merged = merged_by_peft(linear, tmp_path / "style", autocast=False)
+    # Two numbers of the dtype further: no norm of this row gives them together with the others.
+    merged[f"{UP}.weight"][7] *= 1 + 3 * torch.finfo(dtype).eps
+    factories.checkpoint_folder(tmp_path / "merged", weights={**weights, **merged})
+
+    report = loratools.verify(tmp_path / "merged", tmp_path / "base", tmp_path / "style")
+
+    assert report.verdict != "same"
+    assert report.recipes[0][1] == len(MODULES) - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dora_that_loratools_merges_is_told_as_such(tmp_path: Path, dtype: torch.dtype) -> None:
+    dora_inputs(tmp_path, dtype)
+    loratools.merge(tmp_path / "base", tmp_path / "style", tmp_path / "merged")
+
+    report = loratools.verify(tmp_path / "merged", tmp_path / "base", tmp_path / "style")
+
+    assert (report.verdict, report.diagnosis) == ("same", ())
+    assert is_named("loratools", report.merged_by)
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
@@ -234,40 +276,99 @@ def test_record_of_loratools_names_it_alone_where_only_it_rounds_so(tmp_path: Pa
     assert report.merged_by == ("loratools",)
 
 
-def merged_by_lycoris(tmp_path: Path, kind: str, *, alpha: float) -> loratools.VerifyReport:
-    """Let LyCORIS merge a module of that kind and rank 3 in float32, and verify the result."""
+def merged_by_lycoris(
+    tmp_path: Path,
+    kind: str,
+    *,
+    alpha: float,
+    dtype: torch.dtype = torch.float32,
+    shape: tuple[int, ...] = (56, 24),
+    weight: float = 1.0,
+    **settings: Any,
+) -> loratools.VerifyReport:
+    """Let LyCORIS merge a module of that kind and rank 3 into a weight of that dtype, and verify the result."""
     import importlib
 
     torch.manual_seed(3)
-    weights = {f"{UP}.weight": torch.randn(56, 24) * 0.05}
+    weights = {f"{UP}.weight": (torch.randn(shape) * 0.05).to(dtype)}
     factories.checkpoint_folder(tmp_path / "base", weights=weights)
-    linear = nn.Linear(24, 56, bias=False)
-    linear.weight.data = weights[f"{UP}.weight"].clone()
-    kinds = importlib.import_module(f"lycoris.modules.{kind}")
-    module = getattr(kinds, {"loha": "LohaModule", "lokr": "LokrModule"}[kind])("m", linear, lora_dim=3, alpha=alpha)
+    outputs, inputs, *kernel = shape
+    layer = nn.Conv2d(inputs, outputs, kernel, bias=False) if kernel else nn.Linear(inputs, outputs, bias=False)  # type: ignore[arg-type]
+    layer.weight.data = weights[f"{UP}.weight"].clone()
+    cls = getattr(
+        importlib.import_module(f"lycoris.modules.{kind}"), {"loha": "LohaModule", "lokr": "LokrModule"}[kind]
+    )
+    module = cls("m", layer, lora_dim=3, alpha=alpha, **settings)
     for parameter in module.parameters():
         parameter.data = torch.randn_like(parameter) * 0.2
     module.eval()
     state = {k: torch.as_tensor(v).detach().float().contiguous() for k, v in module.custom_state_dict().items()}
     save_file({f"lycoris_{UP.replace('.', '_')}.{k}": v for k, v in state.items()}, tmp_path / "style.safetensors")
-    module.merge_to(1.0)
-    factories.checkpoint_folder(tmp_path / "merged", weights={f"{UP}.weight": linear.weight.data.contiguous()})
-    return loratools.verify(tmp_path / "merged", tmp_path / "base", tmp_path / "style.safetensors")
+    module.merge_to(weight)
+    factories.checkpoint_folder(tmp_path / "merged", weights={f"{UP}.weight": layer.weight.data.contiguous()})
+    return loratools.verify(tmp_path / "merged", tmp_path / "base", [(tmp_path / "style.safetensors", weight)])
+
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @peers.needs("lycoris.modules.loha", "lycoris.modules.lokr")
+@pytest.mark.parametrize("weight", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
-def test_other_kinds_that_lycoris_merges_in_float32_are_the_same(tmp_path: Path, kind: str) -> None:
-    report = merged_by_lycoris(tmp_path, kind, alpha=3)
+def test_other_kinds_that_lycoris_merges_are_the_same(
+    tmp_path: Path, kind: str, dtype: torch.dtype, weight: float
+) -> None:
+    report = merged_by_lycoris(tmp_path, kind, alpha=3, dtype=dtype, weight=weight)
+
+    assert (report.verdict, report.diagnosis) == ("same", ())
+    assert is_named("LyCORIS", report.merged_by)
+    assert is_named("loratools", report.merged_by) == (dtype == torch.float32)
+
+
+@peers.needs("lycoris.modules.loha", "lycoris.modules.lokr")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("kind", "shape", "settings"),
+    [
+        ("loha", (40, 14, 3, 3), {}),
+        ("lokr", (40, 14, 3, 3), {}),
+        ("lokr", (56, 24), {"full_matrix": True}),
+        ("lokr", (56, 24), {"decompose_both": True}),
+        # Sums that cancel are rounded to more than two neighbours.
+        ("loha", (160, 96), {}),
+    ],
+)
+def test_layouts_of_lycoris_in_the_dtype_of_the_base_are_told(
+    tmp_path: Path, kind: str, shape: tuple[int, ...], settings: dict[str, Any], dtype: torch.dtype
+) -> None:
+    report = merged_by_lycoris(tmp_path, kind, alpha=3, dtype=dtype, shape=shape, **settings)
 
     assert (report.verdict, report.diagnosis) == ("same", ())
     assert is_named("LyCORIS", report.merged_by)
 
 
 @peers.needs("lycoris.modules.loha", "lycoris.modules.lokr")
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
-def test_scale_that_this_lycoris_applies_twice_when_it_merges_is_told(tmp_path: Path, kind: str) -> None:
+def test_scale_that_this_lycoris_applies_twice_when_it_merges_is_told(
+    tmp_path: Path, kind: str, dtype: torch.dtype
+) -> None:
     # Its rebuilt weight has the scale already, and its difference multiplies with it once more.
-    report = merged_by_lycoris(tmp_path, kind, alpha=2)
+    report = merged_by_lycoris(tmp_path, kind, alpha=2, dtype=dtype)
 
     assert (report.verdict, [finding.code for finding in report.diagnosis]) == ("different", ["scale-twice"])
+
+
+@peers.needs("lycoris.modules.loha", "lycoris.modules.lokr")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_other_kinds_that_loratools_merges_are_told_as_such(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    merged_by_lycoris(tmp_path, kind, alpha=2, dtype=dtype)
+    loratools.merge(tmp_path / "base", tmp_path / "style.safetensors", tmp_path / "right")
+
+    report = loratools.verify(tmp_path / "right", tmp_path / "base", tmp_path / "style.safetensors")
+
+    assert (report.verdict, report.diagnosis) == ("same", ())
+    assert is_named("loratools", report.merged_by)
+    assert "LyCORIS into a model in that dtype" not in report.merged_by

@@ -149,8 +149,7 @@ class Adapter:
             facts.append(counted(len(self.replacements), "replaced weight"))
         return f"<Adapter {clipped(self.name)!r}: {', '.join(facts)}>"
 
-    def _repr_html_(self) -> str | None:
-        return notebook_html(self)
+    _repr_html_ = notebook_html
 
     @property
     def name(self) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from importlib import import_module
 
 
-def notebook_html(value: object) -> str | None:
+def notebook_html(self: object) -> str | None:
     """Return a report or an adapter as HTML for a notebook; None without Jinja2, so that its text is shown."""
     try:
         fragment = import_module("loratools.pages.parts.rendering").fragment
         contents_of = import_module("loratools.pages.parts.dispatch").contents_of
-        html: str = fragment(contents_of(value))
+        html: str = fragment(contents_of(self))
     except ModuleNotFoundError as error:
         if error.name != "jinja2":
             raise

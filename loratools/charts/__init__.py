@@ -7,9 +7,10 @@ report.
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from loratools.charts.values import Chart
+if TYPE_CHECKING:
+    from loratools.charts.values import Chart
 
 
 @runtime_checkable

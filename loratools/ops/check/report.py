@@ -107,8 +107,7 @@ class CheckReport:
     def __repr__(self) -> str:
         return few_lines(self)
 
-    def _repr_html_(self) -> str | None:
-        return notebook_html(self)
+    _repr_html_ = notebook_html
 
     @property
     def findings(self) -> tuple[CheckFinding, ...]:

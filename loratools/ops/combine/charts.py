@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loratools.charts.labels import labels
 from loratools.charts.module_map import module_map
+from loratools.charts.pictures import Pictures
 from loratools.charts.values import BarGroup, Bars, Chart
 from loratools.ops.combine.report import CombineReport
 from loratools.ops.combine.side_by_side import MethodsReport
@@ -71,3 +72,6 @@ def methods_charts(report: MethodsReport) -> tuple[Chart, ...]:
             label="method",
         ),
     )
+
+
+PICTURES = {"CombineReport": Pictures(charts), "MethodsReport": Pictures(methods_charts)}

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
+from loratools.charts.of_report import report_charts, report_figure
 from loratools.notebook_html import notebook_html
 from loratools.ops.combine.shares import CombinedModule, Share
 from loratools.short_repr import few_lines
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from loratools.charts.values import Chart
+    pass
 
 
 @dataclass(frozen=True)
@@ -49,25 +48,9 @@ class CombineReport:
     def __repr__(self) -> str:
         return few_lines(self)
 
-    def _repr_html_(self) -> str | None:
-        return notebook_html(self)
-
-    def charts(self) -> tuple[Chart, ...]:
-        """Return the pictures of the report as values; see `loratools.charts`."""
-        from loratools.ops.combine.charts import charts
-
-        return charts(self)
-
-    def plot(self) -> Figure:
-        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
-
-        Raises:
-            UnsupportedError: matplotlib is not installed.
-            InputError: There is nothing to draw.
-        """
-        from loratools.charts.plot_file import figure
-
-        return figure(self.charts())
+    _repr_html_ = notebook_html
+    charts = report_charts
+    plot = report_figure
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module and adapter, for a data frame: `pandas.DataFrame(report.rows())`."""

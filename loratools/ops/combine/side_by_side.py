@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratools import registry
 from loratools.arguments import checked
+from loratools.charts.of_report import report_charts, report_figure
 from loratools.errors import InputError, LoraToolsError, UndecidedError, UsageError
 from loratools.methods import options_of, settings
 from loratools.notebook_html import notebook_html
@@ -20,9 +21,7 @@ from loratools.ops.common.arguments import AdapterArgument, AdapterSource
 from loratools.short_repr import few_lines, one_line
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from loratools.charts.values import Chart
+    pass
 
 ALL = "all"
 
@@ -85,25 +84,9 @@ class MethodsReport:
     def __repr__(self) -> str:
         return few_lines(self)
 
-    def _repr_html_(self) -> str | None:
-        return notebook_html(self)
-
-    def charts(self) -> tuple[Chart, ...]:
-        """Return the pictures of the report as values; see `loratools.charts`."""
-        from loratools.ops.combine.charts import methods_charts
-
-        return methods_charts(self)
-
-    def plot(self) -> Figure:
-        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
-
-        Raises:
-            UnsupportedError: matplotlib is not installed.
-            InputError: There is nothing to draw.
-        """
-        from loratools.charts.plot_file import figure
-
-        return figure(self.charts())
+    _repr_html_ = notebook_html
+    charts = report_charts
+    plot = report_figure
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per method and adapter, for a data frame: `pandas.DataFrame(report.rows())`."""

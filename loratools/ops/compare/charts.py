@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from loratools.charts.labels import labels
 from loratools.charts.module_map import module_map
+from loratools.charts.pictures import Pictures
 from loratools.charts.values import BarGroup, Bars, Chart, HeatMap, Lines, Series
 from loratools.ops.compare.report import CompareReport, ComparisonMatrix
 
@@ -119,3 +120,9 @@ def _by_step(report: ComparisonMatrix) -> tuple[Chart, ...]:
             ),
         ),
     )
+
+
+PICTURES = {
+    "CompareReport": Pictures(pair_charts, lambda report: " and ".join(report.paths)),
+    "ComparisonMatrix": Pictures(matrix_charts),
+}

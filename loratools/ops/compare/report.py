@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loratools.charts.of_report import report_charts, report_figure
 from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from loratools.charts.values import Chart
+    pass
 
 
 @dataclass(frozen=True)
@@ -110,29 +109,14 @@ class CompareReport:
     def __repr__(self) -> str:
         return few_lines(self)
 
-    def _repr_html_(self) -> str | None:
-        return notebook_html(self)
+    _repr_html_ = notebook_html
 
     def is_at_least(self, cosine: float) -> bool:
         """Whether the cosine is known and no smaller than this."""
         return self.cosine is not None and self.cosine >= cosine
 
-    def charts(self) -> tuple[Chart, ...]:
-        """Return the pictures of the report as values; see `loratools.charts`."""
-        from loratools.ops.compare.charts import pair_charts
-
-        return pair_charts(self)
-
-    def plot(self) -> Figure:
-        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
-
-        Raises:
-            UnsupportedError: matplotlib is not installed.
-            InputError: There is nothing to draw.
-        """
-        from loratools.charts.plot_file import figure
-
-        return figure(self.charts(), title=" and ".join(self.paths))
+    charts = report_charts
+    plot = report_figure
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module that both have, for a data frame: `pandas.DataFrame(report.rows())`."""
@@ -233,8 +217,7 @@ class ComparisonMatrix:
     def __repr__(self) -> str:
         return few_lines(self)
 
-    def _repr_html_(self) -> str | None:
-        return notebook_html(self)
+    _repr_html_ = notebook_html
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -267,22 +250,8 @@ class ComparisonMatrix:
             rows[pair.first][pair.second] = rows[pair.second][pair.first] = getattr(pair, field)
         return tuple(map(tuple, rows))
 
-    def charts(self) -> tuple[Chart, ...]:
-        """Return the pictures of the report as values; see `loratools.charts`."""
-        from loratools.ops.compare.charts import matrix_charts
-
-        return matrix_charts(self)
-
-    def plot(self) -> Figure:
-        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
-
-        Raises:
-            UnsupportedError: matplotlib is not installed.
-            InputError: There is nothing to draw.
-        """
-        from loratools.charts.plot_file import figure
-
-        return figure(self.charts())
+    charts = report_charts
+    plot = report_figure
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per pair, for a data frame: `pandas.DataFrame(report.rows())`."""

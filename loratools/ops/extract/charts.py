@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.charts.module_map import module_map
+from loratools.charts.pictures import Pictures
 from loratools.charts.values import Chart
 from loratools.ops.extract.report import ExtractReport
 
@@ -26,3 +27,6 @@ def charts(report: ExtractReport) -> tuple[Chart, ...]:
         ),
     )
     return tuple(chart for chart in built if chart is not None)
+
+
+PICTURES = {"ExtractReport": Pictures(charts)}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from loratools.charts.module_map import module_map
+from loratools.charts.pictures import Pictures
 from loratools.charts.spectra import Spectrum, singular_value_lines
 from loratools.charts.values import Chart
 from loratools.ops.inspect.entries import AdapterEntry, InspectReport
@@ -49,3 +50,9 @@ def _spectra(entry: AdapterEntry) -> Iterator[Spectrum]:
         values = module.values
         if values is not None and values.singular_values is not None and values.norm is not None:
             yield Spectrum(module.name, values.singular_values, values.norm)
+
+
+PICTURES = {
+    "AdapterEntry": Pictures(entry_charts, lambda entry: entry.path),
+    "InspectReport": Pictures(charts, lambda report: report.sources[0].path if len(report.sources) == 1 else ""),
+}

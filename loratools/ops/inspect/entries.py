@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from loratools.charts.of_report import report_charts, report_figure
 from loratools.errors import InputError, LoraToolsError
 from loratools.notebook_html import notebook_html
 from loratools.ops.inspect.training_run import TrainingRun
@@ -205,9 +206,7 @@ class AdapterEntry(NamedTuple):
 
     def charts(self) -> tuple[Chart, ...]:
         """Return the pictures of the report as values; see `loratools.charts`."""
-        from loratools.ops.inspect.charts import entry_charts
-
-        return entry_charts(self)
+        return report_charts(self)
 
     def plot(self) -> Figure:
         """Return a matplotlib figure of the report's charts; needs the extra `plot`.
@@ -216,9 +215,7 @@ class AdapterEntry(NamedTuple):
             UnsupportedError: matplotlib is not installed.
             InputError: There is nothing to draw.
         """
-        from loratools.charts.plot_file import figure
-
-        return figure(self.charts(), title=self.path)
+        return report_figure(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""
@@ -428,9 +425,7 @@ class InspectReport(NamedTuple):
 
     def charts(self) -> tuple[Chart, ...]:
         """Return the pictures of the report as values; see `loratools.charts`."""
-        from loratools.ops.inspect.charts import charts
-
-        return charts(self)
+        return report_charts(self)
 
     def plot(self) -> Figure:
         """Return a matplotlib figure of the report's charts; needs the extra `plot`.
@@ -439,9 +434,7 @@ class InspectReport(NamedTuple):
             UnsupportedError: matplotlib is not installed.
             InputError: There is nothing to draw.
         """
-        from loratools.charts.plot_file import figure
-
-        return figure(self.charts(), title=self.sources[0].path if len(self.sources) == 1 else "")
+        return report_figure(self)
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module of an adapter and per tensor of a checkpoint, each with the path of its source.

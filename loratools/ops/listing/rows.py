@@ -121,8 +121,7 @@ class ListReport:
     def __repr__(self) -> str:
         return few_lines(self)
 
-    def _repr_html_(self) -> str | None:
-        return notebook_html(self)
+    _repr_html_ = notebook_html
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per adapter, for a data frame: `pandas.DataFrame(report.rows())`."""

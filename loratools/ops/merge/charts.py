@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.charts.module_map import module_map
+from loratools.charts.pictures import Pictures
 from loratools.charts.values import Chart
 from loratools.ops.merge.report import MergeReport
 
@@ -23,3 +24,6 @@ def charts(report: MergeReport) -> tuple[Chart, ...]:
         ),
     )
     return tuple(chart for chart in built if chart is not None)
+
+
+PICTURES = {"MergeReport": Pictures(charts)}

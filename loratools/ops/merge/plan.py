@@ -85,8 +85,7 @@ class MergePlan:
     def __repr__(self) -> str:
         return one_line(self)
 
-    def _repr_html_(self) -> str | None:
-        return notebook_html(self)
+    _repr_html_ = notebook_html
 
     @property
     def active(self) -> list[tuple[Adapter, float]]:

@@ -36,8 +36,7 @@ class ResizeReport:
     def __repr__(self) -> str:
         return few_lines(self)
 
-    def _repr_html_(self) -> str | None:
-        return notebook_html(self)
+    _repr_html_ = notebook_html
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per module, for a data frame: `pandas.DataFrame(report.rows())`."""

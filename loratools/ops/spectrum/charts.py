@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.charts.module_map import module_map
+from loratools.charts.pictures import Pictures
 from loratools.charts.spectra import Spectrum, singular_value_lines
 from loratools.charts.values import Chart, Lines, Mark, Series
 from loratools.ops.spectrum.report import SpectrumReport
@@ -50,3 +51,6 @@ def rank_curve(report: SpectrumReport) -> Lines:
         marks=knee,
         percent=True,
     )
+
+
+PICTURES = {"SpectrumReport": Pictures(charts, lambda report: f"spectrum of {report.source}")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.charts.module_map import module_map
+from loratools.charts.pictures import Pictures
 from loratools.charts.values import Chart
 from loratools.ops.verify.report import VerifyReport
 
@@ -27,3 +28,6 @@ def charts(report: VerifyReport) -> tuple[Chart, ...]:
         else None,
     )
     return tuple(chart for chart in built if chart is not None)
+
+
+PICTURES = {"VerifyReport": Pictures(charts, lambda report: f"verification of {report.merged}")}

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from loratools.charts.of_report import report_charts, report_figure
 from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from loratools.charts.values import Chart
+    pass
 
 Verdict: TypeAlias = Literal["same", "different", "undecided"]
 EXIT_CODES: Mapping[Verdict, int] = {"same": 0, "different": 1, "undecided": 3}
@@ -133,30 +132,15 @@ class VerifyReport:
     def __repr__(self) -> str:
         return few_lines(self)
 
-    def _repr_html_(self) -> str | None:
-        return notebook_html(self)
+    _repr_html_ = notebook_html
 
     @property
     def exit_code(self) -> int:
         """The exit code of the verdict: 0 for `same`, 1 for `different`, 3 for `undecided`."""
         return EXIT_CODES[self.verdict]
 
-    def charts(self) -> tuple[Chart, ...]:
-        """Return the pictures of the report as values; see `loratools.charts`."""
-        from loratools.ops.verify.charts import charts
-
-        return charts(self)
-
-    def plot(self) -> Figure:
-        """Return a matplotlib figure of the report's charts; needs the extra `plot`.
-
-        Raises:
-            UnsupportedError: matplotlib is not installed.
-            InputError: There is nothing to draw.
-        """
-        from loratools.charts.plot_file import figure
-
-        return figure(self.charts(), title=f"verification of {self.merged}")
+    charts = report_charts
+    plot = report_figure
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row per adapted weight, for a data frame: `pandas.DataFrame(report.rows())`."""

@@ -79,19 +79,17 @@ SPELLINGS = (
 )
 
 
-def write(folder: Path, family: str, spelling: Spelling, *, first_blocks: bool = False) -> tuple[Path, Shapes]:
+def write(folder: Path, family: str, spelling: Spelling, *, only: str = ".*") -> tuple[Path, Shapes]:
     """Write an adapter of a published model; its path, and the modules of diffusers that it adapts.
 
     Args:
         folder: where to write it.
         family: the family of the model.
         spelling: how the names are spelled.
-        first_blocks: whether only the first block of each kind is adapted, and not the whole model.
+        only: the names in diffusers of the modules that are adapted, as a regular expression.
     """
     table = published.family(family)
-    shapes = published.modules(family)
-    if first_blocks:
-        shapes = {name: shape for name, shape in shapes.items() if re.match(r"[^.]+\.0\.", name)}
+    shapes = {name: shape for name, shape in published.modules(family).items() if re.fullmatch(only, name)}
     named = published.spelled(family, spelling.naming, shapes)
     parts = {t for name in named if (place := table.find(name)) is not None for t in place.targets}
     tensors: dict[str, tuple[int, ...]] = {}

@@ -16,7 +16,8 @@ import peers
 import pytest
 import torch
 from naming.image import published
-from safetensors.torch import save_file
+from naming.image.written import ALSO_READ, documented_names
+from safetensors.torch import load_file, save_file
 
 import loratools
 from loratools.naming.image.evidence import family_named
@@ -61,29 +62,6 @@ NO_FAMILY = {
     "MiniMaxH3": "its names are still those of a preview",
     "RFD4Proteina": "a model of proteins, and not of images or video",
     "": "the old name of the loader of Stable Diffusion",
-}
-# Formats beside its own that the loader of a family reads, of those that are written here.
-ALSO_READ: dict[str, set[str]] = {
-    "sd3": set(),
-    "auraflow": set(),
-    "flux": {"kohya"},
-    "cogvideox": set(),
-    "mochi": set(),
-    "ltx": {"comfy"},
-    "ltx2": {"comfy"},
-    "sana": set(),
-    "hunyuan-video": set(),
-    "hunyuan-video15": set(),
-    "lumina2": {"comfy"},
-    "kandinsky5": set(),
-    "wan": {"comfy", "kohya"},
-    "hidream": {"comfy"},
-    "qwen-image": {"comfy", "kohya"},
-    "krea2": {"comfy"},
-    "z-image": {"kohya"},
-    "flux2": {"comfy", "kohya"},
-    "ideogram4": {"comfy"},
-    "cosmos": set(),
 }
 
 
@@ -171,10 +149,14 @@ def test_a_loader_reads_what_is_written_for_it(tmp_path: Path, loader: str, fami
         stored |= {f"transformer.{name}.lora_A.weight": a, f"transformer.{name}.lora_B.weight": b}
     save_file(stored, tmp_path / "source.safetensors", {"loratools.family": family})
     mixin, written = mixins()[loader], {}
-    for format in ("comfy", "kohya"):
+    for format in ("comfy", "kohya", "onetrainer"):
         written[format] = tmp_path / f"{format}.safetensors"
         loratools.convert(tmp_path / "source.safetensors", written[format], format=format)
         back = tmp_path / f"from-{format}.safetensors"
         loratools.convert(written[format], back, format="diffusers", base=family)
         assert reads(family, mixin, back), format
     assert {format for format, file in written.items() if reads(family, mixin, file)} == ALSO_READ[family]
+    # The names in the docs are among those that have been read here.
+    documented = documented_names(family)
+    for format, file in {**written, "diffusers": back}.items():
+        assert any(key.startswith(f"{documented[format]}.") for key in load_file(file)), format

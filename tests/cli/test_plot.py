@@ -106,6 +106,7 @@ def test_without_matplotlib_the_error_names_what_to_install(adapters: Path, monk
         loratools.spectrum("a").plot()
 
 
+@peers.needs("matplotlib")
 def test_inspect_without_values_has_nothing_to_draw(adapters: Path) -> None:
     done = CliRunner().invoke(verbs, ["inspect", "a", "--plot", "p.svg"])
 

@@ -133,6 +133,7 @@ def test_two_claims_are_undecided_and_name_both(stored: Stored, monkeypatch: pyt
     monkeypatch.setattr(registry, "names", lambda folder: ("other", "peft") if folder == "formats" else names(folder))
     load = registry.load
     monkeypatch.setattr(registry, "load", lambda folder, name: peft if folder == "formats" else load(folder, name))
+    monkeypatch.setattr(formats, "_claims_of_names", {})
     folder = stored(config=None)  # one that names its own type is asked of nobody else
 
     with pytest.raises(UndecidedError) as raised:

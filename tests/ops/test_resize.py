@@ -277,5 +277,5 @@ def test_command_writes_the_format_that_is_asked_for_and_a_plan_says_what_it_can
     for refused in (resized, combined):
         assert refused.exit_code == 4
         assert "cannot be written as kohya" in refused.stderr
-        assert "--exclude" in refused.stderr
+        assert "hint: choose a format of language models" in refused.stderr
     assert (named.exit_code, "k.safetensors" in named.stderr) == (2, True)

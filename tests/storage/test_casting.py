@@ -39,7 +39,8 @@ def telling(modules: dict[str, tuple[int, int]], value: float, rank: int = 4) ->
     }
 
 
-@pytest.mark.parametrize("name", sorted(WRITES))
+# sam-lora holds queries and values of SAM alone.
+@pytest.mark.parametrize("name", sorted(WRITES.keys() - {"sam-lora"}))
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_every_format_rounds_once(name: str, dtype: str, tmp_path: Path) -> None:
     language = name in ("peft", "mlx", "gguf")

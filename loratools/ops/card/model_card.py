@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 from loratools._version import __version__
 from loratools.ops.card.inputs import CARD, CardInput, common_licence, repository_of, without_folders
-from loratools.storage.files import quoted
+from loratools.storage.files import machine_error, quoted
 
 # What the hub calls the ways in which a model comes of another.
 Relation: TypeAlias = Literal["adapter", "merge", "finetune", "quantized"]
@@ -84,9 +84,15 @@ class ModelCard:
 
 def card_of_person(out: Path) -> bool:
     """Whether the folder of the output has a card that loratools did not write, which stays as it is."""
+    from loratools.storage.held_inputs import hold_no
     from loratools.storage.ownership import owned_files
 
-    return (out / CARD).is_file() and CARD not in (owned_files(out) or ())
+    try:
+        return (out / CARD).is_file() and CARD not in (owned_files(out) or ())
+    except OSError as error:
+        raise machine_error(error, "read", out) from error
+    finally:
+        hold_no(out)  # what is looked at there will be replaced, and is no input
 
 
 def base_names(named: str | None, path: Path | None = None) -> tuple[str, ...]:

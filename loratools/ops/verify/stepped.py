@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.rows import read_rows
@@ -26,7 +26,6 @@ from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.loha import LoHa
 from loratools.updates.lokr import LoKr
-from loratools.updates.lora import LoRA
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,15 +108,16 @@ def _steps(output: Output, *, scalings: int) -> tuple[str, _Steps | None]:
     if not only.place.is_whole or only.place.transposed or output.patches:
         return "", None
     update, weight, dtype = only.update, only.weight, output.dtype
-    if isinstance(update, LoHa) and update.t1 is None and update.magnitude is None:
+    if update.kind == "loha" and (loha := cast(LoHa, update)).t1 is None and loha.magnitude is None:
         # LyCORIS makes the first scale a number of the dtype.
         scales = (_number(update.scale, dtype), *[update.scale] * (scalings - 1), weight)
-        w1_a, w1_b, w2_a, w2_b = (_array(part, dtype) for part in (update.w1_a, update.w1_b, update.w2_a, update.w2_b))
+        w1_a, w1_b, w2_a, w2_b = (_array(part, dtype) for part in (loha.w1_a, loha.w1_b, loha.w2_a, loha.w2_b))
         return "loha", _Hadamard(w1_a, w1_b, w2_a, w2_b, scales, dtype)
-    if isinstance(update, LoKr) and not update.interleaved and update.magnitude is None and "t2" not in update.stored:
-        first, second = (_kronecker_factor(update, name, dtype) for name in ("w1", "w2"))
+    lokr = cast(LoKr, update) if update.kind == "lokr" else None
+    if lokr is not None and not lokr.interleaved and lokr.magnitude is None and "t2" not in lokr.stored:
+        first, second = (_kronecker_factor(lokr, name, dtype) for name in ("w1", "w2"))
         return "lokr", _Kronecker(first, second, (*[update.scale] * scalings, weight), dtype)
-    lora = update if isinstance(update, LoRA) else update.as_lora()
+    lora = update.as_lora()
     if lora is None or lora.magnitude is None or lora.magnitude_of != "out":
         return "", None
     if lora.embedding or lora.mid is not None or weight != 1:

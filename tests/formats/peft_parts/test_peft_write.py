@@ -260,6 +260,7 @@ def test_an_output_that_exists_or_is_an_input_is_refused(stored: Stored, tmp_pat
 @dataclass(frozen=True)
 class Other(UpdateDefaults):
     kind: str = "loha"
+    shape: tuple[int, ...] = (6, 4)
 
 
 def test_an_update_that_is_no_lora_is_refused_by_name(tmp_path: Path) -> None:

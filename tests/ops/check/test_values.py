@@ -105,6 +105,7 @@ def gain_lines(report: loratools.CheckReport) -> dict[str, str]:
 
 def test_gain_is_measured_in_transposed_weights(tmp_path: Path) -> None:
     """GPT-2 stores a layer as (in, out)."""
+    torch.manual_seed(4)
     name = "transformer.h.0.attn.c_attn"
     weight = torch.randn(10, 30).bfloat16()
     weights = {f"{name}.weight": weight, "transformer.wte.weight": torch.ones(13, 10).bfloat16()}

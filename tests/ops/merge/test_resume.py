@@ -108,7 +108,7 @@ def test_stacks_of_small_weights_are_kept_and_done_again_whole(inputs: Path, mon
     factories.checkpoint_folder(inputs / "experts", weights=factories.base_weights(experts, dtype=torch.bfloat16))
     factories.adapter_folder(inputs / "fine", modules=experts)
     loratools.merge("experts", "fine", "whole")
-    killed_when(lambda: loratools.merge("experts", "fine", "out", threads=1, progress=ending_after(45)))
+    killed_when(lambda: loratools.merge("experts", "fine", "out", threads=1, progress=ending_after(4)))
     lengths: list[int] = []
     merge_stack = writing.merge_stack
 

@@ -6,6 +6,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from loratools.ops.combine.side_by_side import MethodsReport
+from loratools.report.fields import NOTHING, short
 from loratools.report.rows import Column, Rows
 from loratools.report.text import safe, size
 
@@ -23,7 +24,7 @@ def methods_compared(report: MethodsReport) -> list[RenderableType]:
             columns += [Column(f"gain {i + 1}", gains), Column(f"interference {i + 1}", interferences)]
         columns += [
             Column("error", [_short(outcome.error) for outcome in ran], spare=1),
-            Column("rank", [str(outcome.rank) if outcome.rank is not None else "–" for outcome in ran], spare=2),
+            Column("rank", [str(outcome.rank) if outcome.rank is not None else NOTHING for outcome in ran], spare=2),
             Column("size", [size(outcome.bytes or 0) for outcome in ran], spare=4),
             Column("seconds", [f"{outcome.seconds or 0:.2g}" for outcome in ran], spare=3),
         ]
@@ -37,5 +38,4 @@ def methods_compared(report: MethodsReport) -> list[RenderableType]:
 
 
 def _short(value: float | None) -> str:
-    # Below this it is rounding, and a column of exponents says less than a zero.
-    return "–" if value is None else "0" if abs(value) < 5e-7 else f"{value:.3g}"
+    return NOTHING if value is None else short(value)

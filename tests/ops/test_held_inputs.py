@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,35 +70,50 @@ VERBS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 CASES = [(verb, victim) for verb, (_, victims) in VERBS.items() for victim in victims]
 
 
-class Reads:
-    """Which file each read is of, hashing left out; before read number `at`, `victim` is rewritten, its times kept."""
+class Rewriting:
+    """`victim` is rewritten once, its times kept: when another file is first read after it, or before the last look.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int = -1, victim: Path = Path()) -> None:
-        self.paths: list[str] = []
-        self.rewritten = False
-        self.hashing = False
-        real, digest = system.read_into, held_inputs.fingerprint
+    Of a run in which nothing is rewritten, `after_look` tells what was read after inputs were last looked at.
+
+    How many reads a run makes depends on how its threads meet, so that neither moment is told by their number.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, victim: Path, *, when_opened: bool = False, never: bool = False
+    ) -> None:
+        self.done = never
+        self.after_look: set[Path] = set()
+        self.opened = False
+        self.victim = victim
+        real_read, real_look = system.read_into, held_inputs._HeldInputs.changed
+        lock = threading.Lock()
 
         def read(fd: int, buffer: memoryview, offset: int) -> int:
-            if self.hashing:
-                return real(fd, buffer, offset)
-            if len(self.paths) == at:
-                rewrite(victim)
-                self.rewritten = True
-            self.paths.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
-            return real(fd, buffer, offset)
+            path = Path(f"/proc/self/fd/{fd}").readlink()
+            with lock:
+                self.after_look.add(path)
+                if path == victim:
+                    self.opened = True
+                elif self.opened and when_opened:
+                    self.rewrite()
+            return real_read(fd, buffer, offset)
 
-        def hashed(*args: Any, **kwargs: Any) -> str:
-            self.hashing = True
-            try:
-                return digest(*args, **kwargs)
-            finally:
-                self.hashing = False
+        def look(held: Any) -> list[str]:
+            with lock:
+                self.rewrite()
+            changes = real_look(held)
+            self.after_look.clear()
+            return changes
 
         # A header that was read in an earlier run is kept, and would not be read again in this one.
         monkeypatch.setattr(safetensors_reader, "_last", None)
         monkeypatch.setattr(system, "read_into", read)
-        monkeypatch.setattr(held_inputs, "fingerprint", hashed)
+        monkeypatch.setattr(held_inputs._HeldInputs, "changed", look)
+
+    def rewrite(self) -> None:
+        if not self.done:
+            self.done = True
+            rewrite(self.victim)
 
 
 def rewrite(path: Path) -> None:
@@ -138,24 +154,20 @@ def test_input_rewritten_during_the_run_ends_it(
 ) -> None:
     run = VERBS[verb][0]
     with monkeypatch.context() as patched:
-        seen = Reads(patched)
+        untouched = Rewriting(patched, inputs / victim, never=True)
         run(inputs)
+    assert inputs / victim not in untouched.after_look
     if (inputs / "out").exists():
         (inputs / "out").rename(inputs / "before")
-    # An extraction looks at what it has written when all is done.
-    last = max(i for i, path in enumerate(seen.paths) if not path.startswith(f"{inputs / 'out'}/"))
-    # What is copied inside the kernel is read by nobody here; what is saved was opened before.
-    opened = seen.paths.index(str(inputs / victim)) if str(inputs / victim) in seen.paths and verb != "save" else last
     files.close_inputs()
 
-    # Once when it has just been opened, once before the last read of all.
-    for at in {min(opened + 1, last), last}:
+    for when_opened in (True, False):
         original = (inputs / victim).read_bytes()
         with monkeypatch.context() as patched:
-            rewriting = Reads(patched, at, inputs / victim)
+            rewriting = Rewriting(patched, inputs / victim, when_opened=when_opened)
             with pytest.raises(LoraToolsError) as caught:
                 run(inputs)
-        assert rewriting.rewritten
+        assert rewriting.done
         assert caught.value.exit_code == 5
         assert any(victim in line for line in caught.value.details)
         assert not (inputs / "out").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from loratools.tensors.views import reshaped
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
+AnyRecipe = Recipe | SteppedRecipe
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -35,7 +37,7 @@ class Measured:
             where it was not measured.
     """
 
-    recipe: Recipe | SteppedRecipe | None
+    recipe: AnyRecipe | None
     fit: Fit
     max_error_ratio: float | None
 
@@ -87,15 +89,15 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
 
     deltas = Deltas(output)
     stored = reshaped(merged, output.matrix)
-    usual, *others = known_recipes(len(deltas.adapters), output.dtype)
-    recipe: Recipe | SteppedRecipe | None = usual
+    usual = known_recipes(len(deltas.adapters), output.dtype)[0]
+    recipe: AnyRecipe | None = usual
     sums = Sums(len(deltas.adapters))
     with np.errstate(over="ignore", invalid="ignore"):
         explained = is_merged_again(usual, output, stored, deltas, sample, sums)
         looked_at = sum((stop - start) * output.columns for start, stop in blocks(output, sample))
         if not explained:
             # Further passes, for the few weights that are not as most programs merge.
-            recipe = _other_recipe(others, output, stored, deltas, sample) or stepped_recipe(output, stored, sample)
+            recipe = _other_recipe(output, stored, sample)
             # What is left after a best fit is a small difference of large sums.
             sums = Sums(len(deltas.adapters))
             for _, base, parts, values in _read(output, stored, Deltas(output, "F64"), sample):
@@ -104,32 +106,57 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
     return Measured(recipe, sums.fit(looked_at), _error_ratio(output, stored))
 
 
-def _other_recipe(
-    others: Sequence[Recipe], output: Output, stored: LazyTensor, deltas: Deltas, sample: float
-) -> Recipe | None:
+def recipe_of(programs: Collection[str], output: Output, merged: LazyTensor, *, sample: float) -> AnyRecipe | None:
+    """The first recipe of one of these programs that explains every value; None where none does.
+
+    Args:
+        programs: The programs, as `Recipe.programs` names them.
+        output: What the weight should be, in the dtype that it is stored in.
+        merged: The weight of the merged model, of the same shape.
+        sample: The share of the rows to look at.
+    """
+    import numpy as np
+
+    stored = reshaped(merged, output.matrix)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for computed, recipes in _recipes(output):
+            chosen = [recipe for recipe in recipes if set(recipe.programs(output.dtype)) & set(programs)]
+            if chosen and (recipe := _first_that_explains(chosen, computed, stored, sample)) is not None:
+                return recipe
+        stepped = stepped_recipe(output, stored, sample)
+    return stepped if stepped is not None and set(stepped.programs(output.dtype)) & set(programs) else None
+
+
+def _other_recipe(output: Output, stored: LazyTensor, sample: float) -> AnyRecipe | None:
     """The first recipe but the usual that explains every value; None where none does."""
-    adapters = len(deltas.adapters)
-    scalings = _scales_and_weights(output, deltas.adapters)
-    recipes = list(others)
+    usual = known_recipes(len({update.adapter for update in output.updates}), output.dtype)[0]
+    for computed, recipes in _recipes(output):
+        others = [recipe for recipe in recipes if recipe != usual]
+        if (recipe := _first_that_explains(others, computed, stored, sample)) is not None:
+            return recipe
+    return stepped_recipe(output, stored, sample)
+
+
+def _recipes(output: Output) -> Iterator[tuple[Output, list[Recipe]]]:
+    """All recipes, the usual first, with the output that has the factors that they are given the deltas of."""
+    adapters = tuple(dict.fromkeys(sorted(update.adapter for update in output.updates)))
+    scalings = _scales_and_weights(output, adapters)
+    recipes = list(known_recipes(len(adapters), output.dtype))
     if scalings is not None:
-        scales, weights = scalings
-        recipes += scaling_recipes(scales, weights)
-    recipes += task_recipes(_weights(output, deltas.adapters), output.dtype)
-    if (recipe := _first_that_explains(recipes, output, stored, deltas, sample)) is not None:
-        return recipe
+        recipes += scaling_recipes(*scalings)
+    recipes += task_recipes(_weights(output, adapters), output.dtype)
+    yield output, recipes
     for dtype in ("BF16", "F16"):
         for scaled_b in (False, True):
             rounded = with_factors_in(output, dtype, scaled_b=scaled_b)
             if rounded is None:
                 continue
-            recipes = list(known_recipes(adapters, output.dtype, dtype))
+            recipes = list(known_recipes(len(adapters), output.dtype, dtype))
             if scaled_b:
                 recipes = [replace(recipe, scaled_b=True) for recipe in recipes]
             elif scalings is not None:
                 recipes += scaling_recipes(*scalings, dtype)
-            if (recipe := _first_that_explains(recipes, rounded, stored, Deltas(rounded), sample)) is not None:
-                return recipe
-    return None
+            yield rounded, recipes
 
 
 def _scales_and_weights(output: Output, adapters: Sequence[int]) -> tuple[list[float], list[float]] | None:
@@ -161,11 +188,9 @@ def _read(
         yield start, base, deltas.rows(start, stop, base), read_array(stored, deltas.dtype, start, stop)
 
 
-def _first_that_explains(
-    recipes: Sequence[Recipe], output: Output, stored: LazyTensor, deltas: Deltas, sample: float
-) -> Recipe | None:
+def _first_that_explains(recipes: Sequence[Recipe], output: Output, stored: LazyTensor, sample: float) -> Recipe | None:
     """The first of the recipes that explains every block, found in one pass over all of them."""
-    candidates = list(recipes)
+    candidates, deltas = list(recipes), Deltas(output)
     for start, base, parts, values in _read(output, stored, deltas, sample):
         candidates = [recipe for recipe in candidates if explains(recipe, deltas, start, base, parts, values)]
         if not candidates:

@@ -41,7 +41,7 @@ from loratools.ops.verify.accounting import (
     stray_shards,
 )
 from loratools.ops.verify.diagnosis import Cause, cause_of
-from loratools.ops.verify.measure import Measured, measure
+from loratools.ops.verify.measure import Measured, measure, recipe_of
 from loratools.ops.verify.packed import grid_name, is_alike, measure_packed, packed_weight, same_grid
 from loratools.ops.verify.packed_diagnosis import packed_cause, unknown_grid
 from loratools.ops.verify.recorded import reconstruct, recorded_merge
@@ -355,7 +355,7 @@ def _report(
     sample: float,
 ) -> VerifyReport:
     by_pair = list(zip(accounted.pairs, looked_at, strict=True))
-    adapted = [(pair, one) for pair, one in by_pair if isinstance(one, _Adapted)]
+    adapted = _as_one_program_merges([(pair, one) for pair, one in by_pair if isinstance(one, _Adapted)], sample)
     compared = [(pair, one) for pair, one in by_pair if isinstance(one, _Compared)]
     replaced = [(pair, one) for pair, one in compared if pair.output.touched]
     untouched = [one for pair, one in compared if not pair.output.touched]
@@ -404,6 +404,32 @@ def _merged_by(adapted: Sequence[tuple[Pair, _Adapted]]) -> tuple[str, ...]:
     by_weight = [one.programs for _, one in adapted if one.recipe is not None]
     first = by_weight[0] if by_weight else ()
     return tuple(program for program in first if all(program in programs for programs in by_weight))
+
+
+def _as_one_program_merges(adapted: Sequence[tuple[Pair, _Adapted]], sample: float) -> list[tuple[Pair, _Adapted]]:
+    """The weights with recipes of one program, where one explains them all.
+
+    Several recipes give the values of a small weight, of which only the first was told. Where no program follows the
+    recipes of all weights, those of the recipe with the most values are tried on the weights that have others.
+    """
+    same = list(adapted)
+    recipes = [one.measured.recipe if one.measured is not None else None for _, one in adapted]
+    if _merged_by(adapted) or any(one.recipe is None for _, one in adapted) or None in recipes:
+        return same
+    values: Counter[tuple[str, ...]] = Counter()
+    for pair, one in adapted:
+        values[one.programs] += pair.merged.elements
+    programs = values.most_common(1)[0][0] if values else ()
+    for i, (pair, one) in enumerate(adapted):
+        if set(one.programs) & set(programs):
+            continue
+        output = replace(pair.output, dtype=pair.merged.dtype)
+        recipe = recipe_of(programs, output, pair.merged, sample=sample)
+        if recipe is None or one.measured is None:
+            return list(adapted)
+        measured = replace(one.measured, recipe=recipe)
+        same[i] = pair, _Adapted(measured, _with_training(str(recipe), output), None, recipe.programs(output.dtype))
+    return same
 
 
 def _verdict(findings: Sequence[Finding]) -> Verdict:

@@ -49,7 +49,7 @@ class Replacement:
         tensor: The new values, unread.
         declared: What in the adapter says so: modules_to_save, bias, embedding, tokens, norm (LN tuning); or
             `unlisted`, where only the key does.
-        rows: The numbers of the rows that are replaced; None where the whole weight is.
+        rows: The numbers of the rows that are replaced; None if the whole weight is.
     """
 
     tensor: LazyTensor
@@ -70,15 +70,15 @@ class Adapter:
     Attributes:
         updates: The stored update of each module, sorted by the module's name.
         replacements: Tensors that take the place of whole weights, sorted by the weight's name.
-        format: The format that it was read from; empty where it was made in memory.
-        path: Where it was read from; None where it was made in memory.
-        base_model: The base model that the adapter names; None where it names none.
+        format: The format that it was read from; empty if it was made in memory.
+        path: Where it was read from; None if it was made in memory.
+        base_model: The base model that the adapter names; None if it names none.
         fan_in_fan_out: What the source says of how its base stores square weights: (in, out) if True, (out, in) if
-            False. None where it does not say, or where its kind does not go by it.
+            False. None if it does not say, or where its kind does not go by it.
         layer_replication: Ranges [start, stop) of layers of the base which, in this order, are the layers of the model
-            that was trained. Empty where the layers are those of the base.
-        invocation_tokens: The tokens after which the adapter acts (aLoRA); before them the model is its base. Empty
-            where it acts on every token.
+            that was trained. Empty if the layers are those of the base.
+        invocation_tokens: The tokens after which the adapter acts (aLoRA); before them the model is its base. Empty if
+            it acts on every token.
         base_class: The Python class of the model that was trained, after its module where that is known, such as
             `transformers.models.bert.modeling_bert.BertModel`.
         task_type: The task of the model that was trained as PEFT spells it, such as `SEQ_CLS`.
@@ -88,7 +88,7 @@ class Adapter:
             refuses while there is any.
         initialisation_changed_base: The initialisation that changed the base (PiSSA, OLoRA, ...), whose factors at the
             start have to be subtracted.
-        warnings: What a person should know and what changes nothing.
+        warnings: Warnings that do not change how the source is read.
         stored_names: Whether modules have the names of the file, letter by letter, and not those of diffusers or
             transformers.
         undecided: Why there are no other names than those of the file, where that is so.
@@ -369,7 +369,7 @@ class Adapter:
 
     @property
     def layer_order(self) -> tuple[int, ...]:
-        """For each layer of the deeper model, the layer of the base that it is a copy of; empty where none is."""
+        """For each layer of the deeper model, the layer of the base that it is a copy of; empty if none is."""
         return tuple(i for start, stop in self.layer_replication for i in range(start, stop))
 
     def tensors(self) -> dict[str, LazyTensor]:
@@ -442,8 +442,8 @@ class Adapter:
         """Return the part of the adapter whose names match a glob of `include` and none of `exclude`.
 
         Args:
-            include: Globs over the names of modules and replaced weights; all are taken where there is none.
-            exclude: Globs of what is left out.
+            include: Globs over the names of modules and replaced weights; empty selects all.
+            exclude: Globs of names to leave out.
 
         Raises:
             UsageError: A glob matches nothing, or nothing is left.

@@ -157,7 +157,7 @@ def _argument(
 
 
 def _fault(value: object, hint: Any) -> tuple[str, str | None] | None:
-    """What is expected in place of the value, and advice; None where it is of the type."""
+    """What is expected in place of the value, and advice; None if it is of the type."""
     if _fits(value, hint):
         return None
     choices = [choice for part in _alternatives(hint) if get_origin(part) is Literal for choice in get_args(part)]

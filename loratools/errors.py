@@ -24,7 +24,7 @@ from collections.abc import Sequence
 class LoraToolsError(Exception):
     """What is wrong (`message`), one line per thing concerned (`details`), and what to do (`hint`).
 
-    `defect`: the id of the rule of `checks/` that explains it; None where no rule is about it in particular.
+    `defect`: the id of the rule of `checks/` that explains it; None if no rule is about it in particular.
     """
 
     exit_code = 70

@@ -27,7 +27,7 @@ class BlockType:
         codes: The codes in blocks: (blocks, bytes) -> (blocks, values).
         store_codes: Stores codes in blocks, in place, and leaves their scales.
         scales: A scale for each group of a block: (blocks, bytes) -> (blocks, groups).
-        offsets: The same of what is added; None where there is none.
+        offsets: The same of what is added; None if there is none.
     """
 
     levels: Singles

@@ -44,7 +44,7 @@ class LevelGrid:
         values: What each code means before it is scaled, by code: (codes,). Several codes may mean the same.
         allowed: The codes that may be written; a code of no number is not among them.
         current: The codes that are stored now, in the shape of the rows.
-        scale, zero, offset: One number for each value, or shapes that broadcast to that; None where there is none.
+        scale, zero, offset: One number for each value, or shapes that broadcast to that; None if there is none.
         factor: One more, by which the product with the scale is multiplied.
         dtype: What the value is rounded to; before the offset is added as well.
     """

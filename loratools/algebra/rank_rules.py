@@ -1,7 +1,7 @@
 """Rules that say at which rank to cut a matrix, from singular values of which more may be to come.
 
 A decomposition that is found step by step asks its rule after each step. So a rule is a function of the squares found
-so far, of all that there is in sum, and of whether these are all the squares; it answers None where it needs more.
+so far, of all that there is in sum, and of whether these are all the squares; it answers None if it needs more.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def smallest_rank(s: Tensor, lost: float) -> int:
 
 class RankRule(Protocol):
     def rank(self, squares: Tensor, total: float, *, complete: bool) -> int | None:
-        """Return the rank to cut at, or None where the squares found so far do not tell.
+        """Return the rank to cut at, or None if the squares found so far do not tell.
 
         squares: (k,) float64, descending, of singular values; each at most the true one.
         total: sum of the squares of all singular values. complete: whether there are no others.

@@ -18,10 +18,10 @@ class Charted(Protocol):
     """A report that can be shown as pictures."""
 
     def charts(self) -> tuple[Chart, ...]:
-        """Return the charts of the report, the one that says most first; empty where there is nothing to draw."""
+        """Return the charts of the report, the one that says most first; empty if there is nothing to draw."""
         ...
 
 
 def charts_of(report: object) -> tuple[Chart, ...]:
-    """Return the charts of a report, the one that says most first; empty where there is nothing to draw."""
+    """Return the charts of a report, the one that says most first; empty if there is nothing to draw."""
     return report.charts() if isinstance(report, Charted) else ()

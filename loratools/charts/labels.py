@@ -14,8 +14,7 @@ def labels(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def common_folder(paths: Sequence[str]) -> str:
-    """Return the folders that all of several paths begin with, such as `models/loras/`; empty where there are
-    none."""
+    """Return the folders that all of several paths begin with, such as `models/loras/`; empty if there are none."""
     if len(paths) < 2:
         return ""
     shared = 0

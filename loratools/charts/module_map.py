@@ -74,13 +74,13 @@ def module_map(
     neutral: float | None = None,
     note: str = "",
 ) -> HeatMap | None:
-    """Return the heat map of a number per module; None where fewer than two modules have one.
+    """Return the heat map of a number per module; None if fewer than two modules have one.
 
     Args:
-        numbers: The name of each module, and its number; None where it has none.
+        numbers: The name of each module, and its number; None if it has none.
         title: What is shown.
         unit: What a number is.
-        limits: The ends of the colour scale; from the numbers where it is None.
+        limits: The ends of the colour scale; from the numbers if None.
         neutral: The number from which the others go two ways, in the middle of the colour scale.
         note: How to read it.
     """

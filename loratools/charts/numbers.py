@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[float | None]], limits: tuple[float, float]) -> list[list[str]]:
-    """Return the numbers with as many decimals as their scale asks for; empty where there is none.
+    """Return the numbers with as many decimals as their scale asks for; empty if there is none.
 
     Args:
         rows: The numbers; None or not a number where there is none.

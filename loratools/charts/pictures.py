@@ -19,7 +19,7 @@ class Pictures:
 
     Attributes:
         build: Returns the charts of a report, the one that says most first; none where there is nothing to draw.
-        title: Returns the title of a figure of all of them; empty where each chart says enough.
+        title: Returns the title of a figure of all of them; empty if each chart says enough.
     """
 
     build: Callable[[Any], tuple[Chart, ...]]

@@ -17,7 +17,7 @@ class Section:
     Attributes:
         name: What their names begin with: the part of the model.
         start: The position of the first layer.
-        labels: The numbers of each layer within the section, such as `3` or `0.1`; empty where there are none.
+        labels: The numbers of each layer within the section, such as `3` or `0.1`; empty if there are none.
     """
 
     name: str

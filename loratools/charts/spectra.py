@@ -35,7 +35,7 @@ class Spectrum:
     def rank_for(self, energy: float) -> int | None:
         """Return the smallest rank that keeps this share of the squared norm.
 
-        None where the known values do not reach it, and where there is no change.
+        None if the known values do not reach it, and where there is no change.
         """
         wanted = energy * self.norm**2
         captured = 0.0
@@ -51,7 +51,7 @@ def singular_value_lines(
     spectra: Sequence[Spectrum], *, most: int | None = None, noise_edges: Sequence[float] = ()
 ) -> Lines | None:
     """Return singular values over their number, each module's divided by its largest: the median of all modules with
-    the middle four fifths, and the median of each kind of module. None where no module has two.
+    the middle four fifths, and the median of each kind of module. None if no module has two.
 
     Args:
         spectra: The singular values by module.

@@ -20,12 +20,12 @@ class HeatMap:
         unit: What a number is, with its unit.
         rows: Labels of the rows: of layers in natural order, such as `layers.0`.
         columns: Labels of the columns, such as `q_proj`.
-        values: One tuple per row with a number per column; None where there is none.
+        values: One tuple per row with a number per column; None if there is none.
         diverging: Whether the middle of `limits` is a neutral value, from which numbers go two ways.
         limits: The numbers at the two ends of the colour scale.
         row_label: What the rows are.
         column_label: What the columns are.
-        note: A sentence on how to read it; empty where the title says it all.
+        note: A sentence on how to read it; empty if the title says it all.
     """
 
     title: str
@@ -61,9 +61,9 @@ class Series:
     Attributes:
         name: Its name in the legend.
         xs: Where its points are, ascending.
-        ys: The numbers at these places; None where the line is interrupted.
-        low: The lower edge of the band at these places; empty where there is no band.
-        high: The upper edge of the band; empty where there is no band.
+        ys: The numbers at these places; None if the line is interrupted.
+        low: The lower edge of the band at these places; empty if there is no band.
+        high: The upper edge of the band; empty if there is no band.
         points: Whether its points are measurements of their own, which are marked.
     """
 
@@ -117,7 +117,7 @@ class Lines:
         log_y: Whether the vertical axis is logarithmic.
         marks: Places with a name.
         percent: Whether numbers on the vertical axis are shares, which are spelled as percentages.
-        note: A sentence on how to read it; empty where the title says it all.
+        note: A sentence on how to read it; empty if the title says it all.
     """
 
     title: str
@@ -140,7 +140,7 @@ class BarGroup:
 
     Attributes:
         name: Their name in the legend.
-        values: One number per label; None where there is none.
+        values: One number per label; None if there is none.
     """
 
     name: str
@@ -160,7 +160,7 @@ class Bars:
         labels: The things, such as the names of adapters.
         groups: For each meaning a bar per label.
         label: What the labels are.
-        note: A sentence on how to read it; empty where the title says it all.
+        note: A sentence on how to read it; empty if the title says it all.
     """
 
     title: str

@@ -37,7 +37,7 @@ class WeightFile:
         metadata: The texts in its header.
         header_bytes: Where the values begin, in bytes.
         saved_as: What a result calls the file, which is safetensors whatever the base is, save for a base in GGUF.
-        gguf: The header of the file where it is GGUF, which a result keeps; None where it is not.
+        gguf: The header of the file where it is GGUF, which a result keeps; None if it is not.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Component:
         prefix: What stands before the names of its tensors in the checkpoint and not in its files, such as `unet.`.
         folder: Where a result has its files, relative to the checkpoint, such as `unet/`.
         stem: What a result calls the files where they are cut anew, such as `model`.
-        index: The metadata of its index; None where it has none.
+        index: The metadata of its index; None if it has none.
     """
 
     files: tuple[WeightFile, ...]
@@ -109,13 +109,13 @@ class Checkpoint:
         stored: The tensors on disk by name, in the order of the files.
         weights: The logical tensors by name: the same, unless they are quantised.
         config: The fields of its config.
-        config_file: The file that `config` is from; None where it is from several, one for each component.
+        config_file: The file that `config` is from; None if it is from several, one for each component.
         tied: Weights that are absent on disk because they follow a stored one: `lm_head.weight` -> the embedding.
-        quantisation: How its weights are packed, decided for each; None where all are plain numbers.
+        quantisation: How its weights are packed, decided for each; None if all are plain numbers.
         fixed: Weights that nothing can be added to, and why not.
         side_files: Files that belong to the model and hold no weights.
         left_out: What lies in the folder and is not part of the model, and why.
-        warnings: What a person should know and what changes nothing.
+        warnings: Warnings that do not change how the source is read.
 
     Example:
         >>> import loratools
@@ -150,7 +150,7 @@ class Checkpoint:
 
     @property
     def quantization(self) -> str | None:
-        """The schemes that its weights are packed by; None where the weights are plain numbers."""
+        """The schemes that its weights are packed by; None if the weights are plain numbers."""
         return self.quantisation.name if self.quantisation is not None else None
 
     def require_readable(self) -> None:

@@ -117,7 +117,7 @@ def _components(path: Path) -> list[str]:
 
 
 def _weights(folder: Path) -> Weights | None:
-    """The weights of a component; None where it is one without, as a tokenizer."""
+    """The weights of a component; None if it is one without, as a tokenizer."""
     names = names_in(folder)
     spelling = next((s for s in _SPELLINGS if s.entry_point(names) is not None), None)
     if spelling is not None:

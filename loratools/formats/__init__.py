@@ -87,13 +87,13 @@ def load(
 
     Args:
         path: The file or folder.
-        from_format: One of `list_formats()`; found from the content where it is None.
-        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree. Without it such an adapter
-            has `uncertainties`, and what needs its scale refuses it.
-        base: The model that it is for: its path, opened, or its names and config. Some formats need its names.
+        from_format: One of `list_formats()`; found from the content if None.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree. Without it such an
+            adapter has `uncertainties`, and what needs its scale refuses it.
+        base: The base model: a path, an opened checkpoint, or a `Base`. Some formats need its names.
         stored_names: Keep the names that the file has for modules of image models, letter by letter.
-        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B. Without it, what needs the
-            values of an adapter that may have either asks.
+        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts. Without it, what
+            needs the values of an adapter that may have either asks.
 
     Returns:
         The adapter: a mapping of modules, whose values are read when they are asked for.
@@ -247,17 +247,17 @@ def save(
         out: The folder or file to write, as the format has it.
         format: The format to write, one of `list_formats()`.
         dtype: The dtype of the stored floating-point tensors: float32, bfloat16, float16 or float64. Each keeps its own
-            where it is None.
+            if None.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         inputs: Paths that must not be written over.
-        base: The model that it is for: its path, opened, or its names and config. Some formats need its names.
+        base: The base model: a path, an opened checkpoint, or a `Base`. Some formats need its names.
 
     Returns:
         What a person should know about the result, a text each.
 
     Raises:
         UsageError: There is no such format or dtype.
-        OutputExistsError: `out` exists and is not to be overwritten, or is one of the inputs.
+        OutputExistsError: `out` exists and must not be overwritten, or is one of the inputs.
         UnsupportedError: The format cannot hold the adapter, or its scale is uncertain.
 
     Example:
@@ -335,7 +335,7 @@ def fitted_names(adapter: Adapter, format: str) -> Adapter:
 
 
 def written_suffix(format: str) -> str | None:
-    """What a format writes: `folder`, or the suffix of its one file; None where it is only read."""
+    """What a format writes: `folder`, or the suffix of its one file; None if it is only read."""
     entry = _entry(format)
     return entry.WRITES if hasattr(entry, "write") else None
 

@@ -102,7 +102,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
 
 
 def _replaced(name: str, family: Family | None, *, stored: bool) -> str | None:
-    """What ComfyUI calls the module whose weight is replaced; None where it has none of its own."""
+    """What ComfyUI calls the module whose weight is replaced; None if it has none of its own."""
     module = name.removesuffix(".weight")
     if stored or module.startswith(_PREFIX):
         return module

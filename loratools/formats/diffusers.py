@@ -103,7 +103,7 @@ def unwritable(adapter: Adapter, *, base: Base | None = None) -> Mapping[str, st
 
 
 def _why_not_read(update: Update, layout: Layout, adapter: Adapter) -> str | None:
-    """Why diffusers does not read an update that is no LoRA; None where it does."""
+    """Why diffusers does not read an update that is no LoRA; None if it does."""
     remedy = "'loratools resize' makes LoRA of it"
     if update.kind != "lokr":
         return f"{update.kind}, which diffusers does not read; {remedy}"

@@ -90,7 +90,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
 
 
 def _split(module: str, b: LazyTensor, base: Base | None) -> dict[str, LazyTensor] | None:
-    """B of every part of a fused module; None where it is none, or where it is not known how to cut it."""
+    """B of every part of a fused module; None if it is none, or where it is not known how to cut it."""
     if module.endswith(_FC1) and b.shape[0] % 2 == 0 and base is not None:
         parent, half = module.removesuffix(_FC1), b.shape[0] // 2
         if base.whole_number("intermediate_size") != half:

@@ -159,7 +159,7 @@ def _is_full(source: AdapterSource) -> bool:
 
 
 def _parse(key: str) -> tuple[str, str] | None:
-    """Module and part of a key; None where it is no factor."""
+    """Module and part of a key; None if it is no factor."""
     module, _, part = key.rpartition(".")
     return (module, part) if module and part in ("lora_a", "lora_b") else None
 

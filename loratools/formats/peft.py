@@ -416,7 +416,7 @@ def _token_rows(weight: WholeWeight, tensor: LazyTensor, config: Mapping[str, ob
 
 
 def _declared(weight: WholeWeight, saved: Iterable[str], bias: object) -> str | None:
-    """What declares that a weight is replaced; None where only its key does."""
+    """What declares that a weight is replaced; None if only its key does."""
     if weight.spelling == "modules_to_save" or any(fields.covers(entry, weight.module) for entry in saved):
         return "modules_to_save"
     module, _, leaf = weight.name.rpartition(".")

@@ -108,7 +108,7 @@ def _hugging_face(module: str) -> str | None:
 
 
 def _heads(base: Base | None) -> dict[str, int] | None:
-    """Counts of heads by which rows are interleaved, empty where they are not; None where nobody says."""
+    """Counts of heads by which rows are interleaved, empty if they are not; None if nobody says."""
     if base is None or not base.config:
         return None
     interleaved = _INTERLEAVED.get(base.model_type or "")

@@ -42,11 +42,8 @@ Value: TypeAlias = float | int | str
 class Terms:
     """What the adapters that have a target say of it, in their order.
 
-    name: of the target.
-    factors: the deltas at weight 1, float64, all of one shape, scales folded into b.
-    weights: none is zero.
-    scales: what is folded into b; None where an update is no product of one A and one B.
-    seed: of what is random.
+    name: of the target. factors: the deltas at weight 1, float64, all of one shape, scales folded into b. weights: none
+    is zero. scales: what is folded into b; None if an update is no product of one A and one B. seed: of what is random.
     """
 
     name: str

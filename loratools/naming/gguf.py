@@ -239,14 +239,14 @@ def hf_module(architecture: Architecture, module: str) -> str | None:
 
 
 def gguf_halves(architecture: Architecture, module: str) -> tuple[str, str] | None:
-    """The GGUF names of the two halves of the rows of a Hugging Face module; None where it is no such module."""
+    """The GGUF names of the two halves of the rows of a Hugging Face module; None if it is no such module."""
     first = _renamed(module, {hf: halves[0] for hf, halves in architecture.halves.items()})
     second = _renamed(module, {hf: halves[1] for hf, halves in architecture.halves.items()})
     return None if first is None or second is None else (first, second)
 
 
 def hf_of_half(architecture: Architecture, module: str) -> tuple[str, int] | None:
-    """The Hugging Face module that a GGUF module is a half of, and which; None where it is none."""
+    """The Hugging Face module that a GGUF module is a half of, and which; None if it is none."""
     for half in (0, 1):
         name = _renamed(module, {halves[half]: hf for hf, halves in architecture.halves.items()})
         if name is not None:
@@ -255,7 +255,7 @@ def hf_of_half(architecture: Architecture, module: str) -> tuple[str, int] | Non
 
 
 def architecture_of(model_type: str | None, config: Mapping[str, object]) -> Architecture | None:
-    """The architecture of a model by its config; None where it is not known.
+    """The architecture of a model by its config; None if it is not known.
 
     Granite 4 without layers of Mamba is the architecture of Granite, and names its shared layers otherwise beside
     experts.

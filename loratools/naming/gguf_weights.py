@@ -21,7 +21,7 @@ def is_gguf(shapes: Shapes) -> bool:
 
 
 def model_type_of(config: Mapping[str, object]) -> str | None:
-    """The `model_type` of transformers for the architecture in a GGUF header; None where it is not known.
+    """The `model_type` of transformers for the architecture in a GGUF header; None if it is not known.
 
     Of several with the same names, such as llama and mistral, it is the first; of those with experts, it is mixtral.
     """
@@ -71,7 +71,7 @@ def _names(
 
 
 def heads_of(config: Mapping[str, object]) -> tuple[int, int] | None:
-    """How many heads queries and keys have, by a config of transformers; None where it does not say."""
+    """How many heads queries and keys have, by a config of transformers; None if it does not say."""
     queries = config.get("num_attention_heads", config.get("n_head"))
     keys = config.get("num_key_value_heads")
     if config.get("model_type") == "falcon" and keys is None:
@@ -90,7 +90,7 @@ def _multi_query(config: Mapping[str, object]) -> bool:
 def row_order(
     architecture: Architecture, module: str, heads: tuple[int, int] | None
 ) -> HeadOrder | GroupedHeads | None:
-    """The order in which llama.cpp keeps the rows of a module that it reorders; None where the heads are not known.
+    """The order in which llama.cpp keeps the rows of a module that it reorders; None if the heads are not known.
 
     `module`: the GGUF name without `.weight`.
     """

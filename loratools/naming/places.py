@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """A rectangle: of the matrix of one expert, where the tensor has three axes; all of it where nothing is said."""
+    """A rectangle: of the matrix of one expert, where the tensor has three axes; all of it by default."""
 
     expert: int | None = None
     rows: Span | None = None

@@ -29,9 +29,9 @@ class RemovedRun:
         output: The output that it was made for.
         action: `removed`, or `restored`: it was the old output, and has its name again.
         bytes: What its files took on the disk.
-        started: When the run began, as ISO 8601 in UTC; None where that is not known.
-        process: The id of its process; None where that is not known.
-        host: The name of its machine; None where that is not known.
+        started: When the run began, as ISO 8601 in UTC; None if that is not known.
+        process: The id of its process; None if that is not known.
+        host: The name of its machine; None if that is not known.
         units: How many units of its work were done, which `--resume` could have gone on with.
     """
 

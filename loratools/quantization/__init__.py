@@ -82,7 +82,7 @@ class Quantisation:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Quantisation | None:
-    """How the weights are quantised; None where they are plain numbers and the config claims nothing else.
+    """How the weights are quantised; None if they are plain numbers and the config claims nothing else.
 
     Tensors go before the config. A config that names a scheme of which no tensor shows gives that name, without
     weights: what the tensors then are is not known well enough to compute with them.

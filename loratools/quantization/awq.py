@@ -38,7 +38,7 @@ _BLOCK_VALUES = 1 << 20
 class AwqIntegers:
     """Unsigned integers of 4 bits with a scale and a zero point for each group of inputs.
 
-    group  inputs that share a scale; None where all do
+    group  inputs that share a scale; None if all do
     """
 
     group: int | None

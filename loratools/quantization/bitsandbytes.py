@@ -40,9 +40,8 @@ _MOST_STATE_BYTES = 1 << 16
 class FourBit:
     """Blocks of 4-bit codes with a scale each, over the weight as one row.
 
-    codes   nf4 or fp4
-    group   values that share a scale
-    nested_blocksize, nested_offset   of scales that are quantised themselves; None where they are float32
+    codes   nf4 or fp4 group   values that share a scale nested_blocksize, nested_offset   of scales that are quantised
+    themselves; None if they are float32
     """
 
     codes: str

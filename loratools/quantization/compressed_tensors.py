@@ -38,9 +38,8 @@ _MX_BLOCK = 32
 class PackedIntegers:
     """Signed integers of 1 to 8 bits, packed along the rows.
 
-    bits       bits of one code
-    group      columns that share a scale; None where a row does
-    symmetric  whether zero is always code 0
+    bits       bits of one code group      columns that share a scale; None if a row does symmetric  whether zero is
+    always code 0
     """
 
     bits: int

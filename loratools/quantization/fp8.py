@@ -193,8 +193,9 @@ def _declared_block(config: Mapping[str, object]) -> tuple[int, int] | None:
 
 @cache
 def _block(shape: tuple[int, ...], grid: tuple[int, ...], declared: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns that share a scale, by the shapes of weight and scale; None where one scale is for all, or where
-    the shapes leave it open and the config says nothing."""
+    """Rows and columns that share a scale, by the shapes of weight and scale; None if one scale is for all, or where
+    the shapes leave it open and the config says nothing.
+    """
     if len(shape) < 2 or math.prod(grid) == 1:
         return None
     grid = grid if len(grid) > 1 else (*grid, 1)

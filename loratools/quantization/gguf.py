@@ -134,7 +134,7 @@ def blocks_of(kind: str) -> GgmlBlocks:
 
 
 def packed_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape of the bytes of a tensor in blocks of that type; None where its rows are no whole number of them."""
+    """The shape of the bytes of a tensor in blocks of that type; None if its rows are no whole number of them."""
     values, size = _SIZES[kind]
     return (*shape[:-1], shape[-1] // values * size) if shape and shape[-1] % values == 0 else None
 

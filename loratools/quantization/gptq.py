@@ -37,9 +37,8 @@ _BLOCK_VALUES = 1 << 20
 class GptqIntegers:
     """Unsigned integers with a scale and a zero point for each group of inputs.
 
-    bits            bits of one code
-    group           inputs that share a scale, in whatever order they were taken; None where all do
-    zeros_less_one  whether zero points are stored less one (the first format)
+    bits            bits of one code group           inputs that share a scale, in whatever order they were taken; None
+    if all do zeros_less_one  whether zero points are stored less one (the first format)
     """
 
     bits: int

@@ -27,7 +27,7 @@ def listing_tables(report: ListReport, columns: Sequence[str] | None) -> list[Re
 
     Args:
         report: The list.
-        columns: Names of the columns; the usual ones that say something where it is None.
+        columns: Names of the columns; the usual ones that say something if None.
     """
     blocks: list[RenderableType] = []
     folder = common_folder([adapter.path for adapter in report.adapters])
@@ -58,7 +58,7 @@ def _table(adapters: Sequence[ListedAdapter], columns: Sequence[str] | None, fol
 
 
 def _cell(adapter: ListedAdapter, column: str, folder: str) -> str:
-    """A cell as text; empty where there is nothing to say."""
+    """A cell as text; empty if there is nothing to say."""
     if column == "name":
         return safe(adapter.path[len(folder) :] if folder else adapter.name)
     if column == "kind" and adapter.error is not None:

@@ -124,7 +124,7 @@ def gguf_step(plan: MergePlan, out: Path) -> str | None:
         out: Where its result goes.
 
     Returns:
-        The command; None where llama.cpp's conversion does not take the result: it is no folder with a tokenizer, its
+        The command; None if llama.cpp's conversion does not take the result: it is no folder with a tokenizer, its
         weights are quantised, it has weights that the base has not got, or the conversion does not know such a model.
     """
     model_type = plan.base.config.get("model_type")
@@ -143,7 +143,7 @@ def summary(report: MergeReport, *, next_step: str | None = None) -> list[Render
 
     Args:
         report: What was merged.
-        next_step: A command that makes a GGUF file of the result; not mentioned where it is None.
+        next_step: A command that makes a GGUF file of the result; not mentioned if None.
     """
     next_row = [("next", f"for llama.cpp: {next_step}")] if next_step is not None else []
     facts = pairs([*merge_facts(report), *next_row])

@@ -39,7 +39,7 @@ class HeaderColumns(NamedTuple):
         shapes: The shapes.
         begins: Where the bytes begin, from the end of the header on.
         sizes: How many bytes there are, which is what dtype and shape need.
-        metadata: The value of `__metadata__`, unchecked; None where there is none.
+        metadata: The value of `__metadata__`, unchecked; None if there is none.
     """
 
     names: list[str]

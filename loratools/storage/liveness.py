@@ -28,7 +28,7 @@ def is_alive(folder: Path, head: RunHead | None) -> bool:
 
 
 def _is_held(folder: Path) -> bool | None:
-    """Whether somebody has the lock of the folder or of its journal; None where locks say nothing here."""
+    """Whether somebody has the lock of the folder or of its journal; None if locks say nothing here."""
     descriptors: list[int] = []
     try:
         first = system.lock_folder(folder)

@@ -29,7 +29,7 @@ def real_path_of(out: Path) -> Path:
 
 
 def stat_or_none(path: Path) -> os.stat_result | None:
-    """What is there, links followed; None where nothing is. Raises MachineError where it cannot be looked at."""
+    """What is there, links followed; None if nothing is. Raises MachineError where it cannot be looked at."""
     try:
         return system.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -67,7 +67,7 @@ def write_record(folder: Path, *, sha256_of: Mapping[str, str] | None = None, sa
 
 
 def recorded_files(folder: Path) -> Mapping[str, Mapping[str, object]] | None:
-    """The manifest of a folder: what is recorded of each file, by its name; None where it has no record.
+    """The manifest of a folder: what is recorded of each file, by its name; None if it has no record.
 
     Raises:
         MachineError: the disk failed, or there is no permission.
@@ -85,7 +85,7 @@ def recorded_files(folder: Path) -> Mapping[str, Mapping[str, object]] | None:
 def owned_files(folder: Path) -> frozenset[str] | None:
     """Names, relative and with forward slashes, of the files that are still as loratools wrote them, the record too.
 
-    None where the folder has no record.
+    None if the folder has no record.
 
     Raises:
         MachineError: the disk failed, or there is no permission; OSError where the call names no file.

@@ -40,7 +40,7 @@ class Resumable:
     """A run whose finished work can be kept for another one.
 
     Attributes:
-        plan: What it is to do; None where that is noted in the journal later, before any unit is.
+        plan: What it is to do; None if that is noted in the journal later, before any unit is.
         resume: Whether to go on with a killed run of the same plan, which has to be given then.
     """
 
@@ -67,7 +67,7 @@ def abandoned_runs(real: Path) -> list[AbandonedRun]:
 
 
 def run_to_resume(out: Path, real: Path, plan: RunPlan) -> AbandonedRun | None:
-    """The dead run of the same plan that got furthest; None where no killed run has left anything.
+    """The dead run of the same plan that got furthest; None if no killed run has left anything.
 
     Raises:
         ChangedInputError: the inputs are not those of the killed run.

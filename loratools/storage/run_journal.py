@@ -46,7 +46,7 @@ class RunHead:
 
     @classmethod
     def of(cls, document: object) -> RunHead | None:
-        """The head in a line; None where it is none of ours."""
+        """The head in a line; None if it is none of ours."""
         match document:
             case {
                 "output": str(output), "inside": bool(inside), "process": int(process), "space": str(space),
@@ -74,7 +74,7 @@ class RecordedRun:
 
 
 def read_journal(folder: Path) -> RecordedRun | None:
-    """What the journal in a folder says; None where there is none of ours.
+    """What the journal in a folder says; None if there is none of ours.
 
     Raises:
         OSError: it cannot be read.

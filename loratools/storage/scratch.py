@@ -56,7 +56,7 @@ class WorkStore(Protocol):
         """Set the tensors of a unit aside; return the same tensors, by the same names."""
 
     def finished(self, unit: str) -> FinishedUnit | None:
-        """What a killed run has done of a unit; None where it must be done."""
+        """What a killed run has done of a unit; None if it must be done."""
 
 
 class MemoryStore:
@@ -106,7 +106,7 @@ class Scratch:
         return noted.tensors(self._folder)
 
     def finished(self, unit: str) -> FinishedUnit | None:
-        """What a killed run has done of a unit, read back and compared with its checksum; None where it must be done.
+        """What a killed run has done of a unit, read back and compared with its checksum; None if it must be done.
 
         Raises:
             MachineError: the disk failed.
@@ -201,7 +201,7 @@ class _NotedUnit:
 
     @classmethod
     def of(cls, line: object) -> _NotedUnit | None:
-        """What a line is about; None where it is not as we write it."""
+        """What a line is about; None if it is not as we write it."""
         match line:
             case {
                 "file": str() | None as file, "bytes": int(nbytes), "checksum": str(checksum),

@@ -24,7 +24,7 @@ _PICKLE = "convert it to safetensors: loratools convert, under its right name (.
 
 
 def describe(source: Path | bytes) -> Sniffed | None:
-    """What the file, or the file with these first bytes, is, with what to do about it; None where nothing is known."""
+    """What the file, or the file with these first bytes, is, with what to do about it; None if nothing is known."""
     if isinstance(source, Path):
         file = identify(source)
         source = read_bytes(ByteRange(file, 0, min(file.size, ENOUGH)))

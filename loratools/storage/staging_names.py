@@ -36,7 +36,7 @@ def process_space() -> str:
 
 
 def output_in_name(name: str) -> str | None:
-    """The name of the output, possibly cut, in the name of a hidden folder; None where it is the name of none."""
+    """The name of the output, possibly cut, in the name of a hidden folder; None if it is the name of none."""
     match = _NAME.fullmatch(name)
     return match["output"] if match else None
 

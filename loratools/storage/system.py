@@ -247,7 +247,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def lock_folder(path: Path) -> int | None:
-    """Hold the folder until the returned descriptor is closed; None where this system has no such locks.
+    """Hold the folder until the returned descriptor is closed; None if this system has no such locks.
 
     Raises:
         BlockingIOError: another process holds it.

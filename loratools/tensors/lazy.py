@@ -84,7 +84,7 @@ class LazyTensor:
 
     @property
     def location(self) -> ByteRange | None:
-        """The bytes of a file that are exactly the values; None where there are none."""
+        """The bytes of a file that are exactly the values; None if there are none."""
         return self.source.location
 
     def read(self) -> Tensor:

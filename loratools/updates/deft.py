@@ -31,9 +31,9 @@ class DEFT(UpdateDefaults):
 
     Attributes:
         p: The directions P, unread: (out, rank).
-        r: What replaces them, unread: (rank, in). None where nothing does (PaRa).
+        r: What replaces them, unread: (rank, in). None if nothing does (PaRa).
         method: How Q and F are made from P: `qr` or `relu`.
-        alpha: The number that the scale of R is made of; None where there is no R.
+        alpha: The number that the scale of R is made of; None if there is no R.
         alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
     """
 

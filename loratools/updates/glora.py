@@ -37,7 +37,7 @@ class GLoRA(NoAlpha):
     Attributes:
         multiplied: The parts of A: `{"Xd": (out, rank), "Xu": (rank, in)}`, `{"X": (out, 1)}`, `{"X": (1,)}`, or empty.
         added: The parts of B, in the same forms.
-        sizes: Outputs and inputs of the layer, None where none of the five paths says.
+        sizes: Outputs and inputs of the layer, None if none of the five paths says.
     """
 
     kind: ClassVar[str] = "glora"
@@ -100,7 +100,7 @@ class GLoRABias(NoAlpha):
         multiplied: The part D: `{"X": (out,)}`, `{"X": (1,)}`, or empty.
         added: The part E, in the same forms.
         through: The part C, which is multiplied with the weight: (in, 1), or a product that makes it; or empty.
-        weight: The unmodified weight of the same layer, which C needs; None where it is not at hand.
+        weight: The unmodified weight of the same layer, which C needs; None if it is not at hand.
     """
 
     kind: ClassVar[str] = "glora"

@@ -34,8 +34,8 @@ class GraLoRA(LowRank):
         b: The factors B of the blocks, unread: (k, r, out / k).
         alpha: The number that the scale is made of, as stored.
         alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
-        hybrid_a: The factor A of the plain LoRA, unread: (hybrid rank, in). None where there is none.
-        hybrid_b: The factor B of the plain LoRA, unread: (out, hybrid rank). None where there is none.
+        hybrid_a: The factor A of the plain LoRA, unread: (hybrid rank, in). None if there is none.
+        hybrid_b: The factor B of the plain LoRA, unread: (out, hybrid rank). None if there is none.
     """
 
     kind: ClassVar[str] = "gralora"

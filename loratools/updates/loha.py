@@ -44,10 +44,10 @@ class LoHa(UpdateDefaults):
         w2_b: The right factor of the second matrix, in the same forms.
         alpha: The number that the scale is made of, as stored.
         alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
-        t1: The core of the first matrix, unread: (rank, rank, *kernel). None where there is none.
+        t1: The core of the first matrix, unread: (rank, rank, *kernel). None if there is none.
         t2: The core of the second matrix, in the same form.
         magnitude: The magnitude of DoRA: one number for each output, or for each input where `magnitude_of` is `in`.
-            None where there is none.
+            None if there is none.
         magnitude_of: out, or in (LyCORIS before 3.2).
     """
 

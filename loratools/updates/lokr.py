@@ -58,7 +58,7 @@ class LoKr(UpdateDefaults):
         unscaled: Whether alpha does not count, as both matrices are stored without factors.
         interleaved: Whether W2 is (b, d, kernel) of a Conv1d in PEFT, which takes its Kronecker product with (1, a, c).
         magnitude: The magnitude of DoRA: one number for each output, or for each input where `magnitude_of` is `in`.
-            None where there is none.
+            None if there is none.
         magnitude_of: out, or in (LyCORIS before 3.2).
     """
 
@@ -137,7 +137,7 @@ class LoKr(UpdateDefaults):
     def factors(self) -> Factors | None:
         """Return the factors of the delta.
 
-        `kron(B1, B2) @ kron(A1, A2)`, with an identity for a matrix that is whole; None where both are.
+        `kron(B1, B2) @ kron(A1, A2)`, with an identity for a matrix that is whole; None if both are.
         """
         import numpy as np
         import torch

@@ -38,8 +38,8 @@ class LoRA(UpdateDefaults):
         alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
         rslora: Whether the scale is alpha / sqrt(rank) and not alpha / rank.
         embedding: Whether a is (rank, tokens) and b is (width, rank), for a weight stored as (tokens, width).
-        mid: A core between the factors, (rank, rank, *kernel), for `a: (rank, in, 1...)`:
-            `dW[o, i, k] = b[o, p] mid[p, q, k] a[q, i]`. None where there is none.
+        mid: A core between the factors, (rank, rank, *kernel), for `a: (rank, in, 1...)`: `dW[o, i, k] = b[o, p] mid[p,
+            q, k] a[q, i]`. None if there is none.
         magnitude: The magnitude of DoRA: one number for each output, or for each input where `magnitude_of` is `in`.
         magnitude_of: out, or in (LyCORIS before 3.2).
     """

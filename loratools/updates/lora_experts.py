@@ -46,8 +46,8 @@ class LoRAExperts(UpdateDefaults):
         alpha: The number that the scale is made of, as stored.
         alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
         rslora: Whether the scale is alpha / sqrt(rank) and not alpha / rank.
-        packing: How the experts' columns of B lie. None where the file may have either, and what needs the values asks.
-        orientation: How the weight of an expert is stored. None where nothing says it, and square experts are refused.
+        packing: How the experts' columns of B lie. None if the file may have either, and what needs the values asks.
+        orientation: How the weight of an expert is stored. None if nothing says it, and square experts are refused.
     """
 
     kind: ClassVar[str] = "lora-experts"

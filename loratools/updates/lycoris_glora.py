@@ -37,7 +37,7 @@ class LycorisGLoRA(UpdateDefaults):
         b2: The right factor of B, unread: (rank, in, *kernel), or (rank, in) where there is a core.
         alpha: The number that the scale is made of, as stored.
         alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
-        core: The core between the factors of B, unread: (rank, rank, *kernel). None where there is none.
+        core: The core between the factors of B, unread: (rank, rank, *kernel). None if there is none.
     """
 
     kind: ClassVar[str] = "lycoris-glora"

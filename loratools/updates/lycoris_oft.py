@@ -31,7 +31,7 @@ class LycorisOFT(NoAlpha):
 
     Attributes:
         blocks: Entries of the rotations, unread: (count, size, size), or (stages, count, size, size) of BOFT.
-        rescale: One factor for each output, unread; None where outputs are not scaled.
+        rescale: One factor for each output, unread; None if outputs are not scaled.
         constraint: The bound of the norm of Q, divided by the number of outputs; 0 where there is none.
     """
 

@@ -52,8 +52,8 @@ class OFT(NoAlpha):
         skew: The entries of Q above the diagonal, row by row, unread: (blocks, size (size - 1) / 2).
         terms: Terms of the series that is taken for Cayley's map; None for the map itself, which PEFT takes of -Q.
         old_series: Whether the last term counts twice as well, as it did before PEFT 0.18.
-        most: The norm that Q of a block is cut down to, times the root of the number of blocks (COFT); None where there
-            is no bound.
+        most: The norm that Q of a block is cut down to, times the root of the number of blocks (COFT); None if there is
+            no bound.
         embedding: Whether it is of a weight (tokens, width), whose outputs are rotated and not its inputs.
         shared: Whether there is one block, which is repeated.
         rooted: Whether the entries are divided by the root of their number in a block (OneTrainer's scaled OFT).

@@ -33,7 +33,7 @@ class SHiRA(NoAlpha):
     Attributes:
         values: The values, unread: (n,). Values at the same place add up.
         places: Their rows and columns, unread: (2, n).
-        rank: The rank of a LoRA with as many numbers: n is `rank * (in + out)`. None where it is not known.
+        rank: The rank of a LoRA with as many numbers: n is `rank * (in + out)`. None if it is not known.
     """
 
     kind: ClassVar[str] = "shira"

@@ -32,9 +32,9 @@ class SuperTuning(UpdateDefaults):
     Attributes:
         values: The values, unread: (n,).
         places: Their places in the weight read row by row, unread: (n,).
-        a: The factor A of the LoRA, unread: (rank, in). None where there is none.
-        b: The factor B of the LoRA, unread: (out, rank). None where there is none.
-        alpha: The number that the scale of the LoRA is made of; None where there is none.
+        a: The factor A of the LoRA, unread: (rank, in). None if there is none.
+        b: The factor B of the LoRA, unread: (out, rank). None if there is none.
+        alpha: The number that the scale of the LoRA is made of; None if there is none.
         alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
     """
 

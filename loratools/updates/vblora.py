@@ -42,9 +42,9 @@ class Mixtures:
 
     Attributes:
         topk: How many vectors of the bank a piece is mixed of.
-        logits: The logits, unread: (m, n, vectors). None where the choice is stored.
-        chosen: Numbers of the chosen vectors, unread: (m, n, topk). None where logits are stored.
-        weights: All weights of the chosen vectors but the last, unread: (m, n, topk - 1). None where logits are stored.
+        logits: The logits, unread: (m, n, vectors). None if the choice is stored.
+        chosen: Numbers of the chosen vectors, unread: (m, n, topk). None if logits are stored.
+        weights: All weights of the chosen vectors but the last, unread: (m, n, topk - 1). None if logits are stored.
     """
 
     topk: int

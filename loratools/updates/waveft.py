@@ -38,7 +38,7 @@ class WaveFT(DrawnSpectrum):
     """A WaveFT update: one level of the inverse wavelet transform of a sparse spectrum.
 
     Attributes:
-        wavelet: The wavelet by the name that PyWavelets gives it; None where S itself is the delta.
+        wavelet: The wavelet by the name that PyWavelets gives it; None if S itself is the delta.
     """
 
     kind: ClassVar[str] = "waveft"

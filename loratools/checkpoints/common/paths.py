@@ -16,7 +16,7 @@ _MAX_NAME = 255
 
 
 def fault_of(name: str, suffix: str = ".safetensors") -> str | None:
-    """What keeps a name in an index from being the plain name of a file of weights; None where nothing does."""
+    """What keeps a name in an index from being the plain name of a file of weights; None if nothing does."""
     if not name:
         return "is empty"
     if len(name.encode("utf-8", "replace")) > _MAX_NAME:

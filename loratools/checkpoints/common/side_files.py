@@ -117,7 +117,7 @@ def sort_out(
 
 
 def why_left_out(name: str) -> str | None:
-    """Why a file of this name does not come along; None where it does."""
+    """Why a file of this name does not come along; None if it does."""
     lower = name.lower()
     why = next((why for glob, why in _LEFT_OUT if fnmatchcase(lower, glob)), None)
     if why is not None:

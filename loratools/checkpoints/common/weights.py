@@ -148,7 +148,7 @@ def read_single_file(path: Path, spelling: Spelling) -> Weights:
 
 
 def read_config(folder: Path, name: str = "config.json") -> Mapping[str, object]:
-    """The config beside the weights; empty where there is none."""
+    """The config beside the weights; empty if there is none."""
     if not is_there(folder / name):
         return {}
     refuse_ways_out([name], folder)

@@ -12,11 +12,11 @@ class MeasuredModule(NamedTuple):
         non_finite: How many of its stored values are NaN or infinite.
         subnormal_share: The share of its stored values other than 0 that are below the smallest normal number of their
             dtype, where they are rounded coarsely and where some devices take them for 0.
-        rank: The rank that it is stored with; None where its kind has none.
-        numerical_rank: How many of its singular values are above the noise of rounding; None where it has no factors.
-        norm: The Frobenius norm of the delta, scale included; None where it has no factors, or values not finite.
+        rank: The rank that it is stored with; None if its kind has none.
+        numerical_rank: How many of its singular values are above the noise of rounding; None if it has no factors.
+        norm: The Frobenius norm of the delta, scale included; None if it has no factors, or values not finite.
         size: How many entries the delta has.
-        rows: How many rows B has; None where it has no factors.
+        rows: How many rows B has; None if it has no factors.
         zero_rows: How many of these are exact zeros.
     """
 

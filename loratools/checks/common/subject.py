@@ -26,16 +26,16 @@ class Subject:
 
     Attributes:
         path: Where it is.
-        source: The opened adapter, headers only; None where it could not be opened, and of a checkpoint.
-        adapter: What a format reads from it; None where none could.
+        source: The opened adapter, headers only; None if it could not be opened, and of a checkpoint.
+        adapter: What a format reads from it; None if none could.
         checkpoint: The opened model, where it is no adapter.
-        error: Why it could not be opened or read; None where it could.
+        error: Why it could not be opened or read; None if it could.
         base: What is known of the model that it is for, where a person has given one.
         program: The program that is to load it, where a person has named one.
-        modules: What the values of each update say; None where they were not read.
+        modules: What the values of each update say; None if they were not read.
         gains: For each module that was compared with the base, the share of its update that is left once the sum is
-            rounded to the base's dtype; None where it was not computed.
-        tensors: How many values of each other tensor are NaN or infinite; None where they were not read.
+            rounded to the base's dtype; None if it was not computed.
+        tensors: How many values of each other tensor are NaN or infinite; None if they were not read.
         twins: Other adapters of the same run with the same update, up to rounding.
         explained: Whether a rule has said already why it could not be read.
     """
@@ -55,7 +55,7 @@ class Subject:
 
     @cached_property
     def config(self) -> Mapping[str, object]:
-        """The fields of `adapter_config.json` where it is surely this adapter's; empty where there is none."""
+        """The fields of `adapter_config.json` where it is surely this adapter's; empty if there is none."""
         if self.source is None or self.source.config is None or not self.source.config_belongs_to_file:
             return {}
         return self.source.config
@@ -80,7 +80,7 @@ class Subject:
 
     @cached_property
     def fit(self) -> Matches | LoraToolsError | None:
-        """Where the names of the adapter go in the base, or why that is not clear; None where no base has names."""
+        """Where the names of the adapter go in the base, or why that is not clear; None if no base has names."""
         base, adapter = self.base, self.adapter
         if adapter is None or base is None or not base.shapes:
             return None

@@ -105,8 +105,8 @@ class Output(NamedTuple):
     def progress(self, total: int | None, description: str, *, files: bool = False) -> Iterator[ProgressBar | None]:
         """A bar of bytes with rate and time left, on a terminal; yields what to call with the bytes just done.
 
-        `total`: None where the verb itself will tell, once it has read the headers. `files`: it counts files.
-        Yields None where there is nobody to watch: a pipe, a file, `-q`.
+        `total`: None if the verb itself will tell, once it has read the headers. `files`: it counts files. Yields None
+        if there is nobody to watch: a pipe, a file, `-q`.
         """
         if self.quiet or not animated(sys.stderr):
             yield None

@@ -12,9 +12,9 @@ class Base:
     """What is known of a base model without its values: names, shapes and config.
 
     Attributes:
-        shapes: The shape of each weight by name; empty where only the config was given.
+        shapes: The shape of each weight by name; empty if only the config was given.
         config: The fields of its config.json.
-        path: Where it is; None where it was not opened.
+        path: Where it is; None if it was not opened.
         family: The name of an image model's family, where that is all that was given.
     """
 

@@ -74,7 +74,7 @@ class Description(NamedTuple):
 
 
 def describe(metadata: Mapping[str, str]) -> Description | None:
-    """Return what the metadata of a file says about the adapter in it; None where it says nothing of this.
+    """Return what the metadata of a file says about the adapter in it; None if it says nothing of this.
 
     Example:
         >>> describe({"modelspec.title": "Ink", "ss_steps": "1800", "ss_resolution": "(768, 1024)"}).resolution
@@ -97,7 +97,7 @@ def describe(metadata: Mapping[str, str]) -> Description | None:
 
 
 def _text(metadata: Mapping[str, str], *keys: str) -> str | None:
-    """The first that says something; sd-scripts writes None where nothing was given."""
+    """The first that says something; sd-scripts writes None if nothing was given."""
     texts = (metadata.get(key, "").strip() for key in keys)
     return next((text for text in texts if text and text != "None"), None)
 
@@ -108,7 +108,7 @@ def _number(metadata: Mapping[str, str], *keys: str) -> int | None:
 
 
 def _json(metadata: Mapping[str, str], key: str) -> Mapping[str, object]:
-    """The object that a value is the text of; empty where it is not one."""
+    """The object that a value is the text of; empty if it is not one."""
     from loratools.storage.json_file import parse_json
 
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def known_base(base: str | Path | Checkpoint | Base | None) -> Base | None:
-    """What is known of a model that is given by its path, opened, or as names and config; None where none is given.
+    """What is known of a model that is given by its path, opened, or as names and config; None if none is given.
 
     Raises:
         UsageError: there is nothing at the path.

@@ -24,7 +24,7 @@ _Number = TypeVar("_Number", int, float)
 def at_scale(name: str, update: LoRA, scale: float, dtype: str | None = None) -> LoRA:
     """The update with `alpha = scale * rank`, plain: what its own scale differs by is folded into B.
 
-    dtype: of the result's B where it changes; its own where it is None.
+    dtype: of the result's B where it changes; its own if None.
     """
     present_scale = update.scale
     if present_scale == scale:

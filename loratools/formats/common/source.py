@@ -50,12 +50,12 @@ class AdapterSource:
     """An opened adapter.
 
     `container`: safetensors, pickle, npz or gguf. `metadata`: the texts of a safetensors header. `other`: what else
-    there is besides tensors: entries of a pickle (None where they were not read), keys of a GGUF header.
-    `packed`: tensors of a GGUF file in a quantised type that is not decoded, with the type. `base`: what is known of
-    the model it is for, where a person has given it. `stored_names`: whether modules of image models keep the names
-    that the file has for them (`Adapter.stored_names`). `leave_out`: tensors that are no reason to refuse the adapter.
-    `companions`: files with tensors beside it, which may be a part of what was trained
-    (`formats/common/companions.py`). `wrappers`: how many names had a wrapper of training in them, by its tool.
+    there is besides tensors: entries of a pickle (None if they were not read), keys of a GGUF header. `packed`: tensors
+    of a GGUF file in a quantised type that is not decoded, with the type. `base`: what is known of the model it is for,
+    where a person has given it. `stored_names`: whether modules of image models keep the names that the file has for
+    them (`Adapter.stored_names`). `leave_out`: tensors that are no reason to refuse the adapter. `companions`: files
+    with tensors beside it, which may be a part of what was trained (`formats/common/companions.py`). `wrappers`: how
+    many names had a wrapper of training in them, by its tool.
     """
 
     path: Path

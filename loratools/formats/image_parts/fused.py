@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Update] | None:
-    """The update of each module that `place` means; None where this one cannot be cut.
+    """The update of each module that `place` means; None if this one cannot be cut.
 
     columns: inputs of the module; also of the one that the update of a bias belongs to.
     """
@@ -56,7 +56,7 @@ def apart(update: Update, place: Place, *, columns: int | None) -> dict[str, Upd
 
 
 def why_not_fused(parts: Mapping[str, Mapping[str, Update]], place: Place) -> str | None:
-    """Why the updates of weights and biases of these parts cannot become one; None where they can."""
+    """Why the updates of weights and biases of these parts cannot become one; None if they can."""
     weights = [updates["weight"] for updates in parts.values() if "weight" in updates]
     loras = [lora for u in weights if (lora := u.as_lora()) is not None]
     biases = [updates["bias"] for updates in parts.values() if "bias" in updates]
@@ -75,7 +75,7 @@ def why_not_fused(parts: Mapping[str, Mapping[str, Update]], place: Place) -> st
 
 
 def _why_not_stacked(weights: Sequence[Update], count: int, place: Place) -> str | None:
-    """Why these parts, not all of them LoRA, cannot become one update of their own kind; None where they can."""
+    """Why these parts, not all of them LoRA, cannot become one update of their own kind; None if they can."""
     kinds = sorted({u.kind for u in weights})
     if len(kinds) > 1 or len(weights) < count:
         return "parts of a fused module of several kinds"
@@ -128,7 +128,7 @@ def fused(members: Mapping[str, LoRA], place: Place, missing: Sequence[int | Non
 
 
 def swapped_back(update: Update, place: Place, *, columns: int | None) -> Update | None:
-    """As the original has it, where its halves stand in another order; None where the kind has no halves."""
+    """As the original has it, where its halves stand in another order; None if the kind has no halves."""
     return _in_other_order(update, place, columns)
 
 

@@ -74,7 +74,7 @@ def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
 
 
 def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:
-    """Its tensors by the suffixes of LyCORIS, and alpha not among them; None where it has no such spelling."""
+    """Its tensors by the suffixes of LyCORIS, and alpha not among them; None if it has no such spelling."""
     spelled = {part: suffix for kind in ("any", update.kind) for suffix, part in KINDS.get(kind, {}).items()}
     # `.weight` of IA3 is no sign of a kind, so that KINDS has no entry for it.
     spelled |= {"magnitude": ".dora_scale", "weight": ".weight"}
@@ -85,7 +85,7 @@ def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:
 
 
 def _file_of(kind: str) -> LycorisKind | None:
-    """The file that makes updates of what LyCORIS and its like store for a kind; None where there is none."""
+    """The file that makes updates of what LyCORIS and its like store for a kind; None if there is none."""
     return lycoris_kind(_FILES.get(kind, kind))
 
 

@@ -23,7 +23,7 @@ def network_texts(texts: Mapping[str, str], adapter: Adapter) -> dict[str, str]:
         adapter: as it is to be written; of other kinds than LoRA nothing is known, and nothing changed.
 
     Returns:
-        New texts by name; empty where all still hold.
+        New texts by name; empty if all still hold.
     """
     loras = [lora for update in adapter.updates.values() if (lora := update.as_lora()) is not None]
     kernels = [u for u in loras if u.mid is not None or any(size > 1 for size in u.a.shape[2:])]

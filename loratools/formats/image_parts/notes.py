@@ -15,7 +15,7 @@ NOTES = "image"
 
 
 class Described(NamedTuple):
-    """What an image adapter is for, and what its header says; None where that is not known."""
+    """What an image adapter is for, and what its header says; None if that is not known."""
 
     family: str | None = None
     description: Description | None = None

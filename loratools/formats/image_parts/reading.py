@@ -227,7 +227,7 @@ def _denoiser(
 
 
 def given_base(base: Base | None) -> GivenBase | None:
-    """The family of the model that a person has named, with its modules; None where none that is known here is named.
+    """The family of the model that a person has named, with its modules; None if none that is known here is named.
 
     Args:
         base: what is known of the model: its names and shapes, its config, or the name of its family.

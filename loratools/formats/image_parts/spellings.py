@@ -109,7 +109,7 @@ class Module:
 # Each format that looks at a file asks of its keys, and files of a kind have the same keys.
 @lru_cache(maxsize=1 << 14)
 def split(key: str) -> tuple[str, str, str] | None:
-    """Module, kind and part of a key; None where no spelling of a part ends it."""
+    """Module, kind and part of a key; None if no spelling of a part ends it."""
     # Asked at once of keys that end as none of them does: nearly every key of a model.
     if key.rpartition(".")[2] not in _LAST_PARTS or not key.endswith(_LONGEST):
         return None

@@ -79,7 +79,7 @@ class Written:
 
     @property
     def lora(self) -> LoRA | None:
-        """The update of its weight as a pair of factors; None where it is none."""
+        """The update of its weight as a pair of factors; None if it is none."""
         return None if self.weight is None else self.weight.as_lora()
 
 
@@ -278,7 +278,7 @@ def _targets(part: str, members: Mapping[str, Mapping[str, Update]]) -> list[str
 
 
 def _in_published_order(part: str, back: Fused, updates: Mapping[str, Update]) -> Written | None:
-    """The module with its outputs in the order of the model as it was published; None where its kind has no halves."""
+    """The module with its outputs in the order of the model as it was published; None if its kind has no halves."""
     written = _written(part, back.name, updates)
     columns = None if written.weight is None or len(written.weight.shape) < 2 else written.weight.shape[1]
     if written.weight is not None:

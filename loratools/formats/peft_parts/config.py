@@ -27,7 +27,7 @@ _MOST_LAYERS = 100_000
 
 @dataclass(frozen=True)
 class Field:
-    """What a field means, and for which values the adapter cannot be read; `refused` is None where it can for all."""
+    """What a field means, and for which values the adapter cannot be read; `refused` is None if it can for all."""
 
     meaning: str
     refused: Callable[[object], bool] | None = None
@@ -179,7 +179,7 @@ def shown_value(value: object) -> str:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The fields that the scale is made of. `alpha` is None where the config says nothing.
+    """The fields that the scale is made of. `alpha` is None if the config says nothing.
 
     An alpha of 0 is read as it is: PEFT trains and changes nothing with it, so that whoever wrote it did not know it.
     """
@@ -252,7 +252,7 @@ def scaling(config: Mapping[str, object]) -> Scaling:
 
 
 def fan_in_fan_out(config: Mapping[str, object]) -> bool | None:
-    """What the config says of how the base stores square weights; None where it does not say."""
+    """What the config says of how the base stores square weights; None if it does not say."""
     if config.get("peft_type") == "HIRA":
         return None  # PEFT transposes the weight where it must, and saves the flag as the user had it
     flag = config.get("fan_in_fan_out")

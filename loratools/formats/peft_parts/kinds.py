@@ -29,7 +29,7 @@ REPLACING: Mapping[str, tuple[str, ...]] = {"LN_TUNING": (), "TRAINABLE_TOKENS":
 
 
 def refusal(peft_type: object) -> str | None:
-    """Why adapters of such a type are not read; None where they are."""
+    """Why adapters of such a type are not read; None if they are."""
     name = str(peft_type)
     if name == "LORA" or name in REPLACING:
         return None

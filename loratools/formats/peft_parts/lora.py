@@ -89,7 +89,7 @@ _Pairs = Mapping[str, tuple[LazyTensor, LazyTensor]]
 def _sound_pairs(source: AdapterSource, parsed: ParsedKeys, config: Mapping[str, object]) -> _Pairs | None:
     """The factors of each linear layer, sorted, where all updates of the file are of such layers and none has a fault.
 
-    None where anything else has to be looked at: of 90,000 tensors, one after the other.
+    None if anything else has to be looked at: of 90,000 tensors, one after the other.
     """
     if not parsed.pairs or config.get("use_dora") or config.get("target_parameters"):
         return None
@@ -312,7 +312,7 @@ def _alphas(
 ) -> tuple[dict[str, tuple[float, str]], dict[str, int | None], list[str], list[str]]:
     """Alpha of every module and where it is from; the ranks that the config says; uncertainties; warnings.
 
-    ranks: those of the tensors; None where these do not tell.
+    ranks: those of the tensors; None if these do not tell.
     """
     names = list(ranks)
     declared_ranks: dict[str, int | None] = {}

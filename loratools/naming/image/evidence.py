@@ -25,7 +25,7 @@ from loratools.errors import UndecidedError, UnsupportedError
 from loratools.naming.image.family import Family, Place
 from loratools.storage.files import quoted
 
-# (outputs, inputs) of a module; None where the file does not tell.
+# (outputs, inputs) of a module; None if the file does not tell.
 Sizes = Mapping[str, tuple[int | None, int | None]]
 _HINT = "name the model it is for: --base BASE"
 # Outputs for each input that attention and feed-forward layers of any transformer have, which prove nothing.
@@ -47,7 +47,7 @@ class Decision:
 
     @property
     def family(self) -> Family | None:
-        """The one family; None where there are several."""
+        """The one family; None if there are several."""
         return self.families[0] if len(self.families) == 1 else None
 
 

@@ -137,7 +137,7 @@ class Family:
         return None if rule_and_numbers is None else rule_and_numbers[0].ratio
 
     def inputs(self, name: str, *, flat: bool = False) -> frozenset[int]:
-        """How many inputs a module has in published models of this family; empty where the table does not say."""
+        """How many inputs a module has in published models of this family; empty if the table does not say."""
         place = self.find(name, flat=flat)
         return frozenset() if place is None else self._inputs_of(_template(place.targets[0], ".")[0])
 
@@ -160,11 +160,11 @@ class Family:
         return templates, tuple(start.replace(".", "_") for start in templates)
 
     def fused_back(self, target: str) -> Fused | None:
-        """Where a module of diffusers lies in one that diffusers itself fuses; None where it does not."""
+        """Where a module of diffusers lies in one that diffusers itself fuses; None if it does not."""
         return self._looked_up(target, "fused")
 
     def back(self, target: str, spelling: str) -> Fused | None:
-        """Where a module of diffusers lies in the model as `spelling` names it; None where it does not."""
+        """Where a module of diffusers lies in the model as `spelling` names it; None if it does not."""
         if spelling == "diffusers":
             place = self.find(target)
             return None if place is None or place.targets != (target,) else Fused(place, 0)
@@ -273,7 +273,7 @@ def _ratios(rule: Rule) -> tuple[float | None, ...]:
 
 
 def sizes(split: str, rows: int, columns: int, count: int) -> tuple[int, ...] | None:
-    """How many of the `rows` outputs of a fused module each of its `count` modules gets; None where it cannot be.
+    """How many of the `rows` outputs of a fused module each of its `count` modules gets; None if it cannot be.
 
     thirds   all the same
     hidden   three as wide as the input (q, k, v), and the rest

@@ -34,8 +34,8 @@ class GivenBase:
 
     Attributes:
         family: Its family.
-        modules: Outputs and inputs of each module of the part that removes the noise, by the base's own names; empty
-            where only the family is known.
+        modules: Outputs and inputs of each module of the part that removes the noise, by the base's own names; empty if
+            only the family is known.
     """
 
     family: Family

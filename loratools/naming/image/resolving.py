@@ -16,7 +16,7 @@ DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "tran
 
 
 def base_family(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]) -> Family | None:
-    """The one family that a base model is of; None where it is of none that is known here, or may be of several.
+    """The one family that a base model is of; None if it is of none that is known here, or may be of several.
 
     Takes the same arguments as `base_families`.
     """
@@ -28,7 +28,7 @@ def base_families(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, ob
     """The family of a base model, or several in which all its names mean the same; none that is known, if empty.
 
     Args:
-        shapes: of its weights, by name; empty where only its config is known.
+        shapes: of its weights, by name; empty if only its config is known.
         config: its config.json, or those of a pipeline's components by their names.
     """
     modules = denoiser_modules(shapes)
@@ -84,7 +84,7 @@ def denoiser_modules(shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
 
 
 def unflattened(names: Iterable[str], weights: Iterable[str]) -> dict[str, str] | None:
-    """The modules of a given base that `names` are with underscores for their dots; None where it has not all of them.
+    """The modules of a given base that `names` are with underscores for their dots; None if it has not all of them.
 
     The base may have all of them below one prefix, such as `model.diffusion_model.`, which is left out.
 

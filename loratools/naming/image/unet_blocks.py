@@ -31,7 +31,7 @@ _OUTSIDE = re.compile(r"(^|[._])(time_embed|time_embedding|label_emb|add_embeddi
 
 
 def block_of(name: str) -> str | None:
-    """The block that the module `name` is in; None where it is of no such model."""
+    """The block that the module `name` is in; None if it is of no such model."""
     if _TEXT.search(name):
         return "BASE"
     if parsed := _DIFFUSERS.search(name):

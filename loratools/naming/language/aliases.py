@@ -77,7 +77,7 @@ def _through(alias: Alias, names: Mapping[str, Alias]) -> Alias:
 
 
 def _inside(alias: Alias, names: Mapping[str, Alias]) -> Alias | None:
-    """An alias of what are aliases themselves, each of one place; None where both cut, or an order is cut."""
+    """An alias of what are aliases themselves, each of one place; None if both cut, or an order is cut."""
     places = []
     for outer in alias.places:
         inner = names[outer.weight].places[0]

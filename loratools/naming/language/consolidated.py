@@ -62,7 +62,7 @@ def _renamed(module: str) -> str | None:
 
 
 def _heads(module: str, params: Mapping[str, object]) -> int | None:
-    """How many heads the rows of a module stand in the order of; None where they stand in that of transformers."""
+    """How many heads the rows of a module stand in the order of; None if they stand in that of transformers."""
     leaf = module.rpartition(".")[2]
     if leaf not in ("wq", "wk"):
         return None

@@ -22,7 +22,7 @@ class AdapterCard:
     Attributes:
         verb: The verb that makes it.
         title: Its heading.
-        base_model: What the adapter calls its base; None where it names none.
+        base_model: What the adapter calls its base; None if it names none.
         inputs: What it was made of.
         arguments: The same as the command line has them, with their weights.
         settings: Values of parameters of the verb's function.

@@ -22,7 +22,7 @@ class CardInput:
 
     Attributes:
         name: Its id on the hub, or the name of its file or folder.
-        path: Where it lies; None where it was made in memory.
+        path: Where it lies; None if it was made in memory.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Licence:
     """The licence that follows from the cards of the inputs.
 
     Attributes:
-        fields: What the head of the card says of it; empty where nothing follows.
+        fields: What the head of the card says of it; empty if nothing follows.
         sentence: The same for people.
     """
 
@@ -86,7 +86,7 @@ def without_folders(text: str, paths: Sequence[Path | None]) -> str:
 
 
 def _licence_fields(path: Path | None) -> dict[str, str]:
-    """What the head of an input's card says of its licence; empty where there is no card, or none that can be read."""
+    """What the head of an input's card says of its licence; empty if there is no card, or none that can be read."""
     if path is None:
         return {}
     card = (path if path.is_dir() else path.parent) / CARD

@@ -31,7 +31,7 @@ class ModelCard:
         title: Its heading.
         base_models: The models that it comes of, by their ids on the hub, or by their names where they have none.
         relation: How it comes of them.
-        library: The library that loads it; None where that is not known.
+        library: The library that loads it; None if that is not known.
         tags: Words to find it by.
         inputs: What it was made of.
         command: The command line that makes it again.

@@ -18,7 +18,7 @@ _ROUNDED = frozenset({"F16", "BF16", "F32"})
 
 
 def reason_against_gain(update: Update, places: Sequence[Place], base: Checkpoint) -> str | None:
-    """Why the gain of an update is not measured; None where it is."""
+    """Why the gain of an update is not measured; None if it is."""
     if update.needs_base:
         return "the update depends on all of its weight"
     quantised = base.quantisation.weights if base.quantisation is not None else {}
@@ -30,7 +30,7 @@ def reason_against_gain(update: Update, places: Sequence[Place], base: Checkpoin
 
 
 def gain_of(update: Update, places: Sequence[Place], base: Checkpoint) -> float | None:
-    """The gain of one update, `<merged - base, dW> / <dW, dW>`, merged by rounding to nearest; None where dW is 0.
+    """The gain of one update, `<merged - base, dW> / <dW, dW>`, merged by rounding to nearest; None if dW is 0.
 
     Fused and transposed weights, parts of a weight and stacks of experts are merged as `merge` does it.
     """

@@ -48,7 +48,7 @@ class NotChecked:
     Attributes:
         id: The id of the rule.
         why: Why not.
-        names: What it is about: modules of the source. Empty where it is about all of it.
+        names: What it is about: modules of the source. Empty if it is about all of it.
     """
 
     id: str

@@ -62,20 +62,20 @@ def check(
         sources: Files or folders.
         select: Ids of rules, and families of rules; all are asked where there is none.
         ignore: Ids and families of rules that are not asked.
-        base: The model that the adapters are for: its path, opened, or its names and config. It is also asked whether
-            they fit it, and what rounding to its dtype loses.
+        base: The base model of the adapters: a path, an opened checkpoint, or a `Base`. It is also asked whether they
+            fit it, and what rounding to its dtype loses.
         program: The program that is to load the adapters: vllm, sglang, tgi, lorax, tensorrt-llm, comfyui, diffusers,
             llama.cpp, mlx or peft. It is also asked what it does not load.
         values: Read the values too: numbers that are not finite, updates of 0, lost rows, duplicates. Without them
             headers alone are read.
-        from_format: The format of the adapters, where it is not to be found from the content.
+        from_format: The format of the adapters; detected from the content if None.
         baseline: A file of known findings, which are left out and counted.
         write_baseline: A file to write that holds all findings; only another baseline is replaced.
         threads: How many sources are read at once; as many as there are cores where it is not given.
         execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
             threads, on Linux).
-        progress: Called with the number of sources just checked. If it has a method `expect`, that is called with the
-            total before.
+        progress: Called with the number of sources checked since the last call. If it has a method `expect`, that
+            method is called first, with the total.
 
     Returns:
         A report with one entry per source, and for a folder of several with one for each adapter, model and broken

@@ -49,6 +49,6 @@ def base_warnings(sources: Sequence[Adapter]) -> list[str]:
 
 
 def _agreed(values: Iterable[_T]) -> _T | None:
-    """What all the sources say alike; None where they disagree."""
+    """What all the sources say alike; None if they disagree."""
     first, *others = values
     return first if all(value == first for value in others) else None

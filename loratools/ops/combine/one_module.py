@@ -31,7 +31,7 @@ class ModuleResult:
         update: As it is stored.
         line: Its line in the report.
         parts: What each adapter contributed.
-        lost: What must be added to `update` to have everything; None where that is rounding, or was not asked for.
+        lost: What must be added to `update` to have everything; None if that is rounding, or was not asked for.
     """
 
     update: Update

@@ -25,12 +25,12 @@ class CombineReport:
         modules: One entry per module of the result.
         adapters: How much of each adapter is in the result, in the order given.
         error: Relative Frobenius error over all modules, of what is stored against the exact combination.
-        output: Where the result was written; None where nothing was.
+        output: Where the result was written; None if nothing was written.
         adapter: The resulting adapter; None of a plan.
         bytes: Size of the result in bytes.
-        warnings: What a person should know about the result, as sentences.
+        warnings: Warnings about the result, as sentences.
         recipe: Everything that was asked for, as it stands in the metadata of the result.
-        residual: Where the second adapter with what was lost was written; None where there is none.
+        residual: Where the second adapter with what was lost was written; None if there is none.
         residual_bytes: Size of that second adapter in bytes, where it is asked for.
     """
 

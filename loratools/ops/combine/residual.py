@@ -18,7 +18,7 @@ _ROUNDING = 1e-12
 
 
 def lost_update(result: Reduced, terms: Terms, settings: ModuleSettings, name: str, dtype: str) -> Update | None:
-    """What must be added to the stored values of a module to have all of it; None where that is rounding.
+    """What must be added to the stored values of a module to have all of it; None if that is rounding.
 
     Raises:
         UsageError: what is lost has no low rank.

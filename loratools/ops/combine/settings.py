@@ -22,7 +22,7 @@ class ModuleSettings:
         options: Every option of the method.
         limit: How far each module is truncated.
         seed: Random seed of the method.
-        dtype: The dtype of the stored factors; each module keeps the widest of its sources where it is None.
+        dtype: The dtype of the stored factors; each module keeps the widest of its sources if None.
         calibrate: The calibration that follows the method, if any.
         norm_match: Whether each module is scaled to the weighted norms of its adapters.
         keep_kinds: Whether a module that comes back unchanged keeps a kind other than LoRA.

@@ -32,12 +32,12 @@ class MethodOutcome:
 
     Attributes:
         method: The name of the method.
-        rank: The largest rank of a module of the result; None where the method was refused.
+        rank: The largest rank of a module of the result; None if the method was refused.
         error: The relative Frobenius error of what would be stored, against the exact result of the method.
         bytes: Size of the result in bytes.
         seconds: Time of the computation by the clock.
         adapters: How much of each adapter would be in the result, in the order given.
-        refused: Why the method cannot combine these adapters; None where it can.
+        refused: Why the method cannot combine these adapters; None if it can.
     """
 
     method: str
@@ -53,7 +53,7 @@ class MethodOutcome:
 
     @property
     def interference(self) -> float | None:
-        """The largest interference of an adapter; None where no adapter has one."""
+        """The largest interference of an adapter; None if no adapter has one."""
         return max((s.interference for s in self.adapters if s.interference is not None), default=None)
 
     def to_dict(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ class MethodsReport:
 
     Attributes:
         methods: One entry per method, the one with the smallest interference first and refused ones last.
-        warnings: What a person should know of the adapters, as sentences.
+        warnings: Warnings about the adapters, as sentences.
     """
 
     methods: tuple[MethodOutcome, ...]

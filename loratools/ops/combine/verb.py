@@ -83,11 +83,11 @@ def combine(
     for byte, unless it is truncated or cast, or the method changes it. Errors are those of the stored values.
 
     Args:
-        adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 where none is given). The weight
+        adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 if none is given). The weight
             multiplies the delta; 0 means that the adapter takes no part.
-        out: Where to write the result; nothing is written where it is None.
+        out: Where to write the result; nothing is written if None.
         recipe: A YAML file that says any of the following; what is given here goes before it.
-        method: One of `list_methods()`; linear where nothing is said.
+        method: One of `list_methods()`; linear by default.
         options: Options of the method by name, as `list_methods()` lists them.
         rank: Truncate each module to this rank. Without it and `energy`, ranks add up.
         energy: Truncate each module to this share of its squared Frobenius norm, in (0, 1].
@@ -95,24 +95,24 @@ def combine(
         module_weights: For each glob, a further factor for modules that match it: one number for all adapters, or one
             for each. Where several globs match, the last one counts.
         block_weights: kohya's lists of 12, 17, 20 or 26 numbers: one for all adapters, or one for each.
-        heads: What to do with replaced weights that differ: refuse (where nothing is said), first, or average.
+        heads: What to do with replaced weights that differ: refuse (by default), first, or average.
         calibrate: `svc`: rescale singular values that several adapters share.
         norm_match: Then scale each module to the norm `sum of |weight| |delta|` over the adapters.
         residual: Also write there, as another adapter, what the truncation lost: the two together are exact.
-        seed: Random seed of a method that draws numbers; 0 where nothing is said.
-        dtype: The dtype of the stored factors; each module keeps the widest of its sources where it is None.
+        seed: Random seed of a method that draws numbers; 0 by default.
+        dtype: The dtype of the stored factors; each module keeps the widest of its sources if None.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
-        include: Globs over the names of modules of all adapters together; all are taken where there is none.
-        exclude: Globs of what is left out.
-        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
-        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
-            open.
-        from_format: The format of the adapters, where it is not to be found from the content.
-        format: The format to write, one of `list_formats()`; where it is None, that of the adapters where they agree,
-            otherwise peft.
-        base: The model that they are for, where names alone do not tell: its path, opened, or its names and config.
-        threads: Workers; one per CPU where it is None. The result does not depend on it.
-        progress: Called with the number of bytes just read.
+        include: Globs over the module names of all adapters together; empty selects all.
+        exclude: Globs of names to leave out.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
+        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
+            not say.
+        from_format: The format of the adapters; detected from the content if None.
+        format: The format to write, one of `list_formats()`; if None, that of the adapters where they agree, otherwise
+            peft.
+        base: The base model, needed if module names alone are ambiguous: a path, an opened checkpoint, or a `Base`.
+        threads: Number of workers; one per CPU if None. The result does not depend on it.
+        progress: Called with the number of bytes read since the last call.
         card: Write a model card (`README.md`) into an output folder.
         plan: Compute everything, and write nothing.
 
@@ -124,7 +124,7 @@ def combine(
         UsageError: An option, weight or method that does not exist or does not apply.
         MismatchError: Adapters that differ in the shape of a module, or in a replaced weight.
         UnsupportedError: The scale of an adapter is uncertain, or an update has no factors.
-        InputError: Values that are not finite, or that do not fit the dtype.
+        InputError: Values are NaN or infinite, or too large for the dtype.
         FormatError: A recipe that cannot be followed.
         OutputExistsError: `out` exists, or is one of the inputs.
 

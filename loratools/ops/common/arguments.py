@@ -31,7 +31,7 @@ class Reading:
 
     Attributes:
         rank_from: Which rank makes the scale, where tensors and config disagree.
-        from_format: The format, where it is not to be found from the content.
+        from_format: The format, where it must not be found from the content.
         moved: Whether an adapter may belong to a base that its initialisation has changed.
         base: What is known of the model they are for; some formats need its names and sizes.
         stored_names: Whether modules of image models keep the names of the file.

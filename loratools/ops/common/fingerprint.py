@@ -51,7 +51,7 @@ class FingerprintSums:
 
 
 def fingerprint(path: Path) -> tuple[float, ...] | None:
-    """The sums for each random input; None where an update depends on a base, or cannot be read as factors."""
+    """The sums for each random input; None if an update depends on a base, or cannot be read as factors."""
     from loratools import formats
     from loratools.ops.lowrank.factors import exact_factors
 

@@ -32,7 +32,7 @@ class AdapterOutput:
     """Where the adapter that a verb makes is written, and how.
 
     Attributes:
-        path: The file or folder; nothing is written where it is None.
+        path: The file or folder; nothing is written if None.
         format: The format to write, one of `list_formats()`.
         overwrite: Whether an output that loratools wrote may be replaced.
         inputs: What the output must not be, hold or lie in.

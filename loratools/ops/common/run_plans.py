@@ -55,7 +55,7 @@ def adapter_files(adapter: Adapter) -> list[Path]:
 
 
 def digest_of_values(adapter: Adapter) -> str | None:
-    """A digest of the values that are in memory, or in a file only in another form; None where there are none."""
+    """A digest of the values that are in memory, or in a file only in another form; None if there are none."""
     tensors = {name: tensor for name, tensor in sorted(adapter.tensors().items()) if tensor.location is None}
     if not tensors:
         return None

@@ -33,7 +33,7 @@ def compare_all(
     Raises:
         MismatchError: No two of them have a module in common, or one module has another shape in one of them.
         UnsupportedError: An update has no factors.
-        InputError: Values that are not finite.
+        InputError: Values are NaN or infinite.
     """
     names = sorted({name for adapter in adapters for name in adapter.updates})
     shared = [name for name in names if sum(name in adapter.updates for adapter in adapters) > 1]

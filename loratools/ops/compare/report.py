@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class ComparedModule:
     """The likeness of two deltas of one module, each at weight 1.
 
-    Numbers are None where a delta is zero.
+    Numbers are None if a delta is zero.
 
     Attributes:
         name: The name of the module.
@@ -87,7 +87,7 @@ class CompareReport:
         interferences: The interference for the first and for the second in their sum.
         replacements_equal: Names of replaced weights that are byte for byte the same.
         replacements_differ: Names of replaced weights that differ.
-        warnings: What a person should know about the result, as sentences.
+        warnings: Warnings about the result, as sentences.
     """
 
     paths: tuple[str, str]
@@ -164,7 +164,7 @@ class ComparedAdapter:
 
 @dataclass(frozen=True)
 class ComparedPair:
-    """Two of several adapters, over the modules that both have. Numbers are None where there are none.
+    """Two of several adapters, over the modules that both have. Numbers are None if there are none.
 
     Attributes:
         first: The position of the one, in the order in which they were given.
@@ -206,7 +206,7 @@ class ComparisonMatrix:
         adapters: The adapters, in the order in which they were given.
         pairs: Every pair once, the earlier first.
         clusters: Groups of positions whose mean cosine is at least 0.5, in an order in which alike ones stand together.
-        warnings: What a person should know about the result, as sentences.
+        warnings: Warnings about the result, as sentences.
     """
 
     adapters: tuple[ComparedAdapter, ...]

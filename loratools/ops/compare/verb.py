@@ -79,15 +79,15 @@ def compare(
         first: An adapter, by its path or loaded.
         second: The adapter that it is compared with.
         others: More adapters. Then every two of them are compared, and the report is a `ComparisonMatrix`.
-        include: Globs over the names of both adapters; all are taken where there is none.
-        exclude: Globs of what is left out.
-        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
-        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
-            open.
-        from_format: The format of the adapters, where it is not to be found from the content.
-        base: The model that they are for, where names alone do not tell: its path, opened, or its names and config.
-        threads: Workers; one per CPU where it is None. The result does not depend on it.
-        progress: Called with the number of bytes just read.
+        include: Globs over the module names of both adapters; empty selects all.
+        exclude: Globs of names to leave out.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
+        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
+            not say.
+        from_format: The format of the adapters; detected from the content if None.
+        base: The base model, needed if module names alone are ambiguous: a path, an opened checkpoint, or a `Base`.
+        threads: Number of workers; one per CPU if None. The result does not depend on it.
+        progress: Called with the number of bytes read since the last call.
 
     Returns:
         Of two a report of cosines, overlaps of subspaces, ratios of norms and principal angles (degrees), per module
@@ -96,7 +96,7 @@ def compare(
     Raises:
         MismatchError: No module is in both, or one has another shape in each.
         UnsupportedError: The scale of one is uncertain, or an update has no factors.
-        InputError: Values that are not finite.
+        InputError: Values are NaN or infinite.
 
     Example:
         >>> import loratools

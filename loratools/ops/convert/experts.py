@@ -73,7 +73,7 @@ def packed(adapter: Adapter, base: Base | None) -> Adapter:
 
 
 def _taken_apart(name: str, update: Update, base: Base, hidden: int) -> dict[str, LoRA] | None:
-    """The modules of single experts that an update is of; None where it stays as it is."""
+    """The modules of single experts that an update is of; None if it stays as it is."""
     in_turn = gate_and_up_in_turn(base.model_type)
     parent, _, leaf = name.rpartition(".experts.")
     experts, lora, numbered = update.as_experts(), update.as_lora(), parse_numbered(name)
@@ -126,7 +126,7 @@ def _of_expert(parent: str, number: int, leaf: str, expert: LoRA, *, in_turn: bo
 def _is_swapped(leaf: str, update: LoRAExperts, hidden: int, *, in_out: bool) -> bool | None:
     """Whether inputs and outputs are exchanged: by the width of the model, or, of square ones, by who trained them.
 
-    None where neither tells. in_out: whether the layers of the model keep (in, out), which `module` leaves it to.
+    None if neither tells. in_out: whether the layers of the model keep (in, out), which `module` leaves it to.
     """
     _, out, into = update.shape
     if (out == hidden) != (into == hidden):

@@ -20,15 +20,15 @@ class ConvertReport:
         target_format: The format that was written.
         tensors_in: How many tensors the source has.
         tensors_out: How many tensors the result has.
-        modules: The error of each module; empty where it was only planned.
-        max_relative_error: The largest of these errors, as the relative Frobenius norm of dW x for random x; None where
-            it was only planned.
+        modules: The error of each module; empty if it was only planned.
+        max_relative_error: The largest of these errors, as the relative Frobenius norm of dW x for random x; None if it
+            was only planned.
         dropped: What of the source is not in the result.
         kept: Names of metadata entries that are the same in the result.
         recomputed: Names of metadata entries that were written anew.
-        bytes: Size of the result in bytes; None where nothing was written.
-        output: Where the result was written; None where nothing was.
-        warnings: What a person should know about the result, as sentences.
+        bytes: Size of the result in bytes; None if nothing was written.
+        output: Where the result was written; None if nothing was written.
+        warnings: Warnings about the result, as sentences.
     """
 
     source_format: str

@@ -70,18 +70,18 @@ def convert(
         adapter: The adapter, by its path or loaded.
         out: The folder or file to write, as the format has it.
         format: The format to write, one of `list_formats()`.
-        base: The model that it is for: its path, opened, or its names and config. Some formats need its names or sizes.
-        dtype: The dtype of the stored factors; each module keeps its own where it is None.
+        base: The base model: a path, an opened checkpoint, or a `Base`. Some formats need its names or sizes.
+        dtype: The dtype of the stored factors; each module keeps its own if None.
         allow_partial: Leave out, and list, what the format cannot hold.
         alpha: The alpha of modules whose file does not say theirs. Without it their scale is assumed to be 1.
         serve: Write it as this server loads it (vllm, sglang, ...): one rank and one alpha for all; only for peft.
-        include: Globs over the names of modules; all are taken where there is none.
-        exclude: Globs of what is left out.
-        from_format: The format of the adapters, where it is not to be found from the content.
-        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
-        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
-            open.
-        expert_orientation: `out-in` or `in-out`: how square fused experts are stored, where the files leave it open.
+        include: Globs over module names; empty selects all.
+        exclude: Globs of names to leave out.
+        from_format: The format of the adapters; detected from the content if None.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
+        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
+            not say.
+        expert_orientation: `out-in` or `in-out`: the orientation of square fused experts, if the files do not say.
         set_metadata: Texts for the header of the file: `{"modelspec.title": "Ink"}`. An empty text takes the key away.
         strip_metadata: Leave out the texts of the source's header, such as prompts and training settings.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
@@ -94,7 +94,7 @@ def convert(
     Raises:
         UsageError: There is no such format, or it is not written.
         UnsupportedError: The format cannot hold something, all of it named; or the scale is uncertain.
-        InputError: Values that are not finite.
+        InputError: Values are NaN or infinite.
         OutputExistsError: `out` exists, or is the input.
 
     Example:

@@ -157,7 +157,7 @@ def _product(update: Update) -> Factors | None:
 def _checked_magnitude(
     source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]
 ) -> ConvertedModule | None:
-    """The magnitudes of DoRA, put together from those of the source; None where there are none."""
+    """The magnitudes of DoRA, put together from those of the source; None if there are none."""
     expected = []
     written = result.as_lora()
     for original, piece in sorted(parts, key=lambda p: (p[1].rows or (0, 0))[0]):

@@ -32,7 +32,7 @@ class FinishedWork:
     computed_on: str
 
     def factored(self, pair: Pair, rank: int | None) -> Factored | None:
-        """The factors of a pair that a killed run has made; `rank`: None where it was for the rule to choose."""
+        """The factors of a pair that a killed run has made; `rank`: None if it was for the rule to choose."""
         return _parsed(self.store.finished(self._unit(pair, "factors", rank)), lambda unit: _factored(pair, unit))
 
     def keep_factored(self, pair: Pair, extracted: Extracted, rank: int | None) -> Factored:
@@ -85,7 +85,7 @@ class FinishedWork:
 
 
 def _parsed(unit: FinishedUnit | None, parse: Callable[[FinishedUnit], _Result]) -> _Result | None:
-    """What a unit says; None where there is none, or what was noted of it is not as it is written here."""
+    """What a unit says; None if there is none, or what was noted of it is not as it is written here."""
     if unit is None:
         return None
     try:

@@ -20,7 +20,7 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class ReplacedTensor:
-    """Replaced by the fine-tuned tensor, or by those `rows` of it. `norm` of the change; None where shapes differ."""
+    """Replaced by the fine-tuned tensor, or by those `rows` of it. `norm` of the change; None if shapes differ."""
 
     norm: float | None
     declared: str
@@ -33,7 +33,7 @@ class ReplacedTensor:
 
 @dataclass(frozen=True)
 class NotExtracted:
-    """Changed and left out. `norm` of the change; None where it has none."""
+    """Changed and left out. `norm` of the change; None if it has none."""
 
     norm: float | None
     why: str

@@ -56,7 +56,7 @@ class RankPolicy:
         return self.max_size is not None or self.max_params is not None
 
     def planned(self, smaller: int) -> int | None:
-        """The rank of a module with this smaller side; None where its values decide."""
+        """The rank of a module with this smaller side; None if its values decide."""
         return None if self.limits_all or self.noise_edge else self.limit.planned(smaller)
 
     def most(self, smaller: int) -> int:

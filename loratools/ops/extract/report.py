@@ -41,7 +41,7 @@ class ExtractedModule:
         identical: The share of weights that are bit for bit the base's.
         noise_edge: The singular value that rounding to the tuned dtype, and quantisation of either side, may have made
             up.
-        quantization_error: The estimated Frobenius norm of the error that quantisation made in either side; None where
+        quantization_error: The estimated Frobenius norm of the error that quantisation made in either side; None if
             neither is quantised.
     """
 
@@ -71,8 +71,8 @@ class Replaced:
         declared: How it is declared, as in `adapter.Replacement`.
         shape: Its shape.
         bytes: Its size in bytes.
-        norm: The Frobenius norm of its change; None where the base does not have it.
-        share: Its share of the squared norm of all changes; None where the base does not have it.
+        norm: The Frobenius norm of its change; None if the base does not have it.
+        share: Its share of the squared norm of all changes; None if the base does not have it.
     """
 
     name: str
@@ -94,15 +94,15 @@ class ExtractReport:
         change_captured: The share of the squared norm of everything that changed which the adapter holds.
         identical: The share of the weights of changed modules that are bit for bit the base's.
         quantization_error: The estimated norm of what quantisation did to the weights of these modules on either side,
-            as a share of the norm of their changes; None where neither side is quantised.
+            as a share of the norm of their changes; None if neither side is quantised.
         skipped: What changed and is not in the adapter.
         replacements: Tensors that the adapter holds in full.
         unchanged: How many tensors are byte for byte the same; None in a plan.
-        output: Where the result was written; None where nothing was.
+        output: Where the result was written; None if nothing was written.
         adapter: The resulting adapter; None of a plan.
         bytes: Size of the result in bytes.
-        warnings: What a person should know about the result, as sentences.
-        cost: What it is expected to take; None where it was not only planned.
+        warnings: Warnings about the result, as sentences.
+        cost: What it is expected to take; None if it was not only planned.
     """
 
     modules: tuple[ExtractedModule, ...]

@@ -96,7 +96,7 @@ def extract(
     Args:
         base: The model before fine-tuning, by its path or opened.
         tuned: The fine-tuned model.
-        out: Where to write the adapter; nothing is written where it is None.
+        out: Where to write the adapter; nothing is written if None.
         rank: This rank for every module.
         energy: The smallest rank that keeps this share of the squared Frobenius norm of the module's change, in (0, 1].
         error: The smallest rank with at most this relative Frobenius error, in (0, 1).
@@ -114,13 +114,13 @@ def extract(
             Smaller takes more passes over each change.
         exact: No randomised method: slower by the size of the matrix over the rank.
         seed: Random seed of the decomposition. Equal input and seed give equal bytes.
-        threads: Tensors worked on at once, and so held in memory; one per CPU where it is None.
+        threads: Tensors worked on at once, and so held in memory; one per CPU if None.
         device: What decomposes: cpu, cuda, cuda:N, or auto.
-        include: Globs over the names of modules; all are taken where there is none.
-        exclude: Globs of what is left out.
+        include: Globs over module names; empty selects all.
+        exclude: Globs of names to leave out.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         format: The format to write, one of `list_formats()`. What it cannot hold is an error, and can be excluded.
-        progress: Called with the number of bytes just read.
+        progress: Called with the number of bytes read since the last call.
         card: Write a model card (`README.md`) into an output folder.
         plan: List what would be extracted, from headers alone, and write nothing.
         resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
@@ -133,7 +133,7 @@ def extract(
         UsageError: No rule and no limit, or a limit that rank 1 everywhere exceeds; or a killed run that had something
             else to do.
         ChangedInputError: An input changed meanwhile, or since the run was killed.
-        InputError: Nothing changed, or values that are not finite.
+        InputError: Nothing changed, or values are NaN or infinite.
         MismatchError: Names or shapes of the two models do not fit each other.
         UnsupportedError: A model is quantised in a way that is not read.
         OutputExistsError: `out` exists, or is one of the inputs.

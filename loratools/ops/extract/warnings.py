@@ -64,7 +64,7 @@ def quantisation_warnings(roundings: Sequence[Rounding], share: float | None) ->
 
     Args:
         roundings: What was measured beside each change.
-        share: The norm of all errors of quantisation as a share of the norm of all changes; None where there are none.
+        share: The norm of all errors of quantisation as a share of the norm of all changes; None if there are none.
     """
     if share is None or share < _SMALL_ERROR:
         return []

@@ -42,7 +42,7 @@ def outcomes(
         settings: How to extract.
         threads: Tensors decomposed at once.
         other_bytes: Bytes of what the adapter holds besides the pairs.
-        progress: Called with the number of bytes just read.
+        progress: Called with the number of bytes read since the last call.
         on_changed: Called with the pairs that changed before anything is computed; it may raise.
         store: Where what is done is set aside, and where a killed run has done so.
     """

@@ -54,7 +54,7 @@ class Rounding:
 
     @property
     def quantisation_norm(self) -> float | None:
-        """The Frobenius norm of the error of quantisation; None where nothing is quantised."""
+        """The Frobenius norm of the error of quantisation; None if nothing is quantised."""
         return self.quantisation * math.sqrt(self.elements) if self.quantisation else None
 
     def edge(self, shape: tuple[int, int]) -> float:
@@ -303,7 +303,7 @@ def decomposed(
 ) -> Decomposed | None:
     """Each of the matrices decomposed on `device` as far as its rule says.
 
-    Vectors end on the CPU. None where all are zero.
+    Vectors end on the CPU. None if all are zero.
     """
     from loratools.algebra.svd import truncated_svds
 

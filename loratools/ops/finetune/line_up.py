@@ -42,7 +42,7 @@ def line_up(
         base: The model before fine-tuning.
         tuned: The fine-tuned model.
         include: Globs over the modules, by target; all are taken where there is none.
-        exclude: Globs of what is left out.
+        exclude: Globs of names to leave out.
         replaced_whole: Globs of modules that are replaced where they would get factors.
         as_files: By the names, and with the experts, that the files have, and not those of the library that wrote them.
 

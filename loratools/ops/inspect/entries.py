@@ -29,7 +29,7 @@ _SHOWN_SOURCES = 4
 class Values(NamedTuple):
     """What the values of an update say: numbers of all of `dW`, scale included.
 
-    Numbers are None where the delta is not low rank, and where a factor is not finite.
+    Numbers are None if the delta is not low rank, and where a factor is not finite.
 
     Attributes:
         norm: The Frobenius norm.
@@ -66,15 +66,15 @@ class InspectedModule(NamedTuple):
         name: The name of the module in the file.
         target: The module's canonical name.
         kind: The kind of the update, such as lora.
-        rank: Its rank; None where its kind has none.
-        alpha: The number that the scale is made of; None where its kind has none.
+        rank: Its rank; None if its kind has none.
+        alpha: The number that the scale is made of; None if its kind has none.
         alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
         scale: What the update is multiplied with.
         shape: The shape of the weight; None for a size that is not known.
         dtype: The dtype of its tensors.
         parameters: How many numbers it stores.
         dora: Whether it has a magnitude (DoRA).
-        values: What its values say; None where they were not read.
+        values: What its values say; None if they were not read.
     """
 
     name: str
@@ -120,7 +120,7 @@ class TensorEntry(NamedTuple):
         shape: Its shape.
         dtype: Its dtype as safetensors spells it.
         parameters: How many numbers it has.
-        non_finite: How many of its values are NaN or infinite; None where that was not asked for or cannot be known.
+        non_finite: How many of its values are NaN or infinite; None if that was not asked for or cannot be known.
     """
 
     name: str
@@ -136,17 +136,17 @@ class AdapterEntry(NamedTuple):
     Attributes:
         path: Where it is.
         format: Its format.
-        base_model: The base model that it names; None where it names none.
+        base_model: The base model that it names; None if it names none.
         bytes: Size of its tensors in bytes.
         parameters: How many numbers it stores.
         dtypes: How many tensors there are of each dtype.
         modules: One entry per update.
         replacements: Tensors that take the place of weights.
         metadata: What its files say beside tensors.
-        warnings: What a person should know about it, as sentences.
+        warnings: Warnings about it, as sentences.
         unread_tensors: Tensors of its files that are not read and that a person has left out, by their keys.
-        family: The family of image models that it is for; None where that is not known, and of language models.
-        description: What the header says for people: title, trigger words, tags, date; None where it says nothing.
+        family: The family of image models that it is for; None if that is not known, and of language models.
+        description: What the header says for people: title, trigger words, tags, date; None if it says nothing.
     """
 
     path: str
@@ -171,12 +171,12 @@ class AdapterEntry(NamedTuple):
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """Modules that change nothing; empty where the values were not read."""
+        """Modules that change nothing; empty if the values were not read."""
         return tuple(m.name for m in self.modules if m.values is not None and m.values.zero)
 
     @property
     def not_finite(self) -> tuple[str, ...]:
-        """Modules and replaced weights with NaN or infinite values; empty where the values were not read."""
+        """Modules and replaced weights with NaN or infinite values; empty if the values were not read."""
         return (
             *(m.name for m in self.modules if m.values is not None and m.values.finite is False),
             *(t.name for t in self.replacements if t.non_finite),
@@ -186,7 +186,7 @@ class AdapterEntry(NamedTuple):
     def mostly_zero(self) -> tuple[str, ...]:
         """Modules that change some outputs and leave more than half as they are, by exact zeros in B.
 
-        A shard that was lost while an adapter was saved leaves such rows. Empty where the values were not read.
+        A shard that was lost while an adapter was saved leaves such rows. Empty if the values were not read.
         """
         return tuple(
             m.name
@@ -196,7 +196,7 @@ class AdapterEntry(NamedTuple):
 
     @property
     def value_warnings(self) -> tuple[str, ...]:
-        """What the values are a reason to warn of, with every name; empty where they were not read."""
+        """What the values are a reason to warn of, with every name; empty if they were not read."""
         warnings = [f"values not finite in {', '.join(self.not_finite)}"] if self.not_finite else []
         if self.untrained:
             warnings.append(f"untrained modules, which change nothing: {', '.join(self.untrained)}")
@@ -250,11 +250,11 @@ class QuantisedEntry(NamedTuple):
 
     Attributes:
         scheme: The scheme, as `loratools formats` names it.
-        format: The number format within the scheme; None where it has one only.
-        bits: Bits of a stored number; None where it is not known.
-        group: How many weights share a scale; None where that is not by groups.
+        format: The number format within the scheme; None if it has one only.
+        bits: Bits of a stored number; None if it is not known.
+        group: How many weights share a scale; None if that is not by groups.
         weights: Names of these weights.
-        why: Why they are not read; None where they are.
+        why: Why they are not read; None if they are.
     """
 
     scheme: str
@@ -277,17 +277,17 @@ class CheckpointEntry(NamedTuple):
     Attributes:
         path: Where it is.
         layout: How it is stored.
-        architecture: The class of the model by its config; None where it names none.
+        architecture: The class of the model by its config; None if it names none.
         bytes: Size of its tensors in bytes.
         parameters: How many weights it has, quantised ones unpacked.
         dtypes: How many tensors there are of each dtype.
-        quantization: The quantisation by its config or tensors; None where it is not quantised.
+        quantization: The quantisation by its config or tensors; None if it is not quantised.
         quantised: Its quantised weights, one entry per way.
         tensors: One entry per stored tensor.
         tied: Absent weights, and the stored ones that they follow.
         side_files: Names of files that belong to the model and hold no weights.
         left_out: Names of what is not part of the model, and why.
-        warnings: What a person should know about the result, as sentences.
+        warnings: Warnings about the result, as sentences.
         values_read: Whether values were read.
     """
 
@@ -314,12 +314,12 @@ class CheckpointEntry(NamedTuple):
 
     @property
     def not_finite(self) -> tuple[str, ...]:
-        """Tensors with NaN or infinite values; empty where the values were not read."""
+        """Tensors with NaN or infinite values; empty if the values were not read."""
         return tuple(t.name for t in self.tensors if t.non_finite)
 
     @property
     def value_warnings(self) -> tuple[str, ...]:
-        """What the values are a reason to warn of, with every name; empty where they were not read."""
+        """What the values are a reason to warn of, with every name; empty if they were not read."""
         return (f"values not finite in {', '.join(self.not_finite)}",) if self.not_finite else ()
 
     def rows(self) -> list[dict[str, object]]:

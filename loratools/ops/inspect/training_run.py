@@ -26,13 +26,13 @@ class TrainingRun(NamedTuple):
     Attributes:
         path: The folder of the run.
         state: The file that says it: the latest `trainer_state.json` of the run.
-        steps: How many optimiser steps the run had made when the file was written; None where it does not say.
-        best: The folder of the best checkpoint, by its name; None where the file names none.
+        steps: How many optimiser steps the run had made when the file was written; None if it does not say.
+        best: The folder of the best checkpoint, by its name; None if the file names none.
         best_exists: Whether that folder is there.
-        best_step: The optimiser step of the best checkpoint; None where it is not known.
-        metric: The name of the metric that was compared, such as eval_loss; None where the log does not tell.
+        best_step: The optimiser step of the best checkpoint; None if it is not known.
+        metric: The name of the metric that was compared, such as eval_loss; None if the log does not tell.
         metric_value: Its value for the best checkpoint.
-        error: Why the file cannot be read; None where it can.
+        error: Why the file cannot be read; None if it can.
     """
 
     path: str

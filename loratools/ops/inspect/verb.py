@@ -67,17 +67,16 @@ def inspect(
         sources: Paths, loaded adapters or opened checkpoints.
         values: Also read the values: norms and spectra of every update, from its factors, and values that are not
             finite. This reads the whole file.
-        include: Globs over the names of modules, replaced weights and a model's tensors; all are taken where there is
-            none. A glob need not match in every source.
-        exclude: Globs of what is left out.
-        from_format: The format of the adapters, where it is not to be found from the content.
-        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
-        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
-            open.
-        base: The model that the adapters are for, where their names alone do not tell: its path, opened, or its names
-            and config.
-        progress: Called with the number of bytes just read, with `values`. If it has a method `expect`, that is called
-            with the total before.
+        include: Globs over the names of modules, replaced weights and tensors of models; empty selects all. A glob need
+            not match in every source.
+        exclude: Globs of names to leave out.
+        from_format: The format of the adapters; detected from the content if None.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
+        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
+            not say.
+        base: The base model, needed if module names alone are ambiguous: a path, an opened checkpoint, or a `Base`.
+        progress: Called with the number of bytes read since the last call, with `values`. If it has a method `expect`,
+            that method is called first, with the total.
 
     Returns:
         A report with one entry per source, in the order in which they were given, and for a folder of several with

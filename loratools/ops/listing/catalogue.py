@@ -35,7 +35,7 @@ def default_path() -> Path:
 
 
 def stamp(path: Path) -> str | None:
-    """What changes whenever an adapter does: of its file, or of all files in its folder; None where nothing is there.
+    """What changes whenever an adapter does: of its file, or of all files in its folder; None if nothing is there.
 
     Files of a folder below are no part of it.
     """

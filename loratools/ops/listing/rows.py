@@ -15,24 +15,24 @@ class ListedAdapter:
 
     Attributes:
         path: Where it is.
-        format: Its format; None where it could not be read.
+        format: Its format; None if it could not be read.
         kind: The kinds of its updates, joined by ` + `; "replaced weights" where it has nothing else.
-        family: The family of image models that it is for; None where that is not known, and of language models.
-        base_model: The base model that it names; None where it names none.
+        family: The family of image models that it is for; None if that is not known, and of language models.
+        base_model: The base model that it names; None if it names none.
         modules: How many modules it changes.
-        rank: The largest rank; None where its kind has none.
+        rank: The largest rank; None if its kind has none.
         ranks: How many modules have each rank, the commonest first.
-        alpha: The commonest alpha of the modules of the largest rank; None where their kind has none.
+        alpha: The commonest alpha of the modules of the largest rank; None if their kind has none.
         scale: The commonest number that their updates are multiplied with.
         dtype: The commonest dtype of its tensors.
         parameters: How many numbers it stores.
         bytes: Size of its files in bytes.
-        title: What its header calls it; None where it has no title.
+        title: What its header calls it; None if it has no title.
         trigger_words: Words that call it up, as its header has them.
-        date: The day on which it was made, by its header; None where that does not say.
+        date: The day on which it was made, by its header; None if that does not say.
         modified: When its file was last changed, UTC, such as 2024-07-31T10:20:30Z.
-        warnings: What a person should know about it, as sentences.
-        error: Why it could not be read; None where it could.
+        warnings: Warnings about it, as sentences.
+        error: Why it could not be read; None if it could.
     """
 
     path: str
@@ -106,7 +106,7 @@ class ListReport:
     Attributes:
         adapters: One row per adapter, in the order that was asked for.
         others: What is no adapter, and what it is.
-        duplicates: Groups of adapters that do the same; empty where that was not asked for.
+        duplicates: Groups of adapters that do the same; empty if that was not asked for.
         hidden: How many adapters a condition has left out.
         not_compared: Paths of adapters whose values could not be compared with those of others: they depend on their
             base, or replace weights, or their values are damaged.

@@ -50,7 +50,7 @@ def row_of_error(path: str, error: LoraToolsError | OSError, modified: str | Non
 
 
 def modified_at(path: Path) -> str | None:
-    """When a file, or the newest file in a folder, was last changed; None where that cannot be known."""
+    """When a file, or the newest file in a folder, was last changed; None if that cannot be known."""
     try:
         files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
         newest = max((file.stat().st_mtime for file in files), default=path.stat().st_mtime)

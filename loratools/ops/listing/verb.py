@@ -71,8 +71,8 @@ def list_adapters(
         threads: How many read at once; as many as there are cores where it is not given.
         execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
             threads, on Linux).
-        progress: Called with the number of files just looked at. If it has a method `expect`, that is called with
-            the total before.
+        progress: Called with the number of files read since the last call. If it has a method `expect`, that method is
+            called first, with the total.
 
     Returns:
         A report with one row per adapter, and with what else lies in the folders.
@@ -142,7 +142,7 @@ def _key(value: object) -> tuple[float, str]:
 
 
 class _Examined(NamedTuple):
-    """Whether a file is an adapter, and what was found in it; None where the verdict says why nothing was."""
+    """Whether a file is an adapter, and what was found in it; None if the verdict says why nothing was."""
 
     verdict: Verdict
     outcome: Outcome | None

@@ -83,7 +83,7 @@ def exact_factors(update: Update, name: str, whose: str) -> Factors:
 
 
 def reason_against(update: Update) -> str | None:
-    """Why an update has no factors, in a few words; None where it has, or where it can be turned into some."""
+    """Why an update has no factors, in a few words; None if it has, or where it can be turned into some."""
     if update.needs_base:
         if update.as_lora() is not None:
             return "DoRA: its delta depends on the weights of the base"

@@ -59,7 +59,7 @@ class Limit:
         return any(value is not None for value in (self.rank, self.energy, self.error, self.rule, self.max_rank))
 
     def planned(self, rank: int) -> int | None:
-        """The rank that a module of `rank` ends with; None where its values decide."""
+        """The rank that a module of `rank` ends with; None if its values decide."""
         if (self.energy, self.error, self.rule) != (None, None, None):
             return None
         return min([rank, *(r for r in (self.rank, self.max_rank) if r is not None)])
@@ -80,7 +80,7 @@ class Limit:
 
     @property
     def loss(self) -> Lost | None:
-        """The share of the squared norm that may be lost; None where another rule than that chooses the rank."""
+        """The share of the squared norm that may be lost; None if another rule than that chooses the rank."""
         from loratools.algebra.rank_rules import lost_for_energy, lost_for_error
 
         if self.energy is not None:
@@ -88,7 +88,7 @@ class Limit:
         return None if self.error is None else lost_for_error(self.error)
 
     def rank_rule(self) -> RankRule | None:
-        """The same for a decomposition that is found step by step; None where it needs all singular values."""
+        """The same for a decomposition that is found step by step; None if it needs all singular values."""
         from loratools.algebra.rank_rules import AtMost, Fixed
 
         if (loss := self.loss) is not None:

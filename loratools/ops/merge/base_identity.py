@@ -18,7 +18,7 @@ _STORAGE_WORDS = frozenset(
 
 
 def different_base_warning(adapter: Adapter, base: Checkpoint, matches: Matches) -> str | None:
-    """The warning that an adapter seems to be for another model, or None where there is no evidence of that.
+    """The warning that an adapter seems to be for another model, or None if there is no evidence of that.
 
     A folder's own name is no evidence, since people call their copies what they like. Evidence is either that the base
     itself names the model that it is (in its config, or as a folder of the hub's cache) and that is another one, or

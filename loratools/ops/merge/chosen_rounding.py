@@ -110,7 +110,7 @@ def _moments(
 
 
 def _weight_of_inputs(alias: Alias) -> str | None:
-    """The weight whose inputs are those of a module in memory; None where it is cut, or has them along its rows."""
+    """The weight whose inputs are those of a module in memory; None if it is cut, or has them along its rows."""
     weights = {place.weight for place in alias.places}
     straight = all(
         not place.transposed and place.at.expert is None and place.at.columns is None for place in alias.places

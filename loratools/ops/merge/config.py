@@ -125,7 +125,7 @@ def _add_head(
 
 
 def _class_of(adapter: Adapter, config: Mapping[str, object]) -> str | None:
-    """The transformers class that the adapter was trained on; None where nothing tells."""
+    """The transformers class that the adapter was trained on; None if nothing tells."""
     if adapter.base_class is not None:
         return adapter.base_class.rpartition(".")[2]
     suffix = _TASK_CLASSES.get(adapter.task_type or "")

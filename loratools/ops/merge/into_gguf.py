@@ -66,7 +66,7 @@ def in_types_of_gguf(base: Checkpoint, outputs: Mapping[str, Output], dtype: str
     """The outputs of a merge in the dtypes that they are stored in.
 
     `dtype` is for matrices; vectors, and the few matrices that llama.cpp keeps in float32, keep the type that they
-    have. Dequantised weights are float16 where it is None.
+    have. Dequantised weights are float16 if None.
 
     Raises:
         UnsupportedError: a tensor has another shape than in the base, or none there.

@@ -61,21 +61,21 @@ def merge_into(
     Args:
         model: A model of torch, such as one of transformers or diffusers, on any device, not quantised and without
             adapters of PEFT around its layers.
-        adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 where none is given).
+        adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 if none is given).
         rounding: `nearest`, `stochastic`, `adapter` or `calibrated`: how sums are rounded to the parameter's dtype.
         seed: Random seed of stochastic rounding.
         penalty: With `adapter` and `calibrated`: how much an error in other directions counts.
         moments: With `calibrated`: a file of second moments of inputs.
         allow_partial: Leave out what has no place in the model, and list it.
-        include: Globs over the names of modules; all are taken where there is none.
-        exclude: Globs of what is left out.
-        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
-        from_format: The format of the adapters, where it is not to be found from the content.
+        include: Globs over module names; empty selects all.
+        exclude: Globs of names to leave out.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
+        from_format: The format of the adapters; detected from the content if None.
         initial: What adapters were before training, for those that moved the base.
-        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
-            open.
-        expert_orientation: `out-in` or `in-out`: how square fused experts are stored, where the files leave it open.
-        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
+            not say.
+        expert_orientation: `out-in` or `in-out`: the orientation of square fused experts, if the files do not say.
+        threads: Number of workers; one per CPU if None. The result does not depend on it.
 
     Returns:
         The report of the merge, with `output` None.
@@ -84,7 +84,7 @@ def merge_into(
         UsageError: The model has adapters around its layers, or values that are not in memory.
         UnsupportedError: The model is quantised, or the adapters would give it other layers.
         MismatchError: Something of an adapter finds no place, or replaces a weight by one of another shape.
-        InputError: Values that are not finite, or that do not fit the dtype of a parameter.
+        InputError: Values are NaN or infinite, or too large for the dtype of a parameter.
 
     Example:
         >>> import loratools, torch

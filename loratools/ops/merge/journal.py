@@ -57,7 +57,7 @@ class DoneStack:
 
     @classmethod
     def of(cls, noted: object) -> DoneStack | None:
-        """What a line of a journal is about; None where the line is not as we write it."""
+        """What a line of a journal is about; None if the line is not as we write it."""
         match noted:
             case [str(checksum), list(units)] if units:
                 measured = tuple(written for unit in units if (written := _measured(unit)) is not None)

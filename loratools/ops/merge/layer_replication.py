@@ -41,7 +41,7 @@ class Replication:
 
 
 def replication(adapters: Sequence[Adapter]) -> Replication | None:
-    """What the adapters say of repeated layers; None where they say nothing.
+    """What the adapters say of repeated layers; None if they say nothing.
 
     Raises:
         MismatchError: they count the layers in different ways.

@@ -157,7 +157,7 @@ def _as_stored(model: Module, config: Mapping[str, Any], parameters: Mapping[str
 
 
 def _stored_shapes(model: Module, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes of what the library of the model would store, by name; empty where it stores parameters as they are.
+    """The shapes of what the library of the model would store, by name; empty if it stores parameters as they are.
 
     It is asked with tensors without values.
     """
@@ -176,7 +176,7 @@ def _stored_shapes(model: Module, parameters: Mapping[str, Tensor]) -> dict[str,
 
 
 def _part_of(values: Tensor, place: Place) -> Tensor | None:
-    """The view of a parameter that a stored weight is; None where it is no view of it."""
+    """The view of a parameter that a stored weight is; None if it is no view of it."""
     if place.at != Part() or place.order is not None:
         return None
     part = values if place.of.expert is None else values[place.of.expert]

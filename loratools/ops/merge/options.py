@@ -75,12 +75,12 @@ class MergeOptions:
 
     @property
     def retype(self) -> str | None:
-        """The ggml type that changed weights of a GGUF file get, by its name there; None where they keep their own."""
+        """The ggml type that changed weights of a GGUF file get, by its name there; None if they keep their own."""
         return self.requantize.upper() if isinstance(self.requantize, str) else None
 
     @property
     def stored_dtype(self) -> str | None:
-        """The dtype that floats are stored in, as safetensors spells it; None where the base's are kept.
+        """The dtype that floats are stored in, as safetensors spells it; None if the base's are kept.
 
         Raises:
             UsageError: `dtype` is no dtype that weights are stored in.
@@ -89,7 +89,7 @@ class MergeOptions:
 
     @property
     def max_shard_bytes(self) -> int | None:
-        """The largest size of a weight file in bytes; None where the base's own files are kept.
+        """The largest size of a weight file in bytes; None if the base's own files are kept.
 
         Raises:
             UsageError: `max_shard_size` is no size.

@@ -110,7 +110,7 @@ class Output:
 
     @property
     def copied(self) -> ByteRange | None:
-        """Where its bytes lie ready to be copied; None where they must be computed."""
+        """Where its bytes lie ready to be copied; None if they must be computed."""
         changed = bool(self.updates or self.patches or self.requantised)
         is_stored_so = self.dtype == self.values.dtype and self.shape == self.values.shape
         return self.values.location if is_stored_so and not changed else None
@@ -143,9 +143,9 @@ class Requantised:
 class OutputFile:
     """One weight file of the result, its tensors in the order in which they are stored.
 
-    prefix  what the names of its tensors lose on their way into the file (`unet.`, of a component of a pipeline)
-    index   the file that says which of its fellows has which tensor; None where there is none
-    gguf    the header of the base's file where that is GGUF, which this one is then as well
+    prefix  what the names of its tensors lose on their way into the file (`unet.`, of a component of a pipeline) index
+    the file that says which of its fellows has which tensor; None if there is none gguf    the header of the base's
+    file where that is GGUF, which this one is then as well
     """
 
     name: str

@@ -59,7 +59,7 @@ class MergePlan:
         files: The files with weights that will be written.
         side_files: The other files that will be written.
         added: Names of weights that the base does not have.
-        warnings: What a person should know about the result, as sentences.
+        warnings: Warnings about the result, as sentences.
         out: Where the result goes.
         rounding: How sums are rounded to the dtype that they are stored in.
         one_file: Whether the result is one file and not a folder.

@@ -77,7 +77,7 @@ def _settings(plan: MergePlan) -> dict[str, object]:
 
 
 def recorded_inputs(path: Path) -> Mapping[str, object]:
-    """What the record of a merged model says went into it; empty where there is none that can be read.
+    """What the record of a merged model says went into it; empty if there is none that can be read.
 
     Args:
         path: The folder of the model, or its one file.

@@ -170,7 +170,7 @@ def refuse_quantised(
 
 
 def _not_written(weight: PackedWeight, retype: str | None) -> str | None:
-    """Why the numbers of a packed weight cannot be stored again; None where they can."""
+    """Why the numbers of a packed weight cannot be stored again; None if they can."""
     if retype is not None:
         fits_blocks = packed_shape(retype, weight.shape) is not None
         return (

@@ -23,9 +23,9 @@ class MergedTensor:
     Attributes:
         name: The name of the weight.
         adapters: Positions of the adapters that changed it, from 0, in the order given.
-        gain: `<merged - base, dW> / <dW, dW>`; None where it was replaced.
-        max_error_ratio: The largest error in the rows that were checked, as a share of what is allowed; None where
-            nothing was checked.
+        gain: `<merged - base, dW> / <dW, dW>`; None if it was replaced.
+        max_error_ratio: The largest error in the rows that were checked, as a share of what is allowed; None if nothing
+            was checked.
     """
 
     name: str
@@ -45,7 +45,7 @@ class RequantizedTensor:
         name: The weight.
         scheme: Its scheme and the numbers in it: `bitsandbytes: nf4`.
         error_before: ||stored - sum|| / ||update|| if the sum were stored in the float dtype of the weight, as with
-            `dequantize`; None where the update is zero.
+            `dequantize`; None if the update is zero.
         error_after: The same of what is stored.
         gain: How much of the update is in the result.
     """
@@ -64,13 +64,13 @@ class RequantizedTensor:
 class MergeReport:
     """The report of a merge.
 
-    Of a plan `output` is None and nothing is measured. Shares and ratios are None where there was nothing to measure.
+    Of a plan `output` is None and nothing is measured. Shares and ratios are None if there was nothing to measure.
 
     `gain` and `unchanged_share` are measured on every block of 49,152 weights where a unit of work (32 MiB) has up to
     16 of them, and on every fourth where it has more. `max_error_ratio` is of nine rows in each unit.
 
     Attributes:
-        output: Where the result was written; None where nothing was.
+        output: Where the result was written; None if nothing was written.
         adapters: Each adapter as it was named, and its weight.
         tensors: One entry per weight that was touched.
         merged_weights: How many weights were added to.
@@ -85,11 +85,11 @@ class MergeReport:
         max_error_ratio: The largest error in the rows that were checked, as a share of what is allowed.
         verified: Whether rows were read back and checked.
         left_out: Names of the adapters that have no place in the base, with `allow_partial`.
-        warnings: What a person should know about the result, as sentences.
+        warnings: Warnings about the result, as sentences.
         rounding: How sums were rounded to the dtype that they are stored in.
         requantized: One entry per weight that was quantised again.
-        trained_on: How the base was quantised in training; None where that was not said.
-        plan: What would be done; None where it was done.
+        trained_on: How the base was quantised in training; None if that was not said.
+        plan: What would be done; None if it was done.
     """
 
     output: Path | None

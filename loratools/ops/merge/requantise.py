@@ -185,7 +185,7 @@ def _refuse_large_scales(output: Output, kind: str, grid: LevelGrid) -> None:
 
 
 def _fresh(unit: RowsUnit) -> Fresh | None:
-    """What quantises the weight with new scales; None where it keeps those that it has."""
+    """What quantises the weight with new scales; None if it keeps those that it has."""
     requantised = unit.output.requantised
     if requantised is None or not requantised.retyped:
         return None

@@ -147,7 +147,7 @@ class _Feedback(ABC):
     def choice(self, start: int, stop: int, below: Floats, above: Floats) -> Mask | None:
         """Where the upper neighbour is taken in rows start:stop, given the errors of both neighbours.
 
-        None where nothing is known of the inputs, and the nearest number is the best.
+        None if nothing is known of the inputs, and the nearest number is the best.
         """
 
 
@@ -215,7 +215,7 @@ def _measured(rounding: Rounding) -> Floats | None:
 
 
 def _metric(rounding: Rounding, basis: Floats | None, measured: Floats | None, outputs: int) -> InputMetric | None:
-    """What errors cost; None where nothing is known of the inputs, and the nearest number is the best."""
+    """What errors cost; None if nothing is known of the inputs, and the nearest number is the best."""
     from loratools.algebra.neighbours import MeasuredMetric, SubspaceMetric
 
     if measured is not None:
@@ -224,7 +224,7 @@ def _metric(rounding: Rounding, basis: Floats | None, measured: Floats | None, o
 
 
 def _basis(directions: Sequence[tuple[Floats | None, slice]], inputs: int) -> Floats | None:
-    """An orthonormal basis of all directions, each given for some of the inputs; None where there are none."""
+    """An orthonormal basis of all directions, each given for some of the inputs; None if there are none."""
     import numpy as np
 
     from loratools.algebra.neighbours import orthonormal_rows

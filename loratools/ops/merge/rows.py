@@ -80,7 +80,7 @@ class Gain:
     def gain(self) -> float | None:
         """The share of the update that survived the rounding.
 
-        1 where all of the update survived the rounding, 0 where none did; None where there was no update.
+        1 where all of the update survived the rounding, 0 where none did; None if there was no update.
         """
         return self.along / self.energy if self.energy > 0 else None
 

@@ -96,7 +96,7 @@ def training_scheme(name_or_file: str | Path | TrainingScheme) -> TrainingScheme
 
 
 def _from_config(config: Mapping[str, object]) -> TrainingScheme | None:
-    """The scheme of a quantization_config; None where it is not one of bitsandbytes."""
+    """The scheme of a quantization_config; None if it is not one of bitsandbytes."""
 
     def is_set(*keys: str) -> bool:
         return any(config.get(key) in (True, "True", "true") for key in keys)
@@ -233,7 +233,7 @@ def with_training_values(
 
 
 def as_trained(output: Output, scheme: TrainingScheme) -> Output | None:
-    """The output added to the values that training saw; None where such a weight was not quantised in training."""
+    """The output added to the values that training saw; None if such a weight was not quantised in training."""
     if not _is_linear(output.name, output) or _stored_otherwise(output, scheme) is not None:
         return None
     values = LazyTensor(output.values.shape, output.values.dtype, AsTrained(output.values, scheme))
@@ -248,7 +248,7 @@ def _is_linear(name: str, output: Output) -> bool:
 
 
 def _stored_otherwise(output: Output, scheme: TrainingScheme) -> str | None:
-    """Why blocks of the stored weight are not those of training; None where they are."""
+    """Why blocks of the stored weight are not those of training; None if they are."""
     if output.inputs_along_rows:
         return "it is stored (in, out), and blocks run along its inputs"
     if output.values.dtype == "F64":
@@ -262,7 +262,7 @@ def _stored_otherwise(output: Output, scheme: TrainingScheme) -> str | None:
 def size_of_difference(outputs: Sequence[Output], scheme: TrainingScheme) -> float | None:
     """About ||dequantise(quantise(W)) - W|| / ||update||, from a sample of rows of the weights that adapters change.
 
-    None where there is nothing to compare.
+    None if there is nothing to compare.
     """
     import numpy as np
 

@@ -85,14 +85,13 @@ def merge(
 
     Args:
         base: The model, by its path or opened.
-        adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 where none is given). The weight
+        adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 if none is given). The weight
             multiplies the delta.
         out: Where to write the merged model: a folder, or, for a base that is one file, a file whose name ends with
             .safetensors; for a base in GGUF, a file whose name ends with .gguf.
-        dtype: The dtype that weights are stored in: float32, bfloat16, float16 or float64; the base's own where it is
-            None.
+        dtype: The dtype that weights are stored in: float32, bfloat16, float16 or float64; the base's own if None.
         max_shard_size: Start a new weight file before one grows beyond this, in bytes or as "5GB"; the base's own files
-            where it is None.
+            if None.
         dequantize: Write all quantised weights of the base as floats, in the dtype that its config names, and take the
             quantisation out of the config; of a base in GGUF, those that the adapters change, in float16 where `dtype`
             is None. Without it or `requantize`, a merge that would change one is refused.
@@ -107,26 +106,25 @@ def merge(
             the adapters read change least; `calibrated`: the same for the inputs in `moments`.
         seed: Of `stochastic`: the same seed gives the same bytes.
         penalty: Of `adapter` and `calibrated`: what an error costs for all other inputs; larger is closer to `nearest`.
-            0.25 and 0.01 where it is None; of weights that are quantised again 0.1 and 0.01.
+            0.25 and 0.01 if None; of weights that are quantised again 0.1 and 0.01.
         moments: Of `calibrated`: a safetensors file with the sum of x x' over the inputs x of each module, by the
             module's name, (inputs, inputs).
         allow_partial: Leave out, and report, what has no place in the base.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         verify: Read rows of every merged tensor back and compare them with float64 arithmetic.
-        include: Globs over the names of modules and replaced weights of the adapters; all are taken where there is
-            none.
-        exclude: Globs of what is left out.
-        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
-        from_format: The format of the adapters, where it is not to be found from the content.
+        include: Globs over the names of modules and replaced weights of the adapters; empty selects all.
+        exclude: Globs of names to leave out.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
+        from_format: The format of the adapters; detected from the content if None.
         initial: For each adapter whose initialisation changed the base (PiSSA, OLoRA, CorDA, LoRA-GA), the adapter as
             it was before training, in the same order: it is subtracted.
-        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
-            open.
-        expert_orientation: `out-in` or `in-out`: how square fused experts are stored, where the adapter does not tell.
-        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
+            not say.
+        expert_orientation: `out-in` or `in-out`: the orientation of square fused experts, if the files do not say.
+        threads: Number of workers; one per CPU if None. The result does not depend on it.
         execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
             threads).
-        progress: Called with the number of bytes just written, on the thread of the caller.
+        progress: Called with the number of bytes written since the last call, on the thread of the caller.
         plan: Work out from headers what would be done, and write nothing: `report.plan` has it all.
         resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
             options, inputs or versions it is refused; where no run was killed, the merge begins anew.

@@ -36,9 +36,9 @@ class MergedWeights:
         shaped: The same before dtypes and rounding were decided, with the shapes of the result.
         added: Names of weights that the base does not have.
         untied: Names that were tied in the base and are stored on their own now.
-        deeper: How layers of the base are repeated; None where they are not.
+        deeper: How layers of the base are repeated; None if they are not.
         scheme: How the base was quantised in training, where the adapters are added to the values that training saw.
-        warnings: What a person should know about the result, as sentences.
+        warnings: Warnings about the result, as sentences.
         rounding_warnings: The same of its rounding, which come after those of configs.
     """
 

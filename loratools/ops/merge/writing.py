@@ -51,7 +51,7 @@ def write_weights(
         threads: Workers.
         verify: Whether rows are read back and checked.
         manifest: Whether files are hashed when they are finished.
-        progress: Called with the number of bytes just written.
+        progress: Called with the number of bytes written since the last call.
         record: The inputs with their digests, where they are known already, and the plan is in the journal.
     """
     folder = prepared.path

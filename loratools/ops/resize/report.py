@@ -19,10 +19,10 @@ class ResizeReport:
         modules: One entry per module.
         error: The relative Frobenius error over all modules.
         unchanged: How many modules were small enough already and keep their bytes.
-        output: Where the result was written; None where nothing was.
+        output: Where the result was written; None if nothing was written.
         adapter: The resulting adapter; None of a plan.
         bytes: Size of the result in bytes.
-        warnings: What a person should know about the result, as sentences.
+        warnings: Warnings about the result, as sentences.
     """
 
     modules: tuple[ReducedModule, ...]

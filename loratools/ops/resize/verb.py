@@ -78,7 +78,7 @@ def resize(
 
     Args:
         adapter: The adapter, by its path or loaded.
-        out: Where to write the result; nothing is written where it is None.
+        out: Where to write the result; nothing is written if None.
         rank: At most this rank in every module.
         energy: Keep at least this share of each module's squared Frobenius norm, in (0, 1].
         error: Lose at most this share of each module's Frobenius norm, in (0, 1).
@@ -88,21 +88,21 @@ def resize(
             modules so that the loss over all is least.
         max_params: The same for the number of parameters.
         max_rank: No rank is above this, whatever the rule.
-        dtype: The dtype of the stored factors; each module keeps its own where it is None.
+        dtype: The dtype of the stored factors; each module keeps its own if None.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
-        include: Globs over the names of modules; all are taken where there is none.
-        exclude: Globs of what is left out.
-        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
-        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
-            open.
-        from_format: The format of the adapters, where it is not to be found from the content.
-        format: The format to write, one of `list_formats()`; where it is None, that of the adapter where it can be
-            written, otherwise peft.
-        base: The model that it is for, where names alone do not tell: its path, opened, or its names and config.
+        include: Globs over module names; empty selects all.
+        exclude: Globs of names to leave out.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
+        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
+            not say.
+        from_format: The format of the adapters; detected from the content if None.
+        format: The format to write, one of `list_formats()`; if None, that of the adapter where it can be written,
+            otherwise peft.
+        base: The base model, needed if module names alone are ambiguous: a path, an opened checkpoint, or a `Base`.
         set_metadata: Texts for the header of the file: `{"modelspec.title": "Ink"}`. An empty text takes the key away.
         strip_metadata: Leave out the texts of the source's header, such as prompts and training settings.
-        threads: Workers; one per CPU where it is None. The result does not depend on it.
-        progress: Called with the number of bytes just read.
+        threads: Number of workers; one per CPU if None. The result does not depend on it.
+        progress: Called with the number of bytes read since the last call.
         card: Write a model card (`README.md`) into an output folder.
         plan: Compute everything, and write nothing.
 
@@ -112,7 +112,7 @@ def resize(
     Raises:
         UsageError: Not exactly one rule, or a budget in which rank 1 everywhere has no place.
         UnsupportedError: The scale of the adapter is uncertain, or an update has no factors.
-        InputError: Values that are not finite, or that do not fit the dtype.
+        InputError: Values are NaN or infinite, or too large for the dtype.
         OutputExistsError: `out` exists, or is the input.
 
     Example:
@@ -206,7 +206,7 @@ def resize(
 
 
 def _budget(limit: Limit, max_size: int | None, max_params: int | None) -> Budget | None:
-    """The budget for all modules together, None where each has a limit of its own.
+    """The budget for all modules together, None if each has a limit of its own.
 
     Raises:
         UsageError: not exactly one of the rules that choose ranks is given.

@@ -27,8 +27,8 @@ class ModuleSpectrum:
         norm: The Frobenius norm of the whole change.
         stable_rank: `||M||_F^2 / ||M||_2^2`.
         effective_rank: The effective rank of Roy and Vetterli; with values unknown an estimate, mostly from above.
-        numerical_rank: How many singular values rounding to the stored dtype cannot have made up; None where there may
-            be more than are known.
+        numerical_rank: How many singular values rounding to the stored dtype cannot have made up; None if there may be
+            more than are known.
         cost: Parameters of one unit of rank.
         noise_edge: Of two checkpoints: the largest singular value of the noise that rounding, and quantisation where
             there is any, make.
@@ -37,7 +37,7 @@ class ModuleSpectrum:
         above_cut: Of two checkpoints: how many singular values exceed `optimal_cut`.
         identical: Of two checkpoints: the share of weights that are bit for bit the base's.
         quantization_error: Of two checkpoints: the estimated norm of the error that quantisation made in either; None
-            where neither is quantised.
+            if neither is quantised.
     """
 
     name: str
@@ -104,11 +104,11 @@ class SpectrumReport:
         dtype: The dtype that sizes are computed for.
         modules: One entry per module.
         table: What ranks keep and cost.
-        knee: The rank beyond which there is little to gain; None where the spectrum has no such place.
+        knee: The rank beyond which there is little to gain; None if the spectrum has no such place.
         why: Why the knee is there, or why there is none.
         unchanged: How many tensors are byte for byte the same.
         skipped: Tensors that have no spectrum, and why.
-        warnings: What a person should know about the result, as sentences.
+        warnings: Warnings about the result, as sentences.
     """
 
     source: str

@@ -68,15 +68,15 @@ def spectrum(
             Smaller takes more passes over each change.
         exact: Find all singular values of a pair, by exact methods: slower.
         seed: Random seed of the decomposition. Equal input and seed give an equal result.
-        threads: Workers; one per CPU where it is None. The result does not depend on it.
+        threads: Number of workers; one per CPU if None. The result does not depend on it.
         device: What decomposes: cpu, cuda, cuda:N, or auto.
-        include: Globs over the names of modules; all are taken where there is none.
-        exclude: Globs of what is left out.
-        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
-        expert_packing: `peft` or `expert-major`: how fused experts share the columns of B, where the files leave it
-            open.
-        from_format: The format of the adapters, where it is not to be found from the content.
-        progress: Called with the number of bytes just read.
+        include: Globs over module names; empty selects all.
+        exclude: Globs of names to leave out.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
+        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
+            not say.
+        from_format: The format of the adapters; detected from the content if None.
+        progress: Called with the number of bytes read since the last call.
 
     Returns:
         A report with the singular values of each module, and what each rank would keep (share of the squared Frobenius
@@ -84,7 +84,7 @@ def spectrum(
 
     Raises:
         UsageError: A model without its base, or an adapter with one.
-        InputError: Nothing changed, or values that are not finite.
+        InputError: Nothing changed, or values are NaN or infinite.
         MismatchError: Names or shapes of the two models do not fit each other.
         UnsupportedError: A model is quantised in a way that is not read, or the scale of the adapter is uncertain.
 
@@ -185,7 +185,7 @@ def _spectra_of_pairs(
 
 
 def _decomposed_pair(pair: Pair, search: _Search) -> ModuleSpectrum | None:
-    """The spectrum of a pair whose bytes differ; None where its values do not."""
+    """The spectrum of a pair whose bytes differ; None if its values do not."""
     from loratools.algebra.rank_rules import Fixed
 
     decomposition = decomposed(

@@ -241,7 +241,7 @@ def _number(weight: float) -> str:
 
 
 def plain_lora(output: Output) -> Output | None:
-    """The output with every DoRA as the LoRA that it has without its magnitude; None where there is none."""
+    """The output with every DoRA as the LoRA that it has without its magnitude; None if there is none."""
     loras = [u.update.as_lora() for u in output.updates]
     if not any(lora is not None and lora.magnitude is not None for lora in loras):
         return None
@@ -253,7 +253,7 @@ def plain_lora(output: Output) -> Output | None:
 
 
 def flipped(output: Output) -> Output | None:
-    """The output with every delta the other way round; None where it is not square, or a delta has no other way."""
+    """The output with every delta the other way round; None if it is not square, or a delta has no other way."""
     rows, columns = output.matrix
     plain = [
         u for u in output.updates if u.place.is_whole and not u.update.needs_base and u.update.as_experts() is None
@@ -334,7 +334,7 @@ def _some_ranks(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sa
 
 
 def _single_product(output: Output) -> FactorDelta | None:
-    """The product of factors that is the whole delta; None where it is something else."""
+    """The product of factors that is the whole delta; None if it is something else."""
     deltas = prepared(output, "F64", 0, output.rows)
     only = deltas[0].delta if len(deltas) == 1 and deltas[0].everywhere else None
     return only if len(output.updates) == 1 and isinstance(only, FactorDelta) else None

@@ -43,8 +43,8 @@ class CheckedFile:
         name: Its name in the folder.
         state: `same`; `sampled`: the pieces that are recorded are the same; `changed`; `truncated`: it is shorter;
             `missing`; `extra`: it is not in the record.
-        bytes: Its size; None where it is missing.
-        recorded_bytes: Its recorded size; None where it is not in the record.
+        bytes: Its size; None if it is missing.
+        recorded_bytes: Its recorded size; None if it is not in the record.
         sha256: Its hash, where all of it was compared with a recorded one.
     """
 
@@ -69,7 +69,7 @@ class FilesReport:
     Attributes:
         merged: The folder that was looked at.
         verdict: `same`, `different`, or `undecided`, where of some files only pieces are recorded.
-        diagnosis: What is wrong, or cannot be decided; empty where all is as it should be.
+        diagnosis: What is wrong, or cannot be decided; empty if all is as it should be.
         files: Every file, by name.
         seconds: How long it took.
     """
@@ -114,8 +114,8 @@ def verify_files(
 
     Args:
         merged: A folder that a verb of loratools has written: a merged model, or an adapter.
-        threads: Files that are hashed at once; one per CPU where it is None.
-        progress: Called with the number of bytes that were just compared.
+        threads: Files that are hashed at once; one per CPU if None.
+        progress: Called with the number of bytes compared since the last call.
 
     Returns:
         A report with a verdict: `same`, `different` or `undecided`.

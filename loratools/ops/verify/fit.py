@@ -76,7 +76,7 @@ class Fit:
 
     @property
     def gain(self) -> float | None:
-        """The gain of the summed delta, `<merged - base, dW> / <dW, dW>`; None where it is zero."""
+        """The gain of the summed delta, `<merged - base, dW> / <dW, dW>`; None if it is zero."""
         return sum(self.along) / self.energy if self.energy > 0 else None
 
     def noise(self, dtype: str) -> float:

@@ -30,11 +30,11 @@ class Measured:
     """What one pass over a weight told.
 
     Attributes:
-        recipe: The first recipe that explains every value that was looked at; None where there is none.
+        recipe: The first recipe that explains every value that was looked at; None if there is none.
         fit: Sums for the best-fit weights. Where the usual recipe explains the values, in float32 and over a sample of
             the blocks; elsewhere in float64 and over all that were looked at.
-        max_error_ratio: The largest error of some rows against float64, as a share of what one rounding allows; None
-            where it was not measured.
+        max_error_ratio: The largest error of some rows against float64, as a share of what one rounding allows; None if
+            it was not measured.
     """
 
     recipe: AnyRecipe | None
@@ -43,7 +43,7 @@ class Measured:
 
 
 def with_factors_in(output: Output, dtype: str, *, scaled_b: bool = False) -> Output | None:
-    """The output with all A and B rounded to `dtype`; None where an update is no LoRA, or none would change.
+    """The output with all A and B rounded to `dtype`; None if an update is no LoRA, or none would change.
 
     With `scaled_b`, B is multiplied with the scale before it is rounded once more, and divided by it afterwards.
     """
@@ -107,7 +107,7 @@ def measure(output: Output, merged: LazyTensor, *, sample: float = 1.0) -> Measu
 
 
 def recipe_of(programs: Collection[str], output: Output, merged: LazyTensor, *, sample: float) -> AnyRecipe | None:
-    """The first recipe of one of these programs that explains every value; None where none does.
+    """The first recipe of one of these programs that explains every value; None if none does.
 
     Args:
         programs: The programs, as `Recipe.programs` names them.
@@ -128,7 +128,7 @@ def recipe_of(programs: Collection[str], output: Output, merged: LazyTensor, *, 
 
 
 def _other_recipe(output: Output, stored: LazyTensor, sample: float) -> AnyRecipe | None:
-    """The first recipe but the usual that explains every value; None where none does."""
+    """The first recipe but the usual that explains every value; None if none does."""
     usual = known_recipes(len({update.adapter for update in output.updates}), output.dtype)[0]
     for computed, recipes in _recipes(output):
         others = [recipe for recipe in recipes if recipe != usual]
@@ -160,7 +160,7 @@ def _recipes(output: Output) -> Iterator[tuple[Output, list[Recipe]]]:
 
 
 def _scales_and_weights(output: Output, adapters: Sequence[int]) -> tuple[list[float], list[float]] | None:
-    """Scale and weight of each adapter's updates; None where a delta is no scaled product, or its scales differ."""
+    """Scale and weight of each adapter's updates; None if a delta is no scaled product, or its scales differ."""
     pairs: dict[int, set[tuple[float, float]]] = {adapter: set() for adapter in adapters}
     for weighted in output.updates:
         lora = weighted.update.as_lora()

@@ -32,7 +32,7 @@ _EDGE = 4
 
 
 def packed_weight(tensor: LazyTensor) -> PackedWeight | None:
-    """The packed weight whose values the tensor has; None where it is stored as it is."""
+    """The packed weight whose values the tensor has; None if it is stored as it is."""
     return tensor.source.weight if isinstance(tensor.source, Dequantised) else None
 
 
@@ -83,13 +83,13 @@ class PackedMeasure:
 def measure_packed(
     output: Output, weight: PackedWeight, *, sample: float = 1.0, times: Sequence[float] | None = None
 ) -> PackedMeasure | None:
-    """Compare a packed weight of the merged model with base plus deltas; None where its grid is not known.
+    """Compare a packed weight of the merged model with base plus deltas; None if its grid is not known.
 
     Args:
         output: What the weight should be; without updates, the base's values alone.
         weight: The packed weight of the merged model, of the same shape.
         sample: The share of the rows to look at.
-        times: What each delta is multiplied with; 1 where it is None.
+        times: What each delta is multiplied with; 1 if None.
     """
     import numpy as np
 

@@ -36,15 +36,15 @@ class Recipe:
 
     Attributes:
         order: The deltas, by their numbers, in the order in which they are added.
-        delta_dtype: What each delta is rounded to before it is added; None where it stays in float32.
+        delta_dtype: What each delta is rounded to before it is added; None if it stays in float32.
         sequential: Whether the sum is stored, and so rounded, after each delta.
-        factor_dtype: What A and B are rounded to before they are multiplied; None where they are not. The deltas that
+        factor_dtype: What A and B are rounded to before they are multiplied; None if they are not. The deltas that
             `apply` is given are those of such factors.
         scaled_b: Whether B was multiplied with the scale and rounded before the product, in these factors.
         steps: What each product of A and B is multiplied with, number by number, and rounded to `delta_dtype` each
-            time, by delta; empty where products are scaled before they are rounded.
-        task_dtype: What the differences of models from the base, and their weighted sum, are rounded to; None where
-            deltas are added to the base itself.
+            time, by delta; empty if products are scaled before they are rounded.
+        task_dtype: What the differences of models from the base, and their weighted sum, are rounded to; None if deltas
+            are added to the base itself.
         weights: With `task_dtype`: the weight of each adapter, which the deltas are given with.
     """
 

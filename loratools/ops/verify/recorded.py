@@ -22,8 +22,8 @@ class RecordedMerge:
         present: Whether loratools wrote a record of the merge beside the model, or into its one file.
         rounding: How sums were rounded.
         seed: Of stochastic rounding.
-        penalty: Of the roundings that feed errors back; None where each weight had the usual one.
-        moments: The name of the file of second moments; None where there was none.
+        penalty: Of the roundings that feed errors back; None if each weight had the usual one.
+        moments: The name of the file of second moments; None if there was none.
         moments_sha256: The hash of that file.
         trained_on: How the base was quantised in training, where the merge was told.
     """
@@ -93,7 +93,7 @@ def reconstruct(
         options: Options about how the adapters are read, and whether the base is dequantised.
         recorded: What the record of the merged model says.
         trained_on: How the base was quantised in training; None for what is recorded.
-        moments: The file of second moments that the merge read; None where it is not at hand.
+        moments: The file of second moments that the merge read; None if it is not at hand.
     """
     scheme = trained_on if trained_on is not None else recorded.trained_on
     # The values of a quantised base are what training saw already.

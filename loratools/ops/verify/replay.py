@@ -66,7 +66,7 @@ def gives(replay: Replay, output: Output, merged: LazyTensor) -> bool:
 
 
 def requantised_recipe(requantised: Output, merged: PackedWeight, *, recorded: bool) -> str | None:
-    """The recipe of a merge that quantised a weight again, where one gives its bytes; None where none does.
+    """The recipe of a merge that quantised a weight again, where one gives its bytes; None if none does.
 
     Args:
         requantised: The packed numbers as a merge with --requantize plans them.
@@ -90,7 +90,7 @@ def requantised_recipe(requantised: Output, merged: PackedWeight, *, recorded: b
 def replayed_cause(requantised: Output, merged: PackedWeight, names: Sequence[str]) -> Cause | None:
     """What is wrong with a weight that got another type, where doing it again with the defect gives its bytes.
 
-    None where no defect does, and where the weight keeps its scales: there the values tell of defects without that.
+    None if no defect does, and where the weight keeps its scales: there the values tell of defects without that.
     """
     planned = requantised.requantised
     if planned is None or not planned.retyped:

@@ -53,13 +53,13 @@ class VerifiedTensor:
 
     Attributes:
         name: The name of the weight.
-        recipe: The name of the way of computing that gives its values, or None where none that is known does.
+        recipe: The name of the way of computing that gives its values, or None if none that is known does.
         max_error_ratio: The largest error in a sample of its rows against `base + delta` in float64, as a share of what
-            one rounding allows; None where it was not measured.
+            one rounding allows; None if it was not measured.
         weights: What each adapter's delta is multiplied with in the merged model, by least squares, as a share of the
             weight that was given: 1 where it was applied as given. In the order of the adapters that change the weight.
         gain: The share of the summed delta that is in the merged model, `<merged - base, dW> / <dW, dW>`.
-        ok: Whether the values are explained; None where that cannot be decided.
+        ok: Whether the values are explained; None if that cannot be decided.
     """
 
     name: str
@@ -92,9 +92,9 @@ class VerifyReport:
     Attributes:
         merged: The model that was looked at.
         verdict: `same`, `different` or `undecided`.
-        diagnosis: What is wrong, or cannot be decided; empty where all is as it should be.
+        diagnosis: What is wrong, or cannot be decided; empty if all is as it should be.
         recipes: Ways of computing that explain the adapted weights, with the number of weights that each explains.
-        merged_by: The programs that are known to merge in exactly these ways; empty where none is known.
+        merged_by: The programs that are known to merge in exactly these ways; empty if none is known.
         tensors: The weights that the adapters change.
         replaced: How many weights have the values that an adapter puts in their place.
         same: How many weights that no adapter changes have the bytes of the base.
@@ -104,10 +104,10 @@ class VerifyReport:
         unexplained: Names of weights that neither the base nor an adapter has.
         config_changes: Fields of `config.json` that differ from the base's, as `field: base -> merged`.
         file_changes: Files beside the weights, such as tokenizers, that differ from the base's.
-        gain: The share of all deltas that is in the merged model; None where nothing was measured.
+        gain: The share of all deltas that is in the merged model; None if nothing was measured.
         sample: The share of the values that was looked at; 1 for all.
         seconds: How long it took.
-        warnings: What a person should know beside it.
+        warnings: Warnings about the result, as sentences.
     """
 
     merged: Path

@@ -73,7 +73,7 @@ class _Steps(Protocol):
 
 
 def stepped_recipe(output: Output, stored: LazyTensor, sample: float) -> SteppedRecipe | None:
-    """The recipe of steps that explains every value of a weight that is looked at; None where none does.
+    """The recipe of steps that explains every value of a weight that is looked at; None if none does.
 
     Args:
         output: What the weight should be, in the dtype that it is stored in.
@@ -101,7 +101,7 @@ def _explains(steps: _Steps, output: Output, stored: LazyTensor, sample: float) 
 
 
 def _steps(output: Output, *, scalings: int) -> tuple[str, _Steps | None]:
-    """The kind of the only update of a weight, and its steps; None where no program is known that takes steps."""
+    """The kind of the only update of a weight, and its steps; None if no program is known that takes steps."""
     only = output.updates[0] if len(output.updates) == 1 else None
     if only is None or output.dtype not in _DTYPES or output.values.dtype != output.dtype:
         return "", None

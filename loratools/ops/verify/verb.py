@@ -133,23 +133,22 @@ def verify(
         merged: The model to look at, by its path or opened.
         base: The model that it was merged from. Of a quantised base, the dequantised values count.
         adapters: Paths, loaded adapters, or pairs of one of these and a weight, as for `merge`.
-        sample: The share of the values of adapted weights to look at, in (0, 1]; all where it is None. With less than
-            all, the verdict is at most `undecided`.
+        sample: The share of the values of adapted weights to look at, in (0, 1]; all if None. With less than all, the
+            verdict is at most `undecided`.
         allow_partial: Leave out of the adapters what has no place in the base.
         include: Globs over the names of modules and replaced weights that were merged; all where there is none.
         exclude: Globs of what was left out of the merge.
-        rank_from: `tensors` or `config`: which rank makes the scale, where the two disagree.
-        from_format: The format of the adapters, where it is not to be found from the content.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
+        from_format: The format of the adapters; detected from the content if None.
         initial: For each adapter whose initialisation changed the base, the adapter as it was before training.
         expert_packing: `peft` or `expert-major`: how the experts of a fused parameter share the columns of B.
         expert_orientation: `out-in` or `in-out`: how square fused experts are stored.
-        trained_on: How the base was quantised in training, as for `merge`; what the merged model's record says where it
-            is None.
+        trained_on: How the base was quantised in training, as for `merge`; what the merged model's record says if None.
         moments: The file of second moments that a merge with calibrated rounding read, as for `merge`.
-        threads: Workers; one per CPU where it is None.
+        threads: Number of workers; one per CPU if None.
         execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
             threads).
-        progress: Called with the number of bytes of the merged model that were just looked at.
+        progress: Called with the number of bytes of the merged model checked since the last call.
 
     Returns:
         A report with a verdict: `same`, `different` or `undecided`.
@@ -228,8 +227,8 @@ def _requantised(
 ) -> Mapping[str, Output]:
     """The packed numbers that a merge with --requantize would write, by the name of the weight.
 
-    Empty where the base or the merged model is not quantised, or a scheme is read and not written. A weight of a GGUF
-    file may have another type than in the base: the one that the merged model has.
+    Empty if the base or the merged model is not quantised, or a scheme is read and not written. A weight of a GGUF file
+    may have another type than in the base: the one that the merged model has.
     """
     if base.quantisation is None or merged.quantisation is None or not merged.quantisation.weights:
         return {}

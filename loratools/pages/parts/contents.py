@@ -94,7 +94,7 @@ def table(
         title: What the rows are.
         fields: The columns that there may be.
         rows: The rows.
-        most: How many rows are shown; all where it is None.
+        most: How many rows are shown; all if None.
     """
     shown = tuple(rows if most is None else rows[:most])
     return Table(title, filled(fields, shown), shown, omitted=len(rows) - len(shown))

@@ -22,12 +22,12 @@ def declared_method(config: Mapping[str, object]) -> str | None:
 
 
 def settings(config: Mapping[str, object]) -> Mapping[str, object]:
-    """The first section of the config that describes a quantisation; empty where there is none."""
+    """The first section of the config that describes a quantisation; empty if there is none."""
     return next((section for section, _ in _sections(config)), {})
 
 
 def find_setting(config: Mapping[str, object], *keys: str) -> object:
-    """The value of the first of the keys that a section has, at any depth; None where none has."""
+    """The value of the first of the keys that a section has, at any depth; None if none has."""
     for section, _ in _sections(config):
         for key in keys:
             if (value := _inside(section, key)) is not None:
@@ -36,7 +36,7 @@ def find_setting(config: Mapping[str, object], *keys: str) -> object:
 
 
 def model_dtype(config: Mapping[str, object]) -> str | None:
-    """The floating dtype that the model computes in, by its config; None where it does not say."""
+    """The floating dtype that the model computes in, by its config; None if it does not say."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, Mapping) else {}):
         for key in ("dtype", "torch_dtype"):

@@ -43,7 +43,7 @@ class Parameters(Protocol):
 
     @property
     def group(self) -> int | None:
-        """Consecutive values of a row that share a scale; None where whole rows or the whole tensor do."""
+        """Consecutive values of a row that share a scale; None if whole rows or the whole tensor do."""
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows start:stop of the first axis as float32, shape (stop - start, *weight.shape[1:]).

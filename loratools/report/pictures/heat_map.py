@@ -132,7 +132,7 @@ def _separators(band: Sequence[Section]) -> int:
 
 
 def _marks(parts: Sequence[Section], width: int) -> dict[str, str]:
-    """A letter for each section where not all names have room below their layers; empty where they have."""
+    """A letter for each section where not all names have room below their layers; empty if they have."""
     if len(parts) == 1 or all(cell_len(safe(part.name)) < len(part.labels) * width + 1 for part in parts):
         return {}
     names = list(dict.fromkeys(safe(part.name) for part in parts))

@@ -87,13 +87,13 @@ def peft_variant(name: str) -> PeftVariant:
 
 
 def peft_kind(name: str) -> PeftKind | None:
-    """The file of this name; None where it is no kind with a `peft_type` of its own."""
+    """The file of this name; None if it is no kind with a `peft_type` of its own."""
     entry = registry.load("updates", name)
     return entry if isinstance(entry, PeftKind) else None
 
 
 def lycoris_kind(name: str) -> LycorisKind | None:
-    """The file of this name; None where there is none, or LyCORIS does not store its kind."""
+    """The file of this name; None if there is none, or LyCORIS does not store its kind."""
     if name not in registry.names("updates"):
         return None
     entry = registry.load("updates", name)

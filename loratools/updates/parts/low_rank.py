@@ -39,7 +39,7 @@ class LowRank(UpdateDefaults, ABC):
         return fits_shape(self.shape, shape)
 
     def factors(self) -> Factors | None:
-        """None where the tensors, cut to the size of the base's weight, do not tell it."""
+        """None if the tensors, cut to the size of the base's weight, do not tell it."""
         import torch
 
         from loratools.algebra.lowrank import Factors

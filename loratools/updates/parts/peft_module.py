@@ -17,12 +17,10 @@ class PeftModule:
 
     `parts`: the tensors under the module, by PEFT's names without the adapter's (`hada_w1_a`, `vera_lambda_b`).
 
-    config    all fields of adapter_config.json.
-    rank      what the config says for this module, patterns included; None where it says nothing.
-    alpha     likewise; `alpha_source` is config or assumed.
-    shared    tensors that belong to no module (`vera_A`), by name.
-    modules   names of all modules of the adapter, in the order of the file.
-    regexes   matches patterns of the config against these names, within one budget for the whole adapter.
+    config    all fields of adapter_config.json. rank      what the config says for this module, patterns included; None
+    if it says nothing. alpha     likewise; `alpha_source` is config or assumed. shared    tensors that belong to no
+    module (`vera_A`), by name. modules   names of all modules of the adapter, in the order of the file. regexes
+    matches patterns of the config against these names, within one budget for the whole adapter.
     """
 
     name: str

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from loratools.updates.parts.deltas import Index
 
 # Sizes of a weight as the layer computes with it: (out, in), (out, in, *kernel), (tokens, width) of an embedding,
-# (experts, out, in), (n,) of a bias. None where the update's own tensors do not tell.
+# (experts, out, in), (n,) of a bias. None if the update's own tensors do not tell.
 Shape: TypeAlias = tuple[int | None, ...]
 
 
@@ -41,7 +41,7 @@ class Update(Protocol):
 
     @property
     def rank(self) -> int | None:
-        """None where the kind has nothing that is called so."""
+        """None if the kind has nothing that is called so."""
 
     @property
     def alpha(self) -> float | None: ...
@@ -89,21 +89,21 @@ class Update(Protocol):
         """The update with the unmodified weight of its layer, (out, in); itself where it does not depend on it."""
 
     def as_lora(self) -> LoRA | None:
-        """Its tensors as a pair of factors, perhaps with a magnitude or a core; None where they are none."""
+        """Its tensors as a pair of factors, perhaps with a magnitude or a core; None if they are none."""
 
     def as_full(self) -> Full | None:
-        """Its tensor as the difference of a whole weight; None where it stores something else."""
+        """Its tensor as the difference of a whole weight; None if it stores something else."""
 
     def as_experts(self) -> LoRAExperts | None:
-        """Its tensors as factors of all experts of one parameter; None where its weight has no experts of its own."""
+        """Its tensors as factors of all experts of one parameter; None if its weight has no experts of its own."""
 
     def cut_rows(self, start: int, stop: int) -> Update | None:
-        """Its update of the outputs start:stop alone, of the same kind; None where the kind cannot be cut there."""
+        """Its update of the outputs start:stop alone, of the same kind; None if the kind cannot be cut there."""
 
     def stack_rows(self, others: Sequence[Update]) -> Update | None:
         """One update whose outputs are its own and, below them, those of the others, which have the same inputs.
 
-        None where updates of this kind cannot become one without a change of the delta.
+        None if updates of this kind cannot become one without a change of the delta.
         """
 
     def delta(self, *, base: LazyTensor | None = None) -> Floats:
@@ -114,20 +114,20 @@ class Update(Protocol):
         """
 
     def lycoris_parts(self) -> Mapping[str, LazyTensor] | None:
-        """Its tensors with the numbers that LyCORIS has for the kind; None where these cannot say the same."""
+        """Its tensors with the numbers that LyCORIS has for the kind; None if these cannot say the same."""
 
     def lycoris_alpha(self) -> float | None:
-        """What LyCORIS stores as alpha, which is no alpha of every kind; None where it stores none."""
+        """What LyCORIS stores as alpha, which is no alpha of every kind; None if it stores none."""
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether it can be an update of a weight of this shape (`fits_shape` does for most kinds)."""
 
     def factors(self) -> Factors | None:
-        """Return the two factors of the delta; None where it is not of low rank.
+        """Return the two factors of the delta; None if it is not of low rank.
 
         `b: (out, rank)`, `a: (rank, in x kernel)` with the scale in `b`, in float64, whose product is the delta.
 
-        None where it is not low rank, where the tensors do not tell its shape, or where it depends on the base.
+        None if it is not low rank, where the tensors do not tell its shape, or where it depends on the base.
         """
 
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
@@ -164,7 +164,7 @@ class Delta(Protocol):
         """Upper bound of the absolute values that rounding errors of these rows are proportional to: sum |b| |a|."""
 
     def input_directions(self) -> Floats | None:
-        """Rows that span the inputs that its factors read, (k, columns); None where it has no such factors."""
+        """Rows that span the inputs that its factors read, (k, columns); None if it has no such factors."""
 
     def transposed(self) -> Delta:
         """Its transpose."""

@@ -2,6 +2,7 @@
 #
 #   make PYTHON=python3.12 test        another Python for a new .venv/
 #   make test ARGS="-k merge -x"       arguments for pytest
+#   make test WORKERS=0                in one process, for a debugger (usual: one a core, at most 4)
 #   make demo PIP_ARGS="..."           more arguments for pip, such as an index with CPU builds of torch
 #
 # Works with GNU make 3.81 (macOS) and later.
@@ -10,6 +11,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 pyth
     "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo "$$python" && break; done)
 ARGS ?=
 PIP_ARGS ?=
+WORKERS ?= auto
 
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
@@ -39,8 +41,10 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py $(ARGS)
 
+# One thread for each worker: more would only wait for each other.
+test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 $(ARGS)
 
 lint: $(LINTERS)
 	$(BIN)/python -m ruff check .

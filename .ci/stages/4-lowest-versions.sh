@@ -12,4 +12,4 @@ echo torch >"$WORK/excluded.txt"
 cat "$WORK/lowest.txt"
 "$python" -m pip install --quiet --no-deps -r "$WORK/lowest.txt"
 "$python" -m pip install --quiet --no-deps -e .
-"$python" -m pytest tests/storage tests/algebra tests/cli tests/report tests/formats
+"$python" -m pytest -n auto --maxprocesses 4 tests/storage tests/algebra tests/cli tests/report tests/formats

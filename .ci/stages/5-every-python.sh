@@ -40,7 +40,7 @@ for version in 3.10 3.11 3.12 3.13; do
     without_torch "$python" >"$WORK/python$version.txt"
     "$python" -m pip install --quiet -c constraints.txt -r "$WORK/python$version.txt"
     "$python" -m pip install --quiet --no-deps -e .
-    "$python" -m pytest -r fE
+    "$python" -m pytest -n auto --maxprocesses 4 -r fE
 done
 if [ -n "$absent" ]; then
     printf '\n*** NOT TESTED, as this machine does not have it: Python%s\n' "$absent"

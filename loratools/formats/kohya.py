@@ -14,10 +14,10 @@ from loratools.adapter import Adapter
 from loratools.formats.common.base import Base
 from loratools.formats.common.source import AdapterSource
 from loratools.formats.image_parts import flat_names
+from loratools.formats.image_parts.reading import given_base
 from loratools.formats.image_parts.spellings import is_spelled
-from loratools.formats.image_parts.writing import family_of
+from loratools.formats.image_parts.writing import family_of, noted_family
 from loratools.naming.image.evidence import family_named
-from loratools.naming.image.family import Family
 
 WRITES = ".safetensors"
 _PREFIXES = flat_names.Prefixes(
@@ -56,13 +56,22 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
 
 def _encoders(adapter: Adapter, base: Base | None) -> Mapping[str, str]:
     parts = {target.partition(".")[0] for target in adapter.updates}
-    family = family_of(adapter, next(iter(parts & {"unet", "transformer"}), "unet"), base)
-    name = family.name if isinstance(family, Family) else ""
+    name = _family_name(adapter, parts, base)
     # One text encoder is not numbered. Of Flux, T5 is the third.
-    only_encoder = name == "sd" or (not parts & {"unet", "transformer"} and "text_encoder_2" not in parts)
+    only_encoder = name in ("sd", "lumina2") or (not name and "text_encoder_2" not in parts)
     second = "lora_te3_" if name == "flux" else "lora_te2_"
     return {
-        "text_encoder": "lora_te_" if only_encoder or name in ("lumina2",) else "lora_te1_",
+        "text_encoder": "lora_te_" if only_encoder else "lora_te1_",
         "text_encoder_2": second,
         "text_encoder_3": "lora_te3_",
     }
+
+
+def _family_name(adapter: Adapter, parts: set[str], base: Base | None) -> str:
+    """The name of the adapter's family; empty where its names are of no family, or of a text encoder of any."""
+    denoiser = next((part for part in ("unet", "transformer") if part in parts), None)
+    if denoiser is not None:
+        return family_of(adapter, denoiser, base, spelling=_PREFIXES.spelling).name
+    named_base = given_base(base)
+    family = noted_family(adapter) or (None if named_base is None else named_base.family)
+    return "" if family is None else family.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import loratools
 from loratools.errors import MismatchError, UndecidedError, UnsupportedError
+from loratools.ops.common.output import format_that_holds
 
 Tensors = dict[str, torch.Tensor]
 
@@ -66,13 +68,101 @@ def test_names_come_back_letter_by_letter_where_the_format_stays(tmp_path: Path,
     assert load_file(tmp_path / "resized.safetensors")[f"{name.format(0)}.{down}.weight"].shape == (2, 6)
 
 
-def test_another_format_needs_the_model_and_a_named_family_is_an_answer(tmp_path: Path) -> None:
+# Diffusers' name is one in all of these models, and their authors' is another in each.
+SHARED = tuple(f"transformer.transformer_blocks.{i}.attn.to_q" for i in range(3))
+
+
+@pytest.mark.parametrize("format", ["comfy", "kohya", "bfl", "bare"])
+def test_names_of_diffusers_that_several_models_have_are_one_question(tmp_path: Path, format: str) -> None:
     source = tmp_path / "a.safetensors"
-    save_file(lora("transformer.transformer_blocks.0.attn.to_q", 6, 6, spelled="peft"), source)
-    with pytest.raises(UnsupportedError, match="it may be of"):
+    save_file({key: t for name in SHARED for key, t in lora(name, 6, 6, spelled="peft").items()}, source)
+
+    with pytest.raises(UndecidedError) as caught:
+        loratools.convert(source, tmp_path / "b.safetensors", format=format)
+    with pytest.raises(UndecidedError) as caught_again:
+        loratools.save(source, tmp_path / "b.safetensors", format=format)
+
+    for error in (caught.value, caught_again.value):
+        assert error.exit_code == 3
+        assert f"the modules of '{source}' cannot be named as another format names them: it may be of" in error.message
+        assert "krea2" in error.message
+        assert error.hint == "name the model it is for: --base BASE"
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("format", "written"),
+    [("comfy", "diffusion_model.blocks.{}.attn.wq"), ("kohya", "lora_unet_blocks_{}_attn_wq")],
+)
+def test_a_named_family_answers_how_names_of_diffusers_are_written(tmp_path: Path, format: str, written: str) -> None:
+    source = tmp_path / "a.safetensors"
+    save_file({key: t for name in SHARED for key, t in lora(name, 6, 6, spelled="peft").items()}, source)
+
+    loratools.convert(source, tmp_path / "b.safetensors", format=format, base="krea2")
+
+    assert modules(tmp_path / "b.safetensors") == {written.format(i) for i in range(3)}
+
+
+def test_a_plan_and_a_partial_conversion_ask_the_question_too(tmp_path: Path) -> None:
+    source = tmp_path / "a.safetensors"
+    encoder = lora("text_encoder.text_model.encoder.layers.0.mlp.fc1", 10, 6, spelled="peft")
+    save_file(lora(SHARED[0], 6, 6, spelled="peft") | encoder, source)
+
+    with pytest.raises(UndecidedError):
+        loratools.convert(source, tmp_path / "b.safetensors", format="comfy", plan=True)
+    with pytest.raises(UndecidedError):
+        loratools.convert(source, tmp_path / "b.safetensors", format="comfy", allow_partial=True)
+
+
+def test_names_of_no_family_are_one_error_that_names_them(tmp_path: Path) -> None:
+    source = tmp_path / "a.safetensors"
+    header = {"lora_adapter_metadata": "{}"}
+    names = ["transformer.tower.0.mix", "transformer.tower.1.mix"]
+    save_file({k: t for n in names for k, t in lora(n, 6, 5, spelled="peft").items()}, source, header)
+
+    with pytest.raises(UnsupportedError) as caught:
         loratools.convert(source, tmp_path / "b.safetensors", format="comfy")
-    loratools.convert(source, tmp_path / "b.safetensors", format="comfy", base="krea2")
+
+    assert "none of its 2 module names is known in any model here" in caught.value.message
+    assert caught.value.details == ("'tower.0.mix'", "'tower.1.mix'")
+
+
+def test_a_result_that_the_format_of_its_inputs_cannot_name_is_planned_as_peft(tmp_path: Path) -> None:
+    adapter = loratools.Adapter.from_factors({SHARED[0]: (torch.randn(2, 6), torch.randn(6, 2))})
+    adapter = replace(adapter, format="comfy", notes={"image": {"metadata": {}, "family": None, "source": "comfy"}})
+
+    chosen = format_that_holds(adapter, None, "comfy", base=None, requested=False)
+
+    assert chosen.name == "peft"
+    assert "comfy cannot hold the result: the modules of" in chosen.warnings[0]
+
+
+@pytest.mark.parametrize(("encoders", "first"), [(1, "lora_te_"), (2, "lora_te1_"), (3, "lora_te1_")])
+def test_text_encoders_alone_are_written_as_kohya_numbers_them(tmp_path: Path, encoders: int, first: str) -> None:
+    source = tmp_path / "a.safetensors"
+    module = "text_model.encoder.layers.0.mlp.fc1"
+    parts = ("text_encoder", "text_encoder_2", "text_encoder_3")[:encoders]
+    tensors = {k: t for part in parts for k, t in lora(f"{part}.{module}", 10, 6, spelled="peft").items()}
+    save_file(tensors, source, {"lora_adapter_metadata": "{}"})
+
+    loratools.convert(source, tmp_path / "b.safetensors", format="kohya")
+
+    prefixes = (first, "lora_te2_", "lora_te3_")[:encoders]
+    assert modules(tmp_path / "b.safetensors") == {f"{p}{module.replace('.', '_')}" for p in prefixes}
+
+
+def test_a_header_of_another_family_than_the_given_base_is_a_warning(tmp_path: Path) -> None:
+    source = tmp_path / "a.safetensors"
+    save_file(lora(SHARED[0], 6, 6, spelled="peft"), source, {"ss_base_model_version": "flux_2_dev"})
+
+    report = loratools.convert(source, tmp_path / "b.safetensors", format="comfy", base="krea2")
+    same = loratools.convert(source, tmp_path / "c.safetensors", format="diffusers", base="flux2")
+
     assert modules(tmp_path / "b.safetensors") == {"diffusion_model.blocks.0.attn.wq"}
+    assert (
+        "its header names flux2 ('flux_2_dev'), and the given base is of krea2: it is read as an adapter of the base"
+    ) in report.warnings
+    assert not any("header" in warning for warning in same.warnings)
 
 
 def test_flat_names_of_two_models_are_a_question_and_a_config_answers(tmp_path: Path) -> None:

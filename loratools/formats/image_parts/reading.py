@@ -25,7 +25,7 @@ from loratools.formats.image_parts.kinds import NotReadError, Scale, updates_of
 from loratools.formats.image_parts.notes import NOTES
 from loratools.formats.image_parts.spellings import Module, grouped, is_learnt_token
 from loratools.hints import DAMAGED_ADAPTER
-from loratools.naming.image.evidence import Sizes, decide, denoisers, family_named, listed
+from loratools.naming.image.evidence import Sizes, decide, denoisers, families_in, family_named, listed
 from loratools.naming.image.family import Family, Place
 from loratools.naming.image.given_base import GivenBase, decide_for
 from loratools.naming.image.pipeline import DENOISERS, SECOND, TEXT_ENCODERS
@@ -124,6 +124,8 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
         warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
+    if (contradiction := _contradicts(header, source.base)) is not None:
+        warnings.append(contradiction)
     if undecided is not None:
         warnings.append(f"modules keep the names that the file has for them: {undecided.message}")
     names = [family.name for family in families]
@@ -143,6 +145,18 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
         stored_names=keeps_names,
         undecided=undecided,
         aliases=aliases,
+    )
+
+
+def _contradicts(header: str | None, base: Base | None) -> str | None:
+    """What to say of a header that names another family than the base's, which counts all the same."""
+    named_base = given_base(base)
+    families = families_in(header, denoisers())
+    if named_base is None or not families or named_base.family in families:
+        return None
+    return (
+        f"its header names {listed(families, 'or')} ({quoted(str(header))}), and the given base is of "
+        f"{named_base.family.name}: it is read as an adapter of the base"
     )
 
 

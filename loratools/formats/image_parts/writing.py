@@ -30,7 +30,7 @@ from loratools.naming.image.family import Family, Fused, Place
 from loratools.naming.image.given_base import decide_for
 from loratools.naming.image.pipeline import DENOISERS, OTHER_PARTS, PIPELINE_PARTS, SECOND, TEXT_ENCODERS
 from loratools.storage.casting import rounded
-from loratools.storage.files import read_bytes
+from loratools.storage.files import quoted, read_bytes
 from loratools.storage.ownership import MARK
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.files import ByteRange, FileId
@@ -99,8 +99,18 @@ def lay_out(
 
     What is apart here and fused there is put together.
 
-    dry: only to see what stands against it. What would be put together is left out, and no values are read.
-    single_file: whether the format has the names of single files, so that those of a base in no table are right.
+    Args:
+        adapter: The adapter.
+        spelling: Which names are written.
+        base: What is known of the model that it is for.
+        dry: Whether only what stands against it is asked for. What would be put together is left out, and no values
+            are read.
+        single_file: Whether the format has the names of single files, so that those of a base in no table are right.
+
+    Raises:
+        UndecidedError: The family, on which the names depend, cannot be told.
+        UnsupportedError: No family has all names.
+        MismatchError: The base is of another family than the adapter.
     """
     if adapter.stored_names:
         return Layout(tuple(_as_stored(adapter)), None)
@@ -125,24 +135,28 @@ def lay_out(
         if part not in DENOISERS:
             modules += [_written(part, name, updates) for name, updates in members.items()]
             continue
-        chosen = family_of(adapter, part, base, spelling=spelling)
-        if isinstance(chosen, str):
-            if spelling == "diffusers":
-                # A canonical name is the one of diffusers, whatever the family.
-                modules += [_written(part, name, updates) for name, updates in members.items()]
-                continue
-            problems |= dict.fromkeys(_targets(part, members), chosen)
+        try:
+            family = family_of(adapter, part, base, spelling=spelling)
+        except LoraToolsError as error:
+            if spelling != "diffusers":
+                raise _without_family(adapter, error) from error
+            # A canonical name is the one of diffusers, whatever the family.
+            modules += [_written(part, name, updates) for name, updates in members.items()]
             continue
-        family = chosen
         spelled = _spelling_of(family, spelling)
         modules += _spelled(part, members, family, spelled, problems, dry=dry, fusing=spelling == "diffusers")
     return Layout(tuple(modules), family, problems)
 
 
-def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling: Spelling = "") -> Family | str:
-    """The family whose modules those of this part of the pipeline are, or why it cannot be told.
+def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling: Spelling = "") -> Family:
+    """The family whose modules those of this part of the pipeline are.
 
     Several will do if they have the same names in this spelling.
+
+    Raises:
+        UndecidedError: The names may be of several families.
+        UnsupportedError: No family has all names.
+        MismatchError: The base is of another family than the adapter.
     """
     names: dict[str, tuple[int | None, int | None]] = {}
     for target, update in adapter.updates.items():
@@ -157,21 +171,29 @@ def family_of(adapter: Adapter, part: str, base: Base | None = None, *, spelling
     candidates = [f for f in candidates if f.text_encoders is None or f.text_encoders >= encoders]
     if _has(adapter, SECOND):
         candidates = [f for f in candidates if f.second]
-    noted = adapter.notes.get(NOTES)
-    declared_family = family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
-    if declared_family is not None and all(declared_family.find(name) for name in names):
-        return declared_family
+    noted = noted_family(adapter)
+    if noted is not None and all(noted.find(name) for name in names):
+        return noted
     named_base = given_base(base)
+    if named_base is not None:
+        return decide_for(named_base, names, candidates, header=adapter.base_model).families[0]
 
     def same(first: Family, second: Family) -> bool:
         return bool(spelling) and _same_names(names, [first, second], spelling)
 
-    try:
-        if named_base is not None:
-            return decide_for(named_base, names, candidates, header=adapter.base_model).families[0]
-        return decide(names, candidates, header=adapter.base_model, same=same).families[0]
-    except LoraToolsError as error:
-        return error.message if error.hint is None else f"{error.message}; {error.hint}"
+    return decide(names, candidates, header=adapter.base_model, same=same).families[0]
+
+
+def noted_family(adapter: Adapter) -> Family | None:
+    """The family that was known when the adapter was read; None where several or none were."""
+    noted = adapter.notes.get(NOTES)
+    return family_named(str(noted.get("family"))) if isinstance(noted, Mapping) else None
+
+
+def _without_family(adapter: Adapter, error: LoraToolsError) -> LoraToolsError:
+    """What prevented the choice of a family, as the reason why names of another format cannot be written."""
+    message = f"the modules of {quoted(adapter.name)} cannot be named as another format names them: {error.message}"
+    return type(error)(message, details=error.details, hint=error.hint)
 
 
 def _spelling_of(family: Family, spelling: Spelling) -> str:

@@ -59,7 +59,7 @@ def format_that_holds(
         return OutputFormat(name)
     try:
         formats.ensure_writable(adapter, name, base=base)
-    except UnsupportedError as error:
+    except (UndecidedError, UnsupportedError) as error:
         why = f"{error.message}: {error.details[0]}" if error.details else error.message
         return OutputFormat(_FALLBACK, (f"written as {_FALLBACK}, as {name} cannot hold the result: {why}",))
     return OutputFormat(name)

@@ -44,7 +44,7 @@ def byte_size(size: Size) -> int:
     """The number of bytes that a size stands for.
 
     Raises:
-        UsageError: it is no size, its unit is ambiguous, or it is less than a byte.
+        UsageError: It is no size, its unit is ambiguous, or it is less than a byte.
     """
     if isinstance(size, str):
         return parse_size(size)
@@ -83,10 +83,10 @@ def checked(function: Any = None, /, **later: str) -> Any:
     """Decorate a public function: its arguments are compared with its annotations before it is called.
 
     Args:
-        function: what is decorated. A single glob is given to it as a sequence of one, and a number of another
-            library (numpy's) as the built-in one.
-        later: names in the annotations that the module imports for type checkers only, and the modules that have
-            them. They are imported when an argument is given that no other type allows.
+        function: What is decorated. A single glob is given to it as a sequence of one, and a number of another library
+            (numpy's) as the built-in one.
+        later: Names in the annotations that the module imports for type checkers only, and the modules that have them.
+            They are imported when an argument is given that no other type allows.
     """
     if function is None:
         return functools.partial(checked, **later)

@@ -76,7 +76,7 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
     config: the base's, which tells of names in memory and of layers stored as (in, out).
 
     Raises:
-        MismatchError: two renamings explain the names equally well, or two names mean the same weight.
+        MismatchError: Two renamings explain the names equally well, or two names mean the same weight.
     """
     config = config or {}
     by_rows, by_name = aliases_by_rows(_rows_by_end(adapter), shapes), aliases(config, shapes)

@@ -40,7 +40,7 @@ def load(folder: str, name: str) -> ModuleType:
     """Import the entry `name` of `loratools/<folder>`.
 
     Raises:
-        UsageError: there is no such entry; the message lists those there are.
+        UsageError: There is no such entry; the message lists those there are.
     """
     if name not in names(folder):
         entry_kind = folder.removesuffix("s")

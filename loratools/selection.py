@@ -61,7 +61,7 @@ class NameSelection:
         """Check that every glob matched a name.
 
         Raises:
-            UsageError: one matched nothing.
+            UsageError: One matched nothing.
         """
         for glob in self._unmatched:
             raise UsageError(
@@ -84,7 +84,7 @@ def select_names(
     unread: keys of tensors that the globs have left out already, as they are not read.
 
     Raises:
-        UsageError: a glob matches nothing, or nothing is left.
+        UsageError: A glob matches nothing, or nothing is left.
     """
     names = list(names)
     selection = NameSelection(include, exclude)

@@ -34,7 +34,7 @@ def allocate(
     maximum   no rank is above it: one for all modules, or one for each.
 
     Raises:
-        ValueError: the minimum alone costs more than the budget (`least_budget`).
+        ValueError: The minimum alone costs more than the budget (`least_budget`).
     """
     largest = _largest_ranks(spectra, maximum)
     ranks = [min(minimum, most) for most in largest]

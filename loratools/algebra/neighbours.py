@@ -60,9 +60,9 @@ def random_fractions(key: str, first: int, count: int) -> NDArray[np.float32]:
     They depend on the key and on the number of the element alone, so that blocks of any size give the same.
 
     Args:
-        key: what the numbers are for, with the seed in it.
-        first: the number of the first element, in the order in which they are stored.
-        count: how many.
+        key: What the numbers are for, with the seed in it.
+        first: The number of the first element, in the order in which they are stored.
+        count: How many.
     """
     words = np.frombuffer(hashlib.sha256(key.encode()).digest()[:16], np.uint64)
     generator = np.random.Philox(key=words)
@@ -110,9 +110,9 @@ class SubspaceMetric:
     `H = V V' + penalty I` for a few directions; what is kept of the errors is `V' e`, (rank, outputs).
 
     Args:
-        basis: orthonormal rows, (rank, inputs).
-        penalty: weight of the error itself beside the error in those directions.
-        outputs: how many outputs are rounded side by side.
+        basis: Orthonormal rows, (rank, inputs).
+        penalty: Weight of the error itself beside the error in those directions.
+        outputs: How many outputs are rounded side by side.
     """
 
     def __init__(self, basis: Floats, penalty: float, outputs: int) -> None:
@@ -146,9 +146,9 @@ class MeasuredMetric:
     `H` as measured, plus the penalty; all errors are kept.
 
     Args:
-        measured: second moments of a mean of 1 on the diagonal, (inputs, inputs), in float32.
-        penalty: weight of the error itself.
-        outputs: how many outputs are rounded side by side.
+        measured: Second moments of a mean of 1 on the diagonal, (inputs, inputs), in float32.
+        penalty: Weight of the error itself.
+        outputs: How many outputs are rounded side by side.
     """
 
     def __init__(self, measured: Floats, penalty: float, outputs: int) -> None:
@@ -176,10 +176,10 @@ def feedback_choice(first: int, low_error: Floats, high_error: Floats, metric: I
     product of H with the errors of all inputs before: what it adds to `e H e'`. The metric is told what was chosen.
 
     Args:
-        first: the number of the first of these inputs.
-        low_error: low - x, (inputs, outputs), in float32; not above zero.
-        high_error: high - x; not below zero.
-        metric: knows the errors of the inputs before `first`.
+        first: The number of the first of these inputs.
+        low_error: Low - x, (inputs, outputs), in float32; not above zero.
+        high_error: High - x; not below zero.
+        metric: Knows the errors of the inputs before `first`.
     """
     upper: Mask = np.empty(low_error.shape, np.bool_)
     for start in range(0, len(low_error), _INPUTS):

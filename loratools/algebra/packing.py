@@ -26,8 +26,8 @@ def unpack_bits(packed: Bytes, bits: int) -> Bytes:
     """Unsigned integers of 1 to 8 bits from a little-endian stream along the last axis: (..., n) -> (..., 8 n // bits).
 
     Args:
-        packed: bytes; of words of 32 bits, their bytes in little-endian order.
-        bits: the width of one integer.
+        packed: Bytes; of words of 32 bits, their bytes in little-endian order.
+        bits: The width of one integer.
     """
     if bits == 8:
         return packed
@@ -55,8 +55,8 @@ def pairs_of_values(values: NDArray[np.float32], *, high_first: bool) -> NDArray
     """A table byte -> the values of its two halves, as the bits of two float32: one look-up gives both.
 
     Args:
-        values: the 16 values of the codes 0 to 15.
-        high_first: whether the upper half of a byte is the first of the two.
+        values: The 16 values of the codes 0 to 15.
+        high_first: Whether the upper half of a byte is the first of the two.
     """
     byte = np.arange(256)
     first, second = (byte >> 4, byte & 15) if high_first else (byte & 15, byte >> 4)

@@ -119,7 +119,7 @@ def truncated_svd(
         Buys: gap 0. Costs: some 0.1 s at 1024 columns and the cube of that beyond. Try first: leave it off.
 
     Raises:
-        ValueError: delta holds NaN or infinity.
+        ValueError: Delta holds NaN or infinity.
     """
     if delta.ndim != 2:
         raise ValueError(f"delta has {delta.ndim} axes; a matrix has 2")

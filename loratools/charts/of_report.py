@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def report_charts(self: object) -> tuple[Chart, ...]:
-    """Return the pictures of the report as values; see `loratools.charts`."""
+    """Return the charts of the report as plain values; see `loratools.charts`."""
     return _pictures(self).build(self)
 
 
@@ -24,7 +24,7 @@ def report_figure(self: object) -> Figure:
     """Return a matplotlib figure of the report's charts; needs the extra `plot`.
 
     Raises:
-        UnsupportedError: matplotlib is not installed.
+        UnsupportedError: Matplotlib is not installed.
         InputError: There is nothing to draw.
     """
     from loratools.charts.plot_file import figure

@@ -39,7 +39,7 @@ def check_plot_file(path: Path, *, overwrite: bool, inputs: Sequence[Path]) -> N
     Raises:
         UsageError: The suffix is none of a picture.
         OutputExistsError: The file is there, or is one of the inputs.
-        UnsupportedError: matplotlib is not installed.
+        UnsupportedError: Matplotlib is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
@@ -73,7 +73,7 @@ def figure(charts: Sequence[Chart], *, title: str = "") -> Figure:
     """Return a matplotlib figure with a panel for each chart.
 
     Raises:
-        UnsupportedError: matplotlib is not installed.
+        UnsupportedError: Matplotlib is not installed.
         InputError: There is no chart.
     """
     require_matplotlib()

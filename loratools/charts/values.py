@@ -1,6 +1,6 @@
 """The kinds of charts, as frozen values of plain Python numbers.
 
-Where there is no value there is None: a renderer leaves the place empty, and never draws a zero for it.
+A missing value is None. A renderer leaves its place empty, and never draws a zero for it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ class HeatMap:
     """A number for each pair of a row and a column, drawn as colours.
 
     Attributes:
-        title: What is shown, as a heading.
-        unit: What a number is, with its unit.
+        title: The heading: what is shown.
+        unit: What the numbers are, with their unit.
         rows: Labels of the rows: of layers in natural order, such as `layers.0`.
         columns: Labels of the columns, such as `q_proj`.
-        values: One tuple per row with a number per column; None if there is none.
-        diverging: Whether the middle of `limits` is a neutral value, from which numbers go two ways.
-        limits: The numbers at the two ends of the colour scale.
+        values: One tuple per row with a number per column; None for a missing number.
+        diverging: Whether the middle of `limits` is a neutral value, with a colour for each direction.
+        limits: The numbers at both ends of the colour scale.
         row_label: What the rows are.
         column_label: What the columns are.
-        note: A sentence on how to read it; empty if the title says it all.
+        note: How to read the chart, as a sentence; empty if the title is enough.
     """
 
     title: str
@@ -56,15 +56,15 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart of lines, perhaps within a band.
+    """One line of a chart of lines, optionally with a band around it.
 
     Attributes:
         name: Its name in the legend.
-        xs: Where its points are, ascending.
-        ys: The numbers at these places; None if the line is interrupted.
-        low: The lower edge of the band at these places; empty if there is no band.
-        high: The upper edge of the band; empty if there is no band.
-        points: Whether its points are measurements of their own, which are marked.
+        xs: The x coordinates of its points, ascending.
+        ys: The y coordinates of its points; None interrupts the line.
+        low: The lower edge of the band at each x; empty if there is no band.
+        high: The upper edge of the band at each x; empty if there is no band.
+        points: Whether the points are individual measurements and get markers.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Series:
 
     def __post_init__(self) -> None:
         if len(self.xs) != len(self.ys) or any(band and len(band) != len(self.xs) for band in (self.low, self.high)):
-            raise ValueError(f"the series '{self.name}' has not one number at each of its {len(self.xs)} places")
+            raise ValueError(f"the series '{self.name}' needs one number at each of its {len(self.xs)} places")
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -84,12 +84,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a chart of lines that has a name: a straight line across.
+    """A named straight line across a chart of lines.
 
     Attributes:
-        name: What is there.
-        x: Where on the horizontal axis, of a vertical line; None of a horizontal one.
-        y: Where on the vertical axis, of a horizontal line; None of a vertical one.
+        name: Its name.
+        x: The x coordinate of a vertical line; None for a horizontal one.
+        y: The y coordinate of a horizontal line; None for a vertical one.
     """
 
     name: str
@@ -106,18 +106,18 @@ class Mark:
 
 @dataclass(frozen=True)
 class Lines:
-    """Numbers over another number, drawn as lines.
+    """Numbers that depend on another number, drawn as lines.
 
     Attributes:
-        title: What is shown, as a heading.
+        title: The heading: what is shown.
         x_label: What the horizontal axis is, with its unit.
         y_label: What the vertical axis is, with its unit.
         series: The lines.
         log_x: Whether the horizontal axis is logarithmic.
         log_y: Whether the vertical axis is logarithmic.
-        marks: Places with a name.
-        percent: Whether numbers on the vertical axis are shares, which are spelled as percentages.
-        note: A sentence on how to read it; empty if the title says it all.
+        marks: Named straight lines across the chart.
+        percent: Whether the numbers on the vertical axis are shares, which are printed as percentages.
+        note: How to read the chart, as a sentence; empty if the title is enough.
     """
 
     title: str
@@ -136,11 +136,11 @@ class Lines:
 
 @dataclass(frozen=True)
 class BarGroup:
-    """Bars of one meaning, one for each label of the chart.
+    """One series of bars, with one bar for each label of the chart.
 
     Attributes:
         name: Their name in the legend.
-        values: One number per label; None if there is none.
+        values: One number per label; None for a missing number.
     """
 
     name: str
@@ -152,15 +152,15 @@ class BarGroup:
 
 @dataclass(frozen=True)
 class Bars:
-    """Numbers of a few things side by side, drawn as bars from zero.
+    """Numbers for a few labels, drawn as bars from zero.
 
     Attributes:
-        title: What is shown, as a heading.
-        unit: What a number is, with its unit.
-        labels: The things, such as the names of adapters.
-        groups: For each meaning a bar per label.
+        title: The heading: what is shown.
+        unit: What the numbers are, with their unit.
+        labels: The labels, such as the names of adapters.
+        groups: The series of bars, each with a bar per label.
         label: What the labels are.
-        note: A sentence on how to read it; empty if the title says it all.
+        note: How to read the chart, as a sentence; empty if the title is enough.
     """
 
     title: str
@@ -172,7 +172,7 @@ class Bars:
 
     def __post_init__(self) -> None:
         if any(len(group.values) != len(self.labels) for group in self.groups):
-            raise ValueError(f"a group of bars has not one number for each of {len(self.labels)} labels")
+            raise ValueError(f"a group of bars needs one number for each of {len(self.labels)} labels")
 
     def __repr__(self) -> str:
         return one_line(self)

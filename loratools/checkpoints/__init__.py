@@ -1,7 +1,7 @@
-"""A whole model on disk: one file per layout, and the types that they share.
+"""A whole model on disk: one file per layout, and the types that layouts share.
 
-A layout's file has `detect(path) -> bool`, which looks at names alone, and `open(path) -> Checkpoint`.
-Opening reads headers and JSON, never values; no code that comes with a model is ever run.
+The file of a layout has `detect(path) -> bool`, which looks at names only, and `open(path) -> Checkpoint`. Opening
+reads headers and JSON, never values. Code that comes with a model is never run.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file with weights of a checkpoint.
+    """A weight file of a checkpoint.
 
     Attributes:
         name: Its name relative to the checkpoint, with forward slashes.
         file: The file as it was when it was first read.
-        tensors: Its tensors, unread, by the names that they have in the file, in its order.
-        metadata: The texts in its header.
-        header_bytes: Where the values begin, in bytes.
-        saved_as: What a result calls the file, which is safetensors whatever the base is, save for a base in GGUF.
-        gguf: The header of the file where it is GGUF, which a result keeps; None if it is not.
+        tensors: Its tensors, unread, by their names in the file, in file order.
+        metadata: The metadata in its header.
+        header_bytes: The offset of the values, in bytes.
+        saved_as: The name of the corresponding file of a result: a safetensors file, or a GGUF file if this is one.
+        gguf: The header of a GGUF file, which a result keeps; None for other files.
     """
 
     name: str
@@ -54,13 +54,13 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Component:
-    """A model with files of its own: all of a checkpoint, or one folder of a pipeline.
+    """A model with files of its own: the whole checkpoint, or one folder of a pipeline.
 
     Attributes:
-        files: Its files with weights.
-        prefix: What stands before the names of its tensors in the checkpoint and not in its files, such as `unet.`.
-        folder: Where a result has its files, relative to the checkpoint, such as `unet/`.
-        stem: What a result calls the files where they are cut anew, such as `model`.
+        files: Its weight files.
+        prefix: The prefix of its tensor names in the checkpoint, which they do not have in its files, such as `unet.`.
+        folder: The folder of its files in a result, relative to the checkpoint, such as `unet/`.
+        stem: The file name stem in a result whose files are split anew, such as `model`.
         index: The metadata of its index; None if it has none.
     """
 
@@ -75,7 +75,7 @@ class Component:
 
     @property
     def tensors(self) -> dict[str, LazyTensor]:
-        """By the names that they have in the checkpoint."""
+        """Its tensors by their names in the checkpoint."""
         return {self.prefix + name: tensor for file in self.files for name, tensor in file.tensors.items()}
 
     @property
@@ -85,7 +85,7 @@ class Component:
 
 @dataclass(frozen=True)
 class SideFile:
-    """A file that belongs to the model and holds none of its weights.
+    """A file that belongs to the model and holds no weights.
 
     Attributes:
         name: Its name relative to the checkpoint, with forward slashes.
@@ -104,17 +104,18 @@ class Checkpoint:
 
     Attributes:
         path: The folder or file.
-        layout: How it is stored, as `loratools formats` names it.
+        layout: Its layout, as `loratools formats` names it.
         components: The models in it with files of their own: one, or those of a pipeline.
-        stored: The tensors on disk by name, in the order of the files.
+        stored: The tensors on disk by name, in file order.
         weights: The logical tensors by name: the same, unless they are quantised.
         config: The fields of its config.
-        config_file: The file that `config` is from; None if it is from several, one for each component.
-        tied: Weights that are absent on disk because they follow a stored one: `lm_head.weight` -> the embedding.
-        quantisation: How its weights are packed, decided for each; None if all are plain numbers.
-        fixed: Weights that nothing can be added to, and why not.
+        config_file: The file that `config` was read from; None if there are several, one for each component.
+        tied: Names of absent weights, and the stored weights that they are tied to, such as `lm_head.weight` to the
+            embedding.
+        quantisation: How each weight is packed; None if no weight is quantised.
+        fixed: Weights that cannot be changed, and why not.
         side_files: Files that belong to the model and hold no weights.
-        left_out: What lies in the folder and is not part of the model, and why.
+        left_out: Files in the folder that are not part of the model, and why.
         warnings: Warnings that do not change how the source is read.
 
     Example:
@@ -150,11 +151,11 @@ class Checkpoint:
 
     @property
     def quantization(self) -> str | None:
-        """The schemes that its weights are packed by; None if the weights are plain numbers."""
+        """The quantisation schemes of its weights; None if no weight is quantised."""
         return self.quantisation.name if self.quantisation is not None else None
 
     def require_readable(self) -> None:
-        """Raise UnsupportedError where a weight is packed in a way that is not unpacked, naming every one."""
+        """Raise an error that names every weight that is quantised in a way that loratools cannot read."""
         refused = self.quantisation.refused if self.quantisation is not None else ()
         if refused:
             raise UnsupportedError(
@@ -176,13 +177,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         path: The folder or file.
 
     Returns:
-        The model, with its tensors by name.
+        The checkpoint, with its tensors by name.
 
     Raises:
-        UsageError: There is nothing at `path`.
-        UnsupportedError: It is something else that has a name, or a model stored in a way that is not read.
-        FormatError: It is no model.
-        InputError: Its files do not fit each other, or one leads out of the folder.
+        UsageError: `path` does not exist.
+        UnsupportedError: It is something else, which the message names, or a model stored in a way that loratools
+            cannot read.
+        FormatError: It is not a model.
+        InputError: Its files contradict each other, or a file name leads out of the folder.
 
     Example:
         >>> import loratools
@@ -218,6 +220,6 @@ def _ensure_present(path: Path) -> None:
 
 
 def _is_hub_name(path: Path) -> bool:
-    """Whether the path looks like owner/name, and not like one in a folder that there is."""
+    """Whether the path looks like owner/name of the Hugging Face Hub, and not like a path in an existing folder."""
     is_file = path.suffix in (".safetensors", ".json", ".gguf", *_PICKLES)
     return bool(_HUB_NAME.fullmatch(path.as_posix())) and not is_file and not path.parent.is_dir()

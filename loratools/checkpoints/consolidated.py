@@ -47,8 +47,8 @@ def open(path: Path) -> Checkpoint:
     """The checkpoint at `path`, a folder or one file.
 
     Raises:
-        UnsupportedError: it is cut into pieces for several devices.
-        FormatError: there is no params.json, without which the heads are not known.
+        UnsupportedError: It is cut into pieces for several devices.
+        FormatError: There is no params.json, without which the heads are not known.
     """
     folder = path if path.is_dir() else path.parent
     names = names_in(folder)

@@ -58,8 +58,8 @@ def open(path: Path) -> Checkpoint:
     """The checkpoint in the folder `path`.
 
     Raises:
-        InputError: the pipeline names a component outside its folder.
-        FormatError: a component has no weights that can be read, or its shards do not fit their index.
+        InputError: The pipeline names a component outside its folder.
+        FormatError: A component has no weights that can be read, or its shards do not fit their index.
     """
     if (path / _INDEX).is_file():
         return _pipeline(path)

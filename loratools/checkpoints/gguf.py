@@ -44,8 +44,8 @@ def open(path: Path) -> Checkpoint:
     """The checkpoint in the file `path`.
 
     Raises:
-        UnsupportedError: it is one of several parts, or has tensors of a type that is not known.
-        FormatError: the file is damaged, or has no tensors.
+        UnsupportedError: It is one of several parts, or has tensors of a type that is not known.
+        FormatError: The file is damaged, or has no tensors.
     """
     part = _PART.search(path.name)
     if part is not None and int(part[1]) > 1:

@@ -39,9 +39,9 @@ def open(path: Path) -> Checkpoint:
 
     Raises:
         UsageError: `path` is one shard of several.
-        InputError: a file that the model names is outside its folder.
-        FormatError: the index and the shards do not fit each other; every fault is named.
-        UnsupportedError: it is an adapter.
+        InputError: A file that the model names is outside its folder.
+        FormatError: The index and the shards do not fit each other; every fault is named.
+        UnsupportedError: It is an adapter.
     """
     weights = read_folder(path, TRANSFORMERS) if path.is_dir() else read_single_file(path, TRANSFORMERS)
     return open_model(path, "huggingface", weights)

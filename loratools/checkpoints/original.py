@@ -27,7 +27,7 @@ def open(path: Path) -> Checkpoint:
     """The checkpoint in the file `path`, without whatever lies beside it.
 
     Raises:
-        UsageError: it is one shard of several.
+        UsageError: It is one shard of several.
     """
     weights = read_single_file(path, Spelling(path.stem, path.suffix))
     stored = weights.component.tensors

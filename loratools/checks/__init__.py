@@ -62,7 +62,7 @@ def rule(id: str) -> Rule:
     """The rule of this id.
 
     Raises:
-        UsageError: there is none; the nearest ids are named.
+        UsageError: There is none; the nearest ids are named.
     """
     if id not in registry.names("checks"):
         raise _unknown(id, ids())
@@ -77,7 +77,7 @@ def selected(select: Sequence[str], ignore: Sequence[str]) -> tuple[str, ...]:
         ignore: Ids and families.
 
     Raises:
-        UsageError: there is no such id or family.
+        UsageError: There is no such id or family.
     """
     wanted = set(_expanded(select)) if select else set(ids())
     left_out = set(_expanded(ignore))

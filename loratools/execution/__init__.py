@@ -29,7 +29,7 @@ def runner(name: str) -> Runner:
     """The `run` of the entry of this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is none.
     """
     run: Runner = registry.load("execution", name).run
     return run

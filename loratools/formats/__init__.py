@@ -1,6 +1,6 @@
-"""How adapters are stored: one file per format, found by content, read to an `Adapter` and written from one.
+"""How adapters are stored: one file per format, detected by content, read to an `Adapter` and written from one.
 
-What such a file has is `Format` below. Reading looks at headers only.
+The protocol of such a file is `Format` below. Reading looks at headers only.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Base", "Format", "RankFrom", "Staged", "detect", "find_adapters", "load", "load_source", "save", "staged"]
 
-# Which rank makes the scale, where the config and the tensors disagree.
+# Which rank the scale is computed from, if the config and the tensors disagree.
 RankFrom = Literal["tensors", "config"]
 FOLDER = "folder"
-# Formats that read and write names as a file has them, letter by letter (`Adapter.stored_names`).
+# Formats that read and write names exactly as the file has them (`Adapter.stored_names`).
 _WITH_STORED_NAMES = ("bare", "comfy", "diffusers", "kohya", "lycoris", "onetrainer")
 
 
 class Format(Protocol):
-    """What a file of this folder has. One that cannot write has neither `WRITES`, `unwritable` nor `write`."""
+    """The protocol of a format's file. A format that cannot be written has none of `WRITES`, `unwritable` and `write`."""
 
     WRITES: str
     """`folder`, or the suffix of the one file it writes: `.safetensors`, `.gguf`."""
 
     def detect(self, source: AdapterSource) -> bool:
-        """Whether the format claims the source. Strict: two claims are an error for the user to decide."""
+        """Whether the format claims the source. Claims must be strict: two formats that claim one source are an error."""
 
     def read(self, source: AdapterSource, *, rank_from: RankFrom | None) -> Adapter:
-        """The adapter; names of the base in `source.base`, where they were given."""
+        """Read the adapter. Names of the base are in `source.base`, if a base was given."""
 
     def unwritable(self, adapter: Adapter, *, base: Base | None) -> Mapping[str, str]:
-        """Updates and replacements, by name, that the format cannot hold, and why."""
+        """Names of updates and replacements that the format cannot hold, and why."""
 
     def write(self, adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None) -> tuple[str, ...]:
         """Write to `out`, an empty folder or the path of a file to create, and return warnings."""
@@ -67,7 +67,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Staged:
-    """What has been written, at a place from which it will be moved when all is well."""
+    """A written adapter at a temporary place, from which it will be moved."""
 
     path: Path
     warnings: tuple[str, ...]
@@ -87,22 +87,22 @@ def load(
 
     Args:
         path: The file or folder.
-        from_format: One of `list_formats()`; found from the content if None.
-        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree. Without it such an
-            adapter has `uncertainties`, and what needs its scale refuses it.
+        from_format: One of `list_formats()`; detected from the content if None.
+        rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree. If None, such an
+            adapter has `uncertainties`, and functions that need its scale refuse it.
         base: The base model: a path, an opened checkpoint, or a `Base`. Some formats need its names.
-        stored_names: Keep the names that the file has for modules of image models, letter by letter.
-        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts. Without it, what
-            needs the values of an adapter that may have either asks.
+        stored_names: Keep the names of modules of image models exactly as the file has them.
+        expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts. If None and both
+            are possible, functions that need the values refuse the adapter.
 
     Returns:
-        The adapter: a mapping of modules, whose values are read when they are asked for.
+        The adapter: a mapping of modules, whose values are read on access.
 
     Raises:
-        UsageError: Nothing is there, or there is no such format.
-        UndecidedError: More than one format claims the file.
-        FormatError: It is no adapter, or it is damaged.
-        UnsupportedError: It needs what is not supported, all of it named.
+        UsageError: The path or the format does not exist.
+        UndecidedError: More than one format matches the file.
+        FormatError: It is not an adapter, or it is damaged.
+        UnsupportedError: It needs features that loratools does not support, all of which are named.
 
     Example:
         >>> import loratools
@@ -118,7 +118,7 @@ def load(
 
 
 def load_source(source: AdapterSource, *, format: str | None = None, rank_from: RankFrom | None = None) -> Adapter:
-    """As `load`, of what is open already."""
+    """Like `load`, for a source that is open already."""
     if rank_from not in (None, "tensors", "config"):
         raise UsageError(f"the rank cannot be taken from '{rank_from}'; there are: config, tensors")
     entry = _entry(format or _only_claim(source))
@@ -139,7 +139,7 @@ def load_source(source: AdapterSource, *, format: str | None = None, rank_from: 
 
 
 def _empty_warnings(adapter: Adapter) -> list[str]:
-    """What an adapter without values says of how it was saved."""
+    """The warnings and facts about an adapter that was saved without values."""
     if not adapter.updates and not adapter.replacements:
         return [f"{quoted(adapter.name)} holds no tensors: nothing was trained, or nothing was saved"]
     empty = [name for name, replacement in adapter.replacements.items() if not replacement.tensor.elements]
@@ -152,7 +152,7 @@ def _empty_warnings(adapter: Adapter) -> list[str]:
 
 
 def _read(entry: Format, source: AdapterSource, rank_from: RankFrom | None) -> Adapter:
-    """The adapter without the tensors that a person leaves out, where they are what stands against reading it."""
+    """The adapter without the tensors that a glob excludes, if they are the reason that it cannot be read."""
     left_out: tuple[str, ...] = ()
     why = "as --include and --exclude have it"
     while True:
@@ -160,13 +160,13 @@ def _read(entry: Format, source: AdapterSource, rank_from: RankFrom | None) -> A
             adapter = _read_all(entry, _without(source, left_out) if left_out else source, rank_from)
             return _noting(adapter, source, left_out, why) if left_out else adapter
         except InputError as error:
-            # Only now, since most adapters can be read whole, and every key is compared with every glob.
+            # Only in this case, since most adapters can be read in full, and every key is compared with every glob.
             excluded = tuple(key for key in source.tensors if source.leave_out.excludes(key))
             unread = error.tensors if isinstance(error, UnreadTensorsError) and source.leave_out.unread else ()
             all_left_out = tuple(dict.fromkeys((*left_out, *excluded, *unread)))
             if len(all_left_out) in (len(left_out), len(source.tensors)):
                 raise
-            left_out, why = all_left_out, "as they are not read" if unread else why
+            left_out, why = all_left_out, "because they cannot be read" if unread else why
 
 
 def _read_all(entry: Format, source: AdapterSource, rank_from: RankFrom | None) -> Adapter:
@@ -180,7 +180,7 @@ def _without(source: AdapterSource, keys: Sequence[str]) -> AdapterSource:
 
 
 def _noting(adapter: Adapter, source: AdapterSource, keys: Sequence[str], why: str) -> Adapter:
-    """The adapter with a word on the tensors that it has been read without: how many, and their share of the values."""
+    """The adapter with a warning that names the tensors that were not read, with their share of the values."""
     sizes = {key: tensor.elements for key, tensor in source.tensors.items()}
     share = sum(sizes[key] for key in keys) / max(1, sum(sizes.values()))
     names = ", ".join(shown([quoted(key) for key in sorted(keys)]))
@@ -189,14 +189,14 @@ def _noting(adapter: Adapter, source: AdapterSource, keys: Sequence[str], why: s
 
 
 def detect(path: str | Path) -> list[str]:
-    """Names of the formats that claim what is at `path`."""
+    """Names of the formats that match the file or folder at `path`."""
     return claims_of(open_source(path))
 
 
 def claims_of(source: AdapterSource) -> list[str]:
-    """Names of the formats that claim what has been opened."""
+    """Names of the formats that match an opened source."""
     if source.declared is not None:
-        return [source.declared]  # a dozen formats need not be imported to hear that it is none of theirs
+        return [source.declared]  # a dozen formats need not be imported to learn that none of them matches
     key = detection_key(source)
     if key is None:
         return _detected(source)
@@ -208,7 +208,7 @@ def claims_of(source: AdapterSource) -> list[str]:
     return list(claims)
 
 
-# A folder of adapters has a handful of sets of names, and a dozen formats look at each name of each file.
+# A folder of adapters has only a few distinct sets of names, and a dozen formats check each name of each file.
 _MOST_KNOWN = 64
 _claims_of_names: dict[DetectionKey, list[str]] = {}
 
@@ -218,13 +218,13 @@ def _detected(source: AdapterSource) -> list[str]:
 
 
 def is_adapter_shaped(path: str | Path) -> bool:
-    """Whether a format claims the file at `path`, or its names end as parts of an adapter do, in whatever spelling."""
+    """Whether a format matches the file at `path`, or its names end like parts of an adapter, in any spelling."""
     source = open_source(path)
     return bool(claims_of(source)) or has_spelled_parts(source)
 
 
 def has_spelled_parts(source: AdapterSource) -> bool:
-    """Whether a name ends as a part of an adapter does, in whatever spelling."""
+    """Whether a name ends like a part of an adapter, in any spelling."""
     return any(is_spelled(name) for name in source.tensors)
 
 
@@ -240,25 +240,25 @@ def save(
     inputs: Iterable[str | Path] = (),
     base: str | Path | Checkpoint | Base | None = None,
 ) -> tuple[str, ...]:
-    """Write an adapter to `out`, complete or not at all.
+    """Write an adapter to `out`, completely or not at all.
 
     Args:
-        adapter: The adapter, loaded or by its path.
-        out: The folder or file to write, as the format has it.
+        adapter: The adapter: a path or a loaded adapter.
+        out: The folder or file to write, depending on the format.
         format: The format to write, one of `list_formats()`.
-        dtype: The dtype of the stored floating-point tensors: float32, bfloat16, float16 or float64. Each keeps its own
-            if None.
+        dtype: The dtype of the stored floating-point tensors: float32, bfloat16, float16 or float64. If None, each
+            keeps its own.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
-        inputs: Paths that must not be written over.
+        inputs: Paths that must not be overwritten.
         base: The base model: a path, an opened checkpoint, or a `Base`. Some formats need its names.
 
     Returns:
-        What a person should know about the result, a text each.
+        Warnings about the result, as sentences.
 
     Raises:
-        UsageError: There is no such format or dtype.
-        OutputExistsError: `out` exists and must not be overwritten, or is one of the inputs.
-        UnsupportedError: The format cannot hold the adapter, or its scale is uncertain.
+        UsageError: The format or the dtype does not exist.
+        OutputExistsError: `out` exists and may not be replaced, or is one of the inputs.
+        UnsupportedError: The format cannot hold the adapter, or the scale of the adapter is uncertain.
 
     Example:
         >>> import loratools
@@ -286,14 +286,16 @@ def staged(
     inputs: Iterable[str | Path] = (),
     base: Base | None = None,
 ) -> Iterator[Staged]:
-    """Write an adapter beside `out`; it takes its place when the block ends in order. Raises what `save` does."""
+    """Write an adapter beside `out`, and move it there when the block ends without an error. Raises the same errors as
+    `save`.
+    """
     from loratools.storage.casting import stored_dtype
     from loratools.storage.commit import staged_file, staged_folder
     from loratools.storage.staging import require_files
 
     entry = writer(format)
     stored = None if dtype is None else stored_dtype(dtype)
-    # Every format stores the scale in one way or another, so that a doubt would be written as a fact.
+    # Every format stores the scale in some way, so that an uncertain scale would be written as a fact.
     adapter.require_certain()
     adapter = fitted_names(adapter, format)
     ensure_writable(adapter, format, base=base)
@@ -306,7 +308,7 @@ def staged(
 
 
 def ensure_writable(adapter: Adapter, format: str, *, base: Base | None = None) -> None:
-    """Raise UnsupportedError, with each part of the adapter that the format cannot hold, if there is any."""
+    """Raise UnsupportedError that names every part of the adapter that the format cannot hold, if there is any."""
     adapter = fitted_names(adapter, format)
     ensure_layers(adapter, format)
     if lost := writer(format).unwritable(adapter, base=base):
@@ -318,11 +320,10 @@ def ensure_writable(adapter: Adapter, format: str, *, base: Base | None = None) 
 
 
 def fitted_names(adapter: Adapter, format: str) -> Adapter:
-    """The adapter with the names that `format` has for its modules; raises the same errors as `ensure_named`.
+    """The adapter with the module names of `format`. Raises the same errors as `ensure_named`.
 
-    Only SAMed has queries and values of SAM apart. PEFT has names of one model, without the part of a pipeline that it
-    is; and where a file is for one model, a second
-    transformer alone has the names of any.
+    Only SAMed stores queries and values of SAM apart. PEFT uses the names of one model, without the component of a
+    pipeline; if a file is for one model, a second transformer alone has the names of any.
     """
     from loratools.formats.image_parts.component import second_as_first, without_component
 
@@ -335,7 +336,7 @@ def fitted_names(adapter: Adapter, format: str) -> Adapter:
 
 
 def written_suffix(format: str) -> str | None:
-    """What a format writes: `folder`, or the suffix of its one file; None if it is only read."""
+    """What a format writes: `folder`, or the suffix of its single file; None if it cannot be written."""
     entry = _entry(format)
     return entry.WRITES if hasattr(entry, "write") else None
 
@@ -346,27 +347,27 @@ def keeps_names(format: str) -> bool:
 
 
 def ensure_layers(adapter: Adapter, client: str) -> None:
-    """Raise UnsupportedError where `client`, a format or server, would apply the adapter to other layers or tokens."""
+    """Raise UnsupportedError if `client`, a format or server, would apply the adapter to other layers or tokens."""
     if adapter.invocation_tokens and client not in ("peft", "gguf"):
         raise UnsupportedError(
-            f"{quoted(adapter.name)} acts after certain tokens only (aLoRA), which is not written for {client}: "
+            f"{quoted(adapter.name)} acts after certain tokens only (aLoRA), which cannot be written for {client}: "
             "there it would act on every token",
-            hint="write it as peft or gguf, which have a place for the tokens",
+            hint="write it as peft or gguf, which can store the tokens",
         )
     if adapter.layer_replication and client != "peft":
         raise UnsupportedError(
             f"{quoted(adapter.name)} repeats layers of its base (layer_replication), which {client} cannot: "
-            "there its layers would be other layers, and some that the base has not",
+            "there it would be applied to the wrong layers, or to layers that the base does not have",
             hint="merge it into its base, which gives a deeper model",
         )
 
 
 def ensure_named(adapter: Adapter, format: str) -> None:
-    """Raise where the names of the adapter's modules mean nothing in `format`: those of a file, in another format.
+    """Raise an error if the module names of the adapter are those of a file in another format.
 
     Raises:
-        UndecidedError: they may be of several models.
-        UnsupportedError: they are of no model that is known here.
+        UndecidedError: The names may belong to several models.
+        UnsupportedError: The names belong to no model that is known here.
     """
     if not adapter.stored_names:
         from loratools.formats.image_parts.component import ensure_component
@@ -389,23 +390,23 @@ def ensure_named(adapter: Adapter, format: str) -> None:
 
 
 def writer(format: str) -> Format:
-    """The format of this name.
+    """The format with this name.
 
     Raises:
-        UsageError: there is none, or it cannot be written.
+        UsageError: The format does not exist, or cannot be written.
     """
     entry = _entry(format)
     if not hasattr(entry, "write"):
         able = [name for name in registry.names("formats") if hasattr(registry.load("formats", name), "write")]
-        raise UsageError(f"{format} is read and not written", hint=f"choose one of {', '.join(able)}")
+        raise UsageError(f"{format} can be read, but not written", hint=f"choose one of {', '.join(able)}")
     return entry
 
 
 def named(out: Path, format: str) -> Path:
-    """Return `out` if its name suits what the format writes.
+    """Return `out` if its name is suitable for what the format writes.
 
     Raises:
-        UsageError: a file under the name of a folder, or the other way round.
+        UsageError: A format that writes a folder was given the name of a file, or the other way round.
     """
     suffix, has = writer(format).WRITES, out.suffix.lower()
     if suffix == FOLDER and has in (".safetensors", ".gguf", ".npz", ".bin", ".pt"):

@@ -41,8 +41,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter in `source`, under diffusers' names after `unet.` and `text_encoder.`.
 
     Raises:
-        UnsupportedError: layers that are not those of Stable Diffusion 1 or 2, or tensors of other names.
-        FormatError: factors that are missing or do not make a product.
+        UnsupportedError: Layers that are not those of Stable Diffusion 1 or 2, or tensors of other names.
+        FormatError: Factors that are missing or do not make a product.
     """
     parts: dict[str, dict[str, LazyTensor]] = {}
     tokens: dict[str, Replacement] = {}

@@ -53,9 +53,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     the adapter is uncertain.
 
     Raises:
-        UnsupportedError: tensors or an architecture that are not read, named.
-        FormatError: factors that do not make a product.
-        MismatchError: it is for another architecture than the base's.
+        UnsupportedError: Tensors or an architecture that are not read, named.
+        FormatError: Factors that do not make a product.
+        MismatchError: It is for another architecture than the base's.
     """
     architecture = _architecture(source)
     alpha = source.other.get("adapter.lora.alpha")
@@ -139,9 +139,9 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     """Write the file that llama.cpp adds to the base of this architecture. Equal input, equal bytes.
 
     Raises:
-        UsageError: no base is given, or one without its config.
-        UnsupportedError: an architecture that is not written, values that `dtype` cannot hold.
-        MismatchError: rows that are not the base's heads.
+        UsageError: No base is given, or one without its config.
+        UnsupportedError: An architecture that is not written, values that `dtype` cannot hold.
+        MismatchError: Rows that are not the base's heads.
     """
     from loratools.storage.gguf_writer import write_gguf
 

@@ -29,8 +29,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter in `source`; alpha is assumed to be the rank.
 
     Raises:
-        UnsupportedError: a merged linear layer, in which B is a grouped convolution.
-        FormatError: factors that do not make a product.
+        UnsupportedError: A merged linear layer, in which B is a grouped convolution.
+        FormatError: Factors that do not make a product.
     """
     parts: dict[str, dict[str, LazyTensor]] = {}
     other_tensors: dict[str, LazyTensor] = {}

@@ -45,9 +45,9 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     Without a base, fused projections stay so, and the adapter is uncertain: their rows come by groups of heads.
 
     Raises:
-        UnsupportedError: tensors of other names.
-        FormatError: factors that do not make a product.
-        MismatchError: rows that are not the base's heads.
+        UnsupportedError: Tensors of other names.
+        FormatError: Factors that do not make a product.
+        MismatchError: Rows that are not the base's heads.
     """
     parts: dict[str, dict[str, LazyTensor]] = {}
     foreign: list[str] = []

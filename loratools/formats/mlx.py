@@ -47,8 +47,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter in `source`.
 
     Raises:
-        UnsupportedError: tensors that are not read, all of them named.
-        FormatError: factors that do not make a product, an invalid config.
+        UnsupportedError: Tensors that are not read, all of them named.
+        FormatError: Factors that do not make a product, an invalid config.
     """
     config = source.config if _is_mlx(source.config) else None
     notes = {"mlx": {"config": None if config is None else dict(config), "metadata": dict(source.metadata)}}
@@ -106,7 +106,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     Smaller ranks are filled up with zeros, which adds size and nothing else; other scales are folded into B.
 
     Raises:
-        UnsupportedError: values that `dtype` cannot hold.
+        UnsupportedError: Values that `dtype` cannot hold.
     """
     from loratools.storage.json_file import write_json
     from loratools.storage.safetensors_writer import write_safetensors

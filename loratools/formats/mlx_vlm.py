@@ -39,7 +39,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter in `source`.
 
     Raises:
-        FormatError: factors that do not make a product, or an alpha that is no number.
+        FormatError: Factors that do not make a product, or an alpha that is no number.
     """
     parts: dict[str, dict[str, LazyTensor]] = {}
     for key, tensor in source.tensors.items():

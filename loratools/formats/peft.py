@@ -74,8 +74,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter in `source`.
 
     Raises:
-        UnsupportedError: fields or tensors that are not read, all of them named.
-        FormatError: factors that do not make a product, invalid values.
+        UnsupportedError: Fields or tensors that are not read, all of them named.
+        FormatError: Factors that do not make a product, invalid values.
     """
     config = source.config
     peft_type = str((config or {}).get("peft_type", "LORA"))
@@ -240,7 +240,7 @@ def write(adapter: Adapter, out_folder: Path, *, dtype: str | None, base: Base |
     """Write the folder that PEFT loads to exactly these ranks, scales and replaced weights. Equal input, equal bytes.
 
     Raises:
-        UnsupportedError: an update that is not LoRA, or values that `dtype` cannot hold.
+        UnsupportedError: An update that is not LoRA, or values that `dtype` cannot hold.
     """
     from loratools.formats.peft_parts.config_to_write import config_to_write, metadata_to_write
     from loratools.storage.json_file import write_json

@@ -40,7 +40,7 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter in `source`: an update for the queries and one for the values of each block.
 
     Raises:
-        FormatError: factors that are missing, or do not make products of one block.
+        FormatError: Factors that are missing, or do not make products of one block.
     """
     parts: dict[str, dict[str, LazyTensor]] = {}
     replacements: dict[str, Replacement] = {}
@@ -98,7 +98,7 @@ def write(adapter: Adapter, out: Path, *, dtype: str | None, base: Base | None =
     """Write the file that Sam_LoRA loads: one rank for all, no alpha. Equal input, equal bytes.
 
     Raises:
-        UnsupportedError: values that `dtype` cannot hold.
+        UnsupportedError: Values that `dtype` cannot hold.
     """
     from loratools.storage.safetensors_writer import write_safetensors
 

@@ -50,8 +50,8 @@ def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
     """The adapter in `source`, under its Hugging Face names; it is uncertain where the order of rows is not known.
 
     Raises:
-        UnsupportedError: tensors or modules of other names; an architecture of the base that is not known.
-        FormatError: factors that do not make a product.
+        UnsupportedError: Tensors or modules of other names; an architecture of the base that is not known.
+        FormatError: Factors that do not make a product.
     """
     parts: dict[str, dict[str, LazyTensor]] = {}
     foreign: list[str] = []

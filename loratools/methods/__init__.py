@@ -139,7 +139,7 @@ class Option:
         """The value as the method takes it.
 
         Raises:
-            UsageError: it is none of the choices, no number, or out of range.
+            UsageError: It is none of the choices, no number, or out of range.
         """
         if isinstance(self.default, str):
             if setting in self.choices:
@@ -208,7 +208,7 @@ def settings(name: str, values: Mapping[str, object]) -> dict[str, Value]:
     """Every option of the method `name`: as given, else its default.
 
     Raises:
-        UsageError: there is no such option, or it cannot have that value.
+        UsageError: There is no such option, or it cannot have that value.
     """
     options = {o.name: o for o in options_of(name)}
     for key in values:

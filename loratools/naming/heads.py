@@ -17,7 +17,7 @@ def interleaving(rows: int, heads: int) -> tuple[int, ...]:
     """For each row as its first authors stored it, its number in transformers: halves of each head, row by row in turn.
 
     Raises:
-        ValueError: these rows are no such heads.
+        ValueError: These rows are no such heads.
     """
     if rows % (2 * heads):
         raise ValueError(f"{rows} rows cannot be {heads} heads of an even size")
@@ -30,7 +30,7 @@ def ungrouped(rows: int, queries: int, keys: int) -> tuple[int, ...]:
     first, then its key, then its value, as in Falcon.
 
     Raises:
-        ValueError: these rows are no such heads.
+        ValueError: These rows are no such heads.
     """
     if queries % keys or rows % (queries + 2 * keys):
         raise ValueError(f"{rows} rows cannot be {queries} heads of queries and {keys} of keys and of values")

@@ -1,4 +1,4 @@
-"""Remove what killed runs have left: the hidden folders beside outputs, which no run holds any more."""
+"""clean: remove the hidden folders that killed runs left beside outputs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _UNKNOWN = "whether its run is alive cannot be told: it is of another machine or
 
 @dataclass(frozen=True)
 class RemovedRun:
-    """What a killed run left, and what became of it.
+    """A hidden folder that a killed run left, and what became of it.
 
     Attributes:
         path: The hidden folder.
-        output: The output that it was made for.
-        action: `removed`, or `restored`: it was the old output, and has its name again.
-        bytes: What its files took on the disk.
+        output: The output that the run was writing.
+        action: `removed`; or `restored` if the folder was the previous output, which got its name back.
+        bytes: The size of its files on the disk, in bytes.
         started: When the run began, as ISO 8601 in UTC; None if that is not known.
         process: The id of its process; None if that is not known.
         host: The name of its machine; None if that is not known.
-        units: How many units of its work were done, which `--resume` could have gone on with.
+        units: How many units of work were finished. `--resume` could have continued from there.
     """
 
     path: Path
@@ -51,14 +51,14 @@ class RemovedRun:
 
 @dataclass(frozen=True)
 class CleanReport:
-    """What `clean` found.
+    """The report of `clean`.
 
     Attributes:
-        folder: Where it looked, to the bottom.
-        removed: What killed runs left; of a plan, what would be removed.
+        folder: The folder that was searched, with its subfolders.
+        removed: What was removed; with `plan`, what would be removed.
         kept: Hidden folders that stay, and why.
-        failed: Folders that could not be removed, or looked into, and why.
-        planned: Whether nothing was removed, as that was not asked for.
+        failed: Folders that could not be removed or read, and why.
+        planned: Whether this is a plan, so that nothing was removed.
     """
 
     folder: Path
@@ -72,12 +72,12 @@ class CleanReport:
 
     @property
     def bytes(self) -> int:
-        """What the removed folders took on the disk."""
+        """The size of the removed folders on the disk, in bytes."""
         return sum(run.bytes for run in self.removed if run.action == "removed")
 
     @property
     def error(self) -> MachineError | None:
-        """What failed, all of it, as one error."""
+        """All failures as one error; None if there are none."""
         if not self.failed:
             return None
         return MachineError(
@@ -87,7 +87,7 @@ class CleanReport:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Return the document of `loratools clean --json`, without its head."""
+        """Return the document of `loratools clean --json`, without the fields common to all verbs."""
         return {
             "folder": str(self.folder),
             "planned": self.planned,
@@ -100,21 +100,21 @@ class CleanReport:
 
 @checked
 def clean(folder: str | Path, *, plan: bool = False) -> CleanReport:
-    """Remove what killed runs have left in a folder and below it.
+    """Remove the leftovers of killed runs in a folder and its subfolders.
 
-    A run prepares its output in a hidden folder, with a journal in it, and holds a lock as long as it lives. A folder
-    without a living run is removed, whatever its name, machine or container; one that is held stays. A killed run whose
-    work could be resumed is removed as well. Nothing that loratools did not write is touched.
+    A run prepares its output in a hidden folder with a journal in it, and holds a lock on it while it runs. A folder
+    without a running process is removed, whatever its name, machine or container; a locked one stays. Leftovers that
+    `resume` could continue from are removed as well. Nothing that loratools did not write is touched.
 
     Args:
-        folder: Where to look, to the bottom; links are not followed.
+        folder: The folder to search, with its subfolders. Links are not followed.
         plan: List what would be removed, and remove nothing.
 
     Returns:
-        A report of what was removed, with sizes, and of what stays.
+        A report of what was removed, with sizes in bytes, and of what stays.
 
     Raises:
-        UsageError: There is no such folder.
+        UsageError: The folder does not exist.
 
     Example:
         >>> import loratools

@@ -1,4 +1,4 @@
-"""What this installation knows: formats of adapters, layouts of checkpoints, methods of combining."""
+"""What this installation supports: formats of adapters, layouts of checkpoints, and methods of combining."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class FormatInfo:
     """A format that adapters are stored in.
 
     Attributes:
-        name: As `from_format` and `format` take it.
-        read: Whether it is read.
-        write: Whether it is written.
+        name: The name, as arguments like `from_format` and `format` take it.
+        read: Whether loratools reads it.
+        write: Whether loratools writes it.
         summary: What it is, in one line.
     """
 
@@ -34,7 +34,7 @@ class LayoutInfo:
     """A layout that whole models are stored in.
 
     Attributes:
-        name: As `Checkpoint.layout` has it.
+        name: The name, as `Checkpoint.layout` has it.
         summary: What it is, in one line.
     """
 
@@ -51,9 +51,9 @@ class MethodOption:
     """An option of a method of combining.
 
     Attributes:
-        name: As a key of `options` in `combine`, and as `--set` takes it.
-        default: The value where it is not given.
-        range: The values that are allowed, in words.
+        name: The name, as a key of `options` in `combine` and as `--set` takes it.
+        default: The value if none is given.
+        range: The allowed values, in words.
         about: What it does, in one line.
     """
 
@@ -68,13 +68,13 @@ class MethodInfo:
     """A method of combining several adapters.
 
     Attributes:
-        name: As `method` of `combine` takes it.
+        name: The name, as the argument `method` of `combine` takes it.
         summary: What it is, in one line.
-        description: How it works: its formula and its paper.
-        use: When it is worth trying, in one or two sentences.
-        avoid: When it is not, and what to take instead.
-        options: What can be set.
-        laws: Properties that hold of it, by name, as docs/registries.md explains them.
+        description: How it works, with its formula and its paper.
+        use: When to use it, in one or two sentences.
+        avoid: When not to use it, and what to use instead.
+        options: The options of the method.
+        laws: Properties of the method by name, as docs/registries.md explains them.
     """
 
     name: str
@@ -100,10 +100,10 @@ class MethodInfo:
 
 @checked
 def list_formats() -> tuple[FormatInfo, ...]:
-    """Return the formats of adapters that are read or written, sorted by name.
+    """Return the formats of adapters, sorted by name.
 
     Returns:
-        One entry per format: its name, whether it is read, whether it is written, and what it is.
+        One entry per format: its name, whether loratools reads and writes it, and a summary.
 
     Example:
         >>> import loratools
@@ -119,10 +119,10 @@ def list_formats() -> tuple[FormatInfo, ...]:
 
 @checked
 def list_layouts() -> tuple[LayoutInfo, ...]:
-    """Return the layouts of whole models that are read, sorted by name.
+    """Return the layouts of whole models, sorted by name.
 
     Returns:
-        One entry per layout: its name, and what it is.
+        One entry per layout: its name and a summary.
 
     Example:
         >>> import loratools
@@ -134,10 +134,10 @@ def list_layouts() -> tuple[LayoutInfo, ...]:
 
 @checked
 def list_methods() -> tuple[MethodInfo, ...]:
-    """Return the methods by which `combine` can join adapters, sorted by name.
+    """Return the methods with which `combine` can join adapters, sorted by name.
 
     Returns:
-        One entry per method: its name, what it is, its options with their defaults, and the properties that hold of it.
+        One entry per method: its name, a summary, its options with their defaults, and its properties.
 
     Example:
         >>> import loratools
@@ -149,10 +149,10 @@ def list_methods() -> tuple[MethodInfo, ...]:
 
 
 def method_named(name: str) -> MethodInfo:
-    """The method of this name.
+    """The method with this name.
 
     Raises:
-        UsageError: There is no such method; the message lists those there are.
+        UsageError: There is no such method. The message lists the existing ones.
     """
     method = registry.load("methods", name)
     options = tuple(MethodOption(o.name, o.default, o.range, o.about) for o in methods.options_of(name))

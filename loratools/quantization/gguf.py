@@ -56,7 +56,7 @@ class GgmlBlocks:
         """Rows as float32.
 
         Raises:
-            UnsupportedError: the type is a rarer one, and the package `gguf` is not installed.
+            UnsupportedError: The type is a rarer one, and the package `gguf` is not installed.
         """
         import numpy as np
 

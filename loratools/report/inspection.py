@@ -51,8 +51,8 @@ def inspection_report(
     """Blocks to print one after the other.
 
     Args:
-        modules: a row for every module or tensor, in place of one for all that are alike.
-        overview: one row per source and nothing more, for a folder of many.
+        modules: A row for every module or tensor, in place of one for all that are alike.
+        overview: One row per source and nothing more, for a folder of many.
     """
     remarks = [("best", best_checkpoint_text(run)) for run in inspection.runs if run.best or run.error]
     remarks += [("not listed", not_listed_text(each)) for each in inspection.not_listed]

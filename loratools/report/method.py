@@ -27,8 +27,8 @@ def method_page(entry: Mapping[str, Any]) -> str:
     """The text for people about a method.
 
     Args:
-        entry: name, description, use, avoid, options (name, default, range, about) and laws, as
-            `loratools methods --json` has it.
+        entry: Name, description, use, avoid, options (name, default, range, about) and laws, as `loratools methods
+            --json` has it.
     """
     lines = [entry["name"], "", *entry["description"].splitlines(), ""]
     lines += ["When to use it:", *_indented(entry["use"]), *_indented(entry["avoid"]), ""]

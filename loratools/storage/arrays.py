@@ -75,7 +75,7 @@ def read_array(tensor: LazyTensor, dtype: str, start: int = 0, stop: int | None 
     """Rows start:stop (all, where it has none) in `dtype`, F32 or F64; a new array of the tensor's own shape.
 
     Raises:
-        UnsupportedError: the tensor is not of a floating dtype that is computed with.
+        UnsupportedError: The tensor is not of a floating dtype that is computed with.
     """
     import numpy as np
 
@@ -106,7 +106,7 @@ def read_raw(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Sto
     integers. Shape (stop - start, *tensor.shape[1:]), and () where the tensor has no axes.
 
     Raises:
-        UnsupportedError: values of less than a byte each.
+        UnsupportedError: Values of less than a byte each.
     """
     import numpy as np
 

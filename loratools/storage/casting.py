@@ -21,7 +21,7 @@ def stored_dtype(name: str) -> str:
     """The dtype to store weights in, as safetensors spells it.
 
     Raises:
-        UsageError: weights are not stored in it.
+        UsageError: Weights are not stored in it.
     """
     dtype = parse_float_dtype(name)
     if dtype is None:
@@ -35,11 +35,11 @@ def cast(name: str, tensor: LazyTensor, dtype: str | None) -> LazyTensor:
     """The tensor in `dtype`, rounded once; unchanged where `dtype` is None, or the tensor's is not a floating one.
 
     Args:
-        name: what the tensor is called in an error.
+        name: What the tensor is called in an error.
         dtype: in safetensors' spelling, one of `FLOAT_DTYPES`.
 
     Raises:
-        UnsupportedError: a finite value is beyond the range of `dtype`.
+        UnsupportedError: A finite value is beyond the range of `dtype`.
     """
     if dtype is None or tensor.dtype == dtype or tensor.dtype not in FLOAT_DTYPES:
         return tensor
@@ -50,7 +50,7 @@ def narrowed(name: str, values: Tensor, dtype: str) -> Tensor:
     """Floating-point values in `dtype`, rounded once.
 
     Raises:
-        UnsupportedError: a finite value is beyond the range of `dtype`.
+        UnsupportedError: A finite value is beyond the range of `dtype`.
     """
     stored = rounded(values, dtype)
     if bool((stored.isinf() & values.isfinite()).any()):

@@ -53,18 +53,18 @@ def check_output(out: Path, *, overwrite: bool, inputs: Sequence[Path], names: I
     """Check, before any work, that the output may be written. An empty folder counts as no output.
 
     Args:
-        out: the file or folder to write.
-        overwrite: whether files that loratools wrote may be replaced.
-        inputs: what the output must not be, hold or lie in.
-        names: the files that will be in the folder, where they are known.
+        out: The file or folder to write.
+        overwrite: Whether files that loratools wrote may be replaced.
+        inputs: What the output must not be, hold or lie in.
+        names: The files that will be in the folder, where they are known.
 
     Returns:
         What is going to be replaced, and what stays beside it.
 
     Raises:
-        OutputExistsError: it is there and `overwrite` is False, or it is, holds or lies in one of the inputs, or what
+        OutputExistsError: It is there and `overwrite` is False, or it is, holds or lies in one of the inputs, or what
             other hands wrote would have to go.
-        UsageError: it is no file or folder, or cannot be one.
+        UsageError: It is no file or folder, or cannot be one.
     """
     real = real_path_of(out)
     status = stat_or_none(real)
@@ -162,9 +162,9 @@ def prepared_folder(
     killed runs left beside `out` is removed. A record of the files is added (`ownership.write_record`).
 
     Raises:
-        OutputExistsError: see `check_output`; also when another run has written `out` meanwhile, or when something
-            that stays has the name of a new file.
-        MachineError: the disk is full, there is no permission, or the hidden folder was removed by someone else.
+        OutputExistsError: See `check_output`; also when another run has written `out` meanwhile, or when something that
+            stays has the name of a new file.
+        MachineError: The disk is full, there is no permission, or the hidden folder was removed by someone else.
     """
     real = real_path_of(out)
     _recover(out, real)
@@ -203,8 +203,8 @@ def staged_file(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterat
     On any exception it is removed and `out` is as before. A link is followed, and stays.
 
     Raises:
-        OutputExistsError: see `check_output`; also when another run has written `out` meanwhile.
-        MachineError: the disk is full, or there is no permission.
+        OutputExistsError: See `check_output`; also when another run has written `out` meanwhile.
+        MachineError: The disk is full, or there is no permission.
     """
     check_output(out, overwrite=overwrite, inputs=inputs)
     with _staged_file(out, overwrite=overwrite) as staged:
@@ -217,7 +217,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
     """The same for a file that may be replaced whoever wrote it, as its caller knows.
 
     Raises:
-        MachineError: the disk is full, or there is no permission.
+        MachineError: The disk is full, or there is no permission.
     """
     with _staged_file(path, overwrite=True) as staged:
         yield staged
@@ -228,7 +228,7 @@ def rewritten_file(path: Path) -> Iterator[Path]:
     """The same for a file inside of an output that is being prepared: one that is there is replaced, whoever wrote it.
 
     Raises:
-        MachineError: the disk is full, or there is no permission.
+        MachineError: The disk is full, or there is no permission.
     """
     with _staged_file(path, overwrite=True, in_output=True) as staged:
         yield staged
@@ -266,7 +266,7 @@ def scratch_folder(out: Path, *, resumable: Resumable | None = None) -> Iterator
     It is empty, or has what a killed run of the same plan left, where `resumable` goes on with that.
 
     Raises:
-        MachineError: there is no permission.
+        MachineError: There is no permission.
     """
     with staging(out, real_path_of(out), resumable=resumable) as prepared:
         yield prepared

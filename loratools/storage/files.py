@@ -98,8 +98,8 @@ def identify(path: Path) -> FileId:
     """Look at a file without opening it, so that a FIFO or a device cannot block; links are followed.
 
     Raises:
-        UsageError: there is no such file.
-        InputError: it is a folder, FIFO, socket or device.
+        UsageError: There is no such file.
+        InputError: It is a folder, FIFO, socket or device.
     """
     try:
         status = system.stat(path)
@@ -140,7 +140,7 @@ def read_bytes(location: ByteRange, start: int = 0, stop: int | None = None) -> 
     """Bytes start:stop of the range.
 
     Raises:
-        ChangedInputError: the file is not what it was when it was identified.
+        ChangedInputError: The file is not what it was when it was identified.
     """
     data = bytearray((location.nbytes if stop is None else stop) - start)
     read_into(location, start, data)
@@ -151,7 +151,7 @@ def read_into(location: ByteRange, start: int, buffer: memoryview | bytearray) -
     """Fill `buffer` from byte `start` of the range on.
 
     Raises:
-        ChangedInputError: the file is not what it was when it was identified.
+        ChangedInputError: The file is not what it was when it was identified.
     """
     view = memoryview(buffer).cast("B")
     if start < 0 or start + len(view) > location.nbytes:
@@ -183,8 +183,8 @@ def copy_range(location: ByteRange, out_fd: int, out_offset: int, *, path: Path 
     """Write the range to `out_fd` at `out_offset`, inside the kernel where it can; `path` is for error messages.
 
     Raises:
-        ChangedInputError: the input is not what it was when it was identified.
-        MachineError: the disk is full or failed.
+        ChangedInputError: The input is not what it was when it was identified.
+        MachineError: The disk is full or failed.
     """
     copied = 0
     with _inputs.borrow(location.file) as fd:
@@ -212,8 +212,8 @@ def copy_file(location: ByteRange, path: Path) -> None:
     """Write the range to a file that must not exist yet.
 
     Raises:
-        ChangedInputError: the input is not what it was when it was identified.
-        MachineError: the disk is full or failed.
+        ChangedInputError: The input is not what it was when it was identified.
+        MachineError: The disk is full or failed.
     """
     try:
         fd = system.create(path)
@@ -229,7 +229,7 @@ def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int, *, path
     """Write all of `data` at `offset`; `path` is for error messages.
 
     Raises:
-        MachineError: the disk is full or failed.
+        MachineError: The disk is full or failed.
     """
     view = memoryview(data).cast("B")
     try:
@@ -258,7 +258,7 @@ def reserve(fd: int, nbytes: int, path: Path) -> None:
     """Make a new file as long as it will be, so that a disk without the room says so before the work.
 
     Raises:
-        MachineError: there is not so much room; it names how much is needed.
+        MachineError: There is not so much room; it names how much is needed.
     """
     try:
         system.allocate(fd, nbytes)

@@ -107,9 +107,9 @@ def read_gguf(path: Path) -> GgufFile:
     """Read and check the header of a GGUF file. No values are read.
 
     Raises:
-        UsageError: there is no such file.
-        UnsupportedError: another version or byte order.
-        FormatError: it is no GGUF file, or a damaged one.
+        UsageError: There is no such file.
+        UnsupportedError: Another version or byte order.
+        FormatError: It is no GGUF file, or a damaged one.
     """
     file = identify(path)
     header = _Header(file)

@@ -61,7 +61,7 @@ def gguf_layout(
     """Lay out tensors in the given order, after the keys, each of which is given as its bytes in the file.
 
     Raises:
-        UnsupportedError: a type that GGUF does not have.
+        UnsupportedError: A type that GGUF does not have.
     """
     parts = [b"GGUF", struct.pack("<IQQ", version, len(specs), len(keys)), *keys]
     relative: dict[str, int] = {}
@@ -85,8 +85,8 @@ def write_gguf(path: Path, fields: Mapping[str, Field], tensors: Mapping[str, La
     arrays of uint32.
 
     Raises:
-        UnsupportedError: a dtype that GGUF has no type for.
-        MachineError: the disk is full or failed.
+        UnsupportedError: A dtype that GGUF has no type for.
+        MachineError: The disk is full or failed.
     """
     specs = [GgufSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     keys = [key_bytes(key, value) for key, value in fields.items()]

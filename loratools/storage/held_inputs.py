@@ -60,7 +60,7 @@ def holding_inputs(*, apart: bool = False) -> Iterator[None]:
         apart: Inside of another one, what is opened is held by this one alone, and to the end of this one.
 
     Raises:
-        ChangedInputError: an input is no longer what it was: at the end, or in place of an error that is likely its
+        ChangedInputError: An input is no longer what it was: at the end, or in place of an error that is likely its
             consequence.
     """
     if _current.get() is not None and not apart:

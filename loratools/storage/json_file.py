@@ -28,7 +28,7 @@ def read_json(path: Path, *, max_bytes: int = 1_000_000, infinities: bool = Fals
     Python writes where JSON has no word, and which configs of some models hold.
 
     Raises:
-        FormatError: too large, not UTF-8, not JSON, a key twice, a number that is not finite, or not an object.
+        FormatError: Too large, not UTF-8, not JSON, a key twice, a number that is not finite, or not an object.
     """
     file = identify(path)
     if file.size > max_bytes:
@@ -73,7 +73,7 @@ def parse_json(data: bytes, subject: str, *, infinities: bool = False) -> object
     """Parse strictly; `subject` begins the error messages.
 
     Raises:
-        FormatError: not UTF-8, not JSON, a key twice, a number that is not finite, or nested too deeply.
+        FormatError: Not UTF-8, not JSON, a key twice, a number that is not finite, or nested too deeply.
     """
     try:
         text = data.decode("utf-8")

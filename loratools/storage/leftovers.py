@@ -78,7 +78,7 @@ def remove_leftover(leftover: Leftover) -> None:
     """Remove what a dead run left. An old output that was moved aside gets its name back, where that is free.
 
     Raises:
-        MachineError: it is still there, or a part of it.
+        MachineError: It is still there, or a part of it.
     """
     try:
         if leftover.replaced_output:

@@ -17,7 +17,7 @@ def is_alive(folder: Path, head: RunHead | None) -> bool:
     container is taken for alive.
 
     Raises:
-        OSError: there is no permission to ask for the lock.
+        OSError: There is no permission to ask for the lock.
     """
     held = _is_held(folder)
     if held is not None:

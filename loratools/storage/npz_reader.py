@@ -33,9 +33,9 @@ def read_npz(path: Path) -> dict[str, LazyTensor]:
     """The arrays of an archive by name, as lazy tensors. Headers only.
 
     Raises:
-        UsageError: there is no such file.
-        UnsupportedError: an array of objects (a pickle), of texts or of records; a compressed archive.
-        FormatError: it is no such archive, or a damaged one.
+        UsageError: There is no such file.
+        UnsupportedError: An array of objects (a pickle), of texts or of records; a compressed archive.
+        FormatError: It is no such archive, or a damaged one.
     """
     file = identify(path)
     archive = StoredZip(file)

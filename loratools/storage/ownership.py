@@ -45,8 +45,8 @@ def write_record(folder: Path, *, sha256_of: Mapping[str, str] | None = None, sa
         sampled: Names of files that are too large to be hashed whole unasked.
 
     Raises:
-        MachineError: the disk is full, or there is no permission.
-        OSError: the same, of a call that names no file.
+        MachineError: The disk is full, or there is no permission.
+        OSError: The same, of a call that names no file.
     """
     path = folder / RECORD
     document: dict[str, object] = {"loratools": __version__}
@@ -70,7 +70,7 @@ def recorded_files(folder: Path) -> Mapping[str, Mapping[str, object]] | None:
     """The manifest of a folder: what is recorded of each file, by its name; None if it has no record.
 
     Raises:
-        MachineError: the disk failed, or there is no permission.
+        MachineError: The disk failed, or there is no permission.
     """
     try:
         document = read_json(folder / RECORD, max_bytes=MAX_RECORD_BYTES)
@@ -88,7 +88,7 @@ def owned_files(folder: Path) -> frozenset[str] | None:
     None if the folder has no record.
 
     Raises:
-        MachineError: the disk failed, or there is no permission; OSError where the call names no file.
+        MachineError: The disk failed, or there is no permission; OSError where the call names no file.
     """
     files = recorded_files(folder)
     if files is None:
@@ -119,7 +119,7 @@ def is_marked(path: Path) -> bool:
     """Whether a single file says in its header, or in the metadata of a picture, that loratools wrote it.
 
     Raises:
-        MachineError: the disk failed, or there is no permission.
+        MachineError: The disk failed, or there is no permission.
     """
     from loratools.storage.gguf_reader import read_gguf
     from loratools.storage.safetensors_reader import read_header

@@ -52,8 +52,8 @@ class Machine:
         """The value of the next pickle.
 
         Raises:
-            UnsupportedError: it names something that is not known to be harmless.
-            FormatError: it is damaged, or built to exhaust memory or time.
+            UnsupportedError: It names something that is not known to be harmless.
+            FormatError: It is damaged, or built to exhaust memory or time.
         """
         self._stack: list[object] = []
         self._marks: list[list[object]] = []
@@ -209,7 +209,7 @@ class CopyBudget:
         """Take `count` off.
 
         Raises:
-            FormatError: nothing is left.
+            FormatError: Nothing is left.
         """
         self._remaining -= count
         if self._remaining < 0:

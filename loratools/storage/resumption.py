@@ -70,9 +70,9 @@ def run_to_resume(out: Path, real: Path, plan: RunPlan) -> AbandonedRun | None:
     """The dead run of the same plan that got furthest; None if no killed run has left anything.
 
     Raises:
-        ChangedInputError: the inputs are not those of the killed run.
-        UsageError: its options or programs are others.
-        MachineError: another run is writing the output.
+        ChangedInputError: The inputs are not those of the killed run.
+        UsageError: Its options or programs are others.
+        MachineError: Another run is writing the output.
     """
     runs = _runs_of(real)
     for run, alive in runs:

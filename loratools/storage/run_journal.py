@@ -77,7 +77,7 @@ def read_journal(folder: Path) -> RecordedRun | None:
     """What the journal in a folder says; None if there is none of ours.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: It cannot be read.
     """
     try:
         fd = system.open_to_read(folder / JOURNAL)
@@ -133,7 +133,7 @@ class RunJournal:
         """Begin a journal in a folder that has none.
 
         Raises:
-            OSError: the disk is full or failed.
+            OSError: The disk is full or failed.
         """
         fd = system.create(folder / JOURNAL)
         journal = cls(folder / JOURNAL, fd, 0, {})
@@ -151,8 +151,8 @@ class RunJournal:
         """Go on with the journal of a run that is dead; what it left half written is cut off.
 
         Raises:
-            BlockingIOError: another process holds it.
-            OSError: the disk failed.
+            BlockingIOError: Another process holds it.
+            OSError: The disk failed.
         """
         fd = system.open_to_write(folder / JOURNAL)
         try:
@@ -179,7 +179,7 @@ class RunJournal:
         """Write down that a unit is done, with what is known of it.
 
         Raises:
-            MachineError: the disk is full or failed.
+            MachineError: The disk is full or failed.
         """
         try:
             self._add({"unit": unit, "done": outcome})

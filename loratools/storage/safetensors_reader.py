@@ -47,8 +47,8 @@ def read_header(path: Path) -> SafetensorsFile:
     The header read last is kept: detection asks each format and layout in turn, of one file after the other.
 
     Raises:
-        UsageError: there is no such file.
-        FormatError: it is not a safetensors file, or not a sound one.
+        UsageError: There is no such file.
+        FormatError: It is not a safetensors file, or not a sound one.
     """
     global _last
     file = identify(path)
@@ -84,7 +84,7 @@ def _checked_columns(file: FileId, header: bytes, data_offset: int, subject: str
     """The columns of a header in any spelling, each entry checked on its own.
 
     Raises:
-        FormatError: the header is not sound, or does not describe the file.
+        FormatError: The header is not sound, or does not describe the file.
     """
     entries = parse_json(header, subject)
     if not isinstance(entries, dict):

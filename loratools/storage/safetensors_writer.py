@@ -45,7 +45,7 @@ def layout(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLayo
     """Lay out tensors in the given order.
 
     Raises:
-        InputError: names or metadata that the format cannot hold.
+        InputError: Names or metadata that the format cannot hold.
     """
     entries = [f'"__metadata__":{_spelled(dict(metadata))}'] if metadata else []
     begins: dict[str, int] = {}

@@ -94,7 +94,7 @@ class Scratch:
         """Set the tensors of a unit aside, and note that it is done; return the same tensors, by the same names.
 
         Raises:
-            MachineError: the disk is full, or there is no permission.
+            MachineError: The disk is full, or there is no permission.
         """
         with self._lock:
             name = str(next(self._numbers)) if tensors else None
@@ -109,7 +109,7 @@ class Scratch:
         """What a killed run has done of a unit, read back and compared with its checksum; None if it must be done.
 
         Raises:
-            MachineError: the disk failed.
+            MachineError: The disk failed.
         """
         noted = self._noted.get(unit)
         if noted is None or not self._is_as_noted(noted):
@@ -224,7 +224,7 @@ def scratch_beside(out: Path, resumable: Resumable | None = None) -> Iterator[Sc
     """A place for tensors on the disk of `out`, gone when the block ends, unless another run may go on with it.
 
     Raises:
-        MachineError: there is no permission.
+        MachineError: There is no permission.
     """
     with scratch_folder(out, resumable=resumable) as prepared:
         try:

@@ -63,7 +63,7 @@ class Staging:
         """Remove what a killed run left beside the files of these names, and its journal.
 
         Raises:
-            MachineError: there is no permission.
+            MachineError: There is no permission.
         """
         expected = {JOURNAL, *names}
         try:
@@ -252,7 +252,7 @@ def require_files(staging: Path, out: Path, names: Iterable[str]) -> None:
     """Check that all of `names` are still in the folder that is prepared for `out`.
 
     Raises:
-        MachineError: someone else has removed one.
+        MachineError: Someone else has removed one.
     """
     if any(stat_or_none(staging / name) is None for name in names):
         raise removed_error(out)

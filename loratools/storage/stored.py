@@ -43,7 +43,7 @@ class StoredTensor:
 
         Raises:
             UnsupportedError: torch has no such dtype; the bytes can still be copied.
-            ChangedInputError: the file is not what it was.
+            ChangedInputError: The file is not what it was.
         """
         import torch
 
@@ -79,7 +79,7 @@ class StridedTensor:
 
         Raises:
             UnsupportedError: torch has no such dtype.
-            ChangedInputError: the file is not what it was.
+            ChangedInputError: The file is not what it was.
         """
         import torch
 
@@ -109,7 +109,7 @@ def readable_dtype(dtype: str, file: FileId) -> TorchDtype:
     """The torch dtype to read values in.
 
     Raises:
-        UnsupportedError: there is none: packed formats of less than a byte, or a torch too old for this one.
+        UnsupportedError: There is none: packed formats of less than a byte, or a torch too old for this one.
     """
     try:
         return torch_dtype(dtype)

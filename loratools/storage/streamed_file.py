@@ -88,7 +88,7 @@ class StreamedFile:
         """Close the file for now; whatever is written to it from here on opens it again, for as long as it takes.
 
         Raises:
-            MachineError: the disk failed.
+            MachineError: The disk failed.
         """
         try:
             self._close()
@@ -100,7 +100,7 @@ class StreamedFile:
         """A descriptor to write to and to read back from, valid within the `with` block.
 
         Raises:
-            MachineError: the file cannot be opened any more.
+            MachineError: The file cannot be opened any more.
         """
         if self._open:
             yield self.fd
@@ -129,8 +129,8 @@ class StreamedFile:
         """Make the file durable and close it.
 
         Raises:
-            RuntimeError: not every byte was written, which is a bug of the caller.
-            MachineError: the disk failed.
+            RuntimeError: Not every byte was written, which is a bug of the caller.
+            MachineError: The disk failed.
         """
         for name, spans in self._written.items():
             end = 0

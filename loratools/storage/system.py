@@ -250,7 +250,7 @@ def lock_folder(path: Path) -> int | None:
     """Hold the folder until the returned descriptor is closed; None if this system has no such locks.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: Another process holds it.
     """
     try:
         import fcntl
@@ -272,7 +272,7 @@ def lock_file(fd: int) -> bool:
     """Hold an open file until its descriptor is closed; False where this system or file system has no such locks.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: Another process holds it.
     """
     if sys.platform == "win32":
         import msvcrt

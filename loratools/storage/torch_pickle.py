@@ -72,9 +72,9 @@ def read_pickle(path: Path) -> PickledFile:
     """Find the tensors of a torch pickle. No values are read, nothing is imported or run.
 
     Raises:
-        UsageError: there is no such file.
-        UnsupportedError: it needs something that is not known to be harmless, by name.
-        FormatError: it is no torch pickle, or a damaged one.
+        UsageError: There is no such file.
+        UnsupportedError: It needs something that is not known to be harmless, by name.
+        FormatError: It is no torch pickle, or a damaged one.
     """
     file = identify(path)
     first = read_bytes(ByteRange(file, 0, min(file.size, ENOUGH)))

@@ -44,8 +44,8 @@ class UntrustedRegexes:
         """The names that one pattern matches from beginning to end, matched once however often it is asked.
 
         Raises:
-            FormatError: the pattern is no regular expression, or the budget is used up.
-            MachineError: no child process could be started.
+            FormatError: The pattern is no regular expression, or the budget is used up.
+            MachineError: No child process could be started.
         """
         if pattern not in self._matching:
             (self._matching[pattern],) = self.match([pattern], subject=subject)
@@ -57,14 +57,14 @@ class UntrustedRegexes:
         """For every pattern the names that it matches.
 
         Args:
-            patterns: regular expressions.
-            subject: begins the messages of errors, such as the name of the field that they are from.
-            around: what stands before and after each of them; the whole is then matched from the beginning of a name
+            patterns: Regular expressions.
+            subject: Begins the messages of errors, such as the name of the field that they are from.
+            around: What stands before and after each of them; the whole is then matched from the beginning of a name
                 (`re.match`). Without it a pattern matches a name from beginning to end (`re.fullmatch`).
 
         Raises:
-            FormatError: a pattern is no regular expression, or the budget is used up.
-            MachineError: no child process could be started.
+            FormatError: A pattern is no regular expression, or the budget is used up.
+            MachineError: No child process could be started.
         """
         bounded = [i for i, pattern in enumerate(patterns) if _is_bounded(pattern)]
         apart = sorted(set(range(len(patterns))).difference(bounded))
@@ -76,7 +76,7 @@ class UntrustedRegexes:
         """Take computing time of `count` patterns off the budget.
 
         Raises:
-            FormatError: it is used up.
+            FormatError: It is used up.
         """
         self.spent += seconds
         if self.spent > self.seconds:

@@ -1,4 +1,4 @@
-"""Where the bytes of a tensor are: a file as it was when it was first read, and a range of its bytes."""
+"""Where the bytes of a tensor are: a file, identified as it was when it was first read, and a range of its bytes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class FileId:
-    """A file as it was when it was first read, so that a later read can tell that it has changed.
+    """A file and its state when it was first read, so that a later read can detect a change.
 
     Attributes:
-        path: Where it is.
+        path: Its path.
         size: Its size in bytes.
-        mtime_ns: When it was last written, in nanoseconds, as programs may set it.
-        inode: Its number in the file system.
-        ctime_ns: When it or its names last changed, which programs cannot set; not compared, as a new name is no
-            change of what is in the file.
+        mtime_ns: When its content was last modified, in nanoseconds; programs can set this.
+        inode: Its inode number in the file system.
+        ctime_ns: When its inode last changed, in nanoseconds; programs cannot set this. It is not compared, since a new
+            name or link does not change the content.
     """
 
     path: Path
@@ -26,7 +26,7 @@ class FileId:
     ctime_ns: int = field(default=0, compare=False)
 
     def __hash__(self) -> int:
-        # Not by the path: see `ByteRange`.
+        # The path is not compared: see `ByteRange`.
         return hash((self.inode, self.mtime_ns))
 
 
@@ -36,8 +36,8 @@ class ByteRange:
 
     Attributes:
         file: The file.
-        offset: Where the values begin, in bytes.
-        nbytes: How many bytes they take.
+        offset: The offset of the values, in bytes.
+        nbytes: The size of the values, in bytes.
     """
 
     file: FileId
@@ -45,5 +45,5 @@ class ByteRange:
     nbytes: int
 
     def __hash__(self) -> int:
-        # Not by the path, which costs more than all the rest, for each of 90,000 tensors.
+        # The path is not compared: that would cost more than all the rest, for each of 90,000 tensors.
         return hash((self.file.inode, self.offset, self.nbytes))

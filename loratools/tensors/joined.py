@@ -31,9 +31,9 @@ def block_matrix(
     """A matrix that is zero but for blocks, which do not overlap.
 
     Args:
-        shape: of the matrix.
-        blocks: the first row and the first column of each, and its values.
-        factors: what each block is multiplied with, 1 where there are none. Products, and blocks of several dtypes,
+        shape: Of the matrix.
+        blocks: The first row and the first column of each, and its values.
+        factors: What each block is multiplied with, 1 where there are none. Products, and blocks of several dtypes,
             become float32, or float64 if one of the blocks is.
     """
     for row, column, block in blocks:
@@ -50,8 +50,8 @@ def block_diagonal(blocks: Sequence[LazyTensor | int], factors: Sequence[float] 
     """Matrices on the diagonal of one that is zero elsewhere.
 
     Args:
-        blocks: each (rows, columns), or a number of rows that are zero in all columns.
-        factors: what each matrix is multiplied with, as of `block_matrix`.
+        blocks: Each (rows, columns), or a number of rows that are zero in all columns.
+        factors: What each matrix is multiplied with, as of `block_matrix`.
     """
     positioned = []
     row = column = 0

@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Where the values of a LazyTensor come from. Sources are values: comparable, picklable, holding no open file."""
+    """The source of the values of a LazyTensor. Sources are comparable and picklable, and hold no open file."""
 
     @property
     def location(self) -> ByteRange | None:
-        """The bytes on disk, where they are exactly the tensor's."""
+        """The byte range in a file that holds exactly the values of the tensor; None if there is none."""
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        """Rows start:stop of the first axis, in the stored dtype, contiguous and owned by the caller.
+        """Return rows start:stop of the first axis, in the stored dtype, contiguous and owned by the caller.
 
-        A tensor of no axes has one row.
+        A tensor without axes has one row.
         """
 
     def scalar(self) -> float:
-        """The value of a one-element tensor."""
+        """Return the value of a one-element tensor."""
 
 
 @runtime_checkable
 class View(Source, Protocol):
-    """A source that reads other tensors and computes nothing new."""
+    """A source that reads other tensors without computing new values."""
 
     @property
     def of(self) -> tuple[LazyTensor, ...]:
@@ -47,11 +47,11 @@ class View(Source, Protocol):
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor whose values are read when they are asked for.
+    """A tensor whose values are read on access.
 
     Attributes:
         shape: The size of each axis; `()` of a scalar.
-        dtype: As safetensors spells it: F32, BF16, F16, I64, ...
+        dtype: The dtype in the spelling of safetensors: F32, BF16, F16, I64, ...
         source: Where the values come from: a range of bytes in a file, a view of other tensors, or memory.
 
     Example:
@@ -69,22 +69,22 @@ class LazyTensor:
         return f"<LazyTensor {self.dtype} {self.shape}>"
 
     def __hash__(self) -> int:
-        # The source says where the values are, which hardly ever leaves more than one shape and dtype.
+        # The source identifies the values, so it almost never allows more than one shape and dtype.
         return hash(self.source)
 
     @property
     def elements(self) -> int:
-        """How many values it has."""
+        """The number of values."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the values take in `dtype`."""
+        """The size of the values in `dtype`, in bytes."""
         return (self.elements * DTYPE_BITS[self.dtype] + 7) // 8
 
     @property
     def location(self) -> ByteRange | None:
-        """The bytes of a file that are exactly the values; None if there are none."""
+        """The byte range in a file that holds exactly the values; None if there is none."""
         return self.source.location
 
     def read(self) -> Tensor:
@@ -103,9 +103,9 @@ class LazyTensor:
         return self.source.read_rows(start, stop).reshape(stop - start, *self.shape[1:])
 
     def scalar(self) -> float:
-        """The value of a one-element tensor; of a tensor in a file without importing torch."""
+        """Return the value of a one-element tensor. For a tensor in a file, torch is not imported."""
         if self.elements != 1:
-            raise ValueError(f"shape {self.shape} is no scalar")
+            raise ValueError(f"a tensor of shape {self.shape} is not a scalar")
         return self.source.scalar()
 
 
@@ -136,7 +136,7 @@ def from_array(values: np.ndarray[Any, Any] | Tensor) -> LazyTensor:
     """A numpy array or a torch tensor, as a LazyTensor of the same values.
 
     Raises:
-        UsageError: it is neither, or its dtype is not one that tensors are stored in.
+        UsageError: It is neither, or its dtype cannot be stored.
     """
     import numpy as np
     import torch
@@ -153,7 +153,7 @@ def from_array(values: np.ndarray[Any, Any] | Tensor) -> LazyTensor:
 
 
 def viewed(tensor: LazyTensor) -> list[LazyTensor]:
-    """The tensors that are read for a view, down to those that are views of nothing; of another tensor itself."""
+    """The tensors that are read for a view, through any number of views; for another tensor, the tensor itself."""
     if not isinstance(tensor.source, View):
         return [tensor]
     return [leaf for part in tensor.source.of for leaf in viewed(part)]

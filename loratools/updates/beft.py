@@ -18,7 +18,7 @@ def from_peft(module: PeftModule) -> Mapping[str, Update]:
     """A bias that the base does not have is an error: there is nothing to add to, and PEFT refuses it as well.
 
     Raises:
-        FormatError: the bias has another shape.
+        FormatError: The bias has another shape.
     """
     (bias,) = module.need(*PEFT_PARTS)
     shaped(module, beft_bias=(1, None))

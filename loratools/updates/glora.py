@@ -183,7 +183,7 @@ def _sizes(module: PeftModule, paths: Mapping[str, Mapping[str, LazyTensor]]) ->
     """Outputs and inputs of the layer.
 
     Raises:
-        FormatError: the paths are for layers of different sizes, or a factor is no matrix.
+        FormatError: The paths are for layers of different sizes, or a factor is no matrix.
     """
     outputs: set[int] = set()
     inputs: set[int] = set()

@@ -48,7 +48,7 @@ class LoHa(UpdateDefaults):
         t2: The core of the second matrix, in the same form.
         magnitude: The magnitude of DoRA: one number for each output, or for each input where `magnitude_of` is `in`.
             None if there is none.
-        magnitude_of: out, or in (LyCORIS before 3.2).
+        magnitude_of: Out, or in (LyCORIS before 3.2).
     """
 
     kind: ClassVar[str] = "loha"

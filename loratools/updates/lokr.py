@@ -59,7 +59,7 @@ class LoKr(UpdateDefaults):
         interleaved: Whether W2 is (b, d, kernel) of a Conv1d in PEFT, which takes its Kronecker product with (1, a, c).
         magnitude: The magnitude of DoRA: one number for each output, or for each input where `magnitude_of` is `in`.
             None if there is none.
-        magnitude_of: out, or in (LyCORIS before 3.2).
+        magnitude_of: Out, or in (LyCORIS before 3.2).
     """
 
     kind: ClassVar[str] = "lokr"

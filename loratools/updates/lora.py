@@ -41,7 +41,7 @@ class LoRA(UpdateDefaults):
         mid: A core between the factors, (rank, rank, *kernel), for `a: (rank, in, 1...)`: `dW[o, i, k] = b[o, p] mid[p,
             q, k] a[q, i]`. None if there is none.
         magnitude: The magnitude of DoRA: one number for each output, or for each input where `magnitude_of` is `in`.
-        magnitude_of: out, or in (LyCORIS before 3.2).
+        magnitude_of: Out, or in (LyCORIS before 3.2).
     """
 
     kind: ClassVar[str] = "lora"

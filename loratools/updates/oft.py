@@ -167,8 +167,8 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
     of rotations of the inputs, one of them for all where there is one.
 
     Raises:
-        FormatError: the entries of no block.
-        UnsupportedError: anything beside them.
+        FormatError: The entries of no block.
+        UnsupportedError: Anything beside them.
     """
     skew, scaled = parts.get("oft_R.weight"), parts.get("oft_R.scaled_oft")
     if skew is None or len(skew.shape) != 2 or 0 in skew.shape:

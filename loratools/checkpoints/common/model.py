@@ -22,8 +22,8 @@ def open_model(path: Path, layout: str, weights: Weights, *, config_file: str = 
     """The checkpoint at `path`, a folder or one file, with these weights, and what lies beside them.
 
     Raises:
-        FormatError: it has no tensors.
-        UnsupportedError: it is an adapter.
+        FormatError: It has no tensors.
+        UnsupportedError: It is an adapter.
     """
     folder = path if path.is_dir() else path.parent
     config = read_config(folder, config_file)

@@ -99,8 +99,8 @@ def read_folder(folder: Path, spelling: Spelling) -> Weights:
     """The weights of a folder that has an entry point in this spelling.
 
     Raises:
-        InputError: a file that is named is outside the folder.
-        FormatError: the index and the shards do not fit each other; every fault is named.
+        InputError: A file that is named is outside the folder.
+        FormatError: The index and the shards do not fit each other; every fault is named.
     """
     names = names_in(folder)
     entry = spelling.entry_point(names)
@@ -137,7 +137,7 @@ def read_single_file(path: Path, spelling: Spelling) -> Weights:
     """The weights of one file.
 
     Raises:
-        UsageError: it is one shard of several.
+        UsageError: It is one shard of several.
     """
     shard = _NUMBERED.fullmatch(path.name)
     if shard and int(shard[2]) > 1:

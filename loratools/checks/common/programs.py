@@ -40,7 +40,7 @@ def program(name: str) -> Program:
     """The program of this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is none.
     """
     if name not in PROGRAMS:
         raise UsageError(f"no program named '{name}'; there are: {', '.join(sorted(PROGRAMS))}")

@@ -57,7 +57,7 @@ def server(name: str) -> Server:
     """The server of this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is none.
     """
     if name not in SERVERS:
         raise UsageError(f"no server named '{name}'; there are: {', '.join(SERVERS)}")

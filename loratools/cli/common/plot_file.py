@@ -46,7 +46,7 @@ class PlotFile(NamedTuple):
         Raises:
             UsageError: The suffix is none of a picture.
             OutputExistsError: The file is there, or is one of the inputs.
-            UnsupportedError: matplotlib is not installed.
+            UnsupportedError: Matplotlib is not installed.
         """
         from loratools.charts.plot_file import check_plot_file
 

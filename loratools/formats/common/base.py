@@ -1,4 +1,4 @@
-"""Base: what a format may want to know of the model an adapter is for; names, shapes and the config, no values."""
+"""Base: the names, shapes and config of the model that an adapter is for, without values."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Base:
-    """What is known of a base model without its values: names, shapes and config.
+    """A base model without its values: names, shapes and config.
 
     Attributes:
         shapes: The shape of each weight by name; empty if only the config was given.
         config: The fields of its config.json.
-        path: Where it is; None if it was not opened.
-        family: The name of an image model's family, where that is all that was given.
+        path: Its path; None if it was not opened.
+        family: The name of the family of an image model, if only that was given; else None.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -25,11 +25,13 @@ class Base:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The name of the base in messages."""
         return str(self.path) if self.path is not None else "the base"
 
     def whole_number(self, *fields: str) -> int | None:
-        """The first of these fields of the config that is a positive whole number; also looked up in text_config."""
+        """Return the first of these fields of the config that is a positive whole number. `text_config` is searched
+        too.
+        """
         inner = self.config.get("text_config")
         for config in (self.config, inner if isinstance(inner, Mapping) else {}):
             for name in fields:

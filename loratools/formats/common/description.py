@@ -1,8 +1,8 @@
-"""What trainers of image models write about an adapter into the header of its file, in terms that they share.
+"""What trainers of image models write about an adapter into the header of its file, as common fields.
 
-Keys are those of sd-scripts and its like (`ss_...`), of the Stability AI Model Metadata Standard 1.0.1
-(`modelspec....`), and of ai-toolkit (`training_info`). Whatever is not of the kind that its key promises is left out: a
-header is a stranger's text, and none of it is needed to read the tensors.
+Keys are those of sd-scripts and compatible trainers (`ss_...`), of the Stability AI Model Metadata Standard 1.0.1
+(`modelspec....`), and of ai-toolkit (`training_info`). Invalid values are ignored: headers are untrusted text, and
+reading the tensors needs none of it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import NamedTuple
 
 from loratools.errors import FormatError
 
-# The newest and the oldest time of a training that is believed.
+# The oldest and the newest training time that are plausible.
 _EARLIEST, _LATEST = 1.5e9, 4.1e9
-# Names of the folders with pictures: how often each is used, and what it shows.
+# Names of folders with pictures: the number of repeats, and the concept.
 _REPEATED_FOLDER = re.compile(r"\d+_(.+)", re.DOTALL)
 _RESOLUTION = re.compile(r"[(\[]?\s*(\d{2,5})\s*[,xX×]\s*(\d{2,5})\s*[)\]]?")
 _HASH = re.compile(r"(?:0x)?([0-9a-fA-F]{12})[0-9a-fA-F]*")
 
 
 class TagCount(NamedTuple):
-    """A tag of the pictures that an adapter was trained on.
+    """A tag of the training pictures, with its count.
 
     Attributes:
         tag: The tag.
@@ -36,21 +36,21 @@ class TagCount(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What the header of an adapter for image models says about it.
+    """Facts about an image adapter from the header of its file.
 
     Attributes:
-        title: What it is called.
-        trigger_words: Words that call it up: as the header names them, otherwise the names of the folders with
-            pictures, from which trainers take them.
-        tags: Tags of the pictures with their counts, the commonest first.
-        resolution: Width and height of the pictures, such as 1024x1024.
-        epochs: How often training had gone through all pictures.
-        steps: How many steps training had taken.
-        date: The day on which it was made, such as 2024-07-31.
-        author: Who made it.
-        license: Its licence.
-        notes: What its author says about it.
-        hashes: The hashes that the header has, by what they are called; `autov3` is that of the tensors alone.
+        title: Its title.
+        trigger_words: Its trigger words: those in the header, otherwise the names of the folders with pictures, from
+            which trainers take them.
+        tags: Tags of the training pictures with their counts, the commonest first.
+        resolution: Width and height of the training pictures, such as 1024x1024.
+        epochs: How many epochs the training took.
+        steps: How many steps the training took.
+        date: The creation date, such as 2024-07-31.
+        author: The author.
+        license: The licence.
+        notes: The author's description.
+        hashes: The hashes in the header, by name; `autov3` covers the tensors only.
     """
 
     title: str | None = None
@@ -66,7 +66,7 @@ class Description(NamedTuple):
     hashes: Mapping[str, str] = {}
 
     def to_dict(self) -> dict[str, object]:
-        """The fields of an entry of `loratools inspect --json`; those of which nothing is known are left out."""
+        """Return the fields of an entry of `loratools inspect --json`, without those that are unknown."""
         fields: dict[str, object] = {**self._asdict(), "trigger_words": list(self.trigger_words)}
         fields["tags"] = [{"tag": tag, "count": pictures} for tag, pictures in self.tags]
         fields["hashes"] = dict(self.hashes)
@@ -74,7 +74,7 @@ class Description(NamedTuple):
 
 
 def describe(metadata: Mapping[str, str]) -> Description | None:
-    """Return what the metadata of a file says about the adapter in it; None if it says nothing of this.
+    """Return what the metadata of a file says about its adapter; None if it says nothing.
 
     Example:
         >>> describe({"modelspec.title": "Ink", "ss_steps": "1800", "ss_resolution": "(768, 1024)"}).resolution
@@ -97,7 +97,7 @@ def describe(metadata: Mapping[str, str]) -> Description | None:
 
 
 def _text(metadata: Mapping[str, str], *keys: str) -> str | None:
-    """The first that says something; sd-scripts writes None if nothing was given."""
+    """The first nonempty text; sd-scripts writes `None` for a missing value."""
     texts = (metadata.get(key, "").strip() for key in keys)
     return next((text for text in texts if text and text != "None"), None)
 
@@ -108,7 +108,7 @@ def _number(metadata: Mapping[str, str], *keys: str) -> int | None:
 
 
 def _json(metadata: Mapping[str, str], key: str) -> Mapping[str, object]:
-    """The object that a value is the text of; empty if it is not one."""
+    """The object that a JSON text encodes; empty if it encodes something else."""
     from loratools.storage.json_file import parse_json
 
     try:
@@ -166,7 +166,7 @@ def _date(metadata: Mapping[str, str]) -> str | None:
 
 
 def _hashes(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Both trainers and the standard keep the SHA-256 of all that follows the header, of which AutoV3 is the start."""
+    """Both trainers and the standard store the SHA-256 of everything after the header; AutoV3 is its beginning."""
     for key in ("sshs_model_hash", "modelspec.hash_sha256"):
         if match := _HASH.fullmatch(metadata.get(key, "").strip()):
             return {"autov3": match.group(1).lower()}

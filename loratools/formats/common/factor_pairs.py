@@ -16,7 +16,7 @@ def paired(
     """A: (rank, in) and B: (out, rank) of every module; `down` and `up` are what the format calls them.
 
     Raises:
-        FormatError: one is missing, is no matrix of numbers with a fraction, or has another rank.
+        FormatError: One is missing, is no matrix of numbers with a fraction, or has another rank.
     """
     problems: list[str] = []
     pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}

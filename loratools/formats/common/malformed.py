@@ -27,7 +27,7 @@ def refuse_malformed(source: AdapterSource) -> None:
     """Check every tensor that is a factor by its name.
 
     Raises:
-        FormatError: some cannot be, each named with its shape or dtype.
+        FormatError: Some cannot be, each named with its shape or dtype.
     """
     faults = [
         f"{quoted(name)} {fault}"

@@ -20,8 +20,8 @@ def known_base(base: str | Path | Checkpoint | Base | None) -> Base | None:
     """What is known of a model that is given by its path, opened, or as names and config; None if none is given.
 
     Raises:
-        UsageError: there is nothing at the path.
-        FormatError: there is neither a checkpoint nor a config.
+        UsageError: There is nothing at the path.
+        FormatError: There is neither a checkpoint nor a config.
     """
     if base is None or isinstance(base, Base):
         return base
@@ -34,8 +34,8 @@ def open_base(path: str | Path) -> Base:
     A folder with nothing but a config.json, or that file itself, will do.
 
     Raises:
-        UsageError: there is nothing at `path`.
-        FormatError: it is neither a checkpoint nor a config.
+        UsageError: There is nothing at `path`.
+        FormatError: It is neither a checkpoint nor a config.
     """
     name, path = str(path), Path(path)
     if not path.exists():

@@ -94,8 +94,8 @@ def open_source(path: str | Path, *, base: Base | None = None) -> AdapterSource:
     """Open a folder or a file. Headers only.
 
     Raises:
-        UsageError: there is nothing at `path`.
-        FormatError: there is no adapter in it, or it is no file of tensors.
+        UsageError: There is nothing at `path`.
+        FormatError: There is no adapter in it, or it is no file of tensors.
     """
     path = _existing(path)
     if is_shard(path.name) and path.is_file():

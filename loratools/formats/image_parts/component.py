@@ -46,7 +46,7 @@ def ensure_component(adapter: Adapter, format: str) -> None:
     """Raise where a format of image models is asked for, and no name of the adapter says of which part of one it is.
 
     Raises:
-        UnsupportedError: its names are those of one model, as PEFT has them.
+        UnsupportedError: Its names are those of one model, as PEFT has them.
     """
     names = _sizes(adapter)
     if format not in IMAGE_FORMATS or any(n.partition(".")[0] in (*PIPELINE_PARTS, SINGLE_FILE) for n in names):
@@ -100,7 +100,7 @@ def with_component(adapter: Adapter, config: Mapping[str, object], base: Base | 
     Its config names the class of the model; where it does not, a base that a person has given does.
 
     Raises:
-        MismatchError: the given base is of another family than the class, or than the names.
+        MismatchError: The given base is of another family than the class, or than the names.
     """
     mapping = config.get("auto_mapping")
     kind = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
@@ -133,7 +133,7 @@ def _is_of_base(adapter: Adapter, named_base: GivenBase) -> bool:
     """Whether every name of the adapter is that of a module in diffusers' model of the base's family.
 
     Raises:
-        MismatchError: another family has these names, or its model has modules of these sizes.
+        MismatchError: Another family has these names, or its model has modules of these sizes.
     """
     names = _sizes(adapter)
     # Text encoders and other parts have names that no table of families has; they are of any base.

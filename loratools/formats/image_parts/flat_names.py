@@ -87,9 +87,9 @@ def read(source: AdapterSource, prefixes: Prefixes, *, families: Iterable[Family
     """The adapter; raises the same errors as `image_parts.reading.read`.
 
     Args:
-        source: the file.
-        prefixes: what stands before the names.
-        families: the ones that a prefix names; any, if empty.
+        source: The file.
+        prefixes: What stands before the names.
+        families: The ones that a prefix names; any, if empty.
     """
     candidates = tuple(family for family in families if family is not None) or denoisers()
     file_layout = Read(prefixes.format, prefixes.locate, encoder_part, table_names_only=True, families=candidates)

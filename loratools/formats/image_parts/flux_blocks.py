@@ -16,8 +16,8 @@ def are_of_flux(names: Collection[str], base: Base | None) -> bool:
     """Whether these names are FLUX's: all are, or no other model (HunyuanVideo, HunyuanImage) has them all.
 
     Args:
-        names: of the modules.
-        base: the model that a person has named; where that is another which has all these names, they are its own.
+        names: Of the modules.
+        base: The model that a person has named; where that is another which has all these names, they are its own.
     """
     named_base = given_base(base)
     if named_base is not None and named_base.family.name not in _FLUX and all(map(named_base.family.find, names)):

@@ -25,8 +25,8 @@ def named_by_base(adapter: Adapter, base: Base) -> Adapter:
     """The adapter of a base of image models with canonical names; any other, and names in no table, as they are.
 
     Args:
-        adapter: with the names of the base's own modules.
-        base: what is known of the base.
+        adapter: With the names of the base's own modules.
+        base: What is known of the base.
 
     Returns:
         The adapter without updates of the autoencoder, which a warning counts.

@@ -19,8 +19,8 @@ def network_texts(texts: Mapping[str, str], adapter: Adapter) -> dict[str, str]:
     """Those of `texts` that are no longer true of `adapter`, as they are now.
 
     Args:
-        texts: of the header that the adapter was read with.
-        adapter: as it is to be written; of other kinds than LoRA nothing is known, and nothing changed.
+        texts: Of the header that the adapter was read with.
+        adapter: As it is to be written; of other kinds than LoRA nothing is known, and nothing changed.
 
     Returns:
         New texts by name; empty if all still hold.

@@ -75,9 +75,9 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
     """The adapter.
 
     Raises:
-        FormatError: parts that do not fit together.
-        UnsupportedError: keys, kinds or names that are not read, all of them named.
-        UndecidedError: names with several meanings.
+        FormatError: Parts that do not fit together.
+        UnsupportedError: Keys, kinds or names that are not read, all of them named.
+        UndecidedError: Names with several meanings.
     """
     modules, unparsed, twice = grouped(source.tensors)
     located = {name: file_layout.locate(name) for name in modules}
@@ -244,7 +244,7 @@ def given_base(base: Base | None) -> GivenBase | None:
     """The family of the model that a person has named, with its modules; None if none that is known here is named.
 
     Args:
-        base: what is known of the model: its names and shapes, its config, or the name of its family.
+        base: What is known of the model: its names and shapes, its config, or the name of its family.
     """
     if base is None:
         return None

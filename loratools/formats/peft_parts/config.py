@@ -195,7 +195,7 @@ def scaling(config: Mapping[str, object]) -> Scaling:
     """The fields that the scale is made of.
 
     Raises:
-        FormatError: invalid values, all of them named.
+        FormatError: Invalid values, all of them named.
     """
     wrong: list[str] = []
 
@@ -267,7 +267,7 @@ def layer_replication(config: Mapping[str, object]) -> tuple[tuple[int, int], ..
     """Ranges of layers of the base that the trained model repeats; none where it has those of the base.
 
     Raises:
-        FormatError: ranges that name no layers.
+        FormatError: Ranges that name no layers.
     """
     ranges = config.get("layer_replication")
     if not ranges:
@@ -293,7 +293,7 @@ def invocation_tokens(config: Mapping[str, object]) -> tuple[int, ...]:
     """The tokens after which an aLoRA acts; none where an adapter acts on all.
 
     Raises:
-        FormatError: what is no list of numbers of tokens.
+        FormatError: What is no list of numbers of tokens.
     """
     tokens = config.get("alora_invocation_tokens")
     if not tokens:

@@ -69,7 +69,7 @@ def modules(tensors: Mapping[str, LazyTensor], peft_type: str) -> Modules:
     """Take the keys of an adapter of this type apart.
 
     Raises:
-        FormatError: several keys mean the same part of a module, as those of several adapters do.
+        FormatError: Several keys mean the same part of a module, as those of several adapters do.
     """
     if peft_type in REPLACING:
         return Modules(other_keys=list(tensors))
@@ -115,8 +115,8 @@ def updates(
     """The updates that a kind makes of its modules, by target.
 
     Raises:
-        UnsupportedError: parts that the kind does not know, or a field that it does not support.
-        FormatError: parts that are missing or do not fit each other.
+        UnsupportedError: Parts that the kind does not know, or a field that it does not support.
+        FormatError: Parts that are missing or do not fit each other.
     """
     file = _file(peft_type)
     kind = peft_kind(file)

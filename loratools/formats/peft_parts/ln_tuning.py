@@ -19,7 +19,7 @@ def with_plain_keys(source: AdapterSource) -> AdapterSource:
     """The source with the keys of the weights that its tensors replace.
 
     Raises:
-        FormatError: a weight that is there twice, as those of several adapters are.
+        FormatError: A weight that is there twice, as those of several adapters are.
     """
     tensors = {}
     twice = []

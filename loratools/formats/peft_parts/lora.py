@@ -51,8 +51,8 @@ def lora_updates(
     """Updates by target, uncertainties about their scale, and warnings.
 
     Raises:
-        FormatError: factors that do not make a product, invalid values.
-        UnsupportedError: grouped convolutions; parameters whose order in their module is not known.
+        FormatError: Factors that do not make a product, invalid values.
+        UnsupportedError: Grouped convolutions; parameters whose order in their module is not known.
     """
     config = source.config or {}
     numbers = fields.scaling(config)

@@ -20,12 +20,12 @@ def matches(keys: Iterable[str], regexes: UntrustedRegexes, *, subject: str) -> 
     """For every name the keys that match it, in their order: PEFT takes the first.
 
     Args:
-        keys: those of a `rank_pattern` or `alpha_pattern`.
-        regexes: the names, and the time that is left for the patterns of their file.
-        subject: begins the messages of errors.
+        keys: Those of a `rank_pattern` or `alpha_pattern`.
+        regexes: The names, and the time that is left for the patterns of their file.
+        subject: Begins the messages of errors.
 
     Raises:
-        FormatError: a key is no regular expression, or they take too long to match.
+        FormatError: A key is no regular expression, or they take too long to match.
     """
     keys = list(keys)
     fixed = {index: text for index, key in enumerate(keys) if (text := _fixed(key)) is not None}

@@ -29,7 +29,7 @@ def with_names_of_peft(source: AdapterSource) -> tuple[AdapterSource, list[str]]
     """The source with the names and shapes that PEFT gives such modules, and warnings of what was renamed.
 
     Raises:
-        FormatError: factors that are of different numbers of experts, or of different ranks.
+        FormatError: Factors that are of different numbers of experts, or of different ranks.
     """
     axes = {len(tensor.shape) for tensor in source.tensors.values()}
     if 3 not in axes and "unembed_tokens" not in "\n".join(source.tensors):

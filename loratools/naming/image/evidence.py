@@ -74,15 +74,15 @@ def decide(
     """What the names mean, and in which family.
 
     Args:
-        names: outputs and inputs of every module, by name.
+        names: Outputs and inputs of every module, by name.
         families: candidates.
-        flat: whether underscores stand for the dots of the names.
-        header: what the file says of the model it is for.
-        same: whether two families agree on the names; all names mean the same modules of diffusers, if None.
+        flat: Whether underscores stand for the dots of the names.
+        header: What the file says of the model it is for.
+        same: Whether two families agree on the names; all names mean the same modules of diffusers, if None.
 
     Raises:
-        UnsupportedError: no family knows all names.
-        UndecidedError: several do, with different meanings; or only names speak for the one that does.
+        UnsupportedError: No family knows all names.
+        UndecidedError: Several do, with different meanings; or only names speak for the one that does.
     """
     if same is not None or len(names) > _MOST_NAMES:
         return _decided(names, tuple(families), flat, header, same)

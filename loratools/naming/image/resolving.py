@@ -28,8 +28,8 @@ def base_families(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, ob
     """The family of a base model, or several in which all its names mean the same; none that is known, if empty.
 
     Args:
-        shapes: of its weights, by name; empty if only its config is known.
-        config: its config.json, or those of a pipeline's components by their names.
+        shapes: Of its weights, by name; empty if only its config is known.
+        config: Its config.json, or those of a pipeline's components by their names.
     """
     modules = denoiser_modules(shapes)
     parts = [config, *(part for part in (config.get("transformer"), config.get("unet")) if isinstance(part, Mapping))]
@@ -89,7 +89,7 @@ def unflattened(names: Iterable[str], weights: Iterable[str]) -> dict[str, str] 
     The base may have all of them below one prefix, such as `model.diffusion_model.`, which is left out.
 
     Raises:
-        UndecidedError: two of its modules are the same without dots, or two prefixes have them all.
+        UndecidedError: Two of its modules are the same without dots, or two prefixes have them all.
     """
     names = list(names)
     modules = {weight.rpartition(".")[0] for weight in weights}

@@ -40,7 +40,7 @@ def meanings(names: Iterable[str], *, flat: bool) -> dict[str, Place]:
     """What the names of one text encoder mean.
 
     Raises:
-        UnsupportedError: no text encoder that is known here has them all.
+        UnsupportedError: No text encoder that is known here has them all.
     """
     names = list(names)
     for family in families():

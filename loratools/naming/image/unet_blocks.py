@@ -53,7 +53,7 @@ def weights_by_block(numbers: Sequence[float]) -> dict[str, float]:
     """Block -> weight, of a list as people write it for kohya's scripts; blocks that a list leaves out keep 1.
 
     Raises:
-        UsageError: no list is of that length.
+        UsageError: No list is of that length.
     """
     if len(numbers) not in _LISTS:
         raise UsageError(

@@ -35,8 +35,8 @@ def known_findings(file: Path) -> Counter[KnownFinding]:
     """The findings in a baseline file, with how often each is there.
 
     Raises:
-        UsageError: there is no such file.
-        FormatError: it is no baseline.
+        UsageError: There is no such file.
+        FormatError: It is no baseline.
     """
     if not file.is_file():
         raise UsageError(f"there is no baseline {quoted(file)}", hint=f"write one: --write-baseline {file}")

@@ -1,4 +1,4 @@
-"""What a check tells: for each source its findings, each of one rule."""
+"""The report of a check: the findings of each source, each made by one rule."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from loratools.short_repr import few_lines, one_line
 
 @dataclass(frozen=True)
 class CheckFinding:
-    """One thing that a rule has found in a source.
+    """One problem that a rule found in a source.
 
     Attributes:
         id: The id of the rule, such as `container-truncated`.
-        severity: `error`, `warning` or `note`; a note is no reason to end with 1.
-        message: What it is, with the numbers that show it.
-        evidence: The names that it is about: tensors, modules, files, fields.
+        severity: `error`, `warning` or `note`. Notes do not change the exit code.
+        message: What is wrong, with the numbers that show it.
+        evidence: The names of the tensors, modules, files or fields that are affected.
         fix: What to do about it.
     """
 
@@ -43,12 +43,12 @@ class CheckFinding:
 
 @dataclass(frozen=True)
 class NotChecked:
-    """What a rule could not look at, so that it says nothing of it.
+    """Something that a rule could not examine, so that it made no finding about it.
 
     Attributes:
         id: The id of the rule.
-        why: Why not.
-        names: What it is about: modules of the source. Empty if it is about all of it.
+        why: Why the rule could not examine it.
+        names: The affected modules of the source; empty if all of the source is affected.
     """
 
     id: str
@@ -70,8 +70,8 @@ class CheckedSource:
     Attributes:
         path: Where it is.
         findings: What was found in it, errors first.
-        baselined: How many findings are not among them because the baseline has them.
-        not_checked: What rules could not look at, and why.
+        baselined: How many findings are left out because the baseline lists them.
+        not_checked: What rules could not examine, and why.
     """
 
     path: str
@@ -97,8 +97,8 @@ class CheckReport:
     """The report of a check.
 
     Attributes:
-        sources: One entry for each source, and for a folder of several one for each adapter, model and broken file.
-        rules: The ids of the rules that were asked.
+        sources: One entry per source. A folder of several has one entry for each adapter, model and broken file.
+        rules: The ids of the rules that were applied.
     """
 
     sources: tuple[CheckedSource, ...]
@@ -116,7 +116,7 @@ class CheckReport:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the command line: 1 where there is an error or a warning, else 0."""
+        """The exit code of the command line: 1 if there is an error or a warning, else 0."""
         return int(any(finding.severity != "note" for finding in self.findings))
 
     def rows(self) -> list[dict[str, object]]:
@@ -124,5 +124,5 @@ class CheckReport:
         return [{"path": source.path, **finding.to_dict()} for source in self.sources for finding in source.findings]
 
     def to_dict(self) -> dict[str, object]:
-        """Return the document of `loratools check --json`, without its head."""
+        """Return the document of `loratools check --json`, without the fields common to all verbs."""
         return {"sources": [source.to_dict() for source in self.sources]}

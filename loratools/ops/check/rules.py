@@ -1,4 +1,4 @@
-"""The rules of `check`, as people list and look them up."""
+"""The rules of `check`, as `loratools explain` lists and explains them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from loratools.checks import Needs, Severity
 
 @dataclass(frozen=True)
 class RuleInfo:
-    """A rule of `check`.
+    """One rule of `check`.
 
     Attributes:
         id: Its stable id, which begins with its family.
         family: Its family, which `select` and `ignore` take as well.
-        severity: `error`, `warning` or `note`; a note is no reason to end with 1.
+        severity: `error`, `warning` or `note`. Notes do not change the exit code.
         summary: What it looks for, in one line.
-        why: Why that matters.
+        why: Why it matters.
         fix: What to do about it.
-        needs: What has to be read or given for it: `headers`, `values`, `base`, `program` or `others`.
+        needs: What the rule needs besides the source: `headers`, `values`, `base`, `program` or `others` (other
+            sources).
     """
 
     id: str
@@ -38,10 +39,10 @@ class RuleInfo:
 
 @checked
 def list_rules() -> tuple[RuleInfo, ...]:
-    """Return the rules of `check`, by family.
+    """Return the rules of `check`, sorted by family.
 
     Returns:
-        One entry per rule: its id, severity, what it looks for, why that matters, and what to do.
+        One entry per rule: its id, severity, what it looks for, why it matters, and what to do about it.
 
     Example:
         >>> import loratools
@@ -52,10 +53,10 @@ def list_rules() -> tuple[RuleInfo, ...]:
 
 
 def rule_named(id: str) -> RuleInfo:
-    """The rule of this id.
+    """The rule with this id.
 
     Raises:
-        UsageError: there is none; the nearest ids are named.
+        UsageError: There is no such rule. The message names the nearest ids.
     """
     rule = checks.rule(id)
     summary, _, why = registry.description("checks", id).partition("\n")

@@ -1,4 +1,4 @@
-"""check: what is wrong with adapters and models, by rules with stable ids."""
+"""check: find what is wrong with adapters and models, by rules with stable ids."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from loratools.storage.json_file import write_json
 if TYPE_CHECKING:
     from loratools.checkpoints import Checkpoint
 
-# What rules need that is only known of values.
+# Measurements that rules need and that only values can give.
 _OF_VALUES = frozenset({"values"})
 _OF_OTHERS = frozenset({"numerics-duplicate"})
 
@@ -54,36 +54,37 @@ def check(
     execution: Literal["local", "forked"] = "local",
     progress: Callable[[int], None] | None = None,
 ) -> CheckReport:
-    """Return what is wrong with adapters and models, by rules with stable ids.
+    """Check adapters and models by rules with stable ids, and return what is wrong with them.
 
-    Folders are searched with all their subfolders. A file that cannot be read is a finding, not an error.
+    Folders are searched with all their subfolders. A file that cannot be read becomes a finding; it does not raise an
+    error.
 
     Args:
         sources: Files or folders.
-        select: Ids of rules, and families of rules; all are asked where there is none.
-        ignore: Ids and families of rules that are not asked.
-        base: The base model of the adapters: a path, an opened checkpoint, or a `Base`. It is also asked whether they
-            fit it, and what rounding to its dtype loses.
-        program: The program that is to load the adapters: vllm, sglang, tgi, lorax, tensorrt-llm, comfyui, diffusers,
-            llama.cpp, mlx or peft. It is also asked what it does not load.
-        values: Read the values too: numbers that are not finite, updates of 0, lost rows, duplicates. Without them
-            headers alone are read.
+        select: Ids of rules, or families of rules, to apply; empty applies all.
+        ignore: Ids of rules, or families of rules, that are not applied.
+        base: The base model of the adapters: a path, an opened checkpoint, or a `Base`. With it, rules also check that
+            the adapters fit the base and how much of their change rounding to its dtype loses.
+        program: The program that will load the adapters: vllm, sglang, tgi, lorax, tensorrt-llm, comfyui, diffusers,
+            llama.cpp, mlx or peft. With it, rules also report what that program does not load.
+        values: Also read the values, to find NaN and infinite values, updates that are zero, lost rows and duplicates.
+            If False, only headers are read.
         from_format: The format of the adapters; detected from the content if None.
-        baseline: A file of known findings, which are left out and counted.
-        write_baseline: A file to write that holds all findings; only another baseline is replaced.
-        threads: How many sources are read at once; as many as there are cores where it is not given.
-        execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
-            threads, on Linux).
+        baseline: A file of known findings. They are counted, and left out of `findings`.
+        write_baseline: Where to write a baseline file with all findings. Only another baseline is replaced.
+        threads: How many sources are read at once; one per CPU if None.
+        execution: `local` uses threads of this process. `forked` uses processes: it is faster, needs Linux, and the
+            calling program must have no other threads.
         progress: Called with the number of sources checked since the last call. If it has a method `expect`, that
             method is called first, with the total.
 
     Returns:
-        A report with one entry per source, and for a folder of several with one for each adapter, model and broken
-        file below it.
+        A report with one entry per source. A folder of several adapters has one entry for each adapter, model and
+        broken file below it.
 
     Raises:
-        UsageError: There is nothing at a path, or no such rule.
-        OutputExistsError: The file to write exists and is no baseline.
+        UsageError: A path does not exist, or there is no rule of that name.
+        OutputExistsError: `write_baseline` exists and is not a baseline.
 
     Example:
         >>> import loratools
@@ -129,7 +130,7 @@ def check(
 
 
 def _context(base: str | Path | Checkpoint | Base | None, program: str | None, format: str | None) -> GivenContext:
-    """What was given, with the base opened once for all sources; its values where it has any."""
+    """The arguments of a check, with the base opened once for all sources, and read if it has values."""
     known = known_base(base)
     checkpoint = None if base is None or isinstance(base, str | Path | Base) else base
     if known is not None and known.shapes and known.path is not None and checkpoint is None:
@@ -138,7 +139,7 @@ def _context(base: str | Path | Checkpoint | Base | None, program: str | None, f
 
 
 class _Unit(NamedTuple):
-    """One source, and the path to call it by: as it was given, which scripts look up."""
+    """One source, and the path that reports call it by: spelled as it was given, so that scripts can look it up."""
 
     found_source: FoundSource
     shown: str
@@ -149,7 +150,7 @@ def _units_at(source: str | Path, format: str | None) -> list[_Unit]:
     try:
         found_sources = sources_at(path, format).sources
     except InputError as error:
-        # A file that is so broken that it is not known what it was to be.
+        # The file is so damaged that its format cannot be told.
         found_sources = (FoundSource(path, is_adapter=False, error=error),)
     return [_Unit(each, str(source) if each.path == path else str(each.path)) for each in found_sources]
 
@@ -159,7 +160,7 @@ def _is_readable_adapter(unit: _Unit) -> bool:
 
 
 class _Result(NamedTuple):
-    """A source that was checked, and its fingerprint where it is to be compared with others and has one."""
+    """A checked source, and its fingerprint if it is compared with other sources and has one."""
 
     source: CheckedSource
     sums: tuple[float, ...] | None = None
@@ -169,7 +170,7 @@ def _checked(
     unit: _Unit, *, context: GivenContext, rules: frozenset[str], values: bool, gains: bool, compares: bool
 ) -> _Result:
     try:
-        # A source that changes meanwhile is a finding of its own, as one that cannot be read.
+        # A source that changes during the check is a finding, like one that cannot be read.
         with holding_inputs(apart=True):
             subject = read_subject(unit.found_source, context)
             base = context.checkpoint if gains else None
@@ -185,7 +186,7 @@ def _checked(
 
 
 def _with_duplicates(units: Sequence[_Unit], results: Sequence[_Result]) -> Sequence[CheckedSource]:
-    """The sources with what the other sources say of them: which of them make the same change."""
+    """The sources, with findings that need all of them: which adapters make the same change."""
     sums_of = {str(u.found_source.path): r.sums for u, r in zip(units, results, strict=True) if r.sums is not None}
     groups = same_values(sums_of)
     twins = {path: tuple(Path(each) for each in group if each != path) for group in groups for path in group}

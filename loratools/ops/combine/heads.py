@@ -27,7 +27,7 @@ def combined_replacements(
     """Replaced weights of the result, and what a person should know about them.
 
     Raises:
-        MismatchError: adapters replace a weight with different values and `refuse` is the policy, or their mean means
+        MismatchError: Adapters replace a weight with different values and `refuse` is the policy, or their mean means
             nothing.
     """
     owners: dict[str, list[int]] = {}

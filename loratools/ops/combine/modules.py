@@ -66,9 +66,9 @@ def combined_modules(
     """Collect the updates of the adapters at these positions by module.
 
     Raises:
-        UsageError: a weight that the method or the recipe's globs do not allow.
-        UnsupportedError: updates without factors, all of them named.
-        MismatchError: adapters that differ in the shape of a module.
+        UsageError: A weight that the method or the recipe's globs do not allow.
+        UnsupportedError: Updates without factors, all of them named.
+        MismatchError: Adapters that differ in the shape of a module.
     """
     updates: dict[str, list[WeightedUpdate]] = {}
     fused_experts: dict[str, Experts] = {}

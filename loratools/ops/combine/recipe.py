@@ -43,7 +43,7 @@ class Ingredient:
         weight: What its delta is multiplied with.
         modules: For each glob, a further factor for the modules whose names match it; of several that match, the last
             one counts.
-        blocks: kohya's block weights, as further factors: 12, 17, 20 or 26 numbers.
+        blocks: Kohya's block weights, as further factors: 12, 17, 20 or 26 numbers.
     """
 
     adapter: AdapterSource
@@ -55,7 +55,7 @@ class Ingredient:
         """Target -> weight, over the adapter's targets.
 
         Raises:
-            UsageError: a glob that matches no target, or a target in no block.
+            UsageError: A glob that matches no target, or a target in no block.
         """
         targets = list(adapter.updates)
         every = [*targets, *(name for names in adapter.aliases.values() for name in names)]
@@ -186,8 +186,8 @@ def read_recipe(path: str | Path) -> Recipe:
     """Read a recipe file. Paths in it are relative to its folder.
 
     Raises:
-        UsageError: there is no such file.
-        FormatError: it is no YAML, or not a recipe: fields that are not known, twice there, or of another type.
+        UsageError: There is no such file.
+        FormatError: It is no YAML, or not a recipe: fields that are not known, twice there, or of another type.
     """
     path = Path(path)
     document = _parsed(path)

@@ -1,4 +1,4 @@
-"""The report of a combination: what each module and each adapter became."""
+"""The report of a combination: each module of the result, and how much of each adapter is in it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CombineReport:
-    """The report of a combination; of a plan all is computed, and nothing written.
+    """The report of a combination. With `plan`, everything is computed and nothing is written.
 
     Attributes:
         modules: One entry per module of the result.
         adapters: How much of each adapter is in the result, in the order given.
-        error: Relative Frobenius error over all modules, of what is stored against the exact combination.
+        error: Relative Frobenius error of the stored values against the exact combination, over all modules.
         output: Where the result was written; None if nothing was written.
-        adapter: The resulting adapter; None of a plan.
+        adapter: The resulting adapter; None for a plan.
         bytes: Size of the result in bytes.
         warnings: Warnings about the result, as sentences.
-        recipe: Everything that was asked for, as it stands in the metadata of the result.
-        residual: Where the second adapter with what was lost was written; None if there is none.
-        residual_bytes: Size of that second adapter in bytes, where it is asked for.
+        recipe: All settings of the combination, as the metadata of the result records them.
+        residual: Where the residual adapter was written; None if there is none.
+        residual_bytes: Size of the residual adapter in bytes; None if it was not requested.
     """
 
     modules: tuple[CombinedModule, ...]
@@ -59,7 +59,7 @@ class CombineReport:
         ]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools combine --json`, without its head."""
+        """Return the document of `loratools combine --json`, without the fields that every verb's document has."""
         return {
             "modules": [m.to_dict() for m in self.modules],
             "adapters": [a.to_dict() for a in self.adapters],

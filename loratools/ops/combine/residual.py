@@ -21,7 +21,7 @@ def lost_update(result: Reduced, terms: Terms, settings: ModuleSettings, name: s
     """What must be added to the stored values of a module to have all of it; None if that is rounding.
 
     Raises:
-        UsageError: what is lost has no low rank.
+        UsageError: What is lost has no low rank.
     """
     from loratools.algebra.lowrank import EPS, Factors, concatenate, decompose, numerical_rank, truncate
 

@@ -26,7 +26,7 @@ def united(name: str, owners: Sequence[tuple[float, Replacement]], policy: str) 
     else the first.
 
     Raises:
-        MismatchError: rows of different widths, or weights that have no mean.
+        MismatchError: Rows of different widths, or weights that have no mean.
     """
     import torch
 
@@ -52,7 +52,7 @@ def weighted_mean(name: str, weights: Sequence[float], values: Iterable[Tensor])
     """The weighted mean of float64 values, which are taken one at a time.
 
     Raises:
-        MismatchError: the weights sum to 0.
+        MismatchError: The weights sum to 0.
     """
     import torch
 

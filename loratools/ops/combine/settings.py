@@ -43,7 +43,7 @@ class ModuleSettings:
         """Return the settings of a recipe.
 
         Raises:
-            UsageError: a method, an option of it, a limit or a dtype that does not exist or does not apply.
+            UsageError: A method, an option of it, a limit or a dtype that does not exist or does not apply.
         """
         limit = Limit(rank=recipe.rank, energy=recipe.energy, max_rank=recipe.max_rank)
         only = recipe.adapters[0] if len(recipe.adapters) == 1 else None

@@ -1,4 +1,4 @@
-"""What a combination did to each adapter: measured on the values as they are stored, module by module and overall."""
+"""How much of each adapter is in a combination, measured on the stored values, per module and overall."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 class Share:
     """How much of one adapter is left in the result, over all its modules.
 
-    Numbers are None of an adapter that is zero or has weight 0, and overlaps where no other adapter has its modules.
+    `own` is the adapter's delta at weight 1. Numbers are None if the adapter is zero or has weight 0. Overlaps are None
+    if no other adapter has its modules.
 
     Attributes:
         path: The adapter, as it was named.
         weight: Its weight.
-        gain: `<result, own> / |own|^2`, where own is its delta at weight 1: its weight where nothing overlaps.
-        gain_lost: How much of the gain truncation and storing cost.
-        interference: `|(result - own) on the row space of own| / |own|`: 0 where inputs that the adapter reacts to are
-            answered as by the adapter alone.
-        overlap: The share of its row space that lies in those of the others, `|R_i^T R_j|^2 / min(r_i, r_j)`, on
-            average over the others and over the modules.
-        overlap_baseline: The same for random subspaces of those sizes.
+        gain: `<result, own> / |own|^2`. It equals the weight if the adapters do not overlap.
+        gain_lost: How much of the gain was lost by truncation and by the stored dtype.
+        interference: `|(result - own) on the row space of own| / |own|`. 0 means that the result answers to the
+            adapter's inputs exactly as the adapter alone.
+        overlap: The share of its row space that is common with another adapter, `|R_i^T R_j|^2 / min(r_i, r_j)`,
+            averaged over the other adapters and over the modules.
+        overlap_baseline: The overlap expected of random subspaces of the same sizes.
     """
 
     path: str
@@ -54,12 +55,13 @@ class ModuleShare:
     Attributes:
         adapter: The position of the adapter among the arguments, from 0.
         weight: Its weight in this module.
-        gain: `<result, own> / |own|^2`, where own is its delta at weight 1: its weight where nothing overlaps.
-        gain_lost: How much of the gain truncation and storing cost.
-        interference: `|(result - own) on the row space of own| / |own|`: 0 where inputs that the adapter reacts to are
-            answered as by the adapter alone.
-        overlap: The share of its row space that lies in those of the others, on average over the others.
-        overlap_baseline: The same for random subspaces of those sizes.
+        gain: `<result, own> / |own|^2`, where `own` is its delta at weight 1. It equals the weight if the adapters do
+            not overlap.
+        gain_lost: How much of the gain was lost by truncation and by the stored dtype.
+        interference: `|(result - own) on the row space of own| / |own|`. 0 means that the result answers to the
+            adapter's inputs exactly as the adapter alone.
+        overlap: The share of its row space that is common with another adapter, averaged over the other adapters.
+        overlap_baseline: The overlap expected of random subspaces of the same sizes.
     """
 
     adapter: int
@@ -76,15 +78,15 @@ class ModuleShare:
 
 @dataclass(frozen=True)
 class CombinedModule(ReducedModule):
-    """The ranks and the error of one module of a combination, and what became of each adapter there.
+    """The ranks and the error of one module of a combination, and how much of each adapter is in it.
 
     Attributes:
         name: The name of the module.
-        rank_in: The rank before; None of a vector.
-        rank: The stored rank; None of a vector.
-        energy: The share of the squared Frobenius norm that the stored values hold.
+        rank_in: The rank before; None for a vector.
+        rank: The stored rank; None for a vector.
+        energy: The share of the squared Frobenius norm that the stored values keep.
         error: The relative Frobenius error of the stored values.
-        norm: The Frobenius norm of what the delta should be.
+        norm: The Frobenius norm of the exact delta.
         adapters: How much of each adapter is in this module.
     """
 
@@ -97,14 +99,16 @@ class CombinedModule(ReducedModule):
         return {**self.without_adapters(), "adapters": [a.to_dict() for a in self.adapters]}
 
     def without_adapters(self) -> dict[str, object]:
-        """Return the numbers of the module alone."""
+        """Return the numbers of the module without those of its adapters."""
         return super().to_dict()
 
 
 @dataclass(frozen=True)
 class Part:
-    """An adapter's part in one target, as sums that add up over targets: `<result, own>`, the same of what was to be
-    stored, `|own|^2`, `|result - own|^2` on the row space of own, and of each other adapter overlap and baseline."""
+    """One adapter's contribution to one target, as sums that add up over targets: `<result, own>`, the same before
+    truncation and storing, `|own|^2`, `|result - own|^2` on the row space of own, and the overlap and baseline with
+    each other adapter.
+    """
 
     index: int
     weight: float
@@ -119,7 +123,7 @@ class Part:
 
 
 def parts_of(terms: Sequence[tuple[int, float, Factors]], reduced: Reduced) -> tuple[Part, ...]:
-    """The part of every adapter in one target; terms are its position, its weight, and its delta at weight 1."""
+    """The contribution of every adapter to one target. `terms` has the position, weight and delta at weight 1 of each."""
     from loratools.algebra.lowrank import concatenate, row_space
 
     result, deltas = reduced.factors, [delta for _, _, delta in terms]
@@ -141,7 +145,7 @@ def parts_of(terms: Sequence[tuple[int, float, Factors]], reduced: Reduced) -> t
 
 
 def overlap(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """The share of two subspaces, given by orthonormal columns, that is common to both, and what it is at random.
+    """The overlap of two subspaces, given by orthonormal columns, and the overlap expected at random.
 
     Hu et al., 2021, section 7.2: `|one^T other|^2 / min(r, s)`, whose expectation is `max(r, s) / n`.
     """
@@ -169,7 +173,7 @@ def _ratios(parts: Sequence[Part]) -> tuple[float | None, float | None, float | 
 
 
 def _inners(combination: Factors | Tensor, together: Factors, ranks: Sequence[int]) -> list[float]:
-    """`<result, own>` for several deltas, which stand side by side in `together` with these ranks."""
+    """`<result, own>` for several deltas, whose factors are concatenated in `together` with these ranks."""
     import torch
 
     from loratools.algebra.lowrank import Factors

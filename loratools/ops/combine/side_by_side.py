@@ -1,4 +1,4 @@
-"""Several methods on the same adapters, side by side: what each would do to each adapter. Nothing is written."""
+"""Comparison of several methods on the same adapters: what each would do to each adapter. Nothing is written."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class MethodOutcome:
-    """What one method would make of the adapters.
+    """The result that one method would have.
 
     Attributes:
         method: The name of the method.
-        rank: The largest rank of a module of the result; None if the method was refused.
-        error: The relative Frobenius error of what would be stored, against the exact result of the method.
+        rank: The largest rank of any module of the result; None if the method was refused.
+        error: The relative Frobenius error of the values that would be stored, against the exact result of the method.
         bytes: Size of the result in bytes.
-        seconds: Time of the computation by the clock.
+        seconds: Wall-clock time of the computation, in seconds.
         adapters: How much of each adapter would be in the result, in the order given.
         refused: Why the method cannot combine these adapters; None if it can.
     """
@@ -53,7 +53,7 @@ class MethodOutcome:
 
     @property
     def interference(self) -> float | None:
-        """The largest interference of an adapter; None if no adapter has one."""
+        """The largest interference of any adapter; None if no adapter has one."""
         return max((s.interference for s in self.adapters if s.interference is not None), default=None)
 
     def to_dict(self) -> dict[str, object]:
@@ -97,7 +97,9 @@ class MethodsReport:
         ]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools combine --method all --plan --json`, without its head."""
+        """Return the document of `loratools combine --method all --plan --json`, without the fields common to all
+        verbs.
+        """
         return {"methods": [outcome.to_dict() for outcome in self.methods], "warnings": list(self.warnings)}
 
 
@@ -109,21 +111,21 @@ def compare_methods(
     options: Mapping[str, object] | None = None,
     **arguments: Any,
 ) -> MethodsReport:
-    """Return what several methods would make of the same adapters. Nothing is written.
+    """Compare what several methods would make of the same adapters. Nothing is written.
 
     Args:
         adapters: As for `combine`: paths, loaded adapters, or pairs of one of these and a weight.
         methods: Names of methods, or `all` for every one of `list_methods()`.
-        options: Options by name. Each goes to the methods that have it, the others keep their defaults.
+        options: Options of methods by name. Each is passed to the methods that have it; the others keep their defaults.
         **arguments: Every other argument of `combine`, such as `rank`, `recipe` or `include`.
 
     Returns:
-        A report with one entry per method: gains and interferences of the adapters, error, rank, size and time. A
-        method that cannot combine these adapters has the reason in place of numbers.
+        A report with one entry per method: gains and interferences of the adapters, error, rank, size in bytes and time
+        in seconds. The entry of a method that cannot combine these adapters has the reason instead.
 
     Raises:
-        UsageError: A method or an option that does not exist.
-        LoraToolsError: What `combine` raises, where no method can combine the adapters.
+        UsageError: A method does not exist, or no method has one of the options.
+        LoraToolsError: No method can combine the adapters. The error is the one that `combine` raises.
 
     Example:
         >>> import loratools
@@ -136,7 +138,7 @@ def compare_methods(
         raise UsageError("methods side by side write no residual", hint="name one method")
     names = _names(methods)
     by_method = _options_by_method(names, options or {})
-    # A first method should not be charged for the import.
+    # Imported beforehand, so that the time is not counted for the first method.
     import torch  # noqa: F401
 
     outcomes: list[MethodOutcome] = []
@@ -147,7 +149,7 @@ def compare_methods(
         try:
             report = combine(adapters, method=name, options=by_method[name], plan=True, **arguments)
         except (UsageError, InputError, UndecidedError) as error:
-            # Of the two kinds of refusal, that of the method is its row, and that of the adapters is everybody's.
+            # There are two kinds of refusal: one by a method becomes its row; one of the adapters ends the comparison.
             refusals.append(error)
             outcomes.append(MethodOutcome(name, refused=error.message))
             continue
@@ -159,7 +161,7 @@ def compare_methods(
 
 
 def _names(methods: str | Sequence[str]) -> list[str]:
-    """The methods that are asked for, each once.
+    """The requested methods, each once.
 
     Raises:
         UsageError: There is no such method.
@@ -174,10 +176,10 @@ def _names(methods: str | Sequence[str]) -> list[str]:
 
 
 def _options_by_method(names: Sequence[str], options: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    """For each method the options that it has.
+    """The options of each method, from those that were given.
 
     Raises:
-        UsageError: None of the methods has an option, or it cannot have that value.
+        UsageError: None of the methods has an option, or the value is invalid.
     """
     known = {name: {option.name for option in options_of(name)} for name in names}
     for option in options:

@@ -1,10 +1,10 @@
-"""Combine weighted adapters into one, module by module, in core coordinates.
+"""combine: turn several weighted adapters into one, module by module, in core coordinates.
 
     dW = method([(w_1, dW_1), (w_2, dW_2), ...])        `linear`: the exact weighted sum
 
 A method (`methods/`) sees what the adapters have for one module. Everything else is in this room: modules that only
-some adapters have, weights by module, what may follow a method, truncation, storing, how much of each adapter is in
-the result, and what of the sources' notes stays true.
+some adapters have, weights per module, steps after the method, truncation, storing, how much of each adapter is in the
+result, and which notes of the sources stay true.
 """
 
 from __future__ import annotations
@@ -77,30 +77,35 @@ def combine(
     card: bool = True,
     plan: bool = False,
 ) -> CombineReport:
-    """Return one adapter that does what several do together, written to `out` where that is given.
+    """Return one adapter that does what several adapters do together; write it to `out` if that is given.
 
-    Computed in float64 and stored at scale 1. A module that only one adapter has, with weight 1, keeps its tensors byte
-    for byte, unless it is truncated or cast, or the method changes it. Errors are those of the stored values.
+    Everything is computed in float64 and stored with scale 1. A module that only one adapter has, with weight 1, keeps
+    its tensors byte for byte, unless it is truncated, cast or changed by the method. Errors are measured on the stored
+    values.
 
     Args:
         adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 if none is given). The weight
-            multiplies the delta; 0 means that the adapter takes no part.
-        out: Where to write the result; nothing is written if None.
-        recipe: A YAML file that says any of the following; what is given here goes before it.
-        method: One of `list_methods()`; linear by default.
+            multiplies the delta. An adapter of weight 0 takes no part.
+        out: Where to write the result; None writes nothing.
+        recipe: A YAML file with any of the settings below. Arguments of this call take precedence.
+        method: One of `list_methods()`; `linear` if None and the recipe names none.
         options: Options of the method by name, as `list_methods()` lists them.
-        rank: Truncate each module to this rank. Without it and `energy`, ranks add up.
-        energy: Truncate each module to this share of its squared Frobenius norm, in (0, 1].
-        max_rank: With `energy`: no rank is above this.
-        module_weights: For each glob, a further factor for modules that match it: one number for all adapters, or one
-            for each. Where several globs match, the last one counts.
-        block_weights: kohya's lists of 12, 17, 20 or 26 numbers: one for all adapters, or one for each.
-        heads: What to do with replaced weights that differ: refuse (by default), first, or average.
+        rank: Truncate each module to this rank. Without `rank` and `energy`, ranks add up.
+        energy: Truncate each module to the smallest rank that keeps this share of its squared Frobenius norm, in (0,
+            1].
+        max_rank: With `energy`: the largest rank of any module.
+        module_weights: For each glob, a factor for the weights of matching modules: one number for all adapters, or one
+            for each. If several globs match a module, the last one applies.
+        block_weights: Block weights as kohya's scripts take them, 12, 17, 20 or 26 numbers: one list for all adapters,
+            or one for each.
+        heads: What to do if adapters replace a weight with different values: `refuse` (the default), `first` or
+            `average`.
         calibrate: `svc`: rescale singular values that several adapters share.
-        norm_match: Then scale each module to the norm `sum of |weight| |delta|` over the adapters.
-        residual: Also write there, as another adapter, what the truncation lost: the two together are exact.
-        seed: Random seed of a method that draws numbers; 0 by default.
-        dtype: The dtype of the stored factors; each module keeps the widest of its sources if None.
+        norm_match: After combining, scale each module to the norm `sum of |weight| |delta|` over the adapters.
+        residual: Where to write a second adapter with what the truncation lost. Both adapters together are the exact
+            result.
+        seed: Random seed of methods that draw random numbers; 0 if None.
+        dtype: The dtype of the stored factors; if None, the widest dtype among the sources of each module.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         include: Globs over the module names of all adapters together; empty selects all.
         exclude: Globs of names to leave out.
@@ -108,25 +113,25 @@ def combine(
         expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
             not say.
         from_format: The format of the adapters; detected from the content if None.
-        format: The format to write, one of `list_formats()`; if None, that of the adapters where they agree, otherwise
-            peft.
+        format: The format to write, one of `list_formats()`. If None: the format of the adapters if they agree,
+            otherwise peft.
         base: The base model, needed if module names alone are ambiguous: a path, an opened checkpoint, or a `Base`.
         threads: Number of workers; one per CPU if None. The result does not depend on it.
         progress: Called with the number of bytes read since the last call.
         card: Write a model card (`README.md`) into an output folder.
-        plan: Compute everything, and write nothing.
+        plan: Compute the result and its report, and write nothing.
 
     Returns:
-        A report: ranks and errors of modules, and for each adapter how much of it is in the result. `report.adapter` is
-        the result, and None of a plan.
+        A report with the ranks and errors of all modules and, for each adapter, how much of it is in the result.
+        `report.adapter` is the result; it is None if `plan` is True.
 
     Raises:
-        UsageError: An option, weight or method that does not exist or does not apply.
-        MismatchError: Adapters that differ in the shape of a module, or in a replaced weight.
-        UnsupportedError: The scale of an adapter is uncertain, or an update has no factors.
+        UsageError: An option, weight or method does not exist or does not apply.
+        MismatchError: Adapters differ in the shape of a module, or in a replaced weight.
+        UnsupportedError: The scale of an adapter is uncertain, or an update is not low rank.
         InputError: Values are NaN or infinite, or too large for the dtype.
-        FormatError: A recipe that cannot be followed.
-        OutputExistsError: `out` exists, or is one of the inputs.
+        FormatError: The recipe is invalid.
+        OutputExistsError: `out` exists and may not be replaced, or is one of the inputs.
 
     Example:
         >>> import loratools
@@ -222,7 +227,7 @@ def combine(
     warnings += output.save(result, plan=plan, card=model_card if card else None)
     lost = {name: r.lost for name, r in results.items() if r.lost is not None}
     if residual is not None and not lost:
-        warnings.append("nothing was lost, so that there is no residual to write")
+        warnings.append("nothing was lost, so there is no residual to write")
     residual_bytes: int | None = None
     if residual is not None and lost:
         lost_updates = residual_updates(lost, updates, modules.fused_experts)
@@ -244,13 +249,13 @@ def combine(
 
 
 def _check_residual(residual: AdapterOutput, combination: AdapterOutput) -> None:
-    """Refuse a residual that may not be written, or that would lie in the combination or hold it."""
+    """Refuse a residual whose path may not be written, or lies inside the combination or contains it."""
     residual.check()
     if residual.path is None or combination.path is None:
         return
     place, other = residual.path.resolve(), combination.path.resolve()
     if place == other or place in other.parents or other in place.parents:
         raise UsageError(
-            f"the residual '{residual.path}' would be written over the combination, or inside of it",
-            hint="give --residual a place of its own",
+            f"the residual '{residual.path}' would be written over the combination, or inside it",
+            hint="give --residual another path",
         )

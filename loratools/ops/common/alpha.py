@@ -16,7 +16,7 @@ def with_alpha(adapter: Adapter, alpha: float | None) -> Adapter:
     """The adapter with `alpha` where its files do not say one.
 
     Raises:
-        UsageError: they all say it, or it is no scale.
+        UsageError: They all say it, or it is no scale.
     """
     if alpha is None:
         return adapter

@@ -56,9 +56,9 @@ def load_adapter(source: AdapterSource, reading: Reading) -> Adapter:
     """Load one adapter, with a scale that is certain.
 
     Raises:
-        UnsupportedError: its initialisation changed the base, and the verb cannot subtract that.
-        UndecidedError: its experts may be packed in two ways, and nobody says how.
-        LoraToolsError: what `formats.load` raises.
+        UnsupportedError: Its initialisation changed the base, and the verb cannot subtract that.
+        UndecidedError: Its experts may be packed in two ways, and nobody says how.
+        LoraToolsError: What `formats.load` raises.
     """
     ((adapter, _),) = load_weighted([source], reading)
     return adapter
@@ -70,8 +70,8 @@ def load_weighted(
     """Load every adapter with its weight, 1 where none is given; a single one may come without a list.
 
     Raises:
-        UsageError: there is none, a weight is not finite, or all are 0.
-        LoraToolsError: what `load_adapter` raises.
+        UsageError: There is none, a weight is not finite, or all are 0.
+        LoraToolsError: What `load_adapter` raises.
     """
     if isinstance(arguments, (str, Path, Adapter)):
         arguments = [arguments]

@@ -13,7 +13,7 @@ def ensure_device(name: str) -> None:
     """Refuse a device that cannot be computed on, before anything is read. torch is imported for a GPU only.
 
     Raises:
-        UsageError: there is no such device here, or it has no float64.
+        UsageError: There is no such device here, or it has no float64.
     """
     parsed = _NAMES.fullmatch(name)
     if parsed is None:
@@ -39,7 +39,7 @@ def device_named(name: str) -> str:
     """The name of a device in torch; `auto` is the first CUDA device, where there is one, and else the CPU.
 
     Raises:
-        UsageError: there is no such device here, or it has no float64.
+        UsageError: There is no such device here, or it has no float64.
     """
     ensure_device(name)
     if name != "auto":

@@ -45,7 +45,7 @@ def refuse_not_finite(tensors: Mapping[str, Mapping[str, LazyTensor]]) -> None:
     """Read all tensors, by the adapter that they are of, and refuse those with values that are not finite.
 
     Raises:
-        InputError: some are not finite; every such tensor is named.
+        InputError: Some are not finite; every such tensor is named.
     """
     bad = {
         name: lines
@@ -64,7 +64,7 @@ def require_finite(whose: str, name: str, hint: str, *values: Tensor) -> None:
     """Check values that have been read or computed already.
 
     Raises:
-        InputError: one of them is NaN or infinite.
+        InputError: One of them is NaN or infinite.
     """
     if not all(are_finite(each) for each in values):
         raise not_finite(whose, [name], hint)
@@ -74,7 +74,7 @@ def require_finite_delta(name: str, delta: Tensor, *sides: LazyTensor) -> None:
     """Check the difference of the tensors `sides`, or the values of one, naming the file of the one to blame.
 
     Raises:
-        InputError: a value is NaN or infinite.
+        InputError: A value is NaN or infinite.
     """
     if are_finite(delta):
         return

@@ -117,8 +117,8 @@ def open_adapters(
     leave_out: tensors that are no reason to refuse an adapter.
 
     Raises:
-        UsageError: there is none, a weight is not finite, all are 0, or the format is not written.
-        LoraToolsError: what `formats.load` and `known_base` raise.
+        UsageError: There is none, a weight is not finite, all are 0, or the format is not written.
+        LoraToolsError: What `formats.load` and `known_base` raise.
     """
     known = known_base(base)
     reading = Reading(rank_from=rank_from, expert_packing=expert_packing, from_format=from_format, leave_out=leave_out)

@@ -85,8 +85,8 @@ def refuse_unrelated(sources: Sequence[Adapter]) -> None:
     """Raise where no two adapters have modules in common and their names hang in different trees.
 
     Raises:
-        UndecidedError: the names of one mean nothing without its model.
-        MismatchError: they are for different models, or spell one model in two ways.
+        UndecidedError: The names of one mean nothing without its model.
+        MismatchError: They are for different models, or spell one model in two ways.
     """
     if len(sources) < 2:
         return

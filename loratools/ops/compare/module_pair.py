@@ -77,7 +77,7 @@ class Side:
         """The delta of a module of an adapter.
 
         Raises:
-            InputError: values that are not finite.
+            InputError: Values that are not finite.
         """
         from loratools.algebra.lowrank import Factors, row_space
 
@@ -162,8 +162,8 @@ def require_comparable(adapters: Sequence[Adapter], names: Sequence[str]) -> Non
     """Check that the updates of these modules have factors, and one shape wherever there are several.
 
     Raises:
-        UnsupportedError: some have no factors.
-        MismatchError: some have another shape in one of the adapters.
+        UnsupportedError: Some have no factors.
+        MismatchError: Some have another shape in one of the adapters.
     """
     having = {name: [adapter for adapter in adapters if name in adapter.updates] for name in names}
     require_factors((f"{n} of '{a.name}'", a.updates[n]) for n, each in having.items() for a in each)

@@ -1,4 +1,4 @@
-"""How alike two adapters are, and how alike the pairs of several are."""
+"""The reports of compare: the similarity of two adapters, and of every pair of several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComparedModule:
-    """The likeness of two deltas of one module, each at weight 1.
+    """The similarity of the two deltas of one module, each at weight 1.
 
     Numbers are None if a delta is zero.
 
@@ -24,15 +24,16 @@ class ComparedModule:
         ranks: The rank of the first and of the second.
         norms: The Frobenius norm of the first and of the second, scale included.
         cosine: `<first, second> / (|first| |second|)`.
-        overlap: The share of the row spaces (the inputs they react to) that is common, `|R_1^T R_2|^2 / min(r_1, r_2)`
-            (Hu et al., 2021, section 7.2).
-        overlap_baseline: The same for random subspaces of those sizes.
-        output_overlap: The share of the column spaces (the outputs they change) that is common.
-        output_baseline: The same for random subspaces of those sizes.
+        overlap: The share of the row spaces (the inputs that the deltas react to) that is common, `|R_1^T R_2|^2 /
+            min(r_1, r_2)` (Hu et al., 2021, section 7.2).
+        overlap_baseline: The overlap expected of random subspaces of the same sizes.
+        output_overlap: The share of the column spaces (the outputs that the deltas change) that is common.
+        output_baseline: The output overlap expected of random subspaces of the same sizes.
         angles: The principal angles between the row spaces in degrees, ascending (Björck and Golub, 1973).
         norm_ratio: `|second| / |first|`.
-        gains: Of the first and of the second in their sum: `1 + <first, second> / |own|^2`.
-        interferences: `|other on the row space of own| / |own|`, for the first and for the second.
+        gains: The gain of the first and of the second in their sum: `1 + <first, second> / |own|^2`, where `own` is the
+            one in question.
+        interferences: `|other on the row space of own| / |own|`, for the first and for the second as `own`.
     """
 
     name: str
@@ -70,22 +71,22 @@ class ComparedModule:
 
 @dataclass(frozen=True)
 class CompareReport:
-    """The likeness of two adapters, over the modules that both have.
+    """The similarity of two adapters, over the modules that both have.
 
     Attributes:
-        paths: The two adapters, as they were named.
+        paths: The two adapters, as the caller named them.
         modules: One entry per module that both have.
         only_in_first: Names of modules and replaced weights that only the first has.
         only_in_second: Names of modules and replaced weights that only the second has.
-        cosine: The cosine of the deltas of all modules as one long vector.
-        norm_ratio: `|second| / |first|` of these vectors.
+        cosine: The cosine between the deltas, each taken over all modules as one long vector.
+        norm_ratio: `|second| / |first|` of these long vectors.
         overlap: The mean overlap of the row spaces.
-        overlap_baseline: The mean of the same for random subspaces.
+        overlap_baseline: The mean overlap of random subspaces of the same sizes.
         output_overlap: The mean overlap of the column spaces.
-        output_baseline: The mean of the same for random subspaces.
+        output_baseline: The mean output overlap of random subspaces of the same sizes.
         gains: The gain of the first and of the second in their sum.
         interferences: The interference for the first and for the second in their sum.
-        replacements_equal: Names of replaced weights that are byte for byte the same.
+        replacements_equal: Names of replaced weights that are identical byte for byte.
         replacements_differ: Names of replaced weights that differ.
         warnings: Warnings about the result, as sentences.
     """
@@ -112,7 +113,7 @@ class CompareReport:
     _repr_html_ = notebook_html
 
     def is_at_least(self, cosine: float) -> bool:
-        """Whether the cosine is known and no smaller than this."""
+        """Whether the cosine is defined and at least `cosine`."""
         return self.cosine is not None and self.cosine >= cosine
 
     charts = report_charts
@@ -123,7 +124,7 @@ class CompareReport:
         return [module.to_dict() for module in self.modules]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools compare --json`, without its head."""
+        """Return the document of `loratools compare --json`, without the fields common to all verbs."""
         return {
             "paths": list(self.paths),
             "cosine": self.cosine,
@@ -144,13 +145,14 @@ class CompareReport:
 
 @dataclass(frozen=True)
 class ComparedAdapter:
-    """One of several adapters that are compared.
+    """One of several compared adapters.
 
     Attributes:
-        path: The adapter, as it was named.
-        modules: How many modules it has, of those that were chosen.
+        path: The adapter, as the caller named it.
+        modules: How many of its modules are selected.
         norm: The Frobenius norm of the deltas of these modules as one long vector.
-        step: The number at the end of its name, where all of them are states of one training: checkpoint-500.
+        step: The training step at the end of its name, as in `checkpoint-500`, if all adapters are checkpoints of one
+            training run; else None.
     """
 
     path: str
@@ -164,18 +166,19 @@ class ComparedAdapter:
 
 @dataclass(frozen=True)
 class ComparedPair:
-    """Two of several adapters, over the modules that both have. Numbers are None if there are none.
+    """The similarity of a pair of adapters, over the modules that both have. Numbers are None if they cannot be
+    computed.
 
     Attributes:
-        first: The position of the one, in the order in which they were given.
-        second: The position of the other.
+        first: The position of the first adapter among the arguments, from 0.
+        second: The position of the second adapter.
         modules: How many modules both have.
-        cosine: The cosine of the deltas of these modules as one long vector.
+        cosine: The cosine between the deltas, each taken over these modules as one long vector.
         overlap: The mean overlap of the row spaces.
-        overlap_baseline: The mean of the same for random subspaces.
+        overlap_baseline: The mean overlap of random subspaces of the same sizes.
         output_overlap: The mean overlap of the column spaces.
-        output_baseline: The mean of the same for random subspaces.
-        norm_ratio: `|second| / |first|` of these vectors.
+        output_baseline: The mean output overlap of random subspaces of the same sizes.
+        norm_ratio: `|second| / |first|` of the long vectors.
     """
 
     first: int
@@ -200,12 +203,13 @@ class ComparedPair:
 
 @dataclass(frozen=True)
 class ComparisonMatrix:
-    """The likeness of every two of three adapters or more.
+    """The similarity of every pair of three or more adapters.
 
     Attributes:
-        adapters: The adapters, in the order in which they were given.
-        pairs: Every pair once, the earlier first.
-        clusters: Groups of positions whose mean cosine is at least 0.5, in an order in which alike ones stand together.
+        adapters: The adapters, in the order given.
+        pairs: Every pair once, with `first` before `second`.
+        clusters: Groups of positions whose mean cosine is at least 0.5, ordered so that similar adapters are next to
+            each other.
         warnings: Warnings about the result, as sentences.
     """
 
@@ -221,7 +225,7 @@ class ComparisonMatrix:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The positions of the adapters in an order in which alike ones stand together."""
+        """The positions of the adapters, ordered so that similar adapters are next to each other."""
         return tuple(position for cluster in self.clusters for position in cluster)
 
     @property
@@ -236,11 +240,11 @@ class ComparisonMatrix:
 
     @property
     def overlap_baseline(self) -> tuple[tuple[float | None, ...], ...]:
-        """What random subspaces would have in common; 1 on the diagonal."""
+        """The overlaps expected of random subspaces of the same sizes, as a symmetric matrix; 1 on the diagonal."""
         return self._matrix("overlap_baseline")
 
     def is_at_least(self, cosine: float) -> bool:
-        """Whether the cosines of all pairs are known and no smaller than this."""
+        """Whether the cosines of all pairs are defined and at least `cosine`."""
         return all(pair.cosine is not None and pair.cosine >= cosine for pair in self.pairs)
 
     def _matrix(self, field: str) -> tuple[tuple[float | None, ...], ...]:
@@ -259,7 +263,9 @@ class ComparisonMatrix:
         return [pair.to_dict() | {"first": paths[pair.first], "second": paths[pair.second]} for pair in self.pairs]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools compare --json` of three adapters or more, without its head."""
+        """Return the document of `loratools compare --json` for three or more adapters, without the fields common to
+        all verbs.
+        """
         return {
             "adapters": [dict(vars(adapter)) for adapter in self.adapters],
             "cosine": [list(row) for row in self.cosine],

@@ -1,6 +1,6 @@
-"""Compare adapters target by target: how alike their deltas are, and what each would meet in the other.
+"""compare: how alike the deltas of adapters are, module by module, and how they would interfere.
 
-Everything comes from the factors (`algebra.lowrank`) in float64; no dense matrix is formed.
+Everything is computed in float64 from the factors (`algebra.lowrank`). No dense matrix is formed.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def compare(
     threads: Positive | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CompareReport | ComparisonMatrix:
-    """Return how alike two adapters are, over the modules that both have; of more, how alike every two of them are.
+    """Compare two adapters over the modules that both have, or every pair of several adapters.
 
     Args:
-        first: An adapter, by its path or loaded.
-        second: The adapter that it is compared with.
-        others: More adapters. Then every two of them are compared, and the report is a `ComparisonMatrix`.
+        first: The first adapter: a path or a loaded adapter.
+        second: The second adapter.
+        others: More adapters. With them, every pair is compared and the report is a `ComparisonMatrix`.
         include: Globs over the module names of both adapters; empty selects all.
         exclude: Globs of names to leave out.
         rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
@@ -90,12 +90,13 @@ def compare(
         progress: Called with the number of bytes read since the last call.
 
     Returns:
-        Of two a report of cosines, overlaps of subspaces, ratios of norms and principal angles (degrees), per module
-        and overall; of more a matrix of cosines and overlaps, with an order in which alike ones stand together.
+        For two adapters, a `CompareReport` with cosines, overlaps of subspaces, ratios of norms and principal angles
+        (degrees), per module and overall. For more, a `ComparisonMatrix` of cosines and overlaps, with an order that
+        puts similar adapters next to each other.
 
     Raises:
-        MismatchError: No module is in both, or one has another shape in each.
-        UnsupportedError: The scale of one is uncertain, or an update has no factors.
+        MismatchError: No module is in both adapters, or a module has a different shape in each.
+        UnsupportedError: The scale of an adapter is uncertain, or an update is not low rank.
         InputError: Values are NaN or infinite.
 
     Example:
@@ -116,7 +117,7 @@ def compare(
             leave_out=leave_out,
         ),
     )
-    require_same_layers([a for a, _ in loaded], hint="merge each into its base, and compare what becomes of it")
+    require_same_layers([a for a, _ in loaded], hint="merge each into its base, and compare the merged models")
     chosen = _chosen([replace(a, updates=apart(a.updates)[0]) for a, _ in loaded], include, exclude)
     warnings = [f"'{a.name}': {text}" for a in chosen for text in a.warnings]
     if others:
@@ -125,7 +126,7 @@ def compare(
 
 
 def _chosen(adapters: Sequence[Adapter], include: Globs, exclude: Globs) -> list[Adapter]:
-    """The adapters with the modules and replaced weights that globs leave."""
+    """The adapters, with the modules and replaced weights that the globs select."""
     every = sorted({name for a in adapters for name in (*a.updates, *a.replacements)})
     unread = tuple(name for a in adapters for name in a.unread_tensors)
     names = set(select_names(every, include, exclude, unread=unread))

@@ -28,7 +28,7 @@ def fitted(adapter: Adapter, base: Base | None) -> Fitted:
     """Split or join the modules that the base has under other names alone. Exact; the scale of a part may be folded.
 
     Raises:
-        MismatchError: rows that are not those of the base's parts.
+        MismatchError: Rows that are not those of the base's parts.
     """
     if base is None or not base.shapes:
         return Fitted(adapter, {})

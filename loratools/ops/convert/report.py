@@ -1,4 +1,4 @@
-"""The report of a conversion: errors of modules, and what became of everything else."""
+"""The report of a conversion: the error of each module, and what became of everything else."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class ConvertReport:
         target_format: The format that was written.
         tensors_in: How many tensors the source has.
         tensors_out: How many tensors the result has.
-        modules: The error of each module; empty if it was only planned.
-        max_relative_error: The largest of these errors, as the relative Frobenius norm of dW x for random x; None if it
-            was only planned.
-        dropped: What of the source is not in the result.
-        kept: Names of metadata entries that are the same in the result.
-        recomputed: Names of metadata entries that were written anew.
+        modules: The error of each module; empty for a plan.
+        max_relative_error: The largest relative Frobenius error of `dW x` for random x, over all modules; None for a
+            plan.
+        dropped: What the source has and the result does not.
+        kept: Names of metadata entries that are unchanged in the result.
+        recomputed: Names of metadata entries that were recomputed for the result.
         bytes: Size of the result in bytes; None if nothing was written.
         output: Where the result was written; None if nothing was written.
         warnings: Warnings about the result, as sentences.
@@ -54,7 +54,7 @@ class ConvertReport:
         return [{"name": module.name, "error": module.error} for module in self.modules]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools convert --json`, without its head."""
+        """Return the document of `loratools convert --json`, without the fields common to all verbs."""
         return {
             "source_format": self.source_format,
             "target_format": self.target_format,

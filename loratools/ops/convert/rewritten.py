@@ -51,8 +51,8 @@ def rewritten(source: Adapter, format: str, base: Base | None, *, serve: str | N
         serve: The server that is to load it, if one is named.
 
     Raises:
-        UnsupportedError: the format has no names for its modules, or cannot repeat layers.
-        MismatchError: the base has other parts of a fused module, or two names become one.
+        UnsupportedError: The format has no names for its modules, or cannot repeat layers.
+        MismatchError: The base has other parts of a fused module, or two names become one.
     """
     writer = formats.writer(format)
     source = formats.fitted_names(source, format)

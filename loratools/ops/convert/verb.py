@@ -1,7 +1,7 @@
-"""Write an adapter in another format: read, write, read back, compare, and only then move it into place.
+"""convert: write an adapter in another format, read it back, compare, and only then move it into place.
 
-Nothing is lost without a word: what the target has no place for is refused by name, or listed where that was allowed;
-texts and fields that the source carried are listed as kept, written anew, or dropped.
+Nothing is lost silently. What the target format cannot hold is an error that names it, or is listed if `allow_partial`
+is set. Metadata of the source is listed as kept, recomputed or dropped.
 """
 
 from __future__ import annotations
@@ -64,38 +64,40 @@ def convert(
     card: bool = True,
     plan: bool = False,
 ) -> ConvertReport:
-    """Write an adapter in another format, read it back, and keep it only if its products are those of the source.
+    """Write an adapter in another format, and verify that the result has the same deltas before it is kept.
 
     Args:
-        adapter: The adapter, by its path or loaded.
-        out: The folder or file to write, as the format has it.
+        adapter: The adapter: a path or a loaded adapter.
+        out: The folder or file to write, depending on the format.
         format: The format to write, one of `list_formats()`.
         base: The base model: a path, an opened checkpoint, or a `Base`. Some formats need its names or sizes.
-        dtype: The dtype of the stored factors; each module keeps its own if None.
-        allow_partial: Leave out, and list, what the format cannot hold.
-        alpha: The alpha of modules whose file does not say theirs. Without it their scale is assumed to be 1.
-        serve: Write it as this server loads it (vllm, sglang, ...): one rank and one alpha for all; only for peft.
+        dtype: The dtype of the stored factors; if None, each module keeps its own.
+        allow_partial: Leave out what the format cannot hold, and list it in the report.
+        alpha: The alpha of modules whose file does not state it. Without it, their scale is assumed to be 1.
+        serve: Write the adapter as this server loads it (vllm, sglang, ...), with one rank and one alpha for all
+            modules. Only for the format peft.
         include: Globs over module names; empty selects all.
         exclude: Globs of names to leave out.
-        from_format: The format of the adapters; detected from the content if None.
+        from_format: The format of the adapter; detected from the content if None.
         rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
         expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
             not say.
         expert_orientation: `out-in` or `in-out`: the orientation of square fused experts, if the files do not say.
-        set_metadata: Texts for the header of the file: `{"modelspec.title": "Ink"}`. An empty text takes the key away.
-        strip_metadata: Leave out the texts of the source's header, such as prompts and training settings.
+        set_metadata: Texts for the header of the file: `{"modelspec.title": "Ink"}`. An empty text removes the key.
+        strip_metadata: Leave out the texts in the header of the source, such as prompts and training settings.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         card: Write a model card (`README.md`) into an output folder.
-        plan: List what would be left out, from headers alone, and write nothing.
+        plan: List what would be left out, from headers only, and write nothing.
 
     Returns:
-        A report: relative errors of modules, what was dropped and why, and what became of the metadata.
+        A report with the relative error of each module, what was dropped and why, and which metadata was kept.
 
     Raises:
-        UsageError: There is no such format, or it is not written.
-        UnsupportedError: The format cannot hold something, all of it named; or the scale is uncertain.
+        UsageError: The format does not exist, or loratools cannot write it.
+        UnsupportedError: The format cannot hold parts of the adapter, all of which are named; or the scale is
+            uncertain.
         InputError: Values are NaN or infinite.
-        OutputExistsError: `out` exists, or is the input.
+        OutputExistsError: `out` exists and may not be replaced, or is the input.
 
     Example:
         >>> import loratools
@@ -110,9 +112,9 @@ def convert(
     out = formats.named(Path(out), format)
     cast_to = stored_dtype(dtype) if dtype is not None else None
     if serve is not None and format != "peft":
-        raise UsageError(f"--serve is for --to peft, which is what servers load, and not for {format}")
+        raise UsageError(f"--serve needs --to peft, the format that servers load, and not {format}")
     known = known_base(base)
-    # PEFT's own config keeps what says that the base was changed; no other place does.
+    # Only PEFT's own config can record that the initialisation changed the base.
     keeps_initialisation = format == "peft" and serve is None
     reading = Reading(
         rank_from=rank_from,
@@ -262,17 +264,17 @@ def _read_back(path: Path, adapter: Adapter, format: str, base: Base | None) -> 
     except MachineError:
         raise
     except LoraToolsError as error:
-        # Our own mistake, not the input's.
+        # A bug of ours, not a fault of the input.
         raise RuntimeError(f"what was written as {format} could not be read back: {error}") from error
 
 
 def _refuse_wrong(checked: Sequence[ConvertedModule], source: Adapter, to: str) -> None:
     wrong = [c for c in checked if not c.explained]
     if wrong:
-        # No comparison holds then, and the mistake is not ours.
+        # A comparison would be meaningless then, and the fault is not ours.
         refuse_not_finite({source.name: source.tensors()})
         lines = [f"{quoted(c.name)}: relative error {c.error:.3g}" for c in wrong]
-        # Our own mistake, not the input's: nothing is committed.
+        # A bug of ours, not a fault of the input: nothing is committed.
         raise RuntimeError(
             f"what was written as {to} is not what was read, beyond rounding, in {len(wrong)} of {len(checked)} parts; "
             f"nothing was kept: {'; '.join(shown(lines))}"
@@ -281,7 +283,7 @@ def _refuse_wrong(checked: Sequence[ConvertedModule], source: Adapter, to: str) 
 
 @dataclass(frozen=True)
 class _Metadata:
-    """Names of what the source said beside its tensors: the same in the result, written anew, dropped."""
+    """Names of the metadata entries of the source: kept, recomputed and dropped."""
 
     unchanged: tuple[str, ...]
     recomputed: tuple[str, ...]

@@ -1,8 +1,8 @@
-"""Whether what was written is what was to be written: `dW x` of both, module by module, on random x, in float64.
+"""Check that a written adapter has the deltas of its source: `dW x` of both, per module, on random x, in float64.
 
 The bound is what rounding to the stored dtypes explains: B and A are each rounded once, a scale may be folded into one
-of them, and alpha is stored in float32 at least. An error beyond it is no rounding but a mistake, of the writer or of
-the reader, and nothing is committed.
+of them, and alpha is stored in float32 at least. A larger error is a bug of the writer or of the reader, and nothing is
+committed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors
 
 _SAMPLES = 4
-# Half the smallest number of the dtype that is not zero: what an entry below its normal range may lose.
+# Half the smallest positive number of the dtype: what an entry below its normal range may lose.
 _SMALLEST = {"F64": 2.0**-1075, "F32": 2.0**-150, "F16": 2.0**-25, "BF16": 2.0**-134}
-# Roundings that one product may go through: of B, of A, of a scale folded in where it was fitted, and of alpha.
+# Roundings that one product may go through: of B, of A, of a scale folded in, and of alpha.
 _ROUNDINGS = 4
 # Rows of dense deltas that are compared at a time.
 _ROWS = 256
@@ -34,7 +34,7 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a source's module (`source_rows`, all if None), and where in which module of the result they are."""
+    """Rows of a module of the source (`source_rows`, all if None), and their place in a module of the result."""
 
     module: str
     source_rows: tuple[int, int] | None = None
@@ -43,11 +43,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class ConvertedModule:
-    """How far a module or replaced weight of a conversion is from its source.
+    """The error of one module or replaced weight of a conversion.
 
     Attributes:
         name: Its name in the result.
-        error: The relative Frobenius norm of the difference of dW x for random x, in float64.
+        error: The relative Frobenius norm of the difference of `dW x` for random x, in float64.
         explained: The largest error that rounding to the stored dtype explains.
     """
 
@@ -61,14 +61,14 @@ def compare(
 ) -> list[ConvertedModule]:
     """The error of every module and every replaced weight of the result.
 
-    pieces: where the modules of the source went; those that are not in it kept their name.
-    left_out: what is to be missing: modules by the names that they would have in the result, and replaced weights.
+    pieces: where the modules of the source went; modules that are not listed kept their name. left_out: what must be
+    missing from the result: modules by their names in the result, and replaced weights.
     """
     parts_of: dict[str, list[tuple[str, Piece]]] = {name: [] for name in result.updates}
     lost: list[ConvertedModule] = []
     for name, update in source.updates.items():
         if update.rank == 0:
-            continue  # nothing changes there, and most formats have no way to write that
+            continue  # nothing changes there, and most formats cannot store that
         if not _all_rows_went(update, pieces.get(name)):
             lost.append(ConvertedModule(name, float("inf"), False))
         for piece in pieces.get(name, (Piece(name),)):
@@ -91,13 +91,13 @@ def compare(
 
 
 def _is_zero(update: Update) -> bool:
-    """Whether it changes nothing: parts of a fused module that were never trained are left out when it is cut."""
+    """Whether the update is zero. Untrained parts of a fused module are left out when it is split."""
     factors = update.factors()
     return factors is not None and not bool(factors.b.any() and factors.a.any())
 
 
 def _all_rows_went(update: Update, pieces: tuple[Piece, ...] | None) -> bool:
-    """Whether the rows that are in no piece are zero."""
+    """Whether the rows outside of all pieces are zero."""
     if pieces is None or any(piece.source_rows is None for piece in pieces):
         return True
     factors = _product(update)
@@ -115,7 +115,7 @@ def _checked_update(source: Adapter, name: str, result: Update, parts: list[tupl
     if len(parts) == 1 and parts[0][1].source_rows is None and parts[0][1].rows is None:
         of = source.updates[parts[0][0]]
         if of.as_lora() is None or result.as_lora() is None:
-            # No product of two factors: its parts say what it is, and whatever is multiplied is among them.
+            # Not a product of two factors. The kind is defined by its parts, including what they are multiplied by.
             return _checked_parts(name, of, result)
         if of.shape != result.shape:
             return ConvertedModule(name, float("inf"), False)
@@ -148,7 +148,7 @@ def _checked_update(source: Adapter, name: str, result: Update, parts: list[tupl
 
 
 def _product(update: Update) -> Factors | None:
-    """The factors of the product, of DoRA the one below its magnitude."""
+    """The factors of the product; with DoRA, those without the magnitude."""
     if (lora := update.as_lora()) is not None and lora.magnitude is not None:
         return replace(lora, magnitude=None).factors()
     return update.factors()
@@ -157,7 +157,7 @@ def _product(update: Update) -> Factors | None:
 def _checked_magnitude(
     source: Adapter, name: str, result: Update, parts: list[tuple[str, Piece]]
 ) -> ConvertedModule | None:
-    """The magnitudes of DoRA, put together from those of the source; None if there are none."""
+    """The magnitudes of DoRA, assembled from those of the source; None if there are none."""
     expected = []
     written = result.as_lora()
     for original, piece in sorted(parts, key=lambda p: (p[1].rows or (0, 0))[0]):
@@ -165,7 +165,7 @@ def _checked_magnitude(
         if of is not None and of.magnitude is not None:
             if written is None or of.magnitude_of != written.magnitude_of:
                 return ConvertedModule(name, float("inf"), False)
-            # Formats give it axes of 1, or none.
+            # Some formats store it with axes of size 1.
             expected.append(
                 reshaped(of.magnitude, (of.magnitude.elements,)).read()[slice(*(piece.source_rows or (None,)))]
             )
@@ -183,7 +183,7 @@ def _rounding_error(b: Tensor, factors: Factors, x: Tensor, unit: float, smalles
     inner = factors.a.abs() @ x.abs()
     through_a = smallest * b.abs().sum(1, keepdim=True) * x.abs().sum(0)
     through_b = smallest * abs(scale) * inner.sum(0)
-    # A few units of float64 for the products themselves.
+    # A few units of float64, for the products themselves.
     return (_ROUNDINGS * unit + 2.0**-45) * (b.abs() @ inner) + through_a + through_b
 
 
@@ -206,7 +206,7 @@ def _checked_parts(name: str, source: Update, result: Update) -> ConvertedModule
 
 
 def _checked_delta(name: str, source: Update, result: Update) -> ConvertedModule:
-    """Both as dense deltas, where the parts are other ones: put together with others, or with the scale in them."""
+    """Both sides as dense deltas, for parts that cannot be compared directly: joined, or with the scale folded in."""
     import torch
 
     delta = source.prepare(unread_base(source), weight=1.0, dtype="F64")

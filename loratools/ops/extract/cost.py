@@ -1,4 +1,4 @@
-"""What an extraction will need, from the shapes of its tensors: memory, and time as far as that can be told."""
+"""The memory and time that an extraction will need, estimated from the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from loratools.ops.extract.rank_policy import RankPolicy
 from loratools.ops.finetune.pairs import Pair
 
-# Of a randomised decomposition: columns beyond the rank, and reads of the delta, as they mostly are.
+# For a randomised decomposition: typical columns beyond the rank, and reads of the delta.
 _OVERSAMPLING = 16
 _PASSES = 10
-# Where a rule of values chooses, as much work as of this rank is assumed.
+# If values choose the rank, the work for this rank is assumed.
 _ASSUMED = 64
-# Work beside the products (reading, comparing, small decompositions), as a multiple of them.
+# Other work (reading, comparing, small decompositions), as a multiple of the products.
 _OTHER_WORK = 2.0
-# Of a Python with torch imported.
+# Memory of a Python process that has imported torch.
 _START = 350_000_000
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an extraction is expected to take.
+    """The expected memory and time of an extraction.
 
     Attributes:
-        memory: Memory at the peak, in bytes.
-        seconds: The time of the decompositions, estimated from the speed of one small product on this machine.
+        memory: Peak memory in bytes.
+        seconds: Time of the decompositions in seconds, estimated from the speed of one small product on this machine.
     """
 
     memory: int
@@ -34,7 +34,7 @@ class Cost:
 
 
 def cost_of(pairs: Sequence[Pair], policy: RankPolicy, workers: int) -> Cost:
-    """Every tensor is taken to have changed."""
+    """Every tensor is assumed to have changed."""
     work, held_bytes = 0.0, 0
     sizes = []
     for pair in pairs:
@@ -44,18 +44,18 @@ def cost_of(pairs: Sequence[Pair], policy: RankPolicy, workers: int) -> Cost:
         smaller = min(rows, columns)
         rank = policy.planned(smaller) or min(_ASSUMED, smaller)
         basis = min(smaller, _PASSES // 2 * (rank + _OVERSAMPLING))
-        # A product takes two operations for each entry and column; the exact way is bounded by the smaller side.
+        # A product takes two operations per entry and column; the exact method is bounded by the smaller side.
         work += count * min(2.0 * rows * columns * _PASSES * (rank + _OVERSAMPLING), 12.0 * rows * columns * smaller)
         held_bytes += 4 * rank * count * (rows + columns)
         # The delta in float32, the basis in float32, its image in float64, and both sides of a block as they are read.
-        # Of a stack of experts one at a time.
+        # For a stack of experts, one at a time.
         sizes.append(4 * rows * columns + 4 * basis * rows + 8 * basis * columns + (8 << 20))
     at_once = sum(sorted(sizes, reverse=True)[: workers + 1])
     return Cost(_START + at_once + held_bytes, _OTHER_WORK * work / (_speed() * workers))
 
 
 def _speed() -> float:
-    """Operations per second of one thread, in a product like those of a decomposition."""
+    """Operations per second of one thread, measured on a product like those of a decomposition."""
     import torch
 
     from loratools.execution.local import single_threaded_torch

@@ -93,7 +93,7 @@ class RankPolicy:
         replaced: parameters of what is stored whole, by name.
 
         Raises:
-            UsageError: rank 1 wherever something changed is too large already.
+            UsageError: Rank 1 wherever something changed is too large already.
         """
         from loratools.algebra.allocation import allocate, least_budget
 

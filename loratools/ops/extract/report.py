@@ -1,4 +1,4 @@
-"""What an extraction did, or of a plan what it would do."""
+"""The report of an extraction, or of its plan."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExtractedModule:
-    """The rank and the error of one extracted module. Numbers are None in a plan.
+    """The rank and the error of one extracted module. Measured numbers are None in a plan.
 
     Attributes:
         name: The name of the module.
-        rank: The stored rank; None in a plan where values decide.
+        rank: The stored rank; None in a plan if the rank depends on values.
         shape: The shape of the weight.
-        energy: The share of `norm` squared that the factors hold, as they are stored.
-        error: The relative Frobenius error of the factors, as they are stored.
-        gap_bound: How much more of the energy a better decomposition of this rank could capture at most.
-        gap_estimate: How much more of the energy it would probably capture.
+        energy: The share of `norm` squared that the stored factors keep.
+        error: The relative Frobenius error of the stored factors.
+        gap_bound: An upper bound of the additional energy that the best decomposition of this rank would capture.
+        gap_estimate: An estimate of that additional energy.
         norm: The Frobenius norm of the change.
-        identical: The share of weights that are bit for bit the base's.
-        noise_edge: The singular value that rounding to the tuned dtype, and quantisation of either side, may have made
-            up.
-        quantization_error: The estimated Frobenius norm of the error that quantisation made in either side; None if
-            neither is quantised.
+        identical: The share of weights that are bit for bit equal to the base's.
+        noise_edge: The largest singular value that rounding to the tuned dtype, and quantisation of either model, can
+            produce.
+        quantization_error: The estimated Frobenius norm of the quantisation error of both models; None if neither is
+            quantised.
     """
 
     name: str
@@ -64,11 +64,11 @@ class ExtractedModule:
 
 @dataclass(frozen=True)
 class Replaced:
-    """A tensor that the adapter holds in full.
+    """A tensor that the adapter stores in full.
 
     Attributes:
         name: The name of the tensor.
-        declared: How it is declared, as in `adapter.Replacement`.
+        declared: How the adapter declares it, as in `adapter.Replacement`.
         shape: Its shape.
         bytes: Its size in bytes.
         norm: The Frobenius norm of its change; None if the base does not have it.
@@ -89,20 +89,20 @@ class ExtractReport:
 
     Attributes:
         modules: One entry per extracted module.
-        energy: The share of the squared norm of the changes of these modules that the factors hold.
+        energy: The share of the squared norm of the changes of these modules that the factors keep.
         error: The relative Frobenius error over these modules.
-        change_captured: The share of the squared norm of everything that changed which the adapter holds.
-        identical: The share of the weights of changed modules that are bit for bit the base's.
-        quantization_error: The estimated norm of what quantisation did to the weights of these modules on either side,
-            as a share of the norm of their changes; None if neither side is quantised.
-        skipped: What changed and is not in the adapter.
-        replacements: Tensors that the adapter holds in full.
-        unchanged: How many tensors are byte for byte the same; None in a plan.
+        change_captured: The share of the squared norm of all changes that the adapter keeps.
+        identical: The share of the weights of changed modules that are bit for bit equal to the base's.
+        quantization_error: The estimated norm of the quantisation error of these modules, relative to the norm of their
+            changes; None if neither model is quantised.
+        skipped: Tensors that changed and are not in the adapter.
+        replacements: Tensors that the adapter stores in full.
+        unchanged: How many tensors are identical byte for byte; None in a plan.
         output: Where the result was written; None if nothing was written.
-        adapter: The resulting adapter; None of a plan.
+        adapter: The resulting adapter; None for a plan.
         bytes: Size of the result in bytes.
         warnings: Warnings about the result, as sentences.
-        cost: What it is expected to take; None if it was not only planned.
+        cost: The expected time and memory; None if this is not a plan.
     """
 
     modules: tuple[ExtractedModule, ...]
@@ -132,7 +132,7 @@ class ExtractReport:
         return [module.to_dict() for module in self.modules]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools extract --json`, without its head."""
+        """Return the document of `loratools extract --json`, without the fields common to all verbs."""
         plan = {} if self.cost is None else {"memory": self.cost.memory, "seconds_estimate": self.cost.seconds}
         return {
             "modules": self.rows(),
@@ -163,7 +163,7 @@ def reported(
     everything: float,
     adapter: Adapter,
 ) -> ExtractReport:
-    """What was measured, put together; `everything`: the squared norm of all that changed."""
+    """The measurements put together; `everything` is the squared norm of all changes."""
     modules = [
         ExtractedModule(
             name=p.target,
@@ -205,7 +205,7 @@ def reported(
 
 
 def _share_of_quantisation(roundings: Sequence[Rounding], total: float) -> float | None:
-    """The norm of all errors of quantisation as a share of the root of `total`, the squared norm of all changes."""
+    """The norm of all quantisation errors, relative to the root of `total`, the squared norm of all changes."""
     norms = [norm for rounding in roundings if (norm := rounding.quantisation_norm) is not None]
     return math.sqrt(math.fsum(norm**2 for norm in norms) / total) if norms and total else None
 

@@ -1,9 +1,9 @@
-"""Extract an adapter from a fine-tuned checkpoint: each changed weight as the best product of small rank.
+"""extract: take an adapter out of a fine-tuned checkpoint; each changed weight becomes a product of small rank.
 
     tuned - base  ~  B @ A          per tensor, streamed from both sides, by certified truncated SVD (`algebra.svd`)
 
-Norms, biases and new heads are taken whole, as an adapter can hold them. What changed and is in neither is measured and
-listed: an adapter that leaves out a part of a fine-tune must say so.
+Norms, biases and new heads are stored in full, as an adapter can hold them. Changes that the adapter cannot hold are
+measured and listed.
 """
 
 from __future__ import annotations
@@ -86,57 +86,58 @@ def extract(
     plan: bool = False,
     resume: bool = False,
 ) -> ExtractReport:
-    """Return the adapter that turns `base` into nearly `tuned`, written to `out` where that is given.
+    """Return the adapter that turns `base` approximately into `tuned`; write it to `out` if that is given.
 
-    At most one of `rank`, `energy`, `error` and `noise_edge` chooses the rank of each module, clipped to the smaller
-    side
-    of its matrix. `max_rank`, `max_size` and `max_params` go together with it, or stand alone. Tensors with equal bytes
-    are not decoded. The result has scale 1, and its B and A have equal norms.
+    At most one of `rank`, `energy`, `error` and `noise_edge` chooses the rank of each module; the rank never exceeds
+    the smaller side of the matrix. `max_rank`, `max_size` and `max_params` limit that choice, or choose the ranks
+    themselves. Tensors with equal bytes are not decoded. The result has scale 1, and its B and A have equal norms.
 
     Args:
-        base: The model before fine-tuning, by its path or opened.
-        tuned: The fine-tuned model.
-        out: Where to write the adapter; nothing is written if None.
-        rank: This rank for every module.
+        base: The model before fine-tuning: a path or an opened checkpoint.
+        tuned: The fine-tuned model: a path or an opened checkpoint.
+        out: Where to write the adapter; None writes nothing.
+        rank: The rank of every module.
         energy: The smallest rank that keeps this share of the squared Frobenius norm of the module's change, in (0, 1].
         error: The smallest rank with at most this relative Frobenius error, in (0, 1).
-        noise_edge: As many directions as rise above what rounding to the dtype of `tuned`, and quantisation of either
-            side, do to every weight.
-        max_rank: No module gets a higher rank.
-        max_size: Bytes of the file of weights, as a number or as "5GB". Ranks are shared out over the modules so that
-            all together lose least.
-        max_params: The same for the number of parameters.
-        embeddings: How tables of vectors are stored: as factors (`lora`), as the rows that changed or are new (`rows`),
-            whole (`full`), not at all (`skip`), or as what is smallest (`auto`). All but factors are exact.
-        whole: Globs of modules that are stored as the fine-tuned model has them, which is exact.
+        noise_edge: Keep the singular values above the noise that rounding to the dtype of `tuned`, and quantisation of
+            either model, make.
+        max_rank: The largest rank of any module.
+        max_size: The largest size of the file of weights, in bytes or as "5GB". Ranks are distributed over the modules
+            so that the total loss is smallest.
+        max_params: The largest number of parameters, distributed in the same way.
+        embeddings: How embedding tables are stored: as factors (`lora`), as the rows that changed or are new (`rows`),
+            in full (`full`), not at all (`skip`), or as the smallest of these (`auto`). All but factors are exact.
+        whole: Globs of modules that are stored in full, exactly as the fine-tuned model has them.
         dtype: The dtype of the stored factors: float32, bfloat16, float16 or float64.
-        tolerance: Share of the captured energy that a better decomposition may probably still find, between 0 and 1.
-            Smaller takes more passes over each change.
-        exact: No randomised method: slower by the size of the matrix over the rank.
+        tolerance: The share of the captured energy that the approximate decomposition may miss, between 0 and 1.
+            Smaller values need more passes over each delta.
+        exact: Use exact decompositions only. They are slower by about the matrix size divided by the rank.
         seed: Random seed of the decomposition. Equal input and seed give equal bytes.
-        threads: Tensors worked on at once, and so held in memory; one per CPU if None.
-        device: What decomposes: cpu, cuda, cuda:N, or auto.
+        threads: How many tensors are decomposed, and held in memory, at once; one per CPU if None.
+        device: The device that computes: cpu, cuda, cuda:N, mps, or auto.
         include: Globs over module names; empty selects all.
         exclude: Globs of names to leave out.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
-        format: The format to write, one of `list_formats()`. What it cannot hold is an error, and can be excluded.
+        format: The format to write, one of `list_formats()`. Modules that it cannot hold are an error; `exclude` leaves
+            them out.
         progress: Called with the number of bytes read since the last call.
         card: Write a model card (`README.md`) into an output folder.
-        plan: List what would be extracted, from headers alone, and write nothing.
-        resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
-            inputs, options or versions it is refused; where no run was killed, the work begins anew.
+        plan: List what would be extracted, from headers only, and write nothing.
+        resume: Continue a killed run of the same plan. The result has the same bytes as an uninterrupted run. If
+            inputs, options or versions differ, the call is refused. If no run was killed, the work starts from the
+            beginning.
 
     Returns:
-        A report of ranks, energies and errors; `report.adapter` is the result, and None of a plan.
+        A report of ranks, energies and errors. `report.adapter` is the result; it is None if `plan` is True.
 
     Raises:
-        UsageError: No rule and no limit, or a limit that rank 1 everywhere exceeds; or a killed run that had something
-            else to do.
-        ChangedInputError: An input changed meanwhile, or since the run was killed.
+        UsageError: Neither a rule nor a limit is given, the limit is too small even for rank 1 everywhere, or the
+            killed run had another plan.
+        ChangedInputError: An input changed during the run, or since the run was killed.
         InputError: Nothing changed, or values are NaN or infinite.
-        MismatchError: Names or shapes of the two models do not fit each other.
-        UnsupportedError: A model is quantised in a way that is not read.
-        OutputExistsError: `out` exists, or is one of the inputs.
+        MismatchError: Names or shapes of the two models do not match.
+        UnsupportedError: A model is quantised in a way that loratools cannot read.
+        OutputExistsError: `out` exists and may not be replaced, or is one of the inputs.
 
     Example:
         >>> import loratools
@@ -149,7 +150,7 @@ def extract(
     if tolerance is not None and not 0 < tolerance < 1:
         raise UsageError(f"tolerance {tolerance:g} is not between 0 and 1")
     if resume and out is None:
-        raise UsageError("there is nothing to resume where nothing is written", hint="name the output")
+        raise UsageError("resume needs an output, and none is written", hint="name the output")
     ensure_device(device)
     settings = Settings(policy, embeddings, stored_dtype(dtype), tolerance, exact, seed, device)
     before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, tuned))
@@ -189,7 +190,7 @@ def extract(
 
 @dataclass(frozen=True)
 class _Extraction:
-    """Two checkpoints that are lined up, how the change between them is extracted, and where to."""
+    """Two checkpoints lined up, with the settings and the output of the extraction."""
 
     base: Checkpoint
     tuned: Checkpoint
@@ -209,13 +210,13 @@ class _Extraction:
     def extracted(
         self, progress: Callable[[int], None] | None, options: Mapping[str, object], *, resume: bool
     ) -> ExtractReport:
-        """Extract, write the adapter where it is to be written, and report."""
+        """Extract, write the adapter if an output is given, and report."""
         out = self.output.named_path
         remarks = [] if out is None or resume else abandoned_warnings(out)
         with ExitStack() as stack:
             store: WorkStore = MemoryStore()
             if out is not None:
-                # Of a large model the factors are gigabytes: they wait on the disk that they go to.
+                # The factors of a large model are gigabytes: they are kept on the disk of the output.
                 resumable = Resumable(run_plan(self.base, self.tuned, options), resume)
                 store = stack.enter_context(scratch_beside(out, resumable))
             results = outcomes(
@@ -226,7 +227,7 @@ class _Extraction:
                     unpaired.tensor.nbytes for unpaired in self.pairs.unpaired if unpaired.declared is not None
                 ),
                 progress=progress,
-                # Hours of decomposing would end in the same error.
+                # Checked first: otherwise hours of decomposing would end in the same error.
                 on_changed=self._ensure_writable if out is not None else None,
                 store=store,
             )
@@ -240,7 +241,7 @@ class _Extraction:
             model_card = self._card(report, adapter, options, warnings) if self.card else None
             warnings += self.output.save(adapter, card=model_card)
         if (written := self.output.named_path) is not None:
-            # The factors that waited on the disk are gone: the adapter is what was written.
+            # The temporary factors on the disk are gone: the adapter is read from the output.
             adapter = formats.load(written, from_format=self.output.format, base=self.output.base)
         return replace(report, adapter=adapter, output=written, warnings=(*warnings, *remarks))
 
@@ -253,15 +254,15 @@ class _Extraction:
             ("rank", rank_text([module.rank for module in report.modules])),
         ]
         numbers = {
-            "energy of these modules that the factors hold": report.energy,
-            "share of all that changed which the adapter holds": report.change_captured,
+            "energy of these modules that the factors keep": report.energy,
+            "share of the squared norm of all changes that the adapter keeps": report.change_captured,
         }
         facts += [(word, f"{value:.4%}") for word, value in numbers.items() if value is not None]
         facts += [("relative error", f"{report.error:.4g}")] if report.error is not None else []
         if report.replacements:
             facts.append(("tensors in full", f"{len(report.replacements):,}"))
         if report.skipped:
-            facts.append(("changed, and not in the adapter", f"{len(report.skipped):,} tensors"))
+            facts.append(("changed, but not in the adapter", f"{len(report.skipped):,} tensors"))
         base, tuned = card_input(self.base.path), card_input(self.tuned.path)
         names = [base.name, tuned.name]
         named = str(self.base.path) if "models--" in str(self.base.path) else adapter.base_model
@@ -270,10 +271,10 @@ class _Extraction:
         )
 
     def _assembled(self, results: Mapping[Pair, Outcome]) -> tuple[Adapter, ExtractReport]:
-        """The adapter of these results, and what was measured on them.
+        """The adapter of these results, and its measurements.
 
         Raises:
-            InputError: nothing changed, or nothing that an adapter can hold.
+            InputError: Nothing changed, or no change can be stored in an adapter.
         """
         factored = _factored(results)
         replaced = replacements(self.pairs, results)
@@ -296,8 +297,8 @@ class _Extraction:
         formats.ensure_writable(self._outline(changed), self.output.format, base=self.output.base)
 
     def _named(self, adapter: Adapter) -> Adapter:
-        """The adapter by the names that its format has for the base's modules."""
-        # PEFT has the names of the base's own modules, and so have the formats of language models.
+        """The adapter, with the module names that the format uses."""
+        # PEFT and the formats of language models use the names of the base's own modules.
         if self.output.format not in IMAGE_FORMATS or self.output.base is None:
             return adapter
         return named_by_base(adapter, self.output.base)

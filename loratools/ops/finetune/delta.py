@@ -133,7 +133,7 @@ def delta_of(name: str, base: LazyTensor, tuned: LazyTensor, rows: tuple[int, in
     Fresh memory for each would cost more in page faults than the decomposition of the delta.
 
     Raises:
-        InputError: values that are not finite.
+        InputError: Values that are not finite.
     """
     dtype = torch_dtype("F64" if "F64" in (base.dtype, tuned.dtype) else "F32")
     if not base.shape:
@@ -220,7 +220,7 @@ class Deltas:
         """These matrices: (stop - start, rows, columns).
 
         Raises:
-            InputError: values that are not finite.
+            InputError: Values that are not finite.
         """
         start, stop = piece
         if self._last is not None and self._last[0] == start:

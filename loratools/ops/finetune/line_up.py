@@ -47,9 +47,9 @@ def line_up(
         as_files: By the names, and with the experts, that the files have, and not those of the library that wrote them.
 
     Raises:
-        UsageError: a glob matches nothing, or nothing is left.
-        UnsupportedError: one of them is quantised in a way that is not read.
-        MismatchError: names or shapes that do not line up, all of them named.
+        UsageError: A glob matches nothing, or nothing is left.
+        UnsupportedError: One of them is quantised in a way that is not read.
+        MismatchError: Names or shapes that do not line up, all of them named.
     """
     for checkpoint in (base, tuned):
         checkpoint.require_readable()

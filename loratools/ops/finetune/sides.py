@@ -47,7 +47,7 @@ def sides_of(base: Checkpoint, tuned: Checkpoint, *, as_files: bool) -> Sides:
         as_files: By the names, and with the experts, that the files have, and not those of the library that wrote them.
 
     Raises:
-        MismatchError: the names have nothing in common, or fit in more than one way.
+        MismatchError: The names have nothing in common, or fit in more than one way.
     """
     before, after = _with_tied(base, tuned), _with_tied(tuned, base)
     after, warnings = _renamed(before, after, base, tuned)

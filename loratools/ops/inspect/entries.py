@@ -1,4 +1,4 @@
-"""What `inspect` tells of each source, and of each module and tensor in it."""
+"""The report of inspect: each source, and each module and tensor in it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from loratools.formats.common.description import Description
 
 _Key = TypeVar("_Key", str, int, float)
-# Of a report, in a console.
+# The most lines that the report prints in a console.
 _SHOWN_SOURCES = 4
 
 
-# Named tuples and not dataclasses: to define one costs 0.1 ms and not 0.6, which every start of `inspect` would pay.
+# Named tuples and not dataclasses: defining one costs 0.1 ms and not 0.6 ms at every start of `inspect`.
 
 
 class Values(NamedTuple):
-    """What the values of an update say: numbers of all of `dW`, scale included.
+    """Measurements of the values of an update: of all of `dW`, scale included.
 
-    Numbers are None if the delta is not low rank, and where a factor is not finite.
+    Numbers are None if the delta is not low rank, or if a factor has NaN or infinite values.
 
     Attributes:
         norm: The Frobenius norm.
@@ -37,9 +37,9 @@ class Values(NamedTuple):
         stable_rank: `norm^2 / spectral_norm^2`.
         effective_rank: The exponential of the entropy of `sigma / sum sigma` (Roy and Vetterli, 2007).
         singular_values: The singular values, descending.
-        finite: Whether all values are finite.
+        finite: Whether no value is NaN or infinite.
         zero: Whether the update changes nothing.
-        zero_rows: How many rows of B are exact zeros, so that these outputs do not change.
+        zero_rows: How many rows of B are exactly zero, so that these outputs do not change.
     """
 
     norm: float | None
@@ -67,14 +67,14 @@ class InspectedModule(NamedTuple):
         target: The module's canonical name.
         kind: The kind of the update, such as lora.
         rank: Its rank; None if its kind has none.
-        alpha: The number that the scale is made of; None if its kind has none.
+        alpha: The alpha that the scale is computed from; None if its kind has none.
         alpha_source: Where alpha comes from: config, tensor, metadata or assumed.
-        scale: What the update is multiplied with.
+        scale: The factor that multiplies the update.
         shape: The shape of the weight; None for a size that is not known.
         dtype: The dtype of its tensors.
-        parameters: How many numbers it stores.
-        dora: Whether it has a magnitude (DoRA).
-        values: What its values say; None if they were not read.
+        parameters: How many values it stores.
+        dora: Whether it has a DoRA magnitude.
+        values: The measurements of its values; None if they were not read.
     """
 
     name: str
@@ -113,14 +113,14 @@ class InspectedModule(NamedTuple):
 
 
 class TensorEntry(NamedTuple):
-    """A tensor of a checkpoint, or one with which an adapter replaces a weight.
+    """A tensor of a checkpoint, or one that replaces a weight.
 
     Attributes:
         name: Its name.
         shape: Its shape.
         dtype: Its dtype as safetensors spells it.
-        parameters: How many numbers it has.
-        non_finite: How many of its values are NaN or infinite; None if that was not asked for or cannot be known.
+        parameters: How many values it has.
+        non_finite: How many of its values are NaN or infinite; None if the values were not read or cannot be unpacked.
     """
 
     name: str
@@ -138,15 +138,15 @@ class AdapterEntry(NamedTuple):
         format: Its format.
         base_model: The base model that it names; None if it names none.
         bytes: Size of its tensors in bytes.
-        parameters: How many numbers it stores.
+        parameters: How many values it stores.
         dtypes: How many tensors there are of each dtype.
         modules: One entry per update.
-        replacements: Tensors that take the place of weights.
-        metadata: What its files say beside tensors.
+        replacements: Tensors that replace weights of the base.
+        metadata: Metadata of its files.
         warnings: Warnings about it, as sentences.
-        unread_tensors: Tensors of its files that are not read and that a person has left out, by their keys.
-        family: The family of image models that it is for; None if that is not known, and of language models.
-        description: What the header says for people: title, trigger words, tags, date; None if it says nothing.
+        unread_tensors: Keys of tensors in its files that a glob excluded before they were read.
+        family: The family of image models that it belongs to; None if it is unknown or the model is a language model.
+        description: The title, trigger words, tags and date in the header; None if there are none.
     """
 
     path: str
@@ -184,7 +184,7 @@ class AdapterEntry(NamedTuple):
 
     @property
     def mostly_zero(self) -> tuple[str, ...]:
-        """Modules that change some outputs and leave more than half as they are, by exact zeros in B.
+        """Modules with more than half of the rows of B exactly zero, but not all.
 
         A shard that was lost while an adapter was saved leaves such rows. Empty if the values were not read.
         """
@@ -196,7 +196,7 @@ class AdapterEntry(NamedTuple):
 
     @property
     def value_warnings(self) -> tuple[str, ...]:
-        """What the values are a reason to warn of, with every name; empty if they were not read."""
+        """Warnings about the values, with all names; empty if the values were not read."""
         warnings = [f"values not finite in {', '.join(self.not_finite)}"] if self.not_finite else []
         if self.untrained:
             warnings.append(f"untrained modules, which change nothing: {', '.join(self.untrained)}")
@@ -205,14 +205,14 @@ class AdapterEntry(NamedTuple):
         return tuple(warnings)
 
     def charts(self) -> tuple[Chart, ...]:
-        """Return the pictures of the report as values; see `loratools.charts`."""
+        """Return the charts of the report as plain values; see `loratools.charts`."""
         return report_charts(self)
 
     def plot(self) -> Figure:
         """Return a matplotlib figure of the report's charts; needs the extra `plot`.
 
         Raises:
-            UnsupportedError: matplotlib is not installed.
+            UnsupportedError: Matplotlib is not installed.
             InputError: There is nothing to draw.
         """
         return report_figure(self)
@@ -238,7 +238,7 @@ class AdapterEntry(NamedTuple):
             "dtypes": dict(self.dtypes),
             "modules": [m.to_dict() for m in self.modules],
             "replacements": [_replacement_json(t) for t in self.replacements],
-            # Every tensor of an adapter is an update's or a replacement, or left out by a glob, or loading it fails.
+            # Every tensor of an adapter belongs to an update or a replacement, or a glob excludes it, or loading fails.
             "other_tensors": list(self.unread_tensors),
             "metadata": dict(self.metadata),
             "warnings": [*self.value_warnings, *self.warnings],
@@ -246,15 +246,15 @@ class AdapterEntry(NamedTuple):
 
 
 class QuantisedEntry(NamedTuple):
-    """Weights of a checkpoint that are quantised in one way.
+    """Weights of a checkpoint that are quantised with the same scheme and parameters.
 
     Attributes:
         scheme: The scheme, as `loratools formats` names it.
-        format: The number format within the scheme; None if it has one only.
-        bits: Bits of a stored number; None if it is not known.
-        group: How many weights share a scale; None if that is not by groups.
+        format: The number format within the scheme; None if the scheme has only one.
+        bits: Bits of a stored number; None if unknown.
+        group: How many weights share a scale; None if scales are not per group.
         weights: Names of these weights.
-        why: Why they are not read; None if they are.
+        why: Why they cannot be read; None if they can.
     """
 
     scheme: str
@@ -277,16 +277,16 @@ class CheckpointEntry(NamedTuple):
     Attributes:
         path: Where it is.
         layout: How it is stored.
-        architecture: The class of the model by its config; None if it names none.
+        architecture: The class of the model in its config; None if the config names none.
         bytes: Size of its tensors in bytes.
         parameters: How many weights it has, quantised ones unpacked.
         dtypes: How many tensors there are of each dtype.
-        quantization: The quantisation by its config or tensors; None if it is not quantised.
-        quantised: Its quantised weights, one entry per way.
+        quantization: The quantisation named by its config or shown by its tensors; None if it is not quantised.
+        quantised: Its quantised weights, one entry per scheme and parameters.
         tensors: One entry per stored tensor.
-        tied: Absent weights, and the stored ones that they follow.
+        tied: Names of absent weights, and the stored weights that they are tied to.
         side_files: Names of files that belong to the model and hold no weights.
-        left_out: Names of what is not part of the model, and why.
+        left_out: Names of files that are not part of the model, and why.
         warnings: Warnings about the result, as sentences.
         values_read: Whether values were read.
     """
@@ -319,7 +319,7 @@ class CheckpointEntry(NamedTuple):
 
     @property
     def value_warnings(self) -> tuple[str, ...]:
-        """What the values are a reason to warn of, with every name; empty if they were not read."""
+        """Warnings about the values, with all names; empty if the values were not read."""
         return (f"values not finite in {', '.join(self.not_finite)}",) if self.not_finite else ()
 
     def rows(self) -> list[dict[str, object]]:
@@ -346,7 +346,7 @@ class CheckpointEntry(NamedTuple):
 
 
 class FailedEntry(NamedTuple):
-    """A source that could not be inspected, at its place among those that could.
+    """A source that could not be inspected, among several sources.
 
     Attributes:
         path: Where it is.
@@ -363,7 +363,7 @@ class FailedEntry(NamedTuple):
         return notebook_html(self)
 
     def rows(self) -> list[dict[str, object]]:
-        """Return no rows: the source could not be read, for a data frame: `pandas.DataFrame(report.rows())`."""
+        """Return no rows, since the source could not be read."""
         return []
 
     def to_dict(self) -> dict[str, object]:
@@ -394,9 +394,9 @@ class InspectReport(NamedTuple):
     """The report of an inspection.
 
     Attributes:
-        sources: One entry per source, in the order given; those of a folder by name.
-        not_listed: What else lies in the folders that were searched, and why it has no entry.
-        runs: What the trainer says of the training runs among the folders: which checkpoint was the best.
+        sources: One entry per source, in the order given; those of a folder sorted by name.
+        not_listed: Other files and folders in the searched folders, and why they have no entry.
+        runs: For each training run in the folders, what its trainer recorded, such as the best checkpoint.
     """
 
     sources: tuple[Entry, ...]
@@ -414,7 +414,7 @@ class InspectReport(NamedTuple):
 
     @property
     def error(self) -> InputError | None:
-        """What went wrong, where some of several sources could not be inspected."""
+        """The error of the sources that could not be inspected, if there were several; else None."""
         failed = [e for e in self.sources if isinstance(e, FailedEntry)]
         if not failed:
             return None
@@ -424,14 +424,14 @@ class InspectReport(NamedTuple):
         )
 
     def charts(self) -> tuple[Chart, ...]:
-        """Return the pictures of the report as values; see `loratools.charts`."""
+        """Return the charts of the report as plain values; see `loratools.charts`."""
         return report_charts(self)
 
     def plot(self) -> Figure:
         """Return a matplotlib figure of the report's charts; needs the extra `plot`.
 
         Raises:
-            UnsupportedError: matplotlib is not installed.
+            UnsupportedError: Matplotlib is not installed.
             InputError: There is nothing to draw.
         """
         return report_figure(self)
@@ -444,7 +444,7 @@ class InspectReport(NamedTuple):
         return [{"path": entry.path, **row} for entry in self.sources for row in entry.rows()]
 
     def to_dict(self) -> dict[str, object]:
-        """Return the document of `loratools inspect --json`, without its head."""
+        """Return the document of `loratools inspect --json`, without the fields common to all verbs."""
         return {
             "sources": [entry.to_dict() for entry in self.sources],
             "not_listed": [each.to_dict() for each in self.not_listed],

@@ -1,4 +1,4 @@
-"""The folder of a training run, and which of its checkpoints was the best by the trainer's own record.
+"""The folder of a training run, and its best checkpoint according to the trainer's record.
 
 transformers' Trainer writes `checkpoint-STEP` folders, and in each of them (at the end also beside them)
 `trainer_state.json` with `best_model_checkpoint`, `best_metric`, `best_global_step` and the history of its log.
@@ -21,16 +21,16 @@ _MOST_BYTES = 100_000_000
 
 
 class TrainingRun(NamedTuple):
-    """What the trainer says of a run whose folder was inspected.
+    """What the trainer recorded about a training run.
 
     Attributes:
         path: The folder of the run.
-        state: The file that says it: the latest `trainer_state.json` of the run.
-        steps: How many optimiser steps the run had made when the file was written; None if it does not say.
-        best: The folder of the best checkpoint, by its name; None if the file names none.
-        best_exists: Whether that folder is there.
-        best_step: The optimiser step of the best checkpoint; None if it is not known.
-        metric: The name of the metric that was compared, such as eval_loss; None if the log does not tell.
+        state: The file with the record: the latest `trainer_state.json` of the run.
+        steps: How many optimiser steps the run had made when the file was written; None if unknown.
+        best: The name of the folder of the best checkpoint; None if the file names none.
+        best_exists: Whether that folder exists.
+        best_step: The optimiser step of the best checkpoint; None if unknown.
+        metric: The name of the metric that was compared, such as eval_loss; None if the log does not show it.
         metric_value: Its value for the best checkpoint.
         error: Why the file cannot be read; None if it can.
     """
@@ -53,7 +53,7 @@ class TrainingRun(NamedTuple):
 
 
 def training_runs(folder: Path, sources: Iterable[Path]) -> list[TrainingRun]:
-    """The runs that `folder` is or holds, by the names of the sources that it was searched for."""
+    """The runs in `folder`, or `folder` itself, for the names of the sources found in it."""
     folders = dict.fromkeys([folder, *(path.parent for path in sources if _CHECKPOINT.fullmatch(path.name))])
     return [run for each in folders if (run := _training_run(each)) is not None]
 
@@ -62,7 +62,7 @@ def _training_run(folder: Path) -> TrainingRun | None:
     state = _latest_state(folder)
     if state is None:
         return None
-    # Here, so that an adapter that is no run costs none of it.
+    # Imported here, so that adapters outside of a run do not pay for it.
     from loratools.storage.json_file import read_json
 
     try:
@@ -71,7 +71,7 @@ def _training_run(folder: Path) -> TrainingRun | None:
         return TrainingRun(str(folder), str(state), error=error.message)
     path = fields.get("best_model_checkpoint")
     step = _whole_number(fields.get("best_global_step"))
-    # It is a path of the machine that trained, of either kind.
+    # It is a path on the training machine, of Windows or POSIX.
     name = re.split(r"[/\\]", path.rstrip("/\\"))[-1] if isinstance(path, str) else None
     if name is None and step is not None:
         name = f"checkpoint-{step}"
@@ -93,7 +93,7 @@ def _training_run(folder: Path) -> TrainingRun | None:
 
 
 def _latest_state(folder: Path) -> Path | None:
-    """The state beside the checkpoints, else that of the last of them; None where `folder` is no run."""
+    """The state file beside the checkpoints, else that of the last checkpoint; None if `folder` is no run."""
     try:
         numbered = [(int(m[1]), p) for p in folder.iterdir() if (m := _CHECKPOINT.fullmatch(p.name)) and p.is_dir()]
     except OSError:

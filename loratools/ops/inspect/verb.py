@@ -1,4 +1,4 @@
-"""inspect: what an adapter or a checkpoint holds, from headers alone.
+"""inspect: what an adapter or a checkpoint holds, from headers only.
 
 Importing this file, and inspecting without `values`, imports neither torch nor numpy.
 """
@@ -61,12 +61,13 @@ def inspect(
 ) -> InspectReport:
     """Return what each source holds: an adapter, a checkpoint, or a folder of several of them.
 
-    Of one source that cannot be inspected the error is raised; of several, it takes the place of the source.
+    If the only source cannot be inspected, its error is raised. With several sources, the error becomes the entry of
+    that source.
 
     Args:
         sources: Paths, loaded adapters or opened checkpoints.
-        values: Also read the values: norms and spectra of every update, from its factors, and values that are not
-            finite. This reads the whole file.
+        values: Also read the values: norms and spectra of every update, and NaN and infinite values. This reads the
+            whole file.
         include: Globs over the names of modules, replaced weights and tensors of models; empty selects all. A glob need
             not match in every source.
         exclude: Globs of names to leave out.
@@ -75,15 +76,15 @@ def inspect(
         expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
             not say.
         base: The base model, needed if module names alone are ambiguous: a path, an opened checkpoint, or a `Base`.
-        progress: Called with the number of bytes read since the last call, with `values`. If it has a method `expect`,
-            that method is called first, with the total.
+        progress: Called with the number of bytes read since the last call, if `values` is set. If it has a method
+            `expect`, that method is called first, with the total.
 
     Returns:
-        A report with one entry per source, in the order in which they were given, and for a folder of several with
-        one for each adapter, model and broken file below it.
+        A report with one entry per source, in the order given. A folder of several adapters has one entry for each
+        adapter, model and broken file below it.
 
     Raises:
-        UsageError: Nothing is at the only source, or a glob matches nothing.
+        UsageError: The only source does not exist, or a glob matches nothing.
         InputError: The only source is damaged, unsafe or not supported.
 
     Example:
@@ -98,13 +99,13 @@ def inspect(
     options = _Options(
         values, from_format, rank_from, expert_packing, known_base(base), progress or (lambda nbytes: None), names
     )
-    # Of headers alone nothing is computed that a later change could contradict.
+    # Headers alone are read at once, so that no later change can contradict the result.
     with holding_inputs() if values else nullcontext():
         not_listed: list[NotListed] = []
         runs: list[TrainingRun] = []
         opened: Iterable[_Opened | FailedEntry] = _opened_sources(sources, options, not_listed, runs)
         if values:
-            opened = list(opened)  # the total is known when every header is
+            opened = list(opened)  # the total is known once every header is read
             expect(progress, sum(_bytes_to_read(each.source) for each in opened if isinstance(each, _Opened)))
         entries = [each if isinstance(each, FailedEntry) else _entry(each, options) for each in opened]
         names.require_matches()
@@ -149,7 +150,7 @@ def _opened_sources(
         not_listed += search.not_listed
         runs += training_runs(path, [each.path for each in search.sources])
         for each in search.sources:
-            # As it was given: Path drops a leading `./`, and scripts look their own spelling up.
+            # As it was given: Path drops a leading `./`, and scripts look up their own spelling.
             shown = str(source) if each.path == path else str(each.path)
             try:
                 yield _Opened(_selected(_open(each, options), options.names), shown)
@@ -169,10 +170,10 @@ def _open(source: FoundSource, options: _Options) -> Adapter | Checkpoint:
         )
         adapter = formats.load_source(opened, format=options.format, rank_from=options.rank_from)
         if any(update.as_experts() is not None for update in adapter.updates.values()):
-            # Of the other sources in the same list there is nothing to say.
+            # Applies to the only source.
             (adapter,) = with_expert_layout([adapter], packing=options.expert_packing)
         return adapter
-    # Here, because an adapter needs none of it.
+    # Imported here, because adapters do not need it.
     from loratools import checkpoints
 
     return checkpoints.open_checkpoint(source.path)
@@ -191,8 +192,9 @@ def _entry(opened: _Opened, options: _Options) -> Entry:
 
 
 def _selected(source: Adapter | Checkpoint, names: NameSelection) -> Adapter | Checkpoint:
-    """The part of the source that `include` and `exclude` leave; of quantised weights the names as models have them
-    count too."""
+    """The part of the source that `include` and `exclude` select. Globs also match the logical names of quantised
+    weights.
+    """
     if not names:
         return source
     if isinstance(source, Adapter):
@@ -227,7 +229,7 @@ def _selected(source: Adapter | Checkpoint, names: NameSelection) -> Adapter | C
 
 
 def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEntry:
-    # What several modules share (VeRA's A and B) is stored once.
+    # Tensors that several modules share (VeRA's A and B) are stored, and counted, once.
     tensors = dict.fromkeys([tensor for update in adapter.updates.values() for tensor in update.parts.values()])
     tensors |= dict.fromkeys([replacement.tensor for replacement in adapter.replacements.values()])
     replaced = {name: r.tensor for name, r in adapter.replacements.items()}
@@ -271,14 +273,14 @@ def _checkpoint_entry(checkpoint: Checkpoint, shown: str, options: _Options) -> 
 
 
 def _parameters(checkpoint: Checkpoint) -> int:
-    """How many numbers the weights have; of those that cannot be unpacked, how many are stored."""
+    """The number of weights; for those that cannot be unpacked, the number of stored values."""
     unreadable = checkpoint.quantisation.unreadable.values() if checkpoint.quantisation is not None else ()
     stored = sum(checkpoint.stored[name].elements for weight in unreadable for name in weight.stored)
     return stored + sum(tensor.elements for tensor in checkpoint.weights.values())
 
 
 def _quantised(checkpoint: Checkpoint) -> tuple[QuantisedEntry, ...]:
-    """The quantised weights, those of one scheme and one set of parameters together."""
+    """The quantised weights, grouped by scheme and parameters."""
     if checkpoint.quantisation is None:
         return ()
     readable: dict[tuple[str, str, float, int | None], list[str]] = {}
@@ -326,7 +328,7 @@ def _tensor_entries(tensors: Mapping[str, LazyTensor], options: _Options) -> Ite
 
 
 def _stored_entries(checkpoint: Checkpoint, options: _Options) -> Iterator[TensorEntry]:
-    """The stored tensors by name. Of packed numbers, the values that they mean are looked at."""
+    """The stored tensors by name. For packed numbers, the dequantised values are checked."""
     stored = checkpoint.stored
     if not options.values:
         yield from [TensorEntry(name, (t := stored[name]).shape, t.dtype, t.elements) for name in sorted(stored)]
@@ -344,9 +346,8 @@ def _stored_entries(checkpoint: Checkpoint, options: _Options) -> Iterator[Tenso
 
 
 def _bytes(tensors: Iterable[LazyTensor], options: _Options) -> int:
-    """Size of the files that the tensors are stored in; of the tensors alone, where they are a selection or have no
-    place there."""
+    """Size of the files that hold the tensors; of the tensors alone if they are a selection or in memory."""
     tensors = list(tensors)
-    # By identity before they are compared: 90,000 tensors lie in a few files.
+    # Compared by identity first: 90,000 tensors lie in a few files.
     files = {id(location.file): location.file for t in tensors if (location := t.location) is not None}
     return sum(f.size for f in {*files.values()}) if files and not options.names else sum(t.nbytes for t in tensors)

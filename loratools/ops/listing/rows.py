@@ -1,4 +1,4 @@
-"""What a list tells of each adapter, and of what else lies in the folders."""
+"""The report of list: one row per adapter, and the other files in the folders."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class ListedAdapter:
     Attributes:
         path: Where it is.
         format: Its format; None if it could not be read.
-        kind: The kinds of its updates, joined by ` + `; "replaced weights" where it has nothing else.
-        family: The family of image models that it is for; None if that is not known, and of language models.
+        kind: The kinds of its updates, joined by ` + `; `replaced weights` if it has no updates.
+        family: The family of image models that it belongs to; None if it is unknown or the model is a language model.
         base_model: The base model that it names; None if it names none.
         modules: How many modules it changes.
         rank: The largest rank; None if its kind has none.
         ranks: How many modules have each rank, the commonest first.
-        alpha: The commonest alpha of the modules of the largest rank; None if their kind has none.
-        scale: The commonest number that their updates are multiplied with.
+        alpha: The commonest alpha among the modules of the largest rank; None if their kind has none.
+        scale: The commonest scale of its updates.
         dtype: The commonest dtype of its tensors.
-        parameters: How many numbers it stores.
+        parameters: How many values it stores.
         bytes: Size of its files in bytes.
-        title: What its header calls it; None if it has no title.
-        trigger_words: Words that call it up, as its header has them.
-        date: The day on which it was made, by its header; None if that does not say.
+        title: The title in its header; None if there is none.
+        trigger_words: The trigger words in its header.
+        date: The creation date in its header; None if there is none.
         modified: When its file was last changed, UTC, such as 2024-07-31T10:20:30Z.
         warnings: Warnings about it, as sentences.
         error: Why it could not be read; None if it could.
@@ -60,7 +60,7 @@ class ListedAdapter:
 
     @property
     def name(self) -> str:
-        """The last part of the path, which is what people call it."""
+        """The last part of the path."""
         return Path(self.path).name or self.path
 
     def to_dict(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ class ListedAdapter:
 
 @dataclass(frozen=True)
 class OtherSource:
-    """Something in the folders that is no adapter.
+    """Something in the folders that is not an adapter.
 
     Attributes:
         path: Where it is.
@@ -88,11 +88,11 @@ class OtherSource:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Adapters that do the same.
+    """Adapters that have the same effect.
 
     Attributes:
         paths: Where they are.
-        how: `file` where their bytes are the same, `values` where their updates are the same up to rounding.
+        how: `file` if their bytes are equal, `values` if their updates are equal up to rounding.
     """
 
     paths: tuple[str, ...]
@@ -101,15 +101,15 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class ListReport:
-    """The adapters below some folders.
+    """The report of list: the adapters in some folders.
 
     Attributes:
-        adapters: One row per adapter, in the order that was asked for.
-        others: What is no adapter, and what it is.
-        duplicates: Groups of adapters that do the same; empty if that was not asked for.
-        hidden: How many adapters a condition has left out.
-        not_compared: Paths of adapters whose values could not be compared with those of others: they depend on their
-            base, or replace weights, or their values are damaged.
+        adapters: One row per adapter, in the requested order.
+        others: Files and folders that are not adapters, and what they are.
+        duplicates: Groups of adapters that have the same effect; empty if duplicates were not requested.
+        hidden: How many adapters the condition excludes.
+        not_compared: Paths of adapters whose values could not be compared, because they depend on the base, replace
+            weights or are damaged.
     """
 
     adapters: tuple[ListedAdapter, ...]
@@ -128,7 +128,7 @@ class ListReport:
         return [adapter.to_dict() for adapter in self.adapters]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools list --json`, without its head."""
+        """Return the document of `loratools list --json`, without the fields common to all verbs."""
         return {
             "adapters": self.rows(),
             "others": [{"path": other.path, "what": other.what} for other in self.others],

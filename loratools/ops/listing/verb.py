@@ -1,4 +1,4 @@
-"""list: a row for every adapter below some folders, from headers alone."""
+"""list: one row for every adapter in some folders, from headers only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from loratools.storage.files import quoted
 
 _Unit = TypeVar("_Unit")
 
-# Columns that conditions and `sort` know, and what is in them.
+# The columns that conditions and `sort` accept, and their values.
 _OF_NUMBERS = frozenset({"modules", "rank", "alpha", "scale", "parameters", "bytes"})
 _OF_SEVERAL = frozenset({"trigger_words", "warnings"})
 COLUMNS: dict[str, type] = {
@@ -55,30 +55,30 @@ def list_adapters(
     execution: Literal["local", "forked"] = "local",
     progress: Callable[[int], None] | None = None,
 ) -> ListReport:
-    """Return a row for every adapter below some folders, from headers alone.
+    """List every adapter in some folders, one row each, from headers only.
 
-    Folders are searched with all their subfolders. A file that is linked to from several places has one row.
+    Folders are searched with all their subfolders. A file that several links lead to has one row.
 
     Args:
         folders: Folders, or single adapters.
-        where: A condition on columns: `"rank >= 32 and family = flux and not title ~ '*test*'"`. Texts are compared
-            without regard to case; `~` compares with a glob, and sizes may be written as 200MB.
-        sort: The column to sort by; `-bytes` sorts from the largest to the smallest. By path where it is not given.
+        where: A condition on columns: `"rank >= 32 and family = flux and not title ~ '*test*'"`. Text comparison
+            ignores case, `~` matches a glob, and sizes may be written as 200MB.
+        sort: The column to sort by; `-bytes` sorts by size, largest first. None sorts by path.
         duplicates: Also look for adapters that are the same file, by SHA-256.
-        values: With `duplicates`, also look for adapters whose updates are the same up to rounding under other names,
-            in other formats or dtypes. This reads the files.
-        cache: Keep what was read in the user's cache folder, and take from there what has not changed since.
-        threads: How many read at once; as many as there are cores where it is not given.
-        execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
-            threads, on Linux).
+        values: With `duplicates`, also look for adapters whose updates are equal up to rounding under other names,
+            formats or dtypes. This reads the files.
+        cache: Keep what was read in the user's cache folder, and read only files that changed since.
+        threads: How many files are read at once; one per CPU if None.
+        execution: `local` uses threads of this process. `forked` uses processes: it is faster, needs Linux, and the
+            calling program must have no other threads.
         progress: Called with the number of files read since the last call. If it has a method `expect`, that method is
             called first, with the total.
 
     Returns:
-        A report with one row per adapter, and with what else lies in the folders.
+        A report with one row per adapter, and a list of the other files in the folders.
 
     Raises:
-        UsageError: A folder does not exist, or the condition or the column cannot be understood.
+        UsageError: A folder does not exist, or the condition or the column is invalid.
 
     Example:
         >>> import loratools
@@ -112,7 +112,7 @@ def list_adapters(
 
 
 class _Order(NamedTuple):
-    """The column to sort by, and whether from the largest on."""
+    """The column to sort by, and whether the order is descending."""
 
     column: str | None = None
     falling: bool = False
@@ -127,7 +127,7 @@ class _Order(NamedTuple):
         return cls(column, text.startswith("-"))
 
     def sorted(self, adapters: Sequence[ListedAdapter]) -> list[ListedAdapter]:
-        """In order of the column; those that have nothing there come last."""
+        """Sorted by the column; rows without a value there come last."""
         column = self.column
         if column is None:
             return list(adapters)
@@ -142,14 +142,14 @@ def _key(value: object) -> tuple[float, str]:
 
 
 class _Examined(NamedTuple):
-    """Whether a file is an adapter, and what was found in it; None if the verdict says why nothing was."""
+    """Whether a file is an adapter, and its row; if there is no row, the verdict says why."""
 
     verdict: Verdict
     outcome: Outcome | None
 
 
 class _Reading:
-    """Reads what is in folders, as far as the catalogue does not know it already."""
+    """Reads the entries of folders, unless the catalogue has them already."""
 
     def __init__(
         self, catalogue: Catalogue, execution: str, threads: int, progress: Callable[[int], None] | None
@@ -161,7 +161,7 @@ class _Reading:
         self._outcomes: dict[str, Outcome] = {}
 
     def outcomes(self, folder: Path) -> list[Outcome]:
-        """What is at and below a path, in natural order."""
+        """The files and folders at and below a path, in natural order."""
         try:
             search = sources_at(folder, None, decide=self._decide)
         except (LoraToolsError, OSError) as error:
@@ -177,13 +177,15 @@ class _Reading:
         return [*outcomes, *others]
 
     def duplicates(self, adapters: Sequence[ListedAdapter], *, values: bool) -> tuple[list[Duplicates], list[str]]:
-        """Groups of adapters that do the same, each path in one at most; and those whose values tell nothing."""
+        """Groups of adapters with the same effect, each path in at most one group; and those whose values cannot be
+        compared.
+        """
         paths = [adapter.path for adapter in adapters if adapter.error is None]
         same = same_files(paths)
         groups = [Duplicates(group, "file") for group in same]
         if not values:
             return groups, []
-        # Of equal files one stands for all.
+        # One of several equal files is enough.
         copies = {path for group in same for path in group[1:]}
         single = [path for path in paths if path not in copies]
         expect(self._progress, len(single))
@@ -224,12 +226,12 @@ class _Reading:
 
 
 def _stamps(paths: Iterable[Path]) -> dict[str, str]:
-    # The catalogue is for all folders from which the program is called.
+    # The catalogue is shared by all folders that were ever listed.
     return {str(path): text for path in paths if (text := stamp(path)) is not None}
 
 
 def _examined_file(path: Path) -> _Examined:
-    """What a file is whose name does not tell: opened and asked for its format once."""
+    """The kind of a file whose name does not show it. The file is opened once, to detect its format."""
     try:
         source = open_source(path)
         claims = formats.claims_of(source)
@@ -249,7 +251,7 @@ def _examined(source: FoundSource) -> _Examined:
 def _of_adapter(path: Path, load: Callable[[], Adapter]) -> _Examined:
     modified = modified_at(path)
     try:
-        # Loaded here, because `inspect` would have to find out again what lies at the path.
+        # Loaded here, because `inspect` would have to detect the format again.
         entry = inspect(load()).sources[0]
     except (LoraToolsError, OSError) as error:
         return _Examined(True, row_of_error(str(path), error, modified))
@@ -265,7 +267,7 @@ def _of_checkpoint(path: Path) -> _Examined:
 
 
 def _one_for_each_file(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """Each outcome once; of adapters that are one file by links, the first, and for each other a line that says so."""
+    """Each outcome once: for adapters that are one file by links, the first, and a line for each other."""
     first_paths: dict[object, str] = {}
     for outcome in outcomes:
         try:

@@ -64,8 +64,8 @@ def exact_factors(update: Update, name: str, whose: str) -> Factors:
     """Factors of the update in float64, scale included; of a vector its values, as one column.
 
     Raises:
-        UnsupportedError: it depends on the weights of its base, or its tensors do not tell a matrix.
-        InputError: values that are not finite, named.
+        UnsupportedError: It depends on the weights of its base, or its tensors do not tell a matrix.
+        InputError: Values that are not finite, named.
     """
     factors = update.factors()
     if factors is None:

@@ -1,8 +1,8 @@
-"""What combining and resizing share: a delta as exact factors, brought to a rank, stored, and what that lost.
+"""Reduction of a delta: exact factors, truncated to a rank, stored in a dtype, with the measured loss.
 
 Everything is computed in float64 from the factors (`algebra.lowrank`); dense matrices are never formed. Losses are
-measured on the values as they are stored, as norms of differences that are formed from factors: subtracting norms
-would drown a loss of 1e-9 in rounding.
+measured on the stored values, as norms of differences formed from factors: a difference of norms would drown a loss of
+1e-9 in rounding.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from loratools.methods import Combination
 
 
-# Below this many on the shorter side a dense matrix is decomposed in float64, whatever is asked of it.
+# Below this size of the shorter side, a dense matrix is always decomposed in float64.
 _SMALL = 384
-# Rows of a dense matrix at a time.
+# Rows of a dense matrix that are read at a time.
 _ROWS = 256
 
 
@@ -41,11 +41,11 @@ class ReducedModule:
 
     Attributes:
         name: The name of the module.
-        rank_in: The rank before; None of a vector.
-        rank: The stored rank; None of a vector.
-        energy: The share of the squared Frobenius norm that the stored values hold.
+        rank_in: The rank before; None for a vector.
+        rank: The stored rank; None for a vector.
+        energy: The share of the squared Frobenius norm that the stored values keep.
         error: The relative Frobenius error of the stored values.
-        norm: The Frobenius norm of what the delta should be.
+        norm: The Frobenius norm of the exact delta.
     """
 
     name: str
@@ -62,7 +62,7 @@ class ReducedModule:
 
 @dataclass(frozen=True)
 class Stored:
-    """An update as it will be written, the Frobenius `norm` of what it should be, and that of what is `lost`."""
+    """An update as it will be written, the Frobenius `norm` of the exact delta, and that of what is `lost`."""
 
     update: Update
     norm: float
@@ -75,7 +75,7 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
-    """What is stored, with its values and what they should be; not kept, as those of all modules are many."""
+    """The stored values and the exact ones of one module. They are not kept, since those of all modules are large."""
 
     stored: Stored
     factors: Factors
@@ -83,14 +83,14 @@ class Reduced:
 
 
 def overall_error(modules: Sequence[ReducedModule]) -> float:
-    """Relative Frobenius error of all modules together."""
+    """The relative Frobenius error over all modules."""
     total = math.fsum(m.norm**2 for m in modules)
     lost = math.fsum((m.norm * m.error) ** 2 for m in modules)
     return math.sqrt(lost / total) if total else 0.0
 
 
 def passed_through(update: Update, factors: Factors, name: str, dtype: str | None) -> Reduced:
-    """The update as it is, its tensors byte for byte, unless another dtype is asked for."""
+    """The update unchanged, its tensors byte for byte, or cast if another dtype is requested."""
     from loratools.algebra.lowrank import norm
 
     size = norm(factors)
@@ -114,12 +114,13 @@ def reduced(
     unchanged_dtype: str | None,
     layout: Layout | None = None,
 ) -> Reduced:
-    """The nearest delta within `limit`, stored in `dtype` at scale 1 as a LoRA of such a `layout` (a linear layer's).
+    """The nearest delta within `limit`, stored in `dtype` at scale 1 as a LoRA with the layout `layout` (a linear
+    layer's by default).
 
-    A delta that is within it already is stored as it is; where it is that of the update `unchanged`, as that update.
+    A delta within the limit is stored as it is; if it is also the delta of the update `unchanged`, that update is kept.
 
     Raises:
-        UsageError: a dense matrix, and no limit.
+        UsageError: The matrix is dense, and no limit is given.
     """
     from loratools.algebra.lowrank import Factors, Framed, decompose, norm, truncate
 
@@ -140,8 +141,8 @@ def reduced(
     update = _stored_as(truncated, name, dtype, layout)
     values = _factors(update)
     rounding = _difference(truncated, values)
-    # |tail - rounding|^2. The tail is what was cut off: factors - kept, orthogonal to what was kept, so the product is
-    # a small difference of small numbers, and only a correction.
+    # |tail - rounding|^2. The tail is what was cut off: factors - kept. It is orthogonal to the kept part, so the
+    # product is a small difference of small numbers, and only a correction.
     tail = float(core.s[rank:].square().sum())
     product = inner(factors, rounding) - inner(truncated, rounding)
     lost = math.sqrt(max(0.0, tail - 2 * product + inner(rounding, rounding)))
@@ -179,12 +180,12 @@ def _reduced_dense(delta: Tensor, limit: Limit, name: str, dtype: str, layout: L
 
 def _factors(update: LoRA) -> Factors:
     factors = update.factors()
-    assert factors is not None, "what depends on its base is not reduced"
+    assert factors is not None, "updates that depend on the base cannot be reduced"
     return factors
 
 
 def inner(f: Factors, g: Factors) -> float:
-    """Frobenius inner product; for values that come from files, which need no balancing to stay in range."""
+    """The Frobenius inner product of stored values, which need no balancing to stay in range."""
     return float(((f.b.mT @ g.b) * (f.a @ g.a.mT)).sum())
 
 
@@ -197,13 +198,13 @@ def widest(dtypes: Sequence[str]) -> str:
 
 
 def update_dtype(update: Update) -> str:
-    """The widest dtype among the tensors of an update; float32 for those (float8) that are not computed in."""
+    """The widest dtype among the tensors of an update; float32 for dtypes without arithmetic (float8)."""
     dtype = widest([t.dtype for t in update.parts.values()])
     return dtype if parse_float_dtype(dtype) else "F32"
 
 
 def _without_noise(core: Core, factors: Factors) -> Core:
-    """The decomposition with those singular values zero that may be rounding of terms that cancel, as in `x - x`."""
+    """The decomposition, with singular values set to zero that may be rounding of terms that cancel, as in `x - x`."""
     import torch
 
     terms = torch.linalg.vector_norm(factors.b, dim=0) * torch.linalg.vector_norm(factors.a, dim=1)
@@ -218,7 +219,7 @@ def _stored_as(factors: Factors, name: str, dtype: str, layout: Layout | None) -
 
 
 def _difference(target: Factors, stored: Factors) -> Factors:
-    """Factors of `found - wanted`, each term a rounding error times a factor: nothing large cancels in it."""
+    """Factors of `stored - exact`, each term a rounding error times a factor: nothing large cancels in it."""
     from loratools.algebra.lowrank import Factors, concatenate
 
     error_of_b = Factors(stored.b - target.b, stored.a)
@@ -227,5 +228,7 @@ def _difference(target: Factors, stored: Factors) -> Factors:
 
 
 def _norm(factors: Factors) -> float:
-    """Frobenius norm where terms do not cancel; several times faster than from triangular factors (`lowrank.norm`)."""
+    """The Frobenius norm of factors whose terms do not cancel; several times faster than from triangular factors
+    (`lowrank.norm`).
+    """
     return math.sqrt(max(0.0, inner(factors, factors)))

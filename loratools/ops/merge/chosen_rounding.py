@@ -38,8 +38,8 @@ def with_rounding(
         aliases: Other names of the base's weights, by which moments may be stored: those of the model in memory.
 
     Raises:
-        UsageError, FormatError: the file of moments does not exist, or is no such file.
-        MismatchError: moments do not fit the weight that they belong to.
+        UsageError, FormatError: The file of moments does not exist, or is no such file.
+        MismatchError: Moments do not fit the weight that they belong to.
     """
     if options.rounding == "nearest":
         return dict(outputs), []

@@ -23,8 +23,8 @@ def with_initial(
     The base was W - s B0 A0, and is W + (s B A - s B0 A0) after training.
 
     Raises:
-        UsageError: there are not as many initial adapters as adapters that need one.
-        MismatchError: one has other modules, or another scale, than the adapter that it became.
+        UsageError: There are not as many initial adapters as adapters that need one.
+        MismatchError: One has other modules, or another scale, than the adapter that it became.
     """
     needing = [adapter for adapter, _ in adapters if adapter.initialisation_changed_base is not None]
     if len(initial) < len(needing):

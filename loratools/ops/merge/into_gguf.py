@@ -69,7 +69,7 @@ def in_types_of_gguf(base: Checkpoint, outputs: Mapping[str, Output], dtype: str
     have. Dequantised weights are float16 if None.
 
     Raises:
-        UnsupportedError: a tensor has another shape than in the base, or none there.
+        UnsupportedError: A tensor has another shape than in the base, or none there.
     """
     stored: dict[str, Output] = {}
     packed = base.quantisation.weights if base.quantisation is not None else {}

@@ -1,4 +1,4 @@
-"""Merge weighted adapters into a model in memory: the values that a merge of its files would have, bit for bit."""
+"""Merge weighted adapters into a model in memory, with the same values, bit for bit, as a merge of its files."""
 
 from __future__ import annotations
 
@@ -54,36 +54,38 @@ def merge_into(
 ) -> MergeReport:
     """Add weighted adapters to the weights of a model in memory: `W' = round(W + sum of weight * dW)`.
 
-    Sums are formed in float32 (float64 for float64 weights) and rounded once to the dtype of each parameter, as `merge`
-    does with files: the values are the same bit for bit. All new values are computed before the first is put in
-    place, so that an error leaves the model as it was; they take the memory of the changed weights once more.
+    Sums are formed in float32 (float64 for float64 weights) and rounded once to the dtype of each parameter, exactly as
+    `merge` does with files. All new values are computed before the first one is stored, so an error leaves the model
+    unchanged. The new values need as much memory as the changed weights.
 
     Args:
-        model: A model of torch, such as one of transformers or diffusers, on any device, not quantised and without
-            adapters of PEFT around its layers.
+        model: A torch module, such as a model of transformers or diffusers, on any device. It must not be quantised or
+            have PEFT adapters around its layers.
         adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 if none is given).
         rounding: `nearest`, `stochastic`, `adapter` or `calibrated`: how sums are rounded to the parameter's dtype.
-        seed: Random seed of stochastic rounding.
-        penalty: With `adapter` and `calibrated`: how much an error in other directions counts.
-        moments: With `calibrated`: a file of second moments of inputs.
-        allow_partial: Leave out what has no place in the model, and list it.
+        seed: Random seed of `stochastic` rounding. Equal seeds give equal values.
+        penalty: With `adapter` and `calibrated` rounding: how much rounding errors on all other inputs count.
+        moments: With `calibrated` rounding: a safetensors file with the sum of x x' over the inputs x of each module,
+            (in, in), under the module's name.
+        allow_partial: Leave out what does not fit the model, and list it in the report.
         include: Globs over module names; empty selects all.
         exclude: Globs of names to leave out.
         rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
         from_format: The format of the adapters; detected from the content if None.
-        initial: What adapters were before training, for those that moved the base.
+        initial: For each adapter whose initialisation changed the base (PiSSA, OLoRA, CorDA, LoRA-GA), the adapter as
+            it was before training, in the same order. It is subtracted.
         expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
             not say.
         expert_orientation: `out-in` or `in-out`: the orientation of square fused experts, if the files do not say.
         threads: Number of workers; one per CPU if None. The result does not depend on it.
 
     Returns:
-        The report of the merge, with `output` None.
+        The report of the merge; its `output` is None.
 
     Raises:
-        UsageError: The model has adapters around its layers, or values that are not in memory.
-        UnsupportedError: The model is quantised, or the adapters would give it other layers.
-        MismatchError: Something of an adapter finds no place, or replaces a weight by one of another shape.
+        UsageError: The model has adapters around its layers, or weights that are not in memory.
+        UnsupportedError: The model is quantised, or the adapters would change its layers.
+        MismatchError: A module of an adapter does not exist in the model, or a weight has a different shape.
         InputError: Values are NaN or infinite, or too large for the dtype of a parameter.
 
     Example:
@@ -139,7 +141,7 @@ def merge_into(
 
 @dataclass(frozen=True, eq=False)
 class _Computed:
-    """New values of a parameter, on the CPU, filled block by block."""
+    """The new values of a parameter, on the CPU, filled block by block."""
 
     values: Tensor
     memory: memoryview
@@ -174,17 +176,17 @@ def _plan(merged: MergedWeights, adapters: Sequence[tuple[Any, float]], options:
 
 
 def _refuse_other_shapes(merged: MergedWeights) -> None:
-    """Refuse what a model in memory has no place for: layers, weights and rows that it has not."""
+    """Refuse layers, weights and rows that the model in memory does not have."""
     if merged.deeper is not None:
         raise UnsupportedError(
-            "an adapter repeats layers of its base, and the layers of a model in memory stay as many as they are",
+            "an adapter repeats layers of its base, and the number of layers of a model in memory cannot change",
             hint="merge into the files of the base: loratools.merge(base, adapters, out)",
         )
     if merged.added:
         raise MismatchError(
             f"{len(merged.added)} weights of the adapters do not exist in the model",
             details=list(merged.added),
-            hint="load the model with them, such as the class with that head, or merge into the files of the base",
+            hint="load the model with them, for example the class with that head, or merge into the files of the base",
         )
     weights = merged.base.weights
     resized = [
@@ -201,7 +203,7 @@ def _refuse_other_shapes(merged: MergedWeights) -> None:
 
 
 def _copied(merge_plan: MergePlan, computed: Mapping[str, _Computed]) -> None:
-    """Fill in what is replaced as a whole, and of which no row is computed."""
+    """Store replaced weights, of which no rows are computed."""
     for output in merge_plan.outputs:
         if output.touched and output.copied is not None:
             computed[output.name].values.copy_(output.values.read())

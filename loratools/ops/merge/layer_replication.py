@@ -44,7 +44,7 @@ def replication(adapters: Sequence[Adapter]) -> Replication | None:
     """What the adapters say of repeated layers; None if they say nothing.
 
     Raises:
-        MismatchError: they count the layers in different ways.
+        MismatchError: They count the layers in different ways.
     """
     require_same_layers(adapters, hint="merge them one at a time")
     order = adapters[0].layer_order if adapters else ()
@@ -55,7 +55,7 @@ def replicated(base: Checkpoint, replication: Replication) -> Checkpoint:
     """The base with its layers repeated; every copy is the same bytes of the same file.
 
     Raises:
-        MismatchError: the base has no such layers.
+        MismatchError: The base has no such layers.
     """
     stack = stack_to_repeat(base.weights, replication.order, str(base.path))
 

@@ -58,8 +58,8 @@ class ModelInMemory:
         """The weights of a model.
 
         Raises:
-            UsageError: it has adapters around its layers, or values that are not in memory.
-            UnsupportedError: it is quantised.
+            UsageError: It has adapters around its layers, or values that are not in memory.
+            UnsupportedError: It is quantised.
         """
         config = _config_of(model)
         if config.get("quantization_config") or getattr(model, "is_quantized", False):

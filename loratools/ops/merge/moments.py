@@ -25,9 +25,9 @@ def read_moments(path: str | Path) -> dict[str, LazyTensor]:
     """The moments in the file, by the names that they have there.
 
     Raises:
-        UsageError: there is no such file.
-        FormatError: it is no safetensors file.
-        MismatchError: a tensor is no square matrix of floating-point numbers.
+        UsageError: There is no such file.
+        FormatError: It is no safetensors file.
+        MismatchError: A tensor is no square matrix of floating-point numbers.
     """
     path = Path(path)
     if not path.is_file():

@@ -32,7 +32,7 @@ def is_one_file(out: Path, base: Checkpoint) -> bool:
     """Whether the result is one file: the base is, and the name of the output says so.
 
     Raises:
-        UsageError: the name promises a file that a merge does not write.
+        UsageError: The name promises a file that a merge does not write.
     """
     suffix = out.suffix.lower()
     if is_gguf(base):
@@ -64,7 +64,7 @@ def as_one_file(plan: MergePlan) -> MergePlan:
     """The plan for one file: without what a folder would have beside it, of which a warning speaks.
 
     Raises:
-        UsageError: the weights do not go into one file, as they are to be cut.
+        UsageError: The weights do not go into one file, as they are to be cut.
     """
     if len(plan.files) > 1:
         raise UsageError(

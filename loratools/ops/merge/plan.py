@@ -1,6 +1,6 @@
-"""What a merge will do: every tensor of the result, where it comes from, and what beside the weights comes along.
+"""The plan of a merge: every tensor of the result, where its values come from, and the other files of the output.
 
-Built from headers and configs; no values are read, save to compare two adapters that replace the same weight.
+Built from headers and configs. Values are read only to compare two adapters that replace the same weight.
 """
 
 from __future__ import annotations
@@ -40,32 +40,33 @@ from loratools.storage.files import free_space, quoted
 from loratools.storage.safetensors_writer import TensorSpec, layout
 from loratools.storage.streamed_file import FileLayout
 
-# A unit is what one worker does at a time: large enough to be worth a hand-over, small enough to share one big tensor.
+# A unit is the work that one worker does at a time: large enough to amortise handing it over, small enough to share one
+# large tensor among workers.
 _UNIT_BYTES = 32 << 20
-# Measured: a process that has imported numpy, and what a worker holds beside its factors.
+# Measured: a process that has imported numpy, and the memory of a worker without its factors.
 _PROCESS_BYTES = 40 << 20
 _BLOCKS_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """The plan of a merge, worked out from headers.
+    """The plan of a merge, computed from headers.
 
     Attributes:
-        base: The base as its weights are merged: where they are dequantised, a checkpoint of plain weights.
+        base: The base as it is merged; if its weights are dequantised, a checkpoint of plain weights.
         adapters: The adapters, in the order given.
         weights: The weight of each adapter.
-        matches: Where the names of each adapter go, which is nowhere for an adapter of weight 0.
-        files: The files with weights that will be written.
+        matches: For each adapter, the places of its names in the base; empty for an adapter of weight 0.
+        files: The weight files that will be written.
         side_files: The other files that will be written.
-        added: Names of weights that the base does not have.
+        added: Names of new weights, which the base does not have.
         warnings: Warnings about the result, as sentences.
-        out: Where the result goes.
-        rounding: How sums are rounded to the dtype that they are stored in.
+        out: The path of the result.
+        rounding: How sums are rounded to the stored dtype.
         one_file: Whether the result is one file and not a folder.
-        trained_on: How the base was quantised in training, where the adapters are added to the values that training
-            saw.
-        options: What was asked for.
+        trained_on: How the base was quantised in training, if the adapters are added to those dequantised values; else
+            None.
+        options: The options of the merge.
     """
 
     base: Checkpoint
@@ -89,7 +90,7 @@ class MergePlan:
 
     @property
     def active(self) -> list[tuple[Adapter, float]]:
-        """The adapters that take part, with their weights."""
+        """The adapters with a weight other than 0, and their weights."""
         return [(a, w) for a, w in zip(self.adapters, self.weights, strict=True) if w]
 
     @property
@@ -108,7 +109,7 @@ class MergePlan:
 
     @property
     def copied(self) -> int:
-        """How many tensors go over as the base has them, in another dtype at most."""
+        """How many tensors are copied from the base, or only cast to another dtype."""
         dequantized = {*self.dequantized}
         return sum(1 for o in self.outputs if not o.touched and o.name not in dequantized)
 
@@ -137,18 +138,17 @@ class MergePlan:
 
     @property
     def memory(self) -> int:
-        """Bytes that each of the processes of the merge will hold at most, about."""
+        """An estimate of the peak memory of each worker process, in bytes."""
         merged = [o.merged for o in self.outputs]
         factors = max((sum(t.nbytes for u in o.updates for t in u.update.parts.values()) for o in merged), default=0)
-        # A kind that looks at its whole weight, or makes its delta whole, holds them in float64: base, result, and
-        # what it works with.
+        # A kind that needs its whole weight or whole delta holds them in float64: base, result and temporaries.
         largest_at_once = max((4 * 8 * math.prod(o.shape) for o in merged if o.needs_whole), default=0)
         feedback = max((feedback_memory(o) for o in merged), default=0)
         feedback += max((requantising_memory(r) for r in self.requantized), default=0)
         return _PROCESS_BYTES + _BLOCKS_BYTES + 4 * factors + largest_at_once + feedback + unpacking_memory(merged)
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools merge --plan --json`, without its head."""
+        """Return the document of `loratools merge --plan --json`, without the fields common to all verbs."""
         touched = [o.merged for o in self.outputs if o.touched]
         return {
             "plan": {
@@ -202,7 +202,7 @@ class MergePlan:
         }
 
     def require_space(self, out: Path) -> None:
-        """Raise MachineError where the disk of `out` cannot take the result; checked before anything is written."""
+        """Check that the disk of `out` has room for the result, before anything is written."""
         needed = self.bytes_written + sum(f.source.stat().st_size for f in self.side_files if f.source is not None)
         free = free_space(out.parent)
         if needed > free:
@@ -222,8 +222,10 @@ def plan_merge(
     """Plan the merge of weighted adapters into `base`.
 
     Raises:
-        UnsupportedError: an adapter would change a weight that the base stores quantised, and it is not dequantised.
-        MismatchError: something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
+        UnsupportedError: An adapter would change a quantised weight, and neither dequantising nor requantising is
+            requested.
+        MismatchError: Part of an adapter does not fit the base (unless `allow_partial`), or two adapters contradict
+            each other.
     """
     merged = merged_weights(base, adapters, options)
     base, active = merged.base, [adapter for adapter, weight in adapters if weight]
@@ -261,7 +263,7 @@ def file_layout(file: OutputFile) -> FileLayout:
 
 
 def work_units(plan: MergePlan) -> list[WorkUnit]:
-    """Every byte of every output file, in exactly one unit, in file order."""
+    """All bytes of every output file, each in exactly one unit, in file order."""
     units: list[WorkUnit] = []
     for i, file in enumerate(plan.files):
         for output in file.outputs:
@@ -279,7 +281,7 @@ def work_units(plan: MergePlan) -> list[WorkUnit]:
 
 
 def _files(base: Checkpoint, outputs: Mapping[str, Output], max_shard_bytes: int | None) -> tuple[OutputFile, ...]:
-    """The base's own files, new tensors at the end of the last one; or files of at most `max_shard_bytes`.
+    """The files of the base, with new tensors at the end of the last one; or files of at most `max_shard_bytes`.
 
     Each component of the base has files of its own.
     """
@@ -296,12 +298,12 @@ def _files(base: Checkpoint, outputs: Mapping[str, Output], max_shard_bytes: int
 
 
 def _component_of(name: str, base: Checkpoint) -> Component:
-    """The one whose prefix the name has; a name without any belongs to the first."""
+    """The component whose prefix the name has. A name without a prefix belongs to the first component."""
     return next((c for c in base.components if c.prefix and name.startswith(c.prefix)), base.components[0])
 
 
 def _files_as_stored(component: Component, outputs: Sequence[Output]) -> list[OutputFile]:
-    """As the component has them; what it has not got is put at the end of the last one."""
+    """The tensors in the component's order, with new ones at the end of the last file."""
     unassigned = {o.name: o for o in outputs}
     groups = [
         [unassigned.pop(component.prefix + n) for n in f.tensors if component.prefix + n in unassigned]
@@ -343,7 +345,7 @@ def index_names(plan: MergePlan) -> list[str]:
 
 
 def index_texts(plan: MergePlan) -> dict[str, str]:
-    """The indexes of the result: name -> text."""
+    """The indexes of the result, as a mapping of file name to text."""
     texts: dict[str, str] = {}
     for component in plan.base.components:
         files = [f for f in plan.files if f.index == component.index_name]

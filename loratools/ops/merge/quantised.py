@@ -57,7 +57,7 @@ def dequantised_base(base: Checkpoint) -> Checkpoint:
     Its config is still the one that the base has, since the schemes' settings are in it.
 
     Raises:
-        UnsupportedError: a weight is packed in a way that is not read, so that it cannot be written as floats.
+        UnsupportedError: A weight is packed in a way that is not read, so that it cannot be written as floats.
     """
     base.require_readable()
     quantisation = base.quantisation

@@ -1,4 +1,4 @@
-"""What a merge did, in numbers: the whole, and weight by weight."""
+"""The report of a merge, in total and per weight."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """What became of one weight in a merge.
+    """The result of a merge for one weight.
 
     Attributes:
         name: The name of the weight.
         adapters: Positions of the adapters that changed it, from 0, in the order given.
         gain: `<merged - base, dW> / <dW, dW>`; None if it was replaced.
-        max_error_ratio: The largest error in the rows that were checked, as a share of what is allowed; None if nothing
-            was checked.
+        max_error_ratio: The largest error in the rows that were checked, as a share of the allowed error; None if
+            nothing was checked.
     """
 
     name: str
@@ -39,15 +39,15 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class RequantizedTensor:
-    """A merged weight that is stored in the scheme of the base again.
+    """A merged weight that is stored in the quantisation scheme of the base again.
 
     Attributes:
-        name: The weight.
-        scheme: Its scheme and the numbers in it: `bitsandbytes: nf4`.
-        error_before: ||stored - sum|| / ||update|| if the sum were stored in the float dtype of the weight, as with
+        name: The name of the weight.
+        scheme: Its scheme and number format, such as `bitsandbytes: nf4`.
+        error_before: `||stored - sum|| / ||update||` if the sum were stored in the float dtype of the weight, as with
             `dequantize`; None if the update is zero.
-        error_after: The same of what is stored.
-        gain: How much of the update is in the result.
+        error_after: The same ratio for the requantised values.
+        gain: The share of the update that is in the result.
     """
 
     name: str
@@ -64,32 +64,32 @@ class RequantizedTensor:
 class MergeReport:
     """The report of a merge.
 
-    Of a plan `output` is None and nothing is measured. Shares and ratios are None if there was nothing to measure.
+    For a plan, `output` is None and nothing is measured. Shares and ratios are None if there was nothing to measure.
 
-    `gain` and `unchanged_share` are measured on every block of 49,152 weights where a unit of work (32 MiB) has up to
-    16 of them, and on every fourth where it has more. `max_error_ratio` is of nine rows in each unit.
+    `gain` and `unchanged_share` are measured on every block of 49,152 weights if a unit of work (32 MiB) has up to 16
+    blocks, and on every fourth block if it has more. `max_error_ratio` covers nine rows of each unit.
 
     Attributes:
         output: Where the result was written; None if nothing was written.
-        adapters: Each adapter as it was named, and its weight.
-        tensors: One entry per weight that was touched.
-        merged_weights: How many weights were added to.
-        untouched: How many weights were copied as they are, or only dequantised.
+        adapters: Each adapter as the caller named it, and its weight.
+        tensors: One entry per changed weight.
+        merged_weights: How many weights had a delta added.
+        untouched: How many weights were copied unchanged, or only dequantised.
         replaced: How many weights were replaced.
         added: Names of weights that the base does not have.
         dequantized: Names of quantised weights that are written as floats.
         bytes: Size of the result in bytes.
-        seconds: How long it took.
-        gain: `<merged - base, dW> / <dW, dW>` over all touched weights.
-        unchanged_share: The share of the touched weights whose stored value is that of the base.
-        max_error_ratio: The largest error in the rows that were checked, as a share of what is allowed.
+        seconds: Wall-clock time in seconds.
+        gain: `<merged - base, dW> / <dW, dW>` over all changed weights.
+        unchanged_share: The share of the values in changed weights that are equal to the base's.
+        max_error_ratio: The largest error in the rows that were checked, as a share of the allowed error.
         verified: Whether rows were read back and checked.
-        left_out: Names of the adapters that have no place in the base, with `allow_partial`.
+        left_out: Names in the adapters that do not fit the base and were left out with `allow_partial`.
         warnings: Warnings about the result, as sentences.
-        rounding: How sums were rounded to the dtype that they are stored in.
+        rounding: How sums were rounded to the stored dtype.
         requantized: One entry per weight that was quantised again.
-        trained_on: How the base was quantised in training; None if that was not said.
-        plan: What would be done; None if it was done.
+        trained_on: How the base was quantised in training; None if that was not given.
+        plan: The plan; None if the merge was carried out.
     """
 
     output: Path | None
@@ -128,7 +128,9 @@ class MergeReport:
         ]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools merge --json`, or of `--plan --json`, without its head."""
+        """Return the document of `loratools merge --json`, or of `--plan --json`, without the fields common to all
+        verbs.
+        """
         if self.plan is not None:
             return self.plan.to_dict()
         return {

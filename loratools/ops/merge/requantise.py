@@ -40,7 +40,7 @@ def requantise(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
     """Merge a packed weight and write its packed numbers to `fd` at `offset`; `checksum` takes them in.
 
     Raises:
-        InputError: a sum is not finite.
+        InputError: A sum is not finite.
     """
     import numpy as np
 

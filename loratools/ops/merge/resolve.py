@@ -52,8 +52,8 @@ def resolve(
     """Bring weighted adapters and their matches together, tensor by tensor; `dtype`: what floats are stored in.
 
     Raises:
-        MismatchError: two adapters contradict each other, or a replaced tensor does not fit.
-        UnsupportedError: a delta would be added to a weight that is not stored in floating point.
+        MismatchError: Two adapters contradict each other, or a replaced tensor does not fit.
+        UnsupportedError: A delta would be added to a weight that is not stored in floating point.
     """
     replaced = _replacements(adapters, matches)
     updates = _updates(base, adapters, matches, replaced)
@@ -172,7 +172,7 @@ def _weight_beside(base: Checkpoint, bias: str, m: Matches) -> LazyTensor:
     """The weight of the layer whose bias an update of that name means, as the layer computes with it.
 
     Raises:
-        UnsupportedError: it is left out of the merge, or the base does not store it on its own.
+        UnsupportedError: It is left out of the merge, or the base does not store it on its own.
     """
     places = m.updates.get(bias.removesuffix(".bias"), ())
     if len(places) != 1 or not places[0].is_whole:
@@ -230,7 +230,7 @@ def _followed(base: Checkpoint, patches: Mapping[str, tuple[RowsReplaced, ...]],
     save for adapters that replace rows of its own.
 
     Raises:
-        MismatchError: one adapter's rows differ from another's.
+        MismatchError: One adapter's rows differ from another's.
     """
     own_patches = patches.get(name, ())
     own_adapters = {patch.adapter for patch in own_patches}
@@ -296,7 +296,7 @@ def _long_enough(name: str, values: LazyTensor, patches: Sequence[RowsReplaced])
     """The values with as many rows as are replaced: new tokens must follow the existing ones.
 
     Raises:
-        MismatchError: rows of another width, or new ones with a gap before them.
+        MismatchError: Rows of another width, or new ones with a gap before them.
     """
     count, *inner = values.shape
     rows = {row for patch in patches for row in patch.rows}

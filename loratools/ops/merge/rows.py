@@ -181,7 +181,7 @@ def merge_rows(unit: RowsUnit, fd: int, offset: int, checksum: Checksum | None =
     `checksum` takes in what is written.
 
     Raises:
-        InputError: a weight does not fit the stored dtype, or is not finite in the base.
+        InputError: A weight does not fit the stored dtype, or is not finite in the base.
     """
 
     def write(start: int, data: memoryview) -> None:
@@ -198,7 +198,7 @@ def merge_blocks(unit: RowsUnit, write: Callable[[int, memoryview], None]) -> Ga
     The bytes are only good until `write` returns.
 
     Raises:
-        InputError: a weight does not fit the stored dtype, or is not finite in the base.
+        InputError: A weight does not fit the stored dtype, or is not finite in the base.
     """
     import numpy as np
 

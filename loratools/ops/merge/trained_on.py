@@ -65,9 +65,9 @@ def training_scheme(name_or_file: str | Path | TrainingScheme) -> TrainingScheme
     """The scheme of that name (nf4, fp4, int8), or the one that a JSON file describes as transformers does.
 
     Raises:
-        UsageError: it is neither.
-        FormatError: the file is no JSON object.
-        UnsupportedError: the file describes a scheme that cannot be computed from the weights.
+        UsageError: It is neither.
+        FormatError: The file is no JSON object.
+        UnsupportedError: The file describes a scheme that cannot be computed from the weights.
     """
     if isinstance(name_or_file, TrainingScheme):
         return name_or_file
@@ -201,7 +201,7 @@ def with_training_values(
     """The outputs, those that adapters are added to with the values that training saw, and warnings.
 
     Raises:
-        UnsupportedError: the base is quantised, or a weight is not stored as training had it.
+        UnsupportedError: The base is quantised, or a weight is not stored as training had it.
     """
     if base.quantisation is not None:
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""Merge weighted adapters into a checkpoint, file to file, in the memory of a few blocks.
+"""merge: add weighted adapters to a checkpoint, file to file, in the memory of a few blocks.
 
     W' = round(W + sum of weight * dW)
 
@@ -81,35 +81,36 @@ def merge(
     """Write `base` with the weighted sum of `adapters` added, as a checkpoint of the same layout.
 
     The sum is formed in float32 (float64 for float64 weights) and rounded once, however many adapters there are.
-    Weights that no adapter touches keep their bytes. Nothing appears at `out` before all of it is there.
+    Weights that no adapter changes keep their bytes. `out` appears only when it is complete.
 
     Args:
-        base: The model, by its path or opened.
+        base: The base model: a path or an opened checkpoint.
         adapters: Paths, loaded adapters, or pairs of one of these and a weight (1 if none is given). The weight
             multiplies the delta.
-        out: Where to write the merged model: a folder, or, for a base that is one file, a file whose name ends with
-            .safetensors; for a base in GGUF, a file whose name ends with .gguf.
-        dtype: The dtype that weights are stored in: float32, bfloat16, float16 or float64; the base's own if None.
-        max_shard_size: Start a new weight file before one grows beyond this, in bytes or as "5GB"; the base's own files
-            if None.
-        dequantize: Write all quantised weights of the base as floats, in the dtype that its config names, and take the
-            quantisation out of the config; of a base in GGUF, those that the adapters change, in float16 where `dtype`
-            is None. Without it or `requantize`, a merge that would change one is refused.
-        requantize: Store the quantised weights that the adapters change in the base's own scheme, with its scales and
-            other parameters; all other weights keep their bytes. Of a base in GGUF also a type: `q8_0`, `q5_1`,
-            `q5_0`, `q4_1` or `q4_0`, in which the changed ones are stored with new scales.
-        trained_on: The base is full precision, and the adapters were trained on it quantised by bitsandbytes: `nf4`,
-            `fp4`, `int8`, or a JSON file with the `quantization_config` of the training. They are added to the values
-            that training saw, which are those of the quantised weights.
-        rounding: How sums that are stored in bfloat16 or float16 are rounded. `nearest`; `stochastic`: up or down at
-            random, so that the expected value is the sum; `adapter`: up or down so that the outputs for the inputs that
-            the adapters read change least; `calibrated`: the same for the inputs in `moments`.
-        seed: Of `stochastic`: the same seed gives the same bytes.
-        penalty: Of `adapter` and `calibrated`: what an error costs for all other inputs; larger is closer to `nearest`.
-            0.25 and 0.01 if None; of weights that are quantised again 0.1 and 0.01.
-        moments: Of `calibrated`: a safetensors file with the sum of x x' over the inputs x of each module, by the
-            module's name, (inputs, inputs).
-        allow_partial: Leave out, and report, what has no place in the base.
+        out: Where to write the merged model. A folder; or a file ending in `.safetensors` if the base is one file, or
+            in `.gguf` if the base is GGUF.
+        dtype: The dtype of the stored weights: float32, bfloat16, float16 or float64; the base's dtype if None.
+        max_shard_size: The largest size of a weight file, in bytes or as "5GB"; if None, the files of the base are
+            kept.
+        dequantize: Write all quantised weights of the base as floats, in the dtype that its config names, and remove
+            the quantisation from the config. For a GGUF base, only the changed weights are written as floats, in
+            float16 if `dtype` is None. If neither this nor `requantize` is set, a merge that changes quantised weights
+            is refused.
+        requantize: Store changed quantised weights in the scheme of the base, with its scales and other parameters; all
+            other weights keep their bytes. For a GGUF base, a type may be named instead of True: `q8_0`, `q5_1`,
+            `q5_0`, `q4_1` or `q4_0`. Changed weights are then stored in that type, with new scales.
+        trained_on: How training quantised the base, if the adapters were trained on a quantised copy of this
+            full-precision base (QLoRA): `nf4`, `fp4`, `int8`, or a JSON file with the `quantization_config` of the
+            training. The adapters are then added to the dequantised values that training saw.
+        rounding: How sums stored in bfloat16 or float16 are rounded. `nearest`. `stochastic`: up or down at random, so
+            that the expected value is the sum. `adapter`: up or down such that the outputs change least for the inputs
+            that the adapters react to. `calibrated`: the same for the inputs in `moments`.
+        seed: Random seed of `stochastic` rounding. Equal seeds give equal bytes.
+        penalty: With `adapter` and `calibrated` rounding: how much rounding errors on all other inputs count; larger
+            values are closer to `nearest`. If None: 0.25 and 0.01; 0.1 and 0.01 for requantised weights.
+        moments: With `calibrated` rounding: a safetensors file with the sum of x x' over the inputs x of each module,
+            (in, in), under the module's name.
+        allow_partial: Leave out what does not fit the base, and list it in the report.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         verify: Read rows of every merged tensor back and compare them with float64 arithmetic.
         include: Globs over the names of modules and replaced weights of the adapters; empty selects all.
@@ -117,28 +118,29 @@ def merge(
         rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
         from_format: The format of the adapters; detected from the content if None.
         initial: For each adapter whose initialisation changed the base (PiSSA, OLoRA, CorDA, LoRA-GA), the adapter as
-            it was before training, in the same order: it is subtracted.
+            it was before training, in the same order. It is subtracted.
         expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
             not say.
         expert_orientation: `out-in` or `in-out`: the orientation of square fused experts, if the files do not say.
         threads: Number of workers; one per CPU if None. The result does not depend on it.
-        execution: `local` (threads of this process) or `forked` (processes: faster, for a program without other
-            threads).
-        progress: Called with the number of bytes written since the last call, on the thread of the caller.
-        plan: Work out from headers what would be done, and write nothing: `report.plan` has it all.
-        resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
-            options, inputs or versions it is refused; where no run was killed, the merge begins anew.
-        manifest: Hash every file of the result, also the weight files, for `verify_files`.
-        card: Write a model card (`README.md`) into an output folder, in place of a copy of the base's.
+        execution: `local` uses threads of this process. `forked` uses processes: it is faster, and the calling program
+            must have no other threads.
+        progress: Called in the thread of the caller, with the number of bytes written since the last call.
+        plan: Compute the plan from headers, and write nothing. The plan is in `report.plan`.
+        resume: Continue a killed run of the same plan. The result has the same bytes as an uninterrupted run. If
+            inputs, options or versions differ, the call is refused. If no run was killed, the merge starts from the
+            beginning.
+        manifest: Record the hash of every file of the result, including weight files, for `verify_files`.
+        card: Write a model card (`README.md`) into an output folder, in place of a copy of the base's card.
 
     Returns:
         A report: how many weights were merged, how much of the change survived rounding, and the largest error.
 
     Raises:
-        UsageError: An invalid argument, or an input that does not exist.
-        OutputExistsError: `out` exists, or is one of the inputs.
-        InputError: An input is damaged, unsafe or not supported, or the inputs do not fit each other.
-        MachineError: Disk full, no permission, or an input that changed meanwhile.
+        UsageError: An argument is invalid, or an input does not exist.
+        OutputExistsError: `out` exists and may not be replaced, or is one of the inputs.
+        InputError: An input is damaged, unsafe or not supported, or the inputs do not fit together.
+        MachineError: The disk is full, permission is missing, or an input changed during the run.
 
     Example:
         >>> import loratools
@@ -190,7 +192,7 @@ def plan_from_headers(
     overwrite: bool = False,
     card: bool = True,
 ) -> MergePlan:
-    """Work out from headers what `merge` would do, writing nothing; arguments and errors as there."""
+    """Compute the plan of `merge` from headers, with the same arguments and errors, and write nothing."""
     out = Path(out)
     options = options if options is not None else MergeOptions()
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
@@ -201,19 +203,19 @@ def plan_from_headers(
     merge_plan = plan_merge(checkpoint, selected, options, out=out)
     merge_plan = as_one_file(merge_plan) if one_file else merge_plan
     merge_plan = with_card(merge_plan, out) if card else merge_plan
-    # Here, where the names of the new files are known; `staged_output` looks once more before it begins, as another
-    # program may have written there meanwhile.
+    # Checked here, once the names of the new files are known. `staged_output` checks again before it begins, since
+    # another program may have written there meanwhile.
     check_output(out, overwrite=overwrite, inputs=inputs, names=_names(merge_plan))
     for side_file in merge_plan.side_files:
         if side_file.source is not None:
-            identify(side_file.source)  # held to what it is now, though it is copied last
+            identify(side_file.source)  # checked against its state now, although it is copied last
     return merge_plan
 
 
 def load_for_merge(
     adapters: Sequence[AdapterArgument] | AdapterSource, base: Checkpoint, options: MergeOptions
 ) -> list[tuple[Adapter, float]]:
-    """The adapters with their weights, each less what it was before training where that is given."""
+    """The adapters with their weights, and the initial adapters with the opposite weights."""
     reading = Reading(
         rank_from=options.rank_from,
         from_format=options.from_format,
@@ -229,7 +231,7 @@ def load_for_merge(
 
 
 def _names(merge_plan: MergePlan) -> list[str]:
-    """The files that will be in the output, without its record."""
+    """The files of the output, without its record."""
     return [*(f.name for f in merge_plan.files), *(f.name for f in merge_plan.side_files), *index_names(merge_plan)]
 
 
@@ -246,7 +248,7 @@ def run(
     resume: bool = False,
     manifest: bool = False,
 ) -> MergeReport:
-    """Do what the plan says; with the arguments and errors of `merge`."""
+    """Carry out the plan, with the arguments and errors of `merge`."""
     began = time.monotonic()
     out = Path(out)
     inputs = [merge_plan.base.path, *(a.path for a in merge_plan.adapters if a.path is not None)]
@@ -260,7 +262,7 @@ def run(
             hint="leave out --manifest, or write a folder",
         )
     merge_plan = recorded(merge_plan) if merge_plan.one_file else merge_plan
-    # Of the inputs, whole adapters are hashed, which a run that resumes nothing does beside its work.
+    # Adapters are hashed in full; a run that resumes nothing does that in parallel with its work.
     record = inputs_record(merge_plan) if resume else None
     run_to_resume = run_plan(merge_plan, record, verify=verify, manifest=manifest) if record is not None else None
     remarks = [] if resume else abandoned_warnings(out)
@@ -281,7 +283,7 @@ def run(
                 record=record,
             )
         except InputError:
-            # Where the adapters are to blame, all of their bad tensors are named, not the first weight that suffered.
+            # If the adapters have bad values, all of their bad tensors are named, not the first weight that they reach.
             refuse_not_finite({a.name: a.tensors() for a, _ in merge_plan.active})
             raise
         written = weights.measured
@@ -291,10 +293,10 @@ def run(
         if not merge_plan.one_file:
             merge_plan = card_written(merge_plan, report)
             write_side_files(merge_plan, staging, provenance_text(weights.inputs, report.to_dict()))
-        # Last of all: whoever sees an index may rely on every shard that it names.
+        # The index is written last: whoever sees it may rely on every shard that it names.
         for name, text in index_texts(merge_plan).items():
             write_new(staging / name, text.encode())
         prepared.require(out, *_names(merge_plan))
-    # Not in the record of the output, which is the same however often it was begun.
+    # Not in the record of the output, which is the same however often the run was started.
     warnings = (*report.warnings, *remarks)
     return replace(report, warnings=warnings, seconds=round(time.monotonic() - began, 3))

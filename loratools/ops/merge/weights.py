@@ -58,8 +58,8 @@ def merged_weights(base: Checkpoint, adapters: Sequence[tuple[Adapter, float]], 
     """Work out every weight of the merge of weighted adapters into `base`.
 
     Raises:
-        UnsupportedError: an adapter would change a weight that the base stores quantised, and it is not dequantised.
-        MismatchError: something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
+        UnsupportedError: An adapter would change a weight that the base stores quantised, and it is not dequantised.
+        MismatchError: Something of an adapter finds no place (unless `allow_partial`), or two contradict each other.
     """
     _refuse_all_fixed(base)
     refuse_options(base, options)

@@ -55,7 +55,7 @@ def limits_within(
     """A limit for each module that is a matrix, so that the loss over all of them is least.
 
     Raises:
-        UsageError: the budget is too small for rank 1 in each.
+        UsageError: The budget is too small for rank 1 in each.
     """
     from loratools.algebra.allocation import allocate, least_budget
     from loratools.algebra.lowrank import singular_values

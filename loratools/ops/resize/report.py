@@ -1,4 +1,4 @@
-"""The report of a resizing: what each module became."""
+"""The report of resizing an adapter, with one entry per module."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from loratools.short_repr import few_lines
 
 @dataclass(frozen=True)
 class ResizeReport:
-    """The report of a resizing; of a plan all is computed, and nothing written.
+    """The report of resizing an adapter. With `plan`, everything is computed and nothing is written.
 
     Attributes:
         modules: One entry per module.
         error: The relative Frobenius error over all modules.
-        unchanged: How many modules were small enough already and keep their bytes.
+        unchanged: How many modules were within the limit already and keep their bytes.
         output: Where the result was written; None if nothing was written.
-        adapter: The resulting adapter; None of a plan.
+        adapter: The resulting adapter; None for a plan.
         bytes: Size of the result in bytes.
         warnings: Warnings about the result, as sentences.
     """
@@ -43,7 +43,7 @@ class ResizeReport:
         return [module.to_dict() for module in self.modules]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools resize --json`, without its head."""
+        """Return the document of `loratools resize --json`, without the fields common to all verbs."""
         return {
             "modules": [m.to_dict() for m in self.modules],
             "error": self.error,

@@ -1,8 +1,8 @@
-"""Give an adapter another rank: each module becomes the nearest one that is small enough, in Frobenius norm.
+"""resize: replace each module of an adapter by the nearest one of smaller rank, in Frobenius norm.
 
-Exact, from the factors (`algebra.lowrank`): the best approximation of rank k of a product of thin factors costs two
-thin QR decompositions and the SVD of a small core. A budget for the whole adapter is shared out over its modules by
-their singular values (`budget`), so that what is lost in all is least.
+The result is exact, and computed from the factors (`algebra.lowrank`): the best approximation of rank k of a product of
+thin factors costs two thin QR decompositions and the SVD of a small core. A budget for the whole adapter is distributed
+over its modules by their singular values (`budget`), so that the total loss is smallest.
 """
 
 from __future__ import annotations
@@ -69,51 +69,51 @@ def resize(
     card: bool = True,
     plan: bool = False,
 ) -> ResizeReport:
-    """Return the adapter with another rank: each module becomes the nearest one, in Frobenius norm.
+    """Return the adapter with smaller ranks: each module becomes the nearest one in Frobenius norm.
 
-    One of `rank`, `energy`, `error`, `rule`, `max_size` and `max_params` chooses the ranks. A LoRA at or below its rank
-    passes through with its tensors byte for byte, unless a dtype is asked for. The others have their singular values
-    split evenly between A and B, and scale 1; other kinds become LoRA. Replaced weights, and changes of vectors, pass
-    through. Computed in float64; errors are those of the stored values.
+    Exactly one of `rank`, `energy`, `error`, `rule`, `max_size` and `max_params` chooses the ranks. A LoRA module at or
+    below its rank keeps its tensors byte for byte, unless `dtype` is given. All others are stored with scale 1, with
+    their singular values split evenly between A and B; other kinds become LoRA. Replaced weights, and changes of
+    vectors, are kept. Everything is computed in float64, and errors are measured on the stored values.
 
     Args:
-        adapter: The adapter, by its path or loaded.
-        out: Where to write the result; nothing is written if None.
-        rank: At most this rank in every module.
-        energy: Keep at least this share of each module's squared Frobenius norm, in (0, 1].
-        error: Lose at most this share of each module's Frobenius norm, in (0, 1).
+        adapter: The adapter: a path or a loaded adapter.
+        out: Where to write the result; None writes nothing.
+        rank: The largest rank of any module.
+        energy: The smallest rank that keeps at least this share of each module's squared Frobenius norm, in (0, 1].
+        error: The smallest rank with at most this relative Frobenius error in each module, in (0, 1).
         rule: A rule of kohya's resize script and its number: `("sv_ratio", 20)`, `("sv_cumulative", 0.9)` or
             `("sv_fro", 0.9)`.
-        max_size: Bytes that the file of weights may have, as a number or as "5MB". Ranks are shared out over the
-            modules so that the loss over all is least.
-        max_params: The same for the number of parameters.
-        max_rank: No rank is above this, whatever the rule.
-        dtype: The dtype of the stored factors; each module keeps its own if None.
+        max_size: The largest size of the file of weights, in bytes or as "5MB". Ranks are distributed over the modules
+            so that the total loss is smallest.
+        max_params: The largest number of parameters, distributed in the same way.
+        max_rank: The largest rank of any module, in addition to the rule.
+        dtype: The dtype of the stored factors; if None, each module keeps its own.
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         include: Globs over module names; empty selects all.
         exclude: Globs of names to leave out.
         rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
         expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
             not say.
-        from_format: The format of the adapters; detected from the content if None.
-        format: The format to write, one of `list_formats()`; if None, that of the adapter where it can be written,
+        from_format: The format of the adapter; detected from the content if None.
+        format: The format to write, one of `list_formats()`. If None: the format of the adapter if loratools writes it,
             otherwise peft.
         base: The base model, needed if module names alone are ambiguous: a path, an opened checkpoint, or a `Base`.
-        set_metadata: Texts for the header of the file: `{"modelspec.title": "Ink"}`. An empty text takes the key away.
-        strip_metadata: Leave out the texts of the source's header, such as prompts and training settings.
+        set_metadata: Texts for the header of the file: `{"modelspec.title": "Ink"}`. An empty text removes the key.
+        strip_metadata: Leave out the texts in the header of the source, such as prompts and training settings.
         threads: Number of workers; one per CPU if None. The result does not depend on it.
         progress: Called with the number of bytes read since the last call.
         card: Write a model card (`README.md`) into an output folder.
-        plan: Compute everything, and write nothing.
+        plan: Compute the result and its report, and write nothing.
 
     Returns:
-        A report of ranks and errors; `report.adapter` is the result, and None of a plan.
+        A report of ranks and errors. `report.adapter` is the result; it is None if `plan` is True.
 
     Raises:
-        UsageError: Not exactly one rule, or a budget in which rank 1 everywhere has no place.
-        UnsupportedError: The scale of the adapter is uncertain, or an update has no factors.
+        UsageError: Not exactly one rule is given, or the limit is too small even for rank 1 everywhere.
+        UnsupportedError: The scale of the adapter is uncertain, or an update is not low rank.
         InputError: Values are NaN or infinite, or too large for the dtype.
-        OutputExistsError: `out` exists, or is the input.
+        OutputExistsError: `out` exists and may not be replaced, or is the input.
 
     Example:
         >>> import loratools
@@ -141,7 +141,7 @@ def resize(
     source = opened.weighted[0][0].selected(include, exclude)
     warnings = [*opened.warnings, *source.warnings]
 
-    # Each of the experts that one parameter holds is a matrix of its own, and gets a rank of its own.
+    # Each expert of a fused parameter is a matrix with a rank of its own.
     modules, fused_experts = apart(source.updates)
     require_factors(modules.items())
     workers = worker_count(threads)
@@ -206,10 +206,10 @@ def resize(
 
 
 def _budget(limit: Limit, max_size: int | None, max_params: int | None) -> Budget | None:
-    """The budget for all modules together, None if each has a limit of its own.
+    """The budget for all modules together; None if each module has its own limit.
 
     Raises:
-        UsageError: not exactly one of the rules that choose ranks is given.
+        UsageError: Not exactly one of the rules that choose ranks is given.
     """
     budgets = {"--max-size": max_size, "--max-params": max_params}
     given_options = [name for name, value in budgets.items() if value is not None]
@@ -218,7 +218,8 @@ def _budget(limit: Limit, max_size: int | None, max_params: int | None) -> Budge
         raise UsageError(f"{' and '.join(rules + given_options)} exclude each other", hint="give one of them")
     if not limit.is_given and not given_options:
         raise UsageError(
-            "no rank to resize to", hint="give one of --rank, --energy, --error, --rule, --max-size and --max-params"
+            "no rule for the ranks is given",
+            hint="give one of --rank, --energy, --error, --rule, --max-size and --max-params",
         )
     if max_size is not None:
         return Budget(max_size, in_bytes=True)
@@ -228,7 +229,7 @@ def _budget(limit: Limit, max_size: int | None, max_params: int | None) -> Budge
 def _resized(
     name: str, update: Update, adapter_name: str, limits: Mapping[str, Limit], dtype: str | None
 ) -> tuple[Stored, ReducedModule]:
-    """One module within its limit, as it is stored, and its line in the report. A vector has no rank, and stays."""
+    """One module reduced to its limit, as it is stored, and its row in the report. Vectors are kept."""
     factors = exact_factors(update, name, adapter_name)
     if is_vector(update):
         stored = passed_through(update, factors, name, dtype).stored

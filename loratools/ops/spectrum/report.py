@@ -1,4 +1,4 @@
-"""The report of spectrum: the singular values of each module, and what each rank would keep of all."""
+"""The report of spectrum: the singular values of each module, and what each rank keeps."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModuleSpectrum:
-    """The singular values of one module's change, scale included.
+    """The singular values of the change of one module, scale included.
 
     Attributes:
         name: The name of the module.
         shape: The shape of the weight.
-        singular_values: Singular values, descending; the leading ones where not `complete`.
+        singular_values: Singular values in descending order; only the largest ones unless `complete`.
         complete: Whether these are all singular values.
         norm: The Frobenius norm of the whole change.
-        stable_rank: `||M||_F^2 / ||M||_2^2`.
-        effective_rank: The effective rank of Roy and Vetterli; with values unknown an estimate, mostly from above.
-        numerical_rank: How many singular values rounding to the stored dtype cannot have made up; None if there may be
-            more than are known.
-        cost: Parameters of one unit of rank.
-        noise_edge: Of two checkpoints: the largest singular value of the noise that rounding, and quantisation where
-            there is any, make.
-        above_edge: Of two checkpoints: how many singular values exceed `noise_edge`.
-        optimal_cut: Of two checkpoints: the cut of Gavish and Donoho for that noise.
-        above_cut: Of two checkpoints: how many singular values exceed `optimal_cut`.
-        identical: Of two checkpoints: the share of weights that are bit for bit the base's.
-        quantization_error: Of two checkpoints: the estimated norm of the error that quantisation made in either; None
-            if neither is quantised.
+        stable_rank: `||M||_F^2 / ||M||_2^2` of the change M.
+        effective_rank: The effective rank of Roy and Vetterli (2007); an estimate, usually from above, unless
+            `complete`.
+        numerical_rank: How many singular values are larger than rounding to the stored dtype can produce; None if there
+            may be more than are known.
+        cost: Parameters per unit of rank.
+        noise_edge: For two checkpoints: the largest singular value of the noise from rounding and from quantisation.
+        above_edge: For two checkpoints: how many singular values exceed `noise_edge`.
+        optimal_cut: For two checkpoints: the optimal threshold of Gavish and Donoho (2014) for that noise.
+        above_cut: For two checkpoints: how many singular values exceed `optimal_cut`.
+        identical: For two checkpoints: the share of weights that are bit for bit equal to the base's.
+        quantization_error: For two checkpoints: the estimated norm of the quantisation error of both models; None if
+            neither is quantised.
     """
 
     name: str
@@ -60,7 +60,7 @@ class ModuleSpectrum:
         return one_line(self)
 
     def energy(self, rank: int) -> float:
-        """Share of the squared norm that a rank keeps."""
+        """Return the share of the squared Frobenius norm that a rank keeps."""
         squares = math.fsum(s * s for s in self.singular_values[:rank])
         if (self.complete and rank >= len(self.singular_values)) or not (self.norm**2):
             return 1.0
@@ -72,17 +72,17 @@ class ModuleSpectrum:
 
 @dataclass(frozen=True)
 class RankRow:
-    """What one rank for all modules keeps, and what it costs.
+    """What one rank for all modules keeps and costs.
 
     Attributes:
         rank: The rank.
         energy: The share of the squared norm that it keeps.
         error: The relative Frobenius error.
-        worst_module: The name of the module that loses most.
-        worst_energy: The share that this module keeps.
-        bytes: Size of the adapter in bytes.
-        energy_shared: The share that a file of this size keeps where ranks are shared out by singular values
-            (`--max-params`).
+        worst_module: The name of the module that loses the largest share.
+        worst_energy: The share of its squared norm that this module keeps.
+        bytes: Size of the adapter file in bytes.
+        energy_shared: The share of the squared norm that a file of the same size keeps if the ranks are distributed by
+            singular values (`max_params`).
     """
 
     rank: int
@@ -99,14 +99,14 @@ class SpectrumReport:
     """The singular values of an adapter, or of the change between two checkpoints.
 
     Attributes:
-        source: The adapter or the tuned model, as it was named.
-        base: The base model, as it was named; None of an adapter.
+        source: The adapter or the fine-tuned model, as the caller named it.
+        base: The base model, as the caller named it; None for an adapter.
         dtype: The dtype that sizes are computed for.
         modules: One entry per module.
-        table: What ranks keep and cost.
-        knee: The rank beyond which there is little to gain; None if the spectrum has no such place.
+        table: What each rank keeps and costs.
+        knee: The rank beyond which little is gained; None if the spectrum has no knee.
         why: Why the knee is there, or why there is none.
-        unchanged: How many tensors are byte for byte the same.
+        unchanged: How many tensors are identical byte for byte.
         skipped: Tensors that have no spectrum, and why.
         warnings: Warnings about the result, as sentences.
     """
@@ -134,7 +134,7 @@ class SpectrumReport:
         return [module.to_dict() for module in self.modules]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools spectrum --json`, without its head."""
+        """Return the document of `loratools spectrum --json`, without the fields common to all verbs."""
         return {
             "source": self.source,
             "base": self.base,

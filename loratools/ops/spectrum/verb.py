@@ -1,8 +1,8 @@
-"""Show the singular values of an adapter or of a fine-tune, and what each rank would keep of it.
+"""spectrum: the singular values of an adapter or of a fine-tuned model's change, and what each rank keeps.
 
-Of an adapter all singular values are known, from its factors. Of a pair of checkpoints the largest are, by certified
-decompositions of the deltas; what all others hold together is known from the norms, so energies and errors are not
-estimates: they are what an extraction at that rank would report.
+For an adapter, all singular values are computed from its factors. For two checkpoints, the largest ones are computed by
+certified decompositions of the deltas. The energy of the others is known from the norms, so energies and errors are not
+estimates: an extraction at that rank would report the same.
 """
 
 from __future__ import annotations
@@ -60,33 +60,34 @@ def spectrum(
     """Return the singular values of an adapter, or of the change from `base` to the fine-tuned model `source`.
 
     Args:
-        source: An adapter, by its path or loaded; with `base`, a fine-tuned model.
+        source: An adapter (a path or a loaded adapter); with `base`, a fine-tuned model.
         base: The model that `source` was fine-tuned from; None for an adapter.
-        max_rank: The largest rank that is looked at; of an adapter, the largest that is in the table.
-        dtype: The dtype that the size of a file is told for: float32, bfloat16, float16 or float64.
-        tolerance: Share of the captured energy that a better decomposition may probably still find, between 0 and 1.
-            Smaller takes more passes over each change.
-        exact: Find all singular values of a pair, by exact methods: slower.
+        max_rank: The largest rank to examine; for an adapter, the largest rank in the table.
+        dtype: The dtype for which file sizes are computed: float32, bfloat16, float16 or float64.
+        tolerance: The share of the captured energy that the approximate decomposition may miss, between 0 and 1.
+            Smaller values need more passes over each delta.
+        exact: Compute all singular values of the change between two models by exact methods, which are slower.
         seed: Random seed of the decomposition. Equal input and seed give an equal result.
         threads: Number of workers; one per CPU if None. The result does not depend on it.
-        device: What decomposes: cpu, cuda, cuda:N, or auto.
+        device: The device that computes: cpu, cuda, cuda:N, mps, or auto.
         include: Globs over module names; empty selects all.
         exclude: Globs of names to leave out.
         rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
         expert_packing: `peft` or `expert-major`: how the columns of B are ordered for fused experts, if the files do
             not say.
-        from_format: The format of the adapters; detected from the content if None.
+        from_format: The format of the adapter; detected from the content if None.
         progress: Called with the number of bytes read since the last call.
 
     Returns:
-        A report with the singular values of each module, and what each rank would keep (share of the squared Frobenius
-        norm), lose (relative Frobenius error) and take (bytes).
+        A report with the singular values of each module, and for each rank what it keeps (share of the squared
+        Frobenius norm), loses (relative Frobenius error) and costs (bytes).
 
     Raises:
-        UsageError: A model without its base, or an adapter with one.
+        UsageError: A model is given without its base, or an adapter with one.
         InputError: Nothing changed, or values are NaN or infinite.
-        MismatchError: Names or shapes of the two models do not fit each other.
-        UnsupportedError: A model is quantised in a way that is not read, or the scale of the adapter is uncertain.
+        MismatchError: Names or shapes of the two models do not match.
+        UnsupportedError: A model is quantised in a way that loratools cannot read, or the scale of the adapter is
+            uncertain.
 
     Example:
         >>> import loratools
@@ -139,7 +140,7 @@ def spectrum(
 
 @dataclass(frozen=True)
 class _Search:
-    """How far and how exactly a change is decomposed; see `spectrum`."""
+    """The settings of the decompositions; see `spectrum`."""
 
     max_rank: int
     tolerance: float | None
@@ -149,7 +150,7 @@ class _Search:
 
 
 def _spectra_of_adapter(adapter: Adapter, workers: int, progress: Callable[[int], None] | None) -> list[ModuleSpectrum]:
-    # Each of the experts that one parameter holds is a matrix of its own, with a spectrum of its own.
+    # Each expert of a fused parameter is a matrix with a spectrum of its own.
     updates, _ = apart(adapter.updates)
     require_factors(updates.items())
     if not updates:
@@ -169,7 +170,7 @@ def _spectra_of_adapter(adapter: Adapter, workers: int, progress: Callable[[int]
 def _spectra_of_pairs(
     layers: Sequence[Pair], search: _Search, workers: int, progress: Callable[[int], None] | None
 ) -> list[ModuleSpectrum]:
-    """The spectra of those layers that changed, by name."""
+    """The spectra of the changed layers, by name."""
 
     def spectrum_of(pair: Pair) -> ModuleSpectrum | None:
         module = None if same_bytes(pair.base, pair.tuned) else _decomposed_pair(pair, search)
@@ -177,7 +178,7 @@ def _spectra_of_pairs(
             progress(pair.nbytes)
         return module
 
-    # The largest first: one that is begun last would keep a single thread busy at the end.
+    # The largest first: if it started last, it would keep a single thread busy at the end.
     largest_first = sorted(layers, key=lambda pair: (-pair.nbytes, pair.name))
     with single_threaded_torch():
         modules = run(largest_first, spectrum_of, threads=workers)
@@ -185,7 +186,7 @@ def _spectra_of_pairs(
 
 
 def _decomposed_pair(pair: Pair, search: _Search) -> ModuleSpectrum | None:
-    """The spectrum of a pair whose bytes differ; None if its values do not."""
+    """The spectrum of a pair whose bytes differ; None if their values do not differ."""
     from loratools.algebra.rank_rules import Fixed
 
     decomposition = decomposed(
@@ -234,7 +235,7 @@ def _reported(
 
 
 def _rounding_warning(modules: Sequence[ModuleSpectrum]) -> list[str]:
-    """A warning where most weights of changed modules are still the base's."""
+    """A warning that most weights of changed modules are equal to the base's; None if they are not."""
     measured = [module.identical for module in modules if module.identical is not None]
     if not measured or sum(measured) <= len(measured) / 2:
         return []

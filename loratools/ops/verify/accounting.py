@@ -63,7 +63,7 @@ def accounts(plan: MergePlan, merged: Checkpoint) -> Accounts:
     """Pair the weights of a planned merge with those of a model.
 
     Raises:
-        MismatchError: the two share no name.
+        MismatchError: The two share no name.
     """
     expected = {output.name: _as_weight(output, plan.base) for output in plan.outputs}
     if not expected.keys() & merged.weights.keys():

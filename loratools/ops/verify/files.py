@@ -1,7 +1,7 @@
-"""Whether the files of an output are still those that were written, by its own record: nothing else is needed.
+"""Verification of the files of an output against its own record.
 
-The record (`loratools.json`) has the size and the SHA-256 of every file. Large weight files of a merge have that only
-where it was asked for (`merge --manifest`): of the others, size and 64 pieces from all over the file are compared.
+The record (`loratools.json`) has the size and the SHA-256 of every file. Large weight files of a merge have a full hash
+only if `manifest` was set; for the others, the size and 64 pieces spread over the file are compared.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _MESSAGES: Mapping[FileState, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """A file of an output, beside what was recorded of it.
+    """A file of an output, compared with its record.
 
     Attributes:
         name: Its name in the folder.
-        state: `same`; `sampled`: the pieces that are recorded are the same; `changed`; `truncated`: it is shorter;
-            `missing`; `extra`: it is not in the record.
+        state: `same`; `sampled` if only the recorded pieces were compared, and they are the same; `changed`;
+            `truncated`; `missing`; `extra` if the record does not have it.
         bytes: Its size; None if it is missing.
         recorded_bytes: Its recorded size; None if it is not in the record.
-        sha256: Its hash, where all of it was compared with a recorded one.
+        sha256: Its SHA-256 hash, if all of the file was compared; else None.
     """
 
     name: str
@@ -64,14 +64,14 @@ class CheckedFile:
 
 @dataclass(frozen=True)
 class FilesReport:
-    """Whether the files of an output are those that were written.
+    """The report of a verification of files.
 
     Attributes:
-        merged: The folder that was looked at.
-        verdict: `same`, `different`, or `undecided`, where of some files only pieces are recorded.
-        diagnosis: What is wrong, or cannot be decided; empty if all is as it should be.
-        files: Every file, by name.
-        seconds: How long it took.
+        merged: The folder that was verified.
+        verdict: `same`, `different`, or `undecided` if only pieces of some files could be compared.
+        diagnosis: What is wrong or cannot be decided; empty if nothing is.
+        files: Every file, sorted by name.
+        seconds: Wall-clock time in seconds.
     """
 
     merged: Path
@@ -95,7 +95,7 @@ class FilesReport:
         return [file.to_dict() for file in self.files]
 
     def to_dict(self) -> dict[str, object]:
-        """Return the document of `loratools verify --files --json`, without its head."""
+        """Return the document of `loratools verify --files --json`, without the fields common to all verbs."""
         return {
             "merged": str(self.merged),
             "verdict": self.verdict,
@@ -110,19 +110,19 @@ class FilesReport:
 def verify_files(
     merged: str | Path, *, threads: Positive | None = None, progress: Callable[[int], None] | None = None
 ) -> FilesReport:
-    """Tell whether the files of an output are those that were written: no bit changed, none cut off, missing or added.
+    """Check that the files of an output are unchanged since loratools wrote them, and that none is missing or extra.
 
     Args:
-        merged: A folder that a verb of loratools has written: a merged model, or an adapter.
-        threads: Files that are hashed at once; one per CPU if None.
+        merged: A folder that loratools wrote: a merged model or an adapter.
+        threads: How many files are hashed at once; one per CPU if None.
         progress: Called with the number of bytes compared since the last call.
 
     Returns:
         A report with a verdict: `same`, `different` or `undecided`.
 
     Raises:
-        UsageError: There is no such folder, or it is one file.
-        InputError: The folder has no record of what was written.
+        UsageError: The folder does not exist, or is a file.
+        InputError: The folder has no record, or the record cannot be read.
         MachineError: A file cannot be read.
 
     Example:
@@ -191,7 +191,7 @@ def _checked(folder: Path, name: str, entry: Mapping[str, object] | None, is_the
 
 
 def _findings(files: list[CheckedFile]) -> list[Finding]:
-    """One finding for each state, with all the files that have it."""
+    """One finding for each state, with all the files in that state."""
     names: dict[FileState, list[str]] = defaultdict(list)
     for file in files:
         names[file.state].append(file.name)

@@ -1,4 +1,4 @@
-"""What a verification tells: a verdict, what differs in words, and the numbers by weight."""
+"""The report of a verification: a verdict, the differences in words, and numbers per weight."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ EXIT_CODES: Mapping[Verdict, int] = {"same": 0, "different": 1, "undecided": 3}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a merged model, or that cannot be decided.
+    """One problem of a merged model, or one question that cannot be decided.
 
     Attributes:
         code: A stable name of the defect, such as `scale-ignored`.
-        message: What it is, in words, with the numbers that show it.
-        names: The weights or files that it is about.
-        undecided: Whether it only keeps the model from being called the same.
+        message: The problem in words, with the numbers that show it.
+        names: The affected weights or files.
+        undecided: Whether this finding is no error, and only prevents the verdict `same`.
     """
 
     code: str
@@ -38,7 +38,7 @@ class Finding:
         return one_line(self)
 
     def to_dict(self) -> dict[str, object]:
-        """The entry in `diagnosis` of the JSON document."""
+        """Return the entry of `diagnosis` in the JSON document."""
         return {
             "code": self.code,
             "message": self.message,
@@ -49,15 +49,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class VerifiedTensor:
-    """A weight that the adapters change, and what the merged model has in its place.
+    """A weight that the adapters change, with its values in the merged model.
 
     Attributes:
         name: The name of the weight.
-        recipe: The name of the way of computing that gives its values, or None if none that is known does.
-        max_error_ratio: The largest error in a sample of its rows against `base + delta` in float64, as a share of what
-            one rounding allows; None if it was not measured.
-        weights: What each adapter's delta is multiplied with in the merged model, by least squares, as a share of the
-            weight that was given: 1 where it was applied as given. In the order of the adapters that change the weight.
+        recipe: The name of the recipe that gives its values; None if no known recipe does.
+        max_error_ratio: The largest error of sampled rows against `base + delta` in float64, as a share of the error
+            that one rounding allows; None if it was not measured.
+        weights: For each adapter that changes this weight, the least-squares factor of its delta in the merged model,
+            as a share of the given weight. 1 means that it was applied as given.
         gain: The share of the summed delta that is in the merged model, `<merged - base, dW> / <dW, dW>`.
         ok: Whether the values are explained; None if that cannot be decided.
     """
@@ -73,7 +73,7 @@ class VerifiedTensor:
         return one_line(self)
 
     def to_dict(self) -> dict[str, object]:
-        """The entry in `tensors` of the JSON document."""
+        """Return the entry of `tensors` in the JSON document."""
         return {
             "name": self.name,
             "recipe": self.recipe,
@@ -87,26 +87,26 @@ class VerifiedTensor:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Whether a merged model is its base plus its adapters.
+    """The report of a verification: whether a merged model is its base plus its adapters.
 
     Attributes:
-        merged: The model that was looked at.
+        merged: The model that was verified.
         verdict: `same`, `different` or `undecided`.
-        diagnosis: What is wrong, or cannot be decided; empty if all is as it should be.
-        recipes: Ways of computing that explain the adapted weights, with the number of weights that each explains.
-        merged_by: The programs that are known to merge in exactly these ways; empty if none is known.
+        diagnosis: What is wrong or cannot be decided; empty if nothing is.
+        recipes: The recipes that explain adapted weights, with the number of weights that each explains.
+        merged_by: The programs that follow exactly these recipes; empty if none is known.
         tensors: The weights that the adapters change.
-        replaced: How many weights have the values that an adapter puts in their place.
-        same: How many weights that no adapter changes have the bytes of the base.
-        cast: How many of those have the base's values rounded to another dtype.
-        different: The names of those that have other values.
-        missing: Names of weights that the merged model should have and has not.
-        unexplained: Names of weights that neither the base nor an adapter has.
+        replaced: How many weights have the replacement values of an adapter.
+        same: How many weights that no adapter changes are identical to the base's byte for byte.
+        cast: How many of those are the base's values rounded to another dtype.
+        different: The names of those with other values.
+        missing: Names of weights that the merged model lacks.
+        unexplained: Names of weights that are neither in the base nor in an adapter.
         config_changes: Fields of `config.json` that differ from the base's, as `field: base -> merged`.
-        file_changes: Files beside the weights, such as tokenizers, that differ from the base's.
+        file_changes: Other files, such as tokenizers, that differ from the base's.
         gain: The share of all deltas that is in the merged model; None if nothing was measured.
-        sample: The share of the values that was looked at; 1 for all.
-        seconds: How long it took.
+        sample: The share of the values that was compared; 1 for all.
+        seconds: Wall-clock time in seconds.
         warnings: Warnings about the result, as sentences.
     """
 
@@ -147,7 +147,7 @@ class VerifyReport:
         return [tensor.to_dict() for tensor in self.tensors]
 
     def to_dict(self) -> dict[str, object]:
-        """The document of `loratools verify --json`, without its head."""
+        """Return the document of `loratools verify --json`, without the fields common to all verbs."""
         return {
             "merged": str(self.merged),
             "verdict": self.verdict,

@@ -1,4 +1,4 @@
-"""A report as a page in a file."""
+"""Writing a report as one HTML file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from loratools.storage.ownership import PAGE_SUFFIXES
 
 
 def check_page(file: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work, a page that may not be written.
+    """Check, before any work, that the page may be written.
 
     Raises:
-        UsageError: The name is not that of a page, or Jinja2 is not installed.
-        OutputExistsError: It is there and `overwrite` is False, or it is no page of loratools.
+        UsageError: The name does not end in `.html`, or Jinja2 is not installed.
+        OutputExistsError: The file exists and `overwrite` is False, or loratools did not write it.
     """
     if file.suffix.lower() not in PAGE_SUFFIXES:
         raise UsageError(f"{quoted(file)} is not the name of a page", hint=f"write {file.name}.html")
@@ -30,22 +30,22 @@ def check_page(file: Path, *, overwrite: bool) -> None:
 
 @checked
 def write_page(report: object, file: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a report, or what there is to say of an adapter, as one self-contained HTML page.
+    """Write a report, or the description of an adapter, as one self-contained HTML page.
 
-    The page fetches nothing from anywhere. Its tables can be sorted and filtered.
+    The page loads nothing from the network. Its tables can be sorted and filtered.
 
     Args:
-        report: What a verb has returned, or an adapter.
-        file: The file to write, which ends in `.html`.
+        report: The result of a verb, or an adapter.
+        file: The file to write. Its name ends in `.html`.
         overwrite: Replace a page that loratools wrote.
 
     Returns:
         The path of the page.
 
     Raises:
-        UsageError: `report` is no report, or the name does not end in `.html`.
+        UsageError: `report` is not a report or an adapter, or the name does not end in `.html`.
         OutputExistsError: The file exists and `overwrite` is False, or loratools did not write it.
-        MachineError: The disk is full, there is no permission, or Jinja2 is not installed.
+        MachineError: The disk is full, permission is missing, or Jinja2 is not installed.
 
     Example:
         >>> import loratools
@@ -58,7 +58,7 @@ def write_page(report: object, file: str | Path, *, overwrite: bool = False) -> 
 
 
 def write_page_of_command(report: object, file: Path, *, overwrite: bool, arguments: Sequence[str] | None) -> None:
-    """Write the page, with the command line whose arguments are given."""
+    """Write the page, which quotes the command line with these arguments."""
     check_page(file, overwrite=overwrite)
     from loratools.pages.parts.about import about
     from loratools.pages.parts.dispatch import contents_of

@@ -13,9 +13,9 @@ def over_groups(per_group: Floats, columns: int, order: Integers | None = None) 
     """Numbers of groups as one for each column: (rows, groups) -> (rows, columns).
 
     Args:
-        per_group: one number for each row and group.
-        columns: of the weight; the last group may be shorter.
-        order: the group of each column, where columns were quantised in an order of their own.
+        per_group: One number for each row and group.
+        columns: Of the weight; the last group may be shorter.
+        order: The group of each column, where columns were quantised in an order of their own.
     """
     import numpy as np
 

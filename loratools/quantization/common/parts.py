@@ -79,7 +79,7 @@ def read_numbers(tensor: LazyTensor) -> tuple[int, ...]:
     """All integers of a small stored tensor, without numpy: what a scheme has to know before anything is computed.
 
     Raises:
-        ValueError: they are no integers, or more than a shape or a setting has.
+        ValueError: They are no integers, or more than a shape or a setting has.
     """
     import struct
 

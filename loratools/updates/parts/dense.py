@@ -38,8 +38,8 @@ def dense_delta(update: Update, base: LazyTensor | None, dtype: str) -> Floats:
     Where neither the update nor the base tells a shape, the delta is a matrix.
 
     Args:
-        update: of any kind.
-        base: the unmodified weight, of the update's shape; needed where `update.needs_base`.
+        update: Of any kind.
+        base: The unmodified weight, of the update's shape; needed where `update.needs_base`.
         dtype: F32 or F64.
 
     Raises:

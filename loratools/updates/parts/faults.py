@@ -19,7 +19,7 @@ def require_one_rank(module: str, a: LazyTensor, b: LazyTensor, diagonal: LazyTe
     """Check two factors of a linear layer and a diagonal between them; `called` is PEFT's name of the diagonal.
 
     Raises:
-        FormatError: they are of different ranks, or no matrices.
+        FormatError: They are of different ranks, or no matrices.
     """
     if len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] == diagonal.elements:
         return

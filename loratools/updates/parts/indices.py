@@ -16,7 +16,7 @@ def read_indices(tensor: LazyTensor, size: int, owner: str) -> NDArray[np.int64]
     """All values, each in 0:size.
 
     Raises:
-        FormatError: one is outside; numpy would count a negative one from the end.
+        FormatError: One is outside; numpy would count a negative one from the end.
     """
     import numpy as np
 

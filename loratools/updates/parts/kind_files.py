@@ -22,8 +22,8 @@ class PeftVariant(Protocol):
         """Updates by what is to be added to the module's name: nothing, or `.bias`.
 
         Raises:
-            FormatError: the tensors do not fit each other.
-            UnsupportedError: the config sets something that is not supported.
+            FormatError: The tensors do not fit each other.
+            UnsupportedError: The config sets something that is not supported.
         """
 
 
@@ -74,8 +74,8 @@ class LycorisKind(Protocol):
         """Updates by what is to be added to the module's name; `parts` by the ends of their keys.
 
         Raises:
-            FormatError: the tensors do not fit each other.
-            UnsupportedError: they are of a variant that is not supported.
+            FormatError: The tensors do not fit each other.
+            UnsupportedError: They are of a variant that is not supported.
         """
 
 

@@ -83,7 +83,7 @@ def magnitude_axis(magnitude: LazyTensor, out: int, module: str) -> Literal["out
     """Whose norm LyCORIS stores as `dora_scale`, by its shape: (out, 1, ...), or (1, in, 1, ...) before 3.2.
 
     Raises:
-        FormatError: the shape is neither.
+        FormatError: The shape is neither.
     """
     sizes = magnitude.shape
     if len(sizes) >= 2 and sizes[0] == out and magnitude.elements == out:

@@ -12,7 +12,7 @@ def number(module: PeftModule, name: str, default: float | None = None) -> float
     """A field of the config that is a number. Without a default it must be there.
 
     Raises:
-        FormatError: it is missing, or no number.
+        FormatError: It is missing, or no number.
     """
     value = module.config.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -27,7 +27,7 @@ def integer(module: PeftModule, name: str, default: int | None = None) -> int:
     """A field of the config that is a whole number.
 
     Raises:
-        FormatError: it is missing, or no whole number of 64 bits.
+        FormatError: It is missing, or no whole number of 64 bits.
     """
     value = number(module, name, default)
     if value != int(value) or not -(1 << 63) <= value < 1 << 64:
@@ -39,7 +39,7 @@ def chosen(module: PeftModule, name: str, known: tuple[str, ...], default: str) 
     """A field of the config that is one of some names.
 
     Raises:
-        UnsupportedError: it is none of them.
+        UnsupportedError: It is none of them.
     """
     value = module.config.get(name, default)
     if value not in known:
@@ -51,7 +51,7 @@ def shaped(module: PeftModule, **expected: Shape) -> None:
     """Check the shapes of parts, of the module's own or shared ones; None stands for any size.
 
     Raises:
-        FormatError: one has another shape.
+        FormatError: One has another shape.
     """
     tensors = {**module.shared, **module.parts}
     wrong = [
@@ -73,7 +73,7 @@ def shared(module: PeftModule, name: str, why: str) -> LazyTensor:
     why: what keeps it from being made anew.
 
     Raises:
-        UnsupportedError: the adapter was saved without it.
+        UnsupportedError: The adapter was saved without it.
     """
     tensor = module.parts.get(name, module.shared.get(name))
     if tensor is None:

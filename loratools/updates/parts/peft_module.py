@@ -37,7 +37,7 @@ class PeftModule:
         """These parts.
 
         Raises:
-            FormatError: one is missing.
+            FormatError: One is missing.
         """
         missing = [name for name in names if name not in self.parts]
         if missing:

@@ -47,7 +47,7 @@ def stacked_rows(parts: Sequence[tuple[int, LoRA]], out: int) -> LoRA:
     """An update of `out` rows: each part from its row on, zeros elsewhere. All must have one scale.
 
     Raises:
-        ValueError: scales or inputs differ, rows overlap or lie outside, or some rows have a magnitude and some none.
+        ValueError: Scales or inputs differ, rows overlap or lie outside, or some rows have a magnitude and some none.
     """
     import torch
 

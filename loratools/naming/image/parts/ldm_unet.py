@@ -75,9 +75,9 @@ def unet_rules(depths: tuple[int, ...], middle: int, *, labels: bool) -> tuple[R
     """Rules of a UNet.
 
     Args:
-        depths: transformer blocks in each attention of a level, from the top; 0 where it has no attention.
-        middle: transformer blocks in the middle.
-        labels: whether it has an embedding of labels beside that of the time.
+        depths: Transformer blocks in each attention of a level, from the top; 0 where it has no attention.
+        middle: Transformer blocks in the middle.
+        labels: Whether it has an embedding of labels beside that of the time.
 
     Returns:
         One rule for each module: LDM's name and that of diffusers.

@@ -47,13 +47,13 @@ _WITH_STORED_NAMES = ("bare", "comfy", "diffusers", "kohya", "lycoris", "onetrai
 
 
 class Format(Protocol):
-    """The protocol of a format's file. A format that cannot be written has none of `WRITES`, `unwritable` and `write`."""
+    """The protocol of a format's file. One that cannot be written has no `WRITES`, `unwritable` and `write`."""
 
     WRITES: str
     """`folder`, or the suffix of the one file it writes: `.safetensors`, `.gguf`."""
 
     def detect(self, source: AdapterSource) -> bool:
-        """Whether the format claims the source. Claims must be strict: two formats that claim one source are an error."""
+        """Whether the format claims the source. Must be strict: two formats that claim one source are an error."""
 
     def read(self, source: AdapterSource, *, rank_from: RankFrom | None) -> Adapter:
         """Read the adapter. Names of the base are in `source.base`, if a base was given."""

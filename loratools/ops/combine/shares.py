@@ -123,7 +123,7 @@ class Part:
 
 
 def parts_of(terms: Sequence[tuple[int, float, Factors]], reduced: Reduced) -> tuple[Part, ...]:
-    """The contribution of every adapter to one target. `terms` has the position, weight and delta at weight 1 of each."""
+    """The contribution of every adapter to one target. `terms`: position, weight, and delta at weight 1, of each."""
     from loratools.algebra.lowrank import concatenate, row_space
 
     result, deltas = reduced.factors, [delta for _, _, delta in terms]

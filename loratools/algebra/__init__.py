@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: the mathematics of adapters, which knows nothing of files, names or formats."""
+"""The mathematics of adapters on tensors, without any knowledge of files, names or formats."""

@@ -1,11 +1,11 @@
-"""A budget of parameters or bytes shared out over modules as ranks: the least error in all for the size.
+"""Distribution of a budget of parameters or bytes over modules, as ranks with the smallest total error.
 
-One more unit of rank in a module captures its next singular value squared and costs what a unit costs there, so units
-are taken in the order of `s^2 / cost`, over all modules at once. Singular values descend, hence within a module units
-come in their order by themselves. Where all costs are equal no other choice captures more (exchange a unit taken for
-one left out: nothing is gained). Where they differ it is a knapsack: the choice is the best one at every budget that
-the order spends exactly, and elsewhere what any other could capture beyond it is less than the first unit that did
-not fit (Dantzig, "Discrete-variable extremum problems", Operations Research 1957).
+One more unit of rank in a module captures its next squared singular value, at the cost of a unit there. So units are
+taken in the order of `s^2 / cost`, over all modules at once. Singular values descend, so the units of one module come
+in their order. If all costs are equal, no other choice captures more (exchanging a unit taken for one left out gains
+nothing). If they differ, this is a knapsack problem: the choice is optimal at every budget that the order spends
+exactly, and elsewhere any other choice captures less than one unit more, the first that did not fit (Dantzig,
+"Discrete-variable extremum problems", Operations Research 1957).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def allocate(
     minimum: int = 1,
     maximum: int | Sequence[int] | None = None,
 ) -> list[int]:
-    """Return a rank for each module, so that `sum(rank * cost) <= budget` and the captured energy is greatest.
+    """Return a rank for each module, such that `sum(rank * cost) <= budget` and the captured energy is largest.
 
         spectra: one (k,) of descending singular values for each module
 
@@ -58,7 +58,7 @@ def allocate(
         if unspent < cheapest:
             break
         module = modules[place]
-        # What is left only shrinks: where one unit did not fit, no later unit of that module does.
+        # The unspent budget only shrinks: if one unit does not fit, no later unit of that module does.
         if costs[module] <= unspent:
             ranks[module] += 1
             unspent -= costs[module]
@@ -72,12 +72,12 @@ def least_budget(
     minimum: int = 1,
     maximum: int | Sequence[int] | None = None,
 ) -> int:
-    """Return what the minimum costs: `allocate` takes no smaller budget."""
+    """Return the cost of the minimum, which is the smallest budget that `allocate` takes."""
     return _total([min(minimum, most) for most in _largest_ranks(spectra, maximum)], costs)
 
 
 def _largest_ranks(spectra: Sequence[Tensor], maximum: int | Sequence[int] | None) -> list[int]:
-    """Ranks beyond which a module captures nothing more, or may not go."""
+    """The largest useful or allowed rank of each module."""
     positive = [int((s > 0).sum()) for s in spectra]
     if maximum is None:
         return positive

@@ -1,12 +1,12 @@
-"""Quantising a weight as bitsandbytes does, and what that makes of its values: NF4 and FP4 in blocks, and LLM.int8().
+"""Quantisation of a weight as bitsandbytes does it, and its dequantised values: NF4 and FP4 in blocks, and LLM.int8().
 
     4 bit   absmax[j] = max |W| of block j          q = the code nearest to W / absmax          W' = map[q] * absmax
     nested  absmax - mean(absmax) is quantised to bytes in blocks of 256, by a map of its own, and dequantised again
     int8    SCB[o] = max |W| of row o, of W in float16          q = round(W * 127 / SCB)         W' = q * SCB / 127
 
-Blocks run over the weight as one row. Everything is in float32, as bitsandbytes computes it. Its CPU kernel quantises
-scales by a table of 65,536 entries, and so takes the second nearest code where two are almost equally near; its GPU
-kernels take the nearest, and so does this.
+Blocks run over the flattened weight. Everything is in float32, as in bitsandbytes. Its CPU kernel quantises scales with
+a table of 65,536 entries, and so takes the second nearest code if two are almost equally near. Its GPU kernels take the
+nearest code, and so does this file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NF4 = (
 _FP4_TWELFTHS = (0.0, 0.0625, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 _SMALLEST = np.float32(1e-38)
 _NESTED_BLOCK = 256
-# What bitsandbytes multiplies by in place of dividing by 127.
+# bitsandbytes multiplies by this constant instead of dividing by 127.
 _PER_STEP = np.float32(7.874015718698502e-3)
 
 
@@ -44,7 +44,7 @@ def levels(codes: str) -> Singles:
 
 
 def block_maxima(values: Floats, blocksize: int) -> Singles:
-    """The largest magnitude in each block of a flat array, of which the last may be shorter."""
+    """The largest magnitude in each block of a flat array. The last block may be shorter."""
     padded = np.zeros(-(-len(values) // blocksize) * blocksize, np.float32)
     padded[: len(values)] = np.abs(values)
     largest: Singles = padded.reshape(-1, blocksize).max(axis=1)
@@ -52,20 +52,20 @@ def block_maxima(values: Floats, blocksize: int) -> Singles:
 
 
 def four_bit_values(values: Floats, codes: str, blocksize: int, maxima: Singles, scales: Singles) -> Singles:
-    """What 4-bit codes make of the values of whole blocks of a flat array, of which the last may be shorter.
+    """The dequantised 4-bit values of whole blocks of a flat array. The last block may be shorter.
 
     Args:
-        values: Float32, from the start of a block on.
+        values: Float32 values, starting at the beginning of a block.
         codes: nf4 or fp4.
-        blocksize: Values of one block.
-        maxima: The largest magnitude of each block, which values are divided by.
-        scales: What codes are multiplied with: the same, or what nested quantisation makes of it.
+        blocksize: Number of values in a block.
+        maxima: The largest magnitude of each block, by which values are divided.
+        scales: The scales that codes are multiplied by: the maxima, or their values after nested quantisation.
     """
     return _nearest(values, levels(codes), blocksize, maxima) * np.repeat(scales, blocksize)[: len(values)]
 
 
 def _nearest(values: Floats, table: Singles, blocksize: int, maxima: Singles) -> Singles:
-    """The entry of a table of values from -1 to 1 that is nearest to each value over the largest of its block."""
+    """For each value divided by the maximum of its block, the nearest entry of a table of values from -1 to 1."""
     middles = (table[1:] + table[:-1]) / np.float32(2)
     inverse = np.repeat(np.float32(1) / np.maximum(maxima, _SMALLEST), blocksize)[: len(values)]
     nearest: Singles = table[np.searchsorted(middles, np.clip(values * inverse, -1, 1), side="left")]
@@ -73,10 +73,10 @@ def _nearest(values: Floats, table: Singles, blocksize: int, maxima: Singles) ->
 
 
 def nested_scales(maxima: Singles) -> Singles:
-    """What double quantisation makes of the maxima of all blocks of one weight."""
+    """The values of the maxima of all blocks of one weight after double quantisation."""
     import torch
 
-    # The mean of torch, whose order of adding numbers up decides the last bits.
+    # torch's mean, because its order of additions decides the last bits.
     offset = np.float32(torch.from_numpy(maxima).mean().item())
     centred = maxima - offset
     outer = block_maxima(centred, _NESTED_BLOCK)
@@ -87,8 +87,10 @@ def nested_scales(maxima: Singles) -> Singles:
 
 @cache
 def _dynamic_map() -> Singles:
-    """The 256 values of the dynamic map (Dettmers, 2015): of seven decades down from 1 each has twice as many as the
-    one below, evenly spread from a tenth of its end on, with both signs; and 0 and 1."""
+    """The 256 values of the dynamic map (Dettmers, 2015). There are seven decades down from 1; each has twice as many
+    values as the next lower one, evenly spaced from a tenth of its upper end on, with both signs. In addition there are
+    0 and 1.
+    """
     import torch
 
     values: list[float] = [0.0, 1.0]
@@ -100,7 +102,7 @@ def _dynamic_map() -> Singles:
 
 
 def int8_values(values: Floats) -> Singles:
-    """What LLM.int8() makes of rows: (rows, columns), in float32."""
+    """The dequantised values of rows after LLM.int8(): (rows, columns), in float32."""
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16).astype(np.float32)
     largest = np.abs(halves).max(axis=1, keepdims=True, initial=0)

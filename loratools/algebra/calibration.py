@@ -1,4 +1,4 @@
-"""What may be done to a combined delta whatever made it: singular values calibrated, or its size restored."""
+"""Steps after combining: calibration of shared singular values, and restoring the size of a delta."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from loratools.algebra.lowrank import Factors, Svd
 
 
 def calibrated(merged: Svd, deltas: Sequence[Factors], *, least: float = 1.0) -> Svd:
-    """Return `merged` with singular values divided by how often the `deltas` say the same thing there.
+    """Return `merged` with each singular value divided by how many of the `deltas` share its direction.
 
-    In the direction `u_r` of the output the i-th delta answers with `a = u_r^T delta_i`, and the merged one with
-    `s_r v_r`; `k_i = <s_r v_r, a> / |a|^2` is how far it overstates that answer, and `s_r` becomes
-    `s_r * T / sum_i max(least, k_i)`. Directions that several deltas share add up in a merge, and are brought back;
-    what only one has stays. Singular value calibration, "When shared knowledge hurts", 2026,
+    In the output direction `u_r`, the i-th delta has the response `a = u_r^T delta_i`, and the merged one has `s_r
+    v_r`. `k_i = <s_r v_r, a> / |a|^2` is how far the merged delta overstates the response of the i-th one. `s_r`
+    becomes `s_r * T / sum_i max(least, k_i)`. Directions that several deltas share add up in a merge and are scaled
+    down; directions of a single delta stay. Singular value calibration, "When shared knowledge hurts", 2026,
     https://arxiv.org/abs/2602.05536. Singular values may lose their order.
     """
     shares = torch.zeros_like(merged.s)

@@ -1,4 +1,4 @@
-"""The common block types of ggml: codes and scales in the bytes of blocks, and what they are worth in float32.
+"""The common block types of ggml: codes and scales in the bytes of blocks, and their values in float32.
 
 A block holds 32 values, or 256 in the K types, with one or two float16 scales; a K type has a scale of a few bits for
 each 16 or 32 of them as well. Sums and products are in float32 and in the order in which llama.cpp forms them, so that
@@ -23,11 +23,11 @@ class BlockType:
     """How the blocks of one ggml type are laid out: `value = level * scale + offset`.
 
     Attributes:
-        levels: What each code means before it is scaled, by code.
+        levels: The unscaled value of each code.
         codes: The codes in blocks: (blocks, bytes) -> (blocks, values).
-        store_codes: Stores codes in blocks, in place, and leaves their scales.
+        store_codes: Writes codes into blocks, in place, without changing their scales.
         scales: A scale for each group of a block: (blocks, bytes) -> (blocks, groups).
-        offsets: The same of what is added; None if there is none.
+        offsets: An offset for each group of a block: (blocks, bytes) -> (blocks, groups); None if there is none.
     """
 
     levels: Singles
@@ -117,8 +117,10 @@ def _powers_of_mxfp4(blocks: Bytes) -> Singles:
 
 
 def _six_bits(scales: Bytes) -> tuple[Singles, Singles]:
-    """Eight scales and eight minima of 6 bits each, in 12 bytes: four in the lower bits of the first bytes each, the
-    others' lower halves in the last four bytes, and their upper bits in what is left of the first eight."""
+    """Eight scales and eight minima of 6 bits each, in 12 bytes. Of each, the first four are in the lower bits of the
+    first eight bytes. The lower halves of the others are in the last four bytes, and their upper bits in the remaining
+    bits of the first eight.
+    """
     first, second, third = scales[:, :4], scales[:, 4:8], scales[:, 8:]
     factors = np.concatenate([first & 63, (third & 15) | (first >> 6 << 4)], axis=1)
     minima = np.concatenate([second & 63, (third >> 4) | (second >> 6 << 4)], axis=1)
@@ -134,7 +136,7 @@ def _minima_of_eight(blocks: Bytes) -> Singles:
 
 
 def _in_pairs(packed: Bytes) -> Bytes:
-    """Eight times 32 codes: the lower halves of 32 bytes, then their upper halves, four times over."""
+    """Eight times 32 codes: the lower halves of 32 bytes, then their upper halves, four times."""
     chunks = packed.reshape(len(packed), 4, 1, 32)
     return np.concatenate([chunks & 15, chunks >> 4], axis=2).reshape(len(packed), 256)
 
@@ -256,7 +258,7 @@ def _scales_of_iq4_xs(blocks: Bytes) -> Singles:
 # The values of the 4-bit codes of IQ4_NL and IQ4_XS.
 _IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
-# The types whose values are taken apart here, all of which can be written again with the scales that they have.
+# The types that can be dequantised here. All of them can be written again with their existing scales.
 TYPES: dict[str, BlockType] = {
     "Q4_0": BlockType(_integers(-8, 16), _nibbles_at(2), _put_nibbles_at(2), _half_at(0)),
     "Q4_1": BlockType(_integers(0, 16), _nibbles_at(4), _put_nibbles_at(4), _half_at(0), _half_at(2)),

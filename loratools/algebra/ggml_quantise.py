@@ -1,11 +1,11 @@
-"""Values as new blocks of ggml, with scales of their own: the types that llama.cpp quantises without a search.
+"""Quantisation of values to new ggml blocks with new scales: the types that llama.cpp quantises without a search.
 
     Q4_0, Q5_0   the value of largest size becomes the lowest level, -8 or -16
     Q4_1, Q5_1   the lowest value is the offset, and the range is cut into 15 or 31 steps
     Q8_0         the largest size becomes 127
 
-Bytes are those of llama.cpp's reference code and of the gguf package: codes by the scale before it is rounded to
-float16, halves away from zero.
+The bytes equal those of llama.cpp's reference code and of the gguf package: codes are computed with the scale before it
+is rounded to float16, and halves are rounded away from zero.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _eight_bits(blocks: Singles) -> tuple[Bytes, list[Singles]]:
     return codes.astype(np.int8).view(np.uint8), [scale]
 
 
-# Each gives the codes of blocks of 32 values, and the numbers that stand before the codes as float16.
+# Each function returns the codes of blocks of 32 values, and the numbers stored before them as float16.
 _QUANTISERS: dict[str, Callable[[Singles], tuple[Bytes, list[Singles]]]] = {
     "Q4_0": _symmetric(-8), "Q4_1": _affine(15), "Q5_0": _symmetric(-16), "Q5_1": _affine(31), "Q8_0": _eight_bits,
 }  # fmt: skip
@@ -66,7 +66,7 @@ def quantise(kind: str, values: Singles, size: int) -> Bytes:
 
     Args:
         kind: One of the types above.
-        values: Finite float32 values, blocks one after the other.
+        values: Finite float32 values, block after block.
         size: Bytes of a block.
     """
     blocks = np.ascontiguousarray(values, np.float32).reshape(-1, _VALUES)

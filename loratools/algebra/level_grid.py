@@ -1,8 +1,8 @@
-"""The values that the packed numbers of a weight can take while its scales stay as they are stored.
+"""The values that the packed codes of a weight can represent while its scales stay as they are stored.
 
-A merge that quantises again keeps scales, zero points and groups: an update is small beside the steps of the grid, so
-that new scales would move every weight of a group by more than the update does. What lies beyond the end of its grid
-becomes the end.
+A merge that quantises again keeps scales, zero points and groups: an update is small compared with the steps of the
+grid, so new scales would move every weight of a group by more than the update does. Values beyond the end of the grid
+are clipped.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 
-# How many levels to each side are looked at; of 256 levels, bfloat16 tells only about every second apart.
-# Twice the unit roundoff of bfloat16, the coarsest dtype that a level is rounded to.
+# How many levels on each side are examined. Among 256 levels, bfloat16 only distinguishes about every second one. Twice
+# the unit roundoff of bfloat16, the coarsest dtype that a level is rounded to.
 _SLACK = 2.0**-7
 _REACH, _REACH_OF_MANY, _FEW_LEVELS = 1, 3, 64
 
 
 class Neighbours(NamedTuple):
-    """The levels next to some values, below and above, and what they are worth; the same level twice beyond an end."""
+    """The levels next to some values, below and above, and their values; beyond an end, the same level twice."""
 
     low_level: Integers
     high_level: Integers
@@ -38,15 +38,15 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LevelGrid:
-    """A few levels for every value of some rows, each worth `(level - zero) * scale * factor + offset` there.
+    """The quantisation levels for every value of some rows: each stands for `(level - zero) * scale * factor + offset`.
 
     Attributes:
-        values: What each code means before it is scaled, by code: (codes,). Several codes may mean the same.
-        allowed: The codes that may be written; a code of no number is not among them.
+        values: The unscaled value of each code: (codes,). Several codes may have the same value.
+        allowed: The codes that may be written, without codes that stand for no number.
         current: The codes that are stored now, in the shape of the rows.
-        scale, zero, offset: One number for each value, or shapes that broadcast to that; None if there is none.
-        factor: One more, by which the product with the scale is multiplied.
-        dtype: What the value is rounded to; before the offset is added as well.
+        scale, zero, offset: One number for each value, or shapes that broadcast to that; None if the scheme has none.
+        factor: A further factor of the scale.
+        dtype: The dtype that a value is rounded to, before the offset is added as well.
     """
 
     values: Floats
@@ -59,7 +59,7 @@ class LevelGrid:
     factor: float | None = None
 
     def worth(self, levels: Floats) -> Floats:
-        """The values that levels stand for, exactly as they are dequantised."""
+        """The values of levels, exactly as they are dequantised."""
         values: Floats = levels if self.zero is None else levels - self.zero
         values = values * self.scale
         if self.factor is not None:
@@ -69,14 +69,14 @@ class LevelGrid:
         return onto_grid(values.astype(np.float32, copy=False), self.dtype)
 
     def stored(self) -> Floats:
-        """What the codes that are stored now stand for."""
+        """The values of the codes that are stored now."""
         return self.worth(self.values[self.current])
 
     def cell_variance(self) -> Floats:
-        """The mean squared error of numbers that were rounded to the stored values, in the shape of the rows.
+        """The mean squared rounding error of the stored values, in the shape of the rows.
 
-        Such a number may lie anywhere in the cell of its level, which reaches half the way to the levels beside it; the
-        cell of the first and of the last level ends there.
+        The original number may lie anywhere in the cell of its level, which reaches half the way to the levels next to
+        it. The cells of the first and of the last level end at that level.
         """
         levels, _ = self._levels
         at = np.searchsorted(levels, self.values[self.current].astype(np.float32))
@@ -94,7 +94,7 @@ class LevelGrid:
         low = np.full(exact.shape, -np.inf, np.float32)
         high = np.full(exact.shape, np.inf, np.float32)
         low_level, high_level = np.zeros(exact.shape, np.int16), np.zeros(exact.shape, np.int16)
-        # A scale may be negative, and values are rounded, so that several of many levels may be worth the same: the
+        # A scale may be negative, and values are rounded, so that several levels may have the same value. The
         # neighbours are among the levels around the one that is nearest before rounding.
         reach = _REACH if len(levels) <= _FEW_LEVELS else _REACH_OF_MANY
         for step in sorted(range(-reach, reach + 1), key=abs):
@@ -108,29 +108,29 @@ class LevelGrid:
         low, low_level = np.where(under, high, low), np.where(under, high_level, low_level)
         high, high_level = np.where(over, low, high), np.where(over, low_level, high_level)
         if len(self.allowed) < len(self.values):
-            # What is stored may have a code that is not written anew, and stays where nothing moves it.
+            # A stored code that may not be written anew stays if its value does not change.
             stored = self.stored()
             low, high = np.where(exact == stored, stored, low), np.where(exact == stored, stored, high)
         return Neighbours(low_level, high_level, low, high)
 
     def may_leave(self, stored: Floats, moved: Floats) -> Mask:
-        """Where a value that moves by so much from what is stored may come to be nearest to another level.
+        """Where a value that moves by `moved` from the stored one may become nearest to another level.
 
-        Elsewhere it is surely nearest to the level that it is at. Of levels that lie close together everything may.
+        Elsewhere it is certainly nearest to its present level. If levels lie close together, every value may change.
 
         Args:
-            stored: What `stored` gives, which the caller has already.
+            stored: The result of `stored`, which the caller has already.
             moved: How far each moves, in the same shape.
         """
         levels, _ = self._levels
         at = np.searchsorted(levels, self.values.astype(np.float32))
         inner = np.diff(levels, prepend=-np.inf, append=np.inf)
         gaps = np.minimum(inner[:-1], inner[1:])[np.clip(at, 0, len(levels) - 1)].astype(np.float32)
-        # A code that is not written anew may stand for a value between two levels.
+        # A code that may not be written anew may stand for a value between two levels.
         gaps[~np.isin(self.values, levels)] = 0
         scale = np.abs(self.scale if self.factor is None else self.scale * np.float32(self.factor))
         gap = gaps[self.current] * scale
-        # What rounding to the dtype, and the sum, may have moved the level and the ones beside it by.
+        # How far rounding to the dtype, and the sum, may have moved the level and its neighbours.
         slack = np.float32(_SLACK) * (np.abs(stored) + gap)
         if self.offset is not None:
             slack += np.float32(_SLACK) * np.abs(self.offset)
@@ -138,7 +138,7 @@ class LevelGrid:
         return ~certain
 
     def at(self, places: Mask) -> LevelGrid:
-        """The grid of some of its values alone, as one row of them."""
+        """The grid of some of its values only, as one row."""
 
         def at_places(numbers: Floats | None) -> Floats | None:
             return None if numbers is None else np.broadcast_to(numbers, self.current.shape)[places]
@@ -150,7 +150,7 @@ class LevelGrid:
         )
 
     def codes(self, neighbours: Neighbours, upper: Mask) -> tuple[Integers, Floats]:
-        """The codes of the chosen neighbours, and their values. A code that means the same already stays."""
+        """The codes of the chosen neighbours, and their values. A code that already has the same value stays."""
         _, codes = self._levels
         values = np.where(upper, neighbours.high, neighbours.low)
         chosen = codes[np.where(upper, neighbours.high_level, neighbours.low_level)]
@@ -159,7 +159,7 @@ class LevelGrid:
 
     @cached_property
     def _levels(self) -> tuple[Floats, Integers]:
-        """Levels in increasing order, and a code of each."""
+        """Levels in increasing order, and a code for each."""
         levels, first = np.unique(self.values[self.allowed], return_index=True)
         return levels.astype(np.float32), self.allowed[first]
 

@@ -1,16 +1,15 @@
-"""Matrices that are known as a product of two thin factors, handled without ever forming them.
+"""Matrices given as a product of two thin factors, handled without ever forming the product.
 
-What this file knows: `delta = b @ a` with b: (out, r) and a: (r, in). With b = Q_b R_b and a^T = Q_a R_a (thin QR),
-everything that matters about delta sits in the core R_b R_a^T, which is (r, r): its singular values are those of
-delta, and its singular vectors become those of delta by Q_b and Q_a. That costs O((out + in) r^2) where a dense SVD
-costs O(out in min(out, in)), and it is exact.
+`delta = b @ a` with b: (out, r) and a: (r, in). With b = Q_b R_b and a^T = Q_a R_a (thin QR), the core R_b R_a^T, which
+is (r, r), has the singular values of delta, and Q_b and Q_a turn its singular vectors into those of delta. That costs
+O((out + in) r^2), where a dense SVD costs O(out in min(out, in)), and it is exact.
 
-Computed in float64 throughout, whatever the factors are stored in. Where products of two large or two small sides
-would leave even that range, though the delta does not, each rank-one term is balanced first: the largest entry of its
-column of b equal to that of its row of a.
+Everything is computed in float64, whatever the dtype of the factors. If products of two large or two small factors
+would leave that range, although the delta does not, each rank-one term is balanced first: the largest entry of its
+column of b is made equal to that of its row of a.
 
-What it refuses to know: alpha and scales (fold them into b), dtypes of files, and matrices that are not products
-(`algebra.svd`).
+Alpha and scales are not known here (fold them into b), and neither are dtypes of files or matrices that are not
+products (`algebra.svd`).
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Svd:
 
 
 class Decomposition(Protocol):
-    """What `truncate` needs: an exact `Svd`, or the certified one of `algebra.svd`."""
+    """The input of `truncate`: an exact `Svd`, or the certified one of `algebra.svd`."""
 
     @property
     def u(self) -> Tensor: ...
@@ -81,9 +80,9 @@ class Decomposition(Protocol):
 
 
 def concatenate(parts: Sequence[tuple[float, Factors]]) -> Factors:
-    """Return the sum of `weight * delta` over the parts, exactly: factors are put side by side and ranks add up.
+    """Return the exact sum of `weight * delta` over the parts: factors are concatenated and ranks add up.
 
-    The weight goes into b. float64.
+    The weight is folded into b. The result is float64.
     """
     if not parts:
         raise ValueError("nothing to concatenate")
@@ -98,8 +97,8 @@ def concatenate(parts: Sequence[tuple[float, Factors]]) -> Factors:
 
 @dataclass(frozen=True)
 class Core:
-    """A singular value decomposition whose vectors are not formed yet: values are often all that is needed, and of the
-    vectors only those that are kept.
+    """A singular value decomposition whose vectors are not formed yet: often only the values are needed, and only the
+    vectors that are kept.
 
         s: (k,) descending   left: (out, r) and right: (in, r), in which p: (r, k) and z: (r, k) are the vectors
     """
@@ -111,10 +110,10 @@ class Core:
     z: Tensor
 
     def leading(self, rank: int) -> Svd:
-        """The vectors of the `rank` largest singular values, and all of the values' first `rank`.
+        """The vectors of the `rank` largest singular values, with these values.
 
         The entry of largest magnitude in each column of u is positive (the first one on ties), so equal input gives
-        equal output. Singular values that are zero come with orthonormal vectors like all others.
+        equal output. Singular values of zero have orthonormal vectors like all others.
         """
         u, v = self.left.times(self.p[:, :rank]), self.right.times(self.z[:, :rank])
         return Svd(*fix_signs(u, self.s[:rank], v.mT))
@@ -122,19 +121,20 @@ class Core:
 
 @dataclass(frozen=True)
 class Basis:
-    """Orthonormal columns: the reflections of a QR decomposition (LAPACK's geqrf) or, where there are none, the unit
-    vectors; times `rotation`, orthonormal columns in those, where that is given."""
+    """Orthonormal columns: the reflections of a QR decomposition (LAPACK's geqrf), or unit vectors if there are none,
+    times `rotation` (orthonormal columns) if that is given.
+    """
 
     reflections: Tensor | None = None
     taus: Tensor | None = None
     rotation: Tensor | None = None
 
     def rotated(self, rotation: Tensor) -> Basis:
-        """These columns times the orthonormal columns of `rotation`, which are not multiplied out yet."""
+        """These columns times the orthonormal columns of `rotation`, without multiplying them out yet."""
         return Basis(self.reflections, self.taus, rotation if self.rotation is None else self.rotation @ rotation)
 
     def times(self, x: Tensor) -> Tensor:
-        """The basis times a thin matrix; reflecting it is cheaper than forming the basis first."""
+        """The basis times a thin matrix. Applying the reflections is cheaper than forming the basis first."""
         if self.rotation is not None:
             x = self.rotation @ x
         if self.reflections is None or self.taus is None:
@@ -149,8 +149,7 @@ class Basis:
 class Framed:
     """A delta as a small core between two orthonormal bases.
 
-    `delta = left @ core @ right^T`, with orthonormal columns on both sides: a delta in coordinates in which it is
-    small.
+    `delta = left @ core @ right^T`, with orthonormal columns in left and right: a delta in small coordinates.
 
     left: (out, p)   core: (p, q)   right: (in, q)
     """
@@ -160,17 +159,17 @@ class Framed:
     right: Basis
 
     def factors(self) -> Factors:
-        """Exactly this delta, by its singular values, as many as are not rounding; 1 of a delta of zeros."""
+        """Factors of exactly this delta, by its singular values above rounding level; of rank 1 for a zero delta."""
         core = decompose(self)
         rank = numerical_rank(core.s, (self.core.shape[0], self.core.shape[1]), EPS)
         return truncate(core.leading(max(1, rank)), max(1, rank))
 
 
 def decompose(f: Factors | Framed) -> Core:
-    """Return the singular value decomposition of a delta, vectors to be formed; k = min(r, out, in). float64.
+    """Return the singular value decomposition of a delta, without forming its vectors; k = min(r, out, in). float64.
 
-    The product is formed only where it is not larger than its factors (r above half of the smaller side), and the
-    dense way is the cheaper one.
+    The product is formed only if it is not larger than its factors (r above half of the smaller side), since the dense
+    method is cheaper then.
     """
     if isinstance(f, Framed):
         p, s, zt = torch.linalg.svd(f.core, full_matrices=False)
@@ -198,8 +197,8 @@ def svd(f: Factors) -> Svd:
 def row_space(f: Factors) -> tuple[Tensor, float]:
     """Return orthonormal columns that span the rows of `b @ a`, (in, k), and its squared Frobenius norm. float64.
 
-    By the Grams of the factors, which is several times faster than by QR; directions whose singular value is below
-    1e-7 of the largest are left out, as the Grams cannot tell them from rounding.
+    Computed from the Gram matrices of the factors, which is several times faster than QR. Directions whose singular
+    value is below 1e-7 of the largest are left out, since Gram matrices cannot tell them from rounding.
     """
     b, a = _in_range(f)
     values, vectors = torch.linalg.eigh(a @ a.mT)
@@ -221,8 +220,8 @@ def singular_values(f: Factors) -> Tensor:
 def norm(f: Factors) -> float:
     """Return the Frobenius norm of `b @ a`.
 
-    From triangular factors, not from the Grams: a trace of Grams is a difference of squares where terms cancel, and
-    would leave 1e-8 of the terms as noise instead of 1e-16.
+    Computed from triangular factors, not from Gram matrices: a trace of Gram matrices is a difference of squares if
+    terms cancel, and would leave noise of 1e-8 of the terms instead of 1e-16.
     """
     return float(torch.linalg.matrix_norm(_core(f)))
 
@@ -239,8 +238,8 @@ def inner(f: Factors, g: Factors) -> float:
 def truncate(svd_result: Decomposition, rank: int) -> Factors:
     """Return the factors of at most `rank` that are nearest to the delta in Frobenius norm (Eckart and Young).
 
-    The square root of each singular value goes to either side, so b and a have equal norms: nothing in a float16 file
-    over- or underflows that need not.
+    Each side gets the square root of each singular value, so b and a have equal norms, which avoids overflow and
+    underflow in float16 files.
     """
     if rank < 0:
         raise ValueError(f"rank {rank} is negative")
@@ -249,7 +248,7 @@ def truncate(svd_result: Decomposition, rank: int) -> Factors:
 
 
 def numerical_rank(s: Tensor, shape: tuple[int, int], eps: float) -> int:
-    """Return how many singular values exceed `max(shape) * eps * s[0]`: those that rounding cannot have made up.
+    """Return how many singular values exceed `max(shape) * eps * s[0]`, and so cannot be caused by rounding.
 
         s: (k,) descending
 
@@ -260,17 +259,17 @@ def numerical_rank(s: Tensor, shape: tuple[int, int], eps: float) -> int:
 
 
 def noise_of_factors(f: Factors, unit: float) -> float:
-    """Return a bound on every singular value of what rounding the entries of `b` and `a` did to `b @ a`.
+    """Return a bound on every singular value of the error in `b @ a` caused by rounding the entries of `b` and `a`.
 
         unit (||B||_F ||A||_2 + ||B||_2 ||A||_F), of the balanced factors
 
-    Each entry may be off by `unit` times itself, so that the errors are E_B and E_A with ||E_B||_2 <= unit ||B||_F.
-    The bound of `numerical_rank` is for the entries of a dense matrix, and is above the largest singular value as soon
-    as a side is as long as 1 / unit: 256 for bfloat16.
+    Each entry may be off by `unit` times itself, so the errors are E_B and E_A with ||E_B||_2 <= unit ||B||_F. The
+    bound of `numerical_rank` is for the entries of a dense matrix, and exceeds the largest singular value as soon as a
+    side is as long as 1 / unit: 256 for bfloat16.
 
     unit: the largest relative error of an entry, 2^-8 for bfloat16.
     """
-    # Columns of b as long as rows of a: scaling one against the other changes neither delta nor errors.
+    # Columns of b are made as long as rows of a: scaling one against the other changes neither delta nor errors.
     b, a = _in_range(f)
     length_b, length_a = (torch.linalg.vector_norm(x, dim=dim) for x, dim in ((b, 0), (a, 1)))
     present = (length_b > 0) & (length_a > 0)
@@ -291,7 +290,7 @@ def noise_of_factors(f: Factors, unit: float) -> float:
 def fix_signs(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return u, s, vt with the entry of largest magnitude in each column of u positive, the first one on ties.
 
-    Singular vectors are only known up to a common sign, and libraries choose it as they please.
+    Singular vectors are only determined up to a common sign, which libraries choose arbitrarily.
     """
     if u.numel() == 0:
         return u, s, vt
@@ -300,20 +299,21 @@ def fix_signs(u: Tensor, s: Tensor, vt: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return u * sign, s, vt * sign[:, None]
 
 
-# Between these, no product or square of float64 numbers leaves the range; all numbers of float32 are.
+# Between these limits, no product or square of float64 numbers overflows or underflows. All float32 numbers are between
+# them.
 _SMALL, _LARGE = 1e-75, 1e75
 
 
 def _in_range(f: Factors) -> tuple[Tensor, Tensor]:
-    """Return b and a in float64, so that no product of theirs leaves its range."""
+    """Return b and a in float64, such that none of their products overflows or underflows."""
     b, a = f.b.double(), f.a.double()
     largest = [max(-float(low), float(high)) for x in (b, a) if x.numel() for low, high in [x.aminmax()]]
     return (b, a) if all(_SMALL < x < _LARGE for x in largest) else _balanced(b, a)
 
 
 def _balanced(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    """Return b and a, columns of b as large as rows of a; a term with a zero half is zero on both sides."""
-    # Largest entries and not Euclidean norms: those would square, and lose the range that is to be kept.
+    """Return b and a with columns of b as large as rows of a. A term with a zero factor becomes zero on both sides."""
+    # Largest entries and not Euclidean norms, whose squares would lose the range that is to be kept.
     size_b, size_a = b.abs().amax(dim=0), a.abs().amax(dim=1)
     target = size_b.sqrt() * size_a.sqrt()
     size_b, size_a = (torch.where(size > 0, size, 1.0) for size in (size_b, size_a))

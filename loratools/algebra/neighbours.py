@@ -1,15 +1,16 @@
-"""Rounding a number to one of the two neighbours that it lies between, where the nearer one is not always the better.
+"""Rounding a number to one of the two neighbours that it lies between, if the nearer one is not always better.
 
-Rounding to nearest loses an update that is small beside the spacing of the grid, and loses it everywhere alike: the
-base's weights lie on the grid, so that nothing dithers them. Two other choices keep it:
+Rounding to nearest loses updates that are small compared with the spacing of the grid. It loses them everywhere in the
+same way: the base's weights lie on the grid, so nothing dithers them. Two other rules keep the update:
 
     stochastic   the upper neighbour with the probability (x - low) / (high - low), so that the expected value is x
     feedback     one input at a time, the neighbour that makes the output error smallest for given inputs, with what was
                  chosen for the inputs before it
 
-Feedback minimises, greedily and for every output alike, `e H e'` over the errors e of one output's weights, with H the
-second moments of the inputs: `V V' + penalty I`, where the columns of V are an orthonormal basis of the directions that
-matter, or measured ones. It is the greedy path-following quantisation of Lybrand and Saab (JMLR 22:156, 2021).
+Feedback greedily minimises, for each output separately, `e H e'` over the errors e of the weights of that output, with
+H the second moments of the inputs: either `V V' + penalty I`, where the columns of V are an orthonormal basis of the
+directions that matter, or measured ones. It is the greedy path-following quantisation of Lybrand and Saab (JMLR 22:156,
+2021).
 
 Plain numpy. Every result is one of the two neighbours.
 """
@@ -26,17 +27,17 @@ from loratools.algebra.rounding import Floats, rounded_to_odd
 
 Mask = NDArray[np.bool_]
 
-# Inputs that are decided on one after the other before the products with all earlier errors are formed anew.
+# How many inputs are decided one after the other before the products with all earlier errors are computed anew.
 _INPUTS = 16
 _RANDOM_BITS = 24
-# Directions shorter than this, beside the longest, are noise of their computation.
+# Directions shorter than this share of the longest are numerical noise.
 _SHORTEST = 1e-7
 
 
 def float_neighbours(values: Floats, dtype: str) -> tuple[Floats, Floats]:
-    """The numbers of BF16 or F16 next to the values, below and above; both the value itself where it is one.
+    """The BF16 or F16 numbers next to the values, below and above; both are the value itself if it is representable.
 
-    Values are finite and within the range of the dtype. Results are in the dtype of the values.
+    Values are finite and within the range of the dtype. Results have the dtype of the values.
     """
     if dtype == "F16":
         nearest = values.astype(np.float16)
@@ -55,18 +56,18 @@ def float_neighbours(values: Floats, dtype: str) -> tuple[Floats, Floats]:
 
 
 def random_fractions(key: str, first: int, count: int) -> NDArray[np.float32]:
-    """Uniform numbers in [0, 1), multiples of 2 ** -24: those of the elements first to first + count of a tensor.
+    """Uniform random numbers in [0, 1), multiples of 2 ** -24, for the elements first to first + count of a tensor.
 
-    They depend on the key and on the number of the element alone, so that blocks of any size give the same.
+    They depend only on the key and on the index of the element, so that blocks of any size give the same numbers.
 
     Args:
-        key: What the numbers are for, with the seed in it.
-        first: The number of the first element, in the order in which they are stored.
-        count: How many.
+        key: What the numbers are for, including the seed.
+        first: The index of the first element, in stored order.
+        count: How many numbers.
     """
     words = np.frombuffer(hashlib.sha256(key.encode()).digest()[:16], np.uint64)
     generator = np.random.Philox(key=words)
-    # One step of the counter gives four words of 64 bits, which are eight numbers.
+    # One step of the counter gives four 64-bit words, which are eight numbers.
     skipped = first % 8
     generator.advance(first // 8)
     drawn = generator.random_raw(-(-(skipped + count) // 2)).astype("<u8").view("<u4")[skipped : skipped + count]
@@ -89,9 +90,9 @@ def orthonormal_rows(directions: Floats) -> Floats:
 
 
 class InputMetric(Protocol):
-    """What errors cost: products of second moments of inputs with the errors that have been made so far.
+    """The cost of errors: products of second moments of inputs with the errors that were made so far.
 
-    Inputs come in order, from the first on; outputs are the columns of every matrix of errors.
+    Inputs come in order from the first. Outputs are the columns of every matrix of errors.
     """
 
     def moments(self, start: int, stop: int) -> Floats:
@@ -101,18 +102,18 @@ class InputMetric(Protocol):
         """Rows start:stop of H times all errors before `start`: (stop - start, outputs)."""
 
     def absorb(self, start: int, stop: int, errors: Floats) -> None:
-        """Take in the errors of the inputs start:stop: (stop - start, outputs)."""
+        """Record the errors of the inputs start:stop: (stop - start, outputs)."""
 
 
 class SubspaceMetric:
-    """A metric of errors that is large along a few directions.
+    """An error metric that is large in a few directions.
 
-    `H = V V' + penalty I` for a few directions; what is kept of the errors is `V' e`, (rank, outputs).
+    `H = V V' + penalty I` for a few directions. Only `V' e`, (rank, outputs), is kept of the errors.
 
     Args:
         basis: Orthonormal rows, (rank, inputs).
-        penalty: Weight of the error itself beside the error in those directions.
-        outputs: How many outputs are rounded side by side.
+        penalty: Weight of the error itself, relative to the error in those directions.
+        outputs: How many outputs are rounded together.
     """
 
     def __init__(self, basis: Floats, penalty: float, outputs: int) -> None:
@@ -135,20 +136,20 @@ class SubspaceMetric:
 
 
 def with_unit_mean(moments: Floats) -> Floats:
-    """Second moments divided by the mean of their diagonal: those of inputs with a mean square of 1."""
+    """Second moments divided by the mean of their diagonal, as for inputs with a mean square of 1."""
     mean = float(np.trace(moments, dtype=np.float64)) / max(1, len(moments))
     return moments / np.float32(mean) if mean > 0 else moments
 
 
 class MeasuredMetric:
-    """A metric of errors that was measured on inputs.
+    """An error metric measured on inputs.
 
-    `H` as measured, plus the penalty; all errors are kept.
+    `H` as measured, plus the penalty. All errors are kept.
 
     Args:
-        measured: Second moments of a mean of 1 on the diagonal, (inputs, inputs), in float32.
+        measured: Second moments with a mean diagonal of 1, (inputs, inputs), in float32.
         penalty: Weight of the error itself.
-        outputs: How many outputs are rounded side by side.
+        outputs: How many outputs are rounded together.
     """
 
     def __init__(self, measured: Floats, penalty: float, outputs: int) -> None:
@@ -172,14 +173,15 @@ class MeasuredMetric:
 def feedback_choice(first: int, low_error: Floats, high_error: Floats, metric: InputMetric) -> Mask:
     """Where the upper neighbour is taken, for inputs from `first` on: (inputs, outputs).
 
-    Of the neighbours' errors e, the one is taken with the smaller `e^2 h + 2 e p`, h the diagonal of H and p the
-    product of H with the errors of all inputs before: what it adds to `e H e'`. The metric is told what was chosen.
+    For each value, the neighbour with the smaller `e^2 h + 2 e p` is taken, where e is its error, h the diagonal of H,
+    and p the product of H with the errors of all earlier inputs. This is its contribution to `e H e'`. The choice is
+    recorded in the metric.
 
     Args:
-        first: The number of the first of these inputs.
-        low_error: Low - x, (inputs, outputs), in float32; not above zero.
-        high_error: High - x; not below zero.
-        metric: Knows the errors of the inputs before `first`.
+        first: The index of the first of these inputs.
+        low_error: `low - x`, (inputs, outputs), in float32; not above zero.
+        high_error: `high - x`, (inputs, outputs), in float32; not below zero.
+        metric: The metric, which has the errors of the inputs before `first`.
     """
     upper: Mask = np.empty(low_error.shape, np.bool_)
     for start in range(0, len(low_error), _INPUTS):

@@ -1,7 +1,7 @@
-"""Packed numbers and their values: bits in words, floats of four and eight bits, and scales for groups of them.
+"""Packed numbers and their values: bit streams, floats of four and eight bits, and power-of-two scales.
 
-Plain numpy. "Little-endian stream" means: the first value is in the lowest bits of the first byte, and a value may
-begin in one byte and end in the next.
+Plain numpy. In a "little-endian stream", the first value is in the lowest bits of the first byte, and a value may begin
+in one byte and end in the next.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def unpack_bits(packed: Bytes, bits: int) -> Bytes:
     """Unsigned integers of 1 to 8 bits from a little-endian stream along the last axis: (..., n) -> (..., 8 n // bits).
 
     Args:
-        packed: Bytes; of words of 32 bits, their bytes in little-endian order.
+        packed: Bytes; for 32-bit words, their bytes in little-endian order.
         bits: The width of one integer.
     """
     if bits == 8:
@@ -44,7 +44,7 @@ def unpack_bits(packed: Bytes, bits: int) -> Bytes:
 
 
 def pack_bits(values: Bytes, bits: int) -> Bytes:
-    """The little-endian stream of unsigned integers along the last axis: the inverse of `unpack_bits`."""
+    """Pack unsigned integers into a little-endian stream along the last axis: the inverse of `unpack_bits`."""
     if bits == 8:
         return values
     digits = np.unpackbits(values[..., None], axis=-1, bitorder="little", count=bits)
@@ -52,11 +52,12 @@ def pack_bits(values: Bytes, bits: int) -> Bytes:
 
 
 def pairs_of_values(values: NDArray[np.float32], *, high_first: bool) -> NDArray[np.uint64]:
-    """A table byte -> the values of its two halves, as the bits of two float32: one look-up gives both.
+    """A table from a byte to the values of its two halves, as the bits of two float32 numbers, so that one look-up
+    gives both.
 
     Args:
         values: The 16 values of the codes 0 to 15.
-        high_first: Whether the upper half of a byte is the first of the two.
+        high_first: Whether the upper half of a byte comes first.
     """
     byte = np.arange(256)
     first, second = (byte >> 4, byte & 15) if high_first else (byte & 15, byte >> 4)
@@ -96,7 +97,9 @@ def signed_bytes() -> NDArray[np.float32]:
 
 
 def nearest_float8(values: Floats, dtype: str) -> Bytes:
-    """The float8 numbers nearest to the values, ties to even; what is larger than the largest becomes the largest."""
+    """The float8 numbers nearest to the values, ties to even. Values beyond the largest number become the largest
+    number.
+    """
     table = float8_values(dtype)
     positive = table[:128]
     finite = np.flatnonzero(np.isfinite(positive))
@@ -111,7 +114,7 @@ def nearest_float8(values: Floats, dtype: str) -> Bytes:
 
 
 def nearest_e2m1(values: Floats) -> Bytes:
-    """The codes of the 4-bit floats nearest to the values, ties to even; beyond 6 it is 6."""
+    """The codes of the 4-bit floats nearest to the values, ties to even. Values beyond 6 become 6."""
     grid = np.array(E2M1[:8])
     middles = (grid[1:] + grid[:-1]) / 2
     size = np.abs(values).astype(np.float64)
@@ -122,7 +125,7 @@ def nearest_e2m1(values: Floats) -> Bytes:
 
 
 def onto_grid(values: Floats, dtype: str) -> Floats:
-    """The values, of float32, each rounded to the nearest number of a floating dtype, ties to even."""
+    """The float32 values, each rounded to the nearest number of a floating-point dtype, ties to even."""
     if dtype == "F32":
         return values
     rounded = np.empty_like(values)

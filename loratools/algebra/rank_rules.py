@@ -1,7 +1,7 @@
-"""Rules that say at which rank to cut a matrix, from singular values of which more may be to come.
+"""Rules that choose the rank at which to cut a matrix, from singular values that may be incomplete.
 
-A decomposition that is found step by step asks its rule after each step. So a rule is a function of the squares found
-so far, of all that there is in sum, and of whether these are all the squares; it answers None if it needs more.
+A step-by-step decomposition asks its rule after each step. So a rule is a function of the squares known so far, of the
+sum of all squares, and of whether all squares are known. It returns None if it needs more of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loratools.algebra.lowrank import EPS, numerical_rank
 
-# Below this share of the whole, what is left over is a difference of float32 sums: only a complete spectrum tells.
+# Below this share of the total, the remainder is a difference of float32 sums: only a complete spectrum can decide.
 _TOLD_BY_DIFFERENCE = 1e-5
 # A singular value of a float32 matrix below this share of the norm, times the root of their number, is rounding.
 _ROUNDING = 1e-7
@@ -25,14 +25,14 @@ def rank_for_energy(s: Tensor, share: float, *, shape: tuple[int, int] | None = 
 
         s: (k,) descending
 
-    At least 1 if anything is non-zero, 0 for a zero spectrum. `share` 1 means every singular value that rounding did
-    not make up: the `numerical_rank` in float64 for a matrix of `shape` (taken as square where not given). No result
-    is above that rank.
+    At least 1 if anything is non-zero, and 0 for a zero spectrum. A `share` of 1 means every singular value above
+    rounding level: the `numerical_rank` in float64 for a matrix of `shape` (assumed square if not given). No result is
+    above that rank.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share {share} is not within 0 and 1")
     rank = numerical_rank(s, shape or (len(s), len(s)), EPS)
-    # A share that is met exactly must count as met: 9 of 9 + 1 is 0.9, though 1 - 0.9 is a little less than 1/10 in
+    # A share that is met exactly must count as met: 9 of 9 + 1 is 0.9, although 1 - 0.9 is slightly less than 1/10 in
     # floating point.
     return max(min(rank, 1), rank if share == 1 else smallest_rank(s[:rank], (1 - share) + 4 * EPS))
 
@@ -42,8 +42,8 @@ def rank_for_error(s: Tensor, error: float, *, shape: tuple[int, int] | None = N
 
         s: (k,) descending
 
-    Singular values at rounding level count as zero (`numerical_rank`), so `error` 0 gives that rank; 0 is the answer
-    for a zero spectrum and for `error` of 1 or more.
+    Singular values at rounding level count as zero (`numerical_rank`), so an `error` of 0 gives that rank. The result
+    is 0 for a zero spectrum and for an `error` of 1 or more.
     """
     if not error >= 0:
         raise ValueError(f"error {error} is negative or not a number")
@@ -52,11 +52,11 @@ def rank_for_error(s: Tensor, error: float, *, shape: tuple[int, int] | None = N
 
 
 def smallest_rank(s: Tensor, lost: float) -> int:
-    """Return the smallest k for which `sum_{i>k} s_i^2` is at most `lost` times the sum of all.
+    """Return the smallest k for which `sum_{i>k} s_i^2` is at most `lost` times the sum of all squares.
 
         s: (k,) descending, without what is rounding
 
-    Tails are summed from the small end, so that a share of 1e-24 is told from none, although 1 - 1e-24 is 1.
+    Tails are summed from the small end, so that a share of 1e-24 differs from 0, although 1 - 1e-24 is 1.
     """
     if not s.numel() or not s[0] > 0:
         return 0
@@ -68,7 +68,7 @@ def smallest_rank(s: Tensor, lost: float) -> int:
 
 class RankRule(Protocol):
     def rank(self, squares: Tensor, total: float, *, complete: bool) -> int | None:
-        """Return the rank to cut at, or None if the squares found so far do not tell.
+        """Return the rank to cut at, or None if the squares known so far cannot decide it.
 
         squares: (k,) float64, descending, of singular values; each at most the true one.
         total: sum of the squares of all singular values. complete: whether there are no others.
@@ -77,7 +77,7 @@ class RankRule(Protocol):
 
 @dataclass(frozen=True)
 class Fixed:
-    """This rank."""
+    """A fixed rank."""
 
     count: int
 
@@ -89,20 +89,20 @@ class Fixed:
 class Lost:
     """The smallest rank that loses at most this share of the squared Frobenius norm.
 
-    1 - 0.95 for an energy of 0.95; 0.1 squared for a relative error of 0.1. What rounding alone can have made up is not
-    kept for any share.
+    The lost share is 1 - 0.95 for an energy of 0.95, and 0.1 squared for a relative error of 0.1. Singular values at
+    rounding level are not kept for any share.
     """
 
     share: float
 
     @property
     def needs_all(self) -> bool:
-        """Whether only a complete spectrum tells: differences of sums in float32 do not resolve so small a share."""
+        """Whether only a complete spectrum can decide: differences of float32 sums do not resolve so small a share."""
         return self.share < _TOLD_BY_DIFFERENCE
 
     def rank(self, squares: Tensor, total: float, *, complete: bool) -> int | None:
         if complete:
-            # The squares may be those of a Gram matrix, below 0 by rounding.
+            # Squares from a Gram matrix may be negative by rounding.
             values = squares.clamp(min=0).sqrt()
             real = values > _ROUNDING * math.sqrt(len(values) * total)
             return smallest_rank(values[real], self.share * (1 + 1e-12))
@@ -114,7 +114,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Above:
-    """As many as there are singular values above an edge, such as that of known noise."""
+    """The number of singular values above an edge, such as that of known noise."""
 
     edge: float
 
@@ -125,7 +125,7 @@ class Above:
 
 @dataclass(frozen=True)
 class AtMost:
-    """A rule, and a rank that it may not exceed."""
+    """A rule with a largest rank."""
 
     rule: RankRule
     cap: int
@@ -147,17 +147,17 @@ def scaled(rule: RankRule, factor: float) -> RankRule:
 
 
 def lost_for_error(error: float) -> Lost:
-    """The rule of a largest relative Frobenius error."""
+    """The rule for a largest relative Frobenius error."""
     return Lost(error * error)
 
 
 def lost_for_energy(energy: float) -> Lost:
-    """The rule of a least share of the squared Frobenius norm."""
+    """The rule for a smallest share of the squared Frobenius norm."""
     return Lost(max(0.0, math.fsum((1.0, -energy))))
 
 
 def named_rank(name: str, value: float, s: Tensor) -> int:
-    """Return the rank by one of the rules of kohya's resize script, which know a matrix by all its singular values.
+    """Return the rank by one of the rules of kohya's resize script, which need all singular values.
 
         s: (k,) descending
 
@@ -165,7 +165,7 @@ def named_rank(name: str, value: float, s: Tensor) -> int:
     sv_cumulative   the smallest rank whose sum of singular values is the share `value` of all.
     sv_fro          the smallest rank whose Frobenius norm is the share `value` of all; the energy `value` squared.
 
-    At least 1.
+    The result is at least 1.
     """
     s = s.detach().double().cpu()
     if not s.numel() or not s[0] > 0:

@@ -1,12 +1,12 @@
-"""Between the floating-point numbers that are stored and those that are computed with, and what rounding may cost.
+"""Conversion between stored and computed floating-point numbers, and bounds of the rounding errors.
 
 Plain numpy, since a merge needs nothing more: importing torch takes longer than merging a model of a billion weights.
-dtypes have their safetensors spelling. numpy has no bfloat16, so its numbers are kept as their 16 bits (uint16), which
-are the upper half of a float32.
+dtypes have their safetensors spelling. numpy has no bfloat16, so its numbers are kept as 16 bits (uint16), which are
+the upper half of a float32.
 
-The model of errors is the standard one (Higham, "Accuracy and Stability of Numerical Algorithms", chapters 2 and 3):
-an operation returns the exact result times (1 + d) with |d| <= u, the unit roundoff, and n of them in a row at most
-(1 + d) with |d| <= gamma(n).
+The error model is the standard one (Higham, "Accuracy and Stability of Numerical Algorithms", chapters 2 and 3): an
+operation returns the exact result times (1 + d) with |d| <= u, the unit roundoff; n operations in a row give at most (1
++ d) with |d| <= gamma(n).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loratools.tensors.dtypes import MANTISSA_BITS
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Stored: TypeAlias = NDArray[Any]
 
-# What numpy holds the stored numbers of a dtype in.
+# The numpy dtype that holds the stored numbers of each dtype.
 STORAGE: dict[str, type[np.generic]] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 # Exponent of the smallest normal number, and the largest finite number.
 _LOWEST = {"F64": -1022, "F32": -126, "F16": -14, "BF16": -126}
@@ -34,7 +34,9 @@ LARGEST = {
 
 
 def widen(stored: Stored, dtype: str, out: Floats) -> None:
-    """Write the values of stored numbers to `out`, of float32 or float64; exact, save for float64 to float32."""
+    """Write the values of stored numbers to `out`, of float32 or float64. This is exact, except from float64 to
+    float32.
+    """
     if dtype == "BF16" and out.dtype == np.float32:
         bits = out.view(np.uint32)
         np.copyto(bits, stored)
@@ -43,7 +45,7 @@ def widen(stored: Stored, dtype: str, out: Floats) -> None:
         with np.errstate(invalid="ignore"):
             np.copyto(out, (stored.astype(np.uint32) << 16).view(np.float32))
     else:
-        # A signalling NaN of float16 or float64 is no number before and after; numpy would warn of it.
+        # numpy would warn about a signalling NaN of float16 or float64, which is NaN before and after.
         with np.errstate(invalid="ignore"):
             np.copyto(out, stored, casting="same_kind")
 
@@ -67,8 +69,8 @@ def narrow(values: Floats, dtype: str, out: Stored, *, rounded: Floats | None = 
 def _narrow_to_bfloat16(values: Floats, out: Stored, rounded: Floats | None, keep_nan: bool) -> None:
     single = values.dtype == np.float32
     bits = (values if single else rounded_to_odd(values)).view(np.uint32)
-    # Half a unit less one, and one more where the last kept bit is set: ties go to even. A carry into the exponent is
-    # right, up to infinity; from there on it would turn NaNs into zeros.
+    # Add half a unit less one, and one more if the last kept bit is set: ties go to even. A carry into the exponent is
+    # right, up to infinity; beyond it would turn NaNs into zeros.
     work = np.right_shift(bits, 16, out=rounded.view(np.uint32) if single and rounded is not None else None)
     work &= 1
     work += bits
@@ -83,10 +85,10 @@ def _narrow_to_bfloat16(values: Floats, out: Stored, rounded: Floats | None, kee
 
 
 def rounded_to_odd(values: Floats) -> NDArray[np.float32]:
-    """Round float64 to float32 such that rounding further, to a shorter format, gives what rounding once would give.
+    """Round float64 to float32 such that rounding further, to a shorter format, gives the same as rounding once.
 
-    Boldo and Melquiond, 2008, "Emulation of FMA and correctly rounded sums": cut off, and set the last bit if that
-    lost anything.
+    Boldo and Melquiond, 2008, "Emulation of FMA and correctly rounded sums": truncate, and set the last bit if anything
+    was lost.
     """
     with np.errstate(over="ignore"):
         nearest = values.astype(np.float32)
@@ -103,7 +105,7 @@ def unit_roundoff(dtype: str) -> float:
 
 
 def gamma(n: int, unit: float) -> float:
-    """Return `n u / (1 - n u)`: the bound on the relative error of n roundings in a row."""
+    """Return `n u / (1 - n u)`: the bound on the relative error of n consecutive roundings."""
     if n * unit >= 1:
         raise ValueError(f"{n} roundings to a unit of {unit} have no bound")
     return n * unit / (1 - n * unit)
@@ -112,8 +114,8 @@ def gamma(n: int, unit: float) -> float:
 def ulp(x: Floats, dtype: str) -> NDArray[np.float64]:
     """Return the spacing of `dtype` at |x|: the distance from one number of the grid to the next in x's binade.
 
-    x does not have to be on the grid. Zero and whatever lies below the normal range get the spacing of subnormal
-    numbers; what is not finite gets nan.
+    x need not be on the grid. Zero and subnormal numbers have the spacing of subnormal numbers; NaN and infinite values
+    give NaN.
     """
     wide = np.asarray(x, dtype=np.float64)
     finite = np.isfinite(wide)
@@ -127,12 +129,12 @@ def ulp(x: Floats, dtype: str) -> NDArray[np.float64]:
 def merge_error_bound(
     base_abs: Floats, product_abs: Floats, result: Floats, dtype: str, terms: int, *, nearest: bool = True
 ) -> NDArray[np.float64]:
-    """Return how far a stored weight may be from the exact `base + update`, entry by entry.
+    """Return the largest allowed difference of a stored weight from the exact `base + update`, element by element.
 
         ulp(result) / 2 + gamma(terms + 2) * (base_abs + product_abs)
 
-    The first part is the one rounding to `dtype`. The second is what adding up costs: `terms` products and their sum,
-    the scale, and the addition to the base, in float32, or in float64 where the weight itself is float64.
+    The first part is the one rounding to `dtype`. The second is the error of the sum: `terms` products and their sum,
+    the scale, and the addition to the base, in float32, or in float64 if the weight itself is float64.
 
     base_abs: |W|. product_abs: scale * |b| @ |a|, summed over adapters (not the absolute value of the sum: terms that
     cancel still round). result: the merged weight. terms: rank, added up over adapters. nearest: False where the

@@ -9,10 +9,10 @@ nor on the order of the deltas. Panariello et al., 2025, "Accurate and efficient
 https://arxiv.org/abs/2509.17786, take them from the factors instead, unscaled, so that theirs change when a factor is
 multiplied by G and the other by its inverse.
 
-What commutes with turning both sides gives the same result on the cores as on the deltas. What works entry by entry
-does not: on the cores it is another method.
+Operations that commute with rotations of both sides give the same result on the cores as on the deltas. Elementwise
+operations do not: on the cores they are another method.
 
-float64 throughout.
+Everything is computed in float64.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from loratools.algebra.lowrank import EPS, Basis, Factors, concatenate
 class Shared:
     """Several deltas in the coordinates that they share.
 
-    `cores[i]`: (p, q), the i-th delta between the two bases. At least 1 x 1, of zeros where all deltas are.
+    `cores[i]`: (p, q), the i-th delta between the two bases. At least 1 x 1; zero if all deltas are zero.
     """
 
     left: Basis
@@ -44,7 +44,7 @@ class SideBySide:
 
     `[delta_1 ... delta_T] = u @ diag(s) @ [v_1 ... v_T]`.
 
-    u: (out, p)   s: (p,) descending, none of them rounding   v_i: (p, in)
+    u: (out, p)   s: (p,) descending, all above rounding level   v_i: (p, in)
     """
 
     u: Tensor
@@ -53,7 +53,7 @@ class SideBySide:
 
 
 def shared(deltas: Sequence[Factors]) -> Shared:
-    """Return the deltas in their common coordinates, O((out + in) R^2) with R the sum of ranks."""
+    """Return the deltas in their common coordinates, in O((out + in) R^2), where R is the sum of ranks."""
     left, right, cores = _raw(deltas)
     p, q = _directions(torch.cat(cores, dim=1)), _directions(torch.cat([c.mT for c in cores], dim=1))
     return Shared(left.rotated(p), right.rotated(q), tuple(p.mT @ c @ q for c in cores))
@@ -74,7 +74,7 @@ def side_by_side(deltas: Sequence[Factors]) -> SideBySide:
 
 
 def _raw(deltas: Sequence[Factors]) -> tuple[Basis, Basis, list[Tensor]]:
-    """Bases by QR of the factors next to one another, or the unit vectors where those are fewer, and the cores."""
+    """Bases from the QR of the concatenated factors, or unit vectors if those are fewer, and the cores."""
     joined = concatenate([(1.0, d) for d in deltas])
     left, r_b = _triangular(joined.b)
     right, r_a = _triangular(joined.a.mT)
@@ -92,8 +92,8 @@ def _triangular(columns: Tensor) -> tuple[Basis, Tensor]:
 
 
 def _directions(wide: Tensor) -> Tensor:
-    """The left singular vectors of a matrix, (rows, k), whose singular values are not rounding; at least one."""
-    # Of the triangle of its transpose, which has as few columns as it has rows.
+    """The left singular vectors of a matrix, (rows, k), whose singular values are above rounding level; at least one."""
+    # Computed from the triangular factor of its transpose, which has as few columns as the matrix has rows.
     triangle: Tensor = torch.linalg.qr(wide.mT, mode="r").R.mT
     u, s, _ = torch.linalg.svd(triangle, full_matrices=False)
     vectors: Tensor = u[:, : _count(s, *wide.shape)]
@@ -101,5 +101,5 @@ def _directions(wide: Tensor) -> Tensor:
 
 
 def _count(s: Tensor, rows: int, columns: int) -> int:
-    """How many singular values are more than rounding, which products of factors leave a few times over."""
+    """How many singular values are above the rounding level of products of factors."""
     return max(1, int((s > 8 * max(rows, columns) * EPS * s[0]).sum()))

@@ -1,11 +1,11 @@
-"""Which entries of a matrix are kept, and what becomes of them: sparsifiers, and the election of signs.
+"""Sparsification of matrices, and sign election among several of them.
 
-A matrix may be too large to be held several times over, so it comes as a function that gives its blocks of rows, again
-and again; a sparsifier looks at all of them (or at none) and returns a rule, which is then applied block by block, in
-the order of the blocks. Only magnitudes need a look at the whole matrix, once each, in float64.
+A matrix may be too large to be held several times, so it is given as a function that returns its blocks of rows, as
+often as needed. A sparsifier reads all of them (or none) and returns a rule, which is then applied block by block, in
+the order of the blocks. Only magnitudes need a pass over the whole matrix, once each, in float64.
 
-Of entries of equal magnitude at a threshold all are kept: which of them a sort would put first is an accident.
-Zero is no sign: an entry whose votes cancel exactly has none, and nothing is kept there.
+Entries that tie with a threshold are all kept: which of them a sort would put first is arbitrary. Zero is not a sign:
+if the votes for an entry cancel exactly, it has no elected sign, and nothing is kept there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Generator, Tensor
 
-# Gives the blocks of rows of a matrix, from the first to the last.
+# Returns the blocks of rows of a matrix, from the first to the last.
 Blocks: TypeAlias = Callable[[], Iterable[Tensor]]
 Rule: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -39,7 +39,7 @@ def largest(blocks: Blocks, density: float, *, least: int = 1) -> Rule:
 def without_outliers(blocks: Blocks, density: float, outliers: float) -> Rule:
     """Drop the share `outliers` with the largest magnitudes, then the smallest until the share `density` is left.
 
-    Where both cannot be, `density` holds: fewer outliers are dropped.
+    If both are impossible, `density` takes precedence: fewer outliers are dropped.
     """
     if density >= 1:
         return all_of_it
@@ -52,7 +52,7 @@ def without_outliers(blocks: Blocks, density: float, outliers: float) -> Rule:
 
 
 def at_random(density: float, generator: Generator) -> Rule:
-    """Keep each entry with probability `density`, divided by it: the same matrix on average."""
+    """Keep each entry with probability `density`, divided by it, so that the expected matrix is unchanged."""
     if density >= 1:
         return all_of_it
 
@@ -77,7 +77,7 @@ def at_random_by_rank(density: float, spread: float, generator: Generator) -> Ru
 
 
 def elected(blocks: Sequence[Tensor], *, by: str, average: str, weights: Sequence[float]) -> Tensor:
-    """Return what the matrices agree on: in each entry, only those of its elected sign.
+    """Return, for each entry, the sum or mean of the values that have the elected sign.
 
     by: `sum`, the sign of the sum; `count`, that of most.
     average: `count` divides by how many agree, `weights` by their weights, `none` not at all.
@@ -94,7 +94,7 @@ def elected(blocks: Sequence[Tensor], *, by: str, average: str, weights: Sequenc
 
 
 def threshold_of(sizes: Tensor, count: int) -> float:
-    """Return the value that the `count` largest of `sizes` reach; infinity for none. Puts `sizes` out of order."""
+    """Return the `count`-th largest value of `sizes`; infinity if `count` is 0. Reorders `sizes` in place."""
     return _order_statistics(sizes.view(-1), [sizes.numel() - count])[0] if count else math.inf
 
 
@@ -103,8 +103,9 @@ def _magnitudes(blocks: Blocks) -> Tensor:
 
 
 def _order_statistics(values: Tensor, places: Sequence[int]) -> list[float]:
-    """The values that would be at these places if they were sorted. Puts them out of order: a copy of a large matrix
-    is what this saves over `kthvalue`."""
+    """The values at these positions in sorted order. Reorders the array in place, which avoids the copy of a large
+    matrix that `kthvalue` makes.
+    """
     array = values.numpy()
     array.partition(sorted(set(places)))
     return [float(array[place]) for place in places]

@@ -1,4 +1,4 @@
-"""Numbers that say how many directions a matrix really uses, from its singular values alone.
+"""Measures of how many directions a matrix really uses, computed from its singular values.
 
 Both lie between 1 and the rank for anything non-zero, ignore scale, and are 0 for a zero matrix.
 
@@ -54,7 +54,7 @@ def effective_rank_estimate(s: Tensor, tail: float, count: int) -> float:
 
 
 def gavish_donoho_cut(noise: float, shape: tuple[int, int]) -> float:
-    """Return the singular value below which keeping a direction adds more error than it takes away, in white noise.
+    """Return the singular value below which keeping a direction of a noisy matrix adds more error than it removes.
 
     noise: standard deviation of its entries. Gavish and Donoho, "The optimal hard threshold for singular values is
     4/sqrt(3)", IEEE Trans. Inf. Theory 2014: `lambda(beta) sqrt(n) noise`, for (m, n) with beta = m / n at most 1.

@@ -16,9 +16,8 @@ Everything large is one of two products, D X and Q^T D, in float32. Blocks are m
 ("SVQB", Stathopoulos and Wu, SIAM J. Sci. Comput. 2002), twice: as fast as CholeskyQR, but it reveals rank, so that a
 rank-deficient delta drops directions where a Cholesky factorisation would break down.
 
-What this file refuses to know: factors (`algebra.lowrank` is exact for them), dtypes of files, and threads. Callers
-who want the same bytes everywhere run it on one thread: the order of sums inside a matrix product depends on their
-number.
+Factors (for which `algebra.lowrank` is exact), dtypes of files, and threads are not known here. Callers who need the
+same bytes everywhere run it on one thread: the order of sums inside a matrix product depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from torch import Tensor
 from loratools.algebra.lowrank import fix_signs
 from loratools.algebra.rank_rules import Fixed, RankRule, scaled
 
-# With fewer rows or columns per column of the block than this, the exact way is as fast (measured: 9 to 11, AVX-512,
+# With fewer rows or columns per column of the block than this, the exact method is as fast (measured: 9 to 11, AVX-512,
 # one thread).
 _EXACT_BELOW_BLOCKS = 10
 # ... and below this many at any rank.
 _EXACT_BELOW = 192
-# Oversampling: the block is the rank plus at least this, rounded up to a multiple of what matrix kernels like.
+# Oversampling: the block is the rank plus at least this, rounded up to a multiple that matrix kernels handle well.
 _OVERSAMPLING = 8
 _BLOCK_MULTIPLE = 16
-# A singular value's gain per step is assumed to fall no faster than by this factor when the rest is extrapolated.
+# For extrapolation, the gain of a singular value is assumed to fall by no more than this factor per step.
 _SLOWEST_TRUSTED_RATIO = 0.2
 # Directions of a new block below this share of the largest singular value are rounding noise of float32 products.
 _NOISE = 1e-6
@@ -50,9 +49,9 @@ _DIRECT_RESIDUAL_ABOVE = 1 - 1e-3
 # ... and at most this, unless the exact way is near. Smaller blocks take more steps to a basis that is as good, and a
 # basis of fewer columns for it (Chen, Epperly, Meyer, Musco and Rao, 2025): at rank 128, half the time of 144 columns.
 _BLOCK_AT_MOST = 64
-# Where a rule chooses the rank, the block is this: the basis grows until the rule is content.
+# The block size if a rule chooses the rank: the basis grows until the rule can decide.
 _BLOCK_OF_RULES = 32
-# A rule that is not content with a basis of this share of the smaller side will not be with a small one.
+# A rule that cannot decide on a basis of this share of the smaller side will not decide on a small one.
 _GIVE_UP = 1 / 3
 # Elements per piece where a float64 copy of the whole would double the memory; fits in the second-level cache.
 _PIECE = 1 << 17
@@ -62,7 +61,7 @@ _PIECE = 1 << 17
 class TruncatedSvd:
     """A truncated singular value decomposition of a delta, with its measured error.
 
-    `delta` is nearly `u @ diag(s) @ vt`; how nearly, and how near to the best possible, is in the numbers below.
+    `delta` is approximately `u @ diag(s) @ vt`; the fields below say how accurately, and how close to the optimum.
 
         u: (m, k)   s: (k,) descending   vt: (k, n)
 
@@ -104,7 +103,7 @@ def truncated_svd(
 
         delta: (m, n)
 
-    The rank is cut to min(m, n). Where it is not small beside that, the result is exact.
+    The rank is limited to min(m, n). If it is not small compared with that, the result is exact.
 
     rank: a number, or a rule that chooses it as singular values are found. A rule's rank is 1 at least, since it is
         asked of lower bounds: it is never below the one that exact singular values would give, and at most a few
@@ -119,7 +118,7 @@ def truncated_svd(
         Buys: gap 0. Costs: some 0.1 s at 1024 columns and the cube of that beyond. Try first: leave it off.
 
     Raises:
-        ValueError: Delta holds NaN or infinity.
+        ValueError: Delta has NaN or infinite values.
     """
     if delta.ndim != 2:
         raise ValueError(f"delta has {delta.ndim} axes; a matrix has 2")
@@ -157,9 +156,9 @@ def truncated_svd(
 def truncated_svds(
     deltas: Tensor, rank: int | RankRule, *, tolerance: float = 5e-5, seed: int = 0, exact: bool = False
 ) -> list[TruncatedSvd]:
-    """Return `truncated_svd` of each of the matrices: (count, m, n), all small ones in the same calls.
+    """Return `truncated_svd` of each matrix of a stack, (count, m, n), processing all small ones in the same calls.
 
-    A matrix of a few hundred columns takes less time than telling a device, or Python, what to do with it.
+    Decomposing a matrix of a few hundred columns takes less time than launching the operations.
     """
     count, m, n = deltas.shape
     if exact or min(m, n) > _EXACT_BELOW or count < 2:
@@ -179,7 +178,7 @@ def _transposed(svd: TruncatedSvd) -> TruncatedSvd:
 
 
 def _exact_together(deltas: Tensor, rank: int | RankRule) -> list[TruncatedSvd]:
-    """As `_exact`, of small matrices (count, m, n) with m >= n."""
+    """Like `_exact`, for small matrices (count, m, n) with m >= n."""
     n = deltas.shape[2]
     wide = deltas.double()
     squares_of_norms = wide.square().sum((1, 2)).tolist()
@@ -212,7 +211,7 @@ def _exact_together(deltas: Tensor, rank: int | RankRule) -> list[TruncatedSvd]:
 
 @dataclass(frozen=True)
 class _ScaledSvd:
-    """u, s, vt in float64, of the scaled delta, and how they were come by."""
+    """u, s, vt of the scaled delta in float64, and how they were computed."""
 
     u: Tensor
     s: Tensor
@@ -225,7 +224,7 @@ class _ScaledSvd:
 
 
 def _krylov(delta: Tensor, rule: RankRule, block: int, norm: float, tolerance: float, seed: int) -> _ScaledSvd | None:
-    """Return the Ritz decomposition once its energy has converged, or None when the basis is no longer small."""
+    """Return the Ritz decomposition once its energy has converged, or None once the basis is no longer small."""
     m, n = delta.shape
     total = norm * norm
     generator = torch.Generator().manual_seed(seed)
@@ -243,7 +242,7 @@ def _krylov(delta: Tensor, rule: RankRule, block: int, norm: float, tolerance: f
     passes = 0
     restarted = proven = False
     most = 3 * min(m, n) // 4
-    # An endless loop in form only: each turn fills the basis further, until it is no longer small.
+    # The loop always ends: each turn extends the basis, until it is no longer small.
     while True:
         fresh = _orthonormal_rows(delta @ x, q.filled(), _NOISE * float(history[-1][0].sqrt()) if history else 0.0)
         passes += 1
@@ -256,9 +255,9 @@ def _krylov(delta: Tensor, rule: RankRule, block: int, norm: float, tolerance: f
             gram = _grown_gram(gram, w.filled())
             history.append(torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).cpu())
         squares = history[-1]
-        # Nothing new: Q holds the whole range of delta, and the projection is delta itself. Or delta has so few
-        # different singular values that it maps the space searched to itself: then there are others of each, and a
-        # fresh start finds them.
+        # Nothing new: either Q spans the whole range of delta, and the projection is delta itself; or delta has so few
+        # distinct singular values that it maps the searched space to itself. In that case there are more directions for
+        # each value, and a fresh start finds them.
         if exhausted and float(squares.sum()) < (1 - _NOISE) * total:
             if restarted or q.count + block > most:
                 return None
@@ -275,8 +274,8 @@ def _krylov(delta: Tensor, rule: RankRule, block: int, norm: float, tolerance: f
                 k = None
         if k is not None and (exhausted or proven or k <= block):
             break
-        # Of more equal singular values than a block has columns, a Krylov space holds one for each column, and has
-        # converged without the others. A fresh start would meet them: what it gains is what the estimate must cover.
+        # If more singular values are equal than a block has columns, a Krylov space contains one direction for each
+        # column, and has converged without the others. A fresh start would find them; the estimate must cover its gain.
         proven = k is not None
         if q.count + block > _most_rows(rule, squares, total, min(m, n)):
             return None
@@ -290,7 +289,7 @@ def _krylov(delta: Tensor, rule: RankRule, block: int, norm: float, tolerance: f
 
 
 def _may_do_with_less(rule: RankRule, squares: Tensor, total: float, k: int) -> bool:
-    """Whether the rule, asked of what the singular values will probably become, gives another rank by much."""
+    """Whether the rule would choose a much different rank for the extrapolated singular values."""
     if isinstance(rule, Fixed):
         return False
     later = rule.rank(squares.sort(descending=True).values, total, complete=False)
@@ -298,12 +297,12 @@ def _may_do_with_less(rule: RankRule, squares: Tensor, total: float, k: int) -> 
 
 
 def _most_rows(rule: RankRule, squares: Tensor, total: float, smaller: int) -> float:
-    """Rows of the basis at which the exact way is the cheaper one, or will be before the rule is content."""
+    """The number of basis rows at which the exact method is cheaper, or will be before the rule can decide."""
     if isinstance(rule, Fixed):
         return 3 * smaller / 4
     trusted = len(squares) // 2
     if rule.rank(squares, total, complete=False) is None:
-        # Imagine every singular value still to come to be as large as one in the middle, which has mostly converged.
+        # Assume that every missing singular value is as large as one in the middle, which has mostly converged.
         imagined = torch.cat([squares[:trusted], squares[trusted].expand(int(_GIVE_UP * smaller))])
         if rule.rank(imagined, total, complete=False) is None:
             return 0
@@ -316,8 +315,8 @@ def _extrapolated_gaps(history: list[Tensor]) -> Tensor:
         history: the squared singular values after each step so far, of which there are more each time
 
     Each singular value is extrapolated on its own, as a geometric series with the ratio of its last two gains: a few
-    large ones that have long converged say nothing about the small ones. Ratios are kept above a floor, since a gain
-    can be small by accident once.
+    large ones that have long converged say nothing about the small ones. Ratios have a lower limit, since a gain can be
+    small by accident.
     """
     last = history[-1]
     if len(history) < 3:
@@ -334,12 +333,12 @@ def _ritz(q: Tensor, w: Tensor, gram: Tensor, k: int) -> tuple[Tensor, Tensor, T
     q: (basis, m) orthonormal rows   w: (basis, n)   gram: w @ w^T in float64
     """
     leading = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :k]
-    # Through a thin QR of W P and not from the eigenvalues: small singular values and their vectors keep digits that
+    # From a thin QR of W P and not from the eigenvalues: small singular values and their vectors keep digits that
     # squaring loses.
     basis = (leading.mT.to(q.dtype) @ q).double().mT
     image = (leading.mT @ w).mT
     if leading.shape[1] < k:
-        # The rank of delta is below k: any orthonormal directions do, and their singular values are zero.
+        # The rank of delta is below k: any orthonormal directions serve, with singular values of zero.
         extra = k - leading.shape[1]
         basis = torch.cat([basis, _complement(basis, extra)], dim=1)
         image = torch.cat([image, image.new_zeros(image.shape[0], extra)], dim=1)
@@ -362,8 +361,8 @@ def _complement(basis: Tensor, extra: int) -> Tensor:
 def _exact(delta: Tensor, rule: RankRule, norm: float, *, careful: bool) -> _ScaledSvd:
     """Return the decomposition from the eigenvectors of the Gram of the smaller side, in float64.
 
-    A Gram squares the condition: singular values below 1e-8 of the largest are noise in it. Their energy is none
-    (1e-16), but where they are asked for by name (`careful`), LAPACK computes them, at some twenty times the cost.
+    A Gram matrix squares the condition number: singular values below 1e-8 of the largest are noise in it. Their energy
+    is negligible (1e-16). If they are requested (`careful`), LAPACK computes them, at about twenty times the cost.
     """
     if delta.shape[0] < delta.shape[1]:
         flipped = _exact(delta.mT, rule, norm, careful=careful)
@@ -397,7 +396,7 @@ def _exact_rank(rule: RankRule, squares: Tensor, norm: float, n: int) -> int:
 def _finish(delta: Tensor, scaled: _ScaledSvd, norm: float, shift: int) -> TruncatedSvd:
     u, s, vt = fix_signs(scaled.u, scaled.s, scaled.vt)
     u, vt = u.float(), vt.float()
-    # The leading ones are better known from the decomposition itself.
+    # The leading ones are known more accurately from the decomposition itself.
     values = torch.cat([s, scaled.values[len(s) :].to(s.device).clamp(max=s[-1])])
     total = math.ldexp(norm, shift) ** 2
     energy = min(1.0, float((s * s).sum()) / total)
@@ -442,8 +441,8 @@ def _orthonormal_rows(y: Tensor, q: Tensor | None, noise: float) -> Tensor:
 
         y: (m, block)   q: (basis, m) orthonormal rows
 
-    Directions of length `noise` or less, or lost in the rounding of longer ones, are left out. Twice is enough: the
-    first round leaves errors of float32 rounding times the condition of y, the second is well conditioned.
+    Directions of length `noise` or less, or lost in the rounding of longer ones, are left out. Two rounds are enough:
+    the first leaves errors of float32 rounding times the condition of y, the second is well conditioned.
     """
     for second_pass in (False, True):
         if q is not None and q.shape[0]:
@@ -455,16 +454,17 @@ def _orthonormal_rows(y: Tensor, q: Tensor | None, noise: float) -> Tensor:
 
 
 def _well_conditioned(x: Tensor) -> Tensor:
-    """Return nearly orthonormal columns that span those of x: (m, at most block). What is multiplied with a delta needs
-    no more, since the product is made orthonormal."""
+    """Return nearly orthonormal columns that span those of x: (m, at most block). They are only multiplied with a
+    delta, and that product is made orthonormal.
+    """
     conditioned: Tensor = x @ _whitening(x.double(), 0.0).float()
     return conditioned
 
 
 def _whitening(wide: Tensor, least: float) -> Tensor:
-    """Return what the columns of `wide` are multiplied with to become orthonormal, (block, at most block), in float64.
+    """Return the matrix that makes the columns of `wide` orthonormal, (block, at most block), in float64.
 
-    Directions whose length has a square of `least` or less are left out, and those lost in float32 rounding.
+    Directions whose squared length is `least` or less are left out, and those lost in float32 rounding.
     """
     values, vectors = torch.linalg.eigh(wide.mT @ wide)
     # Squares: in a float32 column only parts above 1e-6 of its length carry information. There may be no columns left.
@@ -474,7 +474,7 @@ def _whitening(wide: Tensor, least: float) -> Tensor:
 
 
 class _Rows:
-    """A matrix that grows by rows, in one piece of memory, so that all of them go into one matrix product."""
+    """A matrix that grows by rows in one piece of memory, so that all rows enter one matrix product."""
 
     def __init__(self, columns: int, capacity: int, like: Tensor) -> None:
         self._storage = torch.empty(capacity, columns, dtype=like.dtype, device=like.device)
@@ -517,7 +517,7 @@ def _sum_of_squares(x: Tensor) -> float:
 
 
 def _residual_sum_of_squares(delta: Tensor, u: Tensor, s: Tensor, vt: Tensor) -> float:
-    """Return ||delta - u s vt||^2, in float64 and by pieces: near rounding level, float32 would measure itself."""
+    """Return ||delta - u s vt||^2, in float64 and in pieces: near rounding level, float32 would measure its own errors."""
     right = s[:, None] * vt.double()
     total = torch.zeros((), dtype=torch.float64, device=delta.device)
     rows = max(1, _PIECE // delta.shape[1])

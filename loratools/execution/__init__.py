@@ -1,4 +1,4 @@
-"""How work units run: one file per way, each with a `run` of the same shape."""
+"""How work units run: one file per execution mode, each with a `run` of the same signature."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from loratools import registry
 
 
 class Runner(Protocol):
-    """The `run` of an entry: `work` on every unit, results in the order of the units, the first error raised.
+    """The signature of `run`: call `work` on every unit, and return results in the order of the units or raise the
+    first error.
 
-    `on_result` is called with each unit and its result as it comes, one at a time, on the caller's thread. What `work`
-    changes in memory may be lost: its result and what it wrote to disk are what counts.
+    `on_result` is called with each unit and its result as it arrives, one at a time, on the caller's thread. Changes
+    that `work` makes in memory may be lost: only its result and what it writes to disk count.
     """
 
     def __call__(
@@ -26,10 +27,10 @@ class Runner(Protocol):
 
 
 def runner(name: str) -> Runner:
-    """The `run` of the entry of this name.
+    """The `run` function of the execution mode with this name.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no such mode.
     """
     run: Runner = registry.load("execution", name).run
     return run

@@ -1,11 +1,11 @@
-"""Run work units on forked copies of this process, which share its memory and nothing else.
+"""Run work units in forked copies of this process, which share nothing but its memory at the time of the fork.
 
-Threads that take turns at the interpreter every few microseconds spend half their time handing it over; processes do
-not. A fork is only safe while the process has no other threads at work, so this is for a program of our own, such as
-the command line, and for systems that can fork. Elsewhere, `run` is that of `local`.
+Threads that take turns at the interpreter every few microseconds spend half their time on the hand-over; processes do
+not. A fork is only safe if the process has no other active threads, so this is for our own programs, such as the
+command line, and for systems that can fork. Elsewhere, `run` falls back to `local`.
 
-Each worker is told a run of units by number and answers with their results. A worker whose parent is gone ends before
-its next unit; a parent that fails or is interrupted kills its workers before it raises.
+Each worker receives a range of units by number and answers with their results. A worker whose parent has died ends
+before its next unit. A parent that fails or is interrupted kills its workers before it raises.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from loratools.execution.local import Result, Unit
 
 _NUMBER = struct.Struct("<q")
 _RANGE = struct.Struct("<qq")
-# Runs of units that a worker has been told of: while it answers for one it has the next.
+# Ranges of units assigned to a worker: while it processes one, it has the next already.
 _AHEAD = 2
-# A model of experts has tens of thousands of small units, and handing over one costs as much as computing it: more
-# units than these are handed over in runs. Fewer go one by one, so that progress is seen and workers end together.
+# A model with experts has tens of thousands of small units, and handing one over costs as much as computing it: more
+# units than this are handed over in ranges. Fewer are handed over singly, so that progress is visible and workers end
+# together.
 _RUNS = 2048
 
 
@@ -43,7 +44,7 @@ def run(
 ) -> list[Result]:
     """Run `work` on every unit in forked processes.
 
-    `local.run`, with `threads` processes; `work` must leave its traces in its result or on disk.
+    Like `local.run`, with `threads` processes. `work` must return its results or write them to disk.
     """
     if threads == 1 or len(units) < 2 or not sys.platform.startswith("linux"):
         return local.run(units, work, threads=threads, on_result=on_result)
@@ -70,7 +71,7 @@ def run(
 
 def _send(connection: socket.socket, units: tuple[int, int] | None) -> None:
     if units is not None:
-        with contextlib.suppress(ConnectionError):  # what became of it is told when its answer is read
+        with contextlib.suppress(ConnectionError):  # the outcome is known once its answer is read
             connection.sendall(_RANGE.pack(*units))
 
 
@@ -81,7 +82,7 @@ class _Workers:
         self.selector = selectors.DefaultSelector()
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
-                stream.flush()  # or each worker would have a copy of what is not yet written
+                stream.flush()  # otherwise each worker would have a copy of the unwritten buffer
         try:
             for _ in range(count):
                 parent_end, worker_end = socket.socketpair()
@@ -102,7 +103,7 @@ class _Workers:
         return [key.fileobj for key, _ in self.selector.select() if isinstance(key.fileobj, socket.socket)]
 
     def answer(self, connection: socket.socket, results: dict[int, Result]) -> tuple[int, int]:
-        """Take one answer in; the first of its units, and the one after its last."""
+        """Read one answer. Return the first of its units, and the unit after the last."""
         (size,) = _NUMBER.unpack(_received(connection, _NUMBER.size))
         start, answered, error = pickle.loads(_received(connection, size))
         if error is not None:
@@ -127,7 +128,7 @@ def _received(connection: socket.socket, size: int) -> bytes:
     while len(data) < size:
         try:
             piece = connection.recv(size - len(data))
-        except ConnectionResetError:  # it ended with a message of ours unread
+        except ConnectionResetError:  # it ended, with a message of ours unread
             piece = b""
         if not piece:
             raise MachineError(
@@ -139,11 +140,11 @@ def _received(connection: socket.socket, size: int) -> bytes:
 
 
 def _work(connection: socket.socket, units: Sequence[Unit], work: Callable[[Unit], Result]) -> NoReturn:
-    """The life of a worker. It never returns into the code of its parent."""
+    """The main loop of a worker. It never returns into the code of its parent."""
     status = 70
     parent = os.getppid()
     try:
-        # The parent decides what an interrupt means.
+        # The parent decides how to react to an interrupt.
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, signal.SIG_IGN if name == signal.SIGINT else signal.SIG_DFL)
         while numbers := connection.recv(_RANGE.size, socket.MSG_WAITALL):
@@ -152,7 +153,7 @@ def _work(connection: socket.socket, units: Sequence[Unit], work: Callable[[Unit
             connection.sendall(_NUMBER.pack(len(answer)) + answer)
         status = 0
     except ConnectionError:
-        status = 0  # the parent is gone, or has heard enough
+        status = 0  # the parent has died, or needs no more answers
     finally:
         os._exit(status)
 
@@ -170,6 +171,6 @@ def _answer(start: int, units: Sequence[Unit], work: Callable[[Unit], Result], p
             answer = pickle.dumps((start, [], error))
             pickle.loads(answer)
         except Exception:
-            # An error that cannot travel is told in words.
+            # An error that cannot be pickled is sent as text.
             return pickle.dumps((start, [], RuntimeError(f"{type(error).__name__}: {error}")))
         return answer

@@ -1,8 +1,8 @@
 """Run work units on threads of this process.
 
-torch, numpy and the system calls let go of the interpreter while they work, so threads read, compute and write side by
-side: while one waits for the disk, another multiplies. Where units are many short calls, the hand-over between
-threads costs as much as the work; `forked` has none.
+torch, numpy and system calls release the interpreter while they work, so threads read, compute and write in parallel:
+while one waits for the disk, another multiplies. If units are many short calls, the hand-over between threads costs as
+much as the work; `forked` avoids that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def worker_count(threads: int | None) -> int:
-    """Workers to use: as asked, else one for each CPU that this process may run on."""
+    """The number of workers: as requested, else one for each CPU that this process may run on."""
     if threads is not None:
         return threads
     if hasattr(os, "sched_getaffinity"):
@@ -30,9 +30,9 @@ def worker_count(threads: int | None) -> int:
 
 @contextmanager
 def single_threaded_torch() -> Iterator[None]:
-    """Within, a torch operation uses the thread that it is called on and no other.
+    """A context in which torch operations use only the thread that calls them.
 
-    So the bytes of a result do not depend on the number of workers, which are what keeps the cores busy.
+    So the bytes of a result do not depend on the number of workers, which keep the cores busy.
     """
     import torch
 
@@ -53,9 +53,9 @@ def run(
 ) -> list[Result]:
     """Run `work` on every unit in threads of this process.
 
-    `work` done on every unit; results in the order of the units. The first error stops the rest and is raised.
+    Results are in the order of the units. The first error stops the rest and is raised.
 
-    on_result: called with each unit and its result as it comes, one at a time, on the thread that called `run`.
+    on_result: called with each unit and its result as it arrives, one at a time, on the thread that called `run`.
     """
     results: dict[int, Result] = {}
     waiting: dict[Future[Result], int] = {}
@@ -65,7 +65,7 @@ def run(
             # A short queue: after an error or an interrupt there is little left to wait for.
             while True:
                 for i, unit in islice(todo, 2 * threads - len(waiting)):
-                    # What is held for the caller (its inputs) is held for the threads as well.
+                    # Inputs that are held for the caller are held for the threads as well.
                     waiting[pool.submit(copy_context().run, work, unit)] = i
                 if not waiting:
                     break

@@ -1,7 +1,7 @@
-"""How several adapters become one: one file per method.
+"""How several adapters become one: one file per method of combining.
 
-A method sees one target at a time, as `Terms`: what each adapter says of it, weighted. Reading, targets that only some
-adapters have, ranks, storing and the report are `ops.combine`'s, so that a new method is one file:
+A method sees one target at a time, as `Terms`: the weighted updates of all adapters for it. Reading, targets that only
+some adapters have, ranks, storing and the report are the task of `ops.combine`, so that a new method is one file:
 
     "First line: what `loratools methods` prints. Then the formula, and the paper."
 
@@ -10,7 +10,7 @@ adapters have, ranks, storing and the report are `ops.combine`'s, so that a new 
     OPTIONS = (Option("density", 0.2, ...),)      what `--set density=0.3` may set; may be left out
     def combine(terms, *, density): ...
 
-Files import torch, and what needs it, inside functions: `loratools methods` lists them without it.
+Files import torch, and modules that need it, inside functions: `loratools methods` lists them without torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from loratools.algebra.lowrank import Factors, Framed
     from loratools.algebra.shared import Shared
 
-    # A product, one in coordinates in which it is small, or (out, in) in float64 where the result is not low rank.
+    # A product of factors, one in small coordinates, or (out, in) in float64 if the result is not low rank.
     Combination: TypeAlias = Factors | Framed | Tensor
 
 Value: TypeAlias = float | int | str
@@ -40,10 +40,11 @@ Value: TypeAlias = float | int | str
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What the adapters that have a target say of it, in their order.
+    """The updates of all adapters that have a target, in the order of the adapters.
 
-    name: of the target. factors: the deltas at weight 1, float64, all of one shape, scales folded into b. weights: none
-    is zero. scales: what is folded into b; None if an update is no product of one A and one B. seed: of what is random.
+    name: the target's name. factors: the deltas at weight 1, float64, all of one shape, with scales folded into b.
+    weights: none of them is zero. scales: the scales in b; None if an update is not a product of one A and one B. seed:
+    the random seed.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Terms:
         return torch.tensor([[inner(f, g) for g in self.factors] for f in self.factors], dtype=torch.float64)
 
     def generator(self, index: int) -> Generator:
-        """Random numbers of this target and adapter: the same whatever else is combined, and in whatever order."""
+        """Random numbers for this target and adapter. They depend neither on the other adapters nor on the order."""
         import torch
 
         text = f"{self.seed} {index} {self.name}".encode("utf-8", "surrogatepass")
@@ -88,14 +89,14 @@ class Terms:
 
 
 class Laws(NamedTuple):
-    """The properties of a method that hold whatever its options are.
+    """The properties of a method that hold for all values of its options.
 
     Attributes:
         order_free: The order of the adapters does not matter.
         ignores_split: Only the deltas matter, not how each is split into A and B.
-        rotation_equivariant: It commutes with rotations of inputs and outputs, so that in core coordinates it gives
-            what it gives on whole weights.
-        keeps_one: One adapter alone, at weight 1, is unchanged.
+        rotation_equivariant: It commutes with rotations of inputs and outputs, so that it gives the same result in core
+            coordinates as on whole weights.
+        keeps_one: A single adapter at weight 1 is unchanged.
         negative_weights: Weights may be negative.
     """
 
@@ -108,11 +109,11 @@ class Laws(NamedTuple):
 
 @dataclass(frozen=True)
 class Advice:
-    """When a method is worth trying and when another one is better, for people who choose.
+    """When to use a method, and when another one is better.
 
     Attributes:
-        use: What speaks for it, in one or two sentences.
-        avoid: What speaks against it, and what to take instead.
+        use: Reasons for it, in one or two sentences.
+        avoid: Reasons against it, and what to use instead.
     """
 
     use: str
@@ -121,10 +122,10 @@ class Advice:
 
 @dataclass(frozen=True)
 class Option:
-    """Something that `--set name=value` sets. The type of `default` is that of the value.
+    """An option of a method, set by `--set name=value`. The value has the type of `default`.
 
-    low, high: the least and the greatest number; `open_low` where the least is not itself allowed.
-    choices: the words that there are.
+    low, high: the smallest and the largest number; `open_low` if the smallest is not itself allowed. choices: the
+    allowed texts.
     """
 
     name: str
@@ -136,10 +137,10 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def parsed(self, setting: object) -> Value:
-        """The value as the method takes it.
+        """The value in the type that the method takes.
 
         Raises:
-            UsageError: It is none of the choices, no number, or out of range.
+            UsageError: It is not one of the choices, not a number, or out of range.
         """
         if isinstance(self.default, str):
             if setting in self.choices:
@@ -185,7 +186,7 @@ class Option:
 
 
 class Method(Protocol):
-    """What a file of this folder provides; `OPTIONS` may be missing."""
+    """The contents of a method's file; `OPTIONS` is optional."""
 
     ADVICE: Advice
     LAWS: Laws
@@ -194,21 +195,22 @@ class Method(Protocol):
         """Return the combination of the terms, at least one.
 
         The result has the rank that the method gives it; `--rank` and `--energy` are applied afterwards. A method that
-        leaves a delta alone returns the very object that it was given: that module then keeps its tensors' bytes.
+        leaves a delta unchanged returns the same object that it was given: the module then keeps the bytes of its
+        tensors.
         """
 
 
 def options_of(name: str) -> Sequence[Option]:
-    """What can be set of the method `name`."""
+    """The options of the method `name`."""
     options: Sequence[Option] = getattr(registry.load("methods", name), "OPTIONS", ())
     return options
 
 
 def settings(name: str, values: Mapping[str, object]) -> dict[str, Value]:
-    """Every option of the method `name`: as given, else its default.
+    """The values of all options of the method `name`: as given, else the default.
 
     Raises:
-        UsageError: There is no such option, or it cannot have that value.
+        UsageError: There is no such option, or the value is invalid.
     """
     options = {o.name: o for o in options_of(name)}
     for key in values:

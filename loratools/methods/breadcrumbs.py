@@ -1,7 +1,8 @@
-"""Model Breadcrumbs: drop the largest entries of each delta as outliers and the smallest as noise, add up the rest.
+"""Model Breadcrumbs: drop the largest entries of each delta as outliers and the smallest as noise, add the rest.
 
-Of each `w_i dW_i` the share `outliers` of largest magnitudes is dropped, then the smallest until the share `density` is
-left. Davari and Belilovsky, 2024, https://arxiv.org/abs/2312.06795. TIES' election afterwards is `join=ties`.
+Of each `w_i dW_i`, the share `outliers` of the largest magnitudes is dropped, then the smallest until the share
+`density` remains. Davari and Belilovsky, 2024, https://arxiv.org/abs/2312.06795. `join=ties` then elects signs as TIES
+does.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from loratools.methods import Combination
 
 ADVICE = Advice(
-    use="Try it for deltas with a few extreme entries and much small noise, as full fine-tunes have them.",
-    avoid="Avoid it where the result has to stay of low rank, unless space=core is set.",
+    use="Try it for deltas with a few extreme entries and much small noise, such as those of full fine-tunes.",
+    avoid="Avoid it if the result must stay low rank, unless space=core is set.",
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (

@@ -1,11 +1,11 @@
-"""Compress then merge: rank-r subspaces that all adapters share best, and the sum within them.
+"""Compress then merge: common rank-r subspaces that fit all adapters best, and the sum within them.
 
-`U` and `V` with `rank` orthonormal columns that maximise `sum_i |U^T T_i V|^2`, `T_i = w_i dW_i / |w_i dW_i|`, by
-alternating eigenvectors (Ye, 2004, "Generalized low rank approximations of matrices"); then
-`dW = U (sum_i U^T w_i dW_i V) V^T`. Every adapter weighs the same in the choice of the subspaces, however large its
-delta; a truncated SVD of the sum would choose those of the largest. The paper's own formula for the subspaces could
-not be checked; this is the objective that it states. CtM, 2026, https://arxiv.org/abs/2606.03723; joint diagonalisation
-of Brüel-Gabrielsson et al., 2024, "Compress then serve", https://arxiv.org/abs/2407.00066.
+`U` and `V` with `rank` orthonormal columns maximise `sum_i |U^T T_i V|^2`, `T_i = w_i dW_i / |w_i dW_i|`, by
+alternating eigenvectors (Ye, 2004, "Generalized low rank approximations of matrices"); then `dW = U (sum_i U^T w_i dW_i
+V) V^T`. Every adapter has the same influence on the subspaces, however large its delta; a truncated SVD of the sum
+would favour the largest. The paper's own formula for the subspaces could not be checked; this is the objective that it
+states. CtM, 2026, https://arxiv.org/abs/2606.03723; joint diagonalisation of Brüel-Gabrielsson et al., 2024, "Compress
+then serve", https://arxiv.org/abs/2407.00066.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ ADVICE = Advice(
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True)
 OPTIONS = (
-    Option("rank", 0, "of the result; 0: the largest among the adapters", low=0),
-    Option("sweeps", 50, "most rounds of the alternation", low=1),
+    Option("rank", 0, "rank of the result; 0: the largest among the adapters", low=0),
+    Option("sweeps", 50, "largest number of rounds of the alternation", low=1),
 )
-# A round that gains less than this share of the objective is the last one.
+# The iteration stops after a round that gains less than this share of the objective.
 _ENOUGH = 1e-14
 
 

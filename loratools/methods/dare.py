@@ -1,9 +1,9 @@
 """DARE: drop entries of each delta at random, divide the others by the share that is kept, add up.
 
-`dW = sum_i m_i w_i dW_i / density`, `m_i` independent and 1 with probability `density`. On average that is the plain
-sum; what is added is noise of variance `(1 - density) / density * dW^2` in every entry, spread over all directions.
-Cutting the sum to a rank afterwards takes some of that noise away again and nothing else: with `join=linear` the result
-is the linear one with noise. Yu et al., 2024, https://arxiv.org/abs/2311.03099. `join=ties` elects signs afterwards.
+`dW = sum_i m_i w_i dW_i / density`, with `m_i` independent and 1 with probability `density`. The expected result is the
+plain sum; the added noise has variance `(1 - density) / density * dW^2` in every entry, spread over all directions.
+Truncating the sum to a rank afterwards only removes some of that noise: with `join=linear` the result is the linear one
+with noise. Yu et al., 2024, https://arxiv.org/abs/2311.03099. `join=ties` elects signs afterwards.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 ADVICE = Advice(
     use="Use it to repeat a published recipe that names DELLA.",
     avoid=(
-        "Avoid it where the result must not depend on a seed or on the order of the adapters, or has to stay of "
-        "low rank without space=core."
+        "Avoid it if the result must not depend on a seed or on the order of the adapters, or must stay low rank "
+        "without space=core."
     ),
 )
 LAWS = Laws(order_free=False, ignores_split=True, rotation_equivariant=False, keeps_one=False)

@@ -1,9 +1,8 @@
-"""FedEx: the mean of the A's times the mean of the B's, with what that misses in a second adapter (`--residual`).
+"""FedEx: the mean of the A's times the mean of the B's, with the remainder in a second adapter (`--residual`).
 
 With shares `c_i = w_i / sum w`, `dW = (sum w) (sum_i c_i s_i B_i) (sum_i c_i A_i)`, as servers of federated learning
 average factors; the residual `sum_i w_i s_i B_i A_i - dW` makes it exact. Without --residual this is a bad
-approximation, as large as it is cheap. Ranks must be equal. Singhal et al., 2024, "FedEx-LoRA",
-https://arxiv.org/abs/2410.09432.
+approximation. Ranks must be equal. Singhal et al., 2024, "FedEx-LoRA", https://arxiv.org/abs/2410.09432.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ ADVICE = Advice(
         "with --residual, which makes it exact."
     ),
     avoid=(
-        "Avoid it for adapters that were trained apart: without --residual the mean of their factors is a bad "
+        "Avoid it for adapters that were trained separately: without --residual the mean of their factors is a bad "
         "approximation of the sum. Use linear."
     ),
 )
@@ -46,7 +45,7 @@ def combine(terms: Terms) -> Combination:
 
 
 def approximates(terms: Terms) -> Combination:
-    """What the residual is to complete: the exact weighted sum."""
+    """The target of the residual: the exact weighted sum."""
     from loratools.methods import linear
 
     return linear.combine(terms)

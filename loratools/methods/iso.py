@@ -1,11 +1,11 @@
-"""Iso-C and Iso-CTS: the singular directions of the sum, all with the same singular value, their mean.
+"""Iso-C and Iso-CTS: the singular directions of the sum, all with the mean singular value.
 
-Iso-C: `sum_i w_i dW_i = U S V^T`, `dW = mean(S) U V^T`. The mean is over the singular values that are there; the
-published code divides by `min(out, in)`, which for a LoRA only makes the result smaller.
-Iso-CTS (`common` below 1): only the share `common` of those directions, and for the rest, from each adapter in equal
-parts, the leading directions of what lies outside of the common ones; all made orthonormal by polar factors, and with
-the mean of all their singular values. The paper's share is 0.8.
-The spectrum is flat, so that a lower rank loses in proportion. Marczak et al., 2025, https://arxiv.org/abs/2502.04959.
+Iso-C: `sum_i w_i dW_i = U S V^T`, `dW = mean(S) U V^T`. The mean is over the nonzero singular values; the published
+code divides by `min(out, in)`, which only makes the result smaller for a LoRA. Iso-CTS (`common` below 1): only the
+share `common` of those directions is used; the rest are, from each adapter in equal parts, the leading directions
+outside of the common ones. All are made orthonormal by polar factors, with the mean of all their singular values. The
+paper's share is 0.8. The spectrum is flat, so that a lower rank loses in proportion. Marczak et al., 2025,
+https://arxiv.org/abs/2502.04959.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ADVICE = Advice(
         "Try it for many adapters of similar tasks, where a few strong directions would drown the others, and "
         "search for a common factor of the weights."
     ),
-    avoid="Avoid it where a small rank is asked for: the spectrum is flat, and a lower rank loses in proportion.",
+    avoid="Avoid it if a small rank is needed: the spectrum is flat, and a lower rank loses in proportion.",
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=False)
 OPTIONS = (

@@ -1,4 +1,4 @@
-"""The mean of any number of deltas on the sphere of their directions, as long as their weighted lengths together.
+"""The mean direction of any number of deltas on the sphere, with the weighted sum of their norms.
 
 The direction `u` that minimises `sum_i w_i angle(u, dW_i / |dW_i|)^2`, by Riemannian gradient steps from the mean of
 the directions, and `dW = (sum_i w_i |dW_i|) u`. Every step is a linear combination of the deltas, so that only their
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from loratools.methods import Combination
 
 ADVICE = Advice(
-    use="Use it for three or more adapters of which a mean is wanted that does not shrink where they disagree.",
-    avoid="Avoid it where the sum of all skills is wanted in full, or a weight is negative: use linear.",
+    use="Use it for three or more adapters if you want a mean that does not shrink when they disagree.",
+    avoid="Avoid it if you want the full sum of all skills, or if a weight is negative: use linear.",
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True, negative_weights=False)
 OPTIONS = (
-    Option("steps", 100, "most steps of the iteration", low=1),
-    Option("tolerance", 1e-12, "the angle that a step is not worth", low=0),
+    Option("steps", 100, "largest number of steps of the iteration", low=1),
+    Option("tolerance", 1e-12, "the iteration stops at steps below this angle, in radians", low=0),
 )
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from loratools.methods import Combination
 
 ADVICE = Advice(
-    use="Try it where TIES is wanted for LoRA adapters at small cost, in coordinates that all adapters share.",
+    use="Try it to get TIES for LoRA adapters at small cost, in coordinates that all adapters share.",
     avoid=(
-        "Avoid it where the numbers of TIES on whole weights are needed (ties with space=full), or where the "
+        "Avoid it if you need the numbers of TIES on whole weights (ties with space=full), or if the "
         "plain sum is good enough, which linear gives exactly."
     ),
 )

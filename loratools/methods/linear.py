@@ -1,7 +1,7 @@
 """The exact weighted sum of the deltas, also called task arithmetic.
 
-`dW = sum_i w_i * s_i * B_i @ A_i`: factors side by side, so ranks add up and nothing is lost. A negative weight takes a
-task away. Ilharco et al., 2023, "Editing models with task arithmetic", https://arxiv.org/abs/2212.04089.
+`dW = sum_i w_i * s_i * B_i @ A_i`: factors are concatenated, so ranks add up and nothing is lost. A negative weight
+subtracts a task. Ilharco et al., 2023, "Editing models with task arithmetic", https://arxiv.org/abs/2212.04089.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ ADVICE = Advice(
         "method has anything to gain."
     ),
     avoid=(
-        "Compare wudi, tsv and --calibrate svc with it where adapters overlap strongly, so that each disturbs the "
-        "others."
+        "Compare wudi, tsv and --calibrate svc with it if adapters overlap strongly, so that each disturbs the others."
     ),
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True)

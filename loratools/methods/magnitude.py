@@ -1,4 +1,4 @@
-"""Keep the largest entries of each delta, and add up what is left.
+"""Keep the largest entries of each delta, and add them.
 
 `dW = sum_i trim(w_i dW_i)`, each trimmed to its share `density` of largest magnitudes. The pruning of TIES (Yadav et
 al., 2023, https://arxiv.org/abs/2306.01708) without its election, which is `join=ties`.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ADVICE = Advice(
     use="Use it to make deltas sparse before they are added, so that each adapter touches few weights.",
-    avoid="Avoid it where nothing speaks for sparse deltas: linear keeps everything and is exact.",
+    avoid="Avoid it if you do not need sparse deltas: linear keeps everything and is exact.",
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=False, keeps_one=False)
 OPTIONS = (density(0.5), JOIN, SPACE)

@@ -1,4 +1,4 @@
-"""PEFT's `cat`: factors side by side. Exact, and the same as `linear`, which also stores it better.
+"""PEFT's `cat`: concatenated factors. Exact, and the same sum as `linear`, which also stores it better.
 
 `A = [w_1 s_1 A_1; ...]`, `B = [B_1 ...]`: the one combination type of PEFT without an error. PEFT 0.21,
 `LoraModel.add_weighted_adapter`.
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from loratools.methods import Combination
 
 ADVICE = Advice(
-    use="Use it where the numbers of PEFT's `cat` are needed.",
-    avoid="Prefer linear elsewhere: it is the same sum, and stores it better.",
+    use="Use it if you need the numbers of PEFT's `cat`.",
+    avoid="Prefer linear otherwise: it is the same sum, and stores it better.",
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True)
 
@@ -28,7 +28,7 @@ def combine(terms: Terms) -> Combination:
 
     if None in terms.scales:
         raise UnsupportedError(
-            f"'{terms.name}' is no plain pair of factors in every adapter",
+            f"'{terms.name}' is not a plain pair of factors in every adapter",
             hint="--method linear gives the same delta of any kind of update",
         )
     scales = [s or 0.0 for s in terms.scales]

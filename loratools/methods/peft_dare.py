@@ -1,9 +1,10 @@
-"""PEFT's `dare_linear`, `dare_ties` and their `_svd`, for their numbers: A's and B's are merged apart. Prefer `dare`.
+"""PEFT's `dare_linear`, `dare_ties` and their `_svd`, for the same numbers: A and B are merged separately. Prefer
+`dare`.
 
 Entries of each A and each B are dropped at random, the others divided by `density`; `join=linear` sums them,
 `join=ties` elects signs first, without the weights. The product holds cross terms, and noise times noise. `on=deltas`
-is `dare_linear_svd` or `dare_ties_svd`; it needs --rank. PEFT takes its random numbers from torch's global state, which
-nobody can repeat; here they are those of --seed. PEFT 0.21, `LoraModel.add_weighted_adapter`.
+is `dare_linear_svd` or `dare_ties_svd`; it needs --rank. PEFT draws its random numbers from torch's global state, so
+its result cannot be repeated; here they depend on --seed. PEFT 0.21, `LoraModel.add_weighted_adapter`.
 """
 
 from __future__ import annotations

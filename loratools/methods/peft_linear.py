@@ -1,4 +1,4 @@
-"""PEFT's `linear`, for its numbers: A's and B's are summed apart, which leaves cross terms. Prefer `linear`.
+"""PEFT's `linear`, for the same numbers: A and B are summed separately, which leaves cross terms. Prefer `linear`.
 
 `B = sum_i sqrt|w_i s_i| B_i`, `A = sum_i sign(w_i s_i) sqrt|w_i s_i| A_i`: besides the sum of the deltas the product
 holds `B_i A_j` for every two adapters, as large as the deltas themselves, and with a negative weight their signs are

@@ -1,7 +1,8 @@
-"""PEFT's `magnitude_prune`, with or without `_svd`, for its numbers: A's and B's merge apart. Prefer `magnitude`.
+"""PEFT's `magnitude_prune`, with or without `_svd`, for the same numbers: A and B merge separately. Prefer `magnitude`.
 
-The largest entries of each A and each B are kept, and the A's and the B's are summed apart, which leaves cross terms.
-`on=deltas` is `magnitude_prune_svd`, which has none; it needs --rank. PEFT 0.21, `LoraModel.add_weighted_adapter`.
+The largest entries of each A and each B are kept, and the A's and the B's are summed separately, which leaves cross
+terms. `on=deltas` is `magnitude_prune_svd`, which has none; it needs --rank. PEFT 0.21,
+`LoraModel.add_weighted_adapter`.
 """
 
 from __future__ import annotations

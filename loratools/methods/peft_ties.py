@@ -1,9 +1,9 @@
-"""PEFT's `ties` and `ties_svd`, for their numbers: weights do not vote, A's and B's are merged apart. Prefer `ties`.
+"""PEFT's `ties` and `ties_svd`, for the same numbers: weights do not vote, A and B merge separately. Prefer `ties`.
 
 Largest entries, election and mean as in TIES (https://arxiv.org/abs/2306.01708), but the signs are elected before the
-adapters are weighted, and with `on=factors` the A's and the B's are taken for the weights of the model: an entry of A
-means nothing by itself, and their product holds cross terms. `on=deltas` is `ties_svd`, which needs --rank. PEFT 0.21,
-`LoraModel.add_weighted_adapter`.
+adapters are weighted, and with `on=factors` the A's and the B's are treated as if they were weights of the model: an
+entry of A means nothing by itself, and their product holds cross terms. `on=deltas` is `ties_svd`, which needs --rank.
+PEFT 0.21, `LoraModel.add_weighted_adapter`.
 """
 
 from __future__ import annotations

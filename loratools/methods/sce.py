@@ -25,8 +25,8 @@ ADVICE = Advice(
         "should decide how much each counts."
     ),
     avoid=(
-        "Avoid it where adapters should keep the strength that their weights say, or where the result has to stay "
-        "of low rank without space=core."
+        "Avoid it if the given weights should decide the strength of each adapter, or if the result must stay "
+        "low rank without space=core."
     ),
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=False, keeps_one=False)
@@ -53,7 +53,7 @@ def combine(terms: Terms, *, density: float, space: str) -> Combination:
     for start, stop in matrices.ranges():
         blocks = [matrices.rows(i, start, stop) for i in range(matrices.count)]
         energies += selected(blocks).square().sum(dim=(1, 2))
-    # Weights only matter as shares of one another.
+    # Only the ratios of the weights matter.
     weights = (energies / energies.max() if energies.max() > 0 else torch.ones_like(energies)).view(-1, 1, 1)
 
     def merge(blocks: Sequence[Tensor]) -> Tensor:

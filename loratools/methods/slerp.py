@@ -1,4 +1,4 @@
-"""Two deltas, interpolated along the arc between them instead of the straight line.
+"""Interpolation of two deltas along the arc between them instead of the straight line.
 
 With `t = w_2 / (w_1 + w_2)` and the angle `theta` between the deltas,
 `dW = (w_1 + w_2) * (sin((1 - t) theta) dW_1 + sin(t theta) dW_2) / sin(theta)`; a straight line where they point the
@@ -18,16 +18,12 @@ if TYPE_CHECKING:
     from loratools.methods import Combination
 
 ADVICE = Advice(
-    use=(
-        "Use it for exactly two adapters between which a point is wanted that keeps their strength, such as two styles."
-    ),
-    avoid=(
-        "Avoid it for three or more adapters (use karcher), or where both are wanted at full strength (use linear)."
-    ),
+    use=("Use it for exactly two adapters, such as two styles, to get a point between them that keeps their strength."),
+    avoid=("Avoid it for three or more adapters (use karcher), or if you want both at full strength (use linear)."),
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True, negative_weights=False)
 
-# Below this angle the arc is the straight line to nine digits, and the quotient of two small sines is not.
+# Below this angle the arc equals the straight line to nine digits, and the quotient of two small sines is inaccurate.
 _STRAIGHT = 1e-4
 
 
@@ -36,7 +32,7 @@ def combine(terms: Terms) -> Combination:
 
     if len(terms) > 2:
         raise UsageError(
-            f"slerp is between two adapters, and {len(terms)} have '{terms.name}'",
+            f"slerp takes two adapters, and {len(terms)} have '{terms.name}'",
             hint="--method karcher is the same for any number",
         )
     if terms.weights == (1.0,):

@@ -1,8 +1,8 @@
 """TIES: keep the largest entries of each delta, elect a sign for each entry, average those that agree.
 
 `t_i = w_i dW_i`, trimmed to its share `density` of largest magnitudes; `g = sign(sum_i t_i)`; `dW` is the mean of those
-`t_i` whose sign is `g`. Weights come first, so that they take part in the election (in PEFT's they do not); the
-paper's lambda is a common factor of the weights. Yadav et al., 2023, https://arxiv.org/abs/2306.01708.
+`t_i` whose sign is `g`. Weights are applied first, so that they take part in the election (PEFT's do not). The paper's
+lambda is a common factor of the weights. Yadav et al., 2023, https://arxiv.org/abs/2306.01708.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ADVICE = Advice(
         "against linear."
     ),
     avoid=(
-        "Avoid it where the result has to be exact or of low rank: with space=full it is dense, and --rank cuts "
+        "Avoid it if the result must be exact or low rank: with space=full it is dense, and --rank truncates "
         "it. Use linear, or space=core."
     ),
 )

@@ -1,9 +1,9 @@
 """TSV-M: the singular vectors of all deltas, made orthogonal to one another, with their singular values.
 
-`w_i dW_i = U_i S_i V_i^T`; with `U = [U_1 ... U_T]` and `V = [V_1 ... V_T]` replaced by the orthonormal matrices that
-are nearest to them (polar factors), `dW = U diag(S) V^T`. Only singular values that are not rounding take part: those
-of a LoRA end at its rank, and the arbitrary vectors that a full SVD gives beyond it would turn the polar factors.
-`keep` cuts each delta further; the paper keeps `min(out, in) / T`. Ranks add up. Gargiulo et al., 2025,
+`w_i dW_i = U_i S_i V_i^T`; with `U = [U_1 ... U_T]` and `V = [V_1 ... V_T]` replaced by the nearest orthonormal
+matrices (polar factors), `dW = U diag(S) V^T`. Only singular values above rounding level take part: those of a LoRA end
+at its rank, and the arbitrary vectors that a full SVD gives beyond it would rotate the polar factors. `keep` truncates
+each delta further; the paper keeps `min(out, in) / T`. Ranks add up. Gargiulo et al., 2025,
 https://arxiv.org/abs/2412.00081.
 """
 
@@ -18,15 +18,12 @@ if TYPE_CHECKING:
 
 ADVICE = Advice(
     use=(
-        "Try it where the overlap of adapters is far above chance, so that their singular directions disturb each "
-        "other."
+        "Try it if the overlap of adapters is far above chance, so that their singular directions disturb each other."
     ),
-    avoid=(
-        "Avoid it where overlaps are at their random value: it then changes next to nothing, and linear is simpler."
-    ),
+    avoid=("Avoid it if overlaps are at their random value: it then changes almost nothing, and linear is simpler."),
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True)
-OPTIONS = (Option("keep", 0, "singular directions of each adapter that take part; 0: all that it has", low=0),)
+OPTIONS = (Option("keep", 0, "singular directions of each adapter that take part; 0: all of them", low=0),)
 
 
 def combine(terms: Terms, *, keep: int) -> Combination:

@@ -1,10 +1,10 @@
-"""WUDI: the delta that differs least from each adapter's on the inputs which that adapter reacts to.
+"""WUDI: the delta that differs least from each adapter's on the inputs that this adapter reacts to.
 
-`min over dW of sum_i |(dW - t_i) t_i^T|^2 / |t_i|^2`, with `t_i = w_i dW_i`. The paper descends by Adam; it is least
-squares, and here is its solution: with `G_i = t_i^T t_i / |t_i|^2`,
-`dW = (sum_i t_i G_i + mu S) (sum_i G_i + mu I)^-1`, `S = sum_i t_i`, `mu = ridge * trace(sum_i G_i) / p`.
-As `ridge` goes to 0 no adapter disturbs another, as long as their row spaces are independent; the price is a larger
-delta. Cheng et al., 2025, https://arxiv.org/abs/2503.08099; the closed form is that of RegMean (Jin et al., 2023,
+`min over dW of sum_i |(dW - t_i) t_i^T|^2 / |t_i|^2`, with `t_i = w_i dW_i`. The paper descends by Adam; it is a
+least-squares problem, solved here in closed form: with `G_i = t_i^T t_i / |t_i|^2`, `dW = (sum_i t_i G_i + mu S) (sum_i
+G_i + mu I)^-1`, `S = sum_i t_i`, `mu = ridge * trace(sum_i G_i) / p`. As `ridge` goes to 0 no adapter disturbs another,
+as long as their row spaces are independent; the price is a larger delta. Cheng et al., 2025,
+https://arxiv.org/abs/2503.08099; the closed form is that of RegMean (Jin et al., 2023,
 https://arxiv.org/abs/2212.09849) with `G_i` for the data.
 """
 
@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 ADVICE = Advice(
     use="Try it for adapters that share many inputs, where each should act on its own inputs as if it were alone.",
     avoid=(
-        "Avoid it where the result must stay small: it grows where row spaces are nearly the same, unless `ridge` "
-        "is raised. Where overlaps are at random, linear does the same."
+        "Avoid it if the result must stay small: it grows if row spaces are nearly the same, unless `ridge` "
+        "is raised. If overlaps are at their random value, linear does the same."
     ),
 )
 LAWS = Laws(order_free=True, ignores_split=True, rotation_equivariant=True, keeps_one=True)
 OPTIONS = (
-    Option("ridge", 0.01, "pull towards the plain sum, as a share of the Gram's mean diagonal", low=0, open_low=True),
+    Option(
+        "ridge",
+        0.01,
+        "pull towards the plain sum, as a share of the mean diagonal of the Gram matrix",
+        low=0,
+        open_low=True,
+    ),
 )
 
 

@@ -1,9 +1,9 @@
-"""Schemes for quantised weights, one file each: whose numbers are these packed integers, and what are they worth?
+"""Schemes of quantised weights, one file each: they recognise packed weights and dequantise them.
 
-A scheme's file has `recognise(tensors, config)`: the weights that it has packed, by logical name, each with the stored
-tensors that belong to it and typed parameters that dequantise it (`common/protocol.py`). What is decided is decided for
-each weight, by dtypes, shapes and names: a config may be missing, or left over from before the weights were
-dequantised. A model may mix schemes and plain weights.
+The file of a scheme has `recognise(tensors, config)`: the weights that it has packed, by logical name, each with its
+stored tensors and typed parameters that dequantise it (`common/protocol.py`). Each weight is recognised on its own, by
+dtypes, shapes and names: a config may be missing, or outdated since the weights were dequantised. A model may mix
+schemes and plain weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loratools.tensors.lazy import LazyTensor
 UNKNOWN = "unknown packed"
 
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
-# What the packed values of a weight are called when it is not `weight` itself.
+# The last part of the name of packed values, if it is not `weight`.
 _PACKED_NAMES = ("weight", "qweight", "weight_packed")
 
 
@@ -31,10 +31,10 @@ class Quantisation:
 
     Attributes:
         weights: The weights that can be unpacked, by logical name.
-        unreadable: The weights that are recognised and cannot be unpacked, by logical name.
-        markers: Names of stored tensors that speak of the whole model and belong to no weight.
-        declared: The scheme that the config names where no tensor bears it out, so that it is not known what the
-            tensors are.
+        unreadable: The weights that are recognised but cannot be unpacked, by logical name.
+        markers: Names of stored tensors that describe the whole model and belong to no weight.
+        declared: The scheme in the config, if no tensor confirms it; the meaning of the tensors is unknown then. Else
+            None.
     """
 
     weights: Mapping[str, PackedWeight] = field(default_factory=dict)
@@ -44,21 +44,21 @@ class Quantisation:
 
     @property
     def name(self) -> str:
-        """The schemes, joined by ` + `."""
+        """The names of the schemes, joined by ` + `."""
         schemes = {weight.scheme for weight in self.weights.values()}
         schemes |= {weight.scheme for weight in self.unreadable.values()}
         return " + ".join(sorted(schemes - {UNKNOWN}) + [UNKNOWN] * (UNKNOWN in schemes)) or str(self.declared)
 
     @property
     def refused(self) -> tuple[str, ...]:
-        """One line for each weight that cannot be unpacked, and one for a config that no tensor bears out."""
+        """One line for each weight that cannot be unpacked, and one for a config that no tensor confirms."""
         lines = [f"{name}   {weight.scheme}: {weight.why}" for name, weight in sorted(self.unreadable.items())]
         if self.declared is not None:
             lines.append(f"the config declares {self.declared}, and no tensor shows which weights that are")
         return tuple(lines)
 
     def with_prefix(self, prefix: str) -> Quantisation:
-        """The same of a part of a model that puts `prefix` before all names."""
+        """The same quantisation for a component whose names get `prefix` in front."""
         return Quantisation(
             {prefix + name: weight.with_prefix(prefix) for name, weight in self.weights.items()},
             {prefix + name: weight.with_prefix(prefix) for name, weight in self.unreadable.items()},
@@ -67,8 +67,9 @@ class Quantisation:
         )
 
     def logical(self, stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """The weights as the model has them, in the order of the stored tensors: packed ones are dequantised when they
-        are read, and the tensors that are only parts of them are left out."""
+        """The logical weights, in the order of the stored tensors: packed ones are dequantised on access, and tensors
+        that are only parts of them are left out.
+        """
         first = {weight.stored_names[0]: name for name, weight in self.weights.items()}
         parts = {part for weight in self.weights.values() for part in weight.stored_names}
         parts |= {part for weight in self.unreadable.values() for part in weight.stored} | set(self.markers)
@@ -82,15 +83,15 @@ class Quantisation:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Quantisation | None:
-    """How the weights are quantised; None if they are plain numbers and the config claims nothing else.
+    """How the weights are quantised; None if they are plain numbers and the config names no scheme.
 
-    Tensors go before the config. A config that names a scheme of which no tensor shows gives that name, without
-    weights: what the tensors then are is not known well enough to compute with them.
+    Tensors take precedence over the config. If the config names a scheme that no tensor confirms, the result has that
+    name and no weights: it is not known what the tensors mean.
     """
     weights: dict[str, PackedWeight] = {}
     unreadable: dict[str, Unreadable] = {}
     markers: tuple[str, ...] = ()
-    # Most checkpoints are plain throughout. HQQ may store its integers as the bits of floats, under a name of its own.
+    # Most checkpoints are plain. HQQ may store its integers as the bits of floats, under a name of its own.
     if any(t.dtype not in _PLAIN or name.endswith(".W_q") for name, t in tensors.items()):
         endings: tuple[str, ...] = ()
         for scheme in registry.names("quantization"):
@@ -106,7 +107,7 @@ def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -
         if endings and (weights or unreadable):
             markers = tuple(name for name in tensors if name.endswith(endings) and name not in parts)
         unreadable |= {
-            name: Unreadable(UNKNOWN, (name,), f"values of dtype {tensor.dtype} in a layout that is not known")
+            name: Unreadable(UNKNOWN, (name,), f"values of dtype {tensor.dtype} in an unknown layout")
             for name, tensor in tensors.items()
             if name not in parts and name not in markers and _is_packed(name, tensor)
         }
@@ -117,7 +118,7 @@ def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -
 
 
 def _is_packed(name: str, tensor: LazyTensor) -> bool:
-    """Numbers that cannot be a plain weight: less than a byte each, or integers where a matrix is expected."""
+    """Whether a tensor cannot be a plain weight: less than a byte per value, or an integer matrix."""
     if DTYPE_BITS[tensor.dtype] < 8:
         return True
     integer = tensor.dtype[0] in "IU"

@@ -2,7 +2,7 @@
 
     codes I8 | I16 (out / group, in / group, books)   codebooks (books, size, group, group)   scales (out / group, ...)
 
-A group's scale multiplies the sum.
+The scale of a group multiplies the sum.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from loratools.tensors.lazy import LazyTensor
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """Integer `codes` with `codebooks` and `scales` beside them."""
+    """Recognise integer `codes` with `codebooks` and `scales` beside them."""
     recognised: dict[str, Unreadable] = {}
     for name, tensor in tensors.items():
         stem = name.removesuffix("codes")

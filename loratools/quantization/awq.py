@@ -5,7 +5,7 @@
 
     W[o, i] = (code[i, o] - zero[i // group, o]) * scales[i // group, o]
 
-In a word, counted from its lowest four bits, are the outputs 0, 2, 4, 6, 1, 3, 5, 7 of eight.
+A word holds eight outputs in the order 0, 2, 4, 6, 1, 3, 5, 7, from its lowest four bits on.
 
 GPTQ has the same keys; it packs along the inputs, and has a g_idx.
 """
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats, Stored
 
-# Where in a word, counted in fours of bits, the outputs 0 to 7 are.
+# The position of the outputs 0 to 7 in a word, in units of four bits.
 _POSITIONS = (0, 4, 1, 5, 2, 6, 3, 7)
-# Values that are unpacked together: the packed numbers of some rows lie all over the stored tensor.
+# How many values are unpacked together: the packed numbers of some rows are spread over the stored tensor.
 _BLOCK_VALUES = 1 << 20
 
 
@@ -38,7 +38,7 @@ _BLOCK_VALUES = 1 << 20
 class AwqIntegers:
     """Unsigned integers of 4 bits with a scale and a zero point for each group of inputs.
 
-    group  inputs that share a scale; None if all do
+    group  number of inputs that share a scale; None if all do
     """
 
     group: int | None
@@ -46,7 +46,7 @@ class AwqIntegers:
     bits: int = 4
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
-        """Rows as float32: the product rounded once to the dtype of the scales."""
+        """Rows as float32: the product, rounded once to the dtype of the scales."""
         scales, zeros = _groups(weight, start, stop)
         return scaled(_codes(weight, start, stop), scales, zeros, weight.dtype)
 
@@ -99,7 +99,7 @@ def _outputs(packed: Stored) -> Bytes:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """The `qweight` that have no g_idx, and fewer columns than their scales (or, in GEMV, than rows)."""
+    """Recognise `qweight` tensors that have no g_idx, and fewer columns than their scales (or, in GEMV, than rows)."""
     modules = [module for module in quantised_modules(tensors) if packs_outputs(module, tensors)]
     return {f"{module}.weight": _recognised(module, tensors) for module in modules}
 
@@ -109,7 +109,7 @@ def _recognised(module: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight 
     by_role = {part.role: part.tensor for part in parts}
     stored = tuple(part.name for part in parts)
     codes, zeros, scales = (by_role.get(role) for role in ("qweight", "qzeros", "scales"))
-    assert codes is not None, "`quantised_modules` has seen it"
+    assert codes is not None, "checked by `quantised_modules`"
     if zeros is None or scales is None or len(codes.shape) != 2 or len(scales.shape) != 2:
         return Unreadable("awq", stored, "it has no zero points or scales of two axes")
     inputs, outputs, groups = codes.shape[0], codes.shape[1] * 8, scales.shape[0]

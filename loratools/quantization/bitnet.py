@@ -2,7 +2,7 @@
 
     weight U8 (out / 4, in)   weight_scale (1)
 
-NVFP4 has bytes and a `weight_scale` too, but one for each block.
+NVFP4 also has bytes and a `weight_scale`, but one scale for each block.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from loratools.tensors.lazy import LazyTensor
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """Byte weights whose only scale is one plain number."""
+    """Recognise byte weights whose only scale is one plain number."""
     why = "ternary weights are not unpacked: whether the scale multiplies or divides depends on the layer's class"
     return {
         name: Unreadable("bitnet", (name, f"{name}_scale"), why)

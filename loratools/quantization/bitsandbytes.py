@@ -4,7 +4,7 @@
     nested  also weight.nested_absmax, weight.nested_quant_map: absmax itself is quantised to bytes in blocks of 256
     8 bit   weight I8 (out, in), SCB (out)
 
-The names are those that transformers saves. Blocks run over the weight as one row, the upper half of a byte first:
+The names are those of transformers. Blocks run over the flattened weight; the upper half of a byte comes first:
 
     W[i] = quant_map[code[i]] * absmax[i // blocksize]         rounded to the dtype of the state
     absmax[j] = nested_quant_map[byte[j]] * nested_absmax[j // 256] + nested_offset
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 _STATE = ".quant_state.bitsandbytes__"
-# What bitsandbytes multiplies by in place of dividing by 127.
+# bitsandbytes multiplies by this constant instead of dividing by 127.
 _PER_STEP = 7.874015718698502e-3
 _MOST_STATE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class FourBit:
-    """Blocks of 4-bit codes with a scale each, over the weight as one row.
+    """Blocks of 4-bit codes with a scale each, over the flattened weight.
 
     codes   nf4 or fp4 group   values that share a scale nested_blocksize, nested_offset   of scales that are quantised
     themselves; None if they are float32
@@ -52,7 +52,7 @@ class FourBit:
 
     @property
     def format(self) -> str:
-        """The number format in words: `nf4` or `fp4`, and whether the scales are quantised as well."""
+        """The number format in words: `nf4` or `fp4`, and whether the scales are quantised too."""
         return self.codes if self.nested_blocksize is None else f"{self.codes}, double quantisation"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
@@ -122,14 +122,14 @@ class FourBit:
 
 @dataclass(frozen=True)
 class Int8:
-    """Integers of 8 bits, and the largest magnitude of each row."""
+    """8-bit integers, and the largest magnitude of each row."""
 
     format: str = "int8"
     bits: int = 8
     group: None = None
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
-        """Rows as float32, in which bitsandbytes dequantises."""
+        """Rows as float32, the dtype in which bitsandbytes dequantises."""
         import numpy as np
 
         values = read_floats(weight.tensor("weight"), start, stop)
@@ -154,7 +154,7 @@ class Int8:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """Weights with a quantisation state, which is read here, and int8 weights with the constants of their rows."""
+    """Recognise weights with a quantisation state, and int8 weights with a constant for each row."""
     states = {name.partition(_STATE)[0]: name for name in tensors if _STATE in name}
     recognised: dict[str, PackedWeight | Unreadable] = {}
     for name, tensor in tensors.items():
@@ -184,7 +184,7 @@ def _four_bit(name: str, state_name: str | None, tensors: Mapping[str, LazyTenso
     parts = collect(tensors, {**names, **({"quant_state": state_name} if state_name is not None else {})})
     stored = tuple(part.name for part in parts)
     if state_name is None:
-        return Unreadable("bitsandbytes", stored, "it has no quant_state, which says the shape and the block size")
+        return Unreadable("bitsandbytes", stored, "it has no quant_state, which states the shape and the block size")
     try:
         return _with_state(parts, state_name.partition(_STATE)[2], _state(tensors[state_name]))
     except (KeyError, TypeError, ValueError) as error:
@@ -200,12 +200,12 @@ def _state(tensor: LazyTensor) -> Mapping[str, object]:
     data = read_bytes(tensor.location) if tensor.location is not None else bytes(tensor.read().tolist())
     state = json.loads(data.decode("utf-8"))
     if not isinstance(state, dict):
-        raise TypeError("it is no JSON object")
+        raise TypeError("it is not a JSON object")
     return state
 
 
 def _with_state(parts: tuple[Part, ...], codes: str, state: Mapping[str, object]) -> PackedWeight:
-    """The weight that the state describes; ValueError where the parts are not of the sizes that it asks for."""
+    """The weight that the state describes; ValueError if the sizes of the parts do not match it."""
     shape, blocksize, dtype = state["shape"], state["blocksize"], parse_float_dtype(str(state["dtype"]))
     if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise ValueError(f"shape {shape}")

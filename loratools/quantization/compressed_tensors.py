@@ -9,8 +9,8 @@
     W = (code - 2 ** (bits - 1) - zero) * scale      packed, in the dtype of the scale
     W = E2M1[code] * 2 ** (scale - 127)              mxfp4, in bfloat16
 
-Codes are a little-endian stream along a row. Its float8 weights are found by `fp8`, its NVFP4 by `nvfp4`: they are the
-same numbers in whoever's file.
+Codes are a little-endian stream along a row. Its float8 weights are recognised by `fp8` and its NVFP4 weights by
+`nvfp4`, since they are the same as those of other programs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PackedIntegers:
         return f"int{self.bits} {'symmetric' if self.symmetric else 'asymmetric'}"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
-        """Rows as float32: the product rounded once to the dtype of the scale."""
+        """Rows as float32: the product, rounded once to the dtype of the scale."""
         import numpy as np
 
         codes = self._codes(weight, start, stop).astype(np.int16) - (1 << (self.bits - 1))
@@ -112,7 +112,7 @@ class PackedIntegers:
 
 
 def _order(weight: PackedWeight) -> Integers | None:
-    """The group of each column, where columns were quantised in an order of their own."""
+    """The group of each column, if columns were quantised in another order."""
     from loratools.storage.arrays import read_raw
 
     return read_raw(weight.tensor("g_idx")).reshape(-1) if weight.has("g_idx") else None
@@ -120,7 +120,7 @@ def _order(weight: PackedWeight) -> Integers | None:
 
 @dataclass(frozen=True)
 class PlainIntegers:
-    """Integers of 8 bits as they are, with a scale for the tensor, each row, or groups of a row."""
+    """8-bit integers, with a scale for the tensor, for each row, or for groups of a row."""
 
     group: int | None
     symmetric: bool
@@ -131,7 +131,7 @@ class PlainIntegers:
         return f"int8 {'symmetric' if self.symmetric else 'asymmetric'}"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
-        """Rows as float32: the product rounded once to the dtype of the scale."""
+        """Rows as float32: the product, rounded once to the dtype of the scale."""
         from loratools.storage.arrays import read_raw
 
         codes = read_raw(weight.tensor("weight"), start, stop)
@@ -163,14 +163,14 @@ class PlainIntegers:
 
 @dataclass(frozen=True)
 class MicroscaledFloats:
-    """Four-bit floats in blocks of 32, each with a power of two, along the rows of a linear layer."""
+    """4-bit floats in blocks of 32, each with a power of two, along the rows of a linear layer."""
 
     format: str = "mxfp4"
     bits: int = 4
     group: int = _MX_BLOCK
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
-        """Rows as float32, in bfloat16 exact but for powers below its range."""
+        """Rows as float32; exact in bfloat16, except for powers below its range."""
         from loratools.algebra.packing import decode_pairs, e2m1_pairs, e8m0, onto_grid
         from loratools.storage.arrays import read_raw
 
@@ -199,7 +199,7 @@ class MicroscaledFloats:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """Packed, int8 and bitmask-compressed weights."""
+    """Recognise packed, int8 and bitmask-compressed weights."""
     recognised: dict[str, PackedWeight | Unreadable] = {}
     for name, tensor in tensors.items():
         module, dot, leaf = name.rpartition(".")
@@ -210,7 +210,7 @@ def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -
         elif leaf == "weight_packed" and has_scale and tensor.dtype == "U8":
             if f"{stem}weight_global_scale" not in tensors:
                 recognised[f"{stem}weight"] = _microscaled(stem, tensors)
-        # ComfyUI's int8 has the same scale, and says what it is in a tensor of JSON.
+        # ComfyUI's int8 has the same scale, and is marked by a JSON tensor.
         elif leaf == "weight" and has_scale and tensor.dtype == "I8" and f"{stem}comfy_quant" not in tensors:
             recognised[name] = _plain(stem, tensors)
         elif leaf == "compressed" and f"{stem}bitmask" in tensors:
@@ -236,12 +236,14 @@ def _packed(stem: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | Unre
     try:
         shape = read_numbers(by_role["shape"])
     except (KeyError, ValueError):
-        return Unreadable(_SCHEME, stored, "it has no weight_shape that could be read")
+        return Unreadable(_SCHEME, stored, "it has no readable weight_shape")
     if len(shape) != 2 or len(packed.shape) != 2 or shape[0] != packed.shape[0] or shape[1] < 1:
         return Unreadable(_SCHEME, stored, f"a shape of {list(shape)} for {shape_text(packed.shape)} words")
     widths = [bits for bits in range(1, 9) if -(-shape[1] * bits // 32) == packed.shape[1]]
     if len(widths) != 1:
-        return Unreadable(_SCHEME, stored, f"{packed.shape[1]} words for {shape[1]} values, of no clear number of bits")
+        return Unreadable(
+            _SCHEME, stored, f"{packed.shape[1]} words for {shape[1]} values, of no unique number of bits"
+        )
     if len(scale.shape) != 2 or scale.shape[0] != shape[0] or scale.dtype not in ("F32", "F16", "BF16"):
         return Unreadable(_SCHEME, stored, f"a scale of {scale.dtype} and shape {shape_text(scale.shape)}")
     zero = by_role.get("zero point")
@@ -250,7 +252,7 @@ def _packed(stem: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | Unre
     groups = scale.shape[1]
     columns = -(-shape[1] // groups) if groups > 1 else None
     parameters = PackedIntegers(widths[0], columns, zero is None)
-    # Zero points are packed along the rows, 32 of them in whole words.
+    # Zero points are packed along the rows, in whole words.
     row_block = 1 if zero is None else 32
     return PackedWeight(_SCHEME, (shape[0], shape[1]), scale.dtype, parts, parameters, row_block)
 

@@ -14,7 +14,7 @@ from loratools.tensors.lazy import LazyTensor
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """Int8 weights with `weight_scales` beside them."""
+    """Recognise int8 weights with `weight_scales` beside them."""
     why = "its integers may be in an order that depends on the GPU that wrote them"
     return {
         name: Unreadable("eetq", (name, f"{name}_scales"), why)

@@ -7,7 +7,8 @@
 
     W = float(weight) * scale: every one of them multiplies, "inv" or not.
 
-Without a scale the numbers mean themselves, but they are float8: a delta rounded to three bits of mantissa is lost.
+Without a scale the numbers are the weights, but merging into them is useless: a delta rounded to three bits of mantissa
+is lost.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
     from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
-# Stored tensors that say of a whole file that it has this scheme, and belong to no weight.
+# Stored tensors that mark a whole file as having this scheme, and belong to no weight.
 MARKERS = ("scaled_fp8",)
-# Float8 tensors that belong to another scheme's weight: scales of NVFP4, the values of quanto and torchao.
+# Float8 tensors that belong to weights of other schemes: scales of NVFP4, the values of quanto and torchao.
 _NOT_WEIGHTS = ("scale", "scales", "scale_inv", "scale_2", "absmax", "._data", "_qdata", "scaled_fp8")
-# What else may stand beside a weight: scales of activations, and ComfyUI's description.
+# Other tensors that may accompany a weight: scales of activations, and ComfyUI's description.
 _COMPANIONS = ("input_scale", "activation_scale", "scale_input", "comfy_quant")
 _SCALE_DTYPES = frozenset({*FLOAT_DTYPES, "F8_E8M0", "U8"})
 _USUAL_BLOCK = 128
@@ -43,7 +44,7 @@ _USUAL_BLOCK = 128
 
 @dataclass(frozen=True)
 class Float8:
-    """Float8 numbers, and a scale for each block of (rows, columns); no block: one scale for all, or none.
+    """Float8 numbers, and a scale for each block of (rows, columns); without blocks, one scale for all, or none.
 
     dtype   of the numbers
     block   rows and columns of the last two axes that share a scale; one of a whole axis is as long as the axis
@@ -57,7 +58,7 @@ class Float8:
 
     @property
     def format(self) -> str:
-        """The number format in words, such as `fp8 e4m3`, and what shares a scale."""
+        """The number format in words, such as `fp8 e4m3`, and which values share a scale."""
         name = eight_bit_format(self.dtype)
         if not self.scaled:
             return f"{name}, no scale"
@@ -95,7 +96,7 @@ class Float8:
         packed.reshape(weight.shape)[start:stop] = codes
 
     def _scales_of_rows(self, weight: PackedWeight, start: int, stop: int, shape: tuple[int, ...]) -> Floats:
-        """What rows start:stop are multiplied with: numbers that broadcast to their shape."""
+        """The factors of rows start:stop: numbers that broadcast to their shape."""
         import numpy as np
 
         if not self.scaled:
@@ -122,7 +123,9 @@ def _scale_values(scale: LazyTensor, start: int, stop: int | None) -> Floats:
 
 
 def _repeated(scales: Floats, block: tuple[int, int], shape: tuple[int, ...], skipped: int) -> Floats:
-    """Scales of blocks as one for each value of the last two axes; `skipped` rows of the first block are not there."""
+    """Expand the scales of blocks to one for each value of the last two axes, without the `skipped` first rows of the
+    first block.
+    """
     import numpy as np
 
     rows = np.repeat(scales, block[0], axis=-2) if block[0] > 1 else scales
@@ -133,10 +136,10 @@ def _repeated(scales: Floats, block: tuple[int, int], shape: tuple[int, ...], sk
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """Float8 tensors that are no scales, each with the scale that is named after it.
+    """Recognise float8 tensors that are not scales, each with the scale that is named after it.
 
-    The config gives the size of blocks where the shapes of the scales leave it open, and the dtype that the model
-    computes in.
+    The config gives the size of blocks if the shapes of the scales are ambiguous, and the dtype that the model computes
+    in.
     """
     computed_in, block = model_dtype(config), _declared_block(config)
     return {
@@ -162,7 +165,7 @@ def _recognised(
     names |= {leaf: f"{module}.{leaf}" for leaf in _COMPANIONS if f"{module}.{leaf}" in tensors}
     parts = tuple(Part(role, stored, tensors[stored]) for role, stored in names.items())
     if "scale" not in names:
-        # bfloat16 holds every number of e4m3, e5m2 and their variants, and is what models compute in.
+        # bfloat16 represents every number of e4m3, e5m2 and their variants, and is the usual compute dtype.
         return PackedWeight("fp8", tensor.shape, "BF16", parts, _parameters(tensor.dtype, None, False))
     scale = tensors[names["scale"]]
     stored = tuple(names.values())
@@ -179,12 +182,12 @@ def _recognised(
 
 @cache
 def _parameters(dtype: str, block: tuple[int, int] | None, scaled: bool) -> Float8:
-    """One object for all weights alike: a model may have 45,000 of them."""
+    """One shared object for all equal weights: a model may have 45,000 of them."""
     return Float8(dtype, block, scaled)
 
 
 def _declared_block(config: Mapping[str, object]) -> tuple[int, int] | None:
-    """Rows and columns of a block, where the config says them."""
+    """Rows and columns of a block, if the config states them."""
     sizes = find_setting(config, "weight_block_size", "block_structure")
     if isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(n, int) and n > 0 for n in sizes):
         return sizes[0], sizes[1]
@@ -193,8 +196,8 @@ def _declared_block(config: Mapping[str, object]) -> tuple[int, int] | None:
 
 @cache
 def _block(shape: tuple[int, ...], grid: tuple[int, ...], declared: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns that share a scale, by the shapes of weight and scale; None if one scale is for all, or where
-    the shapes leave it open and the config says nothing.
+    """Rows and columns that share a scale, by the shapes of weight and scale; None if one scale is for all, or if the
+    shapes are ambiguous and the config does not help.
     """
     if len(shape) < 2 or math.prod(grid) == 1:
         return None
@@ -207,7 +210,7 @@ def _block(shape: tuple[int, ...], grid: tuple[int, ...], declared: tuple[int, i
 
 
 def _length(size: int, blocks: int, declared: int | None) -> int | None:
-    """How long the blocks of an axis are, given how many there are."""
+    """The length of the blocks along an axis, given how many there are."""
     if blocks == 1:
         return size
     if blocks == size:
@@ -215,6 +218,6 @@ def _length(size: int, blocks: int, declared: int | None) -> int | None:
     for length in (declared, _USUAL_BLOCK):
         if length and -(-size // length) == blocks:
             return length
-    # Without a word from the config only an even division into powers of two is beyond doubt.
+    # Without the config, only an even division into powers of two is certain.
     length = size // blocks
     return length if size % blocks == 0 and length & (length - 1) == 0 else None

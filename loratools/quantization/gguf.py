@@ -2,10 +2,10 @@
 
     token_embd.weight   blocks of 32 or 256 values along a row, each with one or two scales
 
-Which type a tensor has is in the file's header. Values are float32, as llama.cpp dequantises them. The common types are
-unpacked here, and can be stored again with the scales that they have; for the others the package `gguf` is needed
-(`pip install 'loratools[gguf]'`), and they are only read: their blocks are entries of code books, or no package of
-Python writes them. A few types can take values with new scales (`Fresh`), so that a weight can change its type.
+The type of a tensor is in the header of the file. Values are float32, as llama.cpp dequantises them. The common types
+are unpacked here, and can be stored again with their existing scales. The others need the package `gguf` (`pip install
+'loratools[gguf]'`) and can only be read: their blocks are entries of code books, or no Python package writes them. A
+few types can store values with new scales (`Fresh`), so that a weight can change its type.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 _SIZES = {kind: (values, size) for kind, values, size in BLOCK_TYPES.values()}
-# The types that are written again, and of these the ones that take values with new scales.
+# The types that can be written, and among them those that can be written with new scales.
 _WRITTEN = frozenset({
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS",
 })  # fmt: skip
 _FRESH = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"})
-# llama.cpp computes activations with the first two and dequantises them nowhere, and no package does the third.
+# llama.cpp uses the first two for activations only and never dequantises them; no package dequantises the third.
 _NOT_WEIGHTS = ("Q8_1", "Q8_K", "Q1_0")
 
 
@@ -44,7 +44,7 @@ class GgmlBlocks:
 
     @property
     def bits(self) -> float:
-        """Bits of a value, its share of the block's scales included, as the types are usually described."""
+        """Bits of a value including its share of the block's scales, as types are usually described."""
         values, size = _SIZES[self.format]
         return 8 * size / values
 
@@ -56,7 +56,7 @@ class GgmlBlocks:
         """Rows as float32.
 
         Raises:
-            UnsupportedError: The type is a rarer one, and the package `gguf` is not installed.
+            UnsupportedError: The type is a rare one, and the package `gguf` is not installed.
         """
         import numpy as np
 
@@ -67,9 +67,9 @@ class GgmlBlocks:
         _, size = _SIZES[self.format]
         known = TYPES.get(self.format)
         shape = (stop - start, *weight.shape[1:])
-        if 0 in shape:  # the package gguf cannot cut no blocks into parts
+        if 0 in shape:  # the package gguf cannot split an empty block array
             return np.zeros(shape, np.float32)
-        # A scale that is no number is told of by whoever looks at the values.
+        # Whoever checks the values reports a NaN scale.
         with np.errstate(invalid="ignore", over="ignore"):
             if known is not None:
                 return known.decode(stored.reshape(-1, size)).reshape(shape)
@@ -78,7 +78,7 @@ class GgmlBlocks:
 
 @dataclass(frozen=True)
 class WritableBlocks(GgmlBlocks):
-    """Blocks of a type whose codes each stand for one value, so that they can be chosen anew under the same scales."""
+    """Blocks of a type in which each code stands for one value, so that codes can be changed under the same scales."""
 
     def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
         import numpy as np
@@ -118,7 +118,7 @@ class WritableBlocks(GgmlBlocks):
 
 @dataclass(frozen=True)
 class FreshBlocks(WritableBlocks):
-    """Blocks of a type that llama.cpp quantises by a formula, and not by a search for scales."""
+    """Blocks of a type that llama.cpp quantises with a formula, and not with a search for scales."""
 
     def quantise(self, weight: PackedWeight, values: Floats, start: int, stop: int, packed: Bytes) -> None:
         from loratools.algebra.ggml_quantise import quantise
@@ -134,14 +134,14 @@ def blocks_of(kind: str) -> GgmlBlocks:
 
 
 def packed_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape of the bytes of a tensor in blocks of that type; None if its rows are no whole number of them."""
+    """The shape of the bytes of a tensor in blocks of that type; None if its rows are not a whole number of blocks."""
     values, size = _SIZES[kind]
     return (*shape[:-1], shape[-1] // values * size) if shape and shape[-1] % values == 0 else None
 
 
 @dataclass(frozen=True)
 class Unwritten:
-    """Source of blocks that a merge has yet to make: they have a shape, and no bytes."""
+    """The source of blocks that a merge has yet to write: they have a shape, and no bytes."""
 
     @property
     def location(self) -> None:
@@ -168,14 +168,14 @@ def _by_package(blocks: Floats, kind: str) -> Floats:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """Tensors whose header gives them a block type."""
+    """Recognise tensors whose header gives them a block type."""
     recognised: dict[str, PackedWeight | Unreadable] = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor.source, BlockTensor):
             continue
         kind, shape = tensor.source.kind, tensor.source.logical
         if kind in _NOT_WEIGHTS:
-            recognised[name] = Unreadable("gguf", (name,), f"values of the ggml type {kind} are not unpacked")
+            recognised[name] = Unreadable("gguf", (name,), f"values of the ggml type {kind} cannot be unpacked")
         else:
             recognised[name] = PackedWeight("gguf", shape, "F32", (Part("blocks", name, tensor),), blocks_of(kind))
     return recognised

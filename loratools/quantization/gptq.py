@@ -5,7 +5,7 @@
     W[o, i] = (code[i, o] - zero[g, o]) * scales[g, o],   g = g_idx[i], or i // group_size
 
 Codes are a little-endian stream down a column, zero points along a row. The first format of AutoGPTQ stores each zero
-point less one, modulo 2 ** bits; `gptq_v2` in the config's checkpoint_format stores it as it is.
+point minus one, modulo 2 ** bits; with `gptq_v2` in the config's checkpoint_format it is stored as it is.
 
 AWQ has the same keys; it packs along the outputs, and has no g_idx.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from loratools.algebra.packing import Bytes, Integers
     from loratools.algebra.rounding import Floats
 
-# Values that are unpacked together: the packed numbers of some rows lie all over the stored tensor.
+# How many values are unpacked together: the packed numbers of some rows are spread over the stored tensor.
 _BLOCK_VALUES = 1 << 20
 
 
@@ -47,11 +47,11 @@ class GptqIntegers:
 
     @property
     def format(self) -> str:
-        """The number format in words, such as `int4`, of the first format or the second."""
+        """The number format in words, such as `int4`, and the version of the zero points."""
         return f"int{self.bits}{'' if self.zeros_stored_less_one else ', zero points of v2'}"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
-        """Rows as float32: the product rounded once to the dtype of the scales."""
+        """Rows as float32: the product, rounded once to the dtype of the scales."""
         from loratools.storage.arrays import read_raw
 
         order = read_raw(weight.tensor("g_idx")).reshape(-1) if weight.has("g_idx") else None
@@ -101,9 +101,9 @@ class GptqIntegers:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """The `qweight` that have a g_idx, or as many columns as their scales.
+    """Recognise `qweight` tensors that have a g_idx, or as many columns as their scales.
 
-    The config says of which format the zero points are; without a word it is the first.
+    The config states the format of the zero points; by default it is the first one.
     """
     zeros_stored_less_one = find_setting(config, "checkpoint_format") != "gptq_v2"
     modules = [module for module in quantised_modules(tensors) if not packs_outputs(module, tensors)]
@@ -117,7 +117,7 @@ def _recognised(
     by_role = {part.role: part.tensor for part in parts}
     stored = tuple(part.name for part in parts)
     codes, zeros, scales, order = (by_role.get(role) for role in ("qweight", "qzeros", "scales", "g_idx"))
-    assert codes is not None, "`quantised_modules` has seen it"
+    assert codes is not None, "checked by `quantised_modules`"
     if zeros is None or scales is None or len(codes.shape) != 2 or len(scales.shape) != 2 or len(zeros.shape) != 2:
         return Unreadable("gptq", stored, "it has no zero points or scales of two axes")
     outputs, groups = codes.shape[1], scales.shape[0]

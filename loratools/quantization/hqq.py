@@ -5,7 +5,7 @@
     W = (code - zero) * scale, reshaped to shape      rounded to the dtype of the scale after each of the two
 
 The weight is first cut into groups: with axis 1 a group is a row of (groups, group_size), with axis 0 a column of
-(group_size, groups). Codes are packed along the first axis of that: of 4 bits, the first half of the rows is in the
+(group_size, groups). Codes are packed along the first axis of that. With 4 bits, the first half of the rows is in the
 upper bits of the bytes, the second in the lower.
 
 SINQ stores its `W_q` with a `meta`.
@@ -49,7 +49,7 @@ class HqqIntegers:
         return f"int{self.bits}, axis {self.axis}"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
-        """Rows as float32; all of the weight is unpacked, since its rows lie all over the stored tensor."""
+        """Rows as float32. All of the weight is unpacked, since its rows are spread over the stored tensor."""
         import numpy as np
 
         from loratools.algebra.packing import onto_grid
@@ -73,7 +73,7 @@ class HqqIntegers:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """The `W_q` that have a scale and a number of bits beside them."""
+    """Recognise `W_q` tensors with a scale and a number of bits beside them."""
     return {
         f"{name.removesuffix('W_q')}weight": _recognised(name.removesuffix("W_q"), tensors)
         for name in tensors
@@ -90,7 +90,7 @@ def _recognised(stem: str, tensors: Mapping[str, LazyTensor]) -> PackedWeight | 
 
 
 def _with_settings(parts: tuple[Part, ...]) -> PackedWeight:
-    """The weight that the stored settings describe; KeyError or ValueError where they are missing or contradict."""
+    """The weight that the stored settings describe; KeyError or ValueError if they are missing or contradictory."""
     by_role = {part.role: part.tensor for part in parts}
     codes, scale, zero = by_role["W_q"], by_role["scale"], by_role["zero"]
     (width,), (axis,) = read_numbers(by_role["nbits"]), read_numbers(by_role["axis"])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (32, 64, 128)
-# Bits of a code and values of a group, of the modes of floats.
+# Bits of a code and values of a group, for each floating-point mode.
 _FLOAT_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
 
 
@@ -44,7 +44,7 @@ class AffineGroups:
     format: str = "affine"
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
-        """Rows as float32, rounded as MLX does: after the product, and after the sum."""
+        """Rows as float32, rounded as in MLX: after the product, and after the sum."""
         import numpy as np
 
         from loratools.algebra.packing import onto_grid, unpack_bits
@@ -79,7 +79,7 @@ class AffineGroups:
 
 @dataclass(frozen=True)
 class FloatGroups:
-    """Floats of 4 or 8 bits, with a scale of one byte for each group of a row; mode: mxfp4, nvfp4 or mxfp8."""
+    """Floats of 4 or 8 bits, with a one-byte scale for each group of a row; mode: mxfp4, nvfp4 or mxfp8."""
 
     format: str
 
@@ -134,10 +134,10 @@ def _pack_rows(weight: PackedWeight, codes: Integers, width: int, start: int, st
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """Recognise weights in 32-bit words without sign, with `scales` beside them.
+    """Recognise weights in unsigned 32-bit words, with `scales` beside them.
 
-    The config says bits and group size, for all modules or for one by its name. Without it they are what the shapes
-    leave as the only possibility, if there is only one.
+    The config states bits and group size, for all modules or for one by its name. Without it, the shapes decide if only
+    one combination is possible.
     """
     return {
         name: _recognised(name, tensors, config)
@@ -159,12 +159,12 @@ def _recognised(
     quantization_settings = settings(config)
     of_module = quantization_settings.get(stem.removesuffix("."))
     quantization_settings = of_module if isinstance(of_module, Mapping) else quantization_settings
-    # Bits of a whole group: the shapes give no more.
+    # Bits of a whole group: the shapes determine nothing more.
     group_bits = weight.shape[-1] * 32 // scales.shape[-1]
     if len(parts) == 2 and scales.dtype == "U8":
         modes = [mode for mode, (width, group) in _FLOAT_MODES.items() if width * group == group_bits]
         if len(modes) != 1:
-            return Unreadable("mlx", stored, f"groups of {group_bits} bits, as no mode of floats has")
+            return Unreadable("mlx", stored, f"groups of {group_bits} bits, which no floating-point mode has")
         columns = scales.shape[-1] * _FLOAT_MODES[modes[0]][1]
         return PackedWeight("mlx", (*weight.shape[:-1], columns), "BF16", parts, FloatGroups(modes[0]))
     return _affine(parts, group_bits, quantization_settings)

@@ -2,7 +2,7 @@
 
     experts.gate_up_proj_blocks U8 (experts, rows, groups, 16)   experts.gate_up_proj_scales U8 (experts, rows, groups)
 
-The lower half of a byte comes first. In the model the weights are the transpose, (experts, in, out):
+The lower half of a byte comes first. The model uses the transpose, (experts, in, out):
 
     W[e, 32 g + i, r] = E2M1[code[e, r, g, i]] * 2 ** (scales[e, r, g] - 127)
 """
@@ -28,14 +28,14 @@ _BLOCK = 32
 
 @dataclass(frozen=True)
 class ExpertBlocks:
-    """Blocks of 32 floats of 4 bits, stored as (experts, out, in) and used as (experts, in, out)."""
+    """Blocks of 32 4-bit floats, stored as (experts, out, in) and used as (experts, in, out)."""
 
     format: str = "mxfp4"
     bits: int = 4
     group: int = _BLOCK
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
-        """Experts start:stop as float32, in bfloat16 exact but for powers below its range."""
+        """Experts start:stop as float32; exact in bfloat16, except for powers below its range."""
         import numpy as np
 
         from loratools.algebra.packing import decode_pairs, e2m1_pairs, e8m0, onto_grid
@@ -72,7 +72,7 @@ class ExpertBlocks:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """Tensors `X_blocks` of bytes that have `X_scales` of one axis less beside them: the weight is `X`."""
+    """Recognise byte tensors `X_blocks` that have `X_scales` with one axis less: the weight is `X`."""
     recognised: dict[str, PackedWeight | Unreadable] = {}
     for name, tensor in tensors.items():
         if not name.endswith("_blocks") or tensor.dtype != "U8":

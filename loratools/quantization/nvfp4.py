@@ -34,7 +34,7 @@ _BLOCK = 16
 
 @dataclass(frozen=True)
 class TwoLevelFloats:
-    """Four-bit floats with a float8 scale for each 16, and one for all that multiplies or divides."""
+    """4-bit floats with a float8 scale for each 16, and one scale for the tensor that multiplies or divides."""
 
     divides: bool
     format: str = "nvfp4"
@@ -77,7 +77,7 @@ class TwoLevelFloats:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """Byte tensors with a second scale, that of the whole tensor, beside them."""
+    """Recognise byte tensors with a second scale, that of the whole tensor, beside them."""
     recognised: dict[str, PackedWeight | Unreadable] = {}
     for name, tensor in tensors.items():
         stem = name.removesuffix("_packed")

@@ -5,7 +5,7 @@
 
     W = _scale * _data      8 bit, rounded to the dtype of the scale
 
-The plain name `weight` is in no file.
+No file has the plain name `weight`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ScaledBytes:
     group: None = None
 
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
-        """Rows as float32: the product rounded once to the dtype of the scale."""
+        """Rows as float32: the product, rounded once to the dtype of the scale."""
         from loratools.algebra.packing import onto_grid
 
         scale = weight.tensor("scale")
@@ -47,7 +47,7 @@ class ScaledBytes:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """The `_data` whose weight has a `_scale`."""
+    """Recognise `_data` tensors whose weight has a `_scale`."""
     recognised: dict[str, PackedWeight | Unreadable] = {}
     for name, tensor in tensors.items():
         weight = name.partition("._data")[0]

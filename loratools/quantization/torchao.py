@@ -4,7 +4,7 @@
 
     W = (qdata - zero_point) * scale      in float32, rounded once to the model's dtype
 
-Its layouts of 4-bit integers are those of kernels (tiles, interleaved words) and are not read. Older files are pickles
+Its layouts of 4-bit integers depend on kernels (tiles, interleaved words) and cannot be read. Older files are pickles
 of the subclass itself.
 """
 
@@ -54,7 +54,7 @@ class ScaledRows:
 
 
 def recognise(tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-    """The `_qdata` that have a scale beside them: `X._weight_qdata` is the weight `X.weight`."""
+    """Recognise `_qdata` tensors with a scale: `X._weight_qdata` is the weight `X.weight`."""
     recognised: dict[str, PackedWeight | Unreadable] = {}
     for name in tensors:
         stem = name.removesuffix("qdata")

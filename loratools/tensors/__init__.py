@@ -1,1 +1,1 @@
-"""Tensors that are read when they are used: dtypes, byte ranges in files, lazy tensors and views of them."""
+"""Tensors that are read on access: dtypes, byte ranges in files, lazy tensors and views of them."""

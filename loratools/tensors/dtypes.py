@@ -24,11 +24,11 @@ _TORCH_NAMES: dict[str, str] = {
 }  # fmt: skip
 _FROM_TORCH = {name: dtype for dtype, name in _TORCH_NAMES.items()}
 
-# The floating dtypes that weights and factors are stored in; `--dtype` takes the torch spelling.
+# The floating-point dtypes that weights and factors are stored in; `--dtype` takes the torch spelling.
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-# Floating numbers of 8 bits; F8_E8M0 has no mantissa, and is only ever a scale.
+# 8-bit floating-point dtypes; F8_E8M0 has no mantissa, and is only used for scales.
 FLOAT8_DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-# Stored bits of mantissa of the dtypes of floating-point numbers.
+# Stored mantissa bits of the floating-point dtypes.
 MANTISSA_BITS: dict[str, int] = {
     "F64": 52, "F32": 23, "F16": 10, "BF16": 7,
     "F8_E4M3": 3, "F8_E4M3FNUZ": 3, "F8_E5M2": 2, "F8_E5M2FNUZ": 2, "F8_E8M0": 0,
@@ -39,7 +39,7 @@ _FLOAT8 = {"F8_E4M3": (4, 3, 7), "F8_E5M2": (5, 2, 15), "F8_E4M3FNUZ": (4, 3, 8)
 
 
 def torch_dtype(dtype: str) -> TorchDtype:
-    """The torch dtype of a safetensors spelling; KeyError for the packed ones that torch has no tensors of."""
+    """The torch dtype of a safetensors dtype; KeyError for packed dtypes, which torch lacks."""
     import torch
 
     dtype_of_torch: TorchDtype = getattr(torch, _TORCH_NAMES[dtype])
@@ -52,7 +52,7 @@ def dtype_name(dtype: TorchDtype) -> str:
 
 
 def decode_float8(byte: int, dtype: str) -> float:
-    """The value of the eight bits of a float8 dtype."""
+    """The number that eight bits of a float8 dtype stand for."""
     exponent_bits, mantissa_bits, bias = _FLOAT8[dtype]
     sign = -1.0 if byte & 0x80 else 1.0
     exponent = (byte & 0x7F) >> mantissa_bits
@@ -76,9 +76,9 @@ def is_floating(dtype: str) -> bool:
 
 
 def parse_float_dtype(name: str) -> str | None:
-    """Return the safetensors name of a floating-point dtype in anybody's spelling.
+    """Return the safetensors name of a floating-point dtype, given in any common spelling.
 
-    `bfloat16`, `bf16` or `BF16` -> `BF16`; None where `name` is no floating dtype that weights are stored in.
+    `bfloat16`, `bf16` or `BF16` -> `BF16`; None if `name` is not a floating-point dtype that weights are stored in.
     """
     aliases = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "half": "F16", "float": "F32", "double": "F64"}
     lower = name.lower()

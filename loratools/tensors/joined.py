@@ -1,4 +1,4 @@
-"""Tensors made of several: rows below each other, and blocks in a matrix that is zero elsewhere."""
+"""Tensors made of several: concatenated rows, and matrices of blocks that are zero elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
-    """The rows of all, one below the other. Parts of several dtypes become float32, or float64 if one of them is."""
+    """The rows of all tensors, concatenated. Tensors of several dtypes become float32, or float64 if one of them is."""
     if len({part.dtype for part in parts}) > 1:
         import torch
 
@@ -28,13 +28,13 @@ def stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
 def block_matrix(
     shape: tuple[int, int], blocks: Sequence[tuple[int, int, LazyTensor]], factors: Sequence[float] | None = None
 ) -> LazyTensor:
-    """A matrix that is zero but for blocks, which do not overlap.
+    """A matrix that is zero except for blocks, which do not overlap.
 
     Args:
-        shape: Of the matrix.
-        blocks: The first row and the first column of each, and its values.
-        factors: What each block is multiplied with, 1 where there are none. Products, and blocks of several dtypes,
-            become float32, or float64 if one of the blocks is.
+        shape: The shape of the matrix.
+        blocks: The first row and column of each block, and its values.
+        factors: What each block is multiplied by; 1 if empty. Products, and blocks of several dtypes, become float32,
+            or float64 if one of the blocks is.
     """
     for row, column, block in blocks:
         if len(block.shape) != 2 or row + block.shape[0] > shape[0] or column + block.shape[1] > shape[1]:
@@ -47,11 +47,11 @@ def block_matrix(
 
 
 def block_diagonal(blocks: Sequence[LazyTensor | int], factors: Sequence[float] | None = None) -> LazyTensor:
-    """Matrices on the diagonal of one that is zero elsewhere.
+    """A block-diagonal matrix.
 
     Args:
-        blocks: Each (rows, columns), or a number of rows that are zero in all columns.
-        factors: What each matrix is multiplied with, as of `block_matrix`.
+        blocks: Matrices, (rows, columns) each, or a number of rows that are zero in all columns.
+        factors: What each matrix is multiplied by, as in `block_matrix`.
     """
     positioned = []
     row = column = 0

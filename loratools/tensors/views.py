@@ -1,4 +1,4 @@
-"""Views of lazy tensors: transposed, sliced, reshaped, reordered. A view reads values and never computes with them."""
+"""Views of lazy tensors: transposed, sliced, reshaped, reordered. A view reads values and never computes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Span:
-    """Every `step`-th of start:stop along one axis."""
+    """Every `step`-th index of start:stop along one axis."""
 
     start: int
     stop: int
@@ -32,9 +32,9 @@ class Span:
 
 
 class _View:
-    """Source of a view: a value, equal to another that views the same in the same way.
+    """The source of a view. Views are equal if they view equal tensors in the same way.
 
-    No dataclass for each: to make one costs as much as reading a header, at every start of the program.
+    These are not dataclasses: creating those takes as long as reading a header, at every start of the program.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -140,7 +140,7 @@ class _Float16(_View):
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Numbers that follow each other as ranges: first and one past the last."""
+    """Indices as contiguous ranges: the first, and one past the last."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number:
@@ -157,7 +157,7 @@ def transposed(tensor: LazyTensor) -> LazyTensor:
 
 
 def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
-    """View of rows start:stop of the first axis; it has a place in the file where the tensor has one."""
+    """View of rows start:stop of the first axis; it has a byte range in the file if the tensor has one."""
     if not 0 <= start <= stop <= tensor.shape[0]:
         raise IndexError(f"rows {start}:{stop} of {tensor.shape[0]}")
     if (start, stop) == (0, tensor.shape[0]):
@@ -166,7 +166,7 @@ def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
 
 
 def columns_of(tensor: LazyTensor, span: Span) -> LazyTensor:
-    """View of some columns, along the second axis. Any range of its rows reads whole rows."""
+    """View of some columns, along the second axis. Reading rows of it reads whole rows of the tensor."""
     rows, columns, *inner = tensor.shape
     if span == Span(0, columns):
         return tensor
@@ -174,12 +174,12 @@ def columns_of(tensor: LazyTensor, span: Span) -> LazyTensor:
 
 
 def columns_in_order(tensor: LazyTensor, order: tuple[int, ...]) -> LazyTensor:
-    """View of a selection of columns of a matrix, each by its number, in any order. Whole rows are read."""
+    """View of columns of a matrix, given by their indices in any order. Whole rows are read."""
     return LazyTensor((tensor.shape[0], len(order)), tensor.dtype, _OrderedColumns(tensor, order))
 
 
 def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
-    """View of the same values, in the same order, under another shape of as many elements."""
+    """View of the same values, in the same order, with another shape of equal size."""
     if shape == tensor.shape:
         return tensor
     if math.prod(shape) != tensor.elements:
@@ -188,12 +188,12 @@ def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
 
 
 def reordered(tensor: LazyTensor, order: tuple[int, ...]) -> LazyTensor:
-    """View of a selection of rows, each by its number, in any order. Many of them are read as the whole tensor."""
+    """View of rows, given by their indices in any order. If there are many, the whole tensor is read."""
     return LazyTensor((len(order), *tensor.shape[1:]), tensor.dtype, _Reordered(tensor, order))
 
 
 def in_float16(tensor: LazyTensor) -> LazyTensor:
-    """View of numbers of 8 bits as float16, which holds all of them exactly."""
+    """View of 8-bit numbers as float16, which represents all of them exactly."""
     if tensor.dtype not in FLOAT8_DTYPES:
         raise ValueError(f"{tensor.dtype} has no exact view in float16")
     return LazyTensor(tensor.shape, "F16", _Float16(tensor))

@@ -1,1 +1,1 @@
-"""What methods of combining share."""
+"""Code that several methods of combining share."""

@@ -1,4 +1,4 @@
-"""Methods that work entry by entry, in the coordinates that are asked for.
+"""Methods that work entry by entry, in selectable coordinates.
 
     full     the weights themselves: the method as its paper has it. Matrices are dense, (out, in), in blocks of rows,
              and so is the result.
@@ -7,7 +7,7 @@
     knots    the right singular vectors of the weighted deltas side by side, (p, in), as in KnOTS: Stoica et al., 2025,
              https://arxiv.org/abs/2410.19735.
 
-Entries mean something else in each of them, and the results differ.
+Entries mean something different in each coordinate system, so the results differ.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from loratools.algebra.sparsify import Blocks, Rule
     from loratools.methods import Combination
 
-# Entries of a block, in each adapter: a few of these fit in the cache.
+# Entries of a block, per adapter: a few such blocks fit in the cache.
 _BLOCK = 1 << 16
 
 SPACE = Option(
     "space",
     "full",
-    "coordinates whose entries are meant: full (dense weights), core or knots (small)",
+    "the coordinates of the entries: full (dense weights), core or knots (small)",
     choices=("full", "core", "knots"),
 )
 JOIN = Option(
-    "join", "linear", "what is done with what is left: the sum, or TIES' election", choices=("linear", "ties")
+    "join", "linear", "how the remaining entries are joined: sum, or election of TIES", choices=("linear", "ties")
 )
 MAJORITY = Option("majority", "sum", "the elected sign is that of the sum, or of most", choices=("sum", "count"))
 AVERAGE = Option(
     "average",
     "count",
-    "what agreeing entries are divided by: how many they are, their weights, or nothing",
+    "what agreeing entries are divided by: their number, their weights, or nothing",
     choices=("count", "weights", "none"),
 )
 
@@ -53,7 +53,7 @@ def density(default: float) -> Option:
 class Space:
     """The weighted deltas as matrices of one shape.
 
-    rows(i, start, stop): of the i-th matrix.   back: makes of a matrix what it stands for.
+    rows(i, start, stop): rows of the i-th matrix.   back: converts a matrix back to a delta.
     """
 
     count: int
@@ -69,7 +69,7 @@ class Space:
         return lambda: (self.rows(index, start, stop) for start, stop in self.ranges())
 
     def by_blocks(self, merge: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
-        """The matrix whose blocks are what `merge` makes of the blocks of all adapters."""
+        """The matrix whose blocks are the results of `merge` for the blocks of all adapters."""
         import torch
 
         result = torch.empty(self.shape, dtype=torch.float64)
@@ -109,7 +109,7 @@ def sparse_sum(
     majority: str = "sum",
     average: str = "count",
 ) -> Combination:
-    """Sparsify each weighted delta by `rule(blocks, index)`, then join them: the sum, or what TIES elects."""
+    """Sparsify each weighted delta by `rule(blocks, index)`, then join them: by their sum, or by the election of TIES."""
     from loratools.algebra.sparsify import elected
 
     matrices = space(terms, space_name)

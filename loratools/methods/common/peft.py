@@ -1,10 +1,9 @@
-"""How PEFT 0.21 combines adapters (`add_weighted_adapter`), for people who need the numbers that it gives.
+"""PEFT 0.21's ways to combine adapters (`add_weighted_adapter`), for people who need the same numbers.
 
-Where it works on the factors, `B = merge(sqrt|w s| B_i)` and `A = merge(sign sqrt|w s| A_i)` each by itself, so that
-the product also holds `B_i A_j` of different adapters, which belong to none of them: for T independent adapters of
-equal size the result is `sqrt(T - 1)` of the right one's size away from it. It also changes with how a delta is split
-into its factors. `loratools` computes in float64, PEFT in the dtype of the adapters; and it gives rsLoRA its right
-scale.
+Methods on factors compute `B = merge(sqrt|w s| B_i)` and `A = merge(sign sqrt|w s| A_i)` separately, so the product
+also holds cross terms `B_i A_j` of different adapters. For T independent adapters of equal size, the result differs
+from the right one by `sqrt(T - 1)` times its size. It also depends on how a delta is split into factors. `loratools`
+computes in float64 and PEFT in the dtype of the adapters; and loratools uses the right scale for rsLoRA.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
     from loratools.algebra.sparsify import Blocks, Rule
     from loratools.methods import Combination
 
-# Of one matrix, given as blocks, and the random numbers of the target: what is kept of it.
+# Takes one matrix, given as blocks, and the target's random numbers; returns the rule of what is kept.
 Prune: TypeAlias = "Callable[[Blocks, Generator], Rule]"
-# Of the matrices of all adapters and their weights: one.
+# Takes the matrices of all adapters and their weights; returns one matrix.
 Join: TypeAlias = "Callable[[Sequence[Tensor], Sequence[float]], Tensor]"
 
 ON = Option(
     "on",
     "factors",
-    "what is merged: A and B each by itself, or whole deltas as PEFT's combination types with _svd do",
+    "what is merged: A and B separately, or whole deltas as PEFT's combination types with _svd do",
     choices=("factors", "deltas"),
 )
 DENSITY = Option("density", 0.5, "share of the entries that is kept; PEFT has no default", low=0, high=1)
@@ -72,7 +71,7 @@ def summed(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def elected(majority: str) -> Join:
-    """The sign of the sum, or that most have, of matrices that are not weighted yet; zero counts as positive."""
+    """The sign of the sum, or of the majority, of unweighted matrices; zero counts as positive."""
 
     def join(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         import torch
@@ -104,7 +103,7 @@ def by_chance(density: float) -> Prune:
         def keep(x: Tensor) -> Tensor:
             if density >= 1:
                 return x
-            # float32, as PEFT draws: another dtype would take other numbers from the generator.
+            # float32, as PEFT draws: another dtype would take different numbers from the generator.
             mask = torch.bernoulli(torch.full(x.shape, density, dtype=torch.float32), generator=generator)
             return x * mask / density
 
@@ -114,7 +113,7 @@ def by_chance(density: float) -> Prune:
 
 
 def equal_ranks(terms: Terms) -> None:
-    """Raise MismatchError where factors cannot be added for their sizes."""
+    """Raise MismatchError if the ranks of the factors differ, so that they cannot be added."""
     ranks = [f.rank for f in terms.factors]
     if len(set(ranks)) > 1:
         raise MismatchError(
@@ -124,10 +123,10 @@ def equal_ranks(terms: Terms) -> None:
 
 
 def _pairs(terms: Terms) -> tuple[list[tuple[Tensor, Tensor]], list[float]]:
-    """B and A as they were before scaling, and the weights with the scales in them."""
+    """B and A before scaling, and the weights with the scales in them."""
     if None in terms.scales:
         raise UnsupportedError(
-            f"'{terms.name}' is no plain pair of factors in every adapter, and those are what this method merges",
+            f"'{terms.name}' is not a plain pair of factors in every adapter, as this method needs",
             hint="--method linear, and most others, take any kind of update",
         )
     equal_ranks(terms)

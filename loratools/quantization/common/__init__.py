@@ -1,1 +1,1 @@
-"""What schemes of quantised weights share."""
+"""Code that schemes of quantised weights share."""

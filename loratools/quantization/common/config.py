@@ -1,4 +1,4 @@
-"""What a model's config says of its quantisation, wherever and however it is spelled."""
+"""The quantisation that a model's config describes, in any of the known spellings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECTIONS = (
 
 
 def declared_method(config: Mapping[str, object]) -> str | None:
-    """The scheme that the config names; `unknown` where it says that there is one and not which."""
+    """The scheme that the config names; `unknown` if it describes a quantisation without naming the scheme."""
     for section, default in _sections(config):
         return _method(section, default)
     return None
@@ -36,7 +36,7 @@ def find_setting(config: Mapping[str, object], *keys: str) -> object:
 
 
 def model_dtype(config: Mapping[str, object]) -> str | None:
-    """The floating dtype that the model computes in, by its config; None if it does not say."""
+    """The floating-point dtype that the model computes in, by its config; None if the config does not state it."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, Mapping) else {}):
         for key in ("dtype", "torch_dtype"):

@@ -1,4 +1,4 @@
-"""Dequantised: the values of a packed weight as a LazyTensor, read by rows like any other's."""
+"""Dequantised: the values of a packed weight as a LazyTensor, read by rows like any other tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dequantised:
-    """Source of the values of a packed weight. Nowhere in a file are there bytes that are the tensor's."""
+    """The source of the dequantised values of a packed weight. No byte range in a file holds them."""
 
     weight: PackedWeight
 
@@ -28,7 +28,7 @@ class Dequantised:
         return None
 
     def read_floats(self, start: int, stop: int) -> Floats:
-        """Rows start:stop as float32, which holds the values of every dtype that a packed weight has."""
+        """Rows start:stop as float32, which holds the values of every dtype of packed weights."""
         import numpy as np
 
         weight = self.weight
@@ -55,8 +55,9 @@ class Dequantised:
 
 
 class _LastBlock(threading.local):
-    """Each thread's block of rows that was unpacked last: rows are read in order, a few at a time, and some layouts
-    give many at once or none."""
+    """The block of rows that each thread unpacked last: rows are read in order, a few at a time, and some layouts
+    unpack many rows or all of them at once.
+    """
 
     weight: PackedWeight | None = None
     start: int = 0
@@ -73,5 +74,5 @@ _last_block = _LastBlock()
 
 
 def dequantised(weight: PackedWeight) -> LazyTensor:
-    """The logical weight: its shape and dtype, and values that are unpacked when they are read."""
+    """The logical weight: its shape and dtype, and values that are unpacked on access."""
     return LazyTensor(weight.shape, weight.dtype, Dequantised(weight))

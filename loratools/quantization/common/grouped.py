@@ -1,4 +1,4 @@
-"""Integers with a scale, and perhaps a zero point, for each group of consecutive values of a row."""
+"""Integers with a scale, and optionally a zero point, for each group of consecutive values of a row."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def over_groups(per_group: Floats, columns: int, order: Integers | None = None) -> Floats:
-    """Numbers of groups as one for each column: (rows, groups) -> (rows, columns).
+    """Expand one number per group to one per column: (rows, groups) -> (rows, columns).
 
     Args:
         per_group: One number for each row and group.
-        columns: Of the weight; the last group may be shorter.
-        order: The group of each column, where columns were quantised in an order of their own.
+        columns: The number of columns; the last group may be shorter.
+        order: The group of each column, if columns were quantised in another order.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""What quantisation did to the values of a weight, estimated from the grid that they lie on now.
+"""The quantisation error of a weight, estimated from the grid that its values lie on.
 
 A number that was rounded to nearest lies anywhere in the cell of its level, and the cells are known: they reach half
 the way to the neighbouring levels (Bennett, "Spectra of quantized signals", 1948).
@@ -16,19 +16,19 @@ from loratools.tensors.lazy import LazyTensor, viewed
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
-# Values that are looked at in one weight, and the pieces that these lie in: rows of a kind may lie together.
+# How many values of a weight are examined, and in how many pieces: similar rows may be next to each other.
 _SAMPLE, _PIECES = 1 << 18, 4
 
 
 def quantisation_error(tensor: LazyTensor) -> float:
-    """The standard deviation of the error that quantisation made in each value of a tensor, estimated.
+    """The estimated standard deviation of the quantisation error in each value of a tensor.
 
     Args:
-        tensor: A weight of a checkpoint, or a view of such weights, as of experts that are stored one by one.
+        tensor: A weight of a checkpoint, or a view of such weights, as for experts that are stored one by one.
 
     Returns:
-        The root of the mean squared error; 0.0 where the values were never quantised. By the levels of the grid where
-        the form can be written again, otherwise by the smallest distance of the values that share a scale.
+        The root mean squared error; 0.0 if the values were never quantised. It is computed from the levels of the grid
+        if the scheme can be written, otherwise from the smallest distance of the values that share a scale.
     """
     leaves = viewed(tensor)
     total = math.fsum(_variance(t.source.weight) * t.elements for t in leaves if isinstance(t.source, Dequantised))
@@ -54,7 +54,7 @@ def _variance_of_rows(weight: PackedWeight, start: int, stop: int) -> float:
 
 
 def _by_distances(values: Floats, group: int | None) -> float:
-    """The variance in the cells of an even grid, whose step is the smallest distance of values that share a scale."""
+    """The variance in the cells of a uniform grid, whose step is the smallest distance of values that share a scale."""
     import numpy as np
 
     columns = values.shape[1]

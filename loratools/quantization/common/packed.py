@@ -1,4 +1,4 @@
-"""What GPTQ and AWQ share: the keys of a module, the axis that they are told apart by, and how scales are stored."""
+"""Code that GPTQ and AWQ share: the keys of a module, how to tell the two apart, and how scales are stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def quantised_modules(tensors: Mapping[str, LazyTensor]) -> Iterator[str]:
-    """Modules with `qweight`, `qzeros` and `scales`, where qweight holds integers."""
+    """Recognise modules with `qweight`, `qzeros` and `scales`, where qweight holds integers."""
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
         if part != "qweight" or tensor.dtype not in ("I32", "I16") or f"{module}.scales" not in tensors:
@@ -24,7 +24,7 @@ def quantised_modules(tensors: Mapping[str, LazyTensor]) -> Iterator[str]:
 
 
 def packs_outputs(module: str, tensors: Mapping[str, LazyTensor]) -> bool:
-    """Whether the integers are packed along the outputs, as AWQ does; a g_idx settles that they are not."""
+    """Whether the integers are packed along the outputs, as in AWQ; a g_idx excludes that."""
     if f"{module}.g_idx" in tensors:
         return False
     return tensors[f"{module}.qweight"].shape[-1:] != tensors[f"{module}.scales"].shape[-1:]

@@ -1,4 +1,4 @@
-"""Stored parts of packed weights: collected by their names, and read by rows."""
+"""Stored parts of packed weights: collected by name, and read by rows."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from loratools.algebra.packing import Bytes
     from loratools.algebra.rounding import Floats, Stored
 
-# The longest list of settings is a shape.
+# The longest list of settings that is read without numpy: a shape.
 _MOST_NUMBERS = 16
 
 
 def collect(tensors: Mapping[str, LazyTensor], names: Mapping[str, str]) -> tuple[Part, ...]:
-    """The parts that are stored, of those that might be: role -> stored name, the packed numbers first."""
+    """The stored parts among the possible ones, as role -> stored name, with the packed numbers first."""
     return tuple(Part(role, name, tensors[name]) for role, name in names.items() if name in tensors)
 
 
 def read_floats(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Floats:
-    """Rows of a tensor of numbers as float32: floats of any width, float8, powers of two (E8M0), or integers."""
+    """Rows of a numeric tensor as float32: floats of any width, float8, powers of two (E8M0), or integers."""
     import numpy as np
 
     from loratools.algebra.packing import e8m0, float8_values
@@ -41,7 +41,7 @@ def read_floats(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> 
 
 
 def read_groups(tensor: LazyTensor, start: int, stop: int) -> Floats:
-    """Numbers of rows start:stop as (rows, groups), in float32; a number for the whole tensor as (1, 1)."""
+    """Numbers of rows start:stop as (rows, groups), in float32; a single number for the tensor as (1, 1)."""
     if tensor.elements == 1:
         return read_floats(tensor).reshape(1, 1)
     return read_floats(tensor, start, stop).reshape(stop - start, -1)
@@ -62,7 +62,7 @@ def read_bytes_between(tensor: LazyTensor, start: int, stop: int) -> Bytes:
 
 
 def read_flat(tensor: LazyTensor, start: int, stop: int) -> Floats:
-    """Elements start:stop of a tensor in storage order, as float32 or, of integers, as they are."""
+    """Elements start:stop of a tensor in storage order, as float32; integers as they are."""
     import numpy as np
 
     from loratools.tensors.views import reshaped
@@ -76,10 +76,10 @@ def read_flat(tensor: LazyTensor, start: int, stop: int) -> Floats:
 
 
 def read_numbers(tensor: LazyTensor) -> tuple[int, ...]:
-    """All integers of a small stored tensor, without numpy: what a scheme has to know before anything is computed.
+    """All integers of a small stored tensor, read without numpy: what a scheme needs before anything is computed.
 
     Raises:
-        ValueError: They are no integers, or more than a shape or a setting has.
+        ValueError: They are not integers, or there are too many for a shape or a setting.
     """
     import struct
 
@@ -94,7 +94,7 @@ def read_numbers(tensor: LazyTensor) -> tuple[int, ...]:
 
 
 def read_columns(tensor: LazyTensor, start: int, stop: int) -> Stored:
-    """Columns start:stop of a stored matrix, as they are stored: (rows, stop - start)."""
+    """Columns start:stop of a stored matrix: (rows, stop - start)."""
     import numpy as np
 
     from loratools.storage.arrays import read_raw

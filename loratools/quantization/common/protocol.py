@@ -1,4 +1,4 @@
-"""The types that all schemes share: a packed weight, its stored parts, and the parameters that give them a meaning."""
+"""Types that all schemes share: a packed weight, its stored parts, and the parameters that dequantise them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 class Part(NamedTuple):
     """One stored tensor of a packed weight.
 
-    role    what the scheme calls it, whatever the module is: `weight`, `absmax`, `scales`, `g_idx`, ...
-    name    the name of the stored tensor
-    tensor  its values, as they are stored
+    role    the scheme's name of the part, for any module: `weight`, `absmax`, `scales`, `g_idx`, ... name    the name
+    of the stored tensor tensor  its stored values
     """
 
     role: str
@@ -28,18 +27,18 @@ class Part(NamedTuple):
 
 
 class Parameters(Protocol):
-    """How the stored parts of one weight are to be read: a scheme's own frozen dataclass of numbers.
+    """How to dequantise the stored parts of one weight: each scheme has a frozen dataclass of numbers.
 
-    Parameters hold no tensors and no names, so that values which are in no file can be quantised by them as well.
+    Parameters hold no tensors and no names, so that values which are in no file can be quantised with them as well.
     """
 
     @property
     def format(self) -> str:
-        """The scheme's name for the numbers: `nf4`, `fp8`, `affine`, `Q4_K`."""
+        """The scheme's name of the number format: `nf4`, `fp8`, `affine`, `Q4_K`."""
 
     @property
     def bits(self) -> float:
-        """Bits of one packed value, its scales not counted."""
+        """Bits of one packed value, without its scales."""
 
     @property
     def group(self) -> int | None:
@@ -48,35 +47,37 @@ class Parameters(Protocol):
     def dequantise(self, weight: PackedWeight, start: int, stop: int) -> Floats:
         """Rows start:stop of the first axis as float32, shape (stop - start, *weight.shape[1:]).
 
-        Every value is one of the weight's dtype: what the runtime computes with, rounded as the runtime rounds.
+        Every value is representable in the weight's dtype: the runtime computes with it, and rounds in the same way.
         """
 
 
 @runtime_checkable
 class Writable(Parameters, Protocol):
-    """Parameters of a form that values can be stored in again. Those of other forms are only read."""
+    """Parameters of a format in which values can be stored again. Other formats can only be read."""
 
     def grid(self, weight: PackedWeight, start: int, stop: int) -> LevelGrid:
-        """What the packed numbers of rows start:stop can stand for while all other parts stay as they are stored.
+        """The values that the codes of rows start:stop can represent while all other parts stay as they are stored.
 
         `start` is a multiple of `row_block`, and so is `stop`, unless it is the number of rows.
         """
 
     def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
-        """Put the codes of rows start:stop among the bytes of the first part, which are given whole and flat."""
+        """Write the codes of rows start:stop into the bytes of the first part, which are given in full as a flat array."""
 
 
 @runtime_checkable
 class Fresh(Writable, Protocol):
-    """Parameters of a form that takes any values, with scales of its own."""
+    """Parameters of a format in which arbitrary values can be stored, with new scales."""
 
     def quantise(self, weight: PackedWeight, values: Floats, start: int, stop: int, packed: Bytes) -> None:
-        """Put values of rows start:stop, scales and codes, among the bytes of the first part, given whole and flat."""
+        """Write values of rows start:stop, as scales and codes, into the bytes of the first part, given in full as a
+        flat array.
+        """
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight whose numbers are packed: the logical shape and dtype, the stored parts, and what they mean.
+    """A packed weight: its logical shape and dtype, its stored parts, and its parameters.
 
     scheme  the name of the entry in `quantization/`
     shape   of the logical weight, as the model computes with it
@@ -97,24 +98,24 @@ class PackedWeight:
         return tuple(part.name for part in self.parts)
 
     def tensor(self, role: str) -> LazyTensor:
-        """The stored tensor of that role; KeyError where the weight has none."""
+        """The stored tensor in that role; KeyError if the weight has none."""
         for part in self.parts:
             if part.role == role:
                 return part.tensor
         raise KeyError(role)
 
     def has(self, role: str) -> bool:
-        """Whether the weight has a stored tensor of that role."""
+        """Whether the weight has a stored tensor in that role."""
         return any(part.role == role for part in self.parts)
 
     def with_prefix(self, prefix: str) -> PackedWeight:
-        """The same weight in a checkpoint that puts `prefix` before the stored names."""
+        """The same weight in a checkpoint whose stored names get `prefix` in front."""
         return replace(self, parts=tuple(part._replace(name=prefix + part.name) for part in self.parts))
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A weight that is recognised as packed and that is not unpacked, and why not.
+    """A weight that is recognised as packed but cannot be unpacked, and why not.
 
     stored  the names of its stored tensors; the first holds the packed numbers
     """
@@ -124,20 +125,20 @@ class Unreadable:
     why: str
 
     def with_prefix(self, prefix: str) -> Unreadable:
-        """The same weight in a checkpoint that puts `prefix` before the stored names."""
+        """The same weight in a checkpoint whose stored names get `prefix` in front."""
         return replace(self, stored=tuple(prefix + name for name in self.stored))
 
 
-# Logical name -> the weight.
+# From logical name to weight.
 Recognised = Mapping[str, PackedWeight | Unreadable]
 
 
 class Scheme(Protocol):
-    """What the file of a scheme offers."""
+    """The contents of a scheme's file."""
 
     def recognise(self, tensors: Mapping[str, LazyTensor], config: Mapping[str, object]) -> Recognised:
-        """The weights that this scheme has packed, by logical name.
+        """Recognise the weights that this scheme has packed, by logical name.
 
-        Decided by the dtypes, shapes and names of the stored tensors. `config` is asked only for what they cannot
-        tell: a config may be missing, or left over from before the weights were dequantised.
+        Decided by the dtypes, shapes and names of the stored tensors. `config` is used only for what they cannot
+        decide: a config may be missing, or outdated since the weights were dequantised.
         """

@@ -42,4 +42,4 @@ def method_page(entry: Mapping[str, Any]) -> str:
 
 
 def _indented(text: str) -> list[str]:
-    return textwrap.wrap(text, width=_WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return textwrap.wrap(text, width=_WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)

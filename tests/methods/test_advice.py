@@ -35,4 +35,4 @@ def test_advice_is_in_the_document_of_methods() -> None:
     (ties,) = json.loads(CliRunner().invoke(verbs, ["methods", "ties", "--json"]).stdout)["methods"]
 
     assert ties["use"].startswith("Try it for adapters of different tasks")
-    assert ties["avoid"].startswith("Avoid it where")
+    assert ties["avoid"].startswith("Avoid it if")

@@ -92,7 +92,9 @@ def _triangular(columns: Tensor) -> tuple[Basis, Tensor]:
 
 
 def _directions(wide: Tensor) -> Tensor:
-    """The left singular vectors of a matrix, (rows, k), whose singular values are above rounding level; at least one."""
+    """The left singular vectors of a matrix, (rows, k), whose singular values are above rounding level; at
+    least one.
+    """
     # Computed from the triangular factor of its transpose, which has as few columns as the matrix has rows.
     triangle: Tensor = torch.linalg.qr(wide.mT, mode="r").R.mT
     u, s, _ = torch.linalg.svd(triangle, full_matrices=False)

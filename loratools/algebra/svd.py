@@ -517,7 +517,9 @@ def _sum_of_squares(x: Tensor) -> float:
 
 
 def _residual_sum_of_squares(delta: Tensor, u: Tensor, s: Tensor, vt: Tensor) -> float:
-    """Return ||delta - u s vt||^2, in float64 and in pieces: near rounding level, float32 would measure its own errors."""
+    """Return ||delta - u s vt||^2, in float64 and in pieces: near rounding level, float32 would measure its
+    own errors.
+    """
     right = s[:, None] * vt.double()
     total = torch.zeros((), dtype=torch.float64, device=delta.device)
     rows = max(1, _PIECE // delta.shape[1])

@@ -109,7 +109,9 @@ def sparse_sum(
     majority: str = "sum",
     average: str = "count",
 ) -> Combination:
-    """Sparsify each weighted delta by `rule(blocks, index)`, then join them: by their sum, or by the election of TIES."""
+    """Sparsify each weighted delta by `rule(blocks, index)`, then join them: by their sum, or by the
+    election of TIES.
+    """
     from loratools.algebra.sparsify import elected
 
     matrices = space(terms, space_name)

@@ -62,7 +62,9 @@ class Writable(Parameters, Protocol):
         """
 
     def pack(self, weight: PackedWeight, codes: Integers, start: int, stop: int, packed: Bytes) -> None:
-        """Write the codes of rows start:stop into the bytes of the first part, which are given in full as a flat array."""
+        """Write the codes of rows start:stop into the bytes of the first part, which are given in full as a
+        flat array.
+        """
 
 
 @runtime_checkable

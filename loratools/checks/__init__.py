@@ -6,7 +6,7 @@ is its summary, the rest says why it matters. Each file has
     SEVERITY   `error`, `warning` or `note`
     FIX        what to do about it, where a single observation says nothing else
     NEEDS      what has to be read or given: `headers`, `values`, `base`, `program` or `others`
-    observe    from a `Subject` to the `Observation`s of the rule
+    observe    from a `Subject` to the `Observation`s of the rule, and an `Unobserved` for what it could not look at
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol, TypeAlias, cast
 
 from loratools import registry
-from loratools.checks.common.observation import Observation
+from loratools.checks.common.observation import Observation, Unobserved
 from loratools.checks.common.subject import Subject
 from loratools.errors import UsageError
 
@@ -45,7 +45,7 @@ class Rule(Protocol):
     SEVERITY: Severity
     FIX: str
     NEEDS: Needs
-    observe: Callable[[Subject], Iterable[Observation]]
+    observe: Callable[[Subject], Iterable[Observation | Unobserved]]
 
 
 def ids() -> tuple[str, ...]:

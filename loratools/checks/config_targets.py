@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from loratools.checks.common.module_lists import is_listed
 from loratools.checks.common.names import counted_names
-from loratools.checks.common.observation import Observation
+from loratools.checks.common.observation import Observation, Unobserved
 from loratools.checks.common.subject import Subject
 
 SEVERITY = "warning"
@@ -17,9 +17,11 @@ NEEDS = "headers"
 FIX = "add the modules to target_modules in adapter_config.json"
 
 
-def observe(subject: Subject) -> Iterator[Observation]:
-    """Modules that no entry of target_modules is the end of; regular expressions are not looked at."""
+def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
+    """Modules that no entry of target_modules is the end of."""
     listed = subject.config.get("target_modules")
+    if subject.adapter is not None and isinstance(listed, str):
+        yield Unobserved("target_modules is a text that PEFT expands, and no list of names")
     # Parameters of experts are named in a field of their own, by their own rules.
     if subject.adapter is None or not isinstance(listed, list) or subject.config.get("target_parameters"):
         return

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loratools.checks.common.observation import Observation
+from loratools.checks.common.measured import without_factors
+from loratools.checks.common.observation import Observation, Unobserved
 from loratools.checks.common.subject import Subject
 from loratools.formats.common.source import counted
 
@@ -17,8 +18,9 @@ NEEDS = "values"
 FIX = "save the adapter again, with the parts of all devices gathered"
 
 
-def observe(subject: Subject) -> Iterator[Observation]:
+def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
     """Modules of which more than half of the outputs do not change."""
+    yield from without_factors(subject.modules)
     lost = tuple(
         f"{name}: {module.zero_rows:,} of {module.rows:,} rows"
         for name, module in (subject.modules or {}).items()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loratools.checks.common.observation import Observation
+from loratools.checks.common.measured import without_factors
+from loratools.checks.common.observation import Observation, Unobserved
 from loratools.checks.common.subject import Subject
 from loratools.formats.common.source import counted
 
@@ -17,8 +18,9 @@ NEEDS = "values"
 FIX = "look whether this is the state after the training"
 
 
-def observe(subject: Subject) -> Iterator[Observation]:
+def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
     """The adapter, where no update and no replaced weight changes anything."""
+    yield from without_factors(subject.modules)
     modules = subject.modules
     if subject.adapter is None or not modules or subject.adapter.replacements:
         return

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loratools.checks.common.observation import Observation
+from loratools.checks.common.measured import without_factors
+from loratools.checks.common.observation import Observation, Unobserved
 from loratools.checks.common.subject import Subject
 from loratools.formats.common.source import counted
 
@@ -17,8 +18,9 @@ NEEDS = "values"
 FIX = "resize it without loss: loratools resize ADAPTER -o OUT --error 0.001"
 
 
-def observe(subject: Subject) -> Iterator[Observation]:
+def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
     """Modules with fewer numbers above the noise than half of their rank."""
+    yield from without_factors(subject.modules)
     noisy = tuple(
         f"{name}: {module.numerical_rank} of {module.rank}"
         for name, module in (subject.modules or {}).items()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loratools.checks.common.observation import Observation
+from loratools.checks.common.measured import without_factors
+from loratools.checks.common.observation import Observation, Unobserved
 from loratools.checks.common.robust import far_above
 from loratools.checks.common.subject import Subject
 from loratools.formats.common.source import counted
@@ -19,8 +20,9 @@ NEEDS = "values"
 FIX = "look at the modules: loratools inspect ADAPTER --modules --values"
 
 
-def observe(subject: Subject) -> Iterator[Observation]:
+def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
     """Modules that stand out, each with how many times the median it is."""
+    yield from without_factors(subject.modules)
     sizes = {
         name: module.norm / module.size**0.5
         for name, module in (subject.modules or {}).items()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loratools.checks.common.observation import Observation
+from loratools.checks.common.measured import without_factors
+from loratools.checks.common.observation import Observation, Unobserved
 from loratools.checks.common.subject import Subject
 from loratools.formats.common.source import counted
 
@@ -17,8 +18,9 @@ NEEDS = "values"
 FIX = "resize it without loss: loratools resize ADAPTER -o OUT --error 0.001"
 
 
-def observe(subject: Subject) -> Iterator[Observation]:
+def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
     """Modules that lack some of their rank, but not most of it."""
+    yield from without_factors(subject.modules)
     deficient = tuple(
         f"{name}: {module.numerical_rank} of {module.rank}"
         for name, module in (subject.modules or {}).items()

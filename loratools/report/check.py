@@ -27,17 +27,20 @@ def check_tables(report: CheckReport, *, every: bool = False) -> list[Renderable
 
 
 def _not_checked_lines(report: CheckReport, *, every: bool) -> Iterator[RenderableType]:
-    """What rules could not look at, for each rule and reason: no finding there is no proof."""
-    grouped: dict[tuple[str, str], list[str]] = {}
-    modules: Counter[tuple[str, str]] = Counter()
+    """What rules could not look at: no finding there is no proof. Rules that lack the same are on one line."""
+    parts: dict[tuple[str, str], list[tuple[str, tuple[str, ...]]]] = {}
     for source in report.sources:
         for each in source.not_checked:
-            grouped.setdefault((each.id, each.why), []).append(source.path)
-            modules[each.id, each.why] += len(each.names)
-    for (id, why), paths in grouped.items():
-        count = f"{plural(modules[id, why], 'module')} of " if modules[id, why] else ""
-        names = f": {', '.join(safe(path) for path in paths)}" if every else ""
-        yield Text(f"not checked[{id}] {count}{plural(len(paths), 'source')}, as {why}{names}", overflow="fold")
+            parts.setdefault((each.id, each.why), []).append((source.path, each.names))
+    rules: dict[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], list[str]] = {}
+    for (id, why), places in parts.items():
+        rules.setdefault((why, tuple(places)), []).append(id)
+    for (why, places_of_all), ids in rules.items():
+        modules = sum(len(names) for _, names in places_of_all)
+        count = f"{plural(modules, 'module')} of " if modules else ""
+        listed = f": {', '.join(safe(path) for path, _ in places_of_all)}" if every else ""
+        sources = plural(len(places_of_all), "source")
+        yield Text(f"not checked[{', '.join(ids)}] {count}{sources}, as {safe(why)}{listed}", overflow="fold")
 
 
 def _lines(source: CheckedSource, *, every: bool) -> Iterator[RenderableType]:

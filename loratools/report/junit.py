@@ -1,11 +1,15 @@
-"""A check as JUnit XML, which build servers show as tests: a suite for each source, a failed test for each finding."""
+"""A check as JUnit XML, which build servers show as tests.
+
+A suite for each source, a failed test for each finding, and a skipped test for each rule that could not look at a part
+of the source.
+"""
 
 from __future__ import annotations
 
 import re
 from xml.etree import ElementTree
 
-from loratools.ops.check.report import CheckedSource, CheckFinding, CheckReport
+from loratools.ops.check.report import CheckedSource, CheckFinding, CheckReport, NotChecked
 
 # What XML 1.0 has no way to write.
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -17,7 +21,7 @@ def junit(report: CheckReport) -> str:
     suites = ElementTree.Element(
         "testsuites",
         name="loratools check",
-        tests=str(sum(max(1, len(source.findings)) for source in report.sources)),
+        tests=str(sum(map(_case_count, report.sources))),
         failures=str(failures),
         errors="0",
     )
@@ -33,15 +37,21 @@ def _suite(suites: ElementTree.Element, source: CheckedSource) -> None:
         suites,
         "testsuite",
         name=_text(source.path),
-        tests=str(max(1, len(source.findings))),
+        tests=str(_case_count(source)),
         failures=str(failures),
         errors="0",
-        skipped="0",
+        skipped=str(len(source.not_checked)),
     )
     for finding in source.findings:
         _case(suite, source, finding)
     if not source.findings:
         ElementTree.SubElement(suite, "testcase", classname=_text(source.path), name="no findings")
+    for not_checked in source.not_checked:
+        _skipped_case(suite, source, not_checked)
+
+
+def _case_count(source: CheckedSource) -> int:
+    return max(1, len(source.findings)) + len(source.not_checked)
 
 
 def _case(suite: ElementTree.Element, source: CheckedSource, finding: CheckFinding) -> None:
@@ -52,6 +62,13 @@ def _case(suite: ElementTree.Element, source: CheckedSource, finding: CheckFindi
     else:
         failure = ElementTree.SubElement(case, "failure", type=finding.severity, message=_text(finding.message))
         failure.text = lines
+
+
+def _skipped_case(suite: ElementTree.Element, source: CheckedSource, not_checked: NotChecked) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname=_text(source.path), name=not_checked.id)
+    skipped = ElementTree.SubElement(case, "skipped", message=_text(f"not checked: {not_checked.why}"))
+    if not_checked.names:
+        skipped.text = _text("\n".join(not_checked.names))
 
 
 def _text(text: str) -> str:

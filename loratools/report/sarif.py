@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from loratools._version import __version__
-from loratools.ops.check.report import CheckedSource, CheckFinding, CheckReport
+from loratools.ops.check.report import CheckedSource, CheckFinding, CheckReport, NotChecked
 from loratools.ops.check.rules import RuleInfo, rule_named
 
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 
 def sarif(report: CheckReport) -> str:
-    """The report as one run of one tool: a rule for each that was asked, a result for each finding."""
+    """The report as one run of one tool: a rule for each that was asked, a result for each finding.
+
+    What a rule could not look at is a notification of the run: SARIF has results for what a tool has looked at.
+    """
     index = {id: at for at, id in enumerate(report.rules)}
     driver = {
         "name": "loratools",
@@ -27,6 +31,7 @@ def sarif(report: CheckReport) -> str:
     }
     run = {
         "tool": {"driver": driver},
+        "invocations": [_invocation(report, index)],
         "results": [
             _result(source, finding, index[finding.id]) for source in report.sources for finding in source.findings
         ],
@@ -46,6 +51,26 @@ def _rule(rule: RuleInfo) -> dict[str, object]:
     }
 
 
+def _invocation(report: CheckReport, index: Mapping[str, int]) -> dict[str, object]:
+    notifications = [_notification(source, each, index) for source in report.sources for each in source.not_checked]
+    return {
+        # Findings are no failure of the tool.
+        "executionSuccessful": True,
+        "exitCode": report.exit_code,
+        "toolExecutionNotifications": notifications,
+    }
+
+
+def _notification(source: CheckedSource, not_checked: NotChecked, index: Mapping[str, int]) -> dict[str, object]:
+    lines = [f"not checked: {not_checked.why}", *(f"  {name}" for name in not_checked.names)]
+    return {
+        "associatedRule": {"id": not_checked.id, "index": index[not_checked.id]},
+        "level": "note",
+        "message": {"text": "\n".join(lines)},
+        "locations": [_location(source)],
+    }
+
+
 def _result(source: CheckedSource, finding: CheckFinding, index: int) -> dict[str, object]:
     lines = [finding.message, *(f"  {line}" for line in finding.evidence), f"fix: {finding.fix}"]
     identity = "\0".join((source.path, finding.id, finding.message))
@@ -54,10 +79,14 @@ def _result(source: CheckedSource, finding: CheckFinding, index: int) -> dict[st
         "ruleIndex": index,
         "level": finding.severity,
         "message": {"text": "\n".join(lines)},
-        "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(source.path)}}}],
+        "locations": [_location(source)],
         # So that the same finding is known again in the next run.
         "partialFingerprints": {"loratools/v1": hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()},
     }
+
+
+def _location(source: CheckedSource) -> dict[str, object]:
+    return {"physicalLocation": {"artifactLocation": {"uri": _uri(source.path)}}}
 
 
 def _uri(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Every rule has a sample that it tells by its id, and speaks of no sample of another rule."""
+"""Every rule tells its own sample by its id, and speaks neither of its near miss nor of a sample of another rule."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from check_near_misses import NEAR_MISSES
 from check_samples import SAMPLES, sound
 
 import loratools
@@ -26,6 +27,23 @@ def test_rule_tells_its_own_sample_and_no_other_rule_does(id: str, tmp_path: Pat
 
     assert {finding.id for finding in report.findings} - sample.also == {id}
     assert sample.also <= {finding.id for finding in report.findings}
+
+
+def test_every_rule_has_a_near_miss_and_every_near_miss_a_rule() -> None:
+    assert sorted(NEAR_MISSES) == sorted(rule.id for rule in loratools.list_rules())
+
+
+@pytest.mark.parametrize("id", sorted(NEAR_MISSES))
+def test_near_miss_does_not_set_off_the_rule_or_another(id: str, tmp_path: Path) -> None:
+    near_miss = NEAR_MISSES[id](tmp_path)
+
+    report = loratools.check(*near_miss.sources, **near_miss.arguments)
+
+    assert id not in near_miss.also
+    assert id in report.rules
+    assert {finding.id for finding in report.findings} == near_miss.also
+    # A rule that could not look at its near miss would be silent for that reason.
+    assert id not in {each.id for source in report.sources for each in source.not_checked}
 
 
 @pytest.mark.parametrize("id", sorted(SAMPLES))

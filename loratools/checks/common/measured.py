@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+
+from loratools.checks.common.observation import Unobserved
 
 
 class MeasuredModule(NamedTuple):
@@ -28,3 +31,10 @@ class MeasuredModule(NamedTuple):
     size: int = 0
     rows: int | None = None
     zero_rows: int = 0
+
+
+def without_factors(modules: Mapping[str, MeasuredModule] | None) -> Iterator[Unobserved]:
+    """The modules whose updates have no factors: those that depend on the base (DoRA, OFT), and dense ones."""
+    names = tuple(name for name, module in (modules or {}).items() if module.norm is None and not module.non_finite)
+    if names:
+        yield Unobserved("their updates are not known as products of two factors", names)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 from loratools.tensors.lazy import LazyTensor
 
-# The part of the name that says which factor it is, with the names of adapters and `.weight` behind it.
+# The part of the name that says which factor it is, with the names of adapters and `.weight` behind it. A bias of a
+# factor (`lora_B.bias`) is none.
 _FACTOR = re.compile(
-    r"(?P<module>.*?)[._]?(?:lora_(?P<embedding>embedding_)?(?P<part>[AaBb]|down|up))(?P<adapter>\.\w+)??(?P<end>\.weight)?"
+    r"(?P<module>.*?)[._]?(?:lora_(?P<embedding>embedding_)?(?P<part>[AaBb]|down|up))(?P<adapter>\.(?!bias$)\w+)??(?P<end>\.weight)?"
 )
 
 

@@ -1,21 +1,30 @@
-"""Rules are asked about one subject, and what they observe becomes findings."""
+"""Rules are asked about one subject, and what they observe becomes findings; what they could not, is listed too."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from loratools import checks
+from loratools.checks.common.observation import Unobserved
 from loratools.checks.common.subject import Subject
-from loratools.ops.check.report import CheckFinding
+from loratools.ops.check.report import CheckFinding, NotChecked
 
 _BY_SEVERITY = {"error": 0, "warning": 1, "note": 2}
 # What says why something cannot be read where no other rule does, and so has to be asked last.
 _LAST = "container-not-read"
 
 
-def findings(subject: Subject, rules: Collection[str]) -> tuple[CheckFinding, ...]:
-    """What the rules observe, errors first.
+class Answers(NamedTuple):
+    """What rules say of one subject: findings, errors first, and what they could not look at."""
+
+    findings: tuple[CheckFinding, ...]
+    not_checked: tuple[NotChecked, ...]
+
+
+def answers(subject: Subject, rules: Collection[str]) -> Answers:
+    """What the rules say of a subject.
 
     Args:
         subject: What they look at.
@@ -23,12 +32,13 @@ def findings(subject: Subject, rules: Collection[str]) -> tuple[CheckFinding, ..
             that it is known whether they explain why.
     """
     asked = [id for id in checks.ids() if id != _LAST and (id in rules or subject.error is not None)]
-    observed = [finding for id in asked for finding in _findings_of(id, subject)]
+    said = [each for id in asked for each in _said_by(id, subject)]
     if _LAST in rules:
-        explained = any(finding.severity == "error" for finding in observed)
-        observed += _findings_of(_LAST, replace(subject, explained=explained))
-    wanted = [finding for finding in observed if finding.id in rules]
-    return in_order(wanted)
+        explained = any(isinstance(each, CheckFinding) and each.severity == "error" for each in said)
+        said += _said_by(_LAST, replace(subject, explained=explained))
+    wanted = [each for each in said if each.id in rules]
+    findings = in_order(each for each in wanted if isinstance(each, CheckFinding))
+    return Answers(findings, tuple(each for each in wanted if isinstance(each, NotChecked)))
 
 
 def in_order(unordered: Iterable[CheckFinding]) -> tuple[CheckFinding, ...]:
@@ -36,7 +46,10 @@ def in_order(unordered: Iterable[CheckFinding]) -> tuple[CheckFinding, ...]:
     return tuple(sorted(unordered, key=lambda finding: _BY_SEVERITY[finding.severity]))
 
 
-def _findings_of(id: str, subject: Subject) -> Iterator[CheckFinding]:
+def _said_by(id: str, subject: Subject) -> Iterator[CheckFinding | NotChecked]:
     rule = checks.rule(id)
-    for message, evidence, fix in rule.observe(subject):
-        yield CheckFinding(id, rule.SEVERITY, message, evidence, fix or rule.FIX)
+    for each in rule.observe(subject):
+        if isinstance(each, Unobserved):
+            yield NotChecked(id, each.why, each.names)
+        else:
+            yield CheckFinding(id, rule.SEVERITY, each.message, each.evidence, each.fix or rule.FIX)

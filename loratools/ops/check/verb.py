@@ -19,10 +19,10 @@ from loratools.execution import runner
 from loratools.execution.local import worker_count
 from loratools.formats import Base
 from loratools.formats.common.opened_base import known_base
-from loratools.ops.check.asking import findings, in_order
+from loratools.ops.check.asking import Answers, answers, in_order
 from loratools.ops.check.baseline import baseline_of, known_findings, refuse_other_file, without_known
 from loratools.ops.check.reading import GivenContext, read_subject
-from loratools.ops.check.report import CheckedSource, CheckReport
+from loratools.ops.check.report import CheckedSource, CheckReport, NotChecked
 from loratools.ops.common.fingerprint import same_values
 from loratools.ops.common.progress import expect
 from loratools.ops.inspect.sources import FoundSource, sources_at
@@ -175,14 +175,18 @@ def _checked(
             subject = read_subject(unit.found_source, context)
             base = context.checkpoint if gains else None
             if not (values or compares or base is not None):
-                return _Result(CheckedSource(unit.shown, findings(subject, rules)))
+                return _Result(_reported(unit.shown, answers(subject, rules)))
             from loratools.ops.check.measuring import measured
 
             result = measured(subject, base=base, compares=compares)
-            of_source = findings(result.subject, rules)
+            said = answers(result.subject, rules)
     except ChangedInputError as error:
-        return _Result(CheckedSource(unit.shown, findings(Subject(unit.found_source.path, error=error), rules)))
-    return _Result(CheckedSource(unit.shown, of_source, not_checked=result.not_checked), result.sums)
+        return _Result(_reported(unit.shown, answers(Subject(unit.found_source.path, error=error), rules)))
+    return _Result(_reported(unit.shown, said, result.not_checked), result.sums)
+
+
+def _reported(path: str, said: Answers, not_measured: tuple[NotChecked, ...] = ()) -> CheckedSource:
+    return CheckedSource(path, said.findings, not_checked=(*said.not_checked, *not_measured))
 
 
 def _with_duplicates(units: Sequence[_Unit], results: Sequence[_Result]) -> Sequence[CheckedSource]:
@@ -197,5 +201,5 @@ def _with_duplicates(units: Sequence[_Unit], results: Sequence[_Result]) -> Sequ
 
 
 def _with_twins(source: CheckedSource, path: Path, twins: tuple[Path, ...]) -> CheckedSource:
-    of_others = findings(Subject(path, twins=twins), _OF_OTHERS)
+    of_others = answers(Subject(path, twins=twins), _OF_OTHERS).findings
     return replace(source, findings=in_order([*source.findings, *of_others]))

@@ -182,6 +182,81 @@ def test_sarif_has_what_its_schema_requires(library: Path) -> None:
     assert entry["columnKind"] in ("utf16CodeUnits", "unicodeCodePoints")
 
 
+# Of the objects of SARIF 2.1.0 that are written here: the properties that the specification requires, and those others
+# that are used. Its schema allows no further ones.
+SARIF_OBJECTS: dict[str, tuple[set[str], set[str]]] = {
+    "log": ({"version", "runs"}, {"$schema"}),
+    "run": ({"tool"}, {"invocations", "results", "columnKind"}),
+    "invocation": ({"executionSuccessful"}, {"exitCode", "toolExecutionNotifications"}),
+    "notification": ({"message"}, {"associatedRule", "level", "locations"}),
+    "reportingDescriptor": (
+        {"id"}, {"shortDescription", "fullDescription", "help", "defaultConfiguration", "properties"},
+    ),
+    "result": ({"message"}, {"ruleId", "ruleIndex", "level", "locations", "partialFingerprints"}),
+}  # fmt: skip
+
+
+def ensure_sarif(kind: str, entry: dict[str, object]) -> None:
+    required, others = SARIF_OBJECTS[kind]
+    assert required <= set(entry) <= required | others, kind
+
+
+def test_sarif_has_no_properties_but_those_of_the_specification(library: Path) -> None:
+    document = json.loads(run(library, "--format", "sarif").stdout)
+
+    ensure_sarif("log", document)
+    (entry,) = document["runs"]
+    ensure_sarif("run", entry)
+    for rule in entry["tool"]["driver"]["rules"]:
+        ensure_sarif("reportingDescriptor", rule)
+    for result in entry["results"]:
+        ensure_sarif("result", result)
+
+
+def test_sarif_says_what_could_not_be_looked_at_as_notifications_of_the_run(tmp_path: Path) -> None:
+    regex = sound(tmp_path / "regex", config={"target_modules": ".*self_attn.(q|v)_proj"})
+
+    done = run(regex, sound(tmp_path / "list", seed=4), "--format", "sarif")
+
+    (entry,) = json.loads(done.stdout)["runs"]
+    (invocation,) = entry["invocations"]
+    ensure_sarif("invocation", invocation)
+    notifications = invocation["toolExecutionNotifications"]
+    assert (done.exit_code, invocation["exitCode"], invocation["executionSuccessful"]) == (0, 0, True)
+    assert [each["associatedRule"]["id"] for each in notifications] == ["config-targets", "config-targets-unused"]
+    for each in notifications:
+        ensure_sarif("notification", each)
+        rule = each["associatedRule"]
+        assert entry["tool"]["driver"]["rules"][rule["index"]]["id"] == rule["id"]
+        assert each["level"] == "note"
+        assert each["message"]["text"] == "not checked: target_modules is a text that PEFT expands, and no list of names"
+        assert each["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == regex.as_uri()
+
+
+def test_sarif_of_findings_has_their_exit_code(library: Path) -> None:
+    done = run(library, "--format", "sarif")
+
+    (invocation,) = json.loads(done.stdout)["runs"][0]["invocations"]
+    assert (done.exit_code, invocation["exitCode"], invocation["executionSuccessful"]) == (1, 1, True)
+
+
+def test_junit_has_a_skipped_test_for_what_could_not_be_looked_at(tmp_path: Path) -> None:
+    extra = {"model.layers.0.self_attn.q_proj.lora_magnitude_vector": torch.ones(10)}
+    modules = {"model.layers.0.self_attn.q_proj": (10, 6)}
+    folder = sound(tmp_path, modules=modules, extra=extra, config={"use_dora": True, "target_modules": ["q_proj"]})
+
+    root = ElementTree.fromstring(run(folder, "--format", "junit", "--select", "numerics-outlier").stdout)
+
+    (suite,) = root
+    assert (root.get("tests"), suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "2", "0", "1")
+    no_findings, skipped = suite
+    assert (no_findings.get("name"), skipped.get("name")) == ("no findings", "numerics-outlier")
+    (reason,) = skipped
+    assert reason.tag == "skipped"
+    assert reason.get("message") == "not checked: their updates are not known as products of two factors"
+    assert reason.text == "model.layers.0.self_attn.q_proj"
+
+
 def test_junit_has_a_failed_test_for_each_finding_that_counts(library: Path, tmp_path: Path) -> None:
     note = edited(sound(tmp_path / "note", seed=2), lora_alpha=None)
 

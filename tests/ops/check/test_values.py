@@ -174,7 +174,7 @@ def test_what_rounding_loses_of_updates_that_depend_on_their_weight_is_said_to_b
 
     report = loratools.check(tmp_path / "dora", base=base)
 
-    (unknown,) = report.sources[0].not_checked
+    (unknown,) = [each for each in report.sources[0].not_checked if each.id == "numerics-gain"]
     assert (unknown.id, unknown.names) == ("numerics-gain", (MODULE,))
     assert "depends on all of its weight" in unknown.why
     printed = click.testing.CliRunner().invoke(verbs, ["check", str(tmp_path / "dora"), "--base", str(base)])
@@ -204,6 +204,37 @@ def test_adapters_that_cannot_be_compared_for_duplicates_are_named(tmp_path: Pat
     document = report.to_dict()
     assert isinstance(document["sources"], list)
     assert [len(source["not_checked"]) for source in document["sources"]] == [1, 0, 1]
+
+
+def test_numbers_that_need_factors_are_said_to_be_unknown_where_an_update_has_none(tmp_path: Path) -> None:
+    extra = {f"{MODULE}.lora_magnitude_vector": torch.ones(10)}
+    folder = sound(tmp_path, modules={MODULE: (10, 6)}, extra=extra, config={"use_dora": True})
+
+    report = loratools.check(folder, ignore=["config"])
+
+    why = "their updates are not known as products of two factors"
+    rules = ("lost-rows", "no-change", "noise-ranks", "outlier", "rank-deficient", "untrained")
+    assert report.sources[0].not_checked == tuple(
+        loratools.NotChecked(f"numerics-{rule}", why, (MODULE,)) for rule in rules
+    )
+    printed = click.testing.CliRunner().invoke(verbs, ["check", str(folder), "--ignore", "config"]).stdout
+    ids = ", ".join(f"numerics-{rule}" for rule in rules)
+    assert " ".join(printed.split()) == f"not checked[{ids}] 1 module of 1 source, as {why}"
+
+
+def test_targets_that_are_a_text_for_peft_to_expand_are_said_to_be_not_looked_at(tmp_path: Path) -> None:
+    folder = sound(tmp_path, config={"target_modules": ".*self_attn.(q|v)_proj"})
+
+    (source,) = loratools.check(folder).sources
+
+    assert source.findings == ()
+    assert [each.id for each in source.not_checked] == ["config-targets", "config-targets-unused"]
+
+
+def test_rules_that_are_not_asked_are_not_said_to_be_unanswered(tmp_path: Path) -> None:
+    folder = sound(tmp_path, config={"target_modules": ".*self_attn.(q|v)_proj"})
+
+    assert loratools.check(folder, ignore=["config"]).sources[0].not_checked == ()
 
 
 def test_a_single_adapter_is_compared_with_none(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loratools.checks.common.module_lists import ends_of
-from loratools.checks.common.names import few
+from loratools.checks.common.names import counted_names
 from loratools.checks.common.observation import Observation, Unobserved
 from loratools.checks.common.subject import Subject
 
@@ -28,4 +28,4 @@ def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
     ends = {end for name in subject.adapter.updates for end in ends_of(name)}
     unused = tuple(sorted(str(entry) for entry in listed if str(entry) not in ends))
     if unused:
-        yield Observation(f"no module has factors that target_modules names: {few(unused)}", unused)
+        yield Observation(f"target_modules names {counted_names(unused, 'module')} without factors", unused)

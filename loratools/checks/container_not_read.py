@@ -12,7 +12,7 @@ from loratools.checks.common.subject import Subject
 
 SEVERITY = "error"
 NEEDS = "headers"
-FIX = "see what the message says; 'loratools formats' lists what is read"
+FIX = "do what the message says; 'loratools formats' lists the formats that are read"
 
 
 def observe(subject: Subject) -> Iterator[Observation]:

@@ -27,4 +27,4 @@ def observe(subject: Subject) -> Iterator[Observation]:
         missing = [leftover for leftover in fit.leftovers if leftover.is_missing]
         if missing:
             names = counted_names([leftover.name for leftover in missing], "name")
-            yield Observation(f"{names} without a place in the base", tuple(map(str, missing)))
+            yield Observation(f"the base has no weight for {names}", tuple(map(str, missing)))

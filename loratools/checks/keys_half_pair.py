@@ -27,4 +27,4 @@ def observe(subject: Subject) -> Iterator[Observation]:
         key for parts in factor_pairs(subject.source.tensors).values() if len(parts) == 1 for key, _ in parts.values()
     )
     if unpaired:
-        yield Observation(f"{counted_names(unpaired, 'factor')} without the other one", unpaired)
+        yield Observation(f"{counted_names(unpaired, 'factor')} whose counterpart is missing", unpaired)

@@ -14,9 +14,13 @@ from loratools.checks.common.subject import Subject
 
 SEVERITY = "error"
 NEEDS = "headers"
-FIX = "look whether the adapter was saved by another program than its names say, or leave them out: --exclude GLOB"
+FIX = (
+    "find out which program saved the tensors; to go on without them: "
+    "loratools convert ADAPTER -o OUT --to FORMAT --exclude GLOB"
+)
 
 
 def observe(subject: Subject) -> Iterator[Observation]:
     """What the reader refused the file for."""
-    yield from refused(subject, "keys-unknown")
+    # What the reader says to do is for verbs that leave tensors out.
+    yield from (each._replace(fix=None) for each in refused(subject, "keys-unknown"))

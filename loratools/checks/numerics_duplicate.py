@@ -21,4 +21,4 @@ def observe(subject: Subject) -> Iterator[Observation]:
     """The other adapters."""
     if subject.twins:
         paths = tuple(str(path) for path in subject.twins)
-        yield Observation(f"{counted(len(paths), 'other adapter')} with the same update", paths)
+        yield Observation(f"the same update is in {counted(len(paths), 'other adapter')}", paths)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from loratools.checks.common.names import few
 from loratools.checks.common.observation import Observation
 from loratools.checks.common.subject import Subject
+from loratools.formats.common.source import counted
 
 SEVERITY = "warning"
 NEEDS = "base"
@@ -25,7 +26,7 @@ def observe(subject: Subject) -> Iterator[Observation]:
     if lost:
         worst = min(lost, key=lambda name: lost[name])
         yield Observation(
-            f"rounding to the base's dtype leaves {lost[worst]:.1%} of the update of {few([worst])}, "
-            f"the worst of {len(lost):,}",
+            f"rounding to the base's dtype loses a part of {counted(len(lost), 'update')}; "
+            f"of that of {few([worst])} {lost[worst]:.1%} is left",
             tuple(f"{name}: {gain:.1%}" for name, gain in sorted(lost.items(), key=lambda pair: pair[1])),
         )

@@ -15,7 +15,7 @@ from loratools.formats.common.source import counted
 
 SEVERITY = "warning"
 NEEDS = "values"
-FIX = "look whether this is the state after the training"
+FIX = "use the state after the training; if this is it, train again with a learning rate above 0"
 
 
 def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
@@ -25,4 +25,4 @@ def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
     if subject.adapter is None or not modules or subject.adapter.replacements:
         return
     if all(module.norm == 0 for module in modules.values()):
-        yield Observation(f"{counted(len(modules), 'update')}, and all of them are 0", tuple(modules))
+        yield Observation(f"the adapter changes nothing: every update is 0 ({counted(len(modules), 'module')})", tuple(modules))

@@ -24,4 +24,4 @@ def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
     modules = subject.modules or {}
     names = tuple(name for name, module in modules.items() if module.norm == 0)
     if names and len(names) < len(modules):
-        yield Observation(f"{counted_names(names, 'module')} that change nothing", names)
+        yield Observation(f"the update is 0 in {counted_names(names, 'module')}, and not in the others", names)

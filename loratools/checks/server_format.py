@@ -14,7 +14,7 @@ from loratools.checks.common.subject import Subject
 
 SEVERITY = "error"
 NEEDS = "program"
-FIX = "convert it"
+FIX = "convert it to a format that the program loads: loratools convert ADAPTER -o OUT --to FORMAT"
 
 
 def observe(subject: Subject) -> Iterator[Observation]:
@@ -26,5 +26,5 @@ def observe(subject: Subject) -> Iterator[Observation]:
         yield Observation(
             f"it is stored as {subject.adapter.format}, and {subject.program} loads {', '.join(sorted(wanted.reads))}",
             (subject.adapter.format,),
-            f"convert it: loratools convert ADAPTER -o OUT {wanted.convert}",
+            f"convert it for the program: loratools convert ADAPTER -o OUT {wanted.convert}",
         )

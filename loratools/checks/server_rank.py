@@ -26,7 +26,7 @@ def observe(subject: Subject) -> Iterator[Observation]:
     if over:
         largest = max(ranks.values())
         yield Observation(
-            f"the rank is {largest}, and {subject.program} takes {limits.usual}",
+            f"the rank is {largest}, and {subject.program} takes {limits.usual} at most unless it is told",
             over,
             f"start the server with {limits.option} {largest}, or resize the adapter",
         )

@@ -16,7 +16,7 @@ from loratools.formats.common.source import counted
 
 SEVERITY = "error"
 NEEDS = "program"
-FIX = "write the adapter for the program, with the scale folded into B: loratools convert"
+FIX = "fold the scale into B: loratools convert ADAPTER -o OUT --to peft --serve SERVER, or --to comfy for ComfyUI"
 
 # Of two floats that were computed in two ways.
 _SAME = 1e-6

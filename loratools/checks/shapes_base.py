@@ -26,4 +26,4 @@ def observe(subject: Subject) -> Iterator[Observation]:
     misfits = [leftover for leftover in fit.leftovers if not leftover.is_missing]
     if misfits:
         names = counted_names([leftover.name for leftover in misfits], "update")
-        yield Observation(f"{names} that the base's weights do not fit", tuple(map(str, misfits)))
+        yield Observation(f"the base's weights have other sizes than {names}", tuple(map(str, misfits)))

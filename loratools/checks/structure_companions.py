@@ -20,4 +20,4 @@ FIX = "find out which program wrote the files; move them away if they do not bel
 def observe(subject: Subject) -> Iterator[Observation]:
     """The files."""
     if subject.adapter is not None and (names := subject.adapter.unread_companions):
-        yield Observation(f"{counted_names(names, 'file')} beside the adapter not read", names)
+        yield Observation(f"{counted_names(names, 'file')} beside the adapter, not read here", names)

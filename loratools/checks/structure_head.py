@@ -24,4 +24,4 @@ def observe(subject: Subject) -> Iterator[Observation]:
         return
     names = tuple(filter(is_head, [*subject.adapter.updates, *subject.adapter.replacements]))
     if names:
-        yield Observation(f"{counted_names(names, 'part')} of a head in the adapter", names)
+        yield Observation(f"the adapter changes {counted_names(names, 'part')} of a head", names)

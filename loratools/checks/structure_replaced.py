@@ -25,4 +25,4 @@ def observe(subject: Subject) -> Iterator[Observation]:
     replaced = subject.adapter.replacements.items()
     names = tuple(name for name, replacement in replaced if replacement.rows is None and not is_head(name))
     if names:
-        yield Observation(f"{counted_names(names, 'whole weight')} in the adapter", names)
+        yield Observation(f"the adapter replaces {counted_names(names, 'whole weight')}", names)

@@ -27,4 +27,4 @@ def observe(subject: Subject) -> Iterator[Observation]:
     modules = [*subject.adapter.updates, *(name.rpartition(".")[0] for name in subject.adapter.replacements)]
     names = tuple(name for name in modules if not _ROUTERS.isdisjoint(name.split(".")[-2:]))
     if names:
-        yield Observation(f"{counted_names(names, 'router')} in the adapter", names)
+        yield Observation(f"the adapter changes {counted_names(names, 'router')}", names)

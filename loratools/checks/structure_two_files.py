@@ -14,7 +14,7 @@ from loratools.storage.files import quoted
 
 SEVERITY = "warning"
 NEEDS = "headers"
-FIX = "remove the older one"
+FIX = "find out which file the training wrote last, and move the other one away"
 
 
 def observe(subject: Subject) -> Iterator[Observation]:

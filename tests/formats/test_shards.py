@@ -99,8 +99,8 @@ def with_an_index_of_fewer_tensors(folder: Path) -> None:
         (without_a_shard, "2 of the 3 shards"),
         (with_a_shard_of_another, "more than one adapter"),
         (with_a_tensor_twice, "in more than one shard"),
-        (with_an_index_of_absent_shards, "do not agree on 1 tensors"),
-        (with_an_index_of_fewer_tensors, "do not agree on 1 tensors"),
+        (with_an_index_of_absent_shards, "do not agree on 1 tensor"),
+        (with_an_index_of_fewer_tensors, "do not agree on 1 tensor"),
     ],
 )
 def test_shards_that_are_not_all_of_it_are_refused(damage: Callable[[Path], None], says: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from loratools.checkpoints import Component, WeightFile
 from loratools.checkpoints.common.paths import fault_of, leads_out, names_in
 from loratools.errors import FormatError, InputError, UnsupportedError, UsageError
+from loratools.short_repr import counted
 from loratools.storage.files import identify, is_there, quoted
 from loratools.storage.json_file import read_json
 from loratools.storage.safetensors_reader import read_header
@@ -243,7 +244,7 @@ def _shards(weight_map: Mapping[str, str], folder: Path, index: str, spelling: S
     faults = [f"{quoted(shard)} {fault}" for shard in shards if (fault := fault_of(shard, spelling.suffix)) is not None]
     if faults:
         raise InputError(
-            f"{quoted(folder / index)} names {len(faults)} files that cannot be shards beside it",
+            f"{quoted(folder / index)} names {counted(len(faults), 'shard')} by what is not the name of a file beside it",
             details=faults,
             hint="the index is damaged, or made to have other files read; do not trust this model",
             defect="paths-outside",

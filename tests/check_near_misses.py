@@ -390,9 +390,7 @@ def numerics_noise_ranks(tmp_path: Path) -> Sample:
         return b
 
     # What is lacking is another rule's.
-    return Sample(
-        (changed(sound(tmp_path), "lora_B.weight", change),), also=frozenset({"numerics-rank-deficient"})
-    )
+    return Sample((changed(sound(tmp_path), "lora_B.weight", change),), also=frozenset({"numerics-rank-deficient"}))
 
 
 def numerics_rank_deficient(tmp_path: Path) -> Sample:
@@ -434,7 +432,9 @@ def structure_replaced(tmp_path: Path) -> Sample:
 
 def structure_tokens(tmp_path: Path) -> Sample:
     """A whole table of tokens."""
-    folder = sound(tmp_path, extra={"model.embed_tokens.weight": torch.ones(13, 6)}, config={"modules_to_save": ["embed_tokens"]})
+    folder = sound(
+        tmp_path, extra={"model.embed_tokens.weight": torch.ones(13, 6)}, config={"modules_to_save": ["embed_tokens"]}
+    )
     return Sample((folder,), also=frozenset({"structure-replaced"}))
 
 

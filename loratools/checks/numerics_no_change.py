@@ -25,4 +25,6 @@ def observe(subject: Subject) -> Iterator[Observation | Unobserved]:
     if subject.adapter is None or not modules or subject.adapter.replacements:
         return
     if all(module.norm == 0 for module in modules.values()):
-        yield Observation(f"the adapter changes nothing: every update is 0 ({counted(len(modules), 'module')})", tuple(modules))
+        yield Observation(
+            f"the adapter changes nothing: every update is 0 ({counted(len(modules), 'module')})", tuple(modules)
+        )

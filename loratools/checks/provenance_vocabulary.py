@@ -40,4 +40,6 @@ def observe(subject: Subject) -> Iterator[Observation]:
         elif adapter_shape[0] != base_shape[0]:
             differing.append(f"{name}: {adapter_shape[0]:,} rows, and {base_shape[0]:,} in the base")
     if differing:
-        yield Observation(f"the vocabulary is another one than the base's in {counted(len(differing), 'table')}", tuple(differing))
+        yield Observation(
+            f"the vocabulary is another one than the base's in {counted(len(differing), 'table')}", tuple(differing)
+        )

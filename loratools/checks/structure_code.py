@@ -27,4 +27,6 @@ def observe(subject: Subject) -> Iterator[Observation]:
         files = sorted(path.name for path in subject.folder.iterdir() if path.suffix in (".py", ".pyc", ".so"))
     named = [f"auto_map of the config: {quoted(str(config['auto_map']))}"] if config.get("auto_map") else []
     if files or named:
-        yield Observation(f"code comes with the weights, in {counted(len(files) + len(named), 'place')}", (*files, *named))
+        yield Observation(
+            f"code comes with the weights, in {counted(len(files) + len(named), 'place')}", (*files, *named)
+        )

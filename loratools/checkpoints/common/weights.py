@@ -244,7 +244,7 @@ def _shards(weight_map: Mapping[str, str], folder: Path, index: str, spelling: S
     faults = [f"{quoted(shard)} {fault}" for shard in shards if (fault := fault_of(shard, spelling.suffix)) is not None]
     if faults:
         raise InputError(
-            f"{quoted(folder / index)} names {counted(len(faults), 'shard')} by what is not the name of a file beside it",
+            f"{quoted(folder / index)} names {counted(len(faults), 'shard')} by what is no name of a file beside it",
             details=faults,
             hint="the index is damaged, or made to have other files read; do not trust this model",
             defect="paths-outside",

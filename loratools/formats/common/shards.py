@@ -78,12 +78,12 @@ def require_indexed(folder: Path, tensors: Mapping[str, str]) -> None:
         listed = read_json(folder / index).get("weight_map")
         if not isinstance(listed, Mapping) or not any(is_shard(str(name)) for name in listed.values()):
             continue  # a whole model's, whose files are beside it
-        faults = [f"{quoted(name)} is to be in {quoted(str(file))}, which does not have it" for name, file in listed.items()
+        faults = [f"{quoted(name)} is not in {quoted(str(file))}, which the index names" for name, file in listed.items()
                   if tensors.get(name) != file]  # fmt: skip
         faults += [f"{quoted(name)} is in no line of the index" for name in tensors if name not in listed]
         if faults:
             raise FormatError(
-                f"{quoted(folder / index)} and the shards of the adapter do not agree on {counted(len(faults), 'tensor')}",
+                f"{quoted(folder / index)} and the adapter's shards do not agree on {counted(len(faults), 'tensor')}",
                 details=faults[:20],
                 hint=_HINT,
                 defect="index-disagrees",

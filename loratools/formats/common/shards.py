@@ -78,7 +78,7 @@ def require_indexed(folder: Path, tensors: Mapping[str, str]) -> None:
         listed = read_json(folder / index).get("weight_map")
         if not isinstance(listed, Mapping) or not any(is_shard(str(name)) for name in listed.values()):
             continue  # a whole model's, whose files are beside it
-        faults = [f"{quoted(name)} is not in {quoted(str(file))}, which the index names" for name, file in listed.items()
+        faults = [f"{quoted(name)} is not in {quoted(str(file))}, as the index says" for name, file in listed.items()
                   if tensors.get(name) != file]  # fmt: skip
         faults += [f"{quoted(name)} is in no line of the index" for name in tensors if name not in listed]
         if faults:

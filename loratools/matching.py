@@ -79,11 +79,7 @@ def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | No
         MismatchError: Two renamings explain the names equally well, or two names mean the same weight.
     """
     config = config or {}
-    by_rows, by_name = aliases_by_rows(_rows_by_end(adapter), shapes), aliases(config, shapes)
-    alias_of = _Aliases(shapes, by_rows | by_name)
-    sizes = {name: alias.shape for name, alias in by_rows.items()} | dict(shapes)
-    sizes |= {name: alias.shape for name, alias in by_name.items()}
-    renaming = _best_renaming(adapter, sizes, alias_of)
+    alias_of, sizes, renaming = _names_of_base(adapter, shapes, config)
     orientation = _Orientation(adapter, config)
     # An update of a weight that the adapter replaces itself (a resized head) is one of the replacement.
     replaced_shapes = {renaming(name): r.tensor.shape for name, r in adapter.replacements.items() if r.rows is None}
@@ -144,6 +140,29 @@ class _Aliases(Mapping[str, Alias]):
 
     def __len__(self) -> int:
         return len({**self._named, **self._shapes})
+
+
+def _names_of_base(
+    adapter: Adapter, shapes: Shapes, config: Mapping[str, object]
+) -> tuple[_Aliases, dict[str, tuple[int, ...]], Renaming]:
+    """The names that the weights of the base go by, the shape of each, and how the names of the adapter lead to them.
+
+    The other names of experts are looked for where some name of the adapter leads to nothing without them.
+    """
+    wanted = _Wanted.of(adapter)
+    by_rows = aliases_by_rows(_rows_by_end(adapter), shapes)
+
+    def names(experts: bool) -> tuple[_Aliases, dict[str, tuple[int, ...]]]:
+        by_name = aliases(config, shapes, experts=experts)
+        sizes = {name: alias.shape for name, alias in by_rows.items()} | dict(shapes)
+        sizes |= {name: alias.shape for name, alias in by_name.items()}
+        return _Aliases(shapes, by_rows | by_name), sizes
+
+    alias_of, sizes = names(experts=False)
+    if all(name in alias_of for name in adapter.replacements) and wanted.is_named_as(sizes):
+        return alias_of, sizes, Renaming()
+    alias_of, sizes = names(experts=True)
+    return alias_of, sizes, _best_renaming(adapter, wanted, sizes, alias_of)
 
 
 def _rows_by_end(adapter: Adapter) -> dict[str, int]:
@@ -268,27 +287,54 @@ def _inside(name: str, modules: set[str], renaming: Renaming) -> bool:
     return parent in modules or renaming(parent) in modules
 
 
-def _best_renaming(adapter: Adapter, shapes: Shapes, alias_of: Mapping[str, Alias]) -> Renaming:
-    stored: dict[str, Update | tuple[int, ...]] = dict(adapter.updates)
-    if not stored:  # an adapter of replaced weights only
-        stored = {name: r.tensor.shape for name, r in adapter.replacements.items()}
-    orientation = _Orientation(adapter, {})
+@dataclass(frozen=True)
+class _Wanted:
+    """What of an adapter is looked for in a base: its updates; of one that only replaces weights, those.
 
-    def same(update: Update | tuple[int, ...], weight: tuple[int, ...]) -> bool:
-        if isinstance(update, tuple):
-            return weight in (update, update[::-1])
-        return orientation.possible(update, weight)
+    Attributes:
+        values: What is looked for, by name: an update, or the shape of a replaced weight.
+        orientation: Whether an update may be one of a weight of some shape.
+    """
 
-    spelled = spellings if adapter.updates else lambda name: (name,)
-    winners, count = best_renamings(stored, shapes, same, spelled=spelled)
+    values: Mapping[str, Update | tuple[int, ...]]
+    orientation: _Orientation
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> _Wanted:
+        replaced_shapes = {name: r.tensor.shape for name, r in adapter.replacements.items()}
+        return cls(dict(adapter.updates) or replaced_shapes, _Orientation(adapter, {}))
+
+    def spelled(self, name: str) -> tuple[str, ...]:
+        """The weights that a name may mean."""
+        return (name,) if isinstance(self.values[name], tuple) else spellings(name)
+
+    def same(self, value: Update | tuple[int, ...], weight: tuple[int, ...]) -> bool:
+        """Whether what is looked for may be a weight of this shape."""
+        if isinstance(value, tuple):
+            return weight in (value, value[::-1])
+        return self.orientation.possible(value, weight)
+
+    def is_named_as(self, shapes: Shapes) -> bool:
+        """Whether all of it is among these weights under the very names that it has."""
+        return all(
+            any(spelling in shapes and self.same(value, shapes[spelling]) for spelling in self.spelled(name))
+            for name, value in self.values.items()
+        )
+
+
+def _best_renaming(adapter: Adapter, wanted: _Wanted, shapes: Shapes, alias_of: Mapping[str, Alias]) -> Renaming:
+    names = wanted.values
+    winners, count = best_renamings(names, shapes, wanted.same, spelled=wanted.spelled)
     if len(winners) > 1:
         # One leads to a weight by the name that it is stored under, another by its name in memory.
-        leading = {tuple(alias_of.get(w(s)) for name in stored for s in spelled(name)): w for w in reversed(winners)}
+        leading = {
+            tuple(alias_of.get(w(s)) for name in names for s in wanted.spelled(name)): w for w in reversed(winners)
+        }
         winners = list(leading.values())[::-1]
     if len(winners) > 1:
-        first = next(iter(stored))
+        first = next(iter(names))
         raise MismatchError(
-            f"the names of '{adapter.name}' fit the base in {len(winners)} ways, {count} of {len(stored)} each",
+            f"the names of '{adapter.name}' fit the base in {len(winners)} ways, {count} of {len(names)} each",
             details=[f"with {winner}: {winner(first)}" for winner in winners],
             hint="rename the adapter's keys, or choose its part with --include",
         )

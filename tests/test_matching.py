@@ -8,6 +8,7 @@ import torch
 from loratools.adapter import Adapter, Replacement
 from loratools.errors import MismatchError
 from loratools.matching import Matches, match
+from loratools.naming.language import aliases
 from loratools.naming.places import Place
 from loratools.naming.renaming import Renaming
 from loratools.tensors.lazy import from_torch
@@ -176,3 +177,24 @@ def test_what_does_not_tell_its_shape_is_named_by_its_parts_where_it_does_not_fi
     found = match(Adapter({"model.layers.0.q": update}), {"model.layers.0.q.weight": (10, 8)})
 
     assert [leftover.why for leftover in found.leftovers] == ["adapter shira with values 32, places 2x32, base 8 -> 10"]
+
+
+def test_other_names_of_experts_are_made_only_where_an_adapter_means_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = {
+        f"model.layers.0.mlp.experts.{i}.{role}.weight": (10, 6) for i in range(3) for role in ("up_proj", "gate_proj")
+    }
+    shapes = {**experts, **{f"model.layers.0.mlp.experts.{i}.down_proj.weight": (6, 10) for i in range(3)}}
+    shapes["model.layers.0.self_attn.q_proj.weight"] = (10, 6)
+    made: list[int] = []
+    expert_aliases = aliases.expert_aliases
+    monkeypatch.setattr(aliases, "expert_aliases", lambda *given: made.append(1) or expert_aliases(*given))
+
+    attention = match(adapter("model.layers.0.self_attn.q_proj"), shapes)
+    one_by_one = match(adapter("model.layers.0.mlp.experts.1.up_proj"), shapes)
+    assert not made
+    replaced = match(adapter(model__layers__0__mlp__experts__gate_up_proj=(3, 20, 6)), shapes)
+
+    assert places(attention) == {"model.layers.0.self_attn.q_proj": "model.layers.0.self_attn.q_proj.weight"}
+    assert places(one_by_one) == {"model.layers.0.mlp.experts.1.up_proj": "model.layers.0.mlp.experts.1.up_proj.weight"}
+    assert made
+    assert len(replaced.replacements["model.layers.0.mlp.experts.gate_up_proj"]) == len(experts)

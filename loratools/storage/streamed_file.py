@@ -7,7 +7,8 @@ by the layout alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +43,8 @@ class StreamedFile:
         self.path = path
         self.layout = layout
         self._sizes = dict(sizes)
-        self._written: dict[str, list[tuple[int, int]]] = {name: [] for name in sizes}
+        # First byte and one past the last of what was written, from the start of the file.
+        self._written: list[tuple[int, int]] = []
         try:
             resumed = self._resumed(path) if keep else None
             self.fd = resumed if resumed is not None else system.create(path)
@@ -123,7 +125,11 @@ class StreamedFile:
 
     def account(self, name: str, start: int, nbytes: int) -> None:
         """Note that bytes of a tensor were written by other means, in `opened` or by another process."""
-        self._written[name].append((start, start + nbytes))
+        self.account_range(self.layout.offsets[name] + start, nbytes)
+
+    def account_range(self, offset: int, nbytes: int) -> None:
+        """Note the same of bytes of any tensors, by their place from the start of the file."""
+        self._written.append((offset, offset + nbytes))
 
     def finish(self) -> None:
         """Make the file durable and close it.
@@ -132,14 +138,14 @@ class StreamedFile:
             RuntimeError: Not every byte was written, which is a bug of the caller.
             MachineError: The disk failed.
         """
-        for name, spans in self._written.items():
-            end = 0
-            for start, stop in sorted(spans):
-                if start > end:
-                    break
-                end = max(end, stop)
-            if end != self._sizes[name]:
-                raise RuntimeError(f"{self.path}: {name} was written to byte {end} of {self._sizes[name]}")
+        spans = _united(self._written)
+        starts = [start for start, _ in spans]
+        for name, size in self._sizes.items():
+            begin = self.layout.offsets[name]
+            span = bisect_right(starts, begin) - 1
+            end = min(spans[span][1] - begin, size) if span >= 0 else 0
+            if end < size:
+                raise RuntimeError(f"{self.path}: {name} was written to byte {max(0, end)} of {size}")
         try:
             with self.opened() as fd:
                 system.fsync(fd)
@@ -163,3 +169,14 @@ class StreamedFile:
         if self._open:
             self._open = False
             system.close(self.fd)
+
+
+def _united(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same places in order, those that touch or overlap as one."""
+    united: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if united and start <= united[-1][1]:
+            united[-1] = united[-1][0], max(united[-1][1], stop)
+        else:
+            united.append((start, stop))
+    return united

@@ -99,6 +99,54 @@ def test_a_verb_calls_as_many_functions_for_each_module_however_many_there_are(
     assert ratio < LINEAR
 
 
+def checkpoint(folder: Path, modules: int, change: float = 0.0) -> Path:
+    """A base with the modules of `adapter`, each changed by a matrix of rank 1."""
+    folder.mkdir(parents=True)
+    weights = {}
+    for number in range(modules):
+        weight = torch.arange(float(OUT * IN)).reshape(OUT, IN) + change * torch.outer(
+            torch.arange(5.0), torch.ones(IN)
+        )
+        weights[f"model.layers.{number // 16}.experts.{number % 16}.up_proj.weight"] = weight
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "deepseek_v3"}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        pytest.param(
+            lambda base, tuned, adapter, out: loratools.merge(base, adapter, out, threads=1, overwrite=True),
+            id="merge",
+        ),
+        pytest.param(
+            lambda base, tuned, adapter, out: loratools.verify(tuned, base, adapter, threads=1),
+            id="verify",
+        ),
+        pytest.param(
+            lambda base, tuned, adapter, out: loratools.extract(base, tuned, out, rank=1, threads=1, overwrite=True),
+            id="extract",
+        ),
+        pytest.param(
+            lambda base, tuned, adapter, out: loratools.spectrum(tuned, base=base, threads=1),
+            id="spectrum of a fine-tune",
+        ),
+    ],
+)
+def test_a_verb_on_checkpoints_calls_as_many_functions_for_each_weight_however_many_there_are(
+    verb: Callable[[Path, Path, Path, Path], object], tmp_path: Path
+) -> None:
+    def inputs(name: str, modules: int) -> tuple[Path, Path, Path, Path]:
+        folder = tmp_path / name
+        tuned = checkpoint(folder / "tuned", modules, 0.5)
+        return checkpoint(folder / "base", modules), tuned, adapter(folder / "adapter", modules), folder / "out"
+
+    few, many = inputs("few", FEW), inputs("many", MANY)
+
+    assert growth(lambda: verb(*few), lambda: verb(*many)) < LINEAR
+
+
 def test_a_file_that_is_no_adapter_is_inspected_with_as_many_calls_for_each_tensor(tmp_path: Path) -> None:
     few, many = (plain_file(tmp_path / f"{count}.safetensors", 10 * count) for count in (FEW, MANY))
 

@@ -10,7 +10,7 @@ is neither a single file nor an index, the only variant will do: model.fp16.safe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -212,8 +212,10 @@ def _indexed(folder: Path, name: str, spelling: Spelling) -> Weights:
     index = _read_index(folder / name)
     weight_map = _weight_map(index, folder / name)
     shards = _shards(weight_map, folder, name, spelling)
+    in_index = set(shards)
     missing = [shard for shard in shards if not (folder / shard).exists()]
-    forgotten = [name for name in names_in(folder) if name not in shards and _is_sibling(name, shards)]
+    totals = {numbered.groups() for shard in shards if (numbered := _NUMBERED.fullmatch(shard)) is not None}
+    forgotten = [name for name in names_in(folder) if name not in in_index and _is_sibling(name, totals)]
     files = tuple(_read(folder / shard, spelling) for shard in shards if shard not in missing)
     faults = [f"{quoted(shard)} is missing" for shard in missing] + _misfits(weight_map, files, missing)
     faults += [f"{quoted(name)} is a shard of this model by its name, and not in the index" for name in forgotten]
@@ -253,13 +255,10 @@ def _shards(weight_map: Mapping[str, str], folder: Path, index: str, spelling: S
     return shards
 
 
-def _is_sibling(name: str, shards: Sequence[str]) -> bool:
-    """Whether `name` counts to the same total as the shards: model-00002-of-00005 beside model-00001-of-00005."""
+def _is_sibling(name: str, totals: Set[tuple[str, ...]]) -> bool:
+    """Whether `name` counts to one of the totals of the shards: model-00002-of-00005 beside model-00001-of-00005."""
     numbered = _NUMBERED.fullmatch(name)
-    return numbered is not None and any(
-        (numbered_shard := _NUMBERED.fullmatch(shard)) is not None and numbered_shard.groups() == numbered.groups()
-        for shard in shards
-    )
+    return numbered is not None and numbered.groups() in totals
 
 
 def _weight_map(index: Mapping[str, object], path: Path) -> dict[str, str]:

@@ -20,19 +20,25 @@ from loratools.naming.places import Alias, Part, Place
 from loratools.naming.renaming import Shapes
 
 
-def aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
+def aliases(config: Mapping[str, object], shapes: Shapes, *, experts: bool = True) -> dict[str, Alias]:
     """Name in memory -> where it lies, for the weights of a base (stored name -> shape) that have another.
 
     A stored name may be among them, where memory calls something else so, or has it the other way round.
+
+    Args:
+        config: The config of the base.
+        shapes: Its weights, stored name -> shape.
+        experts: Whether the other names of experts, fused or one by one, are among them. A model has 45,000 experts,
+            and most adapters mean none of them by another name.
     """
     if is_gguf(shapes):
         by_name = gguf_aliases(config, shapes)
         shapes_by_name = {name: alias.shape for name, alias in by_name.items()}
-        experts = any(".block_sparse_moe." in name for name in by_name)
-        of_type = {**config, "model_type": "mixtral" if experts else model_type_of(config)}
+        has_experts = any(".block_sparse_moe." in name for name in by_name)
+        of_type = {**config, "model_type": "mixtral" if has_experts else model_type_of(config)}
         return by_name | {
             name: through
-            for name, alias in _aliases(of_type, shapes_by_name).items()
+            for name, alias in _aliases(of_type, shapes_by_name, experts).items()
             if (through := _inside(alias, by_name)) is not None
         }
     if is_consolidated(shapes):
@@ -41,21 +47,25 @@ def aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
         shapes_by_name = {name: alias.shape for name, alias in by_name.items()}
         return by_name | {
             name: _through(alias, by_name)
-            for name, alias in _aliases({"model_type": "mixtral"}, shapes_by_name).items()
+            for name, alias in _aliases({"model_type": "mixtral"}, shapes_by_name, experts).items()
         }
-    by_name = _aliases(config, shapes)
+    by_name = _aliases(config, shapes, experts)
     if is_original(shapes):
         by_name |= original_aliases(shapes)
     for part, part_config in config.items():
+        if not isinstance(part_config, Mapping):
+            continue
         # A component of a pipeline, whose names begin with its own.
-        inside = {name[len(part) + 1 :]: shape for name, shape in shapes.items() if name.startswith(f"{part}.")}
-        if isinstance(part_config, Mapping) and inside:
-            by_name |= {f"{part}.{name}": _under(part, alias) for name, alias in aliases(part_config, inside).items()}
+        prefix = f"{part}."
+        inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+        if inside:
+            in_part = aliases(part_config, inside, experts=experts)
+            by_name |= {prefix + name: _under(part, alias) for name, alias in in_part.items()}
     return by_name
 
 
-def _aliases(config: Mapping[str, object], shapes: Shapes) -> dict[str, Alias]:
-    by_name = expert_aliases(config, shapes)
+def _aliases(config: Mapping[str, object], shapes: Shapes, experts: bool) -> dict[str, Alias]:
+    by_name = expert_aliases(config, shapes) if experts else {}
     by_name |= split_aliases(config, shapes)
     shapes_by_name = {**shapes, **{name: alias.shape for name, alias in by_name.items()}}
     renamed = {

@@ -14,5 +14,6 @@ def index_text(metadata: Mapping[str, object], weight_map: Mapping[str, str]) ->
     text = json.dumps({"metadata": metadata, "weight_map": {}}, indent=2)
     if not weight_map:
         return f"{text}\n"
-    lines = ",\n".join([f"    {_spelled(name)}: {_spelled(file)}" for name, file in weight_map.items()])
+    spelled_file = {file: _spelled(file) for file in set(weight_map.values())}
+    lines = ",\n".join([f"    {_spelled(name)}: {spelled_file[file]}" for name, file in weight_map.items()])
     return f"{text.removesuffix(_EMPTY)}{{\n{lines}\n  }}\n}}\n"

@@ -17,8 +17,8 @@ from loratools.ops.merge.journal import Written
 from loratools.ops.merge.model_in_memory import ModelInMemory
 from loratools.ops.merge.options import MergeOptions
 from loratools.ops.merge.outcome import measured_report
-from loratools.ops.merge.outputs import Output, OutputFile, RowsUnit
-from loratools.ops.merge.plan import MergePlan, work_units
+from loratools.ops.merge.outputs import Output, OutputFile
+from loratools.ops.merge.plan import MergePlan, rows_units
 from loratools.ops.merge.report import MergeReport
 from loratools.ops.merge.rounding import RoundingMode
 from loratools.ops.merge.rows import merge_blocks
@@ -121,7 +121,13 @@ def merge_into(
     merge_plan = _plan(merged, selected, options)
     refuse_not_finite({a.name: {n: r.tensor for n, r in a.replacements.items()} for a, _ in merge_plan.active})
     computed = {output.name: _Computed.of(output) for output in merge_plan.outputs if output.touched}
-    units = [u for u in work_units(merge_plan) if isinstance(u, RowsUnit) and u.output.touched]
+    units = [
+        unit
+        for number, file in enumerate(merge_plan.files)
+        for output in file.outputs
+        if output.touched and output.copied is None
+        for unit in rows_units(number, output)
+    ]
     written = {output.name: Written() for output in merge_plan.outputs}
     try:
         with single_threaded_torch():

@@ -45,8 +45,9 @@ def planned_report(plan: MergePlan) -> MergeReport:
 
 
 def measured_report(plan: MergePlan, out: Path, written: Mapping[str, Written], verified: bool) -> MergeReport:
-    written = {o.merged.name: written[o.name] for o in plan.outputs}
-    touched = [o.merged for o in plan.outputs if o.touched]
+    changed = [o for o in plan.outputs if o.touched]
+    written = {o.merged.name: written[o.name] for o in changed}
+    touched = [o.merged for o in changed]
     updated = [o for o in touched if o.updates]
     total = sum((written[o.name].gain for o in updated), Gain())
     on_grid = {r.output.name for r in plan.requantized}

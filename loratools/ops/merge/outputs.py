@@ -143,9 +143,13 @@ class Requantised:
 class OutputFile:
     """One weight file of the result, its tensors in the order in which they are stored.
 
-    prefix  what the names of its tensors lose on their way into the file (`unet.`, of a component of a pipeline) index
-    the file that says which of its fellows has which tensor; None if there is none gguf    the header of the base's
-    file where that is GGUF, which this one is then as well
+    Attributes:
+        name: The name of the file, relative to the result.
+        metadata: The texts of its header.
+        outputs: Its tensors.
+        prefix: What their names lose on their way into the file (`unet.`, of a component of a pipeline).
+        index: The file that says which of its fellows has which tensor; None if there is none.
+        gguf: The header of the base's file where that is GGUF, which this one is then as well.
     """
 
     name: str
@@ -158,16 +162,25 @@ class OutputFile:
     def stored_name(self, output: Output) -> str:
         return output.name.removeprefix(self.prefix)
 
+    @cached_property
+    def stored_names(self) -> tuple[str, ...]:
+        """The names of its tensors in the file, in their order."""
+        return tuple(output.name.removeprefix(self.prefix) for output in self.outputs)
+
 
 @dataclass(frozen=True)
 class CopyUnit:
-    """Bytes start:stop of an output, which go over as they are from `source`."""
+    """Bytes that go over as they are: of one tensor, or of several that lie side by side in both files.
+
+    Attributes:
+        file: The number of the output file.
+        source: Where the bytes are.
+        target: Where they go, from the start of the output file.
+    """
 
     file: int
-    output: Output
     source: ByteRange
-    start: int
-    stop: int
+    target: int
 
 
 @dataclass(frozen=True)

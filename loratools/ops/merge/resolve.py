@@ -319,8 +319,11 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
     """A replaced tensor has the base's shape, save for a head of other labels, and for a vocabulary that is resized
     everywhere."""
     tokens = vocabulary_size(base)
-    stored = {n: base.tied.get(n, n) for n in outputs}
-    shapes = {n: (base.weights[s].shape, outputs[n].shape) for n, s in stored.items() if s in base.weights}
+    shapes = {
+        name: (stored.shape, output.shape)
+        for name, output in outputs.items()
+        if (stored := base.weights.get(base.tied.get(name, name))) is not None
+    }
     resized = {n: (old, new) for n, (old, new) in shapes.items() if old != new}
 
     def fits(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:

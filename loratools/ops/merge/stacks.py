@@ -7,7 +7,7 @@ self-check reads everything anew, as it does for one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,27 +61,11 @@ def stacked_units(units: Sequence[WorkUnit]) -> list[tuple[WorkUnit, ...]]:
     return stacks
 
 
-def copies(units: Iterable[WorkUnit], offsets: Iterable[int]) -> list[tuple[ByteRange, int]]:
-    """What these units copy whole, each to its offset: from where and to where, what lies side by side as one."""
-    ranges: list[tuple[ByteRange, int]] = []
-    for unit, offset in zip(units, offsets, strict=True):
-        assert isinstance(unit, CopyUnit), "of one kind"
-        source = unit.source
-        if ranges:
-            last, target = ranges[-1]
-            if (last.file, last.offset + last.nbytes, target + last.nbytes) == (source.file, source.offset, offset):
-                ranges[-1] = ByteRange(last.file, last.offset, last.nbytes + source.nbytes), target
-                continue
-        ranges.append((source, offset))
-    return ranges
-
-
 def _kind(unit: WorkUnit) -> Hashable | None:
     """What units of one stack have in common; None of a unit that is merged alone."""
-    output = unit.output
     if isinstance(unit, CopyUnit):
-        small = (unit.start, unit.stop) == (0, unit.source.nbytes) and unit.source.nbytes <= _LARGEST
-        return (unit.file, unit.source.file) if small else None
+        return (unit.file, unit.source.file) if unit.source.nbytes <= _LARGEST else None
+    output = unit.output
     if not output.updates or len(output.shape) != 2:
         return None
     rows, columns = output.shape

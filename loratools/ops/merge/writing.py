@@ -17,7 +17,7 @@ from loratools.ops.merge.plan import MergePlan, work_units
 from loratools.ops.merge.provenance import inputs_record
 from loratools.ops.merge.requantise import requantise, requantised_error_ratio
 from loratools.ops.merge.rows import merge_rows
-from loratools.ops.merge.stacks import copies, merge_stack, stacked_units
+from loratools.ops.merge.stacks import merge_stack, stacked_units
 from loratools.ops.merge.verify import error_ratio
 from loratools.storage.checksum import Checksum
 from loratools.storage.files import copy_file, copy_range, identify, read_back, sha256, start_writeback
@@ -93,9 +93,9 @@ def write_weights(
                 journal.note_plan(run_plan(plan, records[0].result(), verify=verify, manifest=manifest))
             written_bytes = 0
             for unit in stacks[number]:
-                start, nbytes = _span(unit)
+                offset, nbytes = _span(unit, plan.files[unit.file], writers[unit.file])
                 written_bytes += nbytes
-                writers[unit.file].account(plan.files[unit.file].stored_name(unit.output), start, nbytes)
+                writers[unit.file].account_range(offset, nbytes)
                 pending_units[unit.file] -= 1
                 if not pending_units[unit.file]:
                     finished.append(background.submit(finish, unit.file))
@@ -136,42 +136,46 @@ class WrittenWeights:
     units: int
 
 
-def _span(unit: WorkUnit) -> tuple[int, int]:
+def _span(unit: WorkUnit, file: OutputFile, writer: StreamedFile) -> tuple[int, int]:
+    """Where in its file the unit's bytes begin, and how many they are."""
+    if isinstance(unit, CopyUnit):
+        return unit.target, unit.source.nbytes
+    start, nbytes = _rows_span(unit)
+    return writer.offset(file.stored_name(unit.output)) + start, nbytes
+
+
+def _rows_span(unit: RowsUnit) -> tuple[int, int]:
     """Where in its tensor the unit's bytes begin, and how many they are."""
-    each = 1 if isinstance(unit, CopyUnit) else unit.output.row_bytes
-    return unit.start * each, (unit.stop - unit.start) * each
+    return unit.start * unit.output.row_bytes, (unit.stop - unit.start) * unit.output.row_bytes
 
 
 def _write_stack(
     stack: Sequence[WorkUnit], file: OutputFile, writer: StreamedFile, verify: bool, noted: DoneStack | None
 ) -> DoneStack:
     """Write some units together, or one alone; `noted`: what the journal of a killed run says of them."""
-    offsets = [writer.offset(file.stored_name(unit.output)) for unit in stack]
     with writer.opened() as fd:
-        if isinstance(stack[0], CopyUnit):
-            ranges = copies(stack, offsets) if len(stack) > 1 else [_piece(stack[0], offsets[0])]
-            for source, target in ranges:
-                copy_range(source, fd, target, path=writer.path)
+        for unit in stack:
+            if isinstance(unit, CopyUnit):
+                copy_range(unit.source, fd, unit.target, path=writer.path)
+        computed = [unit for unit in stack if isinstance(unit, RowsUnit)]
+        if not computed:
             return DoneStack((Written(),) * len(stack))
-        if noted is not None and noted.is_of(len(stack)) and noted.checksum == _checksum(stack, offsets, fd):
+        offsets = [writer.offset(file.stored_name(unit.output)) for unit in computed]
+        if noted is not None and noted.is_of(len(computed)) and noted.checksum == _checksum(computed, offsets, fd):
             return noted
         checksum = Checksum()
-        if len(stack) > 1:
-            measured = merge_stack([unit.output for unit in stack], offsets, fd, verify=verify, checksum=checksum)
+        if len(computed) > 1:
+            measured = merge_stack([unit.output for unit in computed], offsets, fd, verify=verify, checksum=checksum)
             if measured is not None:
                 return DoneStack(tuple(Written(each.gain, each.ratio) for each in measured), checksum.hexdigest())
-        written = [_write_rows(unit, fd, offset, verify, checksum) for unit, offset in zip(stack, offsets, strict=True)]
+        written = [
+            _write_rows(unit, fd, offset, verify, checksum) for unit, offset in zip(computed, offsets, strict=True)
+        ]
     return DoneStack(tuple(written), checksum.hexdigest())
 
 
-def _piece(unit: CopyUnit, offset: int) -> tuple[ByteRange, int]:
-    """What a unit copies of a tensor that lies at `offset`: from where and to where."""
-    return ByteRange(unit.source.file, unit.source.offset + unit.start, unit.stop - unit.start), offset + unit.start
-
-
-def _write_rows(unit: WorkUnit, fd: int, offset: int, verify: bool, checksum: Checksum) -> Written:
-    assert isinstance(unit, RowsUnit), "of one kind"
-    start, nbytes = _span(unit)
+def _write_rows(unit: RowsUnit, fd: int, offset: int, verify: bool, checksum: Checksum) -> Written:
+    start, nbytes = _rows_span(unit)
     packed = unit.output.requantised is not None
     gain = (requantise if packed else merge_rows)(unit, fd, offset, checksum)
     start_writeback(fd, offset + start, nbytes)
@@ -179,11 +183,11 @@ def _write_rows(unit: WorkUnit, fd: int, offset: int, verify: bool, checksum: Ch
     return Written(gain, measure(unit, fd, offset) if verify and unit.output.touched else 0.0)
 
 
-def _checksum(stack: Sequence[WorkUnit], offsets: Sequence[int], fd: int) -> str:
+def _checksum(units: Sequence[RowsUnit], offsets: Sequence[int], fd: int) -> str:
     """Of bytes that a killed run wrote."""
     checksum = Checksum()
-    for unit, offset in zip(stack, offsets, strict=True):
-        start, nbytes = _span(unit)
+    for unit, offset in zip(units, offsets, strict=True):
+        start, nbytes = _rows_span(unit)
         buffer = memoryview(bytearray(min(nbytes, _READ_BACK)))
         for position in range(0, nbytes, _READ_BACK):
             piece = buffer[: nbytes - position]
@@ -197,7 +201,7 @@ def _reserved(folder: Path, file: OutputFile, layout: FileLayout, resources: Exi
 
     When `resources` unwind it is closed and stays: whether it is of use to another run is for its folder to say.
     """
-    sizes = {file.stored_name(output): output.nbytes for output in file.outputs}
+    sizes = {name: output.nbytes for name, output in zip(file.stored_names, file.outputs, strict=True)}
     writer = StreamedFile(folder / file.name, layout, sizes, keep=keep)
     resources.callback(writer.close)
     writer.release()

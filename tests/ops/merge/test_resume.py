@@ -268,7 +268,7 @@ def test_adapters_in_memory_are_held_by_their_values(inputs: Path) -> None:
     def adapter(b: torch.Tensor) -> loratools.Adapter:
         return loratools.Adapter.from_factors({name: (a, b)})
 
-    killed_when(lambda: loratools.merge("base", adapter(b), "out", threads=1, progress=ending_after(15)))
+    killed_when(lambda: loratools.merge("base", adapter(b), "out", threads=1, progress=ending_after(3)))
 
     with pytest.raises(ChangedInputError, match="not those of the run"):
         loratools.merge("base", adapter(b + 1), "out", resume=True)

@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 
 import loratools
 from loratools.errors import InputError, LoraToolsError
-from loratools.ops.merge import stacks, writing
+from loratools.ops.merge import plan, stacks, writing
 from loratools.ops.merge.outputs import CopyUnit
-from loratools.storage.files import identify
-from loratools.tensors.files import ByteRange
+from loratools.ops.merge.verb import plan_from_headers
 
 # More experts than a stack needs, with sides that differ.
 MODULES = {
@@ -125,22 +124,23 @@ def test_workers_do_not_change_the_bytes_of_stacks(tmp_path: Path) -> None:
             assert file.read_bytes() == (tmp_path / name / file.name).read_bytes()
 
 
-def test_copies_that_lie_side_by_side_are_one(tmp_path: Path) -> None:
-    base = _base(tmp_path / "base", torch.float32)
-    file = identify(next(base.glob("*.safetensors")))
-    output = None
-    units = [
-        CopyUnit(0, output, ByteRange(file, start, length), 0, length)  # type: ignore[arg-type]
-        for start, length in ((0, 8), (8, 4), (20, 4), (24, 8))
-    ]
+def test_tensors_that_lie_side_by_side_are_copied_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = {f"model.layers.{i}.mlp.{name}": (10, 6) for i in range(3) for name in ("a", "b", "c")}
+    weights = {name: weight for name, weight in factories.base_weights(modules).items() if ".mlp." in name}
+    base = factories.checkpoint_folder(tmp_path / "base", weights=weights)
+    changed = {"model.layers.1.mlp.b": (10, 6)}
+    adapter = factories.adapter_folder(tmp_path / "adapter", modules=changed, rank=3)
 
-    ranges = stacks.copies(units, [100, 108, 112, 200])
+    made = plan.work_units(plan_from_headers(base, [adapter], tmp_path / "out"))
+    monkeypatch.setattr(plan, "_UNIT_BYTES", 500)
+    cut = plan.work_units(plan_from_headers(base, [adapter], tmp_path / "out"))
 
-    assert [(source.offset, source.nbytes, target) for source, target in ranges] == [
-        (0, 12, 100),
-        (20, 4, 112),
-        (24, 8, 200),
-    ]
+    # Four tensors of 10 x 6 float32 numbers before the one that changes, and four behind it.
+    assert [unit.source.nbytes if isinstance(unit, CopyUnit) else "rows" for unit in made] == [960, "rows", 960]
+    assert [unit.source.nbytes for unit in cut if isinstance(unit, CopyUnit)] == [500, 460, 500, 460]
+    loratools.merge(base, [adapter], tmp_path / "out")
+    before, after = _weights(base), _weights(tmp_path / "out")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["model.layers.1.mlp.b.weight"]
 
 
 def test_weights_that_lie_far_apart_are_not_read_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,7 +214,9 @@ def api() -> str:
     aliases = [n for n in values if n not in (*functions, *classes)]
     parts += [f"### {name}\n\n`{_type_text(values[name])}`" for name in aliases]
     parts.append("## Errors")
-    parts += [f"### {name}\n\nExit code {values[name].exit_code}, code `{values[name].code}`." for name in errors]
+    for name in errors:
+        about = _markdown(inspect.getdoc(values[name]) or "")
+        parts.append(f"### {name}\n\n{about}\n\nExit code {values[name].exit_code}, code `{values[name].code}`.")
     return "\n\n".join(parts)
 
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdaptedModule:
-    """What an adapter does to one module of its base: `adapter["model.layers.0.self_attn.q_proj"]`.
+    """One module of an adapter, with its values as arrays: `adapter["model.layers.0.self_attn.q_proj"]`.
 
-    Values are read from the file each time that they are asked for.
+    Values are read from the file on each access.
 
     Attributes:
-        name: The module's name, as the adapter has it.
-        update: The stored update: its tensors unread, its numbers as they are stored.
+        name: The name of the module in the adapter.
+        update: The stored update. Its tensors are unread, and its numbers are as stored.
 
     Example:
         >>> import loratools
@@ -53,22 +53,22 @@ class AdaptedModule:
 
     @property
     def rank(self) -> int | None:
-        """The rank of the factors; None for a kind that has none."""
+        """The rank of the factors; None if the kind has none."""
         return self.update.rank
 
     @property
     def alpha(self) -> float | None:
-        """The alpha that is stored; None for a kind that has none."""
+        """The stored alpha; None if the kind has none."""
         return self.update.alpha
 
     @property
     def scale(self) -> float:
-        """What multiplies the product of the factors: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+        """The factor of the product: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
         return self.update.scale
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """The shape of the weight: (out, in) of a linear layer. None for sizes that the adapter does not tell."""
+        """The shape of the weight: (out, in) of a linear layer. Unknown sizes are None."""
         return self.update.shape
 
     @property
@@ -78,23 +78,23 @@ class AdaptedModule:
 
     @property
     def a(self) -> Floats:
-        """The factor A as it is stored, without the scale: (rank, in), a numpy array.
+        """The stored factor A, without the scale: (rank, in), a numpy array.
 
-        float64 where it is stored in float64, otherwise float32, which holds 16-bit values exactly.
+        float64 if it is stored in float64, otherwise float32, which holds 16-bit values exactly.
 
         Raises:
-            UnsupportedError: The kind has no factor of this name.
+            UnsupportedError: The kind has no factor A.
         """
         return self._part("A")
 
     @property
     def b(self) -> Floats:
-        """The factor B as it is stored, without the scale: (out, rank), a numpy array.
+        """The stored factor B, without the scale: (out, rank), a numpy array.
 
-        float64 where it is stored in float64, otherwise float32, which holds 16-bit values exactly.
+        float64 if it is stored in float64, otherwise float32, which holds 16-bit values exactly.
 
         Raises:
-            UnsupportedError: The kind has no factor of this name.
+            UnsupportedError: The kind has no factor B.
         """
         return self._part("B")
 
@@ -103,13 +103,14 @@ class AdaptedModule:
     @overload
     def factors(self, *, as_torch: Literal[True]) -> tuple[Tensor, Tensor]: ...
     def factors(self, *, as_torch: bool = False) -> tuple[Floats, Floats] | tuple[Tensor, Tensor]:
-        """Return `(a, b)` in float64 with the scale in `b`: `b @ a` is the delta, as a matrix.
+        """Return the factors `(a, b)` in float64 with the scale in `b`, so that `b @ a` is the delta as a matrix.
 
         Args:
-            as_torch: Return torch tensors and not numpy arrays.
+            as_torch: Return torch tensors instead of numpy arrays.
 
         Returns:
-            a: (rank, in) and b: (out, rank); of a convolution, `in` is the inputs times the size of the kernel.
+            `a`: (rank, in) and `b`: (out, rank). For a convolution, `in` is the number of inputs times the size of the
+            kernel.
 
         Raises:
             UnsupportedError: The delta is not a product of factors, or depends on the weights of the base.
@@ -151,14 +152,14 @@ class AdaptedModule:
             base: The unmodified weight, of shape `shape`. Needed for kinds whose change depends on it (DoRA, IA3,
                 OFT, ...), and otherwise ignored.
             dtype: float32 or float64. Computed in float64 and rounded once.
-            as_torch: Return a torch tensor and not a numpy array.
+            as_torch: Return a torch tensor instead of a numpy array.
 
         Returns:
             The delta in the shape of the weight: (out, in) of a linear layer, (out, in, height, width) of a
             convolution, (tokens, width) of an embedding, (experts, out, in) of fused experts.
 
         Raises:
-            UsageError: The change depends on the weight, and none is given; or the dtype is none of the two.
+            UsageError: The change depends on the weight and `base` is not given, or `dtype` is neither of the two.
             MismatchError: The weight has another shape.
         """
         from loratools.updates.parts.dense import dense_delta

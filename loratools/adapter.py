@@ -1,10 +1,10 @@
-"""Adapter: what one adapter file or folder holds, in whatever format it is stored.
+"""Adapter: the content of one adapter file or folder, in whatever format it is stored.
 
     updates        target -> update          `model.layers.0.self_attn.q_proj` -> LoRA(A, B, alpha)
     replacements   weight -> whole tensor    `classifier.weight` -> the trained head
 
-A target is the adapter's own name for a module, without the container's prefix; a replacement is named like the
-weight it replaces. What they mean in a base is for `matching` to find out.
+A target is the adapter's own name for a module, without the prefix of its container. A replacement is named like the
+weight that it replaces. `matching` finds out what they mean in a base.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from loratools.adapted_module import AdaptedModule, Array
     from loratools.algebra.rounding import Floats
 
-# Among more names than this the nearest are looked for only where the last part of the name is the same.
+# With more names than this, near names are only searched among those with the same last part.
 _MANY = 2000
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """A tensor that takes the place of a weight of the base, or of some of its rows.
+    """A tensor that replaces a weight of the base, or some of its rows.
 
     Attributes:
         tensor: The new values, unread.
-        declared: What in the adapter says so: modules_to_save, bias, embedding, tokens, norm (LN tuning); or
-            `unlisted`, where only the key does.
-        rows: The numbers of the rows that are replaced; None if the whole weight is.
+        declared: How the adapter declares it: modules_to_save, bias, embedding, tokens, norm (LN tuning); or
+            `unlisted`, if only the key shows it.
+        rows: The indices of the replaced rows; None if the whole weight is replaced.
     """
 
     tensor: LazyTensor
@@ -64,39 +64,37 @@ class Replacement:
 class Adapter:
     """An adapter: updates and replaced weights by the name of the module or weight that they belong to.
 
-    It is immutable, its values are not read, and it is a mapping of modules: `adapter[name]` is one module with its
-    factors as arrays, `len(adapter)` counts modules, `name in adapter` and `for name in adapter` go by their names.
+    It is immutable, and its values are not read. It is a mapping of modules: `adapter[name]` is one module with its
+    factors as arrays, `len(adapter)` is the number of modules, and iteration gives their names.
 
     Attributes:
         updates: The stored update of each module, sorted by the module's name.
-        replacements: Tensors that take the place of whole weights, sorted by the weight's name.
+        replacements: Tensors that replace weights, sorted by the weight's name.
         format: The format that it was read from; empty if it was made in memory.
-        path: Where it was read from; None if it was made in memory.
+        path: The path that it was read from; None if it was made in memory.
         base_model: The base model that the adapter names; None if it names none.
-        fan_in_fan_out: What the source says of how its base stores square weights: (in, out) if True, (out, in) if
-            False. None if it does not say, or where its kind does not go by it.
-        layer_replication: Ranges [start, stop) of layers of the base which, in this order, are the layers of the model
-            that was trained. Empty if the layers are those of the base.
-        invocation_tokens: The tokens after which the adapter acts (aLoRA); before them the model is its base. Empty if
-            it acts on every token.
-        base_class: The Python class of the model that was trained, after its module where that is known, such as
+        fan_in_fan_out: How the base stores square weights according to the source: (in, out) if True, (out, in) if
+            False. None if the source does not state it, or if it does not matter for its kind.
+        layer_replication: Ranges [start, stop) of layers of the base which, in this order, are the layers of the
+            trained model. Empty if the trained model has the layers of the base.
+        invocation_tokens: The tokens after which the adapter acts (aLoRA); before them the model equals its base. Empty
+            if the adapter acts on every token.
+        base_class: The Python class of the trained model, with its module if known, such as
             `transformers.models.bert.modeling_bert.BertModel`.
-        task_type: The task of the model that was trained as PEFT spells it, such as `SEQ_CLS`.
-        notes: What the source says that is not interpreted outside `formats/`, kept to be written back: one mapping per
-            format.
-        uncertainties: What makes the updates uncertain, their scale or the order of their rows. What needs their values
-            refuses while there is any.
-        initialisation_changed_base: The initialisation that changed the base (PiSSA, OLoRA, ...), whose factors at the
-            start have to be subtracted.
+        task_type: The task of the trained model as PEFT spells it, such as `SEQ_CLS`.
+        notes: Metadata of the source that only `formats/` interprets, kept to be written back: one mapping per format.
+        uncertainties: What is uncertain about the scale or the row order of the updates. While there are any, functions
+            that need the values refuse the adapter.
+        initialisation_changed_base: The initialisation that changed the base (PiSSA, OLoRA, ...), if the initial
+            factors have to be subtracted; else None.
         warnings: Warnings that do not change how the source is read.
-        stored_names: Whether modules have the names of the file, letter by letter, and not those of diffusers or
-            transformers.
-        undecided: Why there are no other names than those of the file, where that is so.
-        aliases: Names by which a module can be selected beside its own.
-        unread_tensors: Tensors of its files that are not read and that a person has left out, by their keys.
-        read_companions: Files beside the adapter's own that were read with it.
-        unread_companions: Files beside it that hold tensors of unknown meaning. Merging refuses while there is any.
-        remedy: What a person can do about the uncertainties.
+        stored_names: Whether modules are named exactly as in the file, and not as in diffusers or transformers.
+        undecided: Why the names of the file could not be translated; None if they were, or if no translation is needed.
+        aliases: Further names by which a module can be selected.
+        unread_tensors: Keys of tensors in its files that a glob excluded before they were read.
+        read_companions: Other files of the adapter that were read with it.
+        unread_companions: Files beside it that hold tensors of unknown meaning. Merging is refused while there are any.
+        remedy: How to resolve the uncertainties.
 
     Example:
         >>> import loratools
@@ -131,7 +129,7 @@ class Adapter:
     remedy: str = "say which rank the scale is to be taken from: --rank-from tensors, or --rank-from config"
 
     def __post_init__(self) -> None:
-        # By names alone, which is fast where they are sorted already.
+        # By names only, which is fast if they are sorted already.
         updates, replacements = self.updates, self.replacements
         object.__setattr__(self, "updates", {name: updates[name] for name in sorted(updates)})
         object.__setattr__(self, "replacements", {name: replacements[name] for name in sorted(replacements)})
@@ -162,7 +160,7 @@ class Adapter:
         return len(self.updates)
 
     def __bool__(self) -> bool:
-        # One that only replaces weights has no modules, and is an adapter all the same.
+        # An adapter that only replaces weights has no modules, and is still an adapter.
         return True
 
     def __iter__(self) -> Iterator[str]:
@@ -178,7 +176,7 @@ class Adapter:
             name: The module's name, as `loratools inspect --modules` prints it.
 
         Raises:
-            UnknownModuleError: There is no such module; the nearest names are in the error.
+            UnknownModuleError: There is no such module. The error names the nearest ones.
         """
         from loratools.adapted_module import AdaptedModule
 
@@ -245,7 +243,7 @@ class Adapter:
         Raises:
             UnknownModuleError: There is no such module.
             UnsupportedError: The scale of the adapter is uncertain.
-            UsageError: The change depends on the weight, and none is given.
+            UsageError: The change depends on the weight, and `base` is not given.
             MismatchError: The weight has another shape.
         """
         self.require_certain()
@@ -266,16 +264,15 @@ class Adapter:
         """Return a LoRA adapter of the given factors, which `loratools.save` writes in any format.
 
         Args:
-            factors: For each module, by its name, `(A, B)` or `(A, B, scale)`: numpy arrays or torch tensors,
-                A: (rank, in) and B: (out, rank). The change of the weight is `scale * B @ A`; the scale is 1 where
-                it is not given.
-            base_model: The name of the base model, to be written with it.
+            factors: For each module, by its name, `(A, B)` or `(A, B, scale)`: numpy arrays or torch tensors, A: (rank,
+                in) and B: (out, rank). The change of the weight is `scale * B @ A`. The scale is 1 if it is not given.
+            base_model: The name of the base model, stored with the adapter.
 
         Returns:
             The adapter, with alpha = scale * rank. Its values are held in memory.
 
         Raises:
-            MismatchError: Factors that do not make a product, all of them named.
+            MismatchError: Factors do not make a product. The error names all of them.
             UsageError: A value is neither a numpy array nor a torch tensor of floating-point numbers.
 
         Example:
@@ -318,20 +315,20 @@ class Adapter:
     def from_state_dict(
         cls, tensors: Mapping[str, Array], *, config: Mapping[str, object] | object | None = None
     ) -> Adapter:
-        """Return the adapter of a state dict of PEFT, as `peft.get_peft_model_state_dict` gives it.
+        """Return the adapter with the state dict of a PEFT model, as `peft.get_peft_model_state_dict` returns it.
 
         Args:
             tensors: numpy arrays or torch tensors by PEFT's keys:
                 `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`, ...
-            config: The `peft.PeftConfig`, or its fields as a dict. Without it alpha is assumed to be the rank, and
+            config: The `peft.PeftConfig`, or its fields as a dict. Without it, alpha is assumed to equal the rank, and
                 `warnings` says so.
 
         Returns:
             The adapter. Its values are held in memory.
 
         Raises:
-            UnsupportedError: Fields or tensors that are not read, all of them named.
-            FormatError: Factors that do not make a product.
+            UnsupportedError: Some fields or tensors are not supported. The error names all of them.
+            FormatError: Factors do not make a product.
             UsageError: A value is neither a numpy array nor a torch tensor.
 
         Example:
@@ -348,20 +345,20 @@ class Adapter:
         """Return the tensors by PEFT's keys, as `peft.set_peft_model_state_dict` takes them.
 
         Returns:
-            torch tensors in the stored dtype. Scales are not in them: `peft_config` has ranks and alphas.
+            torch tensors in the stored dtype. They do not include scales: `peft_config` has ranks and alphas.
 
         Raises:
-            UnsupportedError: PEFT's format cannot hold a module; or the scale of the adapter is uncertain.
+            UnsupportedError: PEFT's format cannot hold a module, or the scale of the adapter is uncertain.
         """
         self.require_certain()
         tensors: dict[str, Tensor] = registry.load("formats", "peft").to_state_dict(self)
         return tensors
 
     def peft_config(self) -> dict[str, Any]:
-        """Return the fields of `adapter_config.json` from which PEFT makes these ranks, scales and replaced modules.
+        """Return the fields of `adapter_config.json` that give PEFT the same ranks, scales and replaced modules.
 
         Raises:
-            UnsupportedError: PEFT's format cannot hold a module; or the scale of the adapter is uncertain.
+            UnsupportedError: PEFT's format cannot hold a module, or the scale of the adapter is uncertain.
         """
         self.require_certain()
         fields: dict[str, Any] = registry.load("formats", "peft").config_of(self)
@@ -369,7 +366,9 @@ class Adapter:
 
     @property
     def layer_order(self) -> tuple[int, ...]:
-        """For each layer of the deeper model, the layer of the base that it is a copy of; empty if none is."""
+        """For each layer of the trained model, the layer of the base that it copies; empty if no layer is
+        replicated.
+        """
         return tuple(i for start, stop in self.layer_replication for i in range(start, stop))
 
     def tensors(self) -> dict[str, LazyTensor]:
@@ -379,18 +378,20 @@ class Adapter:
 
     @property
     def undecided_experts(self) -> tuple[str, ...]:
-        """Names of the fused experts whose columns of B may be shared in two ways."""
+        """Names of the fused experts whose columns of B may be in either of two orders."""
         experts_by_name = [(name, update.as_experts()) for name, update in self.updates.items()]
         return tuple(name for name, experts in experts_by_name if experts is not None and experts.packing is None)
 
     @property
     def without_alpha(self) -> tuple[str, ...]:
-        """Names of modules whose files say an alpha of 0, with which no adapter is trained."""
+        """Names of modules whose files state an alpha of 0, although no adapter is trained with that."""
         return tuple(name for name, update in self.updates.items() if update.assumes_alpha and update.alpha == 0)
 
     @property
     def open_questions(self) -> tuple[str, ...]:
-        """What is uncertain about the updates, each with what answers it; what needs their values refuses meanwhile."""
+        """What is uncertain about the updates, each with its remedy. Functions that need the values refuse the adapter
+        meanwhile.
+        """
         questions = list(self.uncertainties)
         if names := self.without_alpha:
             questions.append(
@@ -409,11 +410,11 @@ class Adapter:
         return f"give the alpha that it was trained with: loratools convert {path} -o FOLDER --to peft --alpha ALPHA"
 
     def require_certain(self) -> None:
-        """Raise where it is not certain what the updates are, or what they are to be multiplied with.
+        """Check that the updates and their scales are certain.
 
         Raises:
             UnsupportedError: The scale is uncertain.
-            UndecidedError: Fused experts may share the columns of B in two ways.
+            UndecidedError: The columns of B of fused experts may be in either of two orders.
         """
         if self.uncertainties:
             raise UnsupportedError(
@@ -445,8 +446,11 @@ class Adapter:
             include: Globs over the names of modules and replaced weights; empty selects all.
             exclude: Globs of names to leave out.
 
+        Returns:
+            A new adapter with the selected modules and replaced weights.
+
         Raises:
-            UsageError: A glob matches nothing, or nothing is left.
+            UsageError: A glob matches nothing, or nothing is selected.
         """
         if not include and not exclude:
             return self

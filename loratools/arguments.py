@@ -140,7 +140,7 @@ def _argument(
 ) -> object:
     text = str(parameter.annotation)
     if value == "" and "Path" in text:
-        # The working folder to pathlib, and an unset variable to whoever wrote it.
+        # pathlib reads it as the working folder; the caller probably passed an unset variable.
         raise UsageError(f"{function.__name__}: {parameter.name} is empty", hint="give a path; '.' is the folder here")
     if type(value).__name__ in text.split(" | ") and type(value).__module__ == "builtins":
         return value  # nothing has to be imported to see that a str is one

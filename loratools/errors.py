@@ -22,9 +22,23 @@ from collections.abc import Sequence
 
 
 class LoraToolsError(Exception):
-    """What is wrong (`message`), one line per thing concerned (`details`), and what to do (`hint`).
+    """The base class of every error that loratools raises on purpose.
 
-    `defect`: the id of the rule of `checks/` that explains it; None if no rule is about it in particular.
+    Attributes:
+        message: What is wrong, and about which file, tensor or argument.
+        details: One line for each thing that is wrong, if there are several.
+        hint: What to do about it; None if nothing is known.
+        defect: The id of the rule of `loratools check` that explains it; None if there is no such rule.
+        code: The name of the class of error in JSON documents.
+        exit_code: The exit code of the command line.
+
+    Example:
+        >>> import loratools
+        >>> try:
+        ...     loratools.load("no-such-folder")
+        ... except loratools.LoraToolsError as error:
+        ...     print(error.code, error.exit_code)
+        usage 2
     """
 
     exit_code = 70
@@ -44,38 +58,56 @@ class LoraToolsError(Exception):
 
 
 class UsageError(LoraToolsError, ValueError):
+    """An argument is invalid, or an input does not exist."""
+
     exit_code = 2
     code = "usage"
 
 
 class OutputExistsError(UsageError):
+    """The output exists and may not be replaced, or it is one of the inputs."""
+
     code = "output-exists"
 
 
 class UnknownModuleError(UsageError, KeyError):
+    """The adapter has no module of this name. It is also a `KeyError`."""
+
     code = "unknown-module"
 
 
 class UndecidedError(LoraToolsError):
+    """The input is ambiguous, and an argument has to decide."""
+
     exit_code = 3
     code = "undecided"
 
 
 class InputError(LoraToolsError, ValueError):
+    """An input is damaged, unsafe or not supported, or its values are invalid."""
+
     exit_code = 4
     code = "input"
 
 
 class FormatError(InputError):
+    """A file does not follow its format, or it is not what was expected."""
+
     code = "format"
 
 
 class UnsupportedError(InputError):
+    """The input is recognised, but loratools does not support it; the message names the feature."""
+
     code = "unsupported"
 
 
 class UnreadTensorsError(UnsupportedError):
-    """Tensors that are not read, by their keys in the file (`tensors`), all of them."""
+    """An adapter has tensors that its format does not read.
+
+    Attributes:
+        tensors: The keys of all of these tensors in the file.
+    """
 
     def __init__(
         self,
@@ -91,10 +123,14 @@ class UnreadTensorsError(UnsupportedError):
 
 
 class MismatchError(InputError):
+    """Each input is valid, but they do not fit together."""
+
     code = "mismatch"
 
 
 class MachineError(LoraToolsError, OSError):
+    """The disk, the permissions or the memory of the machine, or a missing program, prevented the work."""
+
     exit_code = 5
     code = "machine"
 
@@ -106,4 +142,6 @@ class MachineError(LoraToolsError, OSError):
 
 
 class ChangedInputError(MachineError):
+    """An input changed after it was first read."""
+
     code = "changed-input"

@@ -73,7 +73,7 @@ def spellings(target: str) -> tuple[str, ...]:
 def match(adapter: Adapter, shapes: Shapes, *, config: Mapping[str, object] | None = None) -> Matches:
     """Find the place of every name of `adapter` among the weights of a base (name -> shape; tied names included).
 
-    config: the base's, which tells of names in memory and of layers stored as (in, out).
+    config: The config of the base, which determines names in memory and layers stored as (in, out).
 
     Raises:
         MismatchError: Two renamings explain the names equally well, or two names mean the same weight.

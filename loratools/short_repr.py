@@ -30,7 +30,7 @@ def few_lines(value: object) -> str:
 
 
 def clipped(text: str, most: int = _MOST_CHARACTERS) -> str:
-    """The text on one line, of at most so many characters."""
+    """The text on one line, of at most `most` characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
 

@@ -1,41 +1,140 @@
-"""Docstrings of the public names: every parameter is explained, every example runs, and docs/api.md has them all."""
+"""Docstrings: each parameter, result and error is explained in sentences, examples run, docs/api.md has them all."""
 
 from __future__ import annotations
 
 import ast
+import builtins
 import dataclasses
 import doctest
 import inspect
 import re
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 
 import loratools
-from loratools import registry
+from loratools import errors, registry
+from loratools.updates.parts.defaults import UpdateDefaults
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 ROOT = Path(__file__).parents[1]
-FUNCTIONS = [name for name in loratools.__all__ if inspect.isfunction(getattr(loratools, name))]
-# The classes that people make, index and ask; the others are fields of reports.
-CLASSES = ("AdaptedModule", "Adapter", "Checkpoint", "LazyTensor")
+EXPORTED = {name: getattr(loratools, name) for name in loratools.__all__ if name != "__version__"}
+FUNCTIONS = [name for name, value in EXPORTED.items() if inspect.isfunction(value)]
+CLASSES = [name for name, value in EXPORTED.items() if isinstance(value, type)]
+# The classes that people make, open, index or get from a function; the others are fields of reports.
+SHOWN_BY_EXAMPLE = [name for name in CLASSES if name.endswith("Report")]
+SHOWN_BY_EXAMPLE += ["AdaptedModule", "Adapter", "Base", "Checkpoint", "ComparisonMatrix", "LazyTensor", "LoRA"]
+SHOWN_BY_EXAMPLE += ["LoraToolsError", "MergePlan"]
+# Lists of what is installed: there is nothing that they could refuse.
+CANNOT_FAIL = {"list_formats", "list_layouts", "list_methods", "list_rules"}
+# A description may begin with code, a number, a name of several parts, or a word that is always written small.
+SMALL = r"`|\d|\(|[\w*]+[_.\d]|(kohya|nearest|numpy|torch|out|in|ids?)\b"
+# Elliptic or archaic turns, each with the plain one.
+RIDDLES = {
+    r"\bwhere (there (is|are)|it has|they have) none\b": "if there is none",
+    r"\bwhere none (is|are|was|were)\b": "if none is given",
+    r"\bwhere it is (None|not given)\b": "if None",
+    r"\b(is|are|was|were|be) told\b(?! apart)": "printed, reported, known",
+    r"\bas of `|^As `": "as in, like",
+    r"\bsave for\b": "except for",
+    r"\bin so far as\b": "as far as",
+    r"\bfor want of\b": "because there is no",
+    r"\bto speak of\b": "say what there is none of",
+    r"\bas (not )?asked for\b": "as requested",
+    r"\ba (text|number|line) each\b": "one text for each",
+    r"\bbears? (it )?out\b": "confirms",
+    r"\bwhosoever\b|\bwhatsoever\b": "say who or what",
+    r"\bis no more\b(?! than)": "no longer exists",
+    r"\bNone of a\b": "None for a",
+    r"\bits like\b": "name what is meant",
+}
+
+
+def members(cls: type) -> dict[str, object]:
+    """The public methods and properties that a class of this package has, also those that it inherits."""
+    return {
+        name: inspect.getattr_static(cls, name)
+        for name in dir(cls)
+        if not name.startswith("_")
+        and next(c for c in cls.__mro__ if name in vars(c)).__module__.startswith("loratools")
+        and (is_method(value := inspect.getattr_static(cls, name)) or isinstance(value, (property, cached_property)))
+    }
+
+
+def is_method(value: object) -> bool:
+    return inspect.isfunction(getattr(value, "__func__", value))
+
+
+def documentation(cls: type, name: str) -> str:
+    """The docstring of a member; of a kind of update also what the protocol says of it."""
+    protocol = getattr(loratools.Update, name, None) if issubclass(cls, UpdateDefaults) else None
+    return inspect.getdoc(inspect.getattr_static(cls, name)) or inspect.getdoc(protocol) or ""
 
 
 def callables() -> dict[str, object]:
-    """Public functions, and the public methods of the classes that people use, by their names."""
-    found: dict[str, object] = {name: getattr(loratools, name) for name in FUNCTIONS}
-    for cls in CLASSES:
-        for name, value in vars(getattr(loratools, cls)).items():
-            method = getattr(value, "__func__", value)
-            if inspect.isfunction(method) and not name.startswith("_"):
-                found[f"{cls}.{name}"] = method
-    return found
+    """Public functions, and the public methods of exported classes, by their names."""
+    public: dict[str, object] = {name: EXPORTED[name] for name in FUNCTIONS}
+    for name in CLASSES:
+        for member, value in members(EXPORTED[name]).items():
+            if is_method(value) and inspect.getdoc(getattr(value, "__func__", value)):
+                public[f"{name}.{member}"] = getattr(value, "__func__", value)
+    return public
 
 
 def section(doc: str, title: str) -> str:
     """The indented lines below `Args:`, `Returns:`, ..."""
-    found = re.search(rf"^{title}:\n((?:(?:    .*)?\n?)*)", doc, re.M)
-    return found[1] if found else ""
+    match = re.search(rf"^{title}:\n((?:(?:    .*)?\n?)*)", doc, re.M)
+    return match[1] if match else ""
+
+
+def entries(doc: str, title: str) -> list[tuple[str, str]]:
+    """`name: description` of a section, each on one line."""
+    joined = re.sub(r"\n {8,}", " ", section(doc, title))
+    return [(name.strip("*`"), about) for name, about in re.findall(r"^    ([^\s:][^:]*): (.+)$", joined, re.M)]
+
+
+def unfinished(doc: str) -> list[str]:
+    """Descriptions in sections that do not begin with a capital letter, or end without a full stop."""
+    described = [(title, *entry) for title in ("Args", "Attributes", "Raises") for entry in entries(doc, title)]
+    returns = " ".join(section(doc, "Returns").split())
+    described += [("Returns", "", returns)] if returns else []
+    return [
+        f"{title} {name}: {about}"
+        for title, name, about in described
+        if not re.match(rf"[A-Z]|{SMALL}", about) or not about.rstrip().endswith((".", "?", "`"))
+    ]
+
+
+def raised(doc: str) -> list[str]:
+    """Names in `Raises:` that are no errors of this package or of Python."""
+    names = [name for name, _ in entries(doc, "Raises")]
+    known = {**vars(builtins), **vars(errors)}
+    return [n for n in names if not (isinstance(known.get(n), type) and issubclass(known[n], BaseException))]
+
+
+def riddles(text: str) -> list[str]:
+    """Turns of `RIDDLES` in a text, quoted names and code aside."""
+    return [f"{match[0]} -> {plain}" for turn, plain in RIDDLES.items() if (match := re.search(turn, text, re.M))]
+
+
+def prose(path: Path) -> list[tuple[str, str]]:
+    """Every docstring and every block of comments of a file, on one line each, with its place."""
+    source = path.read_text(encoding="utf-8")
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, DOCUMENTED)]
+    texts = [(getattr(node, "lineno", 1), ast.get_docstring(node) or "") for node in nodes]
+    for match in re.finditer(r"(?:^ *# .*\n)+", source, re.M):
+        texts.append((source.count("\n", 0, match.start()) + 1, re.sub(r"^ *# ", "", match[0], flags=re.M)))
+    return [(f"{path.name}:{line}", re.sub(r"\s*\n\s*", " ", text)) for line, text in texts if text]
+
+
+def every_docstring() -> dict[str, str]:
+    """The docstrings of the exported functions and classes, and of their methods, by name."""
+    own = {name: inspect.cleandoc(vars(EXPORTED[name]).get("__doc__") or "") for name in CLASSES}
+    return {**{name: inspect.getdoc(value) or "" for name, value in callables().items()}, **own}
+
+
+PACKAGE_FILES = sorted(Path(loratools.__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize("name", callables())
@@ -43,26 +142,127 @@ def test_every_parameter_is_in_the_docstring(name: str) -> None:
     value = callables()[name]
     parameters = [p for p in inspect.signature(value).parameters if p not in ("self", "cls")]  # type: ignore[arg-type]
 
-    explained = re.findall(r"^    \*{0,2}(\w+): \S", section(inspect.getdoc(value) or "", "Args"), re.M)
+    assert [entry for entry, _ in entries(inspect.getdoc(value) or "", "Args")] == parameters
 
-    assert explained == parameters
+
+@pytest.mark.parametrize("name", callables())
+def test_what_is_returned_is_in_the_docstring(name: str) -> None:
+    value = callables()[name]
+    doc = inspect.getdoc(value) or ""
+    parameters = [p for p in inspect.signature(value).parameters if p not in ("self", "cls")]  # type: ignore[arg-type]
+
+    # What a method without parameters returns is its first line.
+    if str(inspect.unwrap(value).__annotations__["return"]) != "None" and (parameters or "." not in name):  # type: ignore[arg-type]
+        assert section(doc, "Returns")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_function_says_what_it_returns_and_has_an_example(name: str) -> None:
-    doc = inspect.getdoc(getattr(loratools, name)) or ""
+def test_every_function_has_an_example_and_its_errors(name: str) -> None:
+    doc = inspect.getdoc(EXPORTED[name]) or ""
 
-    assert section(doc, "Returns")
     assert ">>> " in section(doc, "Example")
+    assert bool(section(doc, "Raises")) == (name not in CANNOT_FAIL)
     assert re.match(r"[A-Z][a-z]+ .*[.,]", doc), "the first line is a sentence"
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES, *(n for n in callables() if "." in n)])
+@pytest.mark.parametrize("name", SHOWN_BY_EXAMPLE)
+def test_every_class_that_people_meet_has_an_example(name: str) -> None:
+    assert ">>> " in section(inspect.cleandoc(vars(EXPORTED[name])["__doc__"]), "Example")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_member_of_a_public_class_is_documented(name: str) -> None:
+    cls = EXPORTED[name]
+
+    assert vars(cls).get("__doc__")
+    assert [member for member in members(cls) if not documentation(cls, member)] == []
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=lambda path: path.relative_to(PACKAGE_FILES[0].parent).as_posix())
+def test_sections_of_docstrings_are_sentences_and_name_real_errors(path: Path) -> None:
+    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, DOCUMENTED)]
+    docs = [ast.get_docstring(node) or "" for node in nodes]
+
+    assert [fault for doc in docs for fault in unfinished(doc)] == []
+    assert [name for doc in docs for name in raised(doc)] == []
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=lambda path: path.relative_to(PACKAGE_FILES[0].parent).as_posix())
+def test_docstrings_and_comments_are_without_riddles(path: Path) -> None:
+    assert [(where, fault) for where, text in prose(path) for fault in riddles(text)] == []
+
+
+@pytest.mark.parametrize(
+    "doc",
+    [
+        "F.\n\nArgs:\n    x: the value.\n",
+        "F.\n\nArgs:\n    x: The value\n",
+        "F.\n\nRaises:\n    UsageError: there is none.\n",
+        "F.\n\nReturns:\n    The sum of\n    all values\n",
+        "F.\n\nAttributes:\n    x: The value, which is\n        long\n",
+    ],
+)
+def test_a_section_that_is_no_sentence_is_noticed(doc: str) -> None:
+    assert len(unfinished(doc)) == 1
+
+
+def test_sections_that_are_sentences_pass() -> None:
+    doc = """F.
+
+    Args:
+        x: `a` or `b`.
+        y: float32, or something
+            longer.
+        **more: (rows, columns).
+
+    Returns:
+        The sum.
+
+    Raises:
+        UsageError: There is none.
+        ValueError: It is negative.
+    """
+
+    assert unfinished(inspect.cleandoc(doc)) == []
+    assert [name for name, _ in entries(inspect.cleandoc(doc), "Args")] == ["x", "y", "more"]
+    assert raised(inspect.cleandoc(doc)) == []
+    assert raised("F.\n\nRaises:\n    UseError: There is none.\n    section: It is no error.\n") == [
+        "UseError",
+        "section",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "All are taken where there is none.",
+        "The method, linear where none is given.",
+        "The threads; one per CPU where it is None.",
+        "What is told on stderr.",
+        "The same errors as of `load`.",
+        "As `load`, of an open file.",
+        "All names, save for experts.",
+        "The rank; None of a plan.",
+        "What LyCORIS and its like store.",
+        "Warnings about the result, a text each.",
+    ],
+)
+def test_each_riddle_is_noticed(text: str) -> None:
+    assert len(riddles(text)) == 1
+
+
+def test_plain_sentences_are_no_riddles() -> None:
+    assert (
+        riddles(
+            "Two dtypes that are told apart by size. None if there is none. As in `load`, the error is no more than 1."
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize("name", [n for n, doc in every_docstring().items() if ">>> " in doc])
 def test_examples_print_what_they_show(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = callables().get(name) or getattr(loratools, name)
-    example = inspect.getdoc(value) or ""
-    if ">>> " not in example:
-        return
+    example = every_docstring()[name]
     if not (ROOT / "fixtures" / "llama-tiny").exists():
         pytest.skip("the fixtures are not here")
     pytest.importorskip("torch", reason="most examples compute with it")

@@ -65,7 +65,7 @@ class TruncatedSvd:
 
         u: (m, k)   s: (k,) descending   vt: (k, n)
 
-    values: singular values in so far as they were found, (at least k,) descending, float64: those beyond k are lower
+    values: the computed singular values, (at least k,) descending, float64: those beyond k are lower
         bounds, and crude ones at the end, unless the method is an exact one.
 
     u and vt are float32 and orthonormal, the largest entry of each column of u is positive. s is float64, as singular

@@ -39,9 +39,9 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _HATCHES = ("", "////", "....", "xxxx")
 _FILLS = ("#0072b2", "#e69f00", "#d9d9d9", "#56b4e9")
 _SEQUENTIAL, _DIVERGING = "cividis", "PuOr"
-# A label of a heat map or a bar is clipped at so many characters.
+# Labels of heat maps and bars are clipped at this number of characters.
 _LONGEST_LABEL = 44
-# A number in a place of a map needs so many inches.
+# The width of a number in a cell of a heat map, in inches.
 _NUMBER_WIDTH = 0.27
 # More ticks than this on an axis are thinned out.
 _MOST_TICKS = 32
@@ -137,7 +137,7 @@ class _Panel:
                 cell = 0.19 if chart.has_layers else 0.3
                 names_below = 0.35 if chart.has_layers and len(sections(chart.rows)) == 1 else 0.9
                 height = 0.65 + names_below + cell * len(down)
-                # Beyond so many layers places would be thinner than a hair.
+                # With more layers than this, cells would be too thin to see.
                 more = max(0.0, label_width + 0.9 + 0.055 * len(across) - _WIDTH) if wide else 0.0
                 return cls(chart, wide, max(1.7, height), more)
 
@@ -212,7 +212,7 @@ def _oriented(chart: HeatMap) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _draw_map(axes: Axes, chart: HeatMap, per_cell: float) -> list[str]:
-    """Draw the map, whose places are so many inches wide, and return what its legend has to say."""
+    """Draw the map with cells of the given width in inches, and return the entries of its legend."""
     across, down = _oriented(chart)
     values = list(zip(*chart.values, strict=True)) if chart.has_layers else list(chart.values)
     numbers = [[math.nan if value is None else value for value in row] for row in values]

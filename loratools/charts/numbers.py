@@ -10,7 +10,7 @@ def aligned(rows: Sequence[Sequence[float | None]], limits: tuple[float, float])
     """Return the numbers with as many decimals as their scale asks for; empty if there is none.
 
     Args:
-        rows: The numbers; None or not a number where there is none.
+        rows: The numbers; None or NaN for a missing one.
         limits: The ends of their scale.
 
     Example:

@@ -80,6 +80,7 @@ class Component:
 
     @property
     def index_name(self) -> str:
+        """The name of the index file of a result, relative to the checkpoint."""
         return f"{self.folder}{self.stem}.safetensors.index.json"
 
 
@@ -155,7 +156,11 @@ class Checkpoint:
         return self.quantisation.name if self.quantisation is not None else None
 
     def require_readable(self) -> None:
-        """Raise an error that names every weight that is quantised in a way that loratools cannot read."""
+        """Raise an error if a weight is quantised in a way that loratools cannot read.
+
+        Raises:
+            UnsupportedError: There are such weights. The error names all of them.
+        """
         refused = self.quantisation.refused if self.quantisation is not None else ()
         if refused:
             raise UnsupportedError(
@@ -166,6 +171,7 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[WeightFile, ...]:
+        """The weight files of all components, in order."""
         return tuple(file for component in self.components for file in component.files)
 
 

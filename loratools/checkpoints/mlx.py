@@ -1,7 +1,7 @@
 """MLX: the folder that mlx-lm and mlx-vlm convert a model to; files as Hugging Face has them, named by `format: mlx`.
 
-Text models keep the names of transformers, save for experts, which are stacked as `switch_mlp`. Kernels of
-convolutions have their channels last, (out, *kernel, in), and nothing is added to those.
+Text models keep the names of transformers, except for experts, which are stacked as `switch_mlp`. Kernels of
+convolutions have their channels last, (out, *kernel, in), and adapters cannot be added to them.
 """
 
 from __future__ import annotations

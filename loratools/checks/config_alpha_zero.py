@@ -1,6 +1,7 @@
 """The config says an alpha of 0.
 
-With it the adapter changes nothing, and nobody trains so: whoever wrote the config did not know the alpha.
+With an alpha of 0 the adapter changes nothing, and nobody trains like that: the writer of the config did not know the
+alpha.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rank is above what the server takes unless it is told.
+"""The rank is above the server's default limit.
 
 The server refuses the adapter at the first request for it, until it is started with a larger limit.
 """

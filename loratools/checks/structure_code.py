@@ -1,7 +1,6 @@
 """Python files lie beside the weights, or the config names some.
 
-Programs that are told to trust remote code run them when they load the model. They were not run here. An adapter needs
-none.
+Programs that trust remote code run these files when they load the model. They were not run here. An adapter needs none.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from loratools.storage.files import quoted
 
 SEVERITY = "warning"
 NEEDS = "headers"
-FIX = "read the code before any program is told to trust it, or remove it"
+FIX = "read the code before you let any program trust it, or remove it"
 
 
 def observe(subject: Subject) -> Iterator[Observation]:

@@ -16,9 +16,9 @@ from loratools.cli.common.output import Output
 def command(folder: str, *, plan: bool, output: Output) -> None:
     """Remove the leftovers of killed runs in FOLDER and its subfolders, and list them with their sizes.
 
-    FOLDER is the working folder where none is given. A run prepares its output in a hidden folder and holds a lock on
-    it while it runs, so running jobs are not touched. Work that --resume could continue is removed as well. --plan
-    lists everything and removes nothing.
+    FOLDER is the working folder by default. A run prepares its output in a hidden folder and holds a lock on it while
+    it runs, so running jobs are not touched. Work that --resume could continue is removed as well. --plan lists
+    everything and removes nothing.
 
     \b
     Examples:

@@ -24,7 +24,7 @@ from loratools.errors import UsageError
     type=options.METHODS,
     metavar="NAME[,NAME...]",
     help=(
-        f"The method, linear where none is given: {', '.join(registry.names('methods'))}. 'loratools methods NAME' "
+        f"The method; linear by default: {', '.join(registry.names('methods'))}. 'loratools methods NAME' "
         "explains one. Several, or 'all', are compared with --plan."
     ),
 )

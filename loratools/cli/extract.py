@@ -100,7 +100,7 @@ def command(
 
     before, after = open_checkpoint(Path(base)), open_checkpoint(Path(tuned))
     total = sum(t.nbytes for side in (before, after) for t in side.stored.values())
-    # Said before the work, for whoever would rather go on with what is there.
+    # Warned before the work, so that people can cancel and use the existing result.
     abandoned = [] if plan or resume else abandoned_warnings(out)
     for warning in abandoned:
         output.warn(warning)

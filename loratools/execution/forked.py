@@ -133,7 +133,7 @@ def _received(connection: socket.socket, size: int) -> bytes:
         if not piece:
             raise MachineError(
                 "a worker process ended before its work was done",
-                hint="the system may have ended it for want of memory; try fewer with --threads",
+                hint="the system may have ended it because memory was short; try fewer with --threads",
             )
         data += piece
     return bytes(data)

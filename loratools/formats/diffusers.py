@@ -74,7 +74,9 @@ def detect(source: AdapterSource) -> bool:
 
 
 def read(source: AdapterSource, *, rank_from: str | None = None) -> Adapter:
-    """The adapter; raises what `image_parts.reading.read` does. Names in no table are diffusers' own all the same."""
+    """Read the adapter; raises the errors of `image_parts.reading.read`. Names that no table has are still names of
+    diffusers.
+    """
     # Attention processors and LoRA layers of old releases are written with today's names.
     names = [name for name, module in grouped(source.tensors)[0].items() if module.kinds]
     current = all((at := _locate(name)) is None or f"{at.part}.{at.name}" == name for name in names)

@@ -1,7 +1,7 @@
 """How GGUF names the modules of a Hugging Face model, and in which order llama.cpp keeps the rows of some.
 
 Facts from llama.cpp's conversion scripts and the `gguf` package's tensor_mapping.py, held against the latter by test.
-Modules whose conversion does more than rename are refused by name, save for two cases: llama.cpp rotates neighbouring
+Modules whose conversion does more than rename are refused by name, except for two cases: llama.cpp rotates neighbouring
 rows of a query or key head where Hugging Face rotates its two halves, so these rows are interleaved ("permuted"); and
 it has all queries of Falcon before all keys and values, where Hugging Face has them group by group ("grouped").
 """

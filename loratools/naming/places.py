@@ -49,7 +49,7 @@ class HeadOrder:
         return np.array(interleaving(rows, self.heads), np.intp)
 
     def fits(self, rows: int) -> bool:
-        """Whether so many rows can be these heads."""
+        """Whether this number of rows can be these heads."""
         return self.heads > 0 and rows % (2 * self.heads) == 0
 
 
@@ -67,7 +67,7 @@ class GroupedHeads:
         return np.array(ungrouped(rows, self.queries, self.keys), np.intp)
 
     def fits(self, rows: int) -> bool:
-        """Whether so many rows can be these heads."""
+        """Whether this number of rows can be these heads."""
         return self.queries % self.keys == 0 and rows % (self.queries + 2 * self.keys) == 0
 
 
@@ -77,8 +77,8 @@ class Place:
 
     `of` some weight lies `at` a part of the base's tensor `weight`.
 
-    transposed  stored as (in, out); `at` is told of the tensor as stored, `of` of the weight as (out, in).
-    order       of the rows of the weight, where they are stored in another.
+    transposed  stored as (in, out); `at` refers to the tensor as stored, `of` to the weight as (out, in). order
+    of the rows of the weight, where they are stored in another.
     """
 
     weight: str
@@ -98,7 +98,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Alias:
-    """A weight that goes by a name under which nothing is stored: its shape, and the places that make it up."""
+    """A weight under a name that is not stored: its shape, and the places that it is made of."""
 
     shape: tuple[int, ...]
     places: tuple[Place, ...]

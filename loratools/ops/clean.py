@@ -59,6 +59,12 @@ class CleanReport:
         kept: Hidden folders that stay, and why.
         failed: Folders that could not be removed or read, and why.
         planned: Whether this is a plan, so that nothing was removed.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.clean("fixtures", plan=True)
+        >>> report.bytes, report.planned
+        (0, True)
     """
 
     folder: Path

@@ -58,7 +58,14 @@ class Quantisation:
         return tuple(lines)
 
     def with_prefix(self, prefix: str) -> Quantisation:
-        """The same quantisation for a component whose names get `prefix` in front."""
+        """Return the same quantisation for a component whose names get a prefix.
+
+        Args:
+            prefix: The prefix, such as `unet.`.
+
+        Returns:
+            The quantisation, with the prefix before all names.
+        """
         return Quantisation(
             {prefix + name: weight.with_prefix(prefix) for name, weight in self.weights.items()},
             {prefix + name: weight.with_prefix(prefix) for name, weight in self.unreadable.items()},
@@ -67,8 +74,13 @@ class Quantisation:
         )
 
     def logical(self, stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """The logical weights, in the order of the stored tensors: packed ones are dequantised on access, and tensors
-        that are only parts of them are left out.
+        """Return the logical weights: packed ones are dequantised on access, and tensors that are their parts left out.
+
+        Args:
+            stored: The stored tensors by name.
+
+        Returns:
+            The weights by logical name, in the order of the stored tensors.
         """
         first = {weight.stored_names[0]: name for name, weight in self.weights.items()}
         parts = {part for weight in self.weights.values() for part in weight.stored_names}

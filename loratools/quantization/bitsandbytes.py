@@ -122,7 +122,7 @@ class FourBit:
 
 @dataclass(frozen=True)
 class Int8:
-    """8-bit integers, and the largest magnitude of each row."""
+    """Integers of 8 bits, and the largest magnitude of each row."""
 
     format: str = "int8"
     bits: int = 8

@@ -120,7 +120,7 @@ def _order(weight: PackedWeight) -> Integers | None:
 
 @dataclass(frozen=True)
 class PlainIntegers:
-    """8-bit integers, with a scale for the tensor, for each row, or for groups of a row."""
+    """Integers of 8 bits, with a scale for the tensor, for each row, or for groups of a row."""
 
     group: int | None
     symmetric: bool
@@ -163,7 +163,7 @@ class PlainIntegers:
 
 @dataclass(frozen=True)
 class MicroscaledFloats:
-    """4-bit floats in blocks of 32, each with a power of two, along the rows of a linear layer."""
+    """Floats of 4 bits in blocks of 32, each with a power of two, along the rows of a linear layer."""
 
     format: str = "mxfp4"
     bits: int = 4

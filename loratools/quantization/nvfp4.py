@@ -34,7 +34,7 @@ _BLOCK = 16
 
 @dataclass(frozen=True)
 class TwoLevelFloats:
-    """4-bit floats with a float8 scale for each 16, and one scale for the tensor that multiplies or divides."""
+    """Floats of 4 bits with a float8 scale for each 16, and one scale for the tensor that multiplies or divides."""
 
     divides: bool
     format: str = "nvfp4"

@@ -11,7 +11,7 @@ from loratools.report.pairs import pairs
 from loratools.report.skipped import lines_of_skipped
 from loratools.report.text import number, plural, size
 
-# More names than this are told as a number.
+# More names than this are shown as a count.
 _SHOWN = 8
 
 

@@ -14,7 +14,7 @@ from loratools.report.skipped import lines_of_skipped
 from loratools.report.text import interval, number, plural, safe, shape, size
 from loratools.skipped import Skipped
 
-# More of a kind than this are told as one line.
+# More of a kind than this are shown as one line.
 _SHOWN = 3
 
 

@@ -125,7 +125,7 @@ def adapter_facts(entry: AdapterEntry) -> list[tuple[str, str]]:
 
 
 def _described(description: Description) -> Iterator[tuple[str, str]]:
-    """What the header says for people, a line each."""
+    """The lines about the description in the header."""
     if description.title:
         yield "title", _shortened(description.title)
     if description.trigger_words:

@@ -104,7 +104,7 @@ def _side_files(plan: MergePlan) -> list[str]:
 
 
 def explained(plan: MergePlan) -> list[str]:
-    """What was found and decided, a line each, for those who ask with `-v`."""
+    """The lines that `-v` prints: what was found and decided."""
     lines = []
     for adapter, weight, m in zip(plan.adapters, plan.weights, plan.matches, strict=True):
         if weight:

@@ -23,7 +23,7 @@ RANK_FIELDS = (
 
 
 class Reduced(Protocol):
-    """What is told of every adapter whose modules were brought to a rank."""
+    """The lines for each adapter whose modules were truncated to a rank."""
 
     @property
     def modules(self) -> Sequence[ReducedModule]: ...

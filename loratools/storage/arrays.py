@@ -72,7 +72,7 @@ _RAW = {
 
 
 def read_array(tensor: LazyTensor, dtype: str, start: int = 0, stop: int | None = None) -> Floats:
-    """Rows start:stop (all, where it has none) in `dtype`, F32 or F64; a new array of the tensor's own shape.
+    """Rows start:stop (all of a tensor without axes) in `dtype`, F32 or F64; a new array of the tensor's own shape.
 
     Raises:
         UnsupportedError: The tensor is not of a floating dtype that is computed with.
@@ -102,7 +102,7 @@ def read_array(tensor: LazyTensor, dtype: str, start: int = 0, stop: int | None 
 
 
 def read_raw(tensor: LazyTensor, start: int = 0, stop: int | None = None) -> Stored:
-    """Rows start:stop (all, where it has none) as they are stored; of float8 and bfloat16 the bits, as unsigned
+    """Rows start:stop (all of a tensor without axes) as they are stored; of float8 and bfloat16 the bits, as unsigned
     integers. Shape (stop - start, *tensor.shape[1:]), and () where the tensor has no axes.
 
     Raises:

@@ -143,7 +143,7 @@ def _stays_in_place(real: Path) -> bool:
 def staged_folder(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterator[Path]:
     """Give an empty folder to fill; when the block ends in order, it becomes `out` in one step, flushed to disk.
 
-    As `prepared_folder`, of a run that cannot be resumed.
+    Like `prepared_folder`, for a run that cannot be resumed.
     """
     with prepared_folder(out, overwrite=overwrite, inputs=inputs) as prepared:
         yield prepared.path
@@ -214,7 +214,7 @@ def staged_file(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterat
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """The same for a file that may be replaced whoever wrote it, as its caller knows.
+    """Like `staged_file`, for a file that may be replaced whatever program wrote it, which the caller has checked.
 
     Raises:
         MachineError: The disk is full, or there is no permission.
@@ -225,7 +225,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def rewritten_file(path: Path) -> Iterator[Path]:
-    """The same for a file inside of an output that is being prepared: one that is there is replaced, whoever wrote it.
+    """Like `staged_file`, for a file inside an output that is being prepared; an existing file is replaced.
 
     Raises:
         MachineError: The disk is full, or there is no permission.

@@ -388,7 +388,7 @@ def _compare(file: FileId, status: os.stat_result) -> None:
 
 def _input_error(error: OSError, file: FileId) -> LoraToolsError:
     if error.errno in (errno.ENOENT, errno.ESTALE):
-        return ChangedInputError(f"{quoted(file.path)} is no longer there", hint="restore it, then start again")
+        return ChangedInputError(f"{quoted(file.path)} no longer exists", hint="restore it, then start again")
     return machine_error(error, "read", file.path)
 
 
@@ -460,7 +460,7 @@ class _Inputs:
 
 
 def _close_input(fd: int) -> None:
-    with suppress(OSError):  # nothing was written through it, and it is closed all the same
+    with suppress(OSError):  # nothing was written through it, and it is closed in any case
         system.close(fd)
 
 

@@ -1,4 +1,4 @@
-"""Strict reader of GGUF headers: the keys with their values, and where each tensor lies. No numpy, no gguf package.
+"""Strict reader of GGUF headers: keys with their values, and the place of each tensor. Needs neither numpy nor gguf.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Shapes are given
 here as numpy has them: GGUF counts axes from the one that runs fastest. Of quantised types only Q8_0 is decoded.
@@ -31,10 +31,10 @@ _MAX_TEXT = 64 << 20
 _MAX_COUNT = 1 << 28
 _MAX_AXES = 4
 _MAX_NESTING = 4
-# By the number that stands for the type of a value: how to unpack it.
+# How to unpack a value, by the number of its type.
 _VALUES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
-# ggml types that are plain numbers, by their number.
+# ggml types of plain numbers, by their number.
 PLAIN_TYPES = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
 _Q8_0, _Q8_0_BLOCK, _Q8_0_BYTES = 8, 32, 34
 # ggml types whose values are packed in blocks, by their number: name, values and bytes of a block.
@@ -54,11 +54,11 @@ _TYPE_NAMES = {**PLAIN_TYPES, **{kind: name for kind, (name, _, _) in BLOCK_TYPE
 class GgufFile:
     """The header of a GGUF file and its tensors, unread.
 
-    `fields` are the keys of the header; `quantised` names the tensors that are not read, with their types.
+    `fields` are the keys of the header; `quantised` names the tensors that cannot be read, with their types.
 
-    `decoded` names those that are stored as Q8_0 and read as float32. `packed` has all that are stored in blocks, Q8_0
-    too, as their bytes. `order` are the names of all tensors as the header lists them, and `layout` is what another
-    file needs to have the same header.
+    `decoded` names the tensors stored as Q8_0 and read as float32. `packed` has the bytes of all tensors stored in
+    blocks, including Q8_0. `order` has the names of all tensors in the order of the header, and `layout` is what
+    another file needs to have the same header.
     """
 
     file: FileId
@@ -73,12 +73,12 @@ class GgufFile:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """How the header of a GGUF file is stored: its keys as bytes, so that another file can have the same ones.
+    """The stored header of a GGUF file: its keys as bytes, so that another file can have the same ones.
 
     Attributes:
-        version: Of the format.
-        alignment: Every tensor begins at a multiple of so many bytes, counted from the first.
-        keys: Where each key lies in the file, with its value, in their order.
+        version: The version of the format.
+        alignment: Every tensor begins at a multiple of this number of bytes, counted from the first tensor.
+        keys: The place of each key in the file, with its value, in file order.
         types: The ggml type of each tensor, by name.
     """
 
@@ -107,9 +107,9 @@ def read_gguf(path: Path) -> GgufFile:
     """Read and check the header of a GGUF file. No values are read.
 
     Raises:
-        UsageError: There is no such file.
-        UnsupportedError: Another version or byte order.
-        FormatError: It is no GGUF file, or a damaged one.
+        UsageError: The file does not exist.
+        UnsupportedError: The file has another version or byte order.
+        FormatError: It is not a GGUF file, or a damaged one.
     """
     file = identify(path)
     header = _Header(file)
@@ -153,7 +153,7 @@ class _Info:
 
 
 class _Header:
-    """The header, taken from front to back."""
+    """The header, read from front to back."""
 
     def __init__(self, file: FileId) -> None:
         self.file = file
@@ -179,7 +179,7 @@ class _Header:
 
     def count(self) -> int:
         count = self.number("Q")
-        # Whatever is counted takes at least a byte.
+        # Every counted item takes at least a byte.
         if count > min(_MAX_COUNT, self.file.size):
             raise FormatError(f"{quoted(self.file.path)} declares a count of {count:,}", hint=DAMAGED)
         return count

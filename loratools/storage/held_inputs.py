@@ -117,7 +117,7 @@ def _change(file: FileId, before: os.stat_result, digest: str) -> str | None:
     try:
         now = system.stat(file.path)
     except OSError:
-        return f"{quoted(file.path)} is no longer there"
+        return f"{quoted(file.path)} no longer exists"
     if now.st_size != file.size:
         return f"{quoted(file.path)} had {file.size:,} bytes and now has {now.st_size:,}"
     if (now.st_mtime_ns, now.st_ino) != (file.mtime_ns, file.inode):

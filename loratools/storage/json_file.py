@@ -1,4 +1,4 @@
-"""JSON from strangers, read strictly: what two parsers could read in two ways is refused.
+"""Strict reading of untrusted JSON: text that two parsers could read in two ways is refused.
 
 Python's own reader keeps the last of two equal keys, accepts NaN and infinities, and fails on deep nesting with errors
 of its own. Here each of these is a `FormatError` that names the file.
@@ -106,7 +106,7 @@ def kind_of(value: object) -> str:
 
 
 def _count_keys(value: object) -> int:
-    """The keys in a value; one that is nested so deeply that whoever copies it would run out of stack is refused."""
+    """The keys in a value. A value nested so deeply that copying it would exhaust the stack is refused."""
     count = 0
     objects: list[dict[str, object]] = [value] if type(value) is dict else []
     lists: list[list[object]] = [value] if type(value) is list else []

@@ -34,7 +34,7 @@ class Leftover:
     Attributes:
         path: The folder.
         output: What it was made for.
-        state: Whether its run is dead; `unknown` where that cannot be told.
+        state: Whether its run is dead; `unknown` if that cannot be decided.
         bytes: What its files take on the disk that no other name holds.
         recorded: What its journal says, if it has one.
         replaced_output: Whether it is the old output, which has no other name: the run was killed before the new one

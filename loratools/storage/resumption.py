@@ -135,7 +135,7 @@ def _changes(before: object, now: Mapping[str, str], *, with_values: bool) -> li
         if was is None:
             lines.append(f"{name}: {f'not given before, {is_now} now' if with_values else 'not there before'}")
         elif is_now is None:
-            lines.append(f"{name}: {f'{was} before, not given now' if with_values else 'no longer there'}")
+            lines.append(f"{name}: {f'{was} before, not given now' if with_values else 'missing now'}")
         else:
             lines.append(f"{name}: {was} before, {is_now} now" if with_values else f"{name}: another content")
     return lines

@@ -52,7 +52,7 @@ def read_header(path: Path) -> SafetensorsFile:
     """
     global _last
     file = identify(path)
-    # Size and times of writing can be set back by whoever rewrites a file, its time of change cannot.
+    # A program that rewrites a file can set back its size and modification time, but not its change time.
     key = file, file.ctime_ns
     if _last is None or _last[0] != key:
         _last = key, _read_header(path, file)

@@ -79,7 +79,7 @@ def layout(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> FileLayo
     )
 
 
-# As `json.dumps` with these settings, without making an encoder for each name.
+# Like `json.dumps` with these settings, without creating an encoder for each name.
 _spelled = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 

@@ -230,7 +230,7 @@ def _with_remedy(error: BaseException, real: Path) -> BaseException:
     if isinstance(error, LoraToolsError):
         hint = f"{error.hint}; {text}" if error.hint else text
         return type(error)(error.message, hint=hint, details=error.details)
-    # As `add_note` does, which Python 3.10 has not.
+    # Does what `add_note` does, which Python 3.10 lacks.
     error.__notes__ = [*getattr(error, "__notes__", []), text]  # type: ignore[attr-defined]
     return error
 

@@ -135,7 +135,7 @@ class _TorchWorld:
             return _Global(full)
         raise UnsupportedError(
             f"the pickle {quoted(self.file.path)} refers to {quoted(full)}, which is not known to be harmless; "
-            "nothing of it was run",
+            "no code in it was run",
             hint=HINT,
             defect="pickle-code",
         )
@@ -164,7 +164,7 @@ class _TorchWorld:
                 (items,) = arguments or ((),)
                 if not isinstance(items, list | tuple):
                     raise TypeError("not a sequence")
-                # Not a set: hashing what a stranger chose may take forever, and nobody needs it here.
+                # Not a set: hashing an untrusted value may take forever, and nothing here needs it.
                 return tuple(items)
             case "device":
                 return str(arguments[0]) if isinstance(arguments[0], str) else "device"
@@ -210,7 +210,7 @@ class _TorchWorld:
         if not isinstance(storage, _Storage):
             raise TypeError("not a storage")
         if any(len(sizes) > _MAX_AXES for sizes in (shape, strides) if isinstance(sizes, list | tuple)):
-            raise ValueError("no tensor has so many axes")
+            raise ValueError("no tensor has this number of axes")
         if any(metadata):
             raise UnsupportedError(
                 f"a tensor of {quoted(self.file.path)} is a conjugated or negated view",

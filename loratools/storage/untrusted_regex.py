@@ -1,4 +1,4 @@
-"""Regular expressions from a stranger's file, matched against names within one budget of computing time.
+"""Regular expressions from an untrusted file, matched against names within one budget of computing time.
 
 Python's engine tries every way that a pattern can match: one of thirty characters can take years, and forty thousand
 harmless ones take minutes on a large adapter. So whatever one file brings shares one budget, which grows with the

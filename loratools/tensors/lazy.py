@@ -29,7 +29,12 @@ class Source(Protocol):
     def read_rows(self, start: int, stop: int) -> Tensor:
         """Return rows start:stop of the first axis, in the stored dtype, contiguous and owned by the caller.
 
-        A tensor without axes has one row.
+        Args:
+            start: The first row.
+            stop: The row after the last. A tensor without axes has one row.
+
+        Returns:
+            A torch tensor, (stop - start, *shape[1:]).
         """
 
     def scalar(self) -> float:
@@ -94,11 +99,14 @@ class LazyTensor:
         return self.read_rows(0, self.shape[0])
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        """Return rows start:stop of the first axis as a torch tensor, (stop - start, *shape[1:]), in the stored dtype.
+        """Return rows start:stop of the first axis as a torch tensor, in the stored dtype.
 
         Args:
             start: The first row.
             stop: The row after the last.
+
+        Returns:
+            The rows, (stop - start, *shape[1:]).
         """
         return self.source.read_rows(start, stop).reshape(stop - start, *self.shape[1:])
 

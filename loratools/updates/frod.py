@@ -90,7 +90,7 @@ class FRoD(NoAlpha):
 
 
 def category(module: str) -> str:
-    """Under which name PEFT stores what a module shares with its like in other layers."""
+    """The name under which PEFT stores what a module shares with modules of the same kind in other layers."""
     names = module.split(".")
     if len(names) == 1 or names[-2].isdigit():
         return names[-1]

@@ -1,7 +1,7 @@
 """LoHa: the entrywise product of two low-rank matrices, `dW = scale * (W1a @ W1b) o (W2a @ W2b)`.
 
 Hyeon-Woo et al., 2021 (FedPara), https://arxiv.org/abs/2108.06098; for convolutions, also with a core in each of the
-two (Tucker), Yeh et al., 2023 (LyCORIS), https://arxiv.org/abs/2309.14859. PEFT and LyCORIS mean the same by it.
+two (Tucker), Yeh et al., 2023 (LyCORIS), https://arxiv.org/abs/2309.14859. PEFT and LyCORIS define it in the same way.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class LoHa(UpdateDefaults):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """With its kernel where there is a core, and (out, in x kernel) where there is none, which tells less."""
+        """The shape with its kernel if there is a core; without a core it is (out, in x kernel), which is less
+        specific.
+        """
         if self.t1 is not None:
             return self.w1_a.shape[1], self.w1_b.shape[1], *self.t1.shape[2:]
         return self.w1_a.shape[0], self.w1_b.shape[1]
@@ -207,7 +209,7 @@ def _from_lycoris_parts(parts: Mapping[str, LazyTensor], name: str, alpha: float
         shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
         raise faulty(name, f"has parts that make no product: {shapes}")
     if w1_a.shape != w2_a.shape or w1_b.shape != w2_b.shape or (t1 and t1.shape) != (t2 and t2.shape):
-        raise faulty(name, "has two products of different sizes, of which there is no entrywise one")
+        raise faulty(name, "has two products of different sizes, which have no entrywise product")
     update = LoHa(w1_a, w1_b, w2_a, w2_b, alpha or float(sizes[0]), origin if alpha else "assumed", t1, t2)
     if (scale := parts.get("dora_scale")) is None:
         return update

@@ -42,6 +42,12 @@ class LoRA(UpdateDefaults):
             q, k] a[q, i]`. None if there is none.
         magnitude: The magnitude of DoRA: one number for each output, or for each input where `magnitude_of` is `in`.
         magnitude_of: Out, or in (LyCORIS before 3.2).
+
+    Example:
+        >>> import loratools
+        >>> update = loratools.load("fixtures/llama-tiny-science").updates["model.layers.0.self_attn.q_proj"]
+        >>> update.kind, update.rank, update.b.shape[0] == update.shape[0]
+        ('lora', 16, True)
     """
 
     kind: ClassVar[str] = "lora"
@@ -69,7 +75,7 @@ class LoRA(UpdateDefaults):
 
     @property
     def scale(self) -> float:
-        # A module of rank 0 (nothing changed there) has no scale to speak of.
+        # A module of rank 0 (nothing changed there) has no scale.
         if self.rank == 0:
             return 0.0
         return lora_scale(self.alpha, self.rank, self.rslora)

@@ -102,7 +102,7 @@ def from_lycoris(parts: Mapping[str, LazyTensor], alpha: float | None, *, name: 
     """The module's update, of linear layers and convolutions, in either layout. alpha: None or 0 for the rank.
 
     Raises:
-        UnsupportedError: The layout cannot be told, as all four factors are square.
+        UnsupportedError: The layout is ambiguous, as all four factors are square.
     """
     if missing := [part for part in LYCORIS_PARTS[:4] if part not in parts]:
         raise faulty(name, f"has {', '.join(sorted(parts))} without {', '.join(missing)}")

@@ -32,7 +32,7 @@ class LycorisOFT(NoAlpha):
     Attributes:
         blocks: Entries of the rotations, unread: (count, size, size), or (stages, count, size, size) of BOFT.
         rescale: One factor for each output, unread; None if outputs are not scaled.
-        constraint: The bound of the norm of Q, divided by the number of outputs; 0 where there is none.
+        constraint: The bound of the norm of Q, divided by the number of outputs; 0 if there is no bound.
     """
 
     kind: ClassVar[str] = "lycoris-oft"

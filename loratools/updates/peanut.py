@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PEFT_PARTS = ("peanut_A", "peanut_B", "peanut_encoders", "peanut_decoders")
 PEFT_FIELDS = ("depth", "act_fn", "scaling", "init_weights")
-# By transformers' names; `gelu_new` and its like are the approximation with tanh.
+# By transformers' names; `gelu_new` and similar names are the approximation with tanh.
 ACTIVATIONS = (
     "relu", "relu2", "relu6", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "silu", "swish",
     "tanh", "sigmoid", "mish", "leaky_relu", "linear",

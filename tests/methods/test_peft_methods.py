@@ -119,5 +119,5 @@ def test_factors_of_other_ranks_and_other_kinds_are_refused() -> None:
         make.run("peft-linear", make.make_terms((2, 3)))
     terms = make.make_terms((2, 2))
     for name in ("peft-linear", "peft-cat"):
-        with pytest.raises(UnsupportedError, match="no plain pair"):
+        with pytest.raises(UnsupportedError, match="not a plain pair"):
             make.run(name, Terms(terms.name, terms.factors, terms.weights, (1.0, None)))

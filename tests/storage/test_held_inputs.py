@@ -36,7 +36,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "longer": (lambda path: path.write_bytes(BYTES + b"x"), "now has 2,048,001"),
     "written anew": (lambda path: path.write_bytes(BYTES[::-1]), "written anew"),
     "replaced": (replaced, "written anew"),
-    "removed": (lambda path: path.unlink(), "no longer there"),
+    "removed": (lambda path: path.unlink(), "no longer exists"),
 }
 
 

@@ -1,7 +1,7 @@
 """Which files a checkpoint may name: those in its own folder, and in the cache that its folder is a view of.
 
-What a model names is read and its tensors copied into the output, so a name that leads elsewhere would carry a
-stranger's choice of files out of this machine.
+Files that a model names are read, and their tensors copied into the output, so a name that leads elsewhere would let an
+untrusted model choose files to leak from this machine.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class Server:
     """A server for adapters, and what it takes.
 
     Attributes:
-        largest: The largest rank that it can be told to take.
+        largest: The largest rank that it can be configured for.
         usual: The largest rank that it takes without being told.
         option: How to tell it.
         reads_rslora: Whether it divides by the square root of the rank where the config says rsLoRA.

@@ -32,7 +32,7 @@ class GroupedOption(click.Option):
 
 
 class ChoiceOrAlone(GroupedOption):
-    """An option with one of a few values, or given alone: then `True`. `False` where it is not given.
+    """An option with one of a few values, or given alone: then `True`. `False` if it is not given.
 
     Whatever stands after it and is none of its values belongs to the command line, as after a flag.
     """

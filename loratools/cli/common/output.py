@@ -70,7 +70,7 @@ class Output(NamedTuple):
     def document(self, body: Mapping[str, object], error: LoraToolsError | None = None) -> None:
         """Print the one JSON document of `--json`. Numbers that are not finite become null.
 
-        `error`: what went wrong all the same, where there is something to report beside it; `fail` must follow.
+        `error`: an error that leaves something to report; `fail` must follow.
         """
         print_document(self.verb, {**body, "error": error_json(error)} if error is not None else body)
 
@@ -220,7 +220,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def print_error(error: LoraToolsError, *, details: int = _SHOWN_DETAILS) -> None:
-    """Print the error on stderr, with so many of its details."""
+    """Print the error on stderr, with at most `details` of its details."""
     print_line(sys.stderr, safe(error.message), label="error", colour="red")
     for line in error.details[:details]:
         print_line(sys.stderr, f"  {safe(line)}")

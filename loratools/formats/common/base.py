@@ -16,6 +16,12 @@ class Base:
         config: The fields of its config.json.
         path: Its path; None if it was not opened.
         family: The name of the family of an image model, if only that was given; else None.
+
+    Example:
+        >>> import loratools
+        >>> base = loratools.Base(shapes={}, config={"model_type": "llama", "num_hidden_layers": 2})
+        >>> base.model_type, base.whole_number("num_hidden_layers")
+        ('llama', 2)
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -29,8 +35,13 @@ class Base:
         return str(self.path) if self.path is not None else "the base"
 
     def whole_number(self, *fields: str) -> int | None:
-        """Return the first of these fields of the config that is a positive whole number. `text_config` is searched
-        too.
+        """Return the first of some fields of the config that is a positive whole number.
+
+        Args:
+            fields: Names of fields, the preferred one first. `text_config` is searched too.
+
+        Returns:
+            The number; None if no field has one.
         """
         inner = self.config.get("text_config")
         for config in (self.config, inner if isinstance(inner, Mapping) else {}):
@@ -42,5 +53,6 @@ class Base:
 
     @property
     def model_type(self) -> str | None:
+        """The `model_type` of the config; None if the config has none."""
         value = self.config.get("model_type")
         return value if isinstance(value, str) else None

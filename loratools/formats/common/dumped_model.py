@@ -42,4 +42,4 @@ def _names_in(file: Path) -> Collection[str]:
 
         return read_pickle(file).tensors
     except LoraToolsError:
-        return ()  # damaged: whoever opens it as a model says so
+        return ()  # damaged: opening it as a model reports that

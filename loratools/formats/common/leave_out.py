@@ -21,7 +21,7 @@ class LeaveOut:
     """What of an adapter a person leaves out before it is read.
 
     Attributes:
-        include: Globs over the names that are read, as of `Adapter.selected`; all are read where there is none.
+        include: Globs over the names that are read, as in `Adapter.selected`; empty selects all.
         exclude: Globs over the names that are left out.
         unread: Whether every tensor that cannot be read is left out.
     """

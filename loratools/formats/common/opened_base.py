@@ -1,4 +1,4 @@
-"""What formats are told of a base: its weights' names from headers, or its config alone."""
+"""What formats know of a base: the names of its weights from headers, or its config only."""
 
 from __future__ import annotations
 

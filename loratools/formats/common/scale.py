@@ -53,7 +53,7 @@ def uniform(updates: Mapping[str, LoRA], dtype: str | None = None) -> tuple[dict
     """All at the largest rank, and at the most common scale: for what has one rank and one scale for all.
 
     Returns:
-        the updates, that rank, and that scale
+        The updates, that rank, and that scale.
     """
     rank = max(u.rank for u in updates.values())
     scale = most_common(u.scale for u in updates.values())
@@ -61,7 +61,7 @@ def uniform(updates: Mapping[str, LoRA], dtype: str | None = None) -> tuple[dict
 
 
 def most_common(values: Iterable[_Number], default: _Number | None = None) -> _Number:
-    """The most common value, and the smallest of several; `default` where there are none."""
+    """The most common value, and the smallest of several equally common ones; `default` if there are no values."""
     counts = Counter(values)
     if not counts and default is not None:
         return default

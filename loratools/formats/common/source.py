@@ -1,6 +1,6 @@
 """What an adapter's path leads to, opened once for all formats: the tensors' headers, and the config beside them.
 
-Knows which file of a folder to take, and what to say where there is none. Knows no format's keys.
+Knows which file of a folder to read, and the error if there is none. Does not know the keys of any format.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:
 
 
 def _file_of(kind: str) -> LycorisKind | None:
-    """The file that makes updates of what LyCORIS and its like store for a kind; None if there is none."""
+    """The file that makes updates from what LyCORIS and compatible programs store for a kind; None if there is none."""
     return lycoris_kind(_FILES.get(kind, kind))
 
 

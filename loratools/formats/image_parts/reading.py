@@ -149,7 +149,7 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
 
 
 def _contradicts(header: str | None, base: Base | None) -> str | None:
-    """What to say of a header that names another family than the base's, which counts all the same."""
+    """A warning that the header names another family than the base; the base takes precedence."""
     named_base = given_base(base)
     families = families_in(header, denoisers())
     if named_base is None or not families or named_base.family in families:
@@ -187,7 +187,7 @@ def _places(
     place_of = {name: PrefixedPlace("transformer.", at.place) for name, at in located.items() if at.place is not None}
     named_base = given_base(base)
     if place_of and named_base is not None:
-        # What only one family has, its format knows; the base may be of another all the same.
+        # The format knows what only one family has; the base may still be of another family.
         inputs = {t: (None, modules[name].sizes[1]) for name, at in place_of.items() for t in at.place.targets}
         decide_for(named_base, inputs, file_layout.families)
     families: tuple[Family, ...] = file_layout.families if len(file_layout.families) == 1 else ()

@@ -108,7 +108,7 @@ def lay_out(
         single_file: Whether the format has the names of single files, so that those of a base in no table are right.
 
     Raises:
-        UndecidedError: The family, on which the names depend, cannot be told.
+        UndecidedError: The names depend on the family, which is ambiguous.
         UnsupportedError: No family has all names.
         MismatchError: The base is of another family than the adapter.
     """

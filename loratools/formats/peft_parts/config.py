@@ -181,7 +181,8 @@ def shown_value(value: object) -> str:
 class Scaling:
     """The fields that the scale is made of. `alpha` is None if the config says nothing.
 
-    An alpha of 0 is read as it is: PEFT trains and changes nothing with it, so that whoever wrote it did not know it.
+    An alpha of 0 is kept as it is: PEFT trains and changes nothing with it, so the writer of the file did not know the
+    alpha.
     """
 
     rank: int | None

@@ -1,9 +1,9 @@
 """Which key of `rank_pattern` or `alpha_pattern` PEFT takes for a module, without ever being held up by a regex.
 
-The keys are regular expressions from a stranger's file. PEFT takes the first, in their order, that matches the
-module's name as `(.*\\.)?(KEY)$`; where none does, a key that is literally the name still counts
+The keys are regular expressions from an untrusted file. PEFT takes the first one, in their order, that matches the
+module's name as `(.*\\.)?(KEY)$`; if none does, a key that is literally the name still counts
 (`peft.utils.other.get_pattern_key`). Keys of fixed length are looked up without a regex engine; all others share the
-budget of time of their file.
+time budget of their file.
 """
 
 from __future__ import annotations

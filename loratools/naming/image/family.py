@@ -61,7 +61,9 @@ class Place:
         return self.swap or self.gated
 
     def halves_swapped(self, rows: int, columns: int) -> bool:
-        """Whether the halves of a module with so many outputs and inputs stand in the other order in diffusers."""
+        """Whether the halves of a module with these numbers of outputs and inputs are in the other order in
+        diffusers.
+        """
         return rows % 2 == 0 and (self.gated or (self.swap and rows == 2 * columns))
 
 

@@ -4,7 +4,7 @@
     double_blocks.0.img_attn.qkv.weight, a third of its rows  transformer.transformer_blocks.0.attn.to_q.weight
     conditioner.embedders.1.model.transformer.resblocks...    text_encoder_2.text_model.encoder.layers...
 
-Which family it is, is told by which tables know its names; where two do and differ, there are no other names.
+The family is decided by which tables know the file's names. If two do and differ, the names are not translated.
 """
 
 from __future__ import annotations

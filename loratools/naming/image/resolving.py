@@ -44,7 +44,7 @@ def base_families(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, ob
     candidates = [family for family in named or denoisers() if any(family.find(name) for name in modules)]
     best = [family for family in candidates if all(family.find(name) for name in modules)]
     if not best:
-        # A checkpoint has modules that no adapter trains and no table has; most of them are known all the same.
+        # A checkpoint also has modules that no adapter trains and no table has; most of its modules are known.
         counts = {family: sum(family.find(name) is not None for name in modules) for family in candidates}
         most = max(counts.values(), default=0)
         best = [family for family, count in counts.items() if count == most and 2 * count > len(modules)]

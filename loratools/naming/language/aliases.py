@@ -1,8 +1,8 @@
 """The other names that the weights of a base go by: those that its library gives them in memory.
 
 Adapters are trained on models in memory, whose modules need not be called, cut or transposed as the files have them.
-Everything here is told of names and shapes, so that it holds for every model of a kind and not for those that somebody
-has thought of; what only a model's type tells is in tables.
+Everything here follows from names and shapes, so that it holds for every model of a kind; what only the type of a model
+determines is in tables.
 """
 
 from __future__ import annotations

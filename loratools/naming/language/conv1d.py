@@ -1,7 +1,7 @@
 """Which modules keep their weight as (in, out): the `Conv1D` of the GPT-2 family, a linear layer by another name.
 
-Shapes decide this where they can; this table is for the square weights, where they cannot, and where there is no
-adapter to compare with. It goes by the `model_type` of a config and the last part of a name, as transformers has them.
+Shapes decide this if they can. This table is for square weights, where they cannot, and for bases without an adapter to
+compare with. The key is the `model_type` of a config and the last part of a name, as transformers has them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONV1D: dict[str, frozenset[str]] = {
 
 
 def is_known(model_type: str | None) -> bool:
-    """Whether models of this type have such layers, so that the table tells of each of their modules."""
+    """Whether models of this type have such layers, so that the table covers each of their modules."""
     return model_type in _CONV1D
 
 

@@ -115,8 +115,8 @@ def fused_in_memory(config: Mapping[str, object], shapes: Shapes) -> dict[str, A
 _FUSED = re.compile(r"(?P<parent>.+)\.experts\.(?P<leaf>gate_up_proj|up_proj|down_proj)")
 # Those whose gate and up stand in turn, row by row, where the others have one after the other.
 _IN_TURN = frozenset({"gpt_oss", "openai_privacy_filter"})
-# Those whose first files have fused experts as (experts, in, out), which memory has the other way round, and so have
-# the files that transformers 5 saves; it goes by the shape alone.
+# Model types whose original files have fused experts as (experts, in, out); memory has them transposed, and so do the
+# files that transformers 5 saves. Only the shape decides.
 _TRANSPOSED_AT_FIRST = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
 
 

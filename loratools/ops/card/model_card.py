@@ -29,7 +29,7 @@ class ModelCard:
 
     Attributes:
         title: Its heading.
-        base_models: The models that it comes of, by their ids on the hub, or by their names where they have none.
+        base_models: The models that it comes of, by their ids on the hub, or by their names if they have no id.
         relation: How it comes of them.
         library: The library that loads it; None if that is not known.
         tags: Words to find it by.

@@ -99,6 +99,12 @@ class CheckReport:
     Attributes:
         sources: One entry per source. A folder of several has one entry for each adapter, model and broken file.
         rules: The ids of the rules that were applied.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.check("fixtures/llama-tiny-science")
+        >>> [finding.id for finding in report.findings if finding.severity == "error"]
+        []
     """
 
     sources: tuple[CheckedSource, ...]

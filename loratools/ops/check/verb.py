@@ -150,7 +150,7 @@ def _units_at(source: str | Path, format: str | None) -> list[_Unit]:
     try:
         found_sources = sources_at(path, format).sources
     except InputError as error:
-        # The file is so damaged that its format cannot be told.
+        # The file is so damaged that its format cannot be determined.
         found_sources = (FoundSource(path, is_adapter=False, error=error),)
     return [_Unit(each, str(source) if each.path == path else str(each.path)) for each in found_sources]
 

@@ -1,8 +1,8 @@
 """Weights that adapters replace as a whole, such as trained heads: deltas add, these do not.
 
-Equal ones are kept once. Of different ones either nothing is made (`refuse`), or that of the first adapter that has it
-is taken (`first`), or their mean, weighted by the adapters' weights (`average`); what happened is told by name. Where
-all replace rows of a weight, that is so row by row (`_combine_rows`).
+Equal replacements are kept once. Different ones are refused (`refuse`), or the first adapter's is taken (`first`), or
+their mean, weighted by the adapters' weights (`average`); the report names them. If all adapters replace rows of a
+weight, this is decided row by row (`_combine_rows`).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that says how adapters are combined.
+    """All settings of a combination.
 
     Attributes:
         adapters: The adapters, in their order: each a path, or a mapping with the fields of an adapter. They may be
@@ -94,11 +94,11 @@ class Recipe:
         set: Options of the method by name.
         rank: Truncate each module to this rank. Without it and `energy`, ranks add up.
         energy: Truncate each module to this share of its squared Frobenius norm, in (0, 1].
-        max_rank: With `energy`: no rank is above this.
+        max_rank: With `energy`: the largest rank of any module.
         seed: Random seed of a method that draws numbers.
-        dtype: The dtype of the stored factors; each module keeps the widest of its sources where it is not given.
-        include: A glob, or a list of them, over the names of modules; all are taken where there is none.
-        exclude: A glob, or a list of them, of what is left out.
+        dtype: The dtype of the stored factors; by default the widest dtype among the sources of each module.
+        include: A glob, or a list of them, over module names; empty selects all.
+        exclude: A glob, or a list of them, of names to leave out.
         heads: What to do with replaced weights that differ: `refuse`, `first` or `average`.
         calibrate: `svc`: rescale singular values that several adapters share.
         norm_match: Whether each module is scaled to the norm `sum of |weight| |delta|` over the adapters.

@@ -32,6 +32,13 @@ class CombineReport:
         recipe: All settings of the combination, as the metadata of the result records them.
         residual: Where the residual adapter was written; None if there is none.
         residual_bytes: Size of the residual adapter in bytes; None if it was not requested.
+
+    Example:
+        >>> import loratools
+        >>> pair = ["fixtures/llama-tiny-science", "fixtures/llama-tiny-shakespeare"]
+        >>> report = loratools.combine(pair, rank=8, plan=True)
+        >>> max(module.rank for module in report.modules)
+        8
     """
 
     modules: tuple[CombinedModule, ...]

@@ -45,6 +45,7 @@ class Share:
     overlap_baseline: float | None = None
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `adapters` in the document of `loratools combine --json`."""
         return {"path": self.path, "weight": self.weight, **_numbers(self)}
 
 
@@ -73,6 +74,7 @@ class ModuleShare:
     overlap_baseline: float | None
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `adapters` in a module of the document of `loratools combine --json`."""
         return {"adapter": self.adapter, "weight": self.weight, **_numbers(self)}
 
 
@@ -96,6 +98,7 @@ class CombinedModule(ReducedModule):
         return one_line(self)
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `modules` in the document of `loratools combine --json`."""
         return {**self.without_adapters(), "adapters": [a.to_dict() for a in self.adapters]}
 
     def without_adapters(self) -> dict[str, object]:

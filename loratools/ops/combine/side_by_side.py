@@ -57,6 +57,7 @@ class MethodOutcome:
         return max((s.interference for s in self.adapters if s.interference is not None), default=None)
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `methods` in the document of `loratools combine --method all --plan --json`."""
         return {
             "method": self.method,
             "rank": self.rank,
@@ -76,6 +77,13 @@ class MethodsReport:
     Attributes:
         methods: One entry per method, the one with the smallest interference first and refused ones last.
         warnings: Warnings about the adapters, as sentences.
+
+    Example:
+        >>> import loratools
+        >>> pair = ["fixtures/llama-tiny-science", "fixtures/llama-tiny-shakespeare"]
+        >>> report = loratools.compare_methods(pair, "linear", rank=4)
+        >>> report.methods[0].method, report.methods[0].rank
+        ('linear', 4)
     """
 
     methods: tuple[MethodOutcome, ...]

@@ -1,1 +1,1 @@
-"""What all verbs share: their arguments, what formats are told of a base, and comparing tensors."""
+"""Code that all verbs share: their arguments, what formats need to know of a base, and comparing tensors."""

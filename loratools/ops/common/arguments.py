@@ -67,7 +67,7 @@ def load_adapter(source: AdapterSource, reading: Reading) -> Adapter:
 def load_weighted(
     arguments: Sequence[AdapterArgument] | AdapterSource, reading: Reading
 ) -> list[tuple[Adapter, float]]:
-    """Load every adapter with its weight, 1 where none is given; a single one may come without a list.
+    """Load every adapter with its weight, 1 if none is given; a single adapter need not be in a list.
 
     Raises:
         UsageError: There is none, a weight is not finite, or all are 0.

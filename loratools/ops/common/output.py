@@ -66,7 +66,7 @@ def format_that_holds(
 
 
 def share_names(sources: Sequence[Adapter]) -> bool:
-    """Whether adapters that keep the names of their files call the same modules the same.
+    """Whether adapters that keep the names of their files use the same names for the same modules.
 
     False where one calls a module as another calls a part of it, or calls it otherwise.
     """

@@ -1,4 +1,4 @@
-"""What a verb tells of its progress: bytes just done, and to a bar also how many there will be."""
+"""Reporting of progress: the bytes done since the last call, and to a progress bar also the total."""
 
 from __future__ import annotations
 

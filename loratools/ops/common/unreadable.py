@@ -1,4 +1,4 @@
-"""What stands against reading one of many sources, as an error of ours: the others are read all the same."""
+"""An error that prevents reading one of many sources, as an error of ours; the others are still read."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Side:
         rows: An orthonormal basis of the row space, (in, rank).
         columns: The same of the column space, (out, rank).
         square: The squared Frobenius norm.
-        is_vector: Whether it changes a vector, which has no row space to speak of.
+        is_vector: Whether it changes a vector, which has no row space.
     """
 
     factors: Factors

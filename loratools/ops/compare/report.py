@@ -53,6 +53,7 @@ class ComparedModule:
         return one_line(self)
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `modules` in the document of `loratools compare --json`."""
         return {
             "name": self.name,
             "cosine": self.cosine,
@@ -89,6 +90,12 @@ class CompareReport:
         replacements_equal: Names of replaced weights that are identical byte for byte.
         replacements_differ: Names of replaced weights that differ.
         warnings: Warnings about the result, as sentences.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.compare("fixtures/llama-tiny-science", "fixtures/llama-tiny-shakespeare")
+        >>> -1 <= report.cosine <= 1
+        True
     """
 
     paths: tuple[str, str]
@@ -113,7 +120,14 @@ class CompareReport:
     _repr_html_ = notebook_html
 
     def is_at_least(self, cosine: float) -> bool:
-        """Whether the cosine is defined and at least `cosine`."""
+        """Return whether the cosine is defined and at least `cosine`.
+
+        Args:
+            cosine: The smallest cosine to accept, from -1 to 1.
+
+        Returns:
+            True if it is.
+        """
         return self.cosine is not None and self.cosine >= cosine
 
     charts = report_charts
@@ -211,6 +225,13 @@ class ComparisonMatrix:
         clusters: Groups of positions whose mean cosine is at least 0.5, ordered so that similar adapters are next to
             each other.
         warnings: Warnings about the result, as sentences.
+
+    Example:
+        >>> import loratools
+        >>> paths = [f"fixtures/llama-tiny-{name}" for name in ("science", "shakespeare", "science")]
+        >>> report = loratools.compare(*paths)
+        >>> round(report.cosine[0][2], 6)
+        1.0
     """
 
     adapters: tuple[ComparedAdapter, ...]
@@ -244,7 +265,14 @@ class ComparisonMatrix:
         return self._matrix("overlap_baseline")
 
     def is_at_least(self, cosine: float) -> bool:
-        """Whether the cosines of all pairs are defined and at least `cosine`."""
+        """Return whether the cosines of all pairs are defined and at least `cosine`.
+
+        Args:
+            cosine: The smallest cosine to accept, from -1 to 1.
+
+        Returns:
+            True if all of them are.
+        """
         return all(pair.cosine is not None and pair.cosine >= cosine for pair in self.pairs)
 
     def _matrix(self, field: str) -> tuple[tuple[float | None, ...], ...]:

@@ -44,7 +44,7 @@ def named_for_client(adapter: Adapter, base: Base | None, matches: Matches | Non
     Args:
         adapter: Named as its source has it.
         base: The model it is for, if one is given.
-        matches: What its names mean in that base; None if that could not be told.
+        matches: What its names mean in that base; None if that could not be decided.
         to: The format to be written.
 
     Raises:

@@ -21,14 +21,20 @@ class ConvertReport:
         tensors_in: How many tensors the source has.
         tensors_out: How many tensors the result has.
         modules: The error of each module; empty for a plan.
-        max_relative_error: The largest relative Frobenius error of `dW x` for random x, over all modules; None for a
-            plan.
+        max_relative_error: The largest relative Frobenius error of `dW x` for random x in a module; None for a plan.
         dropped: What the source has and the result does not.
         kept: Names of metadata entries that are unchanged in the result.
         recomputed: Names of metadata entries that were recomputed for the result.
         bytes: Size of the result in bytes; None if nothing was written.
         output: Where the result was written; None if nothing was written.
         warnings: Warnings about the result, as sentences.
+
+    Example:
+        >>> import loratools
+        >>> base = "fixtures/llama-tiny"
+        >>> report = loratools.convert("fixtures/llama-tiny-science", "as-mlx", format="mlx", base=base)
+        >>> report.source_format, report.target_format
+        ('peft', 'mlx')
     """
 
     source_format: str

@@ -27,9 +27,7 @@ def served(adapter: Adapter, name: str, dtype: str | None) -> tuple[Adapter, lis
         warnings.append(f"the scale of {counted(folded, 'module')} is folded into B: {name} has one for all")
     server_limits = server(name)
     if server_limits.usual is not None and rank > server_limits.usual:
-        warnings.append(
-            f"{name} takes rank {server_limits.usual} unless it is told otherwise: {server_limits.option} {rank}"
-        )
+        warnings.append(f"{name} takes rank {server_limits.usual} by default: {server_limits.option} {rank}")
     # What a server would apply to the base besides factors, or refuse, stays out of the config. Modules are listed by
     # the last part of their names, which is what servers look at; a longer name is no error, and not understood.
     fields = {

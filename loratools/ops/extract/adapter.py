@@ -1,4 +1,4 @@
-"""The adapter that an extraction ends in: updates by kind of layer, replacements, and what PEFT must be told."""
+"""The adapter that an extraction ends in: updates by kind of layer, replacements, and settings that PEFT needs."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # A singular value counts as more than noise from this multiple of the edge on: the largest of a random matrix lies a
 # little to either side of it (Tracy and Widom).
 ABOVE_EDGE = 1.02
-# Where only the whole is limited, each module is first decomposed to so many times the rank that all could have.
+# If only the total is limited, each module is first decomposed to this multiple of the rank that all could have.
 GENEROUS = 3
 _LEAST_SEARCH_RANK = 16
 

@@ -103,6 +103,12 @@ class ExtractReport:
         bytes: Size of the result in bytes.
         warnings: Warnings about the result, as sentences.
         cost: The expected time and memory; None if this is not a plan.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.extract("fixtures/bert-tiny", "fixtures/bert-tiny-tuned", rank=2)
+        >>> report.output is None, {module.rank for module in report.modules}
+        (True, {2})
     """
 
     modules: tuple[ExtractedModule, ...]

@@ -89,7 +89,7 @@ def tied_embedding_warnings(results: Mapping[Pair, Outcome], settings: Settings)
 
 
 def resized(results: Mapping[Pair, Outcome]) -> list[str]:
-    """What PEFT must be told before it can load the adapter."""
+    """A warning about what PEFT needs to be configured with before it can load the adapter."""
     sizes = sorted(
         {(p.base.shape[0], p.tuned.shape[0]) for p, r in results.items() if p.grown and isinstance(r, ReplacedTensor)}
     )

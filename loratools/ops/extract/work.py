@@ -84,7 +84,7 @@ def _computed_on(device: str) -> str:
 
 
 class _Work:
-    """How one pair after the other is worked on: at most so many decompositions at once, and one pair being read."""
+    """The order of work on the pairs: a limited number of decompositions at once, and one pair being read."""
 
     def __init__(self, settings: Settings, threads: int, store: WorkStore) -> None:
         self.settings = settings

@@ -21,8 +21,9 @@ Tensors: TypeAlias = Mapping[str, LazyTensor]
 
 
 def of_transformers_5(base: Checkpoint, tuned: Checkpoint) -> bool:
-    """Whether transformers 5 wrote the models, which names some modules otherwise in memory than in files: whoever
-    wrote them is taken for whoever will load the adapter."""
+    """Whether transformers 5, which names some modules differently in memory and in files, wrote the models: the same
+    version is assumed to load the adapter.
+    """
     versions = [c.config.get("transformers_version") for c in (tuned, base)]
     major = next((v for v in versions if isinstance(v, str)), "").partition(".")[0]
     return major.isdigit() and int(major) >= 5

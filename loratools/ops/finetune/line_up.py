@@ -41,7 +41,7 @@ def line_up(
     Args:
         base: The model before fine-tuning.
         tuned: The fine-tuned model.
-        include: Globs over the modules, by target; all are taken where there is none.
+        include: Globs over the modules, by target; empty selects all.
         exclude: Globs of names to leave out.
         replaced_whole: Globs of modules that are replaced where they would get factors.
         as_files: By the names, and with the experts, that the files have, and not those of the library that wrote them.

@@ -55,6 +55,7 @@ class Values(NamedTuple):
         return one_line(self)
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `values` in a module of the document of `loratools inspect --json`."""
         s = self.singular_values
         return {**self._asdict(), "singular_values": None if s is None else list(s)}
 
@@ -94,6 +95,7 @@ class InspectedModule(NamedTuple):
         return one_line(self)
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `modules` in the document of `loratools inspect --json`."""
         return {
             "name": self.name,
             "target": self.target,
@@ -222,6 +224,7 @@ class AdapterEntry(NamedTuple):
         return [module.to_dict() for module in self.modules]
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `sources` in the document of `loratools inspect --json`."""
         ranks = frequencies(m.rank for m in self.modules if m.rank is not None)
         return {
             "path": self.path,
@@ -268,6 +271,7 @@ class QuantisedEntry(NamedTuple):
         return one_line(self)
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `quantised` in the document of `loratools inspect --json`."""
         return {**self._asdict(), "weights": list(self.weights)}
 
 
@@ -327,6 +331,7 @@ class CheckpointEntry(NamedTuple):
         return [_tensor_json(t, values=self.values_read) for t in self.tensors]
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `sources` in the document of `loratools inspect --json`."""
         return {
             "path": self.path,
             "format": None,
@@ -367,6 +372,7 @@ class FailedEntry(NamedTuple):
         return []
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `sources` in the document of `loratools inspect --json`."""
         error = self.error
         document = {"code": error.code, "message": error.message, "hint": error.hint, "details": list(error.details)}
         return {"path": self.path, "error": document}
@@ -387,6 +393,7 @@ class NotListed(NamedTuple):
     paths: tuple[str, ...]
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `not_listed` in the document of `loratools inspect --json`."""
         return {"why": self.why, "paths": list(self.paths)}
 
 
@@ -397,6 +404,12 @@ class InspectReport(NamedTuple):
         sources: One entry per source, in the order given; those of a folder sorted by name.
         not_listed: Other files and folders in the searched folders, and why they have no entry.
         runs: For each training run in the folders, what its trainer recorded, such as the best checkpoint.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.inspect("fixtures/llama-tiny-science")
+        >>> report.sources[0].format, report.sources[0].modules[0].rank
+        ('peft', 16)
     """
 
     sources: tuple[Entry, ...]

@@ -49,6 +49,7 @@ class TrainingRun(NamedTuple):
         return one_line(self)
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `runs` in the document of `loratools inspect --json`."""
         return self._asdict()
 
 

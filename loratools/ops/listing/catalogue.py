@@ -22,7 +22,7 @@ Outcome: TypeAlias = ListedAdapter | OtherSource
 
 # Outcomes that were stored by another version, or with other fields, are not found.
 _KIND = f"{__version__} {','.join(field.name for field in fields(ListedAdapter))}"
-# As many paths as are asked for at once: SQLite allows at least so many variables.
+# How many paths are queried at once: SQLite allows at least this number of variables.
 _AT_ONCE = 500
 _SECONDS = 5.0
 

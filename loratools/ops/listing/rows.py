@@ -110,6 +110,12 @@ class ListReport:
         hidden: How many adapters the condition excludes.
         not_compared: Paths of adapters whose values could not be compared, because they depend on the base, replace
             weights or are damaged.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.list_adapters("fixtures/llama-tiny-science", cache=False)
+        >>> report.adapters[0].kind, report.adapters[0].rank
+        ('lora', 16)
     """
 
     adapters: tuple[ListedAdapter, ...]

@@ -1,7 +1,7 @@
 """An update as a product of factors, and a product as a LoRA of the same layer.
 
-What depends on the weights of its base has no product of its own, and is refused by name. A whole difference has one
-all the same: itself times the unit matrix, exactly; its rank is then the smaller of its sizes.
+Updates that depend on the weights of the base have no product of their own, and are refused by name. A full difference
+does have one: itself times the identity, exactly; its rank is then the smaller of its sizes.
 """
 
 from __future__ import annotations

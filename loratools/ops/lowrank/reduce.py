@@ -56,6 +56,9 @@ class ReducedModule:
     norm: float
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `modules` in the documents of `loratools resize --json` and `loratools
+        combine --json`.
+        """
         fields = ("name", "rank_in", "rank", "energy", "error")
         return {field: getattr(self, field) for field in fields}
 

@@ -38,7 +38,8 @@ def with_rounding(
         aliases: Other names of the base's weights, by which moments may be stored: those of the model in memory.
 
     Raises:
-        UsageError, FormatError: The file of moments does not exist, or is no such file.
+        UsageError: The file of moments does not exist.
+        FormatError: The file of moments is not a valid one.
         MismatchError: Moments do not fit the weight that they belong to.
     """
     if options.rounding == "nearest":

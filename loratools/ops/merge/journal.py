@@ -48,7 +48,7 @@ class DoneStack:
     resumed: bool = False
 
     def is_of(self, units: int) -> bool:
-        """Whether it says something of so many units."""
+        """Whether it has entries for this number of units."""
         return len(self.written) == units
 
     def to_list(self) -> list[object]:

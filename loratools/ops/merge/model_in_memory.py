@@ -1,8 +1,8 @@
 """A model of torch in memory, with its weights under the names that its files have, as a checkpoint.
 
-transformers 5 holds some weights otherwise than it stores them: the experts of a layer in one parameter, modules under
-other names. It says itself how it would store the model; where each stored weight lies in the parameters is told by
-the tables that matching uses for the other direction.
+transformers 5 holds some weights differently from how it stores them: the experts of a layer in one parameter, modules
+under other names. It provides the mapping to the stored form; the place of each stored weight in the parameters follows
+from the tables that matching uses for the other direction.
 """
 
 from __future__ import annotations

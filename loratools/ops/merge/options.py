@@ -1,4 +1,4 @@
-"""The options of a merge as one value, from the public keyword arguments to whoever needs one of them."""
+"""The options of a merge as one value, made from the public keyword arguments."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from loratools.ops.merge.report import MergedTensor, MergeReport, RequantizedTen
 from loratools.ops.merge.rows import Gain
 from loratools.ops.merge.trained_on import declared_training, size_of_difference
 
-# Of an update on a coarser grid, less than this is told with its remedy.
+# If less than this share of an update survives on a coarser grid, the warning includes a remedy.
 _LOW_GAIN = 0.9
 # Names in one warning.
 _NAMED = 5

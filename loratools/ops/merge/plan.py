@@ -68,6 +68,12 @@ class MergePlan:
         trained_on: How the base was quantised in training, if the adapters are added to those dequantised values; else
             None.
         options: The options of the merge.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.merge("fixtures/llama-tiny", "fixtures/llama-tiny-science", "merged-later", plan=True)
+        >>> report.plan.bytes_written > 0, report.output is None
+        (True, True)
     """
 
     base: Checkpoint
@@ -101,6 +107,7 @@ class MergePlan:
 
     @cached_property
     def outputs(self) -> tuple[Output, ...]:
+        """All tensors of the result, in file order."""
         return tuple(o for f in self.files for o in f.outputs)
 
     @cached_property
@@ -124,10 +131,12 @@ class MergePlan:
 
     @property
     def leftovers(self) -> tuple[Leftover, ...]:
+        """The names of the adapters that do not fit the base."""
         return tuple(leftover for m in self.matches for leftover in m.leftovers)
 
     @property
     def with_index(self) -> bool:
+        """Whether the result has an index of its weight files."""
         return any(f.index is not None for f in self.files)
 
     @cached_property
@@ -137,6 +146,7 @@ class MergePlan:
 
     @property
     def bytes_written(self) -> int:
+        """The size of all weight files of the result, in bytes."""
         return sum(file.size for file in self.layouts)
 
     @property
@@ -205,7 +215,14 @@ class MergePlan:
         }
 
     def require_space(self, out: Path) -> None:
-        """Check that the disk of `out` has room for the result, before anything is written."""
+        """Check that the disk has room for the result, before anything is written.
+
+        Args:
+            out: The path of the result.
+
+        Raises:
+            MachineError: The disk has too little free space. The error says how much is needed.
+        """
         needed = self.bytes_written + sum(f.source.stat().st_size for f in self.side_files if f.source is not None)
         free = free_space(out.parent)
         if needed > free:

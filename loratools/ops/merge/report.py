@@ -90,6 +90,12 @@ class MergeReport:
         requantized: One entry per weight that was quantised again.
         trained_on: How the base was quantised in training; None if that was not given.
         plan: The plan; None if the merge was carried out.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.merge("fixtures/llama-tiny", "fixtures/llama-tiny-science", "merged-model")
+        >>> report.verified, report.max_error_ratio <= 1
+        (True, True)
     """
 
     output: Path | None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
 _BLOCK_ELEMENTS = 1 << 17
-# Rows of the first axis that are looked at after writing: so many at the start, in the middle and at the end.
+# How many rows of the first axis are checked after writing: at the start, in the middle and at the end.
 _ROWS = 4
 # Of sums, neighbours and what they are found with, four bytes each.
 _GRID_BYTES = 120

@@ -151,8 +151,8 @@ def _updates(
     clashes: list[str] = []
     for i, ((adapter, weight), m) in enumerate(zip(adapters, matches, strict=True)):
         for target, place in ((target, place) for target, places in m.updates.items() for place in places):
-            # An adapter may update what it replaces itself (a resized embedding); a delta of another adapter was
-            # trained against the weight that is no longer there.
+            # An adapter may update a weight that it replaces itself (a resized embedding); the delta of another adapter
+            # was trained against the replaced weight.
             if place.weight in replaced and replaced[place.weight].adapter != i:
                 clashes.append(f"{place.weight}   updated by '{adapter.name}'")
             update = adapter.updates[target]
@@ -226,8 +226,8 @@ def _carried(base: Checkpoint, replaced: Mapping[str, _Replaced], untied: Sequen
 
 
 def _followed(base: Checkpoint, patches: Mapping[str, tuple[RowsReplaced, ...]], name: str) -> tuple[RowsReplaced, ...]:
-    """Rows replaced in a tied name that is stored on its own now: those of the weight that it followed in training,
-    save for adapters that replace rows of its own.
+    """Rows replaced in a tied name that is now stored on its own: those of the weight that it was tied to in training,
+    except for adapters that replace rows of it separately.
 
     Raises:
         MismatchError: One adapter's rows differ from another's.
@@ -316,8 +316,9 @@ def _long_enough(name: str, values: LazyTensor, patches: Sequence[RowsReplaced])
 
 
 def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: Mapping[str, _Replaced]) -> None:
-    """A replaced tensor has the base's shape, save for a head of other labels, and for a vocabulary that is resized
-    everywhere."""
+    """A replaced tensor has the base's shape, except for a head with other labels, and for a vocabulary that is resized
+    everywhere.
+    """
     tokens = vocabulary_size(base)
     shapes = {
         name: (stored.shape, output.shape)

@@ -68,7 +68,7 @@ class Gain:
         )
 
     def spread_over(self, weights: int) -> Gain:
-        """What was measured on some of so many weights, taken for all of them: samples count by what they stand for."""
+        """Measurements on samples of the weights, scaled up to all of them."""
         if not self.weights or self.weights == weights:
             return self
         share = weights / self.weights
@@ -90,7 +90,7 @@ class Gain:
 
 
 def compute_dtype(output: Output) -> str:
-    """The dtype that sums are computed in: float32, save for weights stored in float64."""
+    """The dtype that sums are computed in: float32, or float64 for weights stored in float64."""
     return "F64" if "F64" in (output.dtype, output.values.dtype) else "F32"
 
 
@@ -130,7 +130,7 @@ def prepared(output: Output, dtype: str, start: int, stop: int) -> list[AddedDel
     import numpy as np
 
     added: list[AddedDelta] = []
-    # An absurd alpha is told of when the sums are looked at.
+    # An absurd alpha is reported when the sums are checked.
     with np.errstate(over="ignore", invalid="ignore"):
         for weighted in output.updates:
             first, last, columns, everywhere = _bounds(output, weighted.place)

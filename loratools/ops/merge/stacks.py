@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 # The largest weight that is stacked, in elements: of this size the arithmetic outweighs the calls.
 _LARGEST = 8192
-# Elements of a stack: a few arrays of so many float64 numbers are in memory at once.
+# Elements of a stack: a few float64 arrays of this size are in memory at once.
 _ELEMENTS = 1 << 17
 # Fewer units than these are not worth a stack.
 _FEWEST = 16
-# Tensors with no more than so many times their own bytes between the first and the last are read in one piece.
+# Tensors are read in one piece if the distance between the first and the last is at most this multiple of their size.
 _SPREAD = 8
 
 
@@ -62,7 +62,7 @@ def stacked_units(units: Sequence[WorkUnit]) -> list[tuple[WorkUnit, ...]]:
 
 
 def _kind(unit: WorkUnit) -> Hashable | None:
-    """What units of one stack have in common; None of a unit that is merged alone."""
+    """What units of one stack have in common; None for a unit that is merged alone."""
     if isinstance(unit, CopyUnit):
         return (unit.file, unit.source.file) if unit.source.nbytes <= _LARGEST else None
     output = unit.output

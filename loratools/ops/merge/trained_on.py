@@ -39,7 +39,7 @@ _MOST_BYTES = 1 << 20
 _READ_ELEMENTS = 1 << 20
 # What a folder's README says of its training, as PEFT writes it: `- load_in_4bit: True`.
 _LINE = re.compile(r"^- (_?load_in_[48]bit|bnb_4bit_\w+|quant_method): (\S+)", re.MULTILINE)
-# For the size of a difference: so many weights, and about so many values of each.
+# Sample for the size of a difference: this number of weights, and about this number of values of each.
 _SAMPLED_WEIGHTS, _SAMPLED_VALUES = 12, 1 << 16
 
 

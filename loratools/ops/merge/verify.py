@@ -14,7 +14,7 @@ from loratools.storage.files import read_back
 if TYPE_CHECKING:
     from loratools.algebra.rounding import Floats
 
-# Rows looked at in each unit: so many at its start, in its middle and at its end.
+# Rows checked in each unit: this number at its start, in its middle and at its end.
 _ROWS = 3
 # Units of no more weights are looked at in one piece: that costs less than to pick rows out of them.
 _SMALL = 8192

@@ -81,7 +81,7 @@ def merged_weights(base: Checkpoint, adapters: Sequence[tuple[Adapter, float]], 
         )
     base = base if deeper is None else replicated(base, deeper)
     shapes = _shapes(base)
-    # One of weight 0 is absent, and keeps its place in the list: positions are told in reports.
+    # An adapter of weight 0 takes no part, but keeps its place in the list, since reports give positions.
     matches = [match(a, shapes, config=base.config) if w else Matches({}, {}, {}, ()) for a, w in adapters]
     refuse_unreadable(base, matches)
     _refuse_leftovers(adapters, matches, allow_partial=options.allow_partial, base=base)

@@ -71,7 +71,7 @@ def limits_within(
         pairs = run(matrices, spectrum_and_cost, threads=workers)
     spectra, costs = [spectrum for spectrum, _ in pairs], [cost for _, cost in pairs]
     vectors = [tensor for u in adapter.updates.values() if is_vector(u) for tensor in u.parts.values()]
-    # A module of zeros is stored with rank 1 all the same.
+    # A module of zeros is still stored with rank 1.
     zeros = sum(cost for spectrum, cost in pairs if not spectrum.any())
     room = budget.for_factors(adapter) - sum(map(budget.size, vectors)) - zeros
     least = least_budget(spectra, costs)

@@ -23,6 +23,12 @@ class ResizeReport:
         adapter: The resulting adapter; None for a plan.
         bytes: Size of the result in bytes.
         warnings: Warnings about the result, as sentences.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.resize("fixtures/llama-tiny-science", rank=4)
+        >>> 0 <= report.error < 1
+        True
     """
 
     modules: tuple[ReducedModule, ...]

@@ -60,13 +60,21 @@ class ModuleSpectrum:
         return one_line(self)
 
     def energy(self, rank: int) -> float:
-        """Return the share of the squared Frobenius norm that a rank keeps."""
+        """Return the share of the squared Frobenius norm that a rank keeps.
+
+        Args:
+            rank: The rank.
+
+        Returns:
+            The share, from 0 to 1.
+        """
         squares = math.fsum(s * s for s in self.singular_values[:rank])
         if (self.complete and rank >= len(self.singular_values)) or not (self.norm**2):
             return 1.0
         return min(1.0, squares / self.norm**2)
 
     def to_dict(self) -> dict[str, object]:
+        """Return the entry of `modules` in the document of `loratools spectrum --json`."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
 
@@ -109,6 +117,13 @@ class SpectrumReport:
         unchanged: How many tensors are identical byte for byte.
         skipped: Tensors that have no spectrum, and why.
         warnings: Warnings about the result, as sentences.
+
+    Example:
+        >>> import loratools
+        >>> report = loratools.spectrum("fixtures/llama-tiny-science")
+        >>> module = report.modules[0]
+        >>> module.complete, round(module.energy(16), 6)
+        (True, 1.0)
     """
 
     source: str

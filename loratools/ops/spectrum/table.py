@@ -12,7 +12,7 @@ from loratools.tensors.dtypes import DTYPE_BITS
 
 # Twice the rank takes away less than this share of what is lost: there is a knee.
 _KNEE = 0.15
-# ... and by so many times less than the doubling before.
+# ... and by this factor less than the doubling before.
 _BEND = 2
 # Energy below this share of all is rounding.
 _ROUNDING = 1e-10

@@ -156,7 +156,7 @@ def file_changes(plan: MergePlan, merged: Checkpoint) -> tuple[str, ...]:
     path_of = {file.name: file.path for file in merged.side_files}
     changes: list[str] = []
     for file in plan.side_files:
-        # A config is told of field by field, and a model card is everyone's own.
+        # A config is compared field by field, and a model card may differ freely.
         if file.source is None or file.name.endswith(".md") or file.name == merged.config_file:
             continue
         if file.name not in path_of:

@@ -1,7 +1,7 @@
 """Why a weight of a merged model is not `base + delta`: hypotheses, each held against the values.
 
-A hypothesis is what a program does that goes wrong in a known way. It is told where what is left of `merged - base`
-after it is no more than rounding explains; what no hypothesis explains is said to be just that.
+A hypothesis is a known mistake of a program that merges. It is reported if the residual of `merged - base` after it is
+explained by rounding. If no hypothesis explains the values, the report says so.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _NEAR = 0.02
 # What float32 sums over millions of values leave of a best-fit weight's digits.
 _DIGITS = 1e-5
-# A residual of so many times the square of what one rounding may leave is still rounding: several of them, and deltas
-# that were rounded as well.
+# A residual of this multiple of the square of one rounding error is still rounding: several roundings, and deltas that
+# were rounded as well.
 _ROUNDINGS = 9.0
 # A residual that is so small a share of the change is no defect of its own, whatever the dtype.
 _NEGLIGIBLE = 1e-11
@@ -236,7 +236,7 @@ def _is(value: float, expected: float, near: float) -> bool:
 
 
 def _number(weight: float) -> str:
-    """A weight with three digits, or so many that it is not taken for 1."""
+    """A weight with three digits, or with enough digits to differ from 1."""
     return next(text for digits in (3, 4, 5, 6, 9) if (text := f"{weight:.{digits}g}") != "1" or digits == 9)
 
 

@@ -29,7 +29,7 @@ FileState: TypeAlias = Literal["same", "sampled", "changed", "truncated", "missi
 _MESSAGES: Mapping[FileState, tuple[str, str]] = {
     "changed": ("file-changed", "files that are not what was written"),
     "truncated": ("file-truncated", "files that are shorter than what was written"),
-    "missing": ("file-missing", "files that are no longer there"),
+    "missing": ("file-missing", "files that no longer exist"),
     "extra": ("file-extra", "files that loratools did not write"),
     "sampled": ("sampled", "of these files only pieces are recorded, and compared: merge with --manifest for all"),
 }
@@ -72,6 +72,13 @@ class FilesReport:
         diagnosis: What is wrong or cannot be decided; empty if nothing is.
         files: Every file, sorted by name.
         seconds: Wall-clock time in seconds.
+
+    Example:
+        >>> import loratools
+        >>> _ = loratools.resize("fixtures/llama-tiny-science", "rank-3", rank=3)
+        >>> report = loratools.verify_files("rank-3")
+        >>> report.verdict, report.exit_code
+        ('same', 0)
     """
 
     merged: Path

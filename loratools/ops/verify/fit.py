@@ -109,7 +109,7 @@ class Sums:
         self.count += values.size
 
     def fit(self, looked_at: int) -> Fit:
-        """The sums, where so many values were looked at: those that were added up stand for all of them."""
+        """The sums, if this number of values was checked: the sampled ones represent all of them."""
         stands_for = looked_at / max(1, self.count)
         gram = tuple(map(tuple, (self._gram * stands_for).tolist()))
         along = tuple((self._along * stands_for).tolist())

@@ -3,7 +3,7 @@
 A sum that is stored on a grid becomes one of the values that the packed numbers can stand for while scales and zero
 points are as the merged model stores them. To nearest, it is explained where it is the value that is nearest to the
 sum, up to the error of float32 and to that of the dtype in which the scheme gives its values. Other roundings choose
-between the two values next to the sum; which one they choose is told by doing them again (`replay.py`).
+between the two values next to the sum; which one they choose is found by repeating them (`replay.py`).
 """
 
 from __future__ import annotations

@@ -67,10 +67,12 @@ def packed_cause(
 
 
 def unknown_grid(fit: Fit, weight: PackedWeight) -> Cause:
-    """What can be told of a weight whose scheme is read and not written: that it is the base's, or nothing certain."""
+    """What can be decided about a weight whose scheme is read and not written: that it equals the base's,
+    or nothing.
+    """
     if fit.moved == 0:
         return Cause("not-applied", "the weights are those of the base: no adapter was applied")
-    message = f"the merged weights are quantised ({grid_name(weight)}), so that no recipe can be told ({_shown(fit)})"
+    message = f"the merged weights are quantised ({grid_name(weight)}), so no recipe can be identified ({_shown(fit)})"
     return Cause("quantised", message, undecided=True)
 
 

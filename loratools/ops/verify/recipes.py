@@ -141,7 +141,7 @@ class Recipe:
 
 
 def known_recipes(adapters: int, stored: str, factor_dtype: str | None = None) -> tuple[Recipe, ...]:
-    """The recipes for so many adapters and a result of that dtype, the usual first.
+    """The recipes for this number of adapters and this dtype of the result, the most common first.
 
     factor_dtype: what A and B were rounded to, in the deltas that the recipes will be given.
     """

@@ -25,7 +25,7 @@ class RecordedMerge:
         penalty: Of the roundings that feed errors back; None if each weight had the usual one.
         moments: The name of the file of second moments; None if there was none.
         moments_sha256: The hash of that file.
-        trained_on: How the base was quantised in training, where the merge was told.
+        trained_on: How the base was quantised in training; None if that was not given.
     """
 
     present: bool

@@ -90,7 +90,7 @@ def requantised_recipe(requantised: Output, merged: PackedWeight, *, recorded: b
 def replayed_cause(requantised: Output, merged: PackedWeight, names: Sequence[str]) -> Cause | None:
     """What is wrong with a weight that got another type, where doing it again with the defect gives its bytes.
 
-    None if no defect does, and where the weight keeps its scales: there the values tell of defects without that.
+    None if no defect does, or if the weight keeps its scales: the values show defects in that case.
     """
     planned = requantised.requantised
     if planned is None or not planned.retyped:

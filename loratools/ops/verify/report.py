@@ -108,6 +108,13 @@ class VerifyReport:
         sample: The share of the values that was compared; 1 for all.
         seconds: Wall-clock time in seconds.
         warnings: Warnings about the result, as sentences.
+
+    Example:
+        >>> import loratools
+        >>> _ = loratools.merge("fixtures/llama-tiny", "fixtures/llama-tiny-science", "merged-model-2")
+        >>> report = loratools.verify("merged-model-2", "fixtures/llama-tiny", "fixtures/llama-tiny-science")
+        >>> report.verdict, report.exit_code
+        ('same', 0)
     """
 
     merged: Path

@@ -232,7 +232,7 @@ def _rounded_product(left: Floats, right: Floats, scale: float, dtype: str) -> t
 
 
 def _relative_error(terms: int) -> float:
-    """What float32 sums of so many terms may be off by, relative to the sum of their sizes."""
+    """The largest error of a float32 sum with this number of terms, relative to the sum of their magnitudes."""
     from loratools.algebra.rounding import gamma, unit_roundoff
 
     return gamma(terms + _MORE_TERMS, unit_roundoff("F32"))

@@ -53,9 +53,9 @@ from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora_experts import Orientation, Packing
 
-# Below this share of a delta in the result a merge of the right recipe is of little use all the same.
+# Below this share of a delta in the result, even a merge by the right recipe is of little use.
 _LITTLE_GAIN = 0.9
-# A smaller share cannot be told from a merge that was not done.
+# A smaller share cannot be distinguished from a merge that was not done.
 _NO_GAIN = 0.01
 # Of what only loratools does.
 _LORATOOLS = ("loratools",)
@@ -66,7 +66,7 @@ _LEAST_GAIN, _MOST_GAIN = -0.05, 3.0
 
 @dataclass(frozen=True)
 class _Adapted:
-    """What was told of a weight that adapters change."""
+    """The result for a weight that adapters change."""
 
     measured: Measured | None
     recipe: str | None
@@ -95,7 +95,7 @@ class _Context:
 
 @dataclass(frozen=True)
 class _Compared:
-    """What was told of a weight that nothing is added to."""
+    """The result for a weight that no adapter changes."""
 
     state: Untouched
 
@@ -136,7 +136,7 @@ def verify(
         sample: The share of the values of adapted weights to look at, in (0, 1]; all if None. With less than all, the
             verdict is at most `undecided`.
         allow_partial: Leave out of the adapters what has no place in the base.
-        include: Globs over the names of modules and replaced weights that were merged; all where there is none.
+        include: Globs over the names of modules and replaced weights that were merged; empty selects all.
         exclude: Globs of what was left out of the merge.
         rank_from: `tensors` or `config`: which rank the scale is computed from, if the two disagree.
         from_format: The format of the adapters; detected from the content if None.
@@ -399,7 +399,7 @@ def _report(
 
 
 def _merged_by(adapted: Sequence[tuple[Pair, _Adapted]]) -> tuple[str, ...]:
-    """The programs that merge in all of the ways that were told."""
+    """The programs that merge in all of the identified ways."""
     by_weight = [one.programs for _, one in adapted if one.recipe is not None]
     first = by_weight[0] if by_weight else ()
     return tuple(program for program in first if all(program in programs for programs in by_weight))
@@ -408,7 +408,7 @@ def _merged_by(adapted: Sequence[tuple[Pair, _Adapted]]) -> tuple[str, ...]:
 def _as_one_program_merges(adapted: Sequence[tuple[Pair, _Adapted]], sample: float) -> list[tuple[Pair, _Adapted]]:
     """The weights with recipes of one program, where one explains them all.
 
-    Several recipes give the values of a small weight, of which only the first was told. Where no program follows the
+    Several recipes give the values of a small weight, of which only the first is reported. Where no program follows the
     recipes of all weights, those of the recipe with the most values are tried on the weights that have others.
     """
     same = list(adapted)
@@ -514,7 +514,7 @@ def _folder(merged: Checkpoint) -> list[Finding]:
 
 
 def _gain(adapted: Sequence[tuple[Pair, _Adapted]], gain: float | None) -> list[Finding]:
-    """A right merge whose result cannot be told from the base: it has the base's values."""
+    """A correct merge whose result equals the base: its values are those of the base."""
     right = [pair for pair, one in adapted if one.cause is None]
     if gain is None or gain >= _NO_GAIN or len(right) != len(adapted):
         return []

@@ -34,7 +34,7 @@ def text(content: str, x: float, y: float, *, anchor: str = "start", cls: str | 
 
 
 def picture(children: Iterable[Markup], width: float, height: float, *, title: str, unit: str, note: str) -> Markup:
-    """Return a figure with a heading and a picture of so many pixels."""
+    """Return a figure with a heading and a picture of the given size in pixels."""
     caption = element("figcaption", title, element("small", unit))
     drawing = element(
         "svg",
@@ -54,7 +54,7 @@ def width_of(label: str) -> float:
 
 
 def clipped_label(label: str, most: int) -> str:
-    """Return a label of at most so many letters, without its beginning where it is longer: names differ at the end."""
+    """Return a label of at most `most` characters. Longer ones lose their beginning, since names differ at the end."""
     return label if len(label) <= most else f"…{label[1 - most :]}"
 
 

@@ -22,7 +22,7 @@ class About:
     """How a page came to be.
 
     Attributes:
-        command: The command line; None of a report that a program had written.
+        command: The command line; None if a program called the library.
         date: The day, as 2026-11-28.
         version: The version of loratools.
         programs: Names and versions of the programs that took part.

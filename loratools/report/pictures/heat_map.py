@@ -18,7 +18,7 @@ from loratools.report.pictures.on_terminal import has_colours
 from loratools.report.pictures.shades import character, characters, shade
 from loratools.report.text import safe
 
-# A layer takes so many columns at most: more is no clearer.
+# The largest number of columns for a layer: more are not clearer.
 _WIDEST = 3
 # Columns of the scale in the legend.
 _SCALE = 18

@@ -54,7 +54,9 @@ class DrawnSpectrum(UpdateDefaults):
         return None
 
     def coefficients(self, rows: int, columns: int, within: tuple[int, int] | None = None) -> Floats:
-        """All coefficients of a weight of so many rows and columns, in the middle of a matrix of the size `within`."""
+        """All coefficients of a weight with this number of rows and columns, in the middle of a matrix of the size
+        `within`.
+        """
         import numpy as np
 
         height, width = within or (rows, columns)

@@ -68,7 +68,7 @@ class MayBeEmpty(Protocol):
 
 @runtime_checkable
 class LycorisKind(Protocol):
-    """A kind that LyCORIS and its like store."""
+    """A kind that LyCORIS and compatible programs store."""
 
     def from_lycoris(self, parts: Mapping[str, LazyTensor], alpha: float | None, *, name: str) -> Mapping[str, Update]:
         """Updates by what is to be added to the module's name; `parts` by the ends of their keys.

@@ -44,7 +44,9 @@ class Update(Protocol):
         """None if the kind has nothing that is called so."""
 
     @property
-    def alpha(self) -> float | None: ...
+    def alpha(self) -> float | None:
+        """The alpha that the scale is computed from, as stored; None if the kind has none."""
+        ...
 
     @property
     def alpha_source(self) -> str:
@@ -79,14 +81,28 @@ class Update(Protocol):
         """Whether it is multiplied with an alpha that nothing stored says."""
 
     def with_alpha(self, alpha: float) -> Update:
-        """The update with the alpha that a person gives, where it `assumes_alpha`; itself elsewhere."""
+        """Return the update with the given alpha, if `assumes_alpha`; otherwise the update itself.
+
+        Args:
+            alpha: The alpha that the adapter was trained with.
+
+        Returns:
+            An update of the same kind.
+        """
 
     @property
     def reads_layer_weight(self) -> bool:
         """Whether an update of a bias depends on the weight of the same layer (`with_layer_weight`)."""
 
     def with_layer_weight(self, weight: LazyTensor) -> Update:
-        """The update with the unmodified weight of its layer, (out, in); itself where it does not depend on it."""
+        """Return the update with the weight of its layer, if it depends on that; otherwise the update itself.
+
+        Args:
+            weight: The unmodified weight of the layer, (out, in).
+
+        Returns:
+            An update of the same kind.
+        """
 
     def as_lora(self) -> LoRA | None:
         """Its tensors as a pair of factors, perhaps with a magnitude or a core; None if they are none."""
@@ -98,19 +114,34 @@ class Update(Protocol):
         """Its tensors as factors of all experts of one parameter; None if its weight has no experts of its own."""
 
     def cut_rows(self, start: int, stop: int) -> Update | None:
-        """Its update of the outputs start:stop alone, of the same kind; None if the kind cannot be cut there."""
+        """Return the update of some of the outputs, of the same kind.
+
+        Args:
+            start: The first output.
+            stop: The output after the last.
+
+        Returns:
+            The update of the outputs start:stop; None if the kind cannot be cut there.
+        """
 
     def stack_rows(self, others: Sequence[Update]) -> Update | None:
-        """One update whose outputs are its own and, below them, those of the others, which have the same inputs.
+        """Return one update with the outputs of this one, followed by the outputs of others with the same inputs.
 
-        None if updates of this kind cannot become one without a change of the delta.
+        Args:
+            others: The updates to append, in order.
+
+        Returns:
+            The stacked update; None if the kind cannot be stacked without changing the delta.
         """
 
     def delta(self, *, base: LazyTensor | None = None) -> Floats:
-        """Return the dense change of the weight, in its shape and in float32, computed in float64; scale included.
+        """Return the dense change of the weight, scale included, computed in float64.
 
         Args:
-            base: The unmodified weight; needed where `needs_base`.
+            base: The unmodified weight; needed if `needs_base`.
+
+        Returns:
+            The delta in the shape of the weight, in float32.
         """
 
     def lycoris_parts(self) -> Mapping[str, LazyTensor] | None:
@@ -120,57 +151,103 @@ class Update(Protocol):
         """What LyCORIS stores as alpha, which is no alpha of every kind; None if it stores none."""
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether it can be an update of a weight of this shape (`fits_shape` does for most kinds)."""
+        """Return whether this can be an update of a weight of the given shape (most kinds use `fits_shape`).
+
+        Args:
+            shape: The shape of the weight, as the layer computes with it.
+
+        Returns:
+            True if it can.
+        """
 
     def factors(self) -> Factors | None:
-        """Return the two factors of the delta; None if it is not of low rank.
+        """Return the two factors of the delta.
 
-        `b: (out, rank)`, `a: (rank, in x kernel)` with the scale in `b`, in float64, whose product is the delta.
-
-        None if it is not low rank, where the tensors do not tell its shape, or where it depends on the base.
+        Returns:
+            `b: (out, rank)` and `a: (rank, in x kernel)` in float64, with the scale in `b`; `b @ a` is the delta. None
+            if the delta is not low rank, if its shape is unknown, or if it depends on the base.
         """
 
     def prepare(self, base: LazyTensor, *, weight: float, dtype: str) -> Delta:
-        """Read what is needed to give rows of `weight * delta`.
+        """Read what is needed to compute rows of `weight * delta`.
 
-        base: the unmodified weight, in the orientation of `shape`; read only where `needs_base`.
-        dtype: F32 or F64, what is computed in.
+        Args:
+            base: The unmodified weight, in the orientation of `shape`; read only if `needs_base`.
+            weight: The factor of the delta.
+            dtype: The dtype of the computation: F32 or F64.
+
+        Returns:
+            The weighted delta as a matrix.
         """
 
 
 class Delta(Protocol):
-    """A weighted delta as a matrix that gives its rows as numpy arrays.
+    """A weighted delta as a matrix whose rows are computed as numpy arrays.
 
-    numpy and not torch, which takes longer to import than a model of a billion weights takes to merge.
+    numpy and not torch, since importing torch takes longer than merging a model of a billion weights.
     """
 
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, int]:
+        """The shape of the matrix: (rows, columns)."""
+        ...
 
     @property
     def terms(self) -> int:
-        """Products summed in one entry: the `r` of the error bound."""
+        """The number of products summed in one element: the `r` of the error bound."""
 
     def rows(self, start: int, stop: int, base: Floats | None = None, *, out: Floats | None = None) -> Floats:
-        """Rows start:stop, (stop - start, columns), in the dtype that it was prepared in; into `out` if it is given.
+        """Return rows of the matrix, in the dtype that it was prepared in.
 
-        base: the same rows of the unmodified weight, in the same dtype, for kinds that need them.
+        Args:
+            start: The first row.
+            stop: The row after the last.
+            base: The same rows of the unmodified weight, in the same dtype, for kinds that need them.
+            out: An array to write to; a new one if None.
+
+        Returns:
+            The rows, (stop - start, columns).
         """
 
     def energy(self, start: int, stop: int) -> float | None:
-        """Sum of the squares of these rows, where it is to be had without forming them."""
+        """Return the sum of squares of some rows, if it can be computed without forming them.
+
+        Args:
+            start: The first row.
+            stop: The row after the last.
+
+        Returns:
+            The sum; None if the rows would have to be formed.
+        """
 
     def magnitude(self, start: int, stop: int, base: Floats | None = None) -> Floats:
-        """Upper bound of the absolute values that rounding errors of these rows are proportional to: sum |b| |a|."""
+        """Return an upper bound of the magnitudes that the rounding errors are proportional to: the sum of |b| |a|.
+
+        Args:
+            start: The first row.
+            stop: The row after the last.
+            base: The same rows of the unmodified weight, for kinds that need them.
+
+        Returns:
+            The bound for each element, (stop - start, columns).
+        """
 
     def input_directions(self) -> Floats | None:
-        """Rows that span the inputs that its factors read, (k, columns); None if it has no such factors."""
+        """Return rows that span the inputs that the factors read, (k, columns); None if there are no such factors."""
 
     def transposed(self) -> Delta:
-        """Its transpose."""
+        """Return the transpose of the matrix."""
 
     def part(self, rows: Index, columns: Index) -> Delta:
-        """Some of its rows and columns, in that order."""
+        """Return some of the rows and columns, in the given order.
+
+        Args:
+            rows: A slice, or the indices of the rows.
+            columns: A slice, or the indices of the columns.
+
+        Returns:
+            The part as a matrix.
+        """
 
 
 def flow(shape: Shape) -> str:

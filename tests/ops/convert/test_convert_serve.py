@@ -70,7 +70,7 @@ def test_what_a_server_does_not_load_is_refused_by_name(tmp_path: Path) -> None:
     assert raised.value.details == ("score.weight: sglang loads factors and no whole weights",)
     with pytest.raises(UsageError, match="no server named 'vlm'"):
         convert(source, tmp_path / "out", format="peft", serve="vlm")
-    with pytest.raises(UsageError, match="--serve is for --to peft"):
+    with pytest.raises(UsageError, match="--serve needs --to peft"):
         convert(source, tmp_path / "out", format="mlx", serve="vllm", allow_partial=True)
 
     arguments = [
@@ -97,4 +97,4 @@ def test_a_rank_beyond_the_usual_is_told_with_its_option(tmp_path: Path) -> None
 
     report = convert(source, tmp_path / "out", format="peft", serve="vllm")
 
-    assert report.warnings == ("vllm takes rank 16 unless it is told otherwise: --max-lora-rank 24",)
+    assert report.warnings == ("vllm takes rank 16 by default: --max-lora-rank 24",)

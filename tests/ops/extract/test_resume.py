@@ -289,7 +289,7 @@ def test_without_a_killed_run_it_begins_anew_and_says_so(inputs: Path) -> None:
 
 
 def test_there_is_nothing_to_resume_without_an_output(inputs: Path) -> None:
-    with pytest.raises(UsageError, match="nothing to resume"):
+    with pytest.raises(UsageError, match="resume needs an output"):
         loratools.extract("base", "tuned", rank=3, resume=True)
 
 

@@ -8,11 +8,10 @@ matplotlib, so that the same charts give the same bytes.
 from __future__ import annotations
 
 import math
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -22,8 +21,10 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from loratools.charts.notebook_figure import NotebookFigure
 from loratools.charts.numbers import aligned
 from loratools.charts.sections import Section, sections
 from loratools.charts.values import Bars, Chart, HeatMap, Lines, Series
@@ -87,24 +88,22 @@ def figure_of(charts: Sequence[Chart], *, title: str = "") -> Figure:
         charts: The charts, at least one.
         title: What stands above all panels; nothing where it is empty.
     """
-    if "IPython" in sys.modules:
-        # A notebook shows figures once pyplot has told it how to.
-        pass
     with fixed_settings():
         rows = list(_rows([_Panel.of(chart) for chart in charts]))
         heights = [max(panel.height for panel in row) for row in rows]
         extra = max(0.0, *(panel.extra_width for row in rows for panel in row))
-        figure = Figure(
+        figure = NotebookFigure(
             figsize=(_WIDTH + extra, sum(heights) + (0.3 if title else 0.0)),
             layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08, hspace=0.02),
         )
         if title:
             figure.suptitle(clipped(printable(title), 100), fontsize=9, x=0.01, ha="left")
+        # Every panel is laid out on its own: the long names of one take no room from those above and below it.
         grid = figure.add_gridspec(len(rows), 2, height_ratios=heights)
         for i, row in enumerate(rows):
             for j, panel in enumerate(row):
-                axes = figure.add_subplot(grid[i, :] if panel.wide else grid[i, j])
-                _draw(axes, panel.chart, panel)
+                part = figure.add_subfigure(grid[i, :] if panel.wide else grid[i, j])
+                _draw(part.add_subplot(), panel.chart, panel)
     return figure
 
 
@@ -124,19 +123,23 @@ class _Panel:
     def of(cls, chart: Chart) -> _Panel:
         match chart:
             case Lines():
-                legend = 0.13 * math.ceil(len(chart.series) / (1 if len(chart.series) < 4 else 2))
-                return cls(chart, False, 2.5 + legend)
+                names = _line_names(chart)
+                legend = 0.14 * math.ceil(len(names) / _legend_columns(names)) if len(names) > 1 else 0.0
+                return cls(chart, False, 2.4 + legend + _heading_height(chart, _WIDTH / 2))
             case Bars():
                 labels = _inches(max(map(len, _clipped(chart.labels)), default=0))
                 bars = len(chart.labels) * (0.1 + 0.15 * len(chart.groups))
-                return cls(chart, len(chart.labels) > 4 or labels > 1.6, 1.0 + bars, max(0.0, labels - 2.2))
+                wide = len(chart.labels) > 4 or labels > 1.6
+                height = 0.8 + bars + _heading_height(chart, _WIDTH if wide else _WIDTH / 2)
+                return cls(chart, wide, height, max(0.0, labels - 2.2))
             case HeatMap():
                 across, down = _oriented(chart)
                 label_width = _inches(max(map(len, _clipped(down))))
                 wide = len(across) > 12 or label_width > 1.4 or (not chart.has_layers and len(across) > 5)
                 cell = 0.19 if chart.has_layers else 0.3
                 names_below = 0.35 if chart.has_layers and len(sections(chart.rows)) == 1 else 0.9
-                height = 0.65 + names_below + cell * len(down)
+                heading = _heading_height(chart, _WIDTH if wide else _WIDTH / 2)
+                height = 0.35 + heading + names_below + cell * len(down)
                 # With more layers than this, cells would be too thin to see.
                 more = max(0.0, label_width + 0.9 + 0.055 * len(across) - _WIDTH) if wide else 0.0
                 return cls(chart, wide, max(1.7, height), more)
@@ -157,7 +160,8 @@ def _rows(panels: Sequence[_Panel]) -> Iterator[tuple[_Panel, ...]]:
             yield waiting, panel
             waiting = None
     if waiting is not None:
-        yield (waiting,)
+        # Lines that are alone in their row take all of it; a map would only grow wide places.
+        yield (replace(waiting, wide=isinstance(waiting.chart, Lines)),)
 
 
 def _inches(characters: float) -> float:
@@ -173,26 +177,47 @@ def _clipped(labels: Sequence[str]) -> list[str]:
 
 def _draw(axes: Axes, chart: Chart, panel: _Panel) -> None:
     width = _WIDTH + panel.extra_width if panel.wide else (_WIDTH + panel.extra_width) / 2
+    notes = [chart.note]
     match chart:
         case HeatMap():
-            label_width = _inches(max(map(len, _names_down(chart)))) + 0.2
-            notes = [chart.note, *_draw_map(axes, chart, (width - label_width - 0.75) / len(_oriented(chart)[0]))]
+            per_cell = (width - _label_width(chart) - 0.75) / len(_oriented(chart)[0])
+            notes += _draw_map(axes, chart, per_cell)
         case Lines():
-            label_width = 0.6
-            notes = [chart.note]
             _draw_lines(axes, chart)
         case Bars():
-            label_width = _inches(max(map(len, _clipped(chart.labels)), default=0))
-            notes = [chart.note]
             _draw_bars(axes, chart)
-    _entitle(axes, chart.title, " ".join(filter(None, notes)), width - label_width - 0.2)
+    _entitle(axes, *_heading(chart.title, " ".join(filter(None, notes)), width - _label_width(chart) - 0.2))
 
 
-def _entitle(axes: Axes, title: str, note: str, width: float) -> None:
-    """The title of a panel, and below it in small how to read it; `width` in inches is what the lines may take."""
+def _label_width(chart: Chart) -> float:
+    """What stands to the left of a panel, in inches."""
+    match chart:
+        case HeatMap():
+            return _inches(max(map(len, _names_down(chart)))) + 0.2
+        case Bars():
+            return _inches(max(map(len, _clipped(chart.labels)), default=0))
+        case _:
+            return 0.6
+
+
+def _heading(title: str, note: str, width: float) -> tuple[list[str], list[str]]:
+    """The lines of a panel's title and of how to read it; `width` in inches is what they may take."""
     title_lines = textwrap.wrap(printable(title), max(16, int(width / _inches(1.3))))
-    lines = textwrap.wrap(printable(note), max(20, int(width / _inches(0.86))))
-    axes.set_title("\n".join(title_lines), loc="left", fontsize=8, weight="bold", pad=5 + 7.5 * len(lines))
+    return title_lines, textwrap.wrap(printable(note), max(20, int(width / _inches(0.86))))
+
+
+def _heading_height(chart: Chart, width: float) -> float:
+    """The height of a panel's heading in inches, for a panel of this width."""
+    # A line more for what drawing finds out: which places have no value.
+    note = f"{chart.note} Crossed: no value." if isinstance(chart, HeatMap) else chart.note
+    title_lines, lines = _heading(chart.title, note, width - _label_width(chart) - 0.2)
+    return 0.14 * len(title_lines) + 0.1 * len(lines) + 0.1
+
+
+def _entitle(axes: Axes, title_lines: Sequence[str], lines: Sequence[str]) -> None:
+    """The title of a panel, and below it in small how to read it."""
+    pad = 8 + 7.2 * len(lines) if lines else 5
+    axes.set_title("\n".join(title_lines), loc="left", fontsize=8, weight="bold", pad=pad, va="bottom")
     if lines:
         axes.annotate(
             "\n".join(lines),
@@ -278,8 +303,11 @@ def _label_layers(axes: Axes, chart: HeatMap, per_cell: float) -> None:
         step = _step(len(section.labels), max(map(len, section.labels)), per_cell)
         places = range(section.start, section.stop, step)
         ticks = [(i + 0.5, section.labels[i - section.start]) for i in places]
-        ticks += [(part.start + 0.5, part.name) for part in parts if part is not section]
-        axes.set_xticks([place for place, _ in ticks], [printable(label) for _, label in ticks])
+        # The words of such a name stand below each other, as a place may be no wider than a number.
+        ticks += [(part.start + 0.5, part.name.replace(" ", "\n")) for part in parts if part is not section]
+        axes.set_xticks(
+            [place for place, _ in ticks], ["\n".join(map(printable, label.split("\n"))) for _, label in ticks]
+        )
         named = section.name in ("layer", "layers")
         axes.set_xlabel(chart.row_label if named else f"{chart.row_label} ({printable(section.name)})")
         return
@@ -353,12 +381,11 @@ def _draw_lines(axes: Axes, chart: Lines) -> None:
             markersize=3,
         )
         handles.append(line)
-    names = [clipped(printable(series.name), _LONGEST_LABEL) for series in chart.series]
+    names = _line_names(chart)
     for mark in chart.marks:
         style: dict[str, Any] = {"color": "0.45", "linewidth": 0.9, "linestyle": (0, (1, 1))}
         handles += [axes.axvline(mark.x, **style)] if mark.x is not None else []
         handles += [axes.axhline(mark.y, **style)] if mark.y is not None else []
-        names.append(printable(mark.name))
     if chart.log_x:
         axes.set_xscale("log", base=2)
         _plain_ticks(axes, chart.series)
@@ -375,16 +402,25 @@ def _draw_lines(axes: Axes, chart: Lines) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if len(handles) > 1:
-        columns = 1 if len(handles) < 4 or max(map(len, names)) > 18 else 2
-        axes.legend(
+        # Below the axis and its label, whatever their height; within the axes it would cover lines.
+        axes.figure.legend(
             handles,
             names,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.22),
-            ncols=columns,
+            loc="outside lower center",
+            ncols=_legend_columns(names),
             handlelength=3.2,
             labelspacing=0.3,
         )
+
+
+def _line_names(chart: Lines) -> list[str]:
+    """What the legend says of the lines and then of the marks."""
+    names = [clipped(printable(series.name), _LONGEST_LABEL) for series in chart.series]
+    return names + [printable(mark.name) for mark in chart.marks]
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    return 1 if len(names) < 4 or max(map(len, names)) > 24 else 2
 
 
 def _plain_ticks(axes: Axes, series: Sequence[Series]) -> None:
@@ -401,7 +437,7 @@ def _draw_bars(axes: Axes, chart: Bars) -> None:
     names = _clipped(chart.labels)
     thickness = 0.8 / max(1, len(chart.groups))
     largest = max((abs(value) for group in chart.groups for value in group.values if value is not None), default=1.0)
-    handles = []
+    handles: list[Rectangle] = []
     for g, group in enumerate(chart.groups):
         middle = [i - 0.4 + (g + 0.5) * thickness for i in range(len(names))]
         bars = axes.barh(
@@ -413,7 +449,7 @@ def _draw_bars(axes: Axes, chart: Bars) -> None:
             edgecolor="black",
             linewidth=0.5,
         )
-        handles.append(bars)
+        handles += bars.patches[:1]
         for y, value in zip(middle, group.values, strict=True):
             text = "no value" if value is None else f"{value:.3g}"
             axes.annotate(
@@ -427,6 +463,8 @@ def _draw_bars(axes: Axes, chart: Bars) -> None:
             )
     axes.axvline(0, color="0.3", linewidth=0.6)
     axes.set_xlim(right=largest * 1.18 or 1.0)
+    # Few enough for numbers with three decimals to stand beside each other.
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
@@ -435,10 +473,6 @@ def _draw_bars(axes: Axes, chart: Bars) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if len(handles) > 1:
-        axes.legend(
-            handles,
-            [group.name for group in chart.groups],
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.42 / max(0.6, 0.25 * len(names) * len(chart.groups))),
-            ncols=len(handles),
+        axes.figure.legend(
+            handles, [group.name for group in chart.groups], loc="outside lower center", ncols=len(handles)
         )

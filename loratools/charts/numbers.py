@@ -29,6 +29,7 @@ def aligned(rows: Sequence[Sequence[float | None]], limits: tuple[float, float])
 
 
 def _spelled(value: float, form: str) -> str:
-    text = format(value, form)
+    # Zero is exact in every form; "0e+00" reads like a very small number.
+    text = "0" if not value and form.endswith("e") else format(value, form)
     # What rounds to zero has no sign.
     return text.lstrip("-") if not text.strip("-0.") else text

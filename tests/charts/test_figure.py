@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from io import BytesIO
 from typing import Any
 from xml.etree import ElementTree
 
@@ -107,7 +108,7 @@ def test_lines_have_their_points_bands_marks_and_logarithmic_axes() -> None:
     assert (kind.get_marker(), every.get_marker()) != ("None", "None")
     assert list(knee.get_xdata()) == [2.0, 2.0]
     assert list(noise.get_ydata()) == [0.2, 0.2]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["all", "q_proj", "knee", "noise"]
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["all", "q_proj", "knee", "noise"]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("number", "singular value")
     assert {label.get_text() for label in axes.get_xticklabels()} == {"1", "2", "4"}
@@ -130,7 +131,7 @@ def test_bars_have_their_lengths_hatches_and_say_where_there_is_no_value() -> No
     assert [text.get_text() for text in axes.texts] == ["0.5", "no value", "1.5", "2"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["style", "facts"]
     assert axes.get_xlabel() == "share"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["gain", "interference"]
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["gain", "interference"]
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".pdf", ".png"])
@@ -142,6 +143,20 @@ def test_bytes_do_not_depend_on_the_run_or_on_settings_of_a_person(suffix: str) 
         second, _ = picture_bytes(figure([MAP, LINES, BARS], title="title"), suffix)
 
     assert first == second
+
+
+def test_a_notebook_gets_a_picture_without_pyplot_at_the_size_of_the_page() -> None:
+    from PIL import Image
+
+    drawn = figure([MAP, LINES], title="title")
+
+    data, shown = drawn._repr_png_()  # type: ignore[attr-defined]
+
+    with Image.open(BytesIO(data)) as picture:
+        width, height = picture.size
+    inches = drawn.get_size_inches()
+    assert (width, height) == pytest.approx(inches * 150, abs=1)
+    assert (shown["width"], shown["height"]) == pytest.approx(inches * 110, abs=1)
 
 
 def test_svg_of_another_process_has_the_same_bytes() -> None:
@@ -191,4 +206,4 @@ def test_numbers_of_one_map_are_spelled_with_the_same_decimals() -> None:
     assert aligned([[1.0, 12.0, None]], (0.0, 12.0)) == [["1", "12", ""]]
     assert aligned([[0.5, -0.001]], (-1.0, 1.0)) == [["0.50", "0.00"]]
     assert aligned([[12.34]], (0.0, 50.0)) == [["12.3"]]
-    assert aligned([[0.00123]], (0.0, 0.005)) == [["1e-03"]]
+    assert aligned([[0.00123, 0.0]], (0.0, 0.005)) == [["1e-03", "0"]]

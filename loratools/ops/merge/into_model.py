@@ -192,7 +192,8 @@ def _refuse_other_shapes(merged: MergedWeights) -> None:
         raise MismatchError(
             f"{len(merged.added)} weights of the adapters do not exist in the model",
             details=list(merged.added),
-            hint="load the model with them, for example the class with that head, or merge into the files of the base",
+            hint="load the model with them, for example the class with that head; or leave them out with exclude; "
+            "or merge into the files of the base",
         )
     weights = merged.base.weights
     resized = [

@@ -201,17 +201,19 @@ def _scales(source: AdapterSource) -> _FromHeader | None:
     flat = parse_json(text.encode(), subject)
     if not isinstance(flat, dict):
         raise FormatError(f"{subject} is no object")
-    return _FromHeader(flat, [name for name, module in grouped(source.tensors)[0].items() if "lora" in module.kinds])
+    return _FromHeader(
+        flat, subject, [name for name, module in grouped(source.tensors)[0].items() if "lora" in module.kinds]
+    )
 
 
 class _FromHeader:
     """Alpha of each module, as PEFT finds it in the config of the module's part of the pipeline."""
 
-    def __init__(self, flat: Mapping[str, object], modules: list[str]) -> None:
+    def __init__(self, flat: Mapping[str, object], subject: str, modules: list[str]) -> None:
         self._scales: dict[str, Scale] = {}
         for part in {name.partition(".")[0] for name in modules}:
             config = {k.removeprefix(f"{part}."): v for k, v in flat.items() if k.startswith(f"{part}.")}
-            numbers = fields.scaling(config)
+            numbers = fields.scaling(config, subject=subject)
             inside = {name.partition(".")[2]: name for name in modules if name.partition(".")[0] == part}
             regexes = UntrustedRegexes(list(inside))
             matched = matches(numbers.alphas, regexes, subject="alpha_pattern") if numbers.alphas else {}

@@ -70,7 +70,17 @@ def updates_of(module: Module, scale: Scale) -> dict[str, Update]:
     if kinds or "diff" in module.parts:
         kind = next(iter(kinds), "full")
         updates |= {"": _READERS[kind](module, scale)} if kind in _READERS else _lycoris_updates(kind, module, scale)
+    _refuse_other_bias(module, updates)
     return updates
+
+
+def _refuse_other_bias(module: Module, updates: Mapping[str, Update]) -> None:
+    """Raise NotReadError where a difference of the bias has other outputs than the update of the weight."""
+    if "" not in updates or ".bias" not in updates:
+        return
+    (rows, *_), bias = updates[""].shape, updates[".bias"].shape
+    if rows is not None and bias != (rows,):
+        raise NotReadError(f"{quoted(module.name)} has {rows} outputs, and a difference of its bias of {list(bias)}")
 
 
 def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:

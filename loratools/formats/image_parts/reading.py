@@ -89,7 +89,7 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
             details=shown(
                 [f"{quoted(key)}{', ' + _EMBEDDING if is_learnt_token(key) else ''}" for key in sorted(strange)]
             ),
-            hint="take the embeddings out into a file of their own; programs load them apart from a LoRA"
+            hint="leave the embeddings out with --exclude GLOB; programs load them from a file of their own"
             if all(is_learnt_token(key) for key in strange)
             else "leave them out with --exclude GLOB, or give --from FORMAT, if it is another",
         )
@@ -124,7 +124,7 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
     if source.other:
         entries = ", ".join(shown([quoted(name) for name in source.other]))
         warnings.append(f"{counted(len(source.other), 'entry', 'entries')} besides the tensors not read: {entries}")
-    if (contradiction := _contradicts(header, source.base)) is not None:
+    if (contradiction := _contradicts(header, source.base, families)) is not None:
         warnings.append(contradiction)
     if undecided is not None:
         warnings.append(f"modules keep the names that the file has for them: {undecided.message}")
@@ -148,16 +148,21 @@ def read(source: AdapterSource, file_layout: Read) -> Adapter:
     )
 
 
-def _contradicts(header: str | None, base: Base | None) -> str | None:
-    """A warning that the header names another family than the base; the base takes precedence."""
-    named_base = given_base(base)
-    families = families_in(header, denoisers())
-    if named_base is None or not families or named_base.family in families:
+def _contradicts(header: str | None, base: Base | None, families: tuple[Family, ...]) -> str | None:
+    """A warning that the header names another family than the base, or than the modules' names.
+
+    The base and the names take precedence.
+    """
+    named_base, header_families = given_base(base), families_in(header, denoisers())
+    if named_base is not None:
+        families = (named_base.family,)
+    if not families or not header_families or any(family in header_families for family in families):
         return None
-    return (
-        f"its header names {listed(families, 'or')} ({quoted(str(header))}), and the given base is of "
-        f"{named_base.family.name}: it is read as an adapter of the base"
-    )
+    text = f"its header names {listed(header_families, 'or')} ({quoted(str(header))}), and"
+    names = listed(families, "or")
+    if named_base is not None:
+        return f"{text} the given base is of {names}: it is read as an adapter of the base"
+    return f"{text} its modules are those of {names}, as which it is read"
 
 
 def _names_of_file(modules: Mapping[str, Module]) -> dict[str, PrefixedPlace]:

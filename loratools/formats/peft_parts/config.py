@@ -192,8 +192,12 @@ class Scaling:
     rslora: bool
 
 
-def scaling(config: Mapping[str, object]) -> Scaling:
+def scaling(config: Mapping[str, object], *, subject: str = "adapter_config.json") -> Scaling:
     """The fields that the scale is made of.
+
+    Args:
+        config: The fields of a LoraConfig.
+        subject: What holds them, for the message.
 
     Raises:
         FormatError: Invalid values, all of them named.
@@ -245,7 +249,7 @@ def scaling(config: Mapping[str, object]) -> Scaling:
             wrong.append(f"{name} = {shown_value(value)}: a list of names is needed")
     if wrong:
         raise FormatError(
-            f"adapter_config.json has {len(wrong)} invalid value{'s' if len(wrong) > 1 else ''}",
+            f"{subject} has {len(wrong)} invalid value{'s' if len(wrong) > 1 else ''}",
             details=wrong[:20],
             defect="config-values",
         )

@@ -28,10 +28,12 @@ class _HeldInputs:
     def __init__(self) -> None:
         self.files: dict[FileId, tuple[os.stat_result, str]] = {}
         self.outputs: tuple[Path, ...] = ()
+        # Whether files of a folder are those of an output, by the folder.
+        self._in_output: dict[str, bool] = {}
         self.compared = False
 
     def add(self, file: FileId) -> None:
-        if file in self.files or any(file.path.is_relative_to(out) for out in self.outputs):
+        if file in self.files or self._is_output(file.path):
             return
         try:
             # Before the digest, which reads the file and so comes back here.
@@ -41,6 +43,20 @@ class _HeldInputs:
         except (LoraToolsError, OSError):
             # Whoever reads it will say what is wrong with it, or that it changed already.
             return
+
+    def _is_output(self, path: Path) -> bool:
+        # An extraction looks at tens of thousands of small files in one folder, and paths are slow to compare.
+        name = str(path)
+        folder = name[: name.rfind(os.sep) + 1]
+        if folder not in self._in_output:
+            self._in_output[folder] = any(Path(folder).is_relative_to(out) for out in self.outputs)
+        return self._in_output[folder] or any(name == str(out) for out in self.outputs)
+
+    def leave_out(self, output: Path) -> None:
+        """Hold nothing at this place from now on."""
+        self.outputs = (*self.outputs, output)
+        self._in_output.clear()
+        self.files = {file: noted for file, noted in self.files.items() if not file.path.is_relative_to(output)}
 
     def changed(self) -> list[str]:
         self.compared = True
@@ -95,8 +111,7 @@ def hold_no(path: Path) -> None:
     """Leave out what is under `path` from now on: it is an output, or what will become one."""
     held = _current.get()
     if held is not None:
-        held.outputs = (*held.outputs, path)
-        held.files = {file: noted for file, noted in held.files.items() if not file.path.is_relative_to(path)}
+        held.leave_out(path)
 
 
 def _refuse(changed: list[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from loratools.errors import UsageError
 from loratools.tensors.dtypes import DTYPE_BITS, dtype_name
@@ -41,7 +41,6 @@ class Source(Protocol):
         """Return the value of a one-element tensor."""
 
 
-@runtime_checkable
 class View(Source, Protocol):
     """A source that reads other tensors without computing new values."""
 
@@ -162,6 +161,11 @@ def from_array(values: np.ndarray[Any, Any] | Tensor) -> LazyTensor:
 
 def viewed(tensor: LazyTensor) -> list[LazyTensor]:
     """The tensors that are read for a view, through any number of views; for another tensor, the tensor itself."""
-    if not isinstance(tensor.source, View):
+    if not _is_view(source := tensor.source):
         return [tensor]
-    return [leaf for part in tensor.source.of for leaf in viewed(part)]
+    return [leaf for part in source.of for leaf in viewed(part)]
+
+
+# By an attribute of the class: to ask a protocol whether a value is one of it takes longer than to read a small tensor.
+def _is_view(source: Source) -> TypeGuard[View]:
+    return hasattr(type(source), "of")

@@ -52,6 +52,9 @@ class Format(Protocol):
     WRITES: str
     """`folder`, or the suffix of the one file it writes: `.safetensors`, `.gguf`."""
 
+    HAS_TEXTS: bool
+    """Whether the header of its file has texts that people can set. True for formats that do not say so."""
+
     def detect(self, source: AdapterSource) -> bool:
         """Whether the format claims the source. Must be strict: two formats that claim one source are an error."""
 

@@ -33,6 +33,7 @@ from loratools.updates.lora import LoRA
 from loratools.updates.parts.row_blocks import stacked_rows
 
 WRITES = ".gguf"
+HAS_TEXTS = False
 
 _EMBEDDING = "token_embd"
 _INVOCATION_TOKENS = "adapter.alora.invocation_tokens"

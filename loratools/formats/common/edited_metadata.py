@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from loratools import registry
 from loratools.adapter import Adapter
 from loratools.errors import UsageError
-from loratools.storage.ownership import MARK
+from loratools.formats.common.header_keys import NEVER_SET
 
-# Written from the tensors, or by loratools about itself: a text of a person's would be replaced, or be untrue.
-_WRITTEN_BY_US = frozenset({
-    "format", MARK, "loratools.family", "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash",
-    "ss_network_dim", "ss_network_alpha",
-})  # fmt: skip
-# Formats whose files have no header of texts.
-_WITHOUT_TEXTS = frozenset({"gguf"})
 _TEXTS = "metadata"
 
 
@@ -46,12 +40,12 @@ class EditedMetadata:
         Raises:
             UsageError: The format has no place for texts, or writes a text of that key itself.
         """
-        if self.texts and format in _WITHOUT_TEXTS:
+        if self.texts and not getattr(registry.load("formats", format), "HAS_TEXTS", True):
             raise UsageError(
                 f"a {format} adapter has no place for the text '{next(iter(self.texts))}'",
                 hint="write another format, or leave out --set-metadata",
             )
-        if refused := sorted(_WRITTEN_BY_US.intersection(self.texts)):
+        if refused := sorted(NEVER_SET.intersection(self.texts)):
             raise UsageError(
                 f"the text '{refused[0]}' is written from what the file holds, and cannot be set",
                 hint="set others, such as modelspec.title=NAME",

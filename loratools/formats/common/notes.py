@@ -10,10 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import cast
 
 from loratools.adapter import Adapter
+from loratools.formats.common.header_keys import LIBRARY
 from loratools.updates.parts.protocol import Update
-
-# Says which library reads the file back: every format says its own.
-_WRITTEN_ANEW = ("format",)
 
 
 def notes_of(adapter: Adapter, format: str, part: str) -> Mapping[str, object] | None:
@@ -28,7 +26,7 @@ def metadata_of(adapter: Adapter) -> dict[str, str]:
     metadata: dict[str, str] = {}
     for format in adapter.notes:
         texts = notes_of(adapter, format, "metadata") or {}
-        metadata |= {str(k): str(v) for k, v in texts.items() if k not in _WRITTEN_ANEW}
+        metadata |= {str(k): str(v) for k, v in texts.items() if k != LIBRARY}
     return metadata
 
 

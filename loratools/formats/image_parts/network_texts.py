@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from loratools.adapter import Adapter
+from loratools.formats.common.header_keys import NETWORK_ALPHA, NETWORK_RANK
 from loratools.updates.lora import LoRA
 
 _DYNAMIC = "Dynamic"
@@ -30,7 +31,7 @@ def network_texts(texts: Mapping[str, str], adapter: Adapter) -> dict[str, str]:
     linear = [u for u in loras if not any(u is kernel for kernel in kernels)] or kernels
     if not linear:
         return {}
-    changes = _changed(texts, "ss_network_dim", "ss_network_alpha", linear)
+    changes = _changed(texts, NETWORK_RANK, NETWORK_ALPHA, linear)
     args = _arguments(texts.get("ss_network_args"))
     if kernels and (changed := _changed(args, "conv_dim", "conv_alpha", kernels)):
         changes["ss_network_args"] = json.dumps({**args, **changed})

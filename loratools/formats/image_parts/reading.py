@@ -19,6 +19,7 @@ from loratools.errors import (
     UnsupportedError,
 )
 from loratools.formats.common.base import Base
+from loratools.formats.common.header_keys import FAMILY
 from loratools.formats.common.source import AdapterSource, counted, shown
 from loratools.formats.image_parts.fused import apart
 from loratools.formats.image_parts.kinds import NotReadError, Scale, updates_of
@@ -36,8 +37,6 @@ from loratools.storage.stored import scalars
 from loratools.updates.parts.protocol import Update
 
 _EMBEDDING = "an embedding of a new word (textual inversion), which is no part of a LoRA"
-# In the header of what is written here: of which family the names are, which they do not always tell.
-FAMILY = "loratools.family"
 # What the part that removes the noise is called before the family is known.
 DENOISER = "denoiser"
 

@@ -12,6 +12,7 @@ from loratools._version import __version__
 from loratools.adapter import Adapter
 from loratools.errors import LoraToolsError
 from loratools.formats.common.base import Base
+from loratools.formats.common.header_keys import FAMILY, LIBRARY, NEVER_COPIED
 from loratools.formats.common.notes import metadata_of
 from loratools.formats.image_parts.fused import (
     apart,
@@ -24,7 +25,7 @@ from loratools.formats.image_parts.fused import (
 )
 from loratools.formats.image_parts.network_texts import network_texts
 from loratools.formats.image_parts.notes import NOTES
-from loratools.formats.image_parts.reading import FAMILY, given_base
+from loratools.formats.image_parts.reading import given_base
 from loratools.naming.image.evidence import decide, denoisers, family_named
 from loratools.naming.image.family import Family, Fused, Place
 from loratools.naming.image.given_base import decide_for
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
 
 # Before names that only a base says, which is a single file and in no table.
 SINGLE_FILE = "diffusion_model"
-# Metadata that says something of the file itself: restated or left out, never copied.
-_WRITTEN_ANEW = (FAMILY, MARK, "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
-
 
 _CHUNK = 16 << 20
 # Which names a family is written with: one for all, or one that depends on it.
@@ -411,9 +409,9 @@ def pieces_alone(modules: Iterable[Written]) -> tuple[list[Written], list[str]]:
 
 def header_of(adapter: Adapter, family: Family | None) -> dict[str, str]:
     """What the source said in its header that is still true; and the family, which names alone do not always tell."""
-    texts = {k: v for k, v in metadata_of(adapter).items() if k not in _WRITTEN_ANEW}
+    texts = {k: v for k, v in metadata_of(adapter).items() if k not in NEVER_COPIED}
     texts |= network_texts(texts, adapter)
-    return {"format": "pt", MARK: __version__} | texts | ({} if family is None else {FAMILY: family.name})
+    return {LIBRARY: "pt", MARK: __version__} | texts | ({} if family is None else {FAMILY: family.name})
 
 
 def had_hashes(adapter: Adapter) -> bool:

@@ -33,6 +33,7 @@ from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankF
 from loratools.ops.common.opening import AdapterOutput, open_adapters
 from loratools.ops.common.output import refuse_unrelated
 from loratools.ops.common.progress import bytes_of, expect
+from loratools.ops.common.result_options import result_options
 from loratools.ops.common.same_invocation import require_same_invocation
 from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import together
@@ -140,6 +141,7 @@ def combine(
         >>> [share.weight for share in report.adapters]
         [0.7, 0.3]
     """
+    card_options = result_options(combine, locals(), inputs=["adapters"])
     arguments = {
         "adapters": ingredients(adapters, module_weights or {}, block_weights),
         "method": method,
@@ -201,29 +203,7 @@ def combine(
     result = combined_adapter(taking_part, updates, replacements, followed.to_dict())
     lines = tuple(r.line for r in in_order)
     shares = tuple(share_of(i, a, w, [r.parts for r in in_order]) for i, (a, w) in enumerate(sources))
-    asked = {
-        "recipe": recipe,
-        "method": method,
-        "options": options,
-        "rank": rank,
-        "energy": energy,
-        "max_rank": max_rank,
-        "module_weights": module_weights,
-        "block_weights": block_weights,
-        "heads": heads,
-        "calibrate": calibrate,
-        "norm_match": norm_match,
-        "seed": seed,
-        "dtype": dtype,
-        "include": include,
-        "exclude": exclude,
-        "rank_from": rank_from,
-        "expert_packing": expert_packing,
-        "from_format": from_format,
-        "format": format,
-        "base": base,
-    }
-    model_card = combine_card(sources, shares, lines, asked, combine, result.base_model, warnings)
+    model_card = combine_card(sources, shares, lines, card_options, combine, result.base_model, warnings)
     warnings += output.save(result, plan=plan, card=model_card if card else None)
     lost = {name: r.lost for name, r in results.items() if r.lost is not None}
     if residual is not None and not lost:

@@ -27,6 +27,7 @@ from loratools.ops.common.alpha import assumed_alpha_warnings
 from loratools.ops.common.arguments import RankFrom, Reading, load_adapter
 from loratools.ops.common.finite import refuse_not_finite
 from loratools.ops.common.opening import keep_stored_names
+from loratools.ops.common.result_options import result_options
 from loratools.ops.convert.report import ConvertReport
 from loratools.ops.convert.rewritten import Rewritten, rewritten
 from loratools.ops.convert.serve import served
@@ -106,6 +107,7 @@ def convert(
         >>> report.max_relative_error < 1e-6
         True
     """
+    options = result_options(convert, locals(), inputs=["adapter"])
     formats.writer(format)
     metadata = EditedMetadata(set_metadata or {}, strip_metadata)
     metadata.check(format)
@@ -165,22 +167,6 @@ def convert(
         records = _Metadata.of(written_adapter, result)
         nbytes = sum(t.nbytes for t in result.tensors().values())
         if card:
-            asked = {
-                "format": format,
-                "base": base,
-                "dtype": dtype,
-                "allow_partial": allow_partial,
-                "alpha": alpha,
-                "serve": serve,
-                "include": include,
-                "exclude": exclude,
-                "from_format": from_format,
-                "rank_from": rank_from,
-                "expert_packing": expert_packing,
-                "expert_orientation": expert_orientation,
-                "set_metadata": set_metadata,
-                "strip_metadata": strip_metadata,
-            }
             facts = [
                 ("formats", f"{source.format} to {format}"),
                 ("largest relative error of a module", f"{max((m.error for m in modules), default=0.0):.4g}"),
@@ -193,7 +179,7 @@ def convert(
                 source.base_model,
                 [origin],
                 [origin.name],
-                asked,
+                options,
                 convert,
                 facts,
                 [*warnings, *written.warnings],

@@ -27,6 +27,7 @@ from loratools.ops.card.inputs import card_input
 from loratools.ops.common.abandoned import abandoned_warnings, resumed_remarks
 from loratools.ops.common.device import ensure_device
 from loratools.ops.common.opening import AdapterOutput
+from loratools.ops.common.result_options import result_options
 from loratools.ops.extract.adapter import adapter_of
 from loratools.ops.extract.outcomes import Factored, Outcome
 from loratools.ops.extract.outline import outline
@@ -145,6 +146,7 @@ def extract(
         >>> 0 < report.energy <= 1
         True
     """
+    options = result_options(extract, locals(), inputs=["base", "tuned"])
     limit = byte_size(max_size) if max_size is not None else None
     policy = RankPolicy(Limit(rank, energy, error, max_rank=max_rank), noise_edge, limit, max_params)
     if tolerance is not None and not 0 < tolerance < 1:
@@ -166,25 +168,7 @@ def extract(
     extraction = _Extraction(before, after, pairs, settings, output, worker_count(threads), card)
     if plan:
         return extraction.planned()
-    options = {
-        "rank": rank,
-        "energy": energy,
-        "error": error,
-        "noise_edge": noise_edge,
-        "max_rank": max_rank,
-        "max_size": limit,
-        "max_params": max_params,
-        "embeddings": embeddings,
-        "whole": whole,
-        "dtype": settings.dtype,
-        "tolerance": tolerance,
-        "exact": exact,
-        "seed": seed,
-        "device": device,
-        "include": include,
-        "exclude": exclude,
-        "format": format,
-    }
+    options |= {"max_size": limit, "dtype": settings.dtype}
     return extraction.extracted(progress, options, resume=resume)
 
 

@@ -25,6 +25,7 @@ from loratools.ops.card.inputs import card_input
 from loratools.ops.common.arguments import RankFrom
 from loratools.ops.common.opening import open_adapters
 from loratools.ops.common.progress import bytes_of, expect
+from loratools.ops.common.result_options import result_options
 from loratools.ops.lowrank.experts import apart, together
 from loratools.ops.lowrank.factors import exact_factors, is_vector, layout_of, require_factors
 from loratools.ops.lowrank.limit import Limit
@@ -121,6 +122,7 @@ def resize(
         >>> report.adapter["model.layers.0.self_attn.q_proj"].rank
         4
     """
+    options = result_options(resize, locals(), inputs=["adapter"])
     metadata = EditedMetadata(set_metadata or {}, strip_metadata)
     limit = Limit(rank, energy, error, rule, max_rank)
     budget = _budget(limit, byte_size(max_size) if max_size is not None else None, max_params)
@@ -170,28 +172,17 @@ def resize(
         ("rank", rank_text([line.rank for line in lines])),
         ("relative error", f"{overall_error(lines):.4g}"),
     ]
-    asked = {
-        "rank": rank,
-        "energy": energy,
-        "error": error,
-        "rule": rule,
-        "max_size": max_size,
-        "max_params": max_params,
-        "max_rank": max_rank,
-        "dtype": dtype,
-        "include": include,
-        "exclude": exclude,
-        "rank_from": rank_from,
-        "expert_packing": expert_packing,
-        "from_format": from_format,
-        "format": format,
-        "base": base,
-        "set_metadata": set_metadata,
-        "strip_metadata": strip_metadata,
-    }
     origin = card_input(source.path)
     model_card = AdapterCard(
-        "resize", f"{origin.name}, resized", source.base_model, [origin], [origin.name], asked, resize, facts, warnings
+        "resize",
+        f"{origin.name}, resized",
+        source.base_model,
+        [origin],
+        [origin.name],
+        options,
+        resize,
+        facts,
+        warnings,
     )
     warnings += opened.output.save(result, plan=plan, card=model_card if card else None)
     return ResizeReport(

@@ -1,4 +1,4 @@
-"""Keys of a file header whose texts come from the tensors or from loratools, and never from a person or another file."""
+"""Keys of a file header whose texts come from the tensors or from loratools, never from a person or another file."""
 
 from __future__ import annotations
 

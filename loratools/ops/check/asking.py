@@ -32,11 +32,11 @@ def answers(subject: Subject, rules: Collection[str]) -> Answers:
             that it is known whether they explain why.
     """
     asked = [id for id in checks.ids() if id != _LAST and (id in rules or subject.error is not None)]
-    said = [each for id in asked for each in _said_by(id, subject)]
+    outcomes = [each for id in asked for each in _said_by(id, subject)]
     if _LAST in rules:
-        explained = any(isinstance(each, CheckFinding) and each.severity == "error" for each in said)
-        said += _said_by(_LAST, replace(subject, explained=explained))
-    wanted = [each for each in said if each.id in rules]
+        explained = any(isinstance(each, CheckFinding) and each.severity == "error" for each in outcomes)
+        outcomes += _said_by(_LAST, replace(subject, explained=explained))
+    wanted = [each for each in outcomes if each.id in rules]
     findings = in_order(each for each in wanted if isinstance(each, CheckFinding))
     return Answers(findings, tuple(each for each in wanted if isinstance(each, NotChecked)))
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loratools.ops.merge.outputs import Output
 from loratools.ops.merge.rows import prepared, read_rows
 from loratools.ops.merge.trained_on import AsTrained, TrainingScheme, as_trained
 from loratools.ops.merge.verify import exact_rows, largest_share
+from loratools.ops.verify.cause import Cause
 from loratools.ops.verify.deltas import Deltas, blocks
 from loratools.ops.verify.fit import Fit
 from loratools.ops.verify.measure import explained_with
+from loratools.ops.verify.other_factors import factors_added, rows_reordered
 from loratools.ops.verify.stepped import scaled_twice_in_steps
 from loratools.storage.arrays import read_array
 from loratools.tensors.lazy import LazyTensor
@@ -38,6 +40,8 @@ _ROUNDINGS = 9.0
 _NEGLIGIBLE = 1e-11
 # What decomposing, transforming or rotating a whole weight in float32 leaves, relative to the weight.
 _DECOMPOSED = 2.0**-16
+# The share of the rows by which a hypothesis is refused before all of them are looked at: one block.
+GLANCE = 1e-6
 # Dtypes in which an update may be smaller than the spacing of the numbers.
 _COARSE = ("BF16", "F16")
 # The square of an update beside that of one rounding: above it, a best-fit weight is exact to a few percent.
@@ -51,21 +55,6 @@ _TRAINING_SCHEMES = (
     TrainingScheme("fp4"),
     TrainingScheme("fp4", nested=True),
 )
-
-
-@dataclass(frozen=True)
-class Cause:
-    """What explains a weight that is not as it should be.
-
-    Attributes:
-        code: The name of the defect.
-        message: In words, with the numbers that are the same for all weights with this cause.
-        undecided: Whether it may just as well be a right merge.
-    """
-
-    code: str
-    message: str
-    undecided: bool = False
 
 
 ROUNDED_OTHERWISE = Cause(
@@ -95,6 +84,9 @@ def cause_of(output: Output, merged: LazyTensor, fit: Fit, names: Sequence[str],
         sample: The share of the rows to look at.
     """
     weights = fit.weights()
+    if not math.isfinite(fit.moved):
+        too_large = Cause("unexplained-change", "the change is too large for its squares to be added up")
+        return overflow(output, merged) or too_large
     if fit.moved == 0:
         return Cause("not-applied", "the weights are those of the base: no adapter was applied")
     if scaled_twice_in_steps(output, reshaped(merged, output.matrix), sample):
@@ -104,17 +96,18 @@ def cause_of(output: Output, merged: LazyTensor, fit: Fit, names: Sequence[str],
         candidates = candidate_weights(output, names)
         causes = (cause for times, cause in candidates if explained_with(output, merged, times, sample))
         return next(causes, ROUNDED_OTHERWISE)
-    allowed = _rounding(output, fit)
+    allowed = rounding_allowance(output, fit)
     if fit.residual(weights) <= allowed:
         fitted = _from_weights(output, fit, names, allowed)
         if fitted.code != "adapter-weight" or fit.energy > _LARGE * allowed / _ROUNDINGS:
             return fitted
         return _certain(fitted, output, merged, fit, names, sample)
-    for hypothesis in (_without_magnitude, _transposed, _some_ranks, _other_training_values):
+    for hypothesis in (
+        _without_magnitude, _transposed, _some_ranks, _factors_added, _rows_reordered, _other_training_values,
+    ):  # fmt: skip
         if (cause := hypothesis(output, merged, fit, allowed, sample)) is not None:
             return cause
-    cosine = sum(fit.along) / math.sqrt(fit.moved * fit.energy) if fit.energy > 0 else 0.0
-    if abs(cosine) < 0.1:
+    if abs(fit.cosine) < 0.1:
         return Cause("other-change", "the weights were changed by other things than these adapters (cosine below 0.1)")
     return Cause("unexplained-change", "the change holds these adapters and something else, or a part of them")
 
@@ -140,7 +133,28 @@ def _is_decomposed(output: Output) -> bool:
     return any(not isinstance(added.delta, ScaledDelta | HadamardDelta) for added in deltas)
 
 
-def _rounding(output: Output, fit: Fit) -> float:
+def overflow(output: Output, merged: LazyTensor) -> Cause | None:
+    """Values that are no numbers where the base has some, mostly an overflow; None if there are none.
+
+    The dtype is named with the largest number that it has. The values of the base are only looked at where that is
+    needed.
+    """
+    import torch
+
+    from loratools.ops.inspect.values import non_finite_count
+    from loratools.tensors.dtypes import torch_dtype
+
+    count = non_finite_count(merged, lambda nbytes: None) or 0
+    if not count or count == non_finite_count(output.values, lambda nbytes: None):
+        return None
+    largest = torch.finfo(torch_dtype(merged.dtype)).max
+    number = "value is" if count == 1 else "values are"
+    return Cause(
+        "not-finite", f"{count:,} {number} NaN or infinite; the largest number of {merged.dtype} is {largest:.5g}"
+    )
+
+
+def rounding_allowance(output: Output, fit: Fit) -> float:
     """The square of what rounding may leave in all: several roundings of each value, and float32 in between."""
     decomposed = _DECOMPOSED**2 * fit.merged if _is_decomposed(output) else 0.0
     return _ROUNDINGS * fit.noise(output.dtype) + _NEGLIGIBLE * fit.moved + decomposed
@@ -273,7 +287,7 @@ TRANSPOSED = Cause("transposed", "the delta was added transposed")
 def _without_magnitude(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sample: float) -> Cause | None:
     """DoRA, merged as if it were LoRA."""
     plain = plain_lora(output)
-    if plain is None or _residual_of(plain, merged, sample) > allowed:
+    if plain is None or residual_of(plain, merged, sample) > allowed:
         return None
     return MAGNITUDE_DROPPED
 
@@ -281,9 +295,31 @@ def _without_magnitude(output: Output, merged: LazyTensor, fit: Fit, allowed: fl
 def _transposed(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sample: float) -> Cause | None:
     """A delta that was added to a square weight the other way round."""
     transposed_output = flipped(output)
-    if transposed_output is None or _residual_of(transposed_output, merged, sample) > allowed:
+    if transposed_output is None or residual_of(transposed_output, merged, sample) > allowed:
         return None
     return TRANSPOSED
+
+
+def _factors_added(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sample: float) -> Cause | None:
+    """Several LoRAs whose A and whose B were added, each on their own."""
+    for way, added in factors_added(output):
+        if residual_of(added, merged, sample) <= allowed:
+            message = (
+                f"A and B of the adapters were added each on their own ({way}): the product then also holds the A of "
+                "one adapter with the B of another"
+            )
+            return Cause("factors-added", message)
+    return None
+
+
+def _rows_reordered(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sample: float) -> Cause | None:
+    """Rows of attention heads in the order of another layout of rotary embeddings."""
+    for way, reordered in rows_reordered(output):
+        # Most are refused by their first rows.
+        if residual_of(reordered, merged, GLANCE) > allowed or residual_of(reordered, merged, sample) > allowed:
+            continue
+        return Cause("rows-reordered", f"the rows of the delta were added in another order: {way}")
+    return None
 
 
 def _other_training_values(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sample: float) -> Cause | None:
@@ -291,13 +327,13 @@ def _other_training_values(output: Output, merged: LazyTensor, fit: Fit, allowed
     source = output.values.source
     if isinstance(source, AsTrained):
         plain = replace(output, values=source.of)
-        if _residual_of(plain, merged, sample) > allowed:
+        if residual_of(plain, merged, sample) > allowed:
             return None
         message = f"the adapters were added to the base itself, and not to what {source.scheme} makes of it"
         return Cause("training-values-ignored", message)
     for scheme in _TRAINING_SCHEMES:
         on_training_values = as_trained(output, scheme)
-        if on_training_values is not None and _residual_of(on_training_values, merged, sample) <= _rounding(
+        if on_training_values is not None and residual_of(on_training_values, merged, sample) <= rounding_allowance(
             output, fit
         ):
             message = (
@@ -344,7 +380,7 @@ def _base_rows(output: Output, start: int, stop: int) -> Floats:
     return read_rows(output, "F64", start, stop)
 
 
-def _residual_of(output: Output, merged: LazyTensor, sample: float) -> float:
+def residual_of(output: Output, merged: LazyTensor, sample: float) -> float:
     """`|merged - base - dW|^2` for the updates of `output`, each at its weight."""
     import numpy as np
 

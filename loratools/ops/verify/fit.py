@@ -27,6 +27,11 @@ class Fit:
     moved: float
     merged: float
 
+    @property
+    def cosine(self) -> float:
+        """The cosine of the change with the sum of all deltas; 0 if one of them is 0."""
+        return sum(self.along) / math.sqrt(self.moved * self.energy) if self.energy > 0 and self.moved > 0 else 0.0
+
     def weights(self) -> tuple[float | None, ...]:
         """What each delta is multiplied with in `merged - base`, by least squares; None for a delta of zeros."""
         import numpy as np

@@ -13,6 +13,7 @@ from loratools.ops.verify.deltas import Deltas, blocks
 from loratools.ops.verify.explanation import explains
 from loratools.ops.verify.fit import Fit, Sums
 from loratools.ops.verify.merged_again import is_merged_again
+from loratools.ops.verify.other_factors import joined_in
 from loratools.ops.verify.recipes import Recipe, known_recipes, scaling_recipes, task_recipes
 from loratools.ops.verify.stepped import SteppedRecipe, stepped_recipe
 from loratools.storage.arrays import read_array
@@ -157,6 +158,10 @@ def _recipes(output: Output) -> Iterator[tuple[Output, list[Recipe]]]:
             elif scalings is not None:
                 recipes += scaling_recipes(*scalings, dtype)
             yield rounded, recipes
+    if len(adapters) > 1 and output.dtype in ("BF16", "F16"):
+        joined = joined_in(output, output.dtype)
+        if joined is not None:
+            yield joined, [Recipe((0,), output.dtype, factor_dtype=output.dtype, joined=True)]
 
 
 def _scales_and_weights(output: Output, adapters: Sequence[int]) -> tuple[list[float], list[float]] | None:

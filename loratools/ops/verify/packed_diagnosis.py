@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 
 from loratools.ops.merge.outputs import Output
-from loratools.ops.verify.diagnosis import MAGNITUDE_DROPPED, TRANSPOSED, Cause, candidate_weights, flipped, plain_lora
+from loratools.ops.verify.cause import Cause
+from loratools.ops.verify.diagnosis import MAGNITUDE_DROPPED, TRANSPOSED, candidate_weights, flipped, plain_lora
 from loratools.ops.verify.fit import Fit
 from loratools.ops.verify.packed import PackedMeasure, grid_name, measure_packed
 from loratools.quantization.common.protocol import PackedWeight

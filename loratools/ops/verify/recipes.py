@@ -10,6 +10,7 @@ where it lies between what the recipe gives with every delta lowered and raised 
     factors in a dtype   round(W + round(round(B) round(A))): PEFT with an adapter that is held in that dtype
     scaled afterwards    round(W + round(s round(B A))): a product in the dtype, and its scale after it
     scale in B           round(W + round(round(s B) A)): mlx-lm with an adapter that is held in the dtype
+    factors joined       round(W + round(round([B_1 B_2]) round([s_1 A_1; s_2 A_2]))): PEFT's add_weighted_adapter (cat)
     one after the other  round(round(W + dW_1) + dW_2): PEFT's merge_and_unload, adapter by adapter
     task vectors         round(W + round(w_1 round(M_1 - W) + ...)), M_1 = round(W + dW_1): mergekit's sums of models
 """
@@ -46,6 +47,7 @@ class Recipe:
         task_dtype: What the differences of models from the base, and their weighted sum, are rounded to; None if deltas
             are added to the base itself.
         weights: With `task_dtype`: the weight of each adapter, which the deltas are given with.
+        joined: Whether the only delta is that of the factors of all adapters side by side.
     """
 
     order: tuple[int, ...]
@@ -56,6 +58,7 @@ class Recipe:
     steps: tuple[tuple[float, ...], ...] = ()
     task_dtype: str | None = None
     weights: tuple[float, ...] = ()
+    joined: bool = False
 
     def __str__(self) -> str:
         delta = f"deltas rounded to {_NAMES[self.delta_dtype]}" if self.delta_dtype else "deltas in float32"
@@ -63,6 +66,8 @@ class Recipe:
             delta = f"products rounded to {_NAMES[self.delta_dtype]}, scaled and rounded again"
         if self.factor_dtype:
             factors = "A and scale times B" if self.scaled_b else "A and B"
+            if self.joined:
+                factors = "scale times A and B of all adapters joined and"
             delta = f"{factors} rounded to {_NAMES[self.factor_dtype]}, {delta}"
         if self.task_dtype:
             return f"{delta}, models rounded, and the weighted sum of their differences in {_NAMES[self.task_dtype]}"
@@ -76,6 +81,8 @@ class Recipe:
         several = len(self.order) > 1
         if self.task_dtype is not None:
             return ("mergekit (task_arithmetic of models that PEFT merged)",)
+        if self.joined:
+            return ("PEFT (add_weighted_adapter with 'cat', then merged)",)
         if self.scaled_b:
             return ("mlx-lm fuse with an adapter in that dtype",)
         if self.steps:

@@ -10,10 +10,10 @@ from loratools.ops.merge.outputs import Output, Requantised, RowsUnit
 from loratools.ops.merge.requantise import requantise
 from loratools.ops.merge.rounding import NEAREST, Rounding, default_penalty
 from loratools.ops.merge.rows import Gain, merge_rows
+from loratools.ops.verify.cause import Cause
 from loratools.ops.verify.diagnosis import (
     MAGNITUDE_DROPPED,
     TRANSPOSED,
-    Cause,
     candidate_weights,
     flipped,
     plain_lora,

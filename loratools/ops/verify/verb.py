@@ -40,19 +40,24 @@ from loratools.ops.verify.accounting import (
     file_changes,
     stray_shards,
 )
-from loratools.ops.verify.diagnosis import Cause, cause_of
+from loratools.ops.verify.cause import Cause
+from loratools.ops.verify.diagnosis import cause_of, overflow
 from loratools.ops.verify.measure import Measured, measure, recipe_of
+from loratools.ops.verify.other_modules import UnexplainedWeight, deltas_of_other_modules
 from loratools.ops.verify.packed import grid_name, is_alike, measure_packed, packed_weight, same_grid
 from loratools.ops.verify.packed_diagnosis import packed_cause, unknown_grid
 from loratools.ops.verify.recorded import reconstruct, recorded_merge
 from loratools.ops.verify.replay import gives, possible_replays, replayed_cause, requantised_recipe
 from loratools.ops.verify.report import Finding, Verdict, VerifiedTensor, VerifyReport
 from loratools.quantization.common.protocol import PackedWeight
+from loratools.short_repr import counted
 from loratools.storage.held_inputs import holding_inputs
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora_experts import Orientation, Packing
 
+# What is said where no hypothesis has explained a weight.
+_WITHOUT_REASON = frozenset({"other-change", "unexplained-change"})
 # Below this share of a delta in the result, even a merge by the right recipe is of little use.
 _LITTLE_GAIN = 0.9
 # A smaller share cannot be distinguished from a merge that was not done.
@@ -278,6 +283,9 @@ def _compare(pair: Pair, context: _Context) -> _Adapted | _Compared:
     if (packed := packed_weight(stored)) is not None:
         return _compare_packed(stored, output, packed, changing, context)
     measured = measure(output, stored, sample=context.sample)
+    # Programs round what is too large to infinity and go on: the recipe is right, and the weight is lost.
+    if measured.recipe is not None and stored.dtype == "F16" and (lost := overflow(output, stored)) is not None:
+        return _Adapted(measured, None, lost)
     if measured.recipe is not None:
         programs = measured.recipe.programs(output.dtype)
         return _Adapted(measured, _with_training(str(measured.recipe), output), None, programs)
@@ -355,6 +363,7 @@ def _report(
 ) -> VerifyReport:
     by_pair = list(zip(accounted.pairs, looked_at, strict=True))
     adapted = _as_one_program_merges([(pair, one) for pair, one in by_pair if isinstance(one, _Adapted)], sample)
+    adapted = _with_other_modules(adapted, sample)
     compared = [(pair, one) for pair, one in by_pair if isinstance(one, _Compared)]
     replaced = [(pair, one) for pair, one in compared if pair.output.touched]
     untouched = [one for pair, one in compared if not pair.output.touched]
@@ -431,6 +440,21 @@ def _as_one_program_merges(adapted: Sequence[tuple[Pair, _Adapted]], sample: flo
     return same
 
 
+def _with_other_modules(adapted: Sequence[tuple[Pair, _Adapted]], sample: float) -> list[tuple[Pair, _Adapted]]:
+    """The weights, where those that nothing has explained may have been changed by the delta of another one."""
+    unexplained = [
+        UnexplainedWeight(replace(pair.output, dtype=pair.merged.dtype), pair.merged, one.measured.fit)
+        for pair, one in adapted
+        if one.cause is not None and one.cause.code in _WITHOUT_REASON and one.measured is not None
+        if packed_weight(pair.merged) is None
+    ]
+    causes = deltas_of_other_modules(unexplained, [pair.output for pair, _ in adapted], sample)
+    return [
+        (pair, replace(one, cause=causes[pair.output.name]) if pair.output.name in causes else one)
+        for pair, one in adapted
+    ]
+
+
 def _verdict(findings: Sequence[Finding]) -> Verdict:
     if any(not finding.undecided for finding in findings):
         return "different"
@@ -456,7 +480,32 @@ def _causes(adapted: Sequence[tuple[Pair, _Adapted]]) -> list[Finding]:
         if one.cause is not None:
             names[one.cause].append(pair.output.name)
     ordered = sorted(names.items(), key=lambda item: -len(item[1]))
-    return [Finding(cause.code, cause.message, tuple(of), cause.undecided) for cause, of in ordered]
+    return [
+        Finding(cause.code, cause.message + _numbers(cause, of, adapted), tuple(of), cause.undecided)
+        for cause, of in ordered
+    ]
+
+
+def _numbers(cause: Cause, names: Sequence[str], adapted: Sequence[tuple[Pair, _Adapted]]) -> str:
+    """What is said of a cause beside its message: how many weights lack an update, and in which files; cosines."""
+    chosen = set(names)
+    of_cause = [(pair, one) for pair, one in adapted if pair.output.name in chosen]
+    if cause.code == "not-applied" and len(names) < len(adapted):
+        files = {_file_of(pair) for pair, _ in of_cause}
+        others = {_file_of(pair) for pair, _ in adapted if pair.output.name not in chosen}
+        alone = ", ".join(sorted(name for name in files if name is not None))
+        whose = f", all those of {alone}" if alone and not files & others else ""
+        return f" to them ({len(names):,} of {counted(len(adapted), 'weight')}{whose})"
+    cosines = [one.measured.fit.cosine for _, one in of_cause if one.measured is not None]
+    if cause.code != "unexplained-change" or not cosines or len(cosines) < len(of_cause):
+        return ""
+    low, high = f"{min(cosines):.2f}", f"{max(cosines):.2f}"
+    return f" (cosine with them {low})" if low == high else f" (cosine with them {low} to {high})"
+
+
+def _file_of(pair: Pair) -> str | None:
+    location = pair.merged.location
+    return location.file.path.name if location is not None else None
 
 
 def _replaced(replaced: Sequence[tuple[Pair, _Compared]]) -> list[Finding]:

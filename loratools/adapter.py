@@ -28,6 +28,7 @@ from loratools.errors import (
 from loratools.notebook_html import notebook_html
 from loratools.selection import select_names
 from loratools.short_repr import clipped, counted, one_line
+from loratools.storage.origins import shown
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.parts.protocol import Update
 
@@ -152,7 +153,7 @@ class Adapter:
     @property
     def name(self) -> str:
         """The path of the adapter, or `adapter` where it was made in memory."""
-        return str(self.path) if self.path is not None else "adapter"
+        return shown(self.path) if self.path is not None else "adapter"
 
     # As a mapping of modules.
 
@@ -406,7 +407,7 @@ class Adapter:
 
     @property
     def _alpha(self) -> str:
-        path = "ADAPTER" if self.path is None else shlex.quote(str(self.path))
+        path = "ADAPTER" if self.path is None else shlex.quote(shown(self.path))
         return f"give the alpha that it was trained with: loratools convert {path} -o FOLDER --to peft --alpha ALPHA"
 
     def require_certain(self) -> None:

@@ -52,6 +52,9 @@ for name in ("SIGINT", "SIGHUP"):
 # A person may have it exported, and pytest-xdist sets it; a test chooses the width of what is printed itself.
 os.environ.pop("COLUMNS", None)
 
+# `owner/name` is a repository of the hub where there is no such path: tests ask a stand-in of their own, or nothing.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 if not peers.is_installed("torch"):
     sys.meta_path.append(SkipWithoutTorch())
 

@@ -23,6 +23,7 @@ LAYERS = (
     "tensors",
     "algebra",
     "storage",
+    "sources",
     "updates",
     "adapted_module",
     "adapter",

@@ -10,6 +10,7 @@ import factories
 import pytest
 
 HEAVY = {"numpy", "torch", "safetensors", "rich.progress", "importlib.metadata"}
+HEAVY |= {"huggingface_hub", "httpx", "httpx2", "requests"}
 
 _PROBE = """
 import sys

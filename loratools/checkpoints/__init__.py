@@ -6,7 +6,6 @@ reads headers and JSON, never values. Code that comes with a model is never run.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,13 @@ from loratools.errors import FormatError, UnsupportedError, UsageError
 from loratools.quantization import Quantisation
 from loratools.short_repr import clipped, counted, one_line
 from loratools.skipped import Skipped
-from loratools.storage.files import quoted, refuse_address
+from loratools.sources.address import address_hint
+from loratools.sources.local import local_path
+from loratools.storage.files import quoted
 from loratools.storage.gguf_reader import GgufHeader
+from loratools.storage.origins import shown
 from loratools.tensors.files import FileId
 from loratools.tensors.lazy import LazyTensor
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,8 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The path of the checkpoint."""
-        return str(self.path)
+        """The path of the checkpoint, or the address that it was fetched from."""
+        return shown(self.path)
 
     @property
     def quantization(self) -> str | None:
@@ -180,7 +179,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a whole model, a folder or a file. Headers and configs are read, and no values.
 
     Args:
-        path: The folder or file.
+        path: The folder or file, or its address on the hub.
 
     Returns:
         The checkpoint, with its tensors by name.
@@ -197,7 +196,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         >>> loratools.open_checkpoint("fixtures/llama-tiny").layout
         'huggingface'
     """
-    path = Path(path)
+    path = local_path(path)
     _ensure_present(path)
     layouts = [name for name in registry.names("checkpoints") if registry.load("checkpoints", name).detect(path)]
     if len(layouts) > 1:
@@ -218,14 +217,6 @@ def _ensure_present(path: Path) -> None:
         present = False
     if present:
         return
-    refuse_address(path)
     if path.is_symlink():
         raise UsageError(f"{quoted(path)} is a link that leads nowhere")
-    download = f"to use a model of the Hugging Face Hub, download it first: hf download {path} --local-dir FOLDER"
-    raise UsageError(f"there is no file or folder {quoted(path)}", hint=download if _is_hub_name(path) else None)
-
-
-def _is_hub_name(path: Path) -> bool:
-    """Whether the path looks like owner/name of the Hugging Face Hub, and not like a path in an existing folder."""
-    is_file = path.suffix in (".safetensors", ".json", ".gguf", *_PICKLES)
-    return bool(_HUB_NAME.fullmatch(path.as_posix())) and not is_file and not path.parent.is_dir()
+    raise UsageError(f"there is no file or folder {quoted(path)}", hint=address_hint(path.as_posix()))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from loratools.checks.common.observation import Observation
 from loratools.checks.common.subject import Subject
 from loratools.formats.common.source import counted
+from loratools.storage.origins import shown
 
 SEVERITY = "warning"
 NEEDS = "others"
@@ -20,5 +21,5 @@ FIX = "keep one of them; 'loratools list FOLDER --duplicates --values' lists the
 def observe(subject: Subject) -> Iterator[Observation]:
     """The other adapters."""
     if subject.twins:
-        paths = tuple(str(path) for path in subject.twins)
+        paths = tuple(shown(path) for path in subject.twins)
         yield Observation(f"the same update is in {counted(len(paths), 'other adapter')}", paths)

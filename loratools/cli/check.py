@@ -70,6 +70,7 @@ def _names(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -
     help="How findings are printed: text where it is not given, json as --json does, SARIF 2.1.0 or JUnit XML.",
 )
 @options.common
+@options.sources
 @options.html_alone
 def command(sources: tuple[str, ...], *, printed: str | None, output: Output, **settings: Any) -> None:
     """Find what is wrong with adapters and models, by rules with stable ids.

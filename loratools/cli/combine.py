@@ -108,6 +108,7 @@ from loratools.errors import UsageError
 @options.card
 @options.overwrite
 @options.common
+@options.sources
 @options.plot
 @options.html
 def command(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     help="End with exit code 1 where a cosine is below F, or cannot be computed.",
 )
 @options.common
+@options.sources
 @options.plot
 @options.html_alone
 def command(adapters: tuple[str, ...], *, fail_below: float | None, output: Output, **settings: Any) -> None:

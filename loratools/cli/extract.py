@@ -76,6 +76,7 @@ from loratools.cli.common.replaced import document_of, replaced_rows
 @options.overwrite
 @options.resume
 @options.common
+@options.sources
 @options.html
 @holds_inputs
 def command(

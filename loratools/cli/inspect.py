@@ -29,6 +29,7 @@ from loratools.errors import UsageError
 @options.include
 @options.exclude
 @options.common
+@options.sources
 @options.plot
 @options.html_alone
 def command(sources: tuple[str, ...], *, values: bool, modules: bool, output: Output, **settings: Any) -> None:

@@ -43,6 +43,7 @@ from loratools.errors import UsageError
 )
 @options.threads
 @options.common
+@options.sources
 @options.html_alone
 def command(folders: tuple[str, ...], *, columns: str | None, as_csv: bool, output: Output, **settings: Any) -> None:
     """List the adapters below folders, a row for each: what it is for, its rank, size, title and trigger words.

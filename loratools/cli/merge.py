@@ -83,6 +83,7 @@ from loratools.cli.common.replaced import replaced_rows, with_replaced
 @options.resume
 @option(OUTPUT, "--manifest", is_flag=True, help="Record the SHA-256 of every file, for 'verify --files'.")
 @options.common
+@options.sources
 @options.html
 @holds_inputs
 def command(

@@ -44,6 +44,7 @@ from loratools.cli.common.replaced import document_of, replaced_rows
 @options.card
 @options.overwrite
 @options.common
+@options.sources
 def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:
     """Write the adapter that is nearest to ADAPTER, module by module, at the smallest rank that the rule allows.
 

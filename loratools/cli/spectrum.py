@@ -48,6 +48,7 @@ from loratools.cli.common.output import Output
 @options.rank_from
 @options.expert_packing
 @options.common
+@options.sources
 @options.plot
 @options.html_alone
 @holds_inputs

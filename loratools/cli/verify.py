@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 @options.expert_orientation
 @options.threads
 @options.common
+@options.sources
 @options.html_alone
 def command(
     merged: str,

@@ -37,7 +37,7 @@ def plan_facts(plan: MergePlan, out: Path) -> list[tuple[str, str]]:
     dtypes = sorted({t.dtype for t in base.weights.values()})
     nbytes = sum(t.nbytes for t in base.weights.values())
     rows = [
-        ("base", f"{base.path}  {'/'.join(dtypes)}  {size(nbytes)}  {plural(len(base.files), 'file')}"),
+        ("base", f"{base.name}  {'/'.join(dtypes)}  {size(nbytes)}  {plural(len(base.files), 'file')}"),
     ]
     for adapter, weight, matches in zip(plan.adapters, plan.weights, plan.matches, strict=True):
         if not weight:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import threading
 from collections import OrderedDict
@@ -20,6 +19,8 @@ from pathlib import Path
 from loratools.errors import ChangedInputError, InputError, LoraToolsError, MachineError, UsageError
 from loratools.short_repr import printable
 from loratools.storage import system
+from loratools.storage.deferred_files import DeferredFile, deferred
+from loratools.storage.origins import shown
 from loratools.tensors.files import ByteRange, FileId
 
 # Descriptors of inputs kept open. Shards are read in order, so few are in use at once, and a process may have no more
@@ -38,7 +39,6 @@ _PIECE_BYTES = 1 << 16
 # Called with every file that is identified or read in this context (`held_inputs`).
 observed: ContextVar[Callable[[FileId], None] | None] = ContextVar("observed", default=None)
 
-_ADDRESS = re.compile(r"(?P<scheme>hf|s3|gs|az|https?):/{1,2}(?P<rest>[^/].*)", re.DOTALL)
 _FULL = {
     getattr(errno, name): words
     for name, words in (
@@ -51,8 +51,11 @@ _FULL = {
 
 
 def quoted(name: str | Path) -> str:
-    """A name read from a file, for a message: in quotes, on one line, unprintable characters escaped, not too long."""
-    text = str(name)
+    """A name for a message: in quotes, on one line, unprintable characters escaped, not too long.
+
+    What is in a folder of an address, which is a temporary one, is called by the address.
+    """
+    text = shown(name)
     if len(text) > 200:
         text = text[:150] + "…" + text[-40:]
     return f"'{printable(text)}'"
@@ -80,18 +83,6 @@ def machine_error(error: OSError, doing: str, path: Path | None = None) -> LoraT
     reason = (error.strerror or str(error)).lower()
     hint = "the disk reported a failure; check it" if error.errno == errno.EIO else None
     return MachineError(f"could not {about}: {reason}", hint=hint)
-
-
-def refuse_address(path: str | Path) -> None:
-    """Raise UsageError for what is an address and no path, which a `Path` writes with one slash less."""
-    parsed = _ADDRESS.fullmatch(str(path))
-    if parsed is None:
-        return
-    hub, location = parsed["scheme"] == "hf", parsed["rest"]
-    raise UsageError(
-        f"'{parsed['scheme']}://{location}' is an address, and only files and folders of this machine are read",
-        hint=f"download it first: hf download {location} --local-dir FOLDER" if hub else "download it first",
-    )
 
 
 def identify(path: Path) -> FileId:
@@ -158,6 +149,12 @@ def read_into(location: ByteRange, start: int, buffer: memoryview | bytearray) -
         raise ValueError(f"bytes {start}:{start + len(view)} are outside a range of {location.nbytes}")
     if not len(view):
         return
+    if (deferred_file := deferred(location.file.path)) is not None:
+        data = deferred_file.read(location.offset + start, location.offset + start + len(view))
+        if data is not None:
+            view[:] = data
+            return
+        location = _downloaded(location, deferred_file)
     with _inputs.borrow(location.file) as fd:
         try:
             _fill(location.file, fd, view, location.offset + start)
@@ -168,6 +165,9 @@ def read_into(location: ByteRange, start: int, buffer: memoryview | bytearray) -
 @contextmanager
 def reading(location: ByteRange) -> Iterator[Callable[[int, memoryview], None]]:
     """Within, a function that fills a buffer from a place in the range on: `read_into` for many small reads."""
+    if deferred(location.file.path) is not None:
+        yield lambda start, buffer: read_into(location, start, buffer)
+        return
     with _inputs.borrow(location.file) as fd:
 
         def read(start: int, buffer: memoryview) -> None:
@@ -186,6 +186,8 @@ def copy_range(location: ByteRange, out_fd: int, out_offset: int, *, path: Path 
         ChangedInputError: The input is not what it was when it was identified.
         MachineError: The disk is full or failed.
     """
+    if (deferred_file := deferred(location.file.path)) is not None:
+        location = _downloaded(location, deferred_file)
     copied = 0
     with _inputs.borrow(location.file) as fd:
         try:
@@ -285,8 +287,22 @@ def start_writeback(fd: int, offset: int, nbytes: int) -> None:
 
 def advise_sequential(location: ByteRange) -> None:
     """Tell the kernel that the range will be read from front to back."""
+    if deferred(location.file.path) is not None:
+        return
     with _inputs.borrow(location.file) as fd:
         system.advise(fd, location.offset, location.nbytes, "SEQUENTIAL")
+
+
+def read_whole(path: Path) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        UsageError: there is no such file.
+        InputError: it is no regular file.
+        ChangedInputError: it changed while it was being read.
+    """
+    file = identify(path)
+    return read_bytes(ByteRange(file, 0, file.size))
 
 
 def close_inputs() -> None:
@@ -347,6 +363,20 @@ def is_sampled_whole(file: FileId) -> bool:
 
 def _file_id(path: Path, status: os.stat_result) -> FileId:
     return FileId(path, status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+
+
+def _downloaded(location: ByteRange, deferred_file: DeferredFile) -> ByteRange:
+    """The same range in the file that was downloaded."""
+    if (known := _contents.get(deferred_file.path)) is not None:
+        return ByteRange(known, location.offset, location.nbytes)
+    file = identify(deferred_file.bring())
+    if file.size != location.file.size:
+        raise ChangedInputError(
+            f"{quoted(file.path)} has {file.size:,} bytes, and {location.file.size:,} were announced",
+            hint="download it again: delete that file first",
+        )
+    _contents[deferred_file.path] = file
+    return ByteRange(file, location.offset, location.nbytes)
 
 
 def _model_file_inside(folder: Path) -> str | None:
@@ -435,6 +465,8 @@ class _Inputs:
             self._opened.clear()
 
     def _open(self, file: FileId) -> int:
+        if deferred(file.path) is not None:
+            raise ValueError(f"{file.path} has no content of its own")
         try:
             try:
                 fd = system.open_to_read(file.path)
@@ -465,6 +497,8 @@ def _close_input(fd: int) -> None:
 
 
 _inputs = _Inputs()
+# What was downloaded for a file whose bytes lie elsewhere, by the name that it has here.
+_contents: dict[Path, FileId] = {}
 
 
 def _forget_inputs() -> None:

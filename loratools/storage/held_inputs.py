@@ -16,6 +16,7 @@ from pathlib import Path
 
 from loratools.errors import ChangedInputError, LoraToolsError
 from loratools.storage import system
+from loratools.storage.deferred_files import deferred
 from loratools.storage.files import fingerprint, observed, quoted
 from loratools.tensors.files import FileId
 
@@ -35,6 +36,8 @@ class _HeldInputs:
     def add(self, file: FileId) -> None:
         if file in self.files or self._is_output(file.path):
             return
+        if deferred(file.path) is not None:
+            return  # what is fetched is pinned, and a digest of pieces would fetch them
         try:
             # Before the digest, which reads the file and so comes back here.
             self.files[file] = (system.stat(file.path), "")

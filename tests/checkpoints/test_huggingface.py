@@ -508,7 +508,7 @@ def test_name_of_a_hub_repository_gets_a_hint_to_download_it(tmp_path: Path, mon
     assert "hf download meta-llama/Llama-3.2-1B" in str(error.hint)
 
 
-@pytest.mark.parametrize("path", ["/no/such", "no", "a/b/c", "../owner/name", "a/x.safetensors", "x\0y", "here/x"])
+@pytest.mark.parametrize("path", ["/no/such", "no", "a/b/c", "../owner/name", "a/x.safetensors", "x\0y"])
 def test_other_missing_paths_get_no_such_hint(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -517,6 +517,19 @@ def test_other_missing_paths_get_no_such_hint(path: str, tmp_path: Path, monkeyp
 
     assert isinstance(error, UsageError)
     assert error.hint is None
+
+
+def test_a_missing_path_in_a_folder_that_is_here_is_asked_of_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    error = refusal(Path("here/x"))
+
+    assert isinstance(error, UsageError)
+    assert error.message == "there is no file or folder 'here/x'"
+    assert error.hint == "for the repository on the Hugging Face hub, write hf://here/x"
 
 
 def test_dangling_path_is_called_a_link(tmp_path: Path) -> None:

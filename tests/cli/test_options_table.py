@@ -16,8 +16,8 @@ from loratools.cli import verbs
 from loratools.cli.common.grouped_help import GROUPS, GroupedOption
 
 TWINS = ("inspect", "merge", "extract", "combine", "resize", "convert", "spectrum", "compare")
-# What is said of the output of the program itself, and what has its opposite in the function.
-PRINTING = {"json", "quiet", "verbose", "debug"}
+# What is said of the output of the program itself, and of its use of the network (HF_HUB_OFFLINE in Python).
+PRINTING = {"json", "quiet", "verbose", "debug", "offline"}
 # A page is written by `loratools.write_page`, which takes the report of any verb; a picture is its `plot()`.
 ONLY_HERE = {
     "combine": {"html", "plot"},

@@ -18,6 +18,7 @@ from loratools.checkpoints import Component, WeightFile
 from loratools.checkpoints.common.paths import fault_of, leads_out, names_in
 from loratools.errors import FormatError, InputError, UnsupportedError, UsageError
 from loratools.short_repr import counted
+from loratools.storage.deferred_files import fetch_fronts
 from loratools.storage.files import identify, is_there, quoted
 from loratools.storage.json_file import read_json
 from loratools.storage.safetensors_reader import read_header
@@ -216,6 +217,7 @@ def _indexed(folder: Path, name: str, spelling: Spelling) -> Weights:
     missing = [shard for shard in shards if not (folder / shard).exists()]
     totals = {numbered.groups() for shard in shards if (numbered := _NUMBERED.fullmatch(shard)) is not None}
     forgotten = [name for name in names_in(folder) if name not in in_index and _is_sibling(name, totals)]
+    fetch_fronts([folder / shard for shard in shards])
     files = tuple(_read(folder / shard, spelling) for shard in shards if shard not in missing)
     faults = [f"{quoted(shard)} is missing" for shard in missing] + _misfits(weight_map, files, missing)
     faults += [f"{quoted(name)} is a shard of this model by its name, and not in the index" for name in forgotten]

@@ -20,6 +20,7 @@ import click
 from loratools import registry
 from loratools.arguments import parse_size
 from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, PRINTING, RANK, SELECTION, option
+from loratools.cli.common.hub_progress import sources as sources
 from loratools.cli.common.output import Output
 from loratools.cli.common.page_file import PageFile
 from loratools.cli.common.plot_file import PlotFile

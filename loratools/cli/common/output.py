@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 SCHEMA_VERSION = 1
+# The bars that are drawn now: a terminal has room for one such display.
+_bars: Progress | None = None
 # Where nobody looks at a terminal's width (a pipe, a file), lines are as long as they have to be.
 _UNBOUNDED = 1000
 # Below this a name per line is left of a table; a terminal that says less (0, in some) is not believed.
@@ -108,8 +110,16 @@ class Output(NamedTuple):
         `total`: None if the verb itself will tell, once it has read the headers. `files`: it counts files. Yields None
         if there is nobody to watch: a pipe, a file, `-q`.
         """
+        global _bars
         if self.quiet or not animated(sys.stderr):
             yield None
+            return
+        if _bars is not None:  # what is done within another work has its bar below that one's
+            task = _bars.add_task(safe(description), total=total)
+            try:
+                yield ProgressBar(_bars, task)
+            finally:
+                _bars.remove_task(task)
             return
         # Imported here: half of the start-up time of a short verb.
         from rich.progress import (
@@ -129,7 +139,11 @@ class Output(NamedTuple):
             TimeRemainingColumn(compact=True),
         )
         with Progress(*columns, console=console(sys.stderr), transient=True, expand=True) as bars:
-            yield ProgressBar(bars, bars.add_task(safe(description), total=total))
+            _bars = bars
+            try:
+                yield ProgressBar(bars, bars.add_task(safe(description), total=total))
+            finally:
+                _bars = None
 
 
 def animated(stream: TextIO) -> bool:

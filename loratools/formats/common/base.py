@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loratools.storage.origins import shown
+
 
 @dataclass(frozen=True)
 class Base:
@@ -32,7 +34,7 @@ class Base:
     @property
     def name(self) -> str:
         """The name of the base in messages."""
-        return str(self.path) if self.path is not None else "the base"
+        return shown(self.path) if self.path is not None else "the base"
 
     def whole_number(self, *fields: str) -> int | None:
         """Return the first of some fields of the config that is a positive whole number.

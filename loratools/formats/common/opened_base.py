@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from loratools.errors import FormatError, UsageError
 from loratools.formats.common.base import Base
 from loratools.naming.gguf import BY_MODEL_TYPE, hf_module
+from loratools.sources.local import local_path
 from loratools.storage.files import is_there, quoted
 from loratools.storage.json_file import read_json
 
@@ -37,7 +38,7 @@ def open_base(path: str | Path) -> Base:
         UsageError: There is nothing at `path`.
         FormatError: It is neither a checkpoint nor a config.
     """
-    name, path = str(path), Path(path)
+    name, path = str(path), local_path(path)
     if not path.exists():
         from loratools.naming.image.evidence import denoisers, family_named
 

@@ -18,8 +18,10 @@ from loratools.formats.common.dumped_model import dumped_files
 from loratools.formats.common.leave_out import NOTHING, LeaveOut
 from loratools.formats.common.shards import is_shard, require_indexed, shards_of
 from loratools.formats.common.wrappers import unwrapped, unwrapped_config
+from loratools.sources.address import address_hint
+from loratools.sources.local import local_path
 from loratools.storage.distributed import distributed_checkpoint, distributed_refusal
-from loratools.storage.files import is_there, machine_error, quoted, refuse_address
+from loratools.storage.files import is_there, machine_error, quoted
 from loratools.tensors.dtypes import FLOAT8_DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.views import in_float16
@@ -167,7 +169,7 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def _existing(path: str | Path) -> Path:
-    text, path = str(path), Path(path)
+    text, path = str(path), local_path(path)
     try:
         if path.exists():
             return path
@@ -175,17 +177,13 @@ def _existing(path: str | Path) -> Path:
         raise machine_error(error, "look at", path) from error
     except (OSError, ValueError):
         pass
-    refuse_address(text)
-    hint = None
     if (weighted := re.fullmatch(r"(.+)=([-+]?\d+\.?\d*|[-+]?\.\d+)", text)) and Path(weighted[1]).exists():
         # As the command line has it, which splits such an argument before it comes here.
         raise UsageError(
             f"give the weight beside the path: ('{weighted[1]}', {weighted[2]})",
             hint=f"'{text}' is no path, and functions take pairs of an adapter and its weight",
         )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith(".") and not path.parent.exists():
-        hint = f"if it is a repository on the Hugging Face Hub, download it first: hf download {text} --local-dir DIR"
-    raise UsageError(f"there is no file or folder {quoted(text)}", hint=hint)
+    raise UsageError(f"there is no file or folder {quoted(text)}", hint=address_hint(text))
 
 
 def _opened(

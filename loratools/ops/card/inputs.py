@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loratools.errors import LoraToolsError
+from loratools.storage.files import read_whole
+
 CARD = "README.md"
 _MOST_BYTES = 1 << 20
 _CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)")
@@ -93,8 +96,8 @@ def _licence_fields(path: Path | None) -> dict[str, str]:
     try:
         if not card.is_file() or card.stat().st_size > _MOST_BYTES:
             return {}
-        text = card.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = read_whole(card).decode("utf-8", "replace")
+    except (LoraToolsError, OSError):
         return {}
     head = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", text.lstrip("\ufeff"), re.DOTALL)
     if head is None:

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 from loratools._version import __version__
 from loratools.ops.card.inputs import CARD, CardInput, common_licence, repository_of, without_folders
+from loratools.sources.cache import cached_repository
 from loratools.storage.files import machine_error, quoted
 
 # What the hub calls the ways in which a model comes of another.
@@ -69,7 +70,7 @@ class ModelCard:
     def _body(self, licence: str) -> Iterator[str]:
         yield f"# {_line(self.title)}"
         yield ""
-        yield f"Made with loratools from {_listed([_code(source.name) for source in self.inputs])}."
+        yield f"Made with loratools from {_listed([_named(source) for source in self.inputs])}."
         yield licence
         yield from ("", "```sh", _line(self.command), "```", "", "## What was measured", "")
         yield from ("| | |", "|---|---|")
@@ -121,6 +122,13 @@ def _line(text: str) -> str:
 
 def _cell(text: str) -> str:
     return _line(text).replace("|", "\\|")
+
+
+def _named(source: CardInput) -> str:
+    """The name of an input, with the commit where it is from the hub."""
+    cached = cached_repository(source.path) if source.path is not None else None
+    commit = f" at commit {_code(cached.commit)}" if cached is not None and cached.commit is not None else ""
+    return _code(source.name) + commit
 
 
 def _code(text: str) -> str:

@@ -14,6 +14,7 @@ from loratools.errors import InputError, LoraToolsError, UnsupportedError
 from loratools.matching import Matches
 from loratools.ops.check.gains import gain_of, reason_against_gain
 from loratools.ops.check.report import NotChecked
+from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.fingerprint import FingerprintSums, has_fingerprint
 from loratools.ops.common.unreadable import as_ours
 from loratools.ops.inspect.values import non_finite_count
@@ -58,6 +59,7 @@ def measured(subject: Subject, *, base: Checkpoint | None, compares: bool) -> Me
         compares: Whether it is also to be compared with other adapters.
     """
     try:
+        fetch_values(*(each for each in (subject.adapter, subject.checkpoint, base) if each is not None))
         if subject.adapter is not None:
             return _measured_adapter(subject, subject.adapter, base, compares)
         if subject.checkpoint is not None:

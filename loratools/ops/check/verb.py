@@ -26,10 +26,12 @@ from loratools.ops.check.report import CheckedSource, CheckReport, NotChecked
 from loratools.ops.common.fingerprint import same_values
 from loratools.ops.common.progress import expect
 from loratools.ops.inspect.sources import FoundSource, sources_at
+from loratools.sources.local import local_path
 from loratools.storage.commit import replaced_file
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
 from loratools.storage.json_file import write_json
+from loratools.storage.origins import shown
 
 if TYPE_CHECKING:
     from loratools.checkpoints import Checkpoint
@@ -93,7 +95,7 @@ def check(
         0
     """
     rules = checks.selected(select, ignore)
-    missing = [str(source) for source in sources if not os.path.lexists(source)]
+    missing = [str(source) for source in sources if not os.path.lexists(local_path(source))]
     if missing or not sources:
         raise UsageError(
             f"{quoted(missing[0])} does not exist" if missing else "no source is given", details=missing[1:]
@@ -146,13 +148,13 @@ class _Unit(NamedTuple):
 
 
 def _units_at(source: str | Path, format: str | None) -> list[_Unit]:
-    path = Path(source)
+    path = local_path(source)
     try:
         found_sources = sources_at(path, format).sources
     except InputError as error:
         # The file is so damaged that its format cannot be determined.
         found_sources = (FoundSource(path, is_adapter=False, error=error),)
-    return [_Unit(each, str(source) if each.path == path else str(each.path)) for each in found_sources]
+    return [_Unit(each, str(source) if each.path == path else shown(each.path)) for each in found_sources]
 
 
 def _is_readable_adapter(unit: _Unit) -> bool:

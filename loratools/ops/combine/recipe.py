@@ -27,6 +27,10 @@ from loratools.errors import FormatError, UsageError
 from loratools.naming.image.unet_blocks import block_of, weights_by_block
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource
 from loratools.selection import match_glob
+from loratools.sources.address import bare_repository, parse_address
+from loratools.sources.cache import cached_repository
+from loratools.sources.local import local_path
+from loratools.storage.files import is_there
 
 HeadsRule: TypeAlias = Literal["refuse", "first", "average"]
 Calibration: TypeAlias = Literal["svc"]
@@ -143,7 +147,7 @@ class Recipe:
                 document[each.name] = list(value) if isinstance(value, tuple) else value
         document["adapters"] = [
             {
-                "adapter": i.adapter.name if isinstance(i.adapter, Adapter) else Path(i.adapter).name,
+                "adapter": i.adapter.name if isinstance(i.adapter, Adapter) else _name_of(i.adapter),
                 "weight": i.weight,
                 **({"modules": dict(i.modules)} if i.modules else {}),
                 **({"blocks": list(i.blocks)} if i.blocks else {}),
@@ -209,7 +213,7 @@ def read_recipe(path: str | Path) -> Recipe:
             faults.append(f"{entry_name} has no adapter")
         elif not faults:
             numbers = {str(g): float(w) for g, w in modules.items()}
-            source = str(path.parent / entry_fields["adapter"])
+            source = _relative_to_recipe(path, str(entry_fields["adapter"]))
             adapters.append(
                 Ingredient(source, float(entry_fields.get("weight", 1.0)), numbers, tuple(map(float, blocks)))
             )
@@ -294,6 +298,20 @@ def kind_name(kind: _Kind) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _relative_to_recipe(recipe: Path, adapter: str) -> str:
+    """What a recipe calls an adapter, as a path from here: it is beside the recipe, or on the hub."""
+    place = recipe.parent / adapter
+    if parse_address(adapter) is not None or (bare_repository(adapter) is not None and not is_there(place)):
+        return adapter
+    return str(place)
+
+
+def _name_of(adapter: str | Path) -> str:
+    """The name of the file or folder of an adapter; of one from the hub, its address with the commit."""
+    cached = cached_repository(local_path(adapter))
+    return cached.address if cached is not None and cached.commit is not None else Path(adapter).name
 
 
 def _parsed(path: Path) -> Mapping[object, object]:

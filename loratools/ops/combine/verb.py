@@ -30,6 +30,7 @@ from loratools.ops.combine.residual import residual_updates
 from loratools.ops.combine.settings import ModuleSettings
 from loratools.ops.combine.shares import share_of
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom
+from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.opening import AdapterOutput, open_adapters
 from loratools.ops.common.output import refuse_unrelated
 from loratools.ops.common.progress import bytes_of, expect
@@ -187,6 +188,8 @@ def combine(
     if unweighted := modules.without_weight:
         warnings.append(f"{len(unweighted)} modules have weight 0 everywhere and are left out: {unweighted[0]}, ...")
     warnings += [f"'{adapter.name}': {text}" for adapter, _ in sources for text in adapter.warnings]
+
+    fetch_values(*taking_part)
 
     def combined(item: tuple[str, Sequence[WeightedUpdate]]) -> ModuleResult:
         name, updates = item

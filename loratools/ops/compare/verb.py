@@ -18,6 +18,7 @@ from loratools.formats import Base
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import known_base
 from loratools.ops.common.arguments import AdapterSource, RankFrom, Reading, load_weighted
+from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.compare.matrix import compare_all
@@ -120,6 +121,7 @@ def compare(
     require_same_layers([a for a, _ in loaded], hint="merge each into its base, and compare the merged models")
     chosen = _chosen([replace(a, updates=apart(a.updates)[0]) for a, _ in loaded], include, exclude)
     warnings = [f"'{a.name}': {text}" for a in chosen for text in a.warnings]
+    fetch_values(*chosen)
     if others:
         return compare_all(chosen, threads=threads, progress=progress, warnings=warnings)
     return _compare_two(chosen[0], chosen[1], threads, progress, warnings)

@@ -25,6 +25,7 @@ from loratools.ops.card.adapter_card import AdapterCard
 from loratools.ops.card.inputs import card_input
 from loratools.ops.common.alpha import assumed_alpha_warnings
 from loratools.ops.common.arguments import RankFrom, Reading, load_adapter
+from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.finite import refuse_not_finite
 from loratools.ops.common.opening import keep_stored_names
 from loratools.ops.common.result_options import result_options
@@ -155,6 +156,7 @@ def convert(
             output=None,
             warnings=tuple(warnings),
         )
+    fetch_values(source)
     if serve is not None:
         written_adapter, serve_warnings = served(written_adapter, serve, cast_to)
         warnings += serve_warnings

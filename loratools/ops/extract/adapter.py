@@ -9,6 +9,7 @@ from loratools.adapter import Adapter, Replacement
 from loratools.checkpoints import Checkpoint
 from loratools.formats.common.notes import names_digest
 from loratools.ops.finetune.pairs import Pair, Pairs
+from loratools.sources.cache import cached_repository
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora import LoRA
 from loratools.updates.lora_experts import LoRAExperts
@@ -24,7 +25,6 @@ def adapter_of(
     """Updates by their targets, replacements, and the fields of a config."""
     updates = {pair.target: update for pair, update in factors.items()}
     linear = [p for p in factors if p.layer == "linear"]
-    base_name = base.config.get("_name_or_path")
     config: dict[str, object] = {
         "init_lora_weights": True,
         "lora_dropout": 0.0,
@@ -37,10 +37,18 @@ def adapter_of(
         # Of all modules or of none: PEFT corrects it by the class of each layer, and warns where it must.
         fan_in_fan_out=bool(linear) and all(p.transposed for p in linear),
         task_type=_task_type(base, set(updates)),
-        base_model=base_name if isinstance(base_name, str) and base_name else base.path.absolute().name,
+        base_model=_name_of(base),
         # The list of modules holds as long as the names are these.
         notes={"peft": {"config": config, "metadata": {}, "names": names_digest(updates, replaced)}},
     )
+
+
+def _name_of(base: Checkpoint) -> str:
+    """What the adapter calls its base: its id on the hub, what its config says, or the name of its folder."""
+    if (cached := cached_repository(base.path)) is not None:
+        return cached.repository
+    named = base.config.get("_name_or_path")
+    return named if isinstance(named, str) and named else base.path.absolute().name
 
 
 def factor_tensors(pair: Pair, left: Tensor, right: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from loratools.checkpoints import Checkpoint
 from loratools.ops.common.run_plans import checkpoint_inputs, program_versions, spelled_options
+from loratools.storage.origins import origin_of
 from loratools.storage.resumption import RunPlan
 
 
@@ -18,5 +19,5 @@ def run_plan(base: Checkpoint, tuned: Checkpoint, options: Mapping[str, object])
         options: Keyword arguments of `extract` that change the result.
     """
     inputs = checkpoint_inputs(base, "the base") | checkpoint_inputs(tuned, "the fine-tuned model")
-    named = {"name of the base": base.path.absolute().name}
+    named = {"name of the base": base.name if origin_of(base.path) is not None else base.path.absolute().name}
     return RunPlan(inputs, spelled_options(options) | named, program_versions(torch=True))

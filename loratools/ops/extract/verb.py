@@ -26,6 +26,7 @@ from loratools.ops.card.adapter_card import AdapterCard, rank_text
 from loratools.ops.card.inputs import card_input
 from loratools.ops.common.abandoned import abandoned_warnings, resumed_remarks
 from loratools.ops.common.device import ensure_device
+from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.opening import AdapterOutput
 from loratools.ops.common.result_options import result_options
 from loratools.ops.extract.adapter import adapter_of
@@ -203,6 +204,7 @@ class _Extraction:
                 # The factors of a large model are gigabytes: they are kept on the disk of the output.
                 resumable = Resumable(run_plan(self.base, self.tuned, options), resume)
                 store = stack.enter_context(scratch_beside(out, resumable))
+            fetch_values(self.base, self.tuned)
             results = outcomes(
                 self.pairs.pairs,
                 self.settings,

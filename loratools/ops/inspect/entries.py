@@ -149,6 +149,7 @@ class AdapterEntry(NamedTuple):
         unread_tensors: Keys of tensors in its files that a glob excluded before they were read.
         family: The family of image models that it belongs to; None if it is unknown or the model is a language model.
         description: The title, trigger words, tags and date in the header; None if there are none.
+        revision: The hash of the commit, if it is a repository of the hub; None if it is not.
     """
 
     path: str
@@ -164,6 +165,7 @@ class AdapterEntry(NamedTuple):
     unread_tensors: tuple[str, ...] = ()
     family: str | None = None
     description: Description | None = None
+    revision: str | None = None
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -245,6 +247,7 @@ class AdapterEntry(NamedTuple):
             "other_tensors": list(self.unread_tensors),
             "metadata": dict(self.metadata),
             "warnings": [*self.value_warnings, *self.warnings],
+            **({"revision": self.revision} if self.revision is not None else {}),
         }
 
 
@@ -293,6 +296,7 @@ class CheckpointEntry(NamedTuple):
         left_out: Names of files that are not part of the model, and why.
         warnings: Warnings about the result, as sentences.
         values_read: Whether values were read.
+        revision: The hash of the commit, if it is a repository of the hub; None if it is not.
     """
 
     path: str
@@ -309,6 +313,7 @@ class CheckpointEntry(NamedTuple):
     left_out: Mapping[str, str]
     warnings: tuple[str, ...]
     values_read: bool
+    revision: str | None = None
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -347,6 +352,7 @@ class CheckpointEntry(NamedTuple):
             "side_files": list(self.side_files),
             "left_out": [{"name": name, "why": why} for name, why in self.left_out.items()],
             "warnings": [*self.value_warnings, *self.warnings],
+            **({"revision": self.revision} if self.revision is not None else {}),
         }
 
 

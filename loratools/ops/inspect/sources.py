@@ -22,6 +22,7 @@ from loratools.formats.common.source import (
     natural_order,
 )
 from loratools.ops.inspect.entries import NotListed
+from loratools.storage.origins import shown
 
 # What else files of these suffixes hold is no reason to call them broken: vocabularies, states of programs.
 _OF_ANYTHING = frozenset({".bin", ".pt", ".pth", ".ckpt"})
@@ -127,7 +128,7 @@ class _Search:
 
     def skip(self, why: str, paths: Iterable[Path]) -> None:
         for path in paths:
-            self._skipped.setdefault(why, []).append(str(path))
+            self._skipped.setdefault(why, []).append(shown(path))
 
     def visit(self, folder: Path) -> None:
         # A list in place of calls in calls: folders may be nested deeper than the interpreter's stack.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from loratools.errors import LoraToolsError
 from loratools.short_repr import one_line
+from loratools.storage.origins import shown
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"
@@ -69,7 +70,7 @@ def _training_run(folder: Path) -> TrainingRun | None:
     try:
         fields = read_json(state, max_bytes=_MOST_BYTES, infinities=True)
     except LoraToolsError as error:
-        return TrainingRun(str(folder), str(state), error=error.message)
+        return TrainingRun(shown(folder), shown(state), error=error.message)
     path = fields.get("best_model_checkpoint")
     step = _whole_number(fields.get("best_global_step"))
     # It is a path on the training machine, of Windows or POSIX.
@@ -82,8 +83,8 @@ def _training_run(folder: Path) -> TrainingRun | None:
     value = fields.get("best_metric")
     metric_value = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
     return TrainingRun(
-        path=str(folder),
-        state=str(state),
+        path=shown(folder),
+        state=shown(state),
         steps=_whole_number(fields.get("global_step")),
         best=name,
         best_exists=name is not None and (folder / name).is_dir(),

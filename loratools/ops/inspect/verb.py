@@ -20,6 +20,7 @@ from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.formats.common.leave_out import LeaveOut, names_of_key
 from loratools.formats.common.source import open_source
 from loratools.formats.image_parts.notes import described
+from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.common.unreadable import as_ours
 from loratools.ops.inspect.entries import (
@@ -38,7 +39,10 @@ from loratools.ops.inspect.sources import FoundSource, sources_at
 from loratools.ops.inspect.training_run import TrainingRun, training_runs
 from loratools.ops.inspect.values import non_finite_count, update_values
 from loratools.selection import NameSelection
+from loratools.sources.cache import cached_repository
+from loratools.sources.local import local_path
 from loratools.storage.held_inputs import holding_inputs
+from loratools.storage.origins import shown
 from loratools.tensors.lazy import LazyTensor
 from loratools.updates.lora_experts import Packing
 from loratools.updates.parts.protocol import Update
@@ -106,6 +110,7 @@ def inspect(
         opened: Iterable[_Opened | FailedEntry] = _opened_sources(sources, options, not_listed, runs)
         if values:
             opened = list(opened)  # the total is known once every header is read
+            fetch_values(*(each.source for each in opened if isinstance(each, _Opened)))
             expect(progress, sum(_bytes_to_read(each.source) for each in opened if isinstance(each, _Opened)))
         entries = [each if isinstance(each, FailedEntry) else _entry(each, options) for each in opened]
         names.require_matches()
@@ -139,8 +144,8 @@ def _opened_sources(
         if not isinstance(source, (str, Path)):
             yield _Opened(_selected(source, options.names), source.name)
             continue
-        path = Path(source)
         try:
+            path = local_path(source)
             search = sources_at(path, options.format)
         except (LoraToolsError, OSError) as error:
             if len(sources) == 1:
@@ -151,13 +156,13 @@ def _opened_sources(
         runs += training_runs(path, [each.path for each in search.sources])
         for each in search.sources:
             # As it was given: Path drops a leading `./`, and scripts look up their own spelling.
-            shown = str(source) if each.path == path else str(each.path)
+            name = str(source) if each.path == path else shown(each.path)
             try:
-                yield _Opened(_selected(_open(each, options), options.names), shown)
+                yield _Opened(_selected(_open(each, options), options.names), name)
             except (LoraToolsError, OSError) as error:
                 if len(sources) == len(search.sources) == 1:
                     raise
-                yield FailedEntry(shown, as_ours(error))
+                yield FailedEntry(name, as_ours(error))
 
 
 def _open(source: FoundSource, options: _Options) -> Adapter | Checkpoint:
@@ -248,6 +253,7 @@ def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEn
         unread_tensors=adapter.unread_tensors,
         family=family,
         description=description,
+        revision=_commit(adapter.path),
     )
 
 
@@ -269,7 +275,14 @@ def _checkpoint_entry(checkpoint: Checkpoint, shown: str, options: _Options) -> 
         left_out={f.name: f.why for f in checkpoint.left_out},
         warnings=checkpoint.warnings,
         values_read=options.values,
+        revision=_commit(checkpoint.path),
     )
+
+
+def _commit(path: Path | None) -> str | None:
+    """The hash of the commit on the hub that a source is of; None if it is not from there."""
+    cached = cached_repository(path) if path is not None else None
+    return cached.commit if cached is not None else None
 
 
 def _parameters(checkpoint: Checkpoint) -> int:

@@ -26,7 +26,9 @@ from loratools.ops.listing.condition import condition
 from loratools.ops.listing.rows import Duplicates, ListedAdapter, ListReport, OtherSource
 from loratools.ops.listing.same_files import main_file, same_files
 from loratools.ops.listing.summary import modified_at, row_of_adapter, row_of_error
+from loratools.sources.local import local_path
 from loratools.storage.files import quoted
+from loratools.storage.origins import origin_of, shown
 
 _Unit = TypeVar("_Unit")
 
@@ -90,24 +92,25 @@ def list_adapters(
     order = _Order.of(sort)
     if values and not duplicates:
         raise UsageError("values are read to find duplicates", hint="add --duplicates (duplicates=True)")
-    missing = [str(folder) for folder in folders if not os.path.lexists(folder)]
+    paths = [local_path(folder) for folder in folders]
+    missing = [str(path) for path in paths if not os.path.lexists(path)]
     if missing or not folders:
         raise UsageError(
             f"{quoted(missing[0])} does not exist" if missing else "no folder is given", details=missing[1:]
         )
 
     reading = _Reading(Catalogue(default_path() if cache else None), execution, worker_count(threads), progress)
-    outcomes = [outcome for folder in folders for outcome in reading.outcomes(Path(folder))]
+    outcomes = [outcome for path in paths for outcome in reading.outcomes(path)]
     outcomes = list(_one_for_each_file(outcomes))
     adapters = [outcome for outcome in outcomes if isinstance(outcome, ListedAdapter)]
     listed = [adapter for adapter in adapters if meets({**vars(adapter), "name": adapter.name})]
     groups, not_compared = reading.duplicates(listed, values=values) if duplicates else ([], [])
     return ListReport(
-        adapters=tuple(order.sorted(listed)),
-        others=tuple(outcome for outcome in outcomes if isinstance(outcome, OtherSource)),
-        duplicates=tuple(groups),
+        adapters=tuple(dataclasses.replace(adapter, path=shown(adapter.path)) for adapter in order.sorted(listed)),
+        others=tuple(dataclasses.replace(o, path=shown(o.path)) for o in outcomes if isinstance(o, OtherSource)),
+        duplicates=tuple(dataclasses.replace(group, paths=tuple(map(shown, group.paths))) for group in groups),
         hidden=len(adapters) - len(listed),
-        not_compared=tuple(not_compared),
+        not_compared=tuple(map(shown, not_compared)),
     )
 
 
@@ -226,8 +229,8 @@ class _Reading:
 
 
 def _stamps(paths: Iterable[Path]) -> dict[str, str]:
-    # The catalogue is shared by all folders that were ever listed.
-    return {str(path): text for path in paths if (text := stamp(path)) is not None}
+    # The catalogue is shared by all folders that were ever listed; the temporary one of an address is no such folder.
+    return {str(path): text for path in paths if origin_of(path) is None and (text := stamp(path)) is not None}
 
 
 def _examined_file(path: Path) -> _Examined:

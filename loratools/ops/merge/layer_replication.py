@@ -57,7 +57,7 @@ def replicated(base: Checkpoint, replication: Replication) -> Checkpoint:
     Raises:
         MismatchError: The base has no such layers.
     """
-    stack = stack_to_repeat(base.weights, replication.order, str(base.path))
+    stack = stack_to_repeat(base.weights, replication.order, base.name)
 
     def repeated(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         return with_repeated_layers(tensors, stack, replication.order)

@@ -165,7 +165,7 @@ class MergePlan:
         touched = [o.merged for o in self.outputs if o.touched]
         return {
             "plan": {
-                "base": str(self.base.path),
+                "base": self.base.name,
                 "adapters": [
                     {
                         "path": a.name,

@@ -12,6 +12,7 @@ from loratools._version import __version__
 from loratools.errors import LoraToolsError
 from loratools.ops.common.run_plans import adapter_files
 from loratools.ops.merge.plan import MergePlan
+from loratools.sources.cache import cached_repository
 from loratools.storage.files import fingerprint, identify, sha256
 from loratools.storage.gguf_reader import read_gguf
 from loratools.storage.json_file import parse_json, read_json
@@ -110,5 +111,8 @@ def provenance_text(inputs: Mapping[str, object], report: dict[str, object]) -> 
 
 
 def _shown(path: Path) -> str:
-    """The name of the folder or file, without where it happens to lie on this machine."""
+    """The name of the folder or file, without where it happens to lie on this machine; of one from the hub, its id
+    and the commit."""
+    if (cached := cached_repository(path)) is not None and cached.commit is not None:
+        return cached.address
     return path.absolute().name

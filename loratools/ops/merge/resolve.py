@@ -281,7 +281,7 @@ def _output(
     stored_dtype = stored.dtype if stored is not None else _usual_float(base)
     if updates and stored_dtype not in FLOAT_DTYPES:
         raise UnsupportedError(
-            f"'{name}' of '{base.path}' is stored as {stored_dtype}, which a delta cannot be added to",
+            f"'{name}' of '{base.name}' is stored as {stored_dtype}, which a delta cannot be added to",
             hint="merge into a checkpoint stored in floating point",
         )
     to = dtype if dtype is not None and stored_dtype in FLOAT_DTYPES else stored_dtype
@@ -337,7 +337,7 @@ def _refuse_misfits(base: Checkpoint, outputs: Mapping[str, Output], replaced: M
         if not fits(n, old, new)
     ]
     if wrong:
-        raise MismatchError(f"{len(wrong)} replaced tensors do not fit '{base.path}'", details=wrong)
+        raise MismatchError(f"{len(wrong)} replaced tensors do not fit '{base.name}'", details=wrong)
     sizes = {new[0] for old, new in resized.values() if old[0] == tokens}
     if len(sizes) > 1:
         raise MismatchError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from loratools.adapter import Adapter
 from loratools.checkpoints import Checkpoint
 from loratools.ops.merge.outputs import PlannedFile
+from loratools.storage.files import read_whole
 
 # The files that together are a tokenizer: they come from one place, never mixed.
 _TOKENIZER = (
@@ -55,6 +56,6 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _same_tokenizer(a: Path, b: Path) -> bool:
     def content(folder: Path, name: str) -> bytes | None:
-        return (folder / name).read_bytes() if (folder / name).is_file() else None
+        return read_whole(folder / name) if (folder / name).is_file() else None
 
     return all(content(a, name) == content(b, name) for name in _TOKENIZER)

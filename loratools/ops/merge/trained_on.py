@@ -20,7 +20,7 @@ from loratools.checkpoints import Checkpoint
 from loratools.errors import FormatError, UnsupportedError, UsageError
 from loratools.ops.merge.outputs import Output
 from loratools.storage.arrays import read_array
-from loratools.storage.files import quoted
+from loratools.storage.files import quoted, read_whole
 from loratools.storage.json_file import parse_json
 from loratools.tensors.dtypes import FLOAT_DTYPES, torch_dtype
 from loratools.tensors.files import ByteRange
@@ -80,7 +80,7 @@ def training_scheme(name_or_file: str | Path | TrainingScheme) -> TrainingScheme
             f"'{text}' is neither nf4, fp4 nor int8, nor a file",
             hint="give the quantization_config of the training as a JSON file",
         )
-    document = parse_json(path.read_bytes(), quoted(path))
+    document = parse_json(read_whole(path), quoted(path))
     if not isinstance(document, dict):
         raise FormatError(f"{quoted(path)} holds no JSON object", hint="it is a quantization_config of transformers")
     section = document.get("quantization_config", document)
@@ -125,7 +125,7 @@ def declared_training(adapter: Adapter) -> TrainingScheme | None:
     try:
         if not readme.is_file() or readme.stat().st_size > _MOST_BYTES:
             return None
-        text = readme.read_text(encoding="utf-8", errors="replace")
+        text = read_whole(readme).decode("utf-8", "replace")
     except OSError:
         return None
     # The last run is the one that the weights are from; each says all of its settings.

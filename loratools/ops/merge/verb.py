@@ -22,6 +22,7 @@ from loratools.formats.common.leave_out import LeaveOut
 from loratools.formats.common.opened_base import base_of
 from loratools.ops.common.abandoned import abandoned_warnings, resumed_remarks
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom, Reading, load_weighted
+from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.finite import refuse_not_finite
 from loratools.ops.common.same_invocation import refuse_invoked
 from loratools.ops.merge.card import card_written, with_card
@@ -254,6 +255,7 @@ def run(
     inputs = [merge_plan.base.path, *(a.path for a in merge_plan.adapters if a.path is not None)]
     if not resume:  # what a killed run reserved is its own
         merge_plan.require_space(out)
+    fetch_values(merge_plan.base, *(adapter for adapter, _ in merge_plan.active))
     refuse_not_finite({a.name: {n: r.tensor for n, r in a.replacements.items()} for a, _ in merge_plan.active})
     run_units, workers = runner(execution), worker_count(threads)
     if manifest and merge_plan.one_file:

@@ -91,7 +91,7 @@ def merged_weights(base: Checkpoint, adapters: Sequence[tuple[Adapter, float]], 
     result = resolve(base, adapters, matches, dtype=dtype)
     if result.untied and base.config_file is None:
         raise UnsupportedError(
-            f"{', '.join(result.untied)} would no longer be tied, which the config of a component of '{base.path}' "
+            f"{', '.join(result.untied)} would no longer be tied, which the config of a component of '{base.name}' "
             "would have to say",
             hint="merge into the folder of that component",
         )
@@ -168,7 +168,7 @@ def _refuse_leftovers(
         else:
             hints.append("what does not fit can be left out with --allow-partial")
         raise MismatchError(
-            f"{len(leftovers)} of {total} names in '{adapter.name}' do not fit '{base.path}'",
+            f"{len(leftovers)} of {total} names in '{adapter.name}' do not fit '{base.name}'",
             details=[str(leftover) for leftover in leftovers],
             hint="; ".join(hints),
         )
@@ -193,7 +193,7 @@ def _refuse_fixed(base: Checkpoint, matches: Sequence[Matches]) -> None:
     }
     if fixed:
         raise UnsupportedError(
-            f"{len(fixed)} weights of '{base.path}' are stored in a way that nothing can be added to",
+            f"{len(fixed)} weights of '{base.name}' are stored in a way that nothing can be added to",
             details=[f"{name}   {why}" for name, why in sorted(fixed.items())],
             hint="leave them out with --exclude, or merge into the model as it was before its conversion",
         )

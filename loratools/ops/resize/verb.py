@@ -23,6 +23,7 @@ from loratools.formats.common.notes import lora_notes
 from loratools.ops.card.adapter_card import AdapterCard, rank_text
 from loratools.ops.card.inputs import card_input
 from loratools.ops.common.arguments import RankFrom
+from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.opening import open_adapters
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.common.result_options import result_options
@@ -143,6 +144,7 @@ def resize(
     source = opened.weighted[0][0].selected(include, exclude)
     warnings = [*opened.warnings, *source.warnings]
 
+    fetch_values(source)
     # Each expert of a fused parameter is a matrix with a rank of its own.
     modules, fused_experts = apart(source.updates)
     require_factors(modules.items())

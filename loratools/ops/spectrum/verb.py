@@ -19,6 +19,7 @@ from loratools.execution.local import run, single_threaded_torch, worker_count
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.ops.common.arguments import RankFrom, Reading, load_adapter
 from loratools.ops.common.device import device_named, ensure_device
+from loratools.ops.common.fetching import fetch_values
 from loratools.ops.finetune.delta import Deltas, decomposed
 from loratools.ops.finetune.line_up import line_up
 from loratools.ops.finetune.pairs import Pair, Pairs
@@ -112,6 +113,7 @@ def spectrum(
                 leave_out=LeaveOut.of(include, exclude),
             ),
         ).selected(include, exclude)
+        fetch_values(adapter)
         modules = _spectra_of_adapter(adapter, workers, progress)
         return _reported(adapter.name, None, modules, stored, max_rank, warnings=adapter.warnings)
     if isinstance(source, Adapter):
@@ -119,6 +121,7 @@ def spectrum(
     before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, source))
     pairs = line_up(before, after, include=include, exclude=exclude)
     layers = [pair for pair in pairs.pairs if pair.layer is not None]
+    fetch_values(before, after)
     search = _Search(max_rank, tolerance, exact, seed, device_named(device))
     modules = _spectra_of_pairs(layers, search, workers, progress)
     if not modules:

@@ -16,7 +16,7 @@ from loratools.ops.merge.plan import MergePlan
 from loratools.ops.verify.packed import measure_packed, packed_weight, same_packed
 from loratools.ops.verify.recipes import round_to
 from loratools.storage.arrays import read_array
-from loratools.storage.files import quoted
+from loratools.storage.files import quoted, read_whole
 from loratools.storage.same import same_bytes
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor
@@ -173,7 +173,7 @@ def file_changes(plan: MergePlan, merged: Checkpoint) -> tuple[str, ...]:
 
 
 def _same_file(first: Path, second: Path) -> bool:
-    return first.stat().st_size == second.stat().st_size and first.read_bytes() == second.read_bytes()
+    return first.stat().st_size == second.stat().st_size and read_whole(first) == read_whole(second)
 
 
 def stray_shards(merged: Checkpoint) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from loratools.errors import UnsupportedError, UsageError
 from loratools.execution import runner
 from loratools.execution.local import worker_count
 from loratools.ops.common.arguments import AdapterArgument, AdapterSource, RankFrom
+from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.progress import expect
 from loratools.ops.merge.into_gguf import is_gguf
 from loratools.ops.merge.options import GgmlType, MergeOptions
@@ -198,6 +199,7 @@ def verify(
     accounted = accounts(plan, result)
     report_bytes = progress or (lambda _: None)
     expect(progress, sum(pair.merged.nbytes for pair in accounted.pairs))
+    fetch_values(model, result, *(adapter for adapter, _ in plan.active))
     names = [adapter.name for adapter in plan.adapters]
     context = _Context(
         names, recorded.present, reconstructed.moments_absent, share, _requantised(model, result, weighted, options)

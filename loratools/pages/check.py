@@ -10,8 +10,8 @@ from loratools.report.check import check_summary
 from loratools.report.fields import Field, integer, text_field, words
 from loratools.report.text import plural
 
-# More names than this in a cell help nobody.
-_MOST_EVIDENCE = 20
+# More names than this in a cell help nobody, and push the next finding off the page.
+_MOST_EVIDENCE = 8
 
 
 def _shortened(evidence: Sequence[str]) -> str:
@@ -24,8 +24,8 @@ _FINDINGS = (
     text_field("severity"),
     text_field("id", "rule"),
     text_field("message"),
-    Field("evidence", "evidence", _shortened, numeric=False),
     text_field("fix"),
+    Field("evidence", "evidence", _shortened, numeric=False),
 )
 _SOURCES = (
     text_field("path", "source"),

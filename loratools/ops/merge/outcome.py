@@ -120,8 +120,12 @@ def _training_warnings(plan: MergePlan, updated: Sequence[Output]) -> list[str]:
     """How far the values that training saw are from the base's, where they are taken, or where they should be."""
     if plan.trained_on is not None:
         size = size_of_difference(updated, plan.trained_on)
-        base = f"the base as {plan.trained_on} makes it"
-        return [f"added to {base}, which differs from the base by {size:.2g} times the update"] if size else []
+        if not size:
+            return []
+        return [
+            f"the adapters are added to the base's weights as {plan.trained_on} stores them; these differ from "
+            f"the base by {size:.2g} times the update"
+        ]
     if plan.base.quantisation is not None or plan.dequantized:
         return []
     warnings = []

@@ -57,6 +57,14 @@ def merge(root: Path) -> object:
     return loratools.merge(root / "base", [root / "adapter"], root / "out", overwrite=True, threads=1)
 
 
+def rewrite_image(root: Path) -> object:
+    """Values are read, and the names found and written anew."""
+    loratools.inspect(root / "image.safetensors", values=True)
+    return loratools.convert(
+        root / "image.safetensors", root / "out.safetensors", format="lycoris", overwrite=True, allow_partial=True
+    )
+
+
 def inspected(name: str) -> Callable[[Path], object]:
     return lambda root: loratools.inspect(root / name, values=True)
 
@@ -67,6 +75,7 @@ TARGETS = (
     Target("adapter/adapter_config.json", (*mutations.ANY, *[mutations.json_changed] * 8), merge),
     Target("base/model.safetensors", (*mutations.ANY, *[mutations.header_changed] * 6), merge),
     Target("base/config.json", (*mutations.ANY, *[mutations.json_changed] * 8), merge),
+    Target("image.safetensors", (*mutations.ANY, *[mutations.header_changed] * 8), rewrite_image),
     Target("single.pt", (*mutations.ANY, *[mutations.member_changed] * 8), inspected("single.pt")),
     Target("legacy.pt", mutations.ANY, inspected("legacy.pt")),
     Target("single.npz", (*mutations.ANY, *[mutations.member_changed] * 4), inspected("single.npz")),
@@ -97,8 +106,32 @@ def sound(root: Path) -> Path:
     torch.save(factors, root / "single.pt")
     torch.save(factors, root / "legacy.pt", _use_new_zipfile_serialization=False)
     np.savez(root / "single.npz", **{key: value.numpy() for key, value in factors.items()})
+    save_file(
+        image_tensors(),
+        root / "image.safetensors",
+        {"ss_base_model_version": "sd_v1", "ss_network_dim": "3", "ss_tag_frequency": '{"a": {"b": 1}}'},
+    )
     shutil.copy(FIXTURES / "quantised" / "model.gguf", root / "model.gguf")
     return root
+
+
+def image_tensors() -> dict[str, torch.Tensor]:
+    """A kohya file of Stable Diffusion 1 with a module of each kind."""
+    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+    conv = "lora_unet_down_blocks_0_resnets_0_conv1"
+    sizes: dict[str, tuple[int, ...]] = {
+        f"{block}_attn1_to_q.lora_down.weight": (3, 10), f"{block}_attn1_to_q.lora_up.weight": (10, 3),
+        f"{block}_attn1_to_q.alpha": (), f"{block}_attn1_to_q.dora_scale": (10, 1),
+        f"{block}_attn1_to_k.hada_w1_a": (10, 2), f"{block}_attn1_to_k.hada_w1_b": (2, 10),
+        f"{block}_attn1_to_k.hada_w2_a": (10, 2), f"{block}_attn1_to_k.hada_w2_b": (2, 10),
+        f"{block}_attn1_to_v.lokr_w1": (2, 2), f"{block}_attn1_to_v.lokr_w2": (5, 5),
+        f"{block}_attn2_to_k.diff": (10, 7), f"{block}_norm1.w_norm": (10,), f"{block}_norm1.b_norm": (10,),
+        f"{conv}.lora_down.weight": (3, 10, 1, 1), f"{conv}.lora_mid.weight": (3, 3, 3, 3),
+        f"{conv}.lora_up.weight": (10, 3, 1, 1),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (2, 7),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": (28, 2),
+    }  # fmt: skip
+    return {name: torch.rand(size) + 0.1 for name, size in sizes.items()}
 
 
 def cpu_seconds() -> float:

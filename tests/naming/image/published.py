@@ -240,7 +240,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Size]]] = {
     ),
     "auraflow": (
         "AuraFlowTransformer2DModel",
-        {"all": Size({}, "diffusers AuraFlowTransformer2DModel: 4 and 32 layers, 12 heads of 256")},
+        {"all": Size({}, "ComfyUI comfy/ldm/aura/mmdit.py at 0a1ae64: MMDiT, 4 and 32 layers, 3072 wide")},
     ),
     "sana": (
         "SanaTransformer2DModel",
@@ -297,7 +297,11 @@ PUBLISHED: dict[str, tuple[str, dict[str, Size]]] = {
     "ace-step": (
         "AceStepTransformer1DModel",
         {
-            "1.5": Size({}, "diffusers AceStepTransformer1DModel: 24 layers, 2048 wide, 16 heads and 8 of keys"),
+            "1.5": Size(
+                {},
+                "ACE-Step-1.5 acestep/models/common/configuration_acestep_v15.py at 68ef61d: 24 layers, 2048 wide, "
+                "16 heads and 8 of keys",
+            ),
             "1.5 XL": Size(
                 {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 32, "num_attention_heads": 32,
                  "num_key_value_heads": 8, "head_dim": 128, "encoder_hidden_size": 2048},

@@ -491,7 +491,7 @@ def shapes_base(tmp_path: Path) -> Sample:
 
 
 def provenance_base(tmp_path: Path) -> Sample:
-    return Sample((sound(tmp_path),), {"base": base(tmp_path, name="another")})
+    return Sample((sound(tmp_path),), {"base": base(tmp_path, name="model", config={"_name_or_path": "tiny/another"})})
 
 
 def provenance_no_base(tmp_path: Path) -> Sample:

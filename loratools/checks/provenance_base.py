@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from loratools.checks.common.observation import Observation
 from loratools.checks.common.subject import Subject
-from loratools.formats.common.base import Base
+from loratools.naming.same_model import other_model
 from loratools.storage.files import quoted
 
 SEVERITY = "warning"
@@ -19,26 +19,13 @@ FIX = "give the recorded base, or correct base_model_name_or_path if this is the
 
 
 def observe(subject: Subject) -> Iterator[Observation]:
-    """Both names, where the last part of neither is that of the other."""
+    """Both names, where the base says itself that it is another model; what its folder is called is no evidence."""
     if subject.adapter is None or subject.base is None or subject.base.path is None:
         return
     recorded = subject.adapter.base_model
-    if recorded and _last(recorded) not in _names(subject.base):
+    other = other_model(recorded, subject.base.path, subject.base.config) if recorded else None
+    if recorded and other is not None:
+        base = quoted(subject.base.path)
         yield Observation(
-            f"the base is recorded as {quoted(recorded)}, and {quoted(subject.base.path.name)} was given", (recorded,)
+            f"the base is recorded as {quoted(recorded)}, and {base} says that it is {quoted(other)}", (recorded, other)
         )
-
-
-def _names(base: Base) -> set[str]:
-    """What the base may be called: by its folder, by the hub's cache that it lies in, and by its own config."""
-    assert base.path is not None
-    path = base.path.absolute()
-    names = {path.name, path.stem, path.parent.name} if path.is_file() else {path.name}
-    names |= {part.rpartition("--")[2] for part in path.parts if part.startswith("models--")}
-    recorded = base.config.get("_name_or_path")
-    names |= {recorded} if isinstance(recorded, str) and recorded else set()
-    return {_last(name) for name in names}
-
-
-def _last(name: str) -> str:
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()

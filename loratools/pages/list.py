@@ -14,6 +14,7 @@ _ADAPTERS = (
     text_field("place", "adapter"),
     text_field("family"),
     text_field("base_model", "base model"),
+    text_field("revision"),
     text_field("kind"),
     Field("modules", "modules", integer),
     Field("rank", "rank", integer),

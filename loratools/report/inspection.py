@@ -11,7 +11,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from loratools.charts.labels import common_folder
 from loratools.ops.inspect.entries import (
     AdapterEntry,
     CheckpointEntry,
@@ -113,8 +112,8 @@ def adapter_facts(entry: AdapterEntry) -> list[tuple[str, str]]:
     """Return what an adapter is, in pairs of a word and a text."""
     kinds = " + ".join(sorted({m.kind for m in entry.modules})) or "replaced weights only"
     facts = [("adapter", f"{entry.format} · {kinds}")]
-    base = entry.base_model or (f"not named; family {entry.family}" if entry.family else "not named")
-    facts.append(("base model", safe(base)))
+    base = entry.base_model or "not named"
+    facts.append(("base model", safe(f"{base} · {entry.family}" if entry.family else base)))
     if entry.description is not None:
         facts += _described(entry.description)
     if entry.modules:
@@ -258,26 +257,30 @@ def _left_out(groups: Sequence[Group[_Item]], word: str) -> Iterator[RenderableT
         yield Text(f"… and {plural(count, word)} more{rows}, whose names have no pattern; --modules lists every one")
 
 
-def _overview(entries: Sequence[Entry]) -> Iterator[RenderableType]:
-    """A row for each source, by its path below the folder that all are in; that folder stands above them once."""
-    folder = common_folder([e.path for e in entries])
-    if folder:
-        yield Text(safe(folder), style="bold", overflow="fold")
-    rows = [_overview_row(e, safe(e.path[len(folder) :] or ".")) for e in entries]
-    heads = ("source", "what", "modules", "rank", "parameters", "size")
-    yield Rows([Column(h, [r[i] for r in rows], numeric=i > 1) for i, h in enumerate(heads)], ruled=True)
+def _overview(entries: Sequence[Entry]) -> list[RenderableType]:
+    """The table of `list`: a row for each source."""
+    # Here, because one source has no need of it.
+    from loratools.ops.listing.rows import ListedAdapter
+    from loratools.ops.listing.summary import row_of_adapter
+    from loratools.report.listing import table_of
 
+    def row(entry: Entry) -> ListedAdapter:
+        match entry:
+            case AdapterEntry():
+                return row_of_adapter(entry, None)
+            case CheckpointEntry():
+                return ListedAdapter(
+                    entry.path,
+                    kind=f"{entry.layout} checkpoint",
+                    dtype=max(entry.dtypes, key=lambda dtype: entry.dtypes[dtype], default=None),
+                    parameters=entry.parameters,
+                    bytes=entry.bytes,
+                    warnings=entry.warnings,
+                )
+            case FailedEntry():
+                return ListedAdapter(entry.path, error=entry.error.message)
 
-def _overview_row(entry: Entry, path: str) -> tuple[str, str, str, str, str, str]:
-    match entry:
-        case AdapterEntry():
-            format_name = f"{entry.format} adapter"
-            ranks = interval(m.rank for m in entry.modules)
-            return path, format_name, f"{len(entry.modules):,}", ranks, f"{entry.parameters:,}", size(entry.bytes)
-        case CheckpointEntry():
-            return path, f"{entry.layout} checkpoint", "–", "–", f"{entry.parameters:,}", size(entry.bytes)
-        case FailedEntry():
-            return path, f"error ({entry.error.code})", "–", "–", "–", "–"
+    return table_of([row(entry) for entry in entries])
 
 
 # ── remarks ──

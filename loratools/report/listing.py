@@ -10,16 +10,25 @@ from rich.text import Text
 
 from loratools.charts.labels import common_folder
 from loratools.ops.listing.rows import ListedAdapter, ListReport
+from loratools.report.fields import NOTHING
 from loratools.report.rows import Column, Rows
 from loratools.report.text import number, plural, safe, size
 from loratools.short_repr import clipped
 
-_USUAL = ("name", "family", "base_model", "kind", "rank", "dtype", "bytes", "title", "trigger_words", "date")
-_NUMERIC = frozenset({"modules", "rank", "alpha", "scale", "parameters", "bytes", "date", "modified"})
+_USUAL = (
+    "name", "family", "base_model", "revision", "kind", "modules", "rank", "alpha", "scale", "dtype", "parameters",
+    "bytes", "title", "trigger_words", "date", "warnings",
+)  # fmt: skip
+_NUMERIC = frozenset({"modules", "rank", "alpha", "scale", "parameters", "bytes", "date", "modified", "warnings"})
 # What goes first where there is no room.
-_SPARE = {"date": 4, "dtype": 3, "title": 2, "trigger_words": 1}
+_SPARE = {
+    "revision": 8, "alpha": 7, "scale": 7, "parameters": 6, "modules": 5, "warnings": 5, "date": 4, "dtype": 3,
+    "title": 2, "trigger_words": 1,
+}  # fmt: skip
 _HEADS = {"base_model": "base model", "trigger_words": "trigger words", "bytes": "size"}
 _LONGEST = 40
+# As git shortens the name of a commit.
+_SHORT_REVISION = 8
 
 
 def listing_tables(report: ListReport, columns: Sequence[str] | None) -> list[RenderableType]:
@@ -29,26 +38,30 @@ def listing_tables(report: ListReport, columns: Sequence[str] | None) -> list[Re
         report: The list.
         columns: Names of the columns; the usual ones that say something if None.
     """
-    blocks: list[RenderableType] = []
-    folder = common_folder([adapter.path for adapter in report.adapters])
-    if report.adapters:
-        if folder and columns is None:
-            blocks.append(Text(safe(folder), style="bold", overflow="fold"))
-        blocks.append(_table(report.adapters, columns, folder if columns is None else ""))
+    blocks = table_of(report.adapters, columns) if report.adapters else []
     for group in report.duplicates:
         likeness = "the same file" if group.how == "file" else "the same update, up to rounding"
         blocks += ["", Text(f"{likeness}:"), *(Text(f"  {safe(path)}") for path in group.paths)]
     return blocks
 
 
-def _table(adapters: Sequence[ListedAdapter], columns: Sequence[str] | None, folder: str) -> Rows:
+def table_of(adapters: Sequence[ListedAdapter], columns: Sequence[str] | None = None) -> list[RenderableType]:
+    """A row for each adapter, by its path below the folder that all are in; that folder stands above them once."""
+    if columns is not None:
+        return [_table(adapters, columns, None)]
+    folder = common_folder([adapter.path for adapter in adapters])
+    head = [Text(safe(folder), style="bold", overflow="fold")] if folder else []
+    return [*head, _table(adapters, None, folder)]
+
+
+def _table(adapters: Sequence[ListedAdapter], columns: Sequence[str] | None, folder: str | None) -> Rows:
     cells = {name: [_cell(adapter, name, folder) for adapter in adapters] for name in columns or _USUAL}
     if columns is None:
         cells = {name: column for name, column in cells.items() if name == "name" or any(column)}
     shown = [
         Column(
             _HEADS.get(name, name),
-            [text or "–" for text in column],
+            [text or NOTHING for text in column],
             numeric=name in _NUMERIC,
             spare=_SPARE.get(name, 0) if columns is None else 0,
         )
@@ -57,19 +70,23 @@ def _table(adapters: Sequence[ListedAdapter], columns: Sequence[str] | None, fol
     return Rows(shown, ruled=True)
 
 
-def _cell(adapter: ListedAdapter, column: str, folder: str) -> str:
-    """A cell as text; empty if there is nothing to say."""
+def _cell(adapter: ListedAdapter, column: str, folder: str | None) -> str:
+    """A cell as text; empty if there is nothing to say. Below a folder, which may be none, the name is the path."""
     if column == "name":
-        return safe(adapter.path[len(folder) :] if folder else adapter.name)
+        # The folders of a cache say nothing but the name of the repository.
+        by_name = folder is None or adapter.revision is not None
+        return safe(adapter.name if by_name else adapter.path[len(folder or "") :] or ".")
     if column == "kind" and adapter.error is not None:
         return "cannot be read"
+    if column == "revision":
+        return safe((adapter.revision or "")[:_SHORT_REVISION])
     value = getattr(adapter, column)
     if value is None or value == ():
         return ""
     if column == "bytes":
         return size(value)
     if column == "warnings":
-        return f"{len(value)}"
+        return f"{len(value):,}" if value else ""
     if column in ("alpha", "scale"):
         return number(value)
     if column == "rank" and len(adapter.ranks) > 1:
@@ -77,8 +94,8 @@ def _cell(adapter: ListedAdapter, column: str, folder: str) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     text = ", ".join(value) if isinstance(value, tuple) else str(value)
-    # The path is what a row is called by, and what people copy.
-    return safe(text if column == "path" else clipped(text, _LONGEST))
+    # The path is what a row is called by, and what people copy; a family may be several models, which all are named.
+    return safe(text if column in ("path", "family") else clipped(text, _LONGEST))
 
 
 def others_lines(report: ListReport, *, every: bool) -> Iterator[RenderableType]:

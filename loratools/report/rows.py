@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loratools.report.fields import Field
+from loratools.report.fields import NOTHING, Field
 
 _GAP = 2
 # A name may go on in the next line after one of these.
@@ -106,6 +106,8 @@ class Rows:
             yield from (Text(line, style="bold") for line in wrapped(title, width))
             line = Text("  ")
             for fact in facts:
+                if fact.cells[i] == NOTHING:
+                    continue
                 text = Text.assemble((fact.head.replace("\n", " ") + " ", "dim"), fact.cells[i])
                 if len(line) > 2 and len(line) + len(text) > width:
                     yield line

@@ -7,11 +7,13 @@ and more than 8 axes. `__metadata__: null` is what MLX writes where it has nothi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from loratools.errors import FormatError
 from loratools.hints import DAMAGED
@@ -26,6 +28,8 @@ from loratools.tensors.lazy import LazyTensor
 
 # From the format's description; not MiB.
 MAX_HEADER = 100_000_000
+_METADATA_NAME = b'"__metadata__"'
+_METADATA_FIRST = b"{" + _METADATA_NAME + b":"
 _MAX_AXES = 8
 _MAX_NAME = 4096
 _MAX_COUNT = (1 << 63) - 1
@@ -39,6 +43,46 @@ class SafetensorsFile:
     tensors: dict[str, LazyTensor]
     metadata: dict[str, str]
     data_offset: int
+
+
+class HeaderText(NamedTuple):
+    """A header without a look at its tensors.
+
+    Attributes:
+        file: The file.
+        metadata: The texts of `__metadata__`.
+        entries: The text of all else, as it is in the file but for blanks at its end.
+        data_offset: Where the values begin.
+    """
+
+    file: FileId
+    metadata: dict[str, str]
+    entries: bytes
+    data_offset: int
+
+
+def read_header_text(path: Path) -> HeaderText | None:
+    """The metadata of a safetensors file and the text that describes its tensors, which is not looked at.
+
+    None where the metadata is neither the first entry nor missing, or anything about it is not as it has to be.
+
+    Raises:
+        UsageError: there is no such file.
+        FormatError: it is not a safetensors file.
+    """
+    file = identify(path)
+    header, data_offset = _header_bytes(file)
+    if not header.startswith(_METADATA_FIRST):
+        return HeaderText(file, {}, header.rstrip(b" "), data_offset) if _METADATA_NAME not in header else None
+    try:
+        text = header.decode("utf-8")
+        _, end = json.JSONDecoder().raw_decode(text, len(_METADATA_FIRST))
+        metadata = _metadata(file, parse_json(text[len(_METADATA_FIRST) : end].encode(), "the header"))
+        _refuse_lone_surrogates([*metadata, *metadata.values()], "the header")
+    except (ValueError, FormatError):
+        return None
+    entries = text[end:].encode().rstrip(b" ")
+    return HeaderText(file, metadata, entries, data_offset) if _METADATA_NAME not in entries else None
 
 
 def read_header(path: Path) -> SafetensorsFile:

@@ -58,10 +58,10 @@ def test_bad_source_among_several_leaves_the_others_and_ends_with_4() -> None:
     document = CliRunner().invoke(verbs, ["inspect", "style", "page.safetensors", "base", "--json"])
 
     assert (plain.exit_code, document.exit_code) == (4, 4)
-    assert [line.split()[:2] for line in plain.stdout.splitlines()[2:5]] == [
-        ["style", "peft"],
-        ["page.safetensors", "error"],
-        ["base", "huggingface"],
+    assert [line.split()[:4] for line in plain.stdout.splitlines()[2:5]] == [
+        ["style", "tiny/base", "lora", "4"],
+        ["page.safetensors", "–", "cannot", "be"],
+        ["base", "–", "huggingface", "checkpoint"],
     ]
     # The reason stands once, with the table; the end says how many there were.
     assert (plain.stdout + plain.stderr).count("not a safetensors file but a web page") == 1
@@ -77,10 +77,10 @@ def test_folder_of_several_is_listed() -> None:
     done = CliRunner().invoke(verbs, ["inspect", "."])
 
     assert (done.exit_code, done.stderr) == (4, "error: 1 of 3 sources could not be inspected\n")
-    assert [line.split()[:3] for line in done.stdout.splitlines()[2:5]] == [
-        ["base", "huggingface", "checkpoint"],
-        ["page.safetensors", "error", "(format)"],
-        ["style", "peft", "adapter"],
+    assert [line.split()[:4] for line in done.stdout.splitlines()[2:5]] == [
+        ["base", "–", "huggingface", "checkpoint"],
+        ["page.safetensors", "–", "cannot", "be"],
+        ["style", "tiny/base", "lora", "4"],
     ]
 
 

@@ -255,11 +255,11 @@ def test_folder_of_many_is_listed() -> None:
         text
         == """\
 many/
-source  what            modules  rank  parameters     size
-──────────────────────────────────────────────────────────
-a       peft adapter          4     4         232  1.93 kB
-b       peft adapter          4     4         232  1.93 kB
-broken  error (format)        –     –           –        –
+name    base model  kind            modules  rank  alpha  scale  dtype  parameters     size
+───────────────────────────────────────────────────────────────────────────────────────────
+a       tiny/base   lora                  4     4      8      2  F32           232  1.93 kB
+b       tiny/base   lora                  4     4      8      2  F32           232  1.93 kB
+broken  –           cannot be read        –     –      –      –  –               –        –
 
 error: 'many/broken/adapter_model.safetensors' is not a safetensors file but a git-LFS pointer, \
 not the file itself

@@ -147,7 +147,8 @@ class AdapterEntry(NamedTuple):
         metadata: Metadata of its files.
         warnings: Warnings about it, as sentences.
         unread_tensors: Keys of tensors in its files that a glob excluded before they were read.
-        family: The family of image models that it belongs to; None if it is unknown or the model is a language model.
+        family: The family of image models that it belongs to; for an adapter of a language model that names no base,
+            the published models of the same sizes; None if neither is known.
         description: The title, trigger words, tags and date in the header; None if there are none.
         revision: The hash of the commit, if it is a repository of the hub; None if it is not.
     """

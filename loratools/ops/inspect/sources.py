@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -24,6 +25,8 @@ from loratools.formats.common.source import (
 from loratools.ops.inspect.entries import NotListed
 from loratools.storage.origins import shown
 
+# The files of an adapter's folder, by which no layout knows a model.
+_OF_ADAPTERS = frozenset({*ADAPTER_FILES, CONFIG, "README.md"})
 # What else files of these suffixes hold is no reason to call them broken: vocabularies, states of programs.
 _OF_ANYTHING = frozenset({".bin", ".pt", ".pth", ".ckpt"})
 
@@ -103,7 +106,13 @@ def is_checkpoint(path: Path) -> bool:
 
 def natural_order_of_path(path: Path) -> list[list[tuple[int, int, str]]]:
     """Return a key that sorts checkpoint-500 before checkpoint-1000, and a folder before what is in it."""
-    return [natural_order(Path(part)) for part in path.parts]
+    return [_natural_order_of_part(part) for part in path.parts]
+
+
+# Thousands of paths have their first folders in common.
+@lru_cache(maxsize=1 << 14)
+def _natural_order_of_part(part: str) -> list[tuple[int, int, str]]:
+    return natural_order(Path(part))
 
 
 class _Undecided(NamedTuple):
@@ -155,7 +164,8 @@ class _Search:
         """Note what `folder` itself is, and its files that stand for themselves; whether it is a pipeline."""
         names = {p.name for p in files}
         is_adapter = any(name in ADAPTER_FILES or is_shard(name) for name in names)
-        is_model = is_checkpoint(folder)
+        # A dozen layouts look into the folder, and most folders of a library have an adapter or nothing.
+        is_model = not names <= _OF_ADAPTERS and is_checkpoint(folder)
         of_a_model = any(MODEL_FILE.fullmatch(p.name) and p.suffix in TENSOR_SUFFIXES for p in files)
         if not is_adapter and of_a_model and _is_dump(folder):
             is_adapter, of_a_model, is_model = True, False, False

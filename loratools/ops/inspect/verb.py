@@ -19,7 +19,8 @@ from loratools.errors import LoraToolsError
 from loratools.formats.common.expert_layout import with_expert_layout
 from loratools.formats.common.leave_out import LeaveOut, names_of_key
 from loratools.formats.common.source import open_source
-from loratools.formats.image_parts.notes import described
+from loratools.formats.image_parts.notes import NOTES, described
+from loratools.naming.hub_names import is_hub_name
 from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.common.unreadable import as_ours
@@ -239,6 +240,8 @@ def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEn
     tensors |= dict.fromkeys([replacement.tensor for replacement in adapter.replacements.values()])
     replaced = {name: r.tensor for name, r in adapter.replacements.items()}
     family, description = described(adapter)
+    if family is None and NOTES not in adapter.notes and not is_hub_name(adapter.base_model):
+        family = language_family(adapter)
     return AdapterEntry(
         path=shown,
         format=adapter.format,
@@ -255,6 +258,16 @@ def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEn
         description=description,
         revision=_commit(adapter.path),
     )
+
+
+def language_family(adapter: Adapter) -> str | None:
+    """The published language models that have the sizes of the adapter's modules; None where there is none."""
+    # Here, because most adapters name their base.
+    from loratools.naming.language.shaped_like import ModuleShape, shaped_like
+
+    shapes = [(name, update.shape) for name, update in adapter.updates.items()]
+    shapes += [(name.removesuffix(".weight"), r.tensor.shape) for name, r in adapter.replacements.items()]
+    return shaped_like(ModuleShape(name, *shape[:2]) for name, shape in shapes if len(shape) == 2)
 
 
 def _checkpoint_entry(checkpoint: Checkpoint, shown: str, options: _Options) -> CheckpointEntry:

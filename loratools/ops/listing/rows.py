@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from loratools.naming.hub_names import cached_model
 from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
 
@@ -15,9 +16,11 @@ class ListedAdapter:
 
     Attributes:
         path: Where it is.
+        revision: The commit of its repository, if it is in the cache of the hub; None elsewhere.
         format: Its format; None if it could not be read.
         kind: The kinds of its updates, joined by ` + `; `replaced weights` if it has no updates.
-        family: The family of image models that it belongs to; None if it is unknown or the model is a language model.
+        family: The family of image models that it belongs to; for an adapter of a language model that names no base,
+            the published models of the same sizes; None if neither is known.
         base_model: The base model that it names; None if it names none.
         modules: How many modules it changes.
         rank: The largest rank; None if its kind has none.
@@ -36,6 +39,7 @@ class ListedAdapter:
     """
 
     path: str
+    revision: str | None = None
     format: str | None = None
     kind: str | None = None
     family: str | None = None
@@ -60,8 +64,12 @@ class ListedAdapter:
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
-        return Path(self.path).name or self.path
+        """The last part of the path; in the cache of the hub, the name of the repository."""
+        path = Path(self.path)
+        cached = cached_model(path) if self.revision is not None else None
+        if cached is not None:
+            return f"{cached.name}/{cached.inside}".rstrip("/")
+        return path.name or self.path
 
     def to_dict(self) -> dict[str, object]:
         """Return the entry of `adapters` in the document of `loratools list --json`."""

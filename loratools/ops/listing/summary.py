@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from loratools.errors import LoraToolsError
+from loratools.naming.hub_names import cached_model
 from loratools.ops.common.unreadable import as_ours
 from loratools.ops.inspect.entries import AdapterEntry
 from loratools.ops.listing.rows import ListedAdapter
@@ -24,6 +25,7 @@ def row_of_adapter(entry: AdapterEntry, modified: str | None) -> ListedAdapter:
     described = entry.description
     return ListedAdapter(
         path=entry.path,
+        revision=revision_of(entry.path),
         format=entry.format,
         kind=" + ".join(sorted({module.kind for module in entry.modules})) or "replaced weights",
         family=entry.family,
@@ -46,7 +48,15 @@ def row_of_adapter(entry: AdapterEntry, modified: str | None) -> ListedAdapter:
 
 def row_of_error(path: str, error: LoraToolsError | OSError, modified: str | None) -> ListedAdapter:
     """The row of something that cannot be read."""
-    return ListedAdapter(path=path, modified=modified, error=as_ours(error).message)
+    return ListedAdapter(path=path, revision=revision_of(path), modified=modified, error=as_ours(error).message)
+
+
+def revision_of(path: str) -> str | None:
+    """The commit that something is of in the hub's cache; None elsewhere."""
+    if "models--" not in path:
+        return None
+    cached = cached_model(Path(path))
+    return None if cached is None else cached.revision
 
 
 def modified_at(path: Path) -> str | None:

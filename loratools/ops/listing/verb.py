@@ -21,6 +21,7 @@ from loratools.ops.common.progress import expect
 from loratools.ops.inspect.entries import AdapterEntry
 from loratools.ops.inspect.sources import FoundSource, Verdict, sources_at
 from loratools.ops.inspect.verb import inspect
+from loratools.ops.listing.alike import KnownRows, outline_of
 from loratools.ops.listing.catalogue import Catalogue, Outcome, default_path, stamp
 from loratools.ops.listing.condition import condition
 from loratools.ops.listing.rows import Duplicates, ListedAdapter, ListReport, OtherSource
@@ -233,13 +234,23 @@ def _stamps(paths: Iterable[Path]) -> dict[str, str]:
     return {str(path): text for path in paths if origin_of(path) is None and (text := stamp(path)) is not None}
 
 
+# Of this process: each worker has its own.
+_known_rows = KnownRows()
+
+
 def _examined_file(path: Path) -> _Examined:
     """The kind of a file whose name does not show it. The file is opened once, to detect its format."""
+    outline = outline_of(path)
+    if outline is not None and (row := _known_rows.row(outline, path, modified_at(path))) is not None:
+        return _Examined(True, row)
     try:
         source = open_source(path)
         claims = formats.claims_of(source)
         if len(claims) == 1:
-            return _of_adapter(path, lambda: formats.load_source(source, format=claims[0]))
+            examined = _of_adapter(path, lambda: formats.load_source(source, format=claims[0]))
+            if outline is not None and isinstance(examined.outcome, ListedAdapter):
+                _known_rows.keep(outline, examined.outcome, source.tensors.values())
+            return examined
         shaped = bool(claims) or formats.has_spelled_parts(source)
     except (LoraToolsError, OSError) as error:
         return _Examined(error, None)

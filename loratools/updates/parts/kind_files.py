@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from loratools import registry
@@ -92,6 +93,8 @@ def peft_kind(name: str) -> PeftKind | None:
     return entry if isinstance(entry, PeftKind) else None
 
 
+# To ask a module whether it satisfies a protocol takes longer than to make an update.
+@cache
 def lycoris_kind(name: str) -> LycorisKind | None:
     """The file of this name; None if there is none, or LyCORIS does not store its kind."""
     if name not in registry.names("updates"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import loratools
+from loratools import formats
 from loratools.cli import verbs
 from loratools.errors import UsageError
-from loratools.ops.listing import catalogue
+from loratools.formats.common.source import open_source
+from loratools.ops.listing import catalogue, verb
+from loratools.ops.listing.alike import _OF_FORMATS, KnownRows, outline_of
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +216,133 @@ def test_adapters_whose_values_tell_nothing_are_named(library: Path) -> None:
     shown = invoke(library, "--duplicates", "--values", "-v")
     assert "1 adapter not compared by values: updates that depend on a base" in shown.stderr
     assert str(library / "dora") in shown.stderr
+
+
+def hub_repository(cache: Path, name: str, revisions: list[str]) -> Path:
+    """A repository with an adapter in the hub's cache, whose revisions have the same files."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    source = factories.adapter_folder(cache / "made", rank=4)
+    (repository / "blobs").mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        blob = repository / "blobs" / f"{len(file.name):064x}"
+        file.rename(blob)
+        for revision in revisions:
+            link = repository / "snapshots" / revision / file.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                link.symlink_to(os.path.relpath(blob, link.parent))
+            except OSError:
+                pytest.skip("this system makes no links for this person")
+    source.rmdir()
+    return repository
+
+
+def test_the_cache_of_the_hub_is_listed_by_repository_and_revision_and_each_blob_once(tmp_path: Path) -> None:
+    cache = tmp_path / "hub"
+    hub_repository(cache, "ink/wash", ["a" * 40])
+    repository = hub_repository(cache, "owner/chat-lora", ["0f3a9" + "b" * 35, "1c2d3" + "b" * 35])
+
+    report = loratools.list_adapters(cache)
+
+    rows = {(adapter.name, adapter.revision) for adapter in report.adapters}
+    assert rows == {("ink/wash", "a" * 40), ("owner/chat-lora", "0f3a9" + "b" * 35)}
+    second = str(repository / "snapshots" / ("1c2d3" + "b" * 35))
+    assert [other.path for other in report.others] == [second]
+    assert report.others[0].what.startswith("the same file as")
+    shown = invoke(cache, "--columns", "name,revision").stdout
+    assert [line.split() for line in shown.splitlines()[2:]] == [
+        ["ink/wash", "aaaaaaaa"],
+        ["owner/chat-lora", "0f3a9bbb"],
+    ]
+    assert {row["revision"] for row in json.loads(invoke(cache, "--json").stdout)["adapters"]} == {r for _, r in rows}
+
+
+def test_an_adapter_that_names_no_base_is_said_to_be_shaped_like_published_models(tmp_path: Path) -> None:
+    modules = {f"model.layers.{i}.self_attn.k_proj": (512, 2048) for i in range(16)}
+    factories.adapter_folder(tmp_path / "unnamed", modules=modules, config={"base_model_name_or_path": "/data/model"})
+    factories.adapter_folder(tmp_path / "named", modules=modules, config={"base_model_name_or_path": "someone/model"})
+
+    families = {adapter.name: adapter.family for adapter in loratools.list_adapters(tmp_path).adapters}
+
+    assert families == {"unnamed": "Llama-3.2-1B-shaped", "named": None}
+    assert names(loratools.list_adapters(tmp_path, where="family ~ 'llama-3.2-1b*'")) == ["unnamed"]
+
+
+def test_files_of_one_trainer_have_the_rows_that_each_has_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are taken over from files with the same tensors: what differs from file to file must be each one's own."""
+    said = [
+        {},
+        {"modelspec.title": "Ink wash", "modelspec.trigger_phrase": "inkw", "ss_steps": "1200"},
+        {"modelspec.title": "Bold", "ss_base_model_version": "sd_v1"},
+        {"ss_base_model_version": "sdxl_base_v1-0", "modelspec.date": "2024-08-02"},
+        {"modelspec.title": "Häufig \U0001f58c", "software": "of its own"},
+    ]
+    files = [kohya_file(tmp_path / f"{i}.safetensors", metadata=metadata) for i, metadata in enumerate(said)]
+    # The same tensors with another alpha, and with another number that is not finite.
+    for name, alpha in (("other-alpha", 1.5), ("no-alpha", 0.0), ("infinite", float("inf"))):
+        tensors = load_file(files[0])
+        tensors = {key: torch.tensor(alpha) if key.endswith(".alpha") else value for key, value in tensors.items()}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    alone = {}
+    for path in sorted(tmp_path.glob("*.safetensors")):
+        monkeypatch.setattr(verb, "_known_rows", KnownRows())
+        (alone[path.name],) = loratools.list_adapters(path, cache=False).adapters
+
+    for _ in range(2):  # the second time every row is known
+        report = loratools.list_adapters(tmp_path, cache=False, threads=1)
+        assert {adapter.name: adapter for adapter in report.adapters} == alone
+    assert alone["other-alpha.safetensors"].alpha == 1.5
+    assert alone["infinite.safetensors"].error is not None
+    assert [alone[f"{i}.safetensors"].title for i in range(5)] == [None, "Ink wash", "Bold", None, "Häufig \U0001f58c"]
+
+
+def test_formats_read_no_metadata_that_tells_rows_apart_unseen(tmp_path: Path) -> None:
+    """What a format reads of a header must be in what files are compared by, or it is what people are told alone."""
+    path = kohya_file(
+        tmp_path / "a.safetensors",
+        metadata={"ss_base_model_version": "sd_v1", "ss_tag_frequency": "{}", "modelspec.title": "a", "other": "b"},
+    )
+    read: set[str] = set()
+
+    class Recorded(dict[str, str]):
+        def __getitem__(self, key: str) -> str:
+            read.add(key)
+            return super().__getitem__(key)
+
+        def get(self, key: str, default: Any = None) -> Any:
+            read.add(key)
+            return super().get(key, default)
+
+    source = open_source(path)
+    source = dataclasses.replace(source, metadata=Recorded(source.metadata))
+    formats.load_source(source)
+
+    outline = outline_of(path)
+    assert outline is not None
+    compared = {key for key, _ in outline.key[2]}
+    assert "ss_base_model_version" in read
+    assert {key for key in read if key in source.metadata} <= compared
+    assert {key for key in read if key.startswith(("ss_", "sshs_", "modelspec."))} <= _OF_FORMATS
+
+
+def test_two_lists_at_once_fill_one_catalogue(library: Path, own_cache: Path) -> None:
+    expected = loratools.list_adapters(library, cache=False).to_dict()
+    with ThreadPoolExecutor(4) as threads:
+        reports = list(threads.map(lambda _: loratools.list_adapters(library).to_dict(), range(8)))
+
+    assert all(report == expected for report in reports)
+    with sqlite3.connect(own_cache) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        paths = {path for (path,) in connection.execute("SELECT path FROM adapters")}
+    assert {Path(path).name for path in paths} == {"chat", "ink.safetensors", "bold.safetensors", "model"}
+
+
+def test_without_a_catalogue_nothing_is_written(library: Path, own_cache: Path) -> None:
+    loratools.list_adapters(library, cache=False)
+    assert invoke(library, "--no-cache").exit_code == 0
+    assert not own_cache.parent.exists()
 
 
 def test_processes_and_threads_give_the_same(library: Path) -> None:

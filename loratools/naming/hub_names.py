@@ -17,11 +17,11 @@ def is_hub_name(name: str | None) -> bool:
 
 
 class CachedModel(NamedTuple):
-    """What a path in the hub's cache, `models--OWNER--NAME/snapshots/REVISION/...`, is of.
+    """A path in the cache of the hub: `models--OWNER--NAME/snapshots/REVISION/...`.
 
     Attributes:
         name: `owner/name`, as the hub calls it.
-        revision: The commit; None of a path that is in no snapshot.
+        revision: The commit; None for a path outside of snapshots.
         inside: The path within the snapshot, with slashes; empty for the snapshot itself.
     """
 
@@ -31,7 +31,7 @@ class CachedModel(NamedTuple):
 
 
 def cached_model(path: Path) -> CachedModel | None:
-    """What the path is of where it lies in the hub's cache; None of any other.
+    """Return the repository and revision of a path in the cache of the hub; None for any other path.
 
     Example:
         >>> cached_model(Path("hub/models--meta--llama-9/snapshots/0f3a/checkpoint-10"))

@@ -46,7 +46,7 @@ class SafetensorsFile:
 
 
 class HeaderText(NamedTuple):
-    """A header without a look at its tensors.
+    """A header whose description of the tensors is not parsed.
 
     Attributes:
         file: The file.
@@ -62,13 +62,13 @@ class HeaderText(NamedTuple):
 
 
 def read_header_text(path: Path) -> HeaderText | None:
-    """The metadata of a safetensors file and the text that describes its tensors, which is not looked at.
+    """Return the metadata of a safetensors file and the text that describes its tensors, without parsing the text.
 
-    None where the metadata is neither the first entry nor missing, or anything about it is not as it has to be.
+    The result is None if the metadata is neither the first entry nor missing, or if it is invalid.
 
     Raises:
-        UsageError: there is no such file.
-        FormatError: it is not a safetensors file.
+        UsageError: There is no such file.
+        FormatError: It is not a safetensors file.
     """
     file = identify(path)
     header, data_offset = _header_bytes(file)

@@ -261,7 +261,7 @@ def _adapter_entry(adapter: Adapter, shown: str, options: _Options) -> AdapterEn
 
 
 def language_family(adapter: Adapter) -> str | None:
-    """The published language models that have the sizes of the adapter's modules; None where there is none."""
+    """The published language models that have the sizes of the adapter's modules; None if there is none."""
     # Here, because most adapters name their base.
     from loratools.naming.language.shaped_like import ModuleShape, shaped_like
 

@@ -297,9 +297,9 @@ def read_whole(path: Path) -> bytes:
     """All bytes of a file.
 
     Raises:
-        UsageError: there is no such file.
-        InputError: it is no regular file.
-        ChangedInputError: it changed while it was being read.
+        UsageError: There is no such file.
+        InputError: It is no regular file.
+        ChangedInputError: It changed while it was being read.
     """
     file = identify(path)
     return read_bytes(ByteRange(file, 0, file.size))

@@ -54,7 +54,7 @@ class OnStderr:
 
 
 def sources(command: _Command) -> Callable[..., Any]:
-    """--offline, of a verb with sources, and what is printed while they are fetched. Stands below `common`."""
+    """Add --offline, of a verb with sources, and what is printed while they are fetched. Stands below `common`."""
 
     @wraps(command)
     def run(*args: Any, offline: bool, output: Output, **settings: Any) -> Any:

@@ -181,14 +181,14 @@ def _checked(
             from loratools.ops.check.measuring import measured
 
             result = measured(subject, base=base, compares=compares)
-            said = answers(result.subject, rules)
+            answered = answers(result.subject, rules)
     except ChangedInputError as error:
         return _Result(_reported(unit.shown, answers(Subject(unit.found_source.path, error=error), rules)))
-    return _Result(_reported(unit.shown, said, result.not_checked), result.sums)
+    return _Result(_reported(unit.shown, answered, result.not_checked), result.sums)
 
 
-def _reported(path: str, said: Answers, not_measured: tuple[NotChecked, ...] = ()) -> CheckedSource:
-    return CheckedSource(path, said.findings, not_checked=(*said.not_checked, *not_measured))
+def _reported(path: str, answered: Answers, not_measured: tuple[NotChecked, ...] = ()) -> CheckedSource:
+    return CheckedSource(path, answered.findings, not_checked=(*answered.not_checked, *not_measured))
 
 
 def _with_duplicates(units: Sequence[_Unit], results: Sequence[_Result]) -> Sequence[CheckedSource]:

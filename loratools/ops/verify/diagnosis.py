@@ -381,7 +381,7 @@ def _base_rows(output: Output, start: int, stop: int) -> Floats:
 
 
 def residual_of(output: Output, merged: LazyTensor, sample: float) -> float:
-    """`|merged - base - dW|^2` for the updates of `output`, each at its weight."""
+    """The residual `|merged - base - dW|^2` for the updates of `output`, each at its weight."""
     import numpy as np
 
     deltas = Deltas(output, "F64")

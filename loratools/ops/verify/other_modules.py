@@ -1,6 +1,6 @@
 """Whether the change of a weight is what the adapter has for another one: layers shifted, queries and keys exchanged.
 
-A hypothesis is told where what is left of `merged - base` without the other delta is no more than rounding explains.
+A hypothesis is reported if rounding explains the rest of `merged - base` without the other delta.
 """
 
 from __future__ import annotations

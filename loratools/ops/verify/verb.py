@@ -495,8 +495,8 @@ def _numbers(cause: Cause, names: Sequence[str], adapted: Sequence[tuple[Pair, _
     if cause.code == "not-applied" and len(names) < len(adapted):
         files = {_file_of(pair) for pair, _ in of_cause}
         others = {_file_of(pair) for pair, _ in adapted if pair.output.name not in chosen}
-        alone = ", ".join(sorted(name for name in files if name is not None))
-        whose = f", all those of {alone}" if alone and not files & others else ""
+        only_files = ", ".join(sorted(name for name in files if name is not None))
+        whose = f", all those of {only_files}" if only_files and not files & others else ""
         return f" to them ({len(names):,} of {counted(len(adapted), 'weight')}{whose})"
     cosines = [one.measured.fit.cosine for _, one in of_cause if one.measured is not None]
     if cause.code != "unexplained-change" or not cosines or len(cosines) < len(of_cause):

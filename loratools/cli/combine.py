@@ -10,6 +10,7 @@ import click
 from loratools import registry
 from loratools.cli.common import options
 from loratools.cli.common.grouped_help import EXECUTION, INPUT, OUTPUT, SELECTION, option, verb
+from loratools.cli.common.killed_runs import warn_of_killed_runs
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import document_of, replaced_rows
 from loratools.errors import UsageError
@@ -107,6 +108,7 @@ from loratools.errors import UsageError
 @options.plan
 @options.card
 @options.overwrite
+@options.resume
 @options.common
 @options.sources
 @options.plot
@@ -118,6 +120,7 @@ def command(
     method: tuple[str, ...] | None,
     plan: bool,
     overwrite: bool,
+    resume: bool,
     output: Output,
     **settings: Any,
 ) -> None:
@@ -149,6 +152,7 @@ def command(
         raise click.MissingParameter(param_type="option", param_hint="'-o' / '--out'")
     from loratools.ops.combine.verb import combine
 
+    said_before = warn_of_killed_runs(output, out, plan=plan, resume=resume)
     with output.progress(None, "combining") as progress:
         report = combine(
             sources,
@@ -156,13 +160,15 @@ def command(
             method=method[0] if method else None,
             plan=plan,
             overwrite=overwrite,
+            resume=resume,
             progress=progress,
             **settings,
         )
     output.html(report)
     output.plot(report)
     for warning in report.warnings:
-        output.warn(warning)
+        if warning not in said_before:
+            output.warn(warning)
     if output.json:
         output.document(document_of(report, out, overwrite=overwrite, plan=plan))
         return

@@ -9,6 +9,7 @@ import click
 
 from loratools.cli.common import options
 from loratools.cli.common.grouped_help import INPUT, OUTPUT, SELECTION, option, verb
+from loratools.cli.common.killed_runs import warn_of_killed_runs
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import document_of, replaced_rows
 
@@ -46,9 +47,12 @@ from loratools.cli.common.replaced import document_of, replaced_rows
 @options.plan
 @options.card
 @options.overwrite
+@options.resume
 @options.common
 @options.sources
-def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:
+def command(
+    adapter: str, *, out: Path, plan: bool, overwrite: bool, resume: bool, output: Output, **settings: Any
+) -> None:
     """Write ADAPTER in another format.
 
     The result is read back and compared with the source, module by module, before it appears, and the largest relative
@@ -63,9 +67,11 @@ def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Out
     """
     from loratools.ops.convert.verb import convert
 
-    report = convert(adapter, out, plan=plan, overwrite=overwrite, **settings)
+    said_before = warn_of_killed_runs(output, out, plan=plan, resume=resume)
+    report = convert(adapter, out, plan=plan, overwrite=overwrite, resume=resume, **settings)
     for warning in report.warnings:
-        output.warn(warning)
+        if warning not in said_before:
+            output.warn(warning)
     if output.json:
         output.document(document_of(report, out, overwrite=overwrite, plan=plan))
         return

@@ -10,6 +10,7 @@ import click
 from loratools.cli.common import options
 from loratools.cli.common.grouped_help import EXECUTION, RANK, SELECTION, option, verb
 from loratools.cli.common.held import holds_inputs
+from loratools.cli.common.killed_runs import warn_of_killed_runs
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import document_of, replaced_rows
 
@@ -96,15 +97,11 @@ def command(
       loratools extract llama-3-8b my-finetune -o my-lora --max-size 100MB --json
     """
     from loratools.checkpoints import open_checkpoint
-    from loratools.ops.common.abandoned import abandoned_warnings
     from loratools.ops.extract.verb import extract
 
     before, after = open_checkpoint(Path(base)), open_checkpoint(Path(tuned))
     total = sum(t.nbytes for side in (before, after) for t in side.stored.values())
-    # Warned before the work, so that people can cancel and use the existing result.
-    abandoned = [] if plan or resume else abandoned_warnings(out)
-    for warning in abandoned:
-        output.warn(warning)
+    abandoned = warn_of_killed_runs(output, out, plan=plan, resume=resume)
     with output.progress(None if plan else total, "extracting") as progress:
         report = extract(
             before, after, out, plan=plan, overwrite=overwrite, resume=resume, progress=progress, **settings

@@ -9,6 +9,7 @@ import click
 
 from loratools.cli.common import options
 from loratools.cli.common.grouped_help import RANK, option, verb
+from loratools.cli.common.killed_runs import warn_of_killed_runs
 from loratools.cli.common.output import Output
 from loratools.cli.common.replaced import document_of, replaced_rows
 
@@ -43,9 +44,12 @@ from loratools.cli.common.replaced import document_of, replaced_rows
 @options.plan
 @options.card
 @options.overwrite
+@options.resume
 @options.common
 @options.sources
-def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Output, **settings: Any) -> None:
+def command(
+    adapter: str, *, out: Path, plan: bool, overwrite: bool, resume: bool, output: Output, **settings: Any
+) -> None:
     """Write the adapter that is nearest to ADAPTER, module by module, at the smallest rank that the rule allows.
 
     One of --rank, --energy, --error and --rule is the rule for each module; --max-size and --max-params are for all of
@@ -61,10 +65,12 @@ def command(adapter: str, *, out: Path, plan: bool, overwrite: bool, output: Out
     """
     from loratools.ops.resize.verb import resize
 
+    said_before = warn_of_killed_runs(output, out, plan=plan, resume=resume)
     with output.progress(None, "resizing") as progress:
-        report = resize(adapter, out, plan=plan, overwrite=overwrite, progress=progress, **settings)
+        report = resize(adapter, out, plan=plan, overwrite=overwrite, resume=resume, progress=progress, **settings)
     for warning in report.warnings:
-        output.warn(warning)
+        if warning not in said_before:
+            output.warn(warning)
     if output.json:
         output.document(document_of(report, out, overwrite=overwrite, plan=plan))
         return

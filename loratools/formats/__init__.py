@@ -36,6 +36,9 @@ from loratools.updates.lora_experts import Packing
 
 if TYPE_CHECKING:
     from loratools.checkpoints import Checkpoint
+    from loratools.storage.resumption import Resumable
+    from loratools.storage.staging import Staging
+    from loratools.storage.written_tensors import WrittenTensors
 
 __all__ = ["Base", "Format", "RankFrom", "Staged", "detect", "find_adapters", "load", "load_source", "save", "staged"]
 
@@ -70,10 +73,19 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Staged:
-    """A written adapter at a temporary place, from which it will be moved."""
+    """A written adapter at a temporary place, from which it will be moved.
+
+    Attributes:
+        path: The folder or file.
+        warnings: What a person should know about it.
+        prepared: The hidden folder that it is in.
+        tensors: Which tensors were written and which a killed run had written; None of a run that cannot be resumed.
+    """
 
     path: Path
     warnings: tuple[str, ...]
+    prepared: Staging
+    tensors: WrittenTensors | None = None
 
 
 @checked(Checkpoint="loratools.checkpoints")
@@ -288,13 +300,16 @@ def staged(
     overwrite: bool = False,
     inputs: Iterable[str | Path] = (),
     base: Base | None = None,
+    resumable: Resumable | None = None,
 ) -> Iterator[Staged]:
     """Write an adapter beside `out`, and move it there when the block ends without an error. Raises the same errors as
     `save`.
+
+    With `resumable`, tensors are noted as they are written, and what a killed run of the same plan had written stays.
     """
     from loratools.storage.casting import stored_dtype
-    from loratools.storage.commit import staged_file, staged_folder
     from loratools.storage.staging import require_files
+    from loratools.storage.written_tensors import noting_tensors
 
     entry = writer(format)
     stored = None if dtype is None else stored_dtype(dtype)
@@ -302,12 +317,33 @@ def staged(
     adapter.require_certain()
     adapter = fitted_names(adapter, format)
     ensure_writable(adapter, format, base=base)
-    place = staged_folder if entry.WRITES == FOLDER else staged_file
-    with place(named(Path(out), format), overwrite=overwrite, inputs=[Path(p) for p in inputs]) as path:
-        warnings = entry.write(adapter, path, dtype=stored, base=base)
+    sources = [Path(p) for p in inputs]
+    place = named(Path(out), format)
+    with _prepared(place, entry.WRITES, overwrite, sources, resumable) as (prepared, path):
+        if resumable is None:
+            tensors = None
+            warnings = entry.write(adapter, path, dtype=stored, base=base)
+        else:
+            with noting_tensors(prepared) as tensors:
+                warnings = entry.write(adapter, path, dtype=stored, base=base)
         names = [p.name for p in path.iterdir()] if path.is_dir() else []
-        yield Staged(path, warnings)
+        yield Staged(path, warnings, prepared, tensors)
         require_files(path, Path(out), names)
+
+
+@contextmanager
+def _prepared(
+    out: Path, writes: str, overwrite: bool, inputs: Sequence[Path], resumable: Resumable | None
+) -> Iterator[tuple[Staging, Path]]:
+    """The hidden folder of an output, and what to write in it: the folder itself, or one file."""
+    from loratools.storage.commit import prepared_file, prepared_folder
+
+    if writes == FOLDER:
+        with prepared_folder(out, overwrite=overwrite, inputs=inputs, resumable=resumable) as prepared:
+            yield prepared, prepared.path
+    else:
+        with prepared_file(out, overwrite=overwrite, inputs=inputs, resumable=resumable) as (prepared, path):
+            yield prepared, path
 
 
 def ensure_writable(adapter: Adapter, format: str, *, base: Base | None = None) -> None:

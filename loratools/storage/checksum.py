@@ -10,6 +10,8 @@ from __future__ import annotations
 # Bytes whose sum is one number of the digest.
 _PIECE = 1 << 16
 _WORD = 8
+# What was written is read back in pieces of this size.
+_READ_BACK = 1 << 20
 _MASK = (1 << 64) - 1
 
 
@@ -40,6 +42,20 @@ class Checksum:
         complete = len(data) // _WORD * _WORD
         self._add_words(data[:complete])
         self._partial_word = bytes(data[complete:])
+
+    def add_written(self, fd: int, start: int, nbytes: int) -> None:
+        """Take in bytes that were written to an open file from `start` on, read back.
+
+        Raises:
+            MachineError: the file ends before, or the disk failed.
+        """
+        from loratools.storage.files import read_back
+
+        buffer = memoryview(bytearray(min(nbytes, _READ_BACK)))
+        for position in range(0, nbytes, _READ_BACK):
+            piece = buffer[: nbytes - position]
+            read_back(fd, piece, start + position)
+            self.add(piece)
 
     def hexdigest(self) -> str:
         """The checksum of all that was added."""

@@ -200,15 +200,28 @@ def prepared_folder(
 def staged_file(out: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Iterator[Path]:
     """Give the path of a file to create; when the block ends in order, it becomes `out` in one step, flushed to disk.
 
-    On any exception it is removed and `out` is as before. A link is followed, and stays.
+    As `prepared_file`, of a run that cannot be resumed.
+    """
+    with prepared_file(out, overwrite=overwrite, inputs=inputs) as (_, staged):
+        yield staged
+
+
+@contextmanager
+def prepared_file(
+    out: Path, *, overwrite: bool, inputs: Sequence[Path], resumable: Resumable | None = None
+) -> Iterator[tuple[Staging, Path]]:
+    """Give a folder, and the path of a file in it to create; when the block ends in order, the file becomes `out`.
+
+    On any exception it is removed and `out` is as before; of a run that can be resumed, finished work stays after a
+    signal or a failure of the disk. A link is followed, and stays.
 
     Raises:
         OutputExistsError: See `check_output`; also when another run has written `out` meanwhile.
         MachineError: The disk is full, or there is no permission.
     """
     check_output(out, overwrite=overwrite, inputs=inputs)
-    with _staged_file(out, overwrite=overwrite) as staged:
-        yield staged
+    with _prepared_file(out, overwrite=overwrite, resumable=resumable) as (prepared, staged):
+        yield prepared, staged
         require_unchanged()
 
 
@@ -219,7 +232,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
     Raises:
         MachineError: The disk is full, or there is no permission.
     """
-    with _staged_file(path, overwrite=True) as staged:
+    with _prepared_file(path, overwrite=True) as (_, staged):
         yield staged
 
 
@@ -230,24 +243,27 @@ def rewritten_file(path: Path) -> Iterator[Path]:
     Raises:
         MachineError: The disk is full, or there is no permission.
     """
-    with _staged_file(path, overwrite=True, in_output=True) as staged:
+    with _prepared_file(path, overwrite=True, in_output=True) as (_, staged):
         yield staged
 
 
 @contextmanager
-def _staged_file(out: Path, *, overwrite: bool, in_output: bool = False) -> Iterator[Path]:
+def _prepared_file(
+    out: Path, *, overwrite: bool, in_output: bool = False, resumable: Resumable | None = None
+) -> Iterator[tuple[Staging, Path]]:
     real = real_path_of(out)
     status = stat_or_none(real)
     if status is not None and stat.S_ISDIR(status.st_mode):
         raise UsageError(f"{quoted(out)} is a folder, and a file is to be written", hint="add the name of the file")
-    with staging(out, real, in_output=in_output) as prepared:
+    with staging(out, real, in_output=in_output, resumable=resumable) as prepared:
         staged = prepared.path / real.name
-        yield staged
+        yield prepared, staged
         try:
             prepared.require(out, real.name)
             _flush(prepared.path)
             if status is not None:
                 system.change_mode(staged, stat.S_IMODE(status.st_mode))
+            prepared.keeps_work = False  # from here on the file may be the output
             _place_file(out, staged, real, overwrite)
             system.fsync_folder(real.parent)
         except OSError as error:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from loratools.errors import UnsupportedError
+from loratools.storage.checksum import Checksum
 from loratools.storage.commit import rewritten_file
 from loratools.storage.files import copy_range, quoted, write_at
 from loratools.storage.gguf_reader import BLOCK_TYPES, PLAIN_TYPES
 from loratools.storage.streamed_file import FileLayout, StreamedFile
+from loratools.storage.written_tensors import tensors_noted_in
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.lazy import LazyTensor
 
@@ -91,14 +94,25 @@ def write_gguf(path: Path, fields: Mapping[str, Field], tensors: Mapping[str, La
     specs = [GgufSpec(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
     keys = [key_bytes(key, value) for key, value in fields.items()]
     layout = gguf_layout(keys, specs)
-    with rewritten_file(path) as staged, StreamedFile(staged, layout, {s.name: s.nbytes for s in specs}) as file:
+    sizes = {spec.name: spec.nbytes for spec in specs}
+    noted = tensors_noted_in(path)
+    with (
+        rewritten_file(path) if noted is None else nullcontext(path) as staged,
+        StreamedFile(staged, layout, sizes, keep=noted is not None) as file,
+    ):
         for name, tensor in tensors.items():
-            with file.opened() as fd:
-                if tensor.location is not None:
+            if tensor.location is not None:
+                with file.opened() as fd:
                     copy_range(tensor.location, fd, file.offset(name), path=path)
-                else:
-                    write_at(fd, _bytes_of(tensor.read()), file.offset(name), path=path)
-            file.account(name, 0, tensor.nbytes)
+            elif noted is None or not noted.keeps(file, name):
+                data = _bytes_of(tensor.read())
+                with file.opened() as fd:
+                    write_at(fd, data, file.offset(name), path=path)
+                if noted is not None:
+                    checksum = Checksum()
+                    checksum.add(data)
+                    noted.note(path.name, name, checksum)
+            file.account(name, 0, tensor.nbytes)  # twice where it was kept, which does no harm
 
 
 def _text(text: str) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loratools.errors import LoraToolsError
 from loratools.storage import system
+from loratools.storage.held_inputs import hold_no
 from loratools.storage.output_paths import stat_or_none
 from loratools.storage.ownership import RECORD, entries_below, owned_files
 from loratools.storage.run_journal import JOURNAL
@@ -54,7 +55,8 @@ def remove_replaced(old: Path, real: Path, owned: frozenset[str]) -> None:
             entries = list(entries_below(old))
         except OSError:
             continue
-        for name, is_folder in sorted(entries, reverse=True):  # the content of a folder before the folder
+        # The content of a folder before the folder; the record last, which tells of what is left that it is ours.
+        for name, is_folder in sorted(entries, key=lambda entry: (entry[0] != RECORD, entry), reverse=True):
             path = old / name
             with suppress(OSError):
                 if is_folder:
@@ -80,11 +82,12 @@ def _is_same_entry(first: Path, second: Path) -> bool:
 
 
 def discard(staging: Path, real: Path) -> None:
-    """Remove what a dead run left for `real`.
+    """Remove what a dead run left for `real`. It is no input, though its record is read.
 
     Once its journal is gone, a hidden folder is about to become the output, or holds the old output: everything that is
     not ours by the record in it stays, under its name in `real`.
     """
+    hold_no(staging)
     if not system.exists(staging / JOURNAL) and system.exists(staging / RECORD):
         try:
             owned = owned_files(staging)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.errors import InputError
+from loratools.storage.checksum import Checksum
 from loratools.storage.commit import rewritten_file
 from loratools.storage.files import copy_range, quoted, start_writeback, write_at
 from loratools.storage.safetensors_reader import MAX_HEADER
 from loratools.storage.streamed_file import FileLayout, StreamedFile
+from loratools.storage.written_tensors import tensors_noted_in
 from loratools.tensors.dtypes import DTYPE_BITS, dtype_name
 from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor
@@ -94,18 +97,18 @@ class SafetensorsWriter(StreamedFile):
         self._specs = {spec.name: spec for spec in specs}
         super().__init__(path, layout(specs, metadata), {spec.name: spec.nbytes for spec in specs}, keep=keep)
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Write all values of a tensor."""
+    def write(self, name: str, tensor: Tensor, checksum: Checksum | None = None) -> None:
+        """Write all values of a tensor, and add their bytes to a checksum."""
         if tuple(tensor.shape) != self._specs[name].shape:
             raise ValueError(f"{name}: {tuple(tensor.shape)} was announced as {self._specs[name].shape}")
-        self._write(name, 0, tensor)
+        self._write(name, 0, tensor, checksum)
 
-    def write_rows(self, name: str, start: int, tensor: Tensor) -> None:
-        """Write rows of the first axis, from row `start` on."""
+    def write_rows(self, name: str, start: int, tensor: Tensor, checksum: Checksum | None = None) -> None:
+        """Write rows of the first axis, from row `start` on, and add their bytes to a checksum."""
         spec = self._specs[name]
         if tensor.shape[1:] != spec.shape[1:] or start + tensor.shape[0] > spec.shape[0]:
             raise ValueError(f"{name}: rows {start} and on of {tuple(tensor.shape)} do not fit {spec.shape}")
-        self._write(name, start * (spec.nbytes // max(spec.shape[0], 1)), tensor)
+        self._write(name, start * (spec.nbytes // max(spec.shape[0], 1)), tensor, checksum)
 
     def copy(self, name: str, location: ByteRange) -> None:
         """Copy all bytes of a tensor from another file, unread."""
@@ -115,33 +118,51 @@ class SafetensorsWriter(StreamedFile):
             copy_range(location, fd, self.offset(name), path=self.path)
         self.account(name, 0, location.nbytes)
 
-    def _write(self, name: str, start: int, tensor: Tensor) -> None:
+    def _write(self, name: str, start: int, tensor: Tensor, checksum: Checksum | None) -> None:
         if dtype_name(tensor.dtype) != self._specs[name].dtype:
             raise ValueError(f"{name}: {tensor.dtype} was announced as {self._specs[name].dtype}")
         data = _bytes_of(tensor)
         with self.opened() as fd:
             write_at(fd, data, self.offset(name) + start, path=self.path)
             start_writeback(fd, self.offset(name) + start, len(data))
+        if checksum is not None:
+            checksum.add(data)
         self.account(name, start, len(data))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str]) -> None:
-    """Write one file that appears complete or not at all; a file that is there is replaced."""
+    """Write one file that appears complete or not at all; a file that is there is replaced.
+
+    Tensors that a killed run has written stay as they are, where it noted them (`written_tensors`).
+    """
+    noted = tensors_noted_in(path)
+    specs = [_spec(name, tensor) for name, tensor in tensors.items()]
     with (
-        rewritten_file(path) as staged,
-        SafetensorsWriter(staged, [_spec(name, tensor) for name, tensor in tensors.items()], metadata) as writer,
+        rewritten_file(path) if noted is None else nullcontext(path) as staged,
+        SafetensorsWriter(staged, specs, metadata, keep=noted is not None) as writer,
     ):
         for name, tensor in tensors.items():
-            if not isinstance(tensor, LazyTensor):
-                writer.write(name, tensor)
-            elif tensor.location is not None:
+            if isinstance(tensor, LazyTensor) and tensor.location is not None:
                 writer.copy(name, tensor.location)
-            elif tensor.nbytes <= _BLOCK:
-                writer.write(name, tensor.read())
-            else:
-                rows = max(1, _BLOCK // (tensor.nbytes // tensor.shape[0]))
-                for start in range(0, tensor.shape[0], rows):
-                    writer.write_rows(name, start, tensor.read_rows(start, min(start + rows, tensor.shape[0])))
+            elif noted is None:
+                _write_values(writer, name, tensor, None)
+            elif not noted.keeps(writer, name):
+                checksum = Checksum()
+                _write_values(writer, name, tensor, checksum)
+                noted.note(path.name, name, checksum)
+
+
+def _write_values(writer: SafetensorsWriter, name: str, tensor: Tensor | LazyTensor, checksum: Checksum | None) -> None:
+    """Write a tensor whose bytes are in no file."""
+    if not isinstance(tensor, LazyTensor):
+        writer.write(name, tensor, checksum)
+    elif tensor.nbytes <= _BLOCK:
+        writer.write(name, tensor.read(), checksum)
+    else:
+        rows = max(1, _BLOCK // (tensor.nbytes // tensor.shape[0]))
+        for start in range(0, tensor.shape[0], rows):
+            block = tensor.read_rows(start, min(start + rows, tensor.shape[0]))
+            writer.write_rows(name, start, block, checksum)
 
 
 def _spec(name: str, tensor: Tensor | LazyTensor) -> TensorSpec:

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from loratools.storage import system
 from loratools.storage.checksum import Checksum
 from loratools.storage.commit import scratch_folder
-from loratools.storage.files import close_inputs, identify, machine_error, read_back, write_at
+from loratools.storage.files import close_inputs, identify, machine_error, write_at
 from loratools.storage.resumption import Resumable
 from loratools.storage.staging import Staging
 from loratools.storage.stored import stored
@@ -30,8 +30,6 @@ from loratools.tensors.lazy import LazyTensor, from_torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What a killed run wrote is read back in pieces of this size.
-_READ_BACK = 1 << 20
 # The dtype and shape of a tensor, and where in its file it begins.
 _Place: TypeAlias = "tuple[str, tuple[int, ...], int]"
 
@@ -52,6 +50,10 @@ class FinishedUnit:
 class WorkStore(Protocol):
     """Where the tensors of finished units wait. Several threads may use it at once."""
 
+    @property
+    def outlives_run(self) -> bool:
+        """Whether another run can go on with what is set aside."""
+
     def keep(self, unit: str, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> dict[str, LazyTensor]:
         """Set the tensors of a unit aside; return the same tensors, by the same names."""
 
@@ -61,6 +63,8 @@ class WorkStore(Protocol):
 
 class MemoryStore:
     """Tensors that wait in memory, and are gone with the run."""
+
+    outlives_run: ClassVar[bool] = False
 
     def keep(self, unit: str, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> dict[str, LazyTensor]:
         return {name: from_torch(values) for name, values in tensors.items()}
@@ -74,10 +78,12 @@ class Scratch:
 
     Attributes:
         resumed: Whether the folder is that of a killed run.
+        outlives_run: Whether another run can go on with what is set aside.
     """
 
     def __init__(self, prepared: Staging) -> None:
         self.resumed = prepared.resumed
+        self.outlives_run = prepared.keeps_work
         self._folder = prepared.path
         self._journal = prepared.journal if prepared.keeps_work else None
         self._lock = Lock()
@@ -153,17 +159,13 @@ class Scratch:
         if unit.file is None:
             return True
         path = self._folder / unit.file
-        checksum = Checksum()
         try:
             fd = system.open_to_read(path)
             try:
                 if system.fstat(fd).st_size != unit.nbytes:
                     return False
-                buffer = memoryview(bytearray(min(unit.nbytes, _READ_BACK)))
-                for position in range(0, unit.nbytes, _READ_BACK):
-                    piece = buffer[: unit.nbytes - position]
-                    read_back(fd, piece, position)
-                    checksum.add(piece)
+                checksum = Checksum()
+                checksum.add_written(fd, 0, unit.nbytes)
             finally:
                 system.close(fd)
         except FileNotFoundError:

@@ -35,13 +35,14 @@ class StreamedFile:
     It stays open until it is finished, or until `release`: a checkpoint may have more files than a process may open.
 
     `sizes` are the bytes of each tensor. Leaving the `with` block in order calls `finish`; leaving it by an exception
-    removes the file.
+    removes the file, unless another run may go on with it.
     """
 
     def __init__(self, path: Path, layout: FileLayout, sizes: Mapping[str, int], *, keep: bool = False) -> None:
         """Begin a file; with `keep`, go on with one that is there, where its header and size are those of this one."""
         self.path = path
         self.layout = layout
+        self._keep = keep
         self._sizes = dict(sizes)
         # First byte and one past the last of what was written, from the start of the file.
         self._written: list[tuple[int, int]] = []
@@ -66,7 +67,9 @@ class StreamedFile:
         except FileNotFoundError:
             return None
         header = memoryview(bytearray(len(self.layout.header)))
-        if system.fstat(fd).st_size == self.layout.size:
+        status = system.fstat(fd)
+        # With a second name it is the output already, which is not written to.
+        if status.st_size == self.layout.size and status.st_nlink == 1:
             read_back(fd, header, 0)
         if bytes(header) == self.layout.header:
             return fd
@@ -83,6 +86,8 @@ class StreamedFile:
         if kind is None:
             if not self._finished:
                 self.finish()
+        elif self._keep:
+            self.close()
         else:
             self.abandon()
 
@@ -122,6 +127,10 @@ class StreamedFile:
     def offset(self, name: str) -> int:
         """Where the tensor begins, from the start of the file."""
         return self.layout.offsets[name]
+
+    def size_of(self, name: str) -> int:
+        """How many bytes the tensor has."""
+        return self._sizes[name]
 
     def account(self, name: str, start: int, nbytes: int) -> None:
         """Note that bytes of a tensor were written by other means, in `opened` or by another process."""

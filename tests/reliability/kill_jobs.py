@@ -22,9 +22,11 @@ if __name__ == "__main__":  # as pytest does for tests
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import factories
+import torch
 from reliability.killing import AtOnce, content, killed_at
 
 import loratools
+from loratools.ops.common import resumable_work
 from loratools.ops.merge import writing
 from loratools.storage import files, safetensors_reader
 
@@ -79,22 +81,35 @@ JOBS: dict[str, KillJob] = {
     ),
     "combine": KillJob(
         lambda at, out, overwrite, resume: loratools.combine(
-            [at / "one", at / "two"], out, threads=1, overwrite=overwrite
-        ),
-        resumes=False,
+            [at / "one", at / "two"], out, threads=1, overwrite=overwrite, resume=resume
+        )
     ),
     "resize": KillJob(
-        lambda at, out, overwrite, resume: loratools.resize(at / "one", out, rank=1, threads=1, overwrite=overwrite),
-        resumes=False,
+        lambda at, out, overwrite, resume: loratools.resize(
+            at / "one", out, rank=1, threads=1, overwrite=overwrite, resume=resume
+        )
+    ),
+    "resize within a size": KillJob(
+        lambda at, out, overwrite, resume: loratools.resize(
+            at / "one", out, max_params=7000, threads=1, overwrite=overwrite, resume=resume
+        )
     ),
     "convert": KillJob(
         lambda at, out, overwrite, resume: loratools.convert(
-            at / "one", out, format="mlx", base=at / "base", overwrite=overwrite
-        ),
-        resumes=False,
+            at / "one", out, format="mlx", base=at / "base", overwrite=overwrite, resume=resume
+        )
     ),
     "convert one file": KillJob(
         lambda at, out, overwrite, resume: loratools.convert(
+            at / "one", out, format="gguf", base=at / "base", dtype="float16", overwrite=overwrite, resume=resume
+        ),
+        ".gguf",
+    ),
+    "save": KillJob(
+        lambda at, out, overwrite, resume: loratools.save(at / "one", out, overwrite=overwrite), resumes=False
+    ),
+    "save one file": KillJob(
+        lambda at, out, overwrite, resume: loratools.save(
             at / "one", out, format="gguf", base=at / "base", overwrite=overwrite
         ),
         ".gguf",
@@ -104,6 +119,11 @@ JOBS: dict[str, KillJob] = {
 
 # What its workers ask of the system is counted by each of them.
 BY_TIME_ALONE = {"merge with workers"}
+
+
+def keep_all_work() -> None:
+    """Keep finished work also of adapters that are so small that it is not worth it."""
+    resumable_work.WORTH_KEEPING_BYTES = 0
 
 
 def write_inputs(at: Path, *, layers: int = 2, shape: tuple[int, int] = (10, 6)) -> None:
@@ -292,6 +312,8 @@ def _main() -> int:
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
+    keep_all_work()
+    torch.set_num_threads(1)  # a copy of this process has no threads of torch's pool to wait for
     failed = 0
     for name in arguments.jobs or JOBS:
         job = JOBS[name]

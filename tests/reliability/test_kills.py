@@ -17,6 +17,7 @@ from reliability.kill_jobs import JOBS, killed_at_calls, killed_at_times, write_
 from reliability.killing import AtOnce, content, killed_at
 
 import loratools
+from loratools.ops.common import resumable_work
 from loratools.ops.merge import writing
 from loratools.storage import files
 
@@ -36,8 +37,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the n-th call of each run is the same one."""
+    """So that the n-th call of each run is the same one; and work is kept of adapters that are as small as these."""
     monkeypatch.setattr(writing, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(resumable_work, "WORTH_KEEPING_BYTES", 0)
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "replacing"])
@@ -114,11 +116,13 @@ def test_a_merge_killed_at_random_times_is_resumed_to_the_same_bytes(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "style", "whole"]
 
 
-@pytest.mark.parametrize("name", ["merge one file", "merge GGUF", "extract"])
+@pytest.mark.parametrize(
+    "name", ["merge one file", "merge GGUF", "extract", "combine", "resize", "convert", "convert one file"]
+)
 def test_a_run_that_is_killed_at_any_call_is_resumed_to_the_same_bytes(tmp_path: Path, name: str) -> None:
     """From another call each time; `tests/reliability/kill_jobs.py`, run by hand, kills every verb at every call."""
     write_inputs(tmp_path)
-    stride, seed = 11, random.SystemRandom().randrange(1 << 32)
+    stride, seed = 17, random.SystemRandom().randrange(1 << 32)
     first = random.Random(seed).randint(1, stride)
 
     outcomes = killed_at_calls(JOBS[name], tmp_path, tmp_path / "place", range(first, 5000, stride), old=None)

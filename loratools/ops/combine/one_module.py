@@ -74,7 +74,7 @@ def combine_module(
     parts = parts_of([(u.index, u.weight, f) for u, f in zip(updates, factors, strict=True)], nearest)
     line = nearest.stored.module(name, sum(f.rank for f in factors), nearest.factors.rank)
     lost = lost_update(nearest, terms, settings, name, dtype) if residual else None
-    return ModuleResult(nearest.stored.update, _with_adapters(line, parts), parts, lost)
+    return ModuleResult(nearest.stored.update, with_adapters(line, parts), parts, lost)
 
 
 def _summed_vectors(
@@ -98,10 +98,11 @@ def _summed_vectors(
     parts = parts_of([(u.index, u.weight, f) for u, f in zip(updates, factors, strict=True)], stored)
     parts = tuple(replace(p, overlaps=()) for p in parts)
     line = stored.stored.module(name, None, None)
-    return ModuleResult(stored.stored.update, _with_adapters(line, parts), parts, None)
+    return ModuleResult(stored.stored.update, with_adapters(line, parts), parts, None)
 
 
-def _with_adapters(line: ReducedModule, parts: Sequence[Part]) -> CombinedModule:
+def with_adapters(line: ReducedModule, parts: Sequence[Part]) -> CombinedModule:
+    """The line of a module in the report, with what became of each adapter there."""
     return CombinedModule(**vars(line), adapters=tuple(part.share() for part in parts))
 
 

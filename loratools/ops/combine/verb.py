@@ -21,10 +21,19 @@ from loratools.formats import Base
 from loratools.formats.common.leave_out import LeaveOut
 from loratools.ops.combine.adapter import base_warnings, combined_adapter
 from loratools.ops.combine.card import combine_card
+from loratools.ops.combine.finished import finished_module, keep_module
 from loratools.ops.combine.heads import combined_replacements
-from loratools.ops.combine.modules import WeightedUpdate, combined_modules, selected_names
+from loratools.ops.combine.modules import CombinedModules, WeightedUpdate, combined_modules, selected_names
 from loratools.ops.combine.one_module import ModuleResult, combine_module
-from loratools.ops.combine.recipe import Calibration, HeadsRule, Recipe, ingredients, overridden, read_recipe
+from loratools.ops.combine.recipe import (
+    Calibration,
+    HeadsRule,
+    Ingredient,
+    Recipe,
+    ingredients,
+    overridden,
+    read_recipe,
+)
 from loratools.ops.combine.report import CombineReport
 from loratools.ops.combine.residual import residual_updates
 from loratools.ops.combine.settings import ModuleSettings
@@ -35,9 +44,12 @@ from loratools.ops.common.opening import AdapterOutput, open_adapters
 from loratools.ops.common.output import refuse_unrelated
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.common.result_options import result_options
+from loratools.ops.common.resumable_work import require_output, resumable_work
+from loratools.ops.common.run_plans import adapters_plan
 from loratools.ops.common.same_invocation import require_same_invocation
 from loratools.ops.common.same_layers import require_same_layers
 from loratools.ops.lowrank.experts import together
+from loratools.ops.lowrank.finished import FinishedModules
 from loratools.ops.lowrank.reduce import overall_error
 from loratools.storage.held_inputs import holding_inputs
 from loratools.updates.lora_experts import Packing
@@ -78,6 +90,7 @@ def combine(
     progress: Callable[[int], None] | None = None,
     card: bool = True,
     plan: bool = False,
+    resume: bool = False,
 ) -> CombineReport:
     """Return one adapter that does what several adapters do together; write it to `out` if that is given.
 
@@ -122,13 +135,17 @@ def combine(
         progress: Called with the number of bytes read since the last call.
         card: Write a model card (`README.md`) into an output folder.
         plan: Compute the result and its report, and write nothing.
+        resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
+            inputs, options or versions it is refused; where no run was killed, the work begins anew.
 
     Returns:
         A report with the ranks and errors of all modules and, for each adapter, how much of it is in the result.
         `report.adapter` is the result; it is None if `plan` is True.
 
     Raises:
-        UsageError: An option, weight or method does not exist or does not apply.
+        UsageError: An option, weight or method does not exist or does not apply;
+            or a killed run had something else to do.
+        ChangedInputError: An input changed meanwhile, or since the run was killed.
         MismatchError: Adapters differ in the shape of a module, or in a replaced weight.
         UnsupportedError: The scale of an adapter is uncertain, or an update is not low rank.
         InputError: Values are NaN or infinite, or too large for the dtype.
@@ -158,6 +175,7 @@ def combine(
         "include": tuple(include),
         "exclude": tuple(exclude),
     }
+    require_output(out, resume=resume)
     followed = overridden(read_recipe(recipe) if recipe is not None else Recipe(), arguments)
     settings = ModuleSettings.from_recipe(followed)
     opened = open_adapters(
@@ -190,33 +208,50 @@ def combine(
     warnings += [f"'{adapter.name}': {text}" for adapter, _ in sources for text in adapter.warnings]
 
     fetch_values(*taking_part)
-
-    def combined(item: tuple[str, Sequence[WeightedUpdate]]) -> ModuleResult:
-        name, updates = item
-        result = combine_module(name, updates, settings, residual=residual is not None)
-        if progress is not None:
-            progress(bytes_of(u.update for u in updates))
-        return result
-
-    expect(progress, bytes_of(u.update for updates in modules.updates.values() for u in updates))
-    with single_threaded_torch():
-        in_order = run(list(modules.updates.items()), combined, threads=worker_count(threads))
-    results = dict(zip(modules.updates, in_order, strict=True))
-    updates = together({name: r.update for name, r in results.items()}, modules.fused_experts)
-    result = combined_adapter(taking_part, updates, replacements, followed.to_dict())
-    lines = tuple(r.line for r in in_order)
-    shares = tuple(share_of(i, a, w, [r.parts for r in in_order]) for i, (a, w) in enumerate(sources))
-    model_card = combine_card(sources, shares, lines, card_options, combine, result.base_model, warnings)
-    warnings += output.save(result, plan=plan, card=model_card if card else None)
-    lost = {name: r.lost for name, r in results.items() if r.lost is not None}
-    if residual is not None and not lost:
-        warnings.append("nothing was lost, so there is no residual to write")
-    residual_bytes: int | None = None
-    if residual is not None and lost:
-        lost_updates = residual_updates(lost, updates, modules.fused_experts)
-        difference = replace(result, updates=lost_updates, replacements={})
-        warnings += residual_output.save(difference, plan=plan)
-        residual_bytes = sum(t.nbytes for t in difference.tensors().values())
+    options_of_result = {
+        **{name: value for name, value in followed.to_dict().items() if name != "adapters"},
+        "residual": residual is not None,
+        "format": output.format,
+        "rank_from": rank_from,
+        "expert_packing": expert_packing,
+        "from_format": from_format,
+    }
+    with resumable_work(
+        None if plan else output.named_path,
+        lambda: adapters_plan(
+            "combine",
+            [adapter for adapter, _ in sources],
+            output.base,
+            options_of_result,
+            weights=[_weights_of(ingredient) for ingredient in followed.adapters],
+        ),
+        resume=resume,
+        input_bytes=bytes_of(u.update for updates in modules.updates.values() for u in updates),
+    ) as work:
+        results = _combined(
+            modules,
+            settings,
+            FinishedModules(work.store),
+            residual=residual is not None,
+            progress=progress,
+            threads=worker_count(threads),
+        )
+        updates = together({name: r.update for name, r in results.items()}, modules.fused_experts)
+        result = combined_adapter(taking_part, updates, replacements, followed.to_dict())
+        lines = tuple(r.line for r in results.values())
+        shares = tuple(share_of(i, a, w, [r.parts for r in results.values()]) for i, (a, w) in enumerate(sources))
+        model_card = combine_card(sources, shares, lines, card_options, combine, result.base_model, warnings)
+        warnings += output.save(result, plan=plan, card=model_card if card else None)
+        lost = {name: r.lost for name, r in results.items() if r.lost is not None}
+        residual_bytes: int | None = None
+        if residual is not None and not lost:
+            warnings.append("nothing was lost, so there is no residual to write")
+        elif residual is not None:
+            lost_updates = residual_updates(lost, updates, modules.fused_experts)
+            difference = replace(result, updates=lost_updates, replacements={})
+            warnings += residual_output.save(difference, plan=plan)
+            residual_bytes = sum(t.nbytes for t in difference.tensors().values())
+        warnings += work.remarks()
     return CombineReport(
         modules=lines,
         adapters=shares,
@@ -229,6 +264,40 @@ def combine(
         residual=residual_output.path if lost and not plan else None,
         residual_bytes=residual_bytes,
     )
+
+
+def _weights_of(ingredient: Ingredient) -> str:
+    """The weights of an adapter in words: of all its modules, then by glob, and by block."""
+    by_glob = [f"{glob}={weight!r}" for glob, weight in ingredient.modules.items()]
+    by_block = [f"blocks {','.join(map(repr, ingredient.blocks))}"] if ingredient.blocks else []
+    return "; ".join([repr(ingredient.weight), *by_glob, *by_block])
+
+
+def _combined(
+    modules: CombinedModules,
+    settings: ModuleSettings,
+    finished: FinishedModules,
+    *,
+    residual: bool,
+    progress: Callable[[int], None] | None,
+    threads: int,
+) -> dict[str, ModuleResult]:
+    """The result of each module, by name, in the order of the modules; what a killed run has done is not done again."""
+
+    def combined(item: tuple[str, Sequence[WeightedUpdate]]) -> ModuleResult:
+        name, updates = item
+        result = finished_module(finished, name, updates)
+        if result is None:
+            result = combine_module(name, updates, settings, residual=residual)
+            keep_module(finished, name, updates, result)
+        if progress is not None:
+            progress(bytes_of(u.update for u in updates))
+        return result
+
+    expect(progress, bytes_of(u.update for updates in modules.updates.values() for u in updates))
+    with single_threaded_torch():
+        in_order = run(list(modules.updates.items()), combined, threads=threads)
+    return dict(zip(modules.updates, in_order, strict=True))
 
 
 def _check_residual(residual: AdapterOutput, combination: AdapterOutput) -> None:

@@ -47,3 +47,10 @@ def device_named(name: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def computed_on(device: str = "cpu") -> str:
+    """A device of torch, and the instructions that torch uses of the processor, on which the last bits depend."""
+    import torch
+
+    return f"{device} {torch.backends.cpu.get_cpu_capability()}"

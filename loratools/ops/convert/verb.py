@@ -23,12 +23,16 @@ from loratools.formats.common.opened_base import known_base
 from loratools.formats.common.source import counted, shown
 from loratools.ops.card.adapter_card import AdapterCard
 from loratools.ops.card.inputs import card_input
+from loratools.ops.common.abandoned import abandoned_warnings, resumed_remarks
 from loratools.ops.common.alpha import assumed_alpha_warnings
 from loratools.ops.common.arguments import RankFrom, Reading, load_adapter
 from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.finite import refuse_not_finite
 from loratools.ops.common.opening import keep_stored_names
 from loratools.ops.common.result_options import result_options
+from loratools.ops.common.resumable_work import is_worth_keeping
+from loratools.ops.common.run_plans import adapters_plan
+from loratools.ops.convert.compared import ComparedModules
 from loratools.ops.convert.report import ConvertReport
 from loratools.ops.convert.rewritten import Rewritten, rewritten
 from loratools.ops.convert.serve import served
@@ -38,6 +42,7 @@ from loratools.storage.casting import stored_dtype
 from loratools.storage.commit import check_output
 from loratools.storage.files import quoted
 from loratools.storage.held_inputs import holding_inputs
+from loratools.storage.resumption import Resumable
 from loratools.tensors.dtypes import DTYPE_BITS, FLOAT_DTYPES
 from loratools.updates.lora_experts import Orientation, Packing
 
@@ -65,6 +70,7 @@ def convert(
     overwrite: bool = False,
     card: bool = True,
     plan: bool = False,
+    resume: bool = False,
 ) -> ConvertReport:
     """Write an adapter in another format, and verify that the result has the same deltas before it is kept.
 
@@ -90,12 +96,16 @@ def convert(
         overwrite: Replace an output that loratools wrote. Files of other origin are never replaced.
         card: Write a model card (`README.md`) into an output folder.
         plan: List what would be left out, from headers only, and write nothing.
+        resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
+            inputs, options or versions it is refused; where no run was killed, the work begins anew.
 
     Returns:
         A report with the relative error of each module, what was dropped and why, and which metadata was kept.
 
     Raises:
-        UsageError: The format does not exist, or loratools cannot write it.
+        UsageError: The format does not exist, or loratools cannot write it;
+            or a killed run had something else to do.
+        ChangedInputError: An input changed meanwhile, or since the run was killed.
         UnsupportedError: The format cannot hold parts of the adapter, all of which are named; or the scale is
             uncertain.
         InputError: Values are NaN or infinite.
@@ -160,11 +170,26 @@ def convert(
     if serve is not None:
         written_adapter, serve_warnings = served(written_adapter, serve, cast_to)
         warnings += serve_warnings
+    resumable: Resumable | None = None
+    if is_worth_keeping(sum(t.nbytes for t in source.tensors().values()), resume=resume):
+        meaning = {name: value for name, value in options.items() if name != "base"} | {"dtype": cast_to}
+        resumable = Resumable(adapters_plan("convert", [source], known, meaning), resume)
+    remarks = [] if resume else abandoned_warnings(out)
     with formats.staged(
-        written_adapter, out, format=format, dtype=cast_to, overwrite=overwrite, inputs=inputs, base=target.base
+        written_adapter,
+        out,
+        format=format,
+        dtype=cast_to,
+        overwrite=overwrite,
+        inputs=inputs,
+        base=target.base,
+        resumable=resumable,
     ) as written:
         result = _read_back(written.path, written_adapter, format, target.base)
-        modules = compare(target.original, result, target.pieces, target.unwritable)
+        comparisons = ComparedModules()
+        if resumable is not None:
+            comparisons = ComparedModules(written.prepared.journal, written.prepared.resumed)
+        modules = compare(target.original, result, target.pieces, target.unwritable, comparisons)
         _refuse_wrong(modules, target.original, format)
         records = _Metadata.of(written_adapter, result)
         nbytes = sum(t.nbytes for t in result.tensors().values())
@@ -188,6 +213,10 @@ def convert(
                 renamed={"format": "to"},
                 with_torch=False,
             ).write(written.path, out, format, sorted({u.kind for u in written_adapter.updates.values()}))
+        if resume and written.tensors is not None:
+            kept = written.tensors.reused + comparisons.reused
+            units = written.tensors.written + comparisons.compared
+            remarks = resumed_remarks(out, written.prepared.resumed, kept, units)
     return ConvertReport(
         source_format=source.format,
         target_format=format,
@@ -200,7 +229,7 @@ def convert(
         recomputed=records.recomputed,
         bytes=nbytes,
         output=out,
-        warnings=(*warnings, *written.warnings),
+        warnings=(*warnings, *written.warnings, *remarks),
     )
 
 

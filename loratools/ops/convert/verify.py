@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loratools.adapter import Adapter
+from loratools.ops.convert.compared import ComparedModules
 from loratools.tensors.dtypes import FLOAT_DTYPES
 from loratools.tensors.lazy import LazyTensor, from_torch
 from loratools.tensors.views import reshaped
@@ -57,13 +59,19 @@ class ConvertedModule:
 
 
 def compare(
-    source: Adapter, result: Adapter, pieces: Mapping[str, tuple[Piece, ...]], left_out: Collection[str] = ()
+    source: Adapter,
+    result: Adapter,
+    pieces: Mapping[str, tuple[Piece, ...]],
+    left_out: Collection[str] = (),
+    comparisons: ComparedModules | None = None,
 ) -> list[ConvertedModule]:
     """The error of every module and every replaced weight of the result.
 
     pieces: where the modules of the source went; modules that are not listed kept their name. left_out: what must be
     missing from the result: modules by their names in the result, and replaced weights.
+    comparisons: those that a killed run has made, and where others are noted.
     """
+    compared = comparisons or ComparedModules()
     parts_of: dict[str, list[tuple[str, Piece]]] = {name: [] for name in result.updates}
     lost: list[ConvertedModule] = []
     for name, update in source.updates.items():
@@ -78,10 +86,15 @@ def compare(
                 parts_of[piece.module].append((name, piece))
             elif not _is_zero(update):
                 lost.append(ConvertedModule(name, float("inf"), False))
-    checked = [_checked_update(source, name, result.updates[name], parts) for name, parts in parts_of.items()]
+    checked = []
+    for name, parts in parts_of.items():
+        update = result.updates[name]
+        check = partial(_checked_update, source, name, update, parts)
+        checked.append(compared.once(name, update.parts.values(), (update.kind, update.scale, update.shape), check))
     for name, replacement in result.replacements.items():
         of = source.replacements.get(name)
-        checked.append(_checked_tensor(name, of.tensor if of is not None else None, replacement.tensor))
+        check = partial(_checked_tensor, name, of.tensor if of is not None else None, replacement.tensor)
+        checked.append(compared.once(f"weight {name}", [replacement.tensor], replacement.rows, check))
     lost += [
         ConvertedModule(n, float("inf"), False)
         for n in source.replacements

@@ -20,4 +20,4 @@ def run_plan(base: Checkpoint, tuned: Checkpoint, options: Mapping[str, object])
     """
     inputs = checkpoint_inputs(base, "the base") | checkpoint_inputs(tuned, "the fine-tuned model")
     named = {"name of the base": base.name if origin_of(base.path) is not None else base.path.absolute().name}
-    return RunPlan(inputs, spelled_options(options) | named, program_versions(torch=True))
+    return RunPlan(inputs, {"verb": "extract"} | spelled_options(options) | named, program_versions(torch=True))

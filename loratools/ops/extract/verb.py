@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +23,11 @@ from loratools.formats.common.base import Base
 from loratools.formats.image_parts.from_base import IMAGE_FORMATS, named_by_base
 from loratools.ops.card.adapter_card import AdapterCard, rank_text
 from loratools.ops.card.inputs import card_input
-from loratools.ops.common.abandoned import abandoned_warnings, resumed_remarks
 from loratools.ops.common.device import ensure_device
 from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.opening import AdapterOutput
 from loratools.ops.common.result_options import result_options
+from loratools.ops.common.resumable_work import require_output, resumable_work
 from loratools.ops.extract.adapter import adapter_of
 from loratools.ops.extract.outcomes import Factored, Outcome
 from loratools.ops.extract.outline import outline
@@ -51,8 +50,6 @@ from loratools.ops.finetune.pairs import Pair, Pairs
 from loratools.ops.lowrank.limit import Limit
 from loratools.storage.casting import stored_dtype
 from loratools.storage.held_inputs import holding_inputs
-from loratools.storage.resumption import Resumable
-from loratools.storage.scratch import MemoryStore, Scratch, WorkStore, scratch_beside
 
 __all__ = ["ExtractReport", "extract"]
 
@@ -152,8 +149,7 @@ def extract(
     policy = RankPolicy(Limit(rank, energy, error, max_rank=max_rank), noise_edge, limit, max_params)
     if tolerance is not None and not 0 < tolerance < 1:
         raise UsageError(f"tolerance {tolerance:g} is not between 0 and 1")
-    if resume and out is None:
-        raise UsageError("resume needs an output, and none is written", hint="name the output")
+    require_output(out, resume=resume)
     ensure_device(device)
     settings = Settings(policy, embeddings, stored_dtype(dtype), tolerance, exact, seed, device)
     before, after = (c if isinstance(c, Checkpoint) else open_checkpoint(Path(c)) for c in (base, tuned))
@@ -197,13 +193,8 @@ class _Extraction:
     ) -> ExtractReport:
         """Extract, write the adapter if an output is given, and report."""
         out = self.output.named_path
-        remarks = [] if out is None or resume else abandoned_warnings(out)
-        with ExitStack() as stack:
-            store: WorkStore = MemoryStore()
-            if out is not None:
-                # The factors of a large model are gigabytes: they are kept on the disk of the output.
-                resumable = Resumable(run_plan(self.base, self.tuned, options), resume)
-                store = stack.enter_context(scratch_beside(out, resumable))
+        # The factors of a large model are gigabytes: they are kept on the disk of the output.
+        with resumable_work(out, lambda: run_plan(self.base, self.tuned, options), resume=resume) as work:
             fetch_values(self.base, self.tuned)
             results = outcomes(
                 self.pairs.pairs,
@@ -215,10 +206,9 @@ class _Extraction:
                 progress=progress,
                 # Checked first: otherwise hours of decomposing would end in the same error.
                 on_changed=self._ensure_writable if out is not None else None,
-                store=store,
+                store=work.store,
             )
-            if resume and out is not None and isinstance(store, Scratch):
-                remarks = resumed_remarks(out, store.resumed, *store.counts)
+            remarks = work.remarks()
             adapter, report = self._assembled(results)
             warnings = [*self._input_warnings(), *tied_embedding_warnings(results, self.settings), *resized(results)]
             warnings += quality_warnings(report, _factored(results), self.settings)

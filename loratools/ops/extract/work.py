@@ -9,7 +9,7 @@ from importlib import import_module
 from threading import BoundedSemaphore
 
 from loratools.execution.local import run, single_threaded_torch
-from loratools.ops.common.device import device_named
+from loratools.ops.common.device import computed_on, device_named
 from loratools.ops.extract.finished import FinishedWork
 from loratools.ops.extract.outcomes import NotExtracted, Outcome, ReplacedTensor, Unchanged
 from loratools.ops.extract.pending import Pending
@@ -76,19 +76,12 @@ def _compared(
     return [pair for pair in pairs if not is_same[pair]], {pair: Unchanged() for pair in unchanged}
 
 
-def _computed_on(device: str) -> str:
-    """The device, and the instructions that torch uses of the processor."""
-    import torch
-
-    return f"{device} {torch.backends.cpu.get_cpu_capability()}"
-
-
 class _Work:
     """The order of work on the pairs: a limited number of decompositions at once, and one pair being read."""
 
     def __init__(self, settings: Settings, threads: int, store: WorkStore) -> None:
         self.settings = settings
-        self.finished = FinishedWork(store, _computed_on(settings.device))
+        self.finished = FinishedWork(store, computed_on(settings.device))
         self.threads = threads
         # One more worker than may compute: while all others do, it reads.
         self.computing = BoundedSemaphore(threads)

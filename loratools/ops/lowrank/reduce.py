@@ -55,6 +55,11 @@ class ReducedModule:
     error: float
     norm: float
 
+    @property
+    def numbers(self) -> list[int | float | None]:
+        """What was measured, in the order of the arguments behind the name."""
+        return [self.rank_in, self.rank, self.energy, self.error, self.norm]
+
     def to_dict(self) -> dict[str, object]:
         """Return the entry of `modules` in the documents of `loratools resize --json` and `loratools
         combine --json`.

@@ -121,7 +121,7 @@ def run_plan(plan: MergePlan, record: Mapping[str, Any], *, verify: bool, manife
         manifest: Whether all files are hashed, which its record says too.
     """
     inputs = {f"{file['name']} of the base": str(file["fingerprint"]) for file in record["base"]["files"]}
-    options = _options(plan.options)
+    options = {"verb": "merge"} | _options(plan.options)
     for number, (adapter, entry) in enumerate(zip(plan.adapters, record["adapters"], strict=True), 1):
         called = f"adapter {number} ({adapter.name})"
         inputs |= {f"{file['name']} of {called}": str(file["sha256"]) for file in entry["files"]}

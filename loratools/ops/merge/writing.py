@@ -20,15 +20,12 @@ from loratools.ops.merge.rows import merge_rows
 from loratools.ops.merge.stacks import merge_stack, stacked_units
 from loratools.ops.merge.verify import error_ratio
 from loratools.storage.checksum import Checksum
-from loratools.storage.files import copy_file, copy_range, identify, read_back, sha256, start_writeback
+from loratools.storage.files import copy_file, copy_range, identify, sha256, start_writeback
 from loratools.storage.json_file import write_new
 from loratools.storage.ownership import RECORD
 from loratools.storage.staging import Staging
 from loratools.storage.streamed_file import FileLayout, StreamedFile
 from loratools.tensors.files import ByteRange
-
-# What a killed run wrote is read back in pieces of this size.
-_READ_BACK = 1 << 20
 
 
 def write_weights(
@@ -188,11 +185,7 @@ def _checksum(units: Sequence[RowsUnit], offsets: Sequence[int], fd: int) -> str
     checksum = Checksum()
     for unit, offset in zip(units, offsets, strict=True):
         start, nbytes = _rows_span(unit)
-        buffer = memoryview(bytearray(min(nbytes, _READ_BACK)))
-        for position in range(0, nbytes, _READ_BACK):
-            piece = buffer[: nbytes - position]
-            read_back(fd, piece, offset + start + position)
-            checksum.add(piece)
+        checksum.add_written(fd, offset + start, nbytes)
     return checksum.hexdigest()
 
 

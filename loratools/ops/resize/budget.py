@@ -9,6 +9,7 @@ from loratools.adapter import Adapter
 from loratools.errors import UsageError
 from loratools.execution.local import run, single_threaded_torch
 from loratools.ops.lowrank.factors import exact_factors, is_vector
+from loratools.ops.lowrank.finished import FinishedModules
 from loratools.ops.lowrank.header_size import header_bytes
 from loratools.ops.lowrank.limit import Limit
 from loratools.ops.lowrank.reduce import update_dtype
@@ -50,9 +51,23 @@ class Budget:
 
 
 def limits_within(
-    budget: Budget, adapter: Adapter, *, dtype: str | None, max_rank: int | None, workers: int
+    budget: Budget,
+    adapter: Adapter,
+    *,
+    dtype: str | None,
+    max_rank: int | None,
+    workers: int,
+    finished: FinishedModules,
 ) -> dict[str, Limit]:
     """A limit for each module that is a matrix, so that the loss over all of them is least.
+
+    Args:
+        budget: How large all may be.
+        adapter: The adapter, with experts as modules of their own.
+        dtype: The dtype of the stored factors; each module keeps its own where it is None.
+        max_rank: No rank is above this.
+        workers: Modules that are decomposed at once.
+        finished: Where what is done is set aside, and where a killed run has done so.
 
     Raises:
         UsageError: The budget is too small for rank 1 in each.
@@ -62,9 +77,13 @@ def limits_within(
 
     def spectrum_and_cost(item: tuple[str, Update]) -> tuple[Tensor, int]:
         name, update = item
-        factors = exact_factors(update, name, adapter.name)
-        parameters_of_rank = factors.out_features + factors.in_features
-        return singular_values(factors), parameters_of_rank * budget.of_parameter(dtype or update_dtype(update))
+        computed = finished.singular_values(name)
+        if computed is None:
+            factors = exact_factors(update, name, adapter.name)
+            computed = singular_values(factors), factors.out_features + factors.in_features
+            finished.keep_singular_values(name, *computed)
+        spectrum, parameters_of_rank = computed
+        return spectrum, parameters_of_rank * budget.of_parameter(dtype or update_dtype(update))
 
     matrices = [(name, update) for name, update in adapter.updates.items() if not is_vector(update)]
     with single_threaded_torch():

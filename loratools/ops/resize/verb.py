@@ -27,10 +27,13 @@ from loratools.ops.common.fetching import fetch_values
 from loratools.ops.common.opening import open_adapters
 from loratools.ops.common.progress import bytes_of, expect
 from loratools.ops.common.result_options import result_options
+from loratools.ops.common.resumable_work import require_output, resumable_work
+from loratools.ops.common.run_plans import adapters_plan
 from loratools.ops.lowrank.experts import apart, together
 from loratools.ops.lowrank.factors import exact_factors, is_vector, layout_of, require_factors
+from loratools.ops.lowrank.finished import FinishedModules
 from loratools.ops.lowrank.limit import Limit
-from loratools.ops.lowrank.reduce import ReducedModule, Stored, overall_error, passed_through, reduced, update_dtype
+from loratools.ops.lowrank.reduce import ReducedModule, overall_error, passed_through, reduced, update_dtype
 from loratools.ops.resize.budget import Budget, limits_within
 from loratools.ops.resize.report import ResizeReport
 from loratools.storage.casting import stored_dtype
@@ -70,6 +73,7 @@ def resize(
     progress: Callable[[int], None] | None = None,
     card: bool = True,
     plan: bool = False,
+    resume: bool = False,
 ) -> ResizeReport:
     """Return the adapter with smaller ranks: each module becomes the nearest one in Frobenius norm.
 
@@ -107,12 +111,16 @@ def resize(
         progress: Called with the number of bytes read since the last call.
         card: Write a model card (`README.md`) into an output folder.
         plan: Compute the result and its report, and write nothing.
+        resume: Go on with a killed run of the same plan, which gives the bytes of an undisturbed run. With other
+            inputs, options or versions it is refused; where no run was killed, the work begins anew.
 
     Returns:
         A report of ranks and errors. `report.adapter` is the result; it is None if `plan` is True.
 
     Raises:
-        UsageError: Not exactly one rule is given, or the limit is too small even for rank 1 everywhere.
+        UsageError: Not exactly one rule is given, or the limit is too small even for rank 1 everywhere;
+            or a killed run had something else to do.
+        ChangedInputError: An input changed meanwhile, or since the run was killed.
         UnsupportedError: The scale of the adapter is uncertain, or an update is not low rank.
         InputError: Values are NaN or infinite, or too large for the dtype.
         OutputExistsError: `out` exists and may not be replaced, or is the input.
@@ -124,6 +132,7 @@ def resize(
         4
     """
     options = result_options(resize, locals(), inputs=["adapter"])
+    require_output(out, resume=resume)
     metadata = EditedMetadata(set_metadata or {}, strip_metadata)
     limit = Limit(rank, energy, error, rule, max_rank)
     budget = _budget(limit, byte_size(max_size) if max_size is not None else None, max_params)
@@ -149,48 +158,58 @@ def resize(
     modules, fused_experts = apart(source.updates)
     require_factors(modules.items())
     workers = worker_count(threads)
-    limits: Mapping[str, Limit] = dict.fromkeys(modules, limit)
-    if budget is not None:
-        split = replace(source, updates=modules)
-        limits = limits_within(budget, split, dtype=cast_to, max_rank=max_rank, workers=workers)
+    options_of_result = {
+        **{name: value for name, value in options.items() if name != "base"},
+        "max_size": budget.amount if budget is not None and budget.in_bytes else None,
+        "dtype": cast_to,
+        "format": opened.output.format,
+    }
+    with resumable_work(
+        None if plan else opened.output.named_path,
+        lambda: adapters_plan("resize", [source], opened.output.base, options_of_result),
+        resume=resume,
+        input_bytes=bytes_of(modules.values()),
+    ) as work:
+        finished = FinishedModules(work.store)
+        limits: Mapping[str, Limit] = dict.fromkeys(modules, limit)
+        if budget is not None:
+            split = replace(source, updates=modules)
+            limits = limits_within(budget, split, dtype=cast_to, max_rank=max_rank, workers=workers, finished=finished)
 
-    def resized(item: tuple[str, Update]) -> tuple[Stored, ReducedModule]:
-        name, update = item
-        result = _resized(name, update, source.name, limits, cast_to)
-        if progress is not None:
-            progress(bytes_of((update,)))
-        return result
+        def resized(item: tuple[str, Update]) -> tuple[Update, ReducedModule]:
+            name, update = item
+            result = _finished(finished, name, update)
+            if result is None:
+                result = _resized(name, update, source.name, limits, cast_to)
+                _keep(finished, name, update, *result)
+            if progress is not None:
+                progress(bytes_of((update,)))
+            return result
 
-    expect(progress, bytes_of(modules.values()))
-    with single_threaded_torch():
-        results = dict(zip(modules, run(list(modules.items()), resized, threads=workers), strict=True))
-    updates = together({name: stored.update for name, (stored, _) in results.items()}, fused_experts)
-    result = replace(source, updates=updates, path=None, warnings=(), notes=lora_notes(source.notes, updates))
-    result = metadata.of(result)
-    lines = tuple(line for _, line in results.values())
-    facts = [
-        ("modules", f"{len(lines):,}"),
-        ("rank before", rank_text([line.rank_in for line in lines])),
-        ("rank", rank_text([line.rank for line in lines])),
-        ("relative error", f"{overall_error(lines):.4g}"),
-    ]
-    origin = card_input(source.path)
-    model_card = AdapterCard(
-        "resize",
-        f"{origin.name}, resized",
-        source.base_model,
-        [origin],
-        [origin.name],
-        options,
-        resize,
-        facts,
-        warnings,
-    )
-    warnings += opened.output.save(result, plan=plan, card=model_card if card else None)
+        expect(progress, bytes_of(modules.values()))
+        with single_threaded_torch():
+            results = dict(zip(modules, run(list(modules.items()), resized, threads=workers), strict=True))
+        updates = together({name: update for name, (update, _) in results.items()}, fused_experts)
+        result = replace(source, updates=updates, path=None, warnings=(), notes=lora_notes(source.notes, updates))
+        result = metadata.of(result)
+        lines = tuple(line for _, line in results.values())
+        facts = [
+            ("modules", f"{len(lines):,}"),
+            ("rank before", rank_text([line.rank_in for line in lines])),
+            ("rank", rank_text([line.rank for line in lines])),
+            ("relative error", f"{overall_error(lines):.4g}"),
+        ]
+        origin = card_input(source.path)
+        title = f"{origin.name}, resized"
+        model_card = AdapterCard(
+            "resize", title, source.base_model, [origin], [origin.name], options, resize, facts, warnings
+        )
+        warnings += opened.output.save(result, plan=plan, card=model_card if card else None)
+        warnings += work.remarks()
     return ResizeReport(
         modules=lines,
         error=overall_error(lines),
-        unchanged=sum(stored.update is modules[name] for name, (stored, _) in results.items()),
+        unchanged=sum(update is modules[name] for name, (update, _) in results.items()),
         output=None if plan else opened.output.path,
         adapter=None if plan else result,
         bytes=sum(t.nbytes for t in result.tensors().values()),
@@ -221,12 +240,12 @@ def _budget(limit: Limit, max_size: int | None, max_params: int | None) -> Budge
 
 def _resized(
     name: str, update: Update, adapter_name: str, limits: Mapping[str, Limit], dtype: str | None
-) -> tuple[Stored, ReducedModule]:
+) -> tuple[Update, ReducedModule]:
     """One module reduced to its limit, as it is stored, and its row in the report. Vectors are kept."""
     factors = exact_factors(update, name, adapter_name)
     if is_vector(update):
         stored = passed_through(update, factors, name, dtype).stored
-        return stored, stored.module(name, None, None)
+        return stored.update, stored.module(name, None, None)
     nearest = reduced(
         factors,
         limits[name],
@@ -236,4 +255,18 @@ def _resized(
         unchanged_dtype=dtype,
         layout=layout_of(update),
     )
-    return nearest.stored, nearest.stored.module(name, factors.rank, nearest.factors.rank)
+    return nearest.stored.update, nearest.stored.module(name, factors.rank, nearest.factors.rank)
+
+
+def _finished(finished: FinishedModules, name: str, update: Update) -> tuple[Update, ReducedModule] | None:
+    """One module that a killed run has resized, and its line in the report; None where it must be resized."""
+    module = finished.finished(name, [update])
+    try:
+        return None if module is None else (module.updates["stored"], ReducedModule(name, *module.facts["line"]))
+    except (KeyError, TypeError):
+        return None  # not as it is written here
+
+
+def _keep(finished: FinishedModules, name: str, update: Update, stored: Update, line: ReducedModule) -> None:
+    """Set a module that is resized aside; raises MachineError."""
+    finished.keep(name, [update], {"stored": stored}, {"line": line.numbers})

@@ -1,0 +1,88 @@
+"""Tensors of the files of an output, noted in the journal of the run when they are written, for a run that goes on.
+
+While `noting_tensors` is active, a writer of one of the files in the prepared folder asks for each tensor whose bytes
+have to be computed whether a killed run has written it. It is read back and compared with its checksum, and written
+again where it is not as it was noted: so files and journal need no order in which they reach the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from loratools.storage.checksum import Checksum
+from loratools.storage.staging import Staging
+from loratools.storage.streamed_file import StreamedFile
+
+# Between the name of a file and that of a tensor in the name of a unit; no name of a file has it.
+_IN = "/"
+
+
+class WrittenTensors:
+    """The tensors that a run has written, by file and name.
+
+    Attributes:
+        reused: How many of a killed run were as they were noted.
+        written: How many are written in all.
+    """
+
+    def __init__(self, prepared: Staging) -> None:
+        self.folder = prepared.path
+        self.reused = self.written = 0
+        self._journal = prepared.journal
+        units = prepared.journal.units if prepared.journal is not None and prepared.resumed else {}
+        # Other units of the run are no tensors, and have more to say.
+        self._noted = {unit: noted for unit, noted in units.items() if isinstance(noted, str)}
+        if prepared.resumed:
+            prepared.keep_only({unit.partition(_IN)[0] for unit in self._noted})
+
+    def keeps(self, file: StreamedFile, name: str) -> bool:
+        """Whether the bytes of a tensor are in the file as a killed run has noted them; they count as written then.
+
+        Raises:
+            MachineError: the disk failed.
+        """
+        expected = self._noted.get(file.path.name + _IN + name)
+        if expected is None:
+            return False
+        checksum = Checksum()
+        with file.opened() as fd:
+            checksum.add_written(fd, file.offset(name), file.size_of(name))
+        if checksum.hexdigest() != expected:
+            return False
+        file.account(name, 0, file.size_of(name))
+        self.reused += 1
+        self.written += 1
+        return True
+
+    def note(self, file: str, name: str, checksum: Checksum) -> None:
+        """Write down that a tensor is written; raises MachineError."""
+        self.written += 1
+        if self._journal is not None:
+            self._journal.note(file + _IN + name, checksum.hexdigest())
+
+
+_current: ContextVar[WrittenTensors | None] = ContextVar("written_tensors", default=None)
+
+
+@contextmanager
+def noting_tensors(prepared: Staging) -> Iterator[WrittenTensors]:
+    """Within, tensors of files in the prepared folder are noted, and those of a killed run are kept.
+
+    Raises:
+        MachineError: what else the killed run has left cannot be removed.
+    """
+    tensors = WrittenTensors(prepared)
+    token = _current.set(tensors)
+    try:
+        yield tensors
+    finally:
+        _current.reset(token)
+
+
+def tensors_noted_in(path: Path) -> WrittenTensors | None:
+    """Where tensors of the file at this path are noted; None where they are not."""
+    tensors = _current.get()
+    return tensors if tensors is not None and path.parent == tensors.folder else None

@@ -40,14 +40,14 @@ class ComparedModules:
     compared: int = 0
 
     def once(
-        self, what: str, tensors: Iterable[LazyTensor], beside: object, compare: Callable[[], ConvertedModule]
+        self, what: str, tensors: Iterable[LazyTensor], numbers: object, compare: Callable[[], ConvertedModule]
     ) -> ConvertedModule:
         """Compare a module or weight, unless a killed run has compared the same values.
 
         Args:
             what: The module, or the weight in words.
             tensors: Its tensors in the result.
-            beside: What it has beside its tensors, such as its scale.
+            numbers: What it has beside its tensors, such as its scale.
             compare: Compares it with its source.
 
         Raises:
@@ -55,7 +55,7 @@ class ComparedModules:
         """
         from loratools.ops.convert.verify import ConvertedModule
 
-        identity = _identity(tensors, beside) if self.journal is not None else None
+        identity = _identity(tensors, numbers) if self.journal is not None else None
         if self.journal is None or identity is None:
             return compare()
         self.compared += 1
@@ -71,19 +71,19 @@ class ComparedModules:
         return result
 
 
-def _identity(tensors: Iterable[LazyTensor], beside: object) -> str | None:
+def _identity(tensors: Iterable[LazyTensor], numbers: object) -> str | None:
     """What tells these values from others; None where a tensor is not in a file as it is."""
     checksum = Checksum()
-    seen: set[ByteRange] = set()
+    added_ranges: set[ByteRange] = set()
     shapes = []
     for tensor in tensors:
         shapes.append((tensor.dtype, tensor.shape))
         for leaf in viewed(tensor):
             if leaf.location is None:
                 return None
-            if leaf.location in seen:
+            if leaf.location in added_ranges:
                 continue
-            seen.add(leaf.location)
+            added_ranges.add(leaf.location)
             for start in range(0, leaf.location.nbytes, _PIECE):
                 checksum.add(memoryview(read_bytes(leaf.location, start, min(start + _PIECE, leaf.location.nbytes))))
-    return f"{checksum.hexdigest()} {shapes!r} {beside!r}"
+    return f"{checksum.hexdigest()} {shapes!r} {numbers!r}"

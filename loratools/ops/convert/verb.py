@@ -214,9 +214,9 @@ def convert(
                 with_torch=False,
             ).write(written.path, out, format, sorted({u.kind for u in written_adapter.updates.values()}))
         if resume and written.tensors is not None:
-            kept = written.tensors.reused + comparisons.reused
+            reused_units = written.tensors.reused + comparisons.reused
             units = written.tensors.written + comparisons.compared
-            remarks = resumed_remarks(out, written.prepared.resumed, kept, units)
+            remarks = resumed_remarks(out, written.prepared.resumed, reused_units, units)
     return ConvertReport(
         source_format=source.format,
         target_format=format,

@@ -253,7 +253,7 @@ def test_a_line_that_is_not_as_it_is_written_is_left_out(inputs: Path, name: str
         ("resize", {"format": "mlx", "base": "base"}, "--format: peft before, mlx now"),
         ("convert", {"format": "peft"}, "--to: mlx before, peft now"),
         ("convert", {"dtype": "bfloat16"}, "--dtype: not given before, BF16 now"),
-        ("convert", {"base": None}, "names, shapes and config of the base: no longer there"),
+        ("convert", {"base": None}, "names, shapes and config of the base: missing now"),
     ],
 )
 def test_another_plan_is_refused_and_says_what_differs(

@@ -220,7 +220,7 @@ def combine(
         None if plan else output.named_path,
         lambda: adapters_plan(
             "combine",
-            [adapter for adapter, _ in sources],
+            taking_part,
             output.base,
             options_of_result,
             weights=[_weights_of(ingredient) for ingredient in followed.adapters],

@@ -26,7 +26,14 @@ def executed(notebook: Path, folder: Path) -> NotebookNode:
         nbclient.exceptions.CellExecutionError: If a cell fails.
     """
     node = nbformat.read(notebook, as_version=4)
-    NotebookClient(node, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    # On a busy machine, a kernel takes longer to start than the minute that nbclient would wait.
+    NotebookClient(
+        node,
+        timeout=600,
+        startup_timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    ).execute()
     for cell in node.cells:
         # When each cell ran; it would change the file on every run.
         cell.metadata.pop("execution", None)

@@ -43,6 +43,7 @@ def words_shown(cell: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=IDS)
 @peers.needs("nbclient", "nbformat", "ipykernel", "matplotlib")
+@pytest.mark.timeout(900)
 def test_notebooks_run_and_hold_the_outputs_of_their_cells(
     notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

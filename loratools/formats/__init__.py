@@ -79,7 +79,7 @@ class Staged:
         path: The folder or file.
         warnings: What a person should know about it.
         prepared: The hidden folder that it is in.
-        tensors: Which tensors were written and which a killed run had written; None of a run that cannot be resumed.
+        tensors: Which tensors were written and which a killed run had written; None for a run that cannot be resumed.
     """
 
     path: Path

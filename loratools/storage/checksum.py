@@ -47,7 +47,7 @@ class Checksum:
         """Take in bytes that were written to an open file from `start` on, read back.
 
         Raises:
-            MachineError: the file ends before, or the disk failed.
+            MachineError: The file ends before, or the disk failed.
         """
         from loratools.storage.files import read_back
 

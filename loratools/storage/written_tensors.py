@@ -42,7 +42,7 @@ class WrittenTensors:
         """Whether the bytes of a tensor are in the file as a killed run has noted them; they count as written then.
 
         Raises:
-            MachineError: the disk failed.
+            MachineError: The disk failed.
         """
         expected = self._noted.get(file.path.name + _IN + name)
         if expected is None:
@@ -72,7 +72,7 @@ def noting_tensors(prepared: Staging) -> Iterator[WrittenTensors]:
     """Within, tensors of files in the prepared folder are noted, and those of a killed run are kept.
 
     Raises:
-        MachineError: what else the killed run has left cannot be removed.
+        MachineError: What else the killed run has left cannot be removed.
     """
     tensors = WrittenTensors(prepared)
     token = _current.set(tensors)

@@ -164,7 +164,9 @@ def test_a_config_with_a_byte_order_mark_is_read_and_other_encodings_are_named(f
     assert run("inspect", "a") == (4, "error: 'a/adapter_config.json' is not UTF-8 at byte 0\n")
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/lora", "gs://bucket/lora", "az://box/lora", "https://huggingface.co/acme/lora"])
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/lora", "gs://bucket/lora", "az://box/lora", "https://huggingface.co/acme/lora"]
+)
 @pytest.mark.parametrize("verb", [["inspect"], ["merge", "base"], ["convert"]])
 def test_an_address_is_called_one_and_shown_as_it_was_given(folder: Path, verb: list[str], address: str) -> None:
     rest = {"inspect": [], "merge": ["-o", "out"], "convert": ["-o", "out", "--to", "peft"]}[verb[0]]

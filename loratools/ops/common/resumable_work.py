@@ -43,7 +43,7 @@ def require_output(out: object, *, resume: bool) -> None:
     """Refuse to go on with a run that writes nothing.
 
     Raises:
-        UsageError: there is no output, and one is to be resumed.
+        UsageError: There is no output, and one is to be resumed.
     """
     if resume and out is None:
         raise UsageError("there is nothing to resume where nothing is written", hint="name the output")
@@ -58,19 +58,19 @@ def is_worth_keeping(input_bytes: int, *, resume: bool) -> bool:
 def resumable_work(
     out: Path | None, plan: Callable[[], RunPlan], *, resume: bool, input_bytes: int | None = None
 ) -> Iterator[ResumableWork]:
-    """Give a place for the finished units of a run: on the disk of its output, or in memory where it has none.
+    """Give a place for the finished units of a run: on the disk of its output, or in memory if there is none.
 
     Args:
         out: The output; None where nothing is written.
         plan: Works out what the run is to do, which may take reading its inputs.
         resume: Whether to go on with a killed run of the same plan.
         input_bytes: Bytes of the tensors that are read. Where they are few, nothing is kept for another run; where they
-            are None, what is done waits on the disk in any case.
+            if None, what is done waits on the disk in any case.
 
     Raises:
-        UsageError: the killed run had something else to do.
-        ChangedInputError: the inputs are not those of the killed run.
-        MachineError: there is no permission, or another run is writing the output.
+        UsageError: The killed run had something else to do.
+        ChangedInputError: The inputs are not those of the killed run.
+        MachineError: There is no permission, or another run is writing the output.
     """
     if out is None:
         yield ResumableWork(MemoryStore())

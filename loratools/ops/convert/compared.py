@@ -28,7 +28,7 @@ class ComparedModules:
     """The comparisons of a run.
 
     Attributes:
-        journal: Where they are noted; None of a run that cannot be resumed.
+        journal: Where they are noted; None for a run that cannot be resumed.
         resumed: Whether the journal is that of a killed run.
         reused: How many comparisons a killed run had made of the same values.
         compared: How many there are.
@@ -51,7 +51,7 @@ class ComparedModules:
             compare: Compares it with its source.
 
         Raises:
-            MachineError: the disk failed.
+            MachineError: The disk failed.
         """
         from loratools.ops.convert.verify import ConvertedModule
 

@@ -78,7 +78,7 @@ class FinishedModules:
             facts: What was measured on it, as JSON has it.
 
         Raises:
-            MachineError: the disk is full, or there is no permission.
+            MachineError: The disk is full, or there is no permission.
         """
         if not self.store.outlives_run:
             return

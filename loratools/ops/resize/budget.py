@@ -64,7 +64,7 @@ def limits_within(
     Args:
         budget: How large all may be.
         adapter: The adapter, with experts as modules of their own.
-        dtype: The dtype of the stored factors; each module keeps its own where it is None.
+        dtype: The dtype of the stored factors; if None, each module keeps its own.
         max_rank: No rank is above this.
         workers: Modules that are decomposed at once.
         finished: Where what is done is set aside, and where a killed run has done so.

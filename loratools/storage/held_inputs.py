@@ -50,7 +50,7 @@ class _HeldInputs:
     def _is_output(self, path: Path) -> bool:
         # An extraction looks at tens of thousands of small files in one folder, and paths are slow to compare.
         name = str(path)
-        folder = name[: name.rfind(os.sep) + 1]
+        folder = name[: -len(path.name)]
         if folder not in self._in_output:
             self._in_output[folder] = any(Path(folder).is_relative_to(out) for out in self.outputs)
         return self._in_output[folder] or any(name == str(out) for out in self.outputs)

@@ -63,7 +63,7 @@ def test_slerp_of_deltas_that_point_the_same_way_is_the_straight_line() -> None:
 
 
 def test_slerp_is_between_two() -> None:
-    with pytest.raises(UsageError, match="between two"):
+    with pytest.raises(UsageError, match="takes two adapters, and 3"):
         make.run("slerp", make.make_terms((2, 2, 2)))
 
 

@@ -137,7 +137,7 @@ def test_an_absurd_alpha_is_refused_by_module(tmp_path: Path, alpha: float) -> N
 def test_no_rule_and_two_rules_are_usage_errors(tmp_path: Path) -> None:
     path = _source(tmp_path)
 
-    with pytest.raises(UsageError, match="no rank"):
+    with pytest.raises(UsageError, match="no rule for the ranks"):
         resize(path)
     with pytest.raises(UsageError, match="exclude each other"):
         resize(path, rank=2, error=0.1)

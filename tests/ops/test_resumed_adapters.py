@@ -505,7 +505,8 @@ def test_updates_of_every_form_are_taken_up_as_they_were(inputs: Path, options: 
         tensors = {}
         for module, (a, b) in factories.factors(modules, rank=3, seed=number).items():
             tensors |= {f"{module}.lora_up.weight": b, f"{module}.lora_down.weight": a}
-            tensors |= {f"{module}.alpha": torch.tensor(3.0), f"{module}.diff_b": torch.randn(7, generator=generator)}
+            bias = torch.randn(len(b), generator=generator)
+            tensors |= {f"{module}.alpha": torch.tensor(3.0), f"{module}.diff_b": bias}
         save_file(tensors, inputs / f"{name}.safetensors")
 
     def run(out: str, *, resume: bool = False) -> Any:

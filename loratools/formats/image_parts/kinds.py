@@ -78,9 +78,11 @@ def _refuse_other_bias(module: Module, updates: Mapping[str, Update]) -> None:
     """Raise NotReadError where a difference of the bias has other outputs than the update of the weight."""
     if "" not in updates or ".bias" not in updates:
         return
-    (rows, *_), bias = updates[""].shape, updates[".bias"].shape
-    if rows is not None and bias != (rows,):
-        raise NotReadError(f"{quoted(module.name)} has {rows} outputs, and a difference of its bias of {list(bias)}")
+    shape, bias = updates[""].shape, updates[".bias"].shape
+    # A difference without axes is refused for that, by whoever holds it to its weight.
+    if shape and shape[0] is not None and bias != (shape[0],):
+        message = f"{quoted(module.name)} has {shape[0]} outputs, and a difference of its bias of {list(bias)}"
+        raise NotReadError(message)
 
 
 def lycoris_parts(update: Update) -> dict[str, LazyTensor] | None:

@@ -46,7 +46,9 @@ def require_output(out: object, *, resume: bool) -> None:
         UsageError: There is no output, and one is to be resumed.
     """
     if resume and out is None:
-        raise UsageError("there is nothing to resume where nothing is written", hint="name the output")
+        raise UsageError(
+            "resume needs an output: without one, nothing was written to go on with", hint="name the output"
+        )
 
 
 def is_worth_keeping(input_bytes: int, *, resume: bool) -> bool:

@@ -46,9 +46,8 @@ def require_output(out: object, *, resume: bool) -> None:
         UsageError: There is no output, and one is to be resumed.
     """
     if resume and out is None:
-        raise UsageError(
-            "resume needs an output: without one, nothing was written to go on with", hint="name the output"
-        )
+        message = "resume needs an output: without one, nothing was written to go on with"
+        raise UsageError(message, hint="name the output")
 
 
 def is_worth_keeping(input_bytes: int, *, resume: bool) -> bool:

@@ -14,14 +14,14 @@ from loratools.storage.files import quoted
 from loratools.storage.sniff import describe
 
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.*")
-_GIVE_BASE = "give the folder of the base model that the adapter belongs to"
+_GIVE_WHOLE_MODEL = "give a whole model: the base that the adapter belongs to, or one that it was merged into"
 
 # Parts of adapters' names. Not `.lora.`: some models have small matrices of that name in their own layers.
 _ADAPTER_PART = re.compile(r"lora_(A|B|a|b|up|down|embedding|magnitude)|hada_w\d|lokr_w\d|oft_(blocks|R|diag)|ia3_l")
 
 # What a folder is, by the files in it; the first row that fits decides.
 _KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("adapter_config.json", *_ADAPTER_FILES), "an adapter, not a whole model", _GIVE_BASE),
+    (("adapter_config.json", *_ADAPTER_FILES), "an adapter, not a whole model", _GIVE_WHOLE_MODEL),
     (("weights.npz", "weights*.safetensors"), "an MLX folder of old", "convert it with a current mlx-lm first"),
     (("*.gguf",), "a folder of GGUF files", "give the one file that is meant"),
     (("tf_model*", "*.h5"), "a TensorFlow model", "convert it to safetensors first"),
@@ -46,7 +46,7 @@ def is_adapter_file(name: str) -> bool:
 
 
 def adapter_refusal(path: Path) -> UnsupportedError:
-    return UnsupportedError(f"{quoted(path)} is an adapter, not a whole model", hint=_GIVE_BASE)
+    return UnsupportedError(f"{quoted(path)} is an adapter, not a whole model", hint=_GIVE_WHOLE_MODEL)
 
 
 def _refuse_folder(folder: Path) -> LoraToolsError:

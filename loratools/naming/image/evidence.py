@@ -245,10 +245,13 @@ def described(names: Sizes) -> str:
 def _unknown(names: Sizes, places: Mapping[Family, Mapping[str, Place]]) -> UnsupportedError:
     best = max(places, key=lambda family: len(places[family]))
     missing = [name for name in names if name not in places[best]]
-    if len(missing) == len(names):
+    if len(names) == 1:
+        message = "its one module name is not known in any model here"
+    elif len(missing) == len(names):
         message = f"none of its {len(names)} module names is known in any model here"
     else:
-        message = f"{len(missing)} of its {len(names)} module names are not known in {best.name}, nor all in any other"
+        share = f"{len(missing)} of its {len(names)} module names"
+        message = f"{share} {'is' if len(missing) == 1 else 'are'} not known in {best.name}, nor all in any other"
     return UnsupportedError(message, details=shortened(missing), hint=_HINT)
 
 

@@ -7,6 +7,7 @@ from functools import cache
 
 from loratools.errors import UnsupportedError
 from loratools.naming.image.family import Family, Place, Rule, same
+from loratools.short_repr import counted
 from loratools.storage.files import quoted
 
 
@@ -48,7 +49,7 @@ def meanings(names: Iterable[str], *, flat: bool) -> dict[str, Place]:
         if len(places) == len(names):
             return places
     raise UnsupportedError(
-        f"{len(names)} module names of a text encoder are not all known in CLIP, T5 or a language model",
+        f"no text encoder (CLIP, T5 or a language model) has all of its {counted(len(names), 'module name')}",
         details=[quoted(name) for name in names[:5]],
     )
 

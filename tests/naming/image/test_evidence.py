@@ -135,7 +135,7 @@ def test_a_config_names_the_family_of_a_base() -> None:
 
 
 def test_names_of_no_family_are_unknown() -> None:
-    with pytest.raises(UnsupportedError, match="none of its 1 module names"):
+    with pytest.raises(UnsupportedError, match="its one module name is not known"):
         decide({"tower.3.mix": (4, 4)}, denoisers())
 
 

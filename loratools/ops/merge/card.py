@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -28,19 +29,25 @@ def with_card(plan: MergePlan, out: Path) -> MergePlan:
     return replace(plan, side_files=tuple(sorted([*others, PlannedFile(CARD, text="")], key=lambda file: file.name)))
 
 
-def card_written(plan: MergePlan, report: MergeReport) -> MergePlan:
-    """Return the plan with the text of its card, where it has one, from what was measured."""
+def card_written(plan: MergePlan, report: MergeReport, *, function: Callable[..., object]) -> MergePlan:
+    """Return the plan with the text of its card, if it has one, from what was measured.
+
+    Args:
+        plan: The plan of the merge.
+        report: What was measured.
+        function: The function of the verb, whose signature has the defaults of its options.
+    """
     files = [
-        replace(file, text=merge_card(plan, report).text()) if file.name == CARD and file.text == "" else file
+        replace(file, text=merge_card(plan, report, function=function).text())
+        if file.name == CARD and file.text == ""
+        else file
         for file in plan.side_files
     ]
     return replace(plan, side_files=tuple(files))
 
 
-def merge_card(plan: MergePlan, report: MergeReport) -> ModelCard:
+def merge_card(plan: MergePlan, report: MergeReport, *, function: Callable[..., object]) -> ModelCard:
     """Return the card of what was merged, from the plan and from what was measured."""
-    from loratools.ops.merge.verb import merge
-
     named = next((adapter.base_model for adapter, _ in plan.active if adapter.base_model), None)
     base = card_input(plan.base.path)
     adapters = [card_input(adapter.path) for adapter, _ in plan.active]
@@ -54,7 +61,7 @@ def merge_card(plan: MergePlan, report: MergeReport) -> ModelCard:
         library=_LIBRARIES.get(plan.base.layout),
         tags=("merge", "lora"),
         inputs=(base, *adapters),
-        command=command_line("merge", [base.name, *spelled], settings, function=merge),
+        command=command_line("merge", [base.name, *spelled], settings, function=function),
         facts=tuple(_facts(report)),
         warnings=report.warnings,
     )

@@ -293,7 +293,7 @@ def run(
         require_right({name: w.ratio for name, w in written.items()})
         report = measured_report(merge_plan, out, written, verify)
         if not merge_plan.one_file:
-            merge_plan = card_written(merge_plan, report)
+            merge_plan = card_written(merge_plan, report, function=merge)
             write_side_files(merge_plan, staging, provenance_text(weights.inputs, report.to_dict()))
         # The index is written last: whoever sees it may rely on every shard that it names.
         for name, text in index_texts(merge_plan).items():

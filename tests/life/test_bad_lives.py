@@ -122,12 +122,13 @@ def nan_in_a_factor(lived: Lived, tmp: Path) -> Bad:
 
 def absurd_alpha(lived: Lived, tmp: Path) -> Bad:
     adapter = changed_config(copied(lived("gemma").adapter, tmp / "adapter"), lora_alpha=1e30)
-    return Bad([lived("gemma").base, adapter, "-o", tmp / "out"], 4, ["model.layers.0.", "would reach", "F16", "alpha"])
+    # Which layer is named depends on which worker is first.
+    return Bad([lived("gemma").base, adapter, "-o", tmp / "out"], 4, ["model.layers.", "would reach", "F16", "alpha"])
 
 
 def absurd_alpha_that_float32_still_holds(lived: Lived, tmp: Path) -> Bad:
     adapter = changed_config(copied(lived("bert").adapter, tmp / "adapter"), lora_alpha=1e30)
-    words = ["encoder.layer.0.", "which no trained weight does", "alpha"]
+    words = ["encoder.layer.", "which no trained weight does", "alpha"]
     return Bad([lived("bert").base, adapter, "-o", tmp / "out"], 4, words)
 
 

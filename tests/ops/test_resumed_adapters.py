@@ -370,7 +370,7 @@ def test_without_a_killed_run_it_begins_anew_and_says_so(inputs: Path, name: str
 
 @pytest.mark.parametrize("name", ["combine", "resize"])
 def test_there_is_nothing_to_resume_without_an_output(inputs: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="nothing to resume"):
+    with pytest.raises(UsageError, match="resume needs an output"):
         CASES[name].run(None, resume=True) if name == "resize" else loratools.combine(["one"], resume=True)
 
 

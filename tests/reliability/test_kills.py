@@ -122,7 +122,8 @@ def test_a_merge_killed_at_random_times_is_resumed_to_the_same_bytes(tmp_path: P
 def test_a_run_that_is_killed_at_any_call_is_resumed_to_the_same_bytes(tmp_path: Path, name: str) -> None:
     """From another call each time; `tests/reliability/kill_jobs.py`, run by hand, kills every verb at every call."""
     write_inputs(tmp_path)
-    stride, seed = 17, random.SystemRandom().randrange(1 << 32)
+    # A merge this small has nine calls in a row after its first finished unit: from any call on, one of them is met.
+    stride, seed = 7, random.SystemRandom().randrange(1 << 32)
     first = random.Random(seed).randint(1, stride)
 
     outcomes = killed_at_calls(JOBS[name], tmp_path, tmp_path / "place", range(first, 5000, stride), old=None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,6 +145,9 @@ def fetch_fronts(paths: Iterable[Path]) -> None:
     """
     waiting = [file for path in paths if (file := deferred(path)) is not None]
     if len(waiting) > 1:
+        # Imported here, since every start of the program imports this file and few have anything to fetch.
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda file: file.read(0, min(file.size, FRONT_BYTES)), waiting))
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from loratools.errors import UnsupportedError
 from loratools.storage.checksum import Checksum
-from loratools.storage.commit import rewritten_file
 from loratools.storage.files import copy_range, quoted, write_at
 from loratools.storage.gguf_reader import BLOCK_TYPES, PLAIN_TYPES
 from loratools.storage.streamed_file import FileLayout, StreamedFile
-from loratools.storage.written_tensors import tensors_noted_in
+from loratools.storage.written_tensors import file_of_output
 from loratools.tensors.dtypes import DTYPE_BITS
 from loratools.tensors.lazy import LazyTensor
 
@@ -95,24 +94,26 @@ def write_gguf(path: Path, fields: Mapping[str, Field], tensors: Mapping[str, La
     keys = [key_bytes(key, value) for key, value in fields.items()]
     layout = gguf_layout(keys, specs)
     sizes = {spec.name: spec.nbytes for spec in specs}
-    noted = tensors_noted_in(path)
-    with (
-        rewritten_file(path) if noted is None else nullcontext(path) as staged,
-        StreamedFile(staged, layout, sizes, keep=noted is not None) as file,
-    ):
+    with file_of_output(path) as (staged, noted), StreamedFile(staged, layout, sizes, keep=noted is not None) as file:
         for name, tensor in tensors.items():
             if tensor.location is not None:
                 with file.opened() as fd:
                     copy_range(tensor.location, fd, file.offset(name), path=path)
-            elif noted is None or not noted.keeps(file, name):
-                data = _bytes_of(tensor.read())
-                with file.opened() as fd:
-                    write_at(fd, data, file.offset(name), path=path)
-                if noted is not None:
-                    checksum = Checksum()
-                    checksum.add(data)
-                    noted.note(path.name, name, checksum)
-            file.account(name, 0, tensor.nbytes)  # twice where it was kept, which does no harm
+                file.account(name, 0, tensor.nbytes)
+            elif noted is None:
+                _write_values(file, name, tensor, path, None)
+            else:
+                noted.write_once(file, name, partial(_write_values, file, name, tensor, path))
+
+
+def _write_values(file: StreamedFile, name: str, tensor: LazyTensor, path: Path, checksum: Checksum | None) -> None:
+    """Write a tensor whose bytes are in no file, and add them to a checksum; `path` is for error messages."""
+    data = _bytes_of(tensor.read())
+    with file.opened() as fd:
+        write_at(fd, data, file.offset(name), path=path)
+    if checksum is not None:
+        checksum.add(data)
+    file.account(name, 0, tensor.nbytes)
 
 
 def _text(text: str) -> bytes:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratools.errors import InputError
 from loratools.storage.checksum import Checksum
-from loratools.storage.commit import rewritten_file
 from loratools.storage.files import copy_range, quoted, start_writeback, write_at
 from loratools.storage.safetensors_reader import MAX_HEADER
 from loratools.storage.streamed_file import FileLayout, StreamedFile
-from loratools.storage.written_tensors import tensors_noted_in
+from loratools.storage.written_tensors import file_of_output
 from loratools.tensors.dtypes import DTYPE_BITS, dtype_name
 from loratools.tensors.files import ByteRange
 from loratools.tensors.lazy import LazyTensor
@@ -135,10 +134,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor | LazyTensor], me
 
     Tensors that a killed run has written stay as they are, where it noted them (`written_tensors`).
     """
-    noted = tensors_noted_in(path)
     specs = [_spec(name, tensor) for name, tensor in tensors.items()]
     with (
-        rewritten_file(path) if noted is None else nullcontext(path) as staged,
+        file_of_output(path) as (staged, noted),
         SafetensorsWriter(staged, specs, metadata, keep=noted is not None) as writer,
     ):
         for name, tensor in tensors.items():
@@ -146,10 +144,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor | LazyTensor], me
                 writer.copy(name, tensor.location)
             elif noted is None:
                 _write_values(writer, name, tensor, None)
-            elif not noted.keeps(writer, name):
-                checksum = Checksum()
-                _write_values(writer, name, tensor, checksum)
-                noted.note(path.name, name, checksum)
+            else:
+                noted.write_once(writer, name, partial(_write_values, writer, name, tensor))
 
 
 def _write_values(writer: SafetensorsWriter, name: str, tensor: Tensor | LazyTensor, checksum: Checksum | None) -> None:

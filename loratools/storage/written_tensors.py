@@ -7,12 +7,13 @@ again where it is not as it was noted: so files and journal need no order in whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 from loratools.storage.checksum import Checksum
+from loratools.storage.commit import rewritten_file
 from loratools.storage.staging import Staging
 from loratools.storage.streamed_file import StreamedFile
 
@@ -38,7 +39,26 @@ class WrittenTensors:
         if prepared.resumed:
             prepared.keep_only({unit.partition(_IN)[0] for unit in self._noted})
 
-    def keeps(self, file: StreamedFile, name: str) -> bool:
+    def write_once(self, file: StreamedFile, name: str, write: Callable[[Checksum | None], None]) -> None:
+        """Have a tensor written, unless a killed run has.
+
+        Args:
+            file: The file that it is in.
+            name: Its name.
+            write: Writes it, and adds its bytes to a checksum.
+
+        Raises:
+            MachineError: The disk is full or failed.
+        """
+        if self._keeps(file, name):
+            return
+        checksum = Checksum()
+        write(checksum)
+        self.written += 1
+        if self._journal is not None:
+            self._journal.note(file.path.name + _IN + name, checksum.hexdigest())
+
+    def _keeps(self, file: StreamedFile, name: str) -> bool:
         """Whether the bytes of a tensor are in the file as a killed run has noted them; they count as written then.
 
         Raises:
@@ -56,12 +76,6 @@ class WrittenTensors:
         self.reused += 1
         self.written += 1
         return True
-
-    def note(self, file: str, name: str, checksum: Checksum) -> None:
-        """Write down that a tensor is written; raises MachineError."""
-        self.written += 1
-        if self._journal is not None:
-            self._journal.note(file + _IN + name, checksum.hexdigest())
 
 
 _current: ContextVar[WrittenTensors | None] = ContextVar("written_tensors", default=None)
@@ -82,7 +96,19 @@ def noting_tensors(prepared: Staging) -> Iterator[WrittenTensors]:
         _current.reset(token)
 
 
-def tensors_noted_in(path: Path) -> WrittenTensors | None:
-    """Where tensors of the file at this path are noted; None where they are not."""
+@contextmanager
+def file_of_output(path: Path) -> Iterator[tuple[Path, WrittenTensors | None]]:
+    """Give the path to write a file of an output to, and where its tensors are noted; None if they are not.
+
+    A file whose tensors are not noted appears complete or not at all. One whose tensors are is written in its place,
+    so that another run can go on with it.
+
+    Raises:
+        MachineError: The disk is full, or there is no permission.
+    """
     tensors = _current.get()
-    return tensors if tensors is not None and path.parent == tensors.folder else None
+    if tensors is not None and path.parent == tensors.folder:
+        yield path, tensors
+        return
+    with rewritten_file(path) as staged:
+        yield staged, None

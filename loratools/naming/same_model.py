@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from loratools.naming.hub_names import cached_model, is_hub_name
+from loratools.naming.hub_names import is_hub_name
+from loratools.sources.cache import cached_repository
 
 # The same model in another storage: what packagers append to its name.
 _STORAGE_WORDS = frozenset(
@@ -37,9 +38,9 @@ def is_named(name: str, path: Path, config: Mapping[str, object]) -> bool:
 
 
 def _published_names(path: Path, config: Mapping[str, object]) -> list[str]:
-    cached, in_config = cached_model(path), config.get("_name_or_path")
+    cached, in_config = cached_repository(path), config.get("_name_or_path")
     return [
-        *([cached.name] if cached is not None else []),
+        *([cached.repository] if cached is not None else []),
         *([in_config] if isinstance(in_config, str) and in_config else []),
     ]
 

@@ -14,7 +14,8 @@ from loratools.errors import LoraToolsError, UsageError
 from loratools.sources.address import DEFAULT_REVISION
 from loratools.storage.files import quoted, read_whole
 
-_FOLDER = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)")
+# The oldest models of the hub have no owner: models--gpt2.
+_FOLDER = re.compile(r"models--([^/\\]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -33,7 +34,7 @@ class CachedRepository:
     """What a path in the hub's cache, or in a folder that is laid out as one, is of.
 
     Attributes:
-        repository: The id of the repository, `owner/name`.
+        repository: The id of the repository, `owner/name`; of the oldest models, `name`.
         commit: The hash of the commit; None of the folder of the repository itself.
         inside: The file or folder in it, with slashes; empty for all of it.
     """
@@ -50,11 +51,16 @@ class CachedRepository:
 
 
 def cached_repository(path: Path) -> CachedRepository | None:
-    """Return what of the hub lies at a path of its cache; None if the path is in no folder of a repository."""
-    parts = path.parts
+    """Return what of the hub lies at a path of its cache; None if the path is in no folder of a repository.
+
+    Example:
+        >>> cached_repository(Path("hub/models--meta--llama-9/snapshots/0f3a/checkpoint-10"))
+        CachedRepository(repository='meta/llama-9', commit='0f3a', inside='checkpoint-10')
+    """
+    parts = path.absolute().parts
     for at, part in enumerate(parts):
         if (named := _FOLDER.fullmatch(part)) is not None:
-            repository = f"{named['owner']}/{named['name']}"
+            repository = named[1].replace("--", "/", 1)
             if len(parts) > at + 2 and parts[at + 1] == "snapshots":
                 return CachedRepository(repository, parts[at + 2], "/".join(parts[at + 3 :]))
             return CachedRepository(repository, None)

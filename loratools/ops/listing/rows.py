@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from loratools.naming.hub_names import cached_model
 from loratools.notebook_html import notebook_html
 from loratools.short_repr import few_lines, one_line
+from loratools.sources.cache import cached_repository
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class ListedAdapter:
     def name(self) -> str:
         """The last part of the path; in the cache of the hub, the name of the repository."""
         path = Path(self.path)
-        cached = cached_model(path) if self.revision is not None else None
+        cached = cached_repository(path) if self.revision is not None else None
         if cached is not None:
-            return f"{cached.name}/{cached.inside}".rstrip("/")
+            return f"{cached.repository}/{cached.inside}".rstrip("/")
         return path.name or self.path
 
     def to_dict(self) -> dict[str, object]:

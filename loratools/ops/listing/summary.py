@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from loratools.errors import LoraToolsError
-from loratools.naming.hub_names import cached_model
 from loratools.ops.common.unreadable import as_ours
 from loratools.ops.inspect.entries import AdapterEntry
 from loratools.ops.listing.rows import ListedAdapter
+from loratools.sources.cache import cached_repository
 
 _Value = TypeVar("_Value")
 
@@ -55,8 +55,8 @@ def revision_of(path: str) -> str | None:
     """The commit that something is of in the hub's cache; None elsewhere."""
     if "models--" not in path:
         return None
-    cached = cached_model(Path(path))
-    return None if cached is None else cached.revision
+    cached = cached_repository(Path(path))
+    return None if cached is None else cached.commit
 
 
 def modified_at(path: Path) -> str | None:

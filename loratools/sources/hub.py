@@ -1,33 +1,27 @@
 """The Hugging Face hub through huggingface_hub: what a revision holds, ranges of its files, and whole files.
 
 Repeats what the hub asks to repeat (too many requests, a failure of its own, a cut connection) a few times. What it
-refuses is raised as an error of ours, with its reason and the next command; tokens are found by huggingface_hub and
-never printed.
+refuses is raised as an error of ours (`refusals`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-from loratools.errors import InputError, LoraToolsError, MachineError, UsageError
-from loratools.short_repr import printable
-from loratools.sources.address import DEFAULT_REVISION, HubAddress
+from loratools.errors import InputError, MachineError
+from loratools.sources.address import HubAddress
 from loratools.sources.cache import folder_name, is_commit, snapshot_of
 from loratools.sources.listener import listener, offline
-
-_Result = TypeVar("_Result")
+from loratools.sources.refusals import HubUnreachableError, NotAskedError, answered
 
 _TRIES = 3
 _SECONDS = 20.0
-_TOO_MANY, _FORBIDDEN, _UNAUTHORISED = 429, 403, 401
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
 @dataclass(frozen=True)
@@ -47,14 +41,6 @@ class Revision:
     commit: str
     sizes: Mapping[str, int]
     modified: float | None = None
-
-
-class HubUnreachableError(MachineError):
-    """The hub gave no answer at all."""
-
-
-class NotAskedError(MachineError):
-    """Nothing could be asked of the hub from here: offline, or without huggingface_hub."""
 
 
 def require_package(address: HubAddress) -> None:
@@ -125,7 +111,7 @@ def look_up(address: HubAddress) -> Revision:
         hf_raise_for_status(response)
         return response.json()
 
-    answer = _answered(ask, address)
+    answer = answered(ask, address)
     try:
         commit = answer["sha"]
         sizes = {file["rfilename"]: file["size"] for file in answer["siblings"]}
@@ -173,7 +159,7 @@ def fetch_range(revision: Revision, name: str, start: int, stop: int) -> bytes:
     place = HubAddress(revision.repository, revision.commit, name)
     for attempt in range(_TRIES):
         try:
-            data = _answered(ask, place)
+            data = answered(ask, place)
         except HubUnreachableError:
             if attempt == _TRIES - 1:
                 raise
@@ -199,11 +185,11 @@ def download(revision: Revision, name: str) -> Path:
         return cached
     current = listener.get()
     if current is None:
-        path = _answered(lambda: hf_hub_download(revision.repository, name, revision=revision.commit), place)
+        path = answered(lambda: hf_hub_download(revision.repository, name, revision=revision.commit), place)
     else:
         with current.downloading(str(place), revision.sizes[name]) as advance:
             bar = _bar_that_calls(advance)
-            path = _answered(
+            path = answered(
                 lambda: hf_hub_download(revision.repository, name, revision=revision.commit, tqdm_class=bar), place
             )
     _note_revision(revision)
@@ -255,77 +241,3 @@ def _leads_out(name: object) -> bool:
     if not isinstance(name, str) or not name or "\\" in name or ":" in name or not name.isprintable():
         return True
     return any(part in ("", ".", "..") or len(part.encode()) > 255 for part in name.split("/"))
-
-
-def _answered(ask: Callable[[], _Result], place: HubAddress) -> _Result:
-    """Return what a call of huggingface_hub returns; what it raises is raised as an error of ours."""
-    try:
-        return ask()
-    except LoraToolsError:
-        raise
-    except Exception as error:
-        raise _as_ours(error, place) from error
-
-
-def _as_ours(error: Exception, place: HubAddress) -> LoraToolsError:
-    from huggingface_hub import errors
-
-    repository = HubAddress(place.repository)
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    reason = _reason(error)
-    match error:
-        case errors.GatedRepoError():
-            return MachineError(
-                f"access to '{repository}' must be granted by its owners: {reason}",
-                hint=f"ask for access at https://huggingface.co/{place.repository}, then log in: hf auth login",
-            )
-        case errors.DisabledRepoError():
-            return MachineError(f"'{repository}' is disabled on the hub: {reason}")
-        case errors.RepositoryNotFoundError():
-            return UsageError(
-                f"there is no repository '{place.repository}' on the hub, or it is private and needs a login",
-                hint="check the spelling; for a private repository: hf auth login",
-            )
-        case errors.RevisionNotFoundError():
-            return UsageError(
-                f"'{repository}' has no revision '{place.revision}'",
-                hint=f"its revisions are listed at https://huggingface.co/{place.repository}/tree/{DEFAULT_REVISION}",
-            )
-        case errors.EntryNotFoundError():
-            return UsageError(f"there is no file '{place}'", hint="the repository has changed; start again")
-        case errors.OfflineModeIsEnabled():
-            return not_cached(place)
-        case errors.HfHubHTTPError() if status == _TOO_MANY:
-            return MachineError(
-                f"the hub has had too many requests and answers none for '{place}': {reason}",
-                hint="wait some minutes; with a login more requests are answered: hf auth login",
-            )
-        case errors.HfHubHTTPError() if status in (_UNAUTHORISED, _FORBIDDEN):
-            return MachineError(f"the hub refuses access to '{place}': {reason}", hint="hf auth login")
-        case errors.HfHubHTTPError():
-            return MachineError(f"the hub could not give '{place}': {reason}", hint="try again later")
-        case OSError() if error.errno is not None and getattr(error, "filename", None) is not None:
-            from loratools.storage.files import machine_error
-
-            return machine_error(error, "download", Path(str(error.filename)))
-        case _:
-            return HubUnreachableError(
-                f"the hub could not be reached for '{place}': {reason}",
-                hint="check the network; --offline uses what is in the hub's cache",
-            )
-
-
-def not_cached(place: HubAddress) -> NotAskedError:
-    """Return the error that something is not in the cache while nothing may be asked of the hub."""
-    return NotAskedError(
-        f"'{place}' is not in the hub's cache, and nothing is asked of the hub: offline",
-        hint=f"with a network: hf download {place.repository}"
-        + (f" --revision {place.revision}" if place.revision != DEFAULT_REVISION else ""),
-    )
-
-
-def _reason(error: Exception) -> str:
-    """What the hub says, on one line, without what looks like a token or the addresses of requests."""
-    text = getattr(error, "server_message", None) or str(error).strip().partition("\n")[0] or type(error).__name__
-    text = re.sub(r"\s+for url[: ].*| \(Request ID.*?\)", "", " ".join(str(text).split()))
-    return printable(_TOKEN.sub("hf_…", text))[:300].rstrip(".")

@@ -13,6 +13,7 @@ from loratools.errors import LoraToolsError, MachineError, UsageError
 from loratools.sources.address import HubAddress, bare_repository, parse_address
 from loratools.sources.cache import opened_cache_folder
 from loratools.sources.listener import listener
+from loratools.sources.refusals import HubUnreachableError, NotAskedError, not_cached
 from loratools.storage.origins import Origin, note_origin
 
 # By the setting of the hub, repository and revision.
@@ -49,8 +50,6 @@ def local_path(source: str | Path) -> Path:
         try:
             return _of_hub(address)
         except (UsageError, MachineError) as error:
-            from loratools.sources.hub import NotAskedError
-
             # Where nothing was asked, it is a path that does not exist, as far as is known.
             kind = UsageError if isinstance(error, NotAskedError) else type(error)
             raise kind(
@@ -84,11 +83,11 @@ def _pinned_folder(address: HubAddress) -> Path:
     note = None
     try:
         if hub.is_offline():
-            raise hub.not_cached(address)
+            raise not_cached(address)
         revision = hub.look_up(address)
-    except (hub.HubUnreachableError, MachineError) as error:
+    except MachineError as error:
         snapshot = hub.cached_snapshot(address)
-        if snapshot is None or not (hub.is_offline() or isinstance(error, hub.HubUnreachableError)):
+        if snapshot is None or not (hub.is_offline() or isinstance(error, HubUnreachableError)):
             raise
         note = "as it is in the hub's cache" + ("" if hub.is_offline() else f", because {_lowered(error)}")
         folder, commit = snapshot, snapshot.name

@@ -34,18 +34,20 @@ def note_origin(folder: Path, origin: Origin) -> None:
 
 def origin_of(path: Path) -> Origin | None:
     """Return where the file or folder was fetched from in this process; None if it was given as a path."""
-    if not _origins:
-        return None
-    return next((_origins[folder] for folder in (path, *path.parents) if folder in _origins), None)
+    folder = _noted_folder(path)
+    return _origins[folder] if folder is not None else None
 
 
 def shown(path: str | Path) -> str:
     """Return what to call a file or folder: the address that it was fetched from, or its path."""
-    if not _origins:
+    place = Path(path) if _origins else None
+    folder = _noted_folder(place) if place is not None else None
+    if place is None or folder is None:
         return str(path)
-    place = Path(path)
-    for folder in (place, *place.parents):
-        if folder in _origins:
-            inside = place.relative_to(folder).as_posix()
-            return _origins[folder].address + ("" if inside == "." else f"/{inside}")
-    return str(path)
+    inside = place.relative_to(folder).as_posix()
+    return _origins[folder].address + ("" if inside == "." else f"/{inside}")
+
+
+def _noted_folder(path: Path) -> Path | None:
+    """The folder with an address that the path is, or is in; None if there is none."""
+    return next((folder for folder in (path, *path.parents) if folder in _origins), None) if _origins else None

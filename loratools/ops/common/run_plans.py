@@ -7,7 +7,7 @@ bytes, and a run goes on only with the work of its own plan.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
@@ -87,9 +87,8 @@ def _adapter_inputs(adapter: Adapter, called: str) -> dict[str, str]:
     """A digest of every file of an adapter, of its values that are in memory, and of what its modules are."""
     tensors = sorted(adapter.tensors().items())
     leaves = [(name, leaf) for name, tensor in tensors for leaf in viewed(tensor)]
-    files = {leaf.location.file.path for _, leaf in leaves if leaf.location is not None}
-    files |= {path.with_name("adapter_config.json") for path in files if _has_config(path)}
-    inputs = {f"{_name_in(adapter.path, path)} of {called}": file_sha256(path) for path in sorted(files)}
+    files = _files_of(leaf for _, leaf in leaves)
+    inputs = {f"{_name_in(adapter.path, path)} of {called}": file_sha256(path) for path in files}
     # An adapter that a caller has changed in memory has the files of the one that it was read from.
     places = [(name, leaf.dtype, leaf.shape, leaf.location and leaf.location.offset) for name, leaf in leaves]
     modules = [(name, update.kind, _numbers_of(update)) for name, update in adapter.updates.items()]
@@ -118,8 +117,7 @@ def _digest(document: object) -> str:
 
 def adapter_files(adapter: Adapter) -> list[Path]:
     """Every file of the adapter that its tensors lie in, and its config."""
-    files = {t.location.file.path for t in adapter.tensors().values() if t.location is not None}
-    return sorted(files | {p.with_name("adapter_config.json") for p in files if _has_config(p)})
+    return _files_of(adapter.tensors().values())
 
 
 def digest_of_values(adapter: Adapter) -> str | None:
@@ -138,5 +136,8 @@ def _digest_of(tensors: Sequence[tuple[str, LazyTensor]]) -> str:
     return digest.hexdigest()
 
 
-def _has_config(path: Path) -> bool:
-    return path.with_name("adapter_config.json").is_file()
+def _files_of(tensors: Iterable[LazyTensor]) -> list[Path]:
+    """The files that tensors lie in as they are, and the configs beside them, in order."""
+    files = {tensor.location.file.path for tensor in tensors if tensor.location is not None}
+    configs = {path.with_name("adapter_config.json") for path in files}
+    return sorted(files | {config for config in configs if config.is_file()})

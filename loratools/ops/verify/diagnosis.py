@@ -41,7 +41,7 @@ _NEGLIGIBLE = 1e-11
 # What decomposing, transforming or rotating a whole weight in float32 leaves, relative to the weight.
 _DECOMPOSED = 2.0**-16
 # The share of the rows by which a hypothesis is refused before all of them are looked at: one block.
-GLANCE = 1e-6
+_GLANCE = 1e-6
 # Dtypes in which an update may be smaller than the spacing of the numbers.
 _COARSE = ("BF16", "F16")
 # The square of an update beside that of one rounding: above it, a best-fit weight is exact to a few percent.
@@ -315,10 +315,8 @@ def _factors_added(output: Output, merged: LazyTensor, fit: Fit, allowed: float,
 def _rows_reordered(output: Output, merged: LazyTensor, fit: Fit, allowed: float, sample: float) -> Cause | None:
     """Rows of attention heads in the order of another layout of rotary embeddings."""
     for way, reordered in rows_reordered(output):
-        # Most are refused by their first rows.
-        if residual_of(reordered, merged, GLANCE) > allowed or residual_of(reordered, merged, sample) > allowed:
-            continue
-        return Cause("rows-reordered", f"the rows of the delta were added in another order: {way}")
+        if leaves_at_most(allowed, reordered, merged, sample):
+            return Cause("rows-reordered", f"the rows of the delta were added in another order: {way}")
     return None
 
 
@@ -378,6 +376,11 @@ def _single_product(output: Output) -> FactorDelta | None:
 
 def _base_rows(output: Output, start: int, stop: int) -> Floats:
     return read_rows(output, "F64", start, stop)
+
+
+def leaves_at_most(allowed: float, output: Output, merged: LazyTensor, sample: float) -> bool:
+    """Whether the updates of `output` leave a residual of at most `allowed`; most that do not show it in a few rows."""
+    return all(residual_of(output, merged, share) <= allowed for share in (_GLANCE, sample))
 
 
 def residual_of(output: Output, merged: LazyTensor, sample: float) -> float:

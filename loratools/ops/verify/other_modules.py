@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from loratools.ops.merge.outputs import Output
 from loratools.ops.verify.cause import Cause
-from loratools.ops.verify.diagnosis import GLANCE, residual_of, rounding_allowance
+from loratools.ops.verify.diagnosis import leaves_at_most, rounding_allowance
 from loratools.ops.verify.fit import Fit
+from loratools.short_repr import counted
 from loratools.tensors.lazy import LazyTensor
 
 # Of so many weights in a row that have the delta of no other one, the rest is taken to have none either.
@@ -79,8 +80,8 @@ class _Displacement(NamedTuple):
 
     def cause(self, position: _Position) -> Cause:
         if self.name is None:
-            message = f"the delta of another layer was added: {abs(self.layers)} layer{'s' * (abs(self.layers) > 1)} "
-            return Cause("other-module", message + ("further on" if self.layers > 0 else "before"))
+            distance = f"{counted(abs(self.layers), 'layer')} {'further on' if self.layers > 0 else 'before'}"
+            return Cause("other-module", f"the delta of another layer was added: {distance}")
         return Cause("other-module", f"the delta of {_module(self.name)} was added to {_module(position.name)}")
 
 
@@ -103,9 +104,7 @@ def _has_delta_of(other: Output, weight: UnexplainedWeight, sample: float) -> bo
         return False
     updates = tuple(replace(update, place=place) for update, place in zip(other.updates, places, strict=True))
     supposed = replace(weight.output, updates=updates)
-    allowed = rounding_allowance(weight.output, weight.fit)
-    # Most are refused by their first rows.
-    return all(residual_of(supposed, weight.merged, share) <= allowed for share in (GLANCE, sample))
+    return leaves_at_most(rounding_allowance(weight.output, weight.fit), supposed, weight.merged, sample)
 
 
 def _position(name: str) -> _Position:
